@@ -1,0 +1,155 @@
+"""The dynamic half of an attention call: the lengths and pages of one launch.
+
+A `Batch` says what a serving engine launches in one step; `arrays` turns it into the four int32
+arrays the kernels read. Sequences are in the order the kernels demand: decode, then prefill,
+then mixed. No jax.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from rpa_kernels import layout
+from rpa_kernels.problem import Problem
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchArrays:
+    """What the kernels read from SMEM, padded to the problem's static shapes.
+
+    Attributes:
+      kv_lens: int32[max_num_seqs], context lengths in tokens, new tokens included.
+      page_indices: int32[max_num_seqs * pages_per_seq], row-major by sequence.
+      cu_q_lens: int32[max_num_seqs + 1], running sum of query lengths; constant past the end.
+      distribution: int32[3], (end of decode, end of prefill, number of sequences).
+    """
+
+    kv_lens: Int32Array
+    page_indices: Int32Array
+    cu_q_lens: Int32Array
+    distribution: Int32Array
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Lengths of one launch.
+
+    Attributes:
+      q_lens: New tokens per sequence. Decode sequences have 1; prefill sequences all have the
+        same static chunk length; mixed ones anything from 1.
+      kv_lens: Context tokens per sequence after this step, so `kv_lens[i] >= q_lens[i]`.
+      num_decode: Leading sequences that the decode family serves.
+      num_prefill: Sequences after those that the prefill family serves.
+      page_table: Pages of each sequence in order, at least `cdiv(kv_len, page_size)` of them; or
+        None to draw a fragmented table from `page_seed`.
+      page_seed: Seed of the drawn page table.
+    """
+
+    q_lens: tuple[int, ...]
+    kv_lens: tuple[int, ...]
+    num_decode: int
+    num_prefill: int = 0
+    page_table: tuple[tuple[int, ...], ...] | None = None
+    page_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses lengths that cannot be a launch.
+
+        Raises:
+          ValueError: Lengths that disagree, a decode sequence with more than one query token,
+            or a context shorter than its new tokens.
+        """
+        if len(self.q_lens) != len(self.kv_lens):
+            raise ValueError(f"{len(self.q_lens)} q_lens but {len(self.kv_lens)} kv_lens")
+        if not 0 <= self.num_decode + self.num_prefill <= len(self.q_lens):
+            raise ValueError(
+                f"num_decode={self.num_decode} + num_prefill={self.num_prefill} "
+                f"exceed {len(self.q_lens)} sequences"
+            )
+        for i, (q, kv) in enumerate(zip(self.q_lens, self.kv_lens, strict=True)):
+            if not 1 <= q <= kv:
+                raise ValueError(f"sequence {i}: need 1 <= q_len <= kv_len, got {q} and {kv}")
+            if i < self.num_decode and q != 1:
+                raise ValueError(f"sequence {i} is in the decode range but has q_len={q}")
+        prefill = self.q_lens[self.num_decode : self.num_decode + self.num_prefill]
+        if len(set(prefill)) > 1:
+            raise ValueError(f"prefill sequences need one static q_len, got {sorted(set(prefill))}")
+
+    @property
+    def num_seqs(self) -> int:
+        """Sequences in the launch."""
+        return len(self.q_lens)
+
+    @property
+    def num_mixed(self) -> int:
+        """Sequences the mixed family serves."""
+        return self.num_seqs - self.num_decode - self.num_prefill
+
+    @property
+    def num_tokens(self) -> int:
+        """Query tokens in the launch."""
+        return sum(self.q_lens)
+
+    @property
+    def distribution(self) -> tuple[int, int, int]:
+        """(end of decode, end of prefill, number of sequences)."""
+        return (self.num_decode, self.num_decode + self.num_prefill, self.num_seqs)
+
+    def family_seqs(self, family: str) -> range:
+        """Sequence indices that `family` (`decode`, `prefill` or `mixed`) serves."""
+        d, p, n = self.distribution
+        return {"decode": range(0, d), "prefill": range(d, p), "mixed": range(p, n)}[family]
+
+    def misfit(self, problem: Problem) -> str | None:
+        """Why this batch cannot run under `problem`, or None when it fits."""
+        if self.num_seqs > problem.max_num_seqs:
+            return f"{self.num_seqs} sequences, but max_num_seqs={problem.max_num_seqs}"
+        if self.num_tokens > problem.max_num_tokens:
+            return f"{self.num_tokens} tokens, but max_num_tokens={problem.max_num_tokens}"
+        longest = max(self.kv_lens, default=0)
+        if longest > problem.max_context_tokens:
+            return f"context of {longest} tokens, but pages hold {problem.max_context_tokens}"
+        pages = sum(layout.cdiv(kv, problem.page_size) for kv in self.kv_lens)
+        if self.page_table is None and pages > problem.num_pages:
+            return f"{pages} pages, but the cache has num_pages={problem.num_pages}"
+        return None
+
+    def pages(self, problem: Problem) -> tuple[tuple[int, ...], ...]:
+        """Pages of each sequence: the given table, or a fragmented one without repeats."""
+        if self.page_table is not None:
+            return self.page_table
+        order = np.random.default_rng(self.page_seed).permutation(problem.num_pages).tolist()
+        rows, start = [], 0
+        for kv in self.kv_lens:
+            count = layout.cdiv(kv, problem.page_size)
+            rows.append(tuple(order[start : start + count]))
+            start += count
+        return tuple(rows)
+
+    def arrays(self, problem: Problem) -> BatchArrays:
+        """The int32 arrays of a kernel call, padded to `problem`.
+
+        Unused entries are zero, except `cu_q_lens`, which stays at its last value.
+
+        Raises:
+          ValueError: The batch does not fit the problem; see `misfit`.
+        """
+        if reason := self.misfit(problem):
+            raise ValueError(reason)
+        kv_lens = np.zeros(problem.max_num_seqs, np.int32)
+        kv_lens[: self.num_seqs] = self.kv_lens
+        page_indices = np.zeros((problem.max_num_seqs, problem.pages_per_seq), np.int32)
+        for i, row in enumerate(self.pages(problem)):
+            page_indices[i, : len(row)] = row
+        cu_q_lens = np.full(problem.max_num_seqs + 1, self.num_tokens, np.int32)
+        cu_q_lens[0] = 0
+        cu_q_lens[1 : self.num_seqs + 1] = np.cumsum(self.q_lens)
+        return BatchArrays(
+            kv_lens=kv_lens,
+            page_indices=page_indices.reshape(-1),
+            cu_q_lens=cu_q_lens,
+            distribution=np.asarray(self.distribution, np.int32),
+        )

@@ -1,0 +1,126 @@
+"""What every kernel family provides: the recipe for a family folder.
+
+A family is one folder (`decode/`, `mixed/`, ...) whose `__init__.py` exports `FAMILY`, a
+`KernelFamily`. To add one:
+
+1. `config.py` [no jax]: a frozen dataclass of plain ints (the tunables, tokens unless the name
+   says otherwise) with `check(problem, target) -> Infeasible | None`.
+2. `account.py` [no jax]: bytes, FLOPs and steps of the kernel as plain integers.
+3. `scratch.py`: named scratch refs and their shapes.
+4. `kernel.py`: the body, in phases.
+5. `launch.py`: the `pallas_call`.
+6. List the name in `rpa_kernels.FAMILIES`.
+
+The tuner knows a family only through this record. No jax is imported here.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, Self
+
+from rpa_kernels.batch import Batch
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+
+
+class Config(Protocol):
+    """One point of a family's search space: a frozen, hashable dataclass of ints."""
+
+    __dataclass_fields__: dict[str, Any]
+
+    def check(self, problem: Problem, target: Target) -> Infeasible | None:
+        """None when the config can exist for `problem` on `target`, else the limit it breaks."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traffic:
+    """HBM bytes that a kernel moves by DMA for one batch, both directions told apart.
+
+    Counts what the DMAs move, rounding and re-reads included; scalar prefetch is apart because
+    the compiler, not the kernel, issues it.
+
+    Attributes:
+      read_bytes: HBM to VMEM.
+      write_bytes: VMEM to HBM.
+      num_copies: DMA descriptors with a size above zero.
+    """
+
+    read_bytes: int
+    write_bytes: int
+    num_copies: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes in both directions."""
+        return self.read_bytes + self.write_bytes
+
+    def __add__(self, other: Self) -> "Traffic":
+        """Sums field by field."""
+        return Traffic(
+            read_bytes=self.read_bytes + other.read_bytes,
+            write_bytes=self.write_bytes + other.write_bytes,
+            num_copies=self.num_copies + other.num_copies,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelFamily:
+    """The public names of one family folder.
+
+    Attributes:
+      name: Folder name.
+      config_type: The config dataclass.
+      default_config: `(problem, target) -> config` that fits, or an `Infeasible`: the heuristic
+        used when no table row matches.
+      search_axes: `(problem, target) -> {config field: values in rising order}`.
+      scratch_bytes: `(problem, config) -> bytes` of VMEM scratch after tiling.
+      smem_bytes: `(problem, config) -> bytes` of SMEM.
+      traffic: `(problem, config, batch) -> Traffic`, exact for the compiled kernel.
+      useful_bytes: `(problem, batch) -> bytes` that no kernel could avoid moving; for MBU.
+      mxu_flops: `(problem, config, batch) -> FLOPs` the MXU executes, padding included.
+      useful_flops: `(problem, batch) -> FLOPs` of the attention alone (causal positions, both
+        matmuls, 2 FLOPs a multiply-add); for MFU.
+      num_steps: `(problem, config, batch) -> ` KV-block steps walked.
+      launch: `(q, kv_new, kv_cache, kv_lens, page_indices, cu_q_lens, distribution, *, problem,
+        config, target, interpret=None, sinks=None) -> (out, kv_cache)`, on inputs laid out by
+        `rpa_kernels.inputs.prepare`; output rows of sequences that other families serve are
+        passed through, so that launches chain.
+      kernel_name: `(problem, config) -> str`, the `name=` of the Pallas call, found again in
+        compiler dumps and profiles.
+    """
+
+    name: str
+    config_type: type[Any]
+    default_config: Callable[[Problem, Target], Any]
+    search_axes: Callable[[Problem, Target], dict[str, tuple[int, ...]]]
+    scratch_bytes: Callable[[Problem, Any], int]
+    smem_bytes: Callable[[Problem, Any], int]
+    traffic: Callable[[Problem, Any, Batch], Traffic]
+    useful_bytes: Callable[[Problem, Batch], int]
+    mxu_flops: Callable[[Problem, Any, Batch], int]
+    useful_flops: Callable[[Problem, Batch], int]
+    num_steps: Callable[[Problem, Any, Batch], int]
+    launch: Callable[..., Any]
+    kernel_name: Callable[[Problem, Any], str]
+
+    def config_from_dict(self, fields: dict[str, int]) -> Any:
+        """Builds a config from its JSON form.
+
+        Raises:
+          ValueError: A field is missing, unknown, or not an integer.
+        """
+        known = set(self.config_type.__dataclass_fields__)
+        if set(fields) != known:
+            missing, extra = sorted(known - set(fields)), sorted(set(fields) - known)
+            raise ValueError(f"{self.name} config: missing {missing}, unknown {extra}")
+        for name, value in fields.items():
+            if type(value) is not int:
+                raise ValueError(f"{self.name} config: {name}={value!r} is not an integer")
+        return self.config_type(**fields)
+
+    @staticmethod
+    def config_to_dict(config: Any) -> dict[str, int]:
+        """The JSON form of a config."""
+        return asdict(config)

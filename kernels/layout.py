@@ -1,0 +1,60 @@
+"""TPU tiling arithmetic and the KV cache layout. All `//` and alignment lives here. No jax.
+
+The layout of the KV cache is that of the public RPA v3 kernel, so that a cache filled by one can
+be read by the other: K and V of a head sit next to each other (k0, v0, k1, v1, ...), and
+`packing` neighbouring rows share one 32-bit sublane.
+"""
+
+LANES = 128  # elements in the minor dimension of a vector register; jax pltpu.TpuInfo.num_lanes
+SUBLANES = 8  # 32-bit rows of a vector register; jax pltpu.TpuInfo.num_sublanes
+WORD_BYTES = 4  # one sublane of one lane
+
+DTYPE_BYTES = {
+    "float32": 4,
+    "bfloat16": 2,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "int8": 1,
+}
+Q_DTYPES = ("bfloat16", "float32")
+KV_DTYPES = tuple(DTYPE_BYTES)
+
+
+def cdiv(a: int, b: int) -> int:
+    """The least integer at or above a / b."""
+    return -(-a // b)
+
+
+def align(value: int, multiple: int) -> int:
+    """The least multiple of `multiple` at or above `value`."""
+    return cdiv(value, multiple) * multiple
+
+
+def next_power_of_2(value: int) -> int:
+    """The least power of two at or above `value`, at least 1."""
+    return 1 << max(0, value - 1).bit_length()
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Bytes of one element."""
+    return DTYPE_BYTES[dtype]
+
+
+def packing(dtype: str) -> int:
+    """Elements that share one 32-bit sublane."""
+    return WORD_BYTES // DTYPE_BYTES[dtype]
+
+
+def kv_cache_shape(
+    *, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, kv_dtype: str
+) -> tuple[int, int, int, int, int]:
+    """KV cache shape of the public RPA v3 function.
+
+    Returns:
+      [num_pages, page_size, aligned(2 * num_kv_heads) // packing, packing, padded head_dim].
+
+    Source:
+      `get_kv_cache_shape` of tpu-inference 0.32.0, ragged_paged_attention/v3.
+    """
+    pack = packing(kv_dtype)
+    return (num_pages, page_size, cdiv(2 * num_kv_heads, pack), pack, align(head_dim, LANES))

@@ -1,0 +1,118 @@
+"""The static half of an attention call: what a kernel is compiled for.
+
+Neighbours: `batch.py` holds the lengths of one launch, each family's `config.py` the block
+sizes. Nothing here depends on a chip. No jax.
+"""
+
+from dataclasses import dataclass
+
+from rpa_kernels import layout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """Static shapes, dtypes and features of one ragged paged attention call.
+
+    The names and meanings of the features are those of the public RPA v3 function.
+
+    Attributes:
+      num_q_heads: Query heads on this device.
+      num_kv_heads: KV heads on this device; divides `num_q_heads`.
+      head_dim: Head size in elements, before padding.
+      page_size: Tokens in one KV cache page.
+      max_num_tokens: Rows of `queries`: [max_num_tokens, num_q_heads, head_dim].
+      max_num_seqs: Length of `kv_lens`.
+      pages_per_seq: `page_indices` has `max_num_seqs * pages_per_seq` entries.
+      num_pages: Pages in the KV cache.
+      q_dtype: Dtype name of queries.
+      kv_dtype: Dtype name of the KV cache and of new keys and values.
+      out_dtype: Dtype name of the output, or None for float32 when `q_dtype` is float32 and
+        bfloat16 otherwise.
+      sm_scale: Factor on q @ k.T.
+      sliding_window: Tokens a query may look back, itself included, or None.
+      soft_cap: Logits become `soft_cap * tanh(logits / soft_cap)`, or None.
+      mask_value: Logit of a masked position, or None for the least finite of `out_dtype`.
+      causal: Whether a query sees only keys at or before its own position.
+      update_kv_cache: Whether new keys and values are written to the cache.
+      has_sinks: Whether a per-head sink logit joins the softmax denominator.
+      q_scale: Queries are divided by it before the multiplication with quantised keys, or None.
+      k_scale: Factor that turns stored keys into real ones, or None for 1.
+      v_scale: The same for values.
+    """
+
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    max_num_tokens: int
+    max_num_seqs: int
+    pages_per_seq: int
+    num_pages: int
+    q_dtype: str = "bfloat16"
+    kv_dtype: str = "bfloat16"
+    out_dtype: str | None = None
+    sm_scale: float = 1.0
+    sliding_window: int | None = None
+    soft_cap: float | None = None
+    mask_value: float | None = None
+    causal: bool = True
+    update_kv_cache: bool = True
+    has_sinks: bool = False
+    q_scale: float | None = None
+    k_scale: float | None = None
+    v_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what can never be right.
+
+        Raises:
+          ValueError: A size below 1, heads that do not divide, an unknown dtype, or a feature
+            out of its range.
+        """
+        for name in (
+            "num_q_heads", "num_kv_heads", "head_dim", "page_size", "max_num_tokens",
+            "max_num_seqs", "pages_per_seq", "num_pages",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.num_q_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_q_heads={self.num_q_heads} is not a multiple of "
+                f"num_kv_heads={self.num_kv_heads}"
+            )
+        for name, allowed in (("q_dtype", layout.Q_DTYPES), ("kv_dtype", layout.KV_DTYPES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {allowed}")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window={self.sliding_window} must be at least 1")
+        if self.soft_cap == 0.0:
+            raise ValueError("soft_cap=0.0 must not be zero; use None for no cap")
+
+    @property
+    def q_heads_per_kv_head(self) -> int:
+        """Query heads that share one KV head (the GQA ratio)."""
+        return self.num_q_heads // self.num_kv_heads
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Longest context a sequence's page list can hold, in tokens."""
+        return self.pages_per_seq * self.page_size
+
+    @property
+    def resolved_out_dtype(self) -> str:
+        """Dtype name of the output with the default filled in."""
+        if self.out_dtype is not None:
+            return self.out_dtype
+        return "float32" if self.q_dtype == "float32" else "bfloat16"
+
+    @property
+    def kv_cache_shape(self) -> tuple[int, int, int, int, int]:
+        """KV cache shape: [num_pages, page_size, packed heads, packing, padded head_dim]."""
+        return layout.kv_cache_shape(
+            num_pages=self.num_pages,
+            page_size=self.page_size,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            kv_dtype=self.kv_dtype,
+        )

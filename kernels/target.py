@@ -1,0 +1,31 @@
+"""What a kernel may know of the chip it is compiled for.
+
+A kernel never asks what chip it is on: it is told, so that configs can be checked and kernels
+compiled on machines with no TPU. `rpa_tune.hw` builds these records from its chip table.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """Limits and abilities of one TensorCore.
+
+    Attributes:
+      chip: Name in the chip table, for example `"v6e"`. For messages and kernel names only;
+        code branches on the abilities below.
+      vmem_bytes: VMEM of one TensorCore.
+      smem_bytes: SMEM of one TensorCore.
+      mxu_size: Rows and columns of one MXU (128 or 256).
+      num_cores: TensorCores that one JAX device drives (2 with megacore).
+      has_bf16_vector_units: Whether the VPU and EUP compute in bfloat16.
+      has_fp8_mxu: Whether the MXU multiplies float8 directly.
+    """
+
+    chip: str
+    vmem_bytes: int
+    smem_bytes: int
+    mxu_size: int
+    num_cores: int
+    has_bf16_vector_units: bool
+    has_fp8_mxu: bool

@@ -1,0 +1,119 @@
+"""The words that evaluators, store and sweep share: what is evaluated, and one answer.
+
+A `Candidate` is everything that decides an answer except the evaluator; its `digest` is its
+identity in the store. An `Evaluation` is one evaluator's answer; a bad config is an answer too.
+"""
+
+import enum
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rpa_kernels import load_family
+from rpa_kernels.problem import Problem
+
+
+class Fidelity(enum.IntEnum):
+    """How an answer was got; a higher one is dearer and nearer the truth."""
+
+    ANALYTICAL = 0
+    SIMULATED = 1
+    MEASURED = 2
+
+
+class Status(enum.StrEnum):
+    """How an evaluation ended. Everything but OK carries a one-line `detail`."""
+
+    OK = "ok"
+    INFEASIBLE = "infeasible"
+    COMPILE_FAILED = "compile_failed"
+    COMPILE_TIMEOUT = "compile_timeout"
+    OUT_OF_MEMORY = "out_of_memory"
+    CRASHED = "crashed"
+    NOT_UNDERSTOOD = "not_understood"
+    WRONG_ANSWER = "wrong_answer"
+    RUN_FAILED = "run_failed"
+    RUN_TIMEOUT = "run_timeout"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One config of one kernel for one problem on one chip, judged on one workload.
+
+    Attributes:
+      family: Kernel family name.
+      problem: Static shapes and dtypes.
+      config: The family's config record.
+      chip: Name in the chip table.
+      workload: `Workload.digest`: the batches that it is judged on.
+    """
+
+    family: str
+    problem: Problem
+    config: Any
+    chip: str
+    workload: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `from_dict` reads it back."""
+        return {
+            "family": self.family,
+            "problem": asdict(self.problem),
+            "config": asdict(self.config),
+            "chip": self.chip,
+            "workload": self.workload,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Candidate":
+        """Reads the JSON form.
+
+        Raises:
+          ValueError, KeyError, TypeError: The data is not a candidate.
+        """
+        return cls(
+            family=data["family"],
+            problem=Problem(**data["problem"]),
+            config=load_family(data["family"]).config_from_dict(data["config"]),
+            chip=data["chip"],
+            workload=data["workload"],
+        )
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON form."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """One evaluator's answer about one candidate.
+
+    Attributes:
+      candidate: What was asked.
+      fidelity: How it was answered.
+      status: OK, or why there is no time.
+      detail: One line; empty when OK.
+      time_us: Expected device time of one launch over the workload (weighted mean) in
+        microseconds, or None without an answer.
+      batch_us: Time of each of the workload's batches, in its order.
+      metrics: Plain JSON values beside the time: `total_cycles`, `cycles_by_owner`, `mbu`,
+        `mfu`, `bound_by`, `hbm_bytes`, `vmem_bytes`, `compile_s`, `unknown`, `guesses`, ...
+      provenance: Versions, kernel digest, host and time; see `provenance.py`.
+    """
+
+    candidate: Candidate
+    fidelity: Fidelity
+    status: Status
+    detail: str = ""
+    time_us: float | None = None
+    batch_us: tuple[float, ...] = ()
+    metrics: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a time."""
+        return self.status is Status.OK

@@ -1,0 +1,75 @@
+"""The `rpa-tune` command: one file a command group, loaded when it is asked for.
+
+Errors of the project are printed as `error:` and `hint:` on stderr and set the exit code; data
+goes to stdout. Exit codes: 0 done; 1 error; 2 usage; 3 a bad table, or a sweep that finished
+with failures; 75 budget spent, resumable; 130 interrupted, resumable.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from rpa_tune import __version__
+from rpa_tune.errors import RpaTuneError
+
+# Command name -> (module, attribute). Modules load on use, so that `rpa-tune chips` is quick.
+COMMANDS = {
+    "chips": ("rpa_tune.cli.chips", "chips"),
+    "doctor": ("rpa_tune.cli.doctor", "doctor"),
+    "explain": ("rpa_tune.cli.explain", "explain"),
+    "sweep": ("rpa_tune.cli.sweep", "sweep"),
+    "tables": ("rpa_tune.cli.tables", "tables"),
+    "workloads": ("rpa_tune.cli.workloads", "workloads"),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported when first used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Command names in order."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports one command, or returns None for an unknown name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="rpa-tune")
+def cli() -> None:
+    """Tunes Ragged Paged Attention kernels for TPUs, on machines that have no TPU.
+
+    Example: rpa-tune sweep sweeps/quickstart.yaml
+    """
+
+
+def print_json(data: Any) -> None:
+    """Prints one JSON document on stdout, for `--json`."""
+    click.echo(json.dumps(data, indent=2, sort_keys=True, allow_nan=False))
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with a documented code."""
+    try:
+        cli.main(args=args, prog_name="rpa-tune", standalone_mode=False)
+    except RpaTuneError as error:
+        message, *rest = str(error).splitlines()
+        click.echo("\n".join([f"error: {message}", *rest]), err=True)
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("error: interrupted", err=True)
+        sys.exit(130)

@@ -1,0 +1,155 @@
+"""The chips we know, loaded from `chips.yaml`. There is no default chip.
+
+Numbers describe one TensorCore; a megacore device (v4, v5p) drives two that share HBM.
+"""
+
+import difflib
+import functools
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+from rpa_kernels.target import Target
+
+from rpa_tune.errors import UsageError
+
+CONFIDENCES = ("vendor", "compiler", "fitted", "guess", "none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Number:
+    """One number of a chip, with its evidence.
+
+    Attributes:
+      value: In the unit its name says; None when not known.
+      source: Where it is from.
+      confidence: One of `CONFIDENCES`.
+    """
+
+    value: float | None
+    source: str
+    confidence: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chip:
+    """One TPU generation.
+
+    Attributes:
+      name: `v4`, `v5e`, `v5p`, `v6e` or `v7x`.
+      device_kinds: What `jax.Device.device_kind` may say.
+      jax_chip_version: Member of `pltpu.ChipVersion`.
+      topology: Topology name for a device-free compile.
+      topology_options: Keyword arguments that go with it.
+      numbers: Every number by name, with source and confidence.
+    """
+
+    name: str
+    device_kinds: tuple[str, ...]
+    jax_chip_version: str
+    topology: str
+    topology_options: tuple[tuple[str, str], ...]
+    numbers: dict[str, Number]
+
+    def value(self, name: str) -> float:
+        """One number that must be known.
+
+        Raises:
+          KeyError: No such number, or not known for this chip.
+        """
+        number = self.numbers[name]
+        if number.value is None:
+            raise KeyError(f"{name} of {self.name} is not known ({number.source})")
+        return number.value
+
+    @property
+    def hbm_bytes_per_s(self) -> float:
+        """Nominal HBM bandwidth of one TensorCore's share, bytes/s."""
+        return self.value("hbm_bytes_per_s")
+
+    @property
+    def bf16_flops_per_s(self) -> float:
+        """Peak bfloat16 MXU rate of one TensorCore, FLOP/s."""
+        return self.value("bf16_flops_per_s")
+
+    @property
+    def clock_hz(self) -> float:
+        """TensorCore clock, Hz; derived, see its source."""
+        return self.value("clock_hz")
+
+    @property
+    def vmem_bytes(self) -> int:
+        """VMEM of one TensorCore, bytes."""
+        return int(self.value("vmem_bytes"))
+
+    @property
+    def num_cores_per_device(self) -> int:
+        """TensorCores that one JAX device drives."""
+        return int(self.value("num_cores_per_device"))
+
+    @property
+    def target(self) -> Target:
+        """What a kernel may know of this chip."""
+        return Target(
+            chip=self.name,
+            vmem_bytes=self.vmem_bytes,
+            smem_bytes=int(self.value("smem_bytes")),
+            mxu_size=int(self.value("mxu_size")),
+            num_cores=self.num_cores_per_device,
+            has_bf16_vector_units=bool(self.value("has_bf16_vector_units")),
+            has_fp8_mxu=bool(self.value("has_fp8_mxu")),
+        )
+
+
+def _parse_chip(name: str, row: dict[str, Any]) -> Chip:
+    numbers = {
+        key: Number(**field)
+        for key, field in row.items()
+        if isinstance(field, dict) and "confidence" in field
+    }
+    return Chip(
+        name=name,
+        device_kinds=tuple(row["device_kinds"]),
+        jax_chip_version=row["jax_chip_version"],
+        topology=row["topology"],
+        topology_options=tuple(sorted(row["topology_options"].items())),
+        numbers=numbers,
+    )
+
+
+@functools.cache
+def load_chips() -> dict[str, Chip]:
+    """All chips by name, oldest first."""
+    text = resources.files("rpa_tune.hw").joinpath("chips.yaml").read_text()
+    return {name: _parse_chip(name, row) for name, row in yaml.safe_load(text).items()}
+
+
+def load_chip(name: str) -> Chip:
+    """One chip by name.
+
+    Raises:
+      UsageError: No such chip.
+    """
+    chips = load_chips()
+    if name not in chips:
+        close = difflib.get_close_matches(name, chips, n=1)
+        guess = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(
+            f"unknown chip {name!r}",
+            hint=f"{guess}known chips: {', '.join(chips)}",
+        )
+    return chips[name]
+
+
+def chip_of_device_kind(device_kind: str) -> Chip:
+    """The chip that a `jax.Device.device_kind` names.
+
+    Raises:
+      UsageError: No chip has that device kind.
+    """
+    for chip in load_chips().values():
+        if device_kind in chip.device_kinds:
+            return chip
+    known = ", ".join(kind for chip in load_chips().values() for kind in chip.device_kinds)
+    raise UsageError(f"unknown device kind {device_kind!r}", hint=f"known device kinds: {known}")

@@ -1,0 +1,62 @@
+"""The chip table against JAX's own, and its evidence rules."""
+
+import pytest
+from rpa_tune.errors import UsageError
+from rpa_tune.hw.chip import CONFIDENCES, chip_of_device_kind, load_chip, load_chips
+
+CHIPS = ("v4", "v5e", "v5p", "v6e", "v7x")
+
+JAX_NAMES = {
+    "vmem_bytes": "vmem_capacity_bytes",
+    "smem_bytes": "smem_capacity_bytes",
+    "hbm_bytes": "hbm_capacity_bytes",
+    "hbm_bytes_per_s": "mem_bw_bytes_per_second",
+    "bf16_flops_per_s": "bf16_ops_per_second",
+    "fp8_flops_per_s": "fp8_ops_per_second",
+    "int8_ops_per_s": "int8_ops_per_second",
+    "mxu_size": "mxu_column_size",
+    "num_mxus": "num_mxus",
+}
+
+
+def test_the_five_chips_are_there_in_order():
+    assert tuple(load_chips()) == CHIPS
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_numbers_equal_those_of_jax(name):
+    from jax.experimental.pallas import tpu as pltpu
+
+    chip = load_chip(name)
+    info = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion[chip.jax_chip_version], 1)
+    for ours, theirs in JAX_NAMES.items():
+        assert (chip.numbers[ours].value or 0) == getattr(info, theirs), ours
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_every_number_has_source_and_confidence(name):
+    for key, number in load_chip(name).numbers.items():
+        assert number.source, key
+        assert number.confidence in CONFIDENCES, key
+        assert (number.value is None) == (number.confidence == "none"), key
+
+
+@pytest.mark.parametrize("name", CHIPS)
+def test_clock_is_peak_rate_over_flops_per_cycle(name):
+    chip = load_chip(name)
+    rows, size = chip.value("mxu_rows_per_cycle"), chip.value("mxu_size")
+    flops_per_cycle = 2 * chip.value("num_mxus") * size * size * rows
+    assert chip.clock_hz == pytest.approx(chip.bf16_flops_per_s / flops_per_cycle, rel=2e-2)
+
+
+def test_device_kinds_name_one_chip_each():
+    kinds = [kind for chip in load_chips().values() for kind in chip.device_kinds]
+    assert len(kinds) == len(set(kinds))
+    assert chip_of_device_kind("TPU v6 lite").name == "v6e"
+
+
+def test_unknown_names_are_usage_errors_with_the_known_ones():
+    with pytest.raises(UsageError, match="did you mean v6e"):
+        load_chip("v6")
+    with pytest.raises(UsageError, match="TPU7x"):
+        chip_of_device_kind("Tesla")
