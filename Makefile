@@ -1,0 +1,42 @@
+# The commands to remember. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help venv sweep test test-slow test-all check format golden clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else f"error: Python 3.11 or later is needed, {sys.executable} is {v[0]}.{v[1]}\nhint: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)
+
+venv: $(STAMP) ## install everything into .venv
+
+sweep: $(STAMP) ## the main job: tune the quickstart, write tuned_tables/
+	$(BIN)/rpa-tune sweep sweeps/quickstart.yaml
+
+test: $(STAMP) ## the default tests, under 15 minutes on two cores
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not tpu'
+
+test-slow: $(STAMP) ## the slower checks: wide kernel spaces, every chip
+	$(BIN)/python -m pytest -n $(JOBS) -m 'slow and not tpu'
+
+check: $(STAMP) ## formatter, linter, types, architecture
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py tests/test_packaging.py
+
+format: $(STAMP) ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## remove what the targets made, tables and results excepted
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

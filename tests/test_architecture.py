@@ -1,0 +1,187 @@
+"""The walls of the house: who may import whom, what serving may load, and how big things get."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Layer -> layers it may import. Single modules of rpa_tune are layers of their own name.
+BASE = {"errors"}
+ALLOWED: dict[str, set[str]] = {
+    "kernels": set(),
+    "errors": set(),
+    "hw": {"kernels"},
+    "llo": {"hw"},
+    "workload": {"kernels", "capture"},
+    "capture": set(),
+    "candidate": {"kernels"},
+    "models": {"kernels", "workload"},
+    "provenance": {"kernels"},
+    "space": {"candidate", "kernels", "hw"},
+    "tables": {"candidate", "kernels", "hw"},
+    "compile": {"candidate", "kernels", "hw", "provenance"},
+    "store": {"candidate"},
+    "evaluate": {
+        "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance", "interop",
+    },
+    "sweep": {
+        "candidate", "kernels", "hw", "workload", "space", "evaluate", "store", "models",
+        "provenance", "promote", "tables",
+    },
+    "promote": {"candidate", "store", "tables", "kernels", "hw"},
+    "portfolio": {"candidate", "store", "tables", "kernels"},
+    "dispatch": {"kernels", "hw", "tables"},
+    "interop": {"candidate", "kernels", "hw", "tables", "compile", "dispatch"},
+    "report": {"candidate", "store", "tables", "llo", "hw"},
+}  # fmt: skip
+SERVING = ("kernels", "hw", "tables", "dispatch", "capture")
+TUNING = {"sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "promote"}
+THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
+    "optuna": {"rpa_tune/sweep/sampler_optuna.py"},
+    "pandas": {"report"},
+    "click": {"cli"},
+    "rich": {"cli"},
+    "jax": {"kernels", "compile", "evaluate", "dispatch", "interop"},
+}
+# kernels' files that promise to need no jax, with the layers built on them.
+NO_JAX = [
+    "rpa_kernels.batch", "rpa_kernels.problem", "rpa_kernels.decode.account",
+    "rpa_kernels.decode.config", "rpa_kernels.mixed.account", "rpa_kernels.mixed.config",
+    "rpa_tune.hw.chip", "rpa_tune.llo.simulate", "rpa_tune.workload.workload",
+    "rpa_tune.store.journal", "rpa_tune.tables.reader", "rpa_tune.space.space",
+]  # fmt: skip
+
+MAX_MODULE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_KERNEL_BODY_LINES = 120
+MAX_PARAMETERS = 8
+# Exceptions, each with its reason: the page of shame.
+LONGER: dict[str, str] = {}
+
+
+def source_files() -> list[Path]:
+    return sorted([*(ROOT / "kernels").rglob("*.py"), *(ROOT / "rpa_tune").rglob("*.py")])
+
+
+def layer_of(module: str) -> str | None:
+    top, _, rest = module.partition(".")
+    if top == "rpa_kernels":
+        return "kernels"
+    return rest.split(".")[0] if top == "rpa_tune" and rest else None
+
+
+def layer_of_file(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return "kernels" if parts[0] == "kernels" else parts[1]
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_layers_form_no_cycle():
+    graphlib.TopologicalSorter(ALLOWED).prepare()
+
+
+def test_every_layer_is_named():
+    layers = {layer_of_file(path) for path in source_files()} - {"__init__", "__main__", "cli"}
+    assert layers - {"errors"} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_respect_the_walls(path):
+    layer = layer_of_file(path)
+    if layer in ("cli", "__init__", "__main__"):
+        return
+    may = ALLOWED[layer] | {layer} | (set() if layer == "kernels" else BASE)
+    known = set(ALLOWED) | {"cli"}
+    for module in imports(path):
+        target = layer_of(module)
+        if target in known:
+            assert target in may, f"{layer} must not import {module}"
+
+
+def test_serving_never_reaches_tuning():
+    reach, todo = set(), list(SERVING)
+    while todo:
+        layer = todo.pop()
+        if layer not in reach:
+            reach.add(layer)
+            todo.extend(ALLOWED.get(layer, ()))
+    assert not reach & TUNING
+
+
+@pytest.mark.parametrize("package", sorted(THIRD_PARTY_ONLY_IN))
+def test_third_party_packages_stay_where_they_belong(package):
+    places = THIRD_PARTY_ONLY_IN[package]
+    for path in source_files():
+        if any(module.split(".")[0] == package for module in imports(path)):
+            file = str(path.relative_to(ROOT))
+            assert file in places or layer_of_file(path) in places, f"{file} imports {package}"
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(ast.literal_eval(run.stdout.strip().splitlines()[-1]))
+
+
+def test_dispatcher_loads_no_tuning_package():
+    heavy = {"optuna", "pandas", "click", "rich", "numba", "libtpu"}
+    loaded = loaded_after("import rpa_tune.dispatch.runtime, rpa_tune; rpa_tune.load_dispatcher")
+    assert not heavy & loaded
+
+
+def test_promised_modules_need_no_jax():
+    assert "jax" not in loaded_after("import " + ", ".join(NO_JAX))
+
+
+def test_environment_is_read_in_two_places_only():
+    for path in source_files():
+        file = str(path.relative_to(ROOT))
+        if file == "rpa_tune/compile/target.py" or layer_of_file(path) == "cli":
+            continue
+        text = path.read_text()
+        assert "os.environ" not in text, file
+        assert "getenv" not in text, file
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            yield node
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_sizes(path):
+    file = str(path.relative_to(ROOT))
+    lines = path.read_text().count("\n")
+    assert lines <= MAX_MODULE_LINES or file in LONGER, f"{lines} lines"
+    limit = MAX_KERNEL_BODY_LINES if path.name == "kernel.py" else MAX_FUNCTION_LINES
+    for node in functions(path):
+        name = f"{file}:{node.name}"
+        length = (node.end_lineno or node.lineno) - node.lineno + 1
+        assert length <= limit or name in LONGER, f"{node.name} has {length} lines"
+        # A command's parameters are its options: click, not a caller, passes them.
+        is_command = any("option" in ast.unparse(d) for d in node.decorator_list)
+        count = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
+        fine = count <= MAX_PARAMETERS or is_command or name in LONGER
+        assert fine, f"{node.name} has {count} parameters"
+
+
+def test_the_list_of_exceptions_is_not_stale():
+    for name, reason in LONGER.items():
+        assert reason
+        assert (ROOT / name.split(":")[0]).exists(), name
