@@ -1,0 +1,89 @@
+"""What the compiler wrote down about one kernel: its schedule and its VMEM report.
+
+Files are called `<time>-<computation>-<NN>-<pass>.txt`; NN differs from one computation to the
+next, so a pass is found by its suffix. No file says which chip it was compiled for: the caller
+remembers. Parsing a schedule is `llo`'s work, not ours.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rpa_tune.errors import DumpError
+
+_BUNDLES = re.compile(r"^\d+-(?P<computation>.+)-\d+-final_bundles\.txt$")
+_TOP_LEVEL = "<top-inlining-caller>"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VmemReport:
+    """VMEM of one kernel as the compiler laid it out.
+
+    Attributes:
+      total_bytes: Everything, spill slots and padding included.
+      spill_bytes: Slots that the register allocator added.
+      capacity_bytes: What one TensorCore has.
+    """
+
+    total_bytes: int
+    spill_bytes: int
+    capacity_bytes: int
+
+
+def find_bundles(folder: Path, kernel_name: str) -> Path:
+    """The schedule of the Pallas call named `kernel_name`, newest first.
+
+    The computation is called `<kernel_name>.<N>`, or `<kernel_name>` when nothing else is.
+
+    Raises:
+      DumpError: No such file; the message lists the computations that there are.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in folder.glob("*-final_bundles.txt"):
+        if match := _BUNDLES.match(path.name):
+            found.setdefault(match["computation"], []).append(path)
+    wanted = re.compile(re.escape(kernel_name) + r"(\.\d+)?")
+    paths = [path for name, group in found.items() if wanted.fullmatch(name) for path in group]
+    if not paths:
+        raise DumpError(
+            f"no schedule of kernel {kernel_name!r} among the dumps of {sorted(found)}",
+            where=str(folder),
+            hint="the kernel's name= and family.kernel_name must agree",
+        )
+    return max(paths, key=lambda path: path.name)
+
+
+def read_vmem_report(folder: Path, kernel_name: str) -> VmemReport | None:
+    """VMEM of a kernel from the newest VMEM report, or None when the compiler wrote none.
+
+    Raises:
+      DumpError: There is a report, and it is not what it used to be.
+    """
+    paths = sorted(folder.glob("*-vmem_report.html"))
+    if not paths:
+        return None
+    text = paths[-1].read_text()
+    start = text.find("const DATA =")
+    try:
+        data, _ = json.JSONDecoder().raw_decode(text, text.index("{", start))
+        return _vmem_of(data, kernel_name)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DumpError(
+            f"VMEM report is not understood: {type(error).__name__}: {error}", where=str(paths[-1])
+        ) from error
+
+
+def _vmem_of(data: dict[str, Any], kernel_name: str) -> VmemReport | None:
+    wanted = re.compile(re.escape(kernel_name) + r"(\.\d+)?")
+    for name, breakdown in data["hlo_breakdowns"].items():
+        if name == _TOP_LEVEL or not wanted.fullmatch(name):
+            continue
+        allocations = [a for block in breakdown["blocks"] for a in block["allocations"]]
+        return VmemReport(
+            total_bytes=breakdown["total_size"],
+            spill_bytes=sum(a["size"] for a in allocations if a.get("tag") == "SPILL"),
+            capacity_bytes=data["global_info"]["vmem_capacity"],
+        )
+    return None

@@ -1,0 +1,85 @@
+"""Tasks that behave badly, for test_pool.py. They run in worker processes."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rpa_tune.compile import worker
+
+
+def double(value):
+    return 2 * value
+
+
+def pid(_):
+    return os.getpid()
+
+
+def fail(value):
+    raise ValueError(f"cannot do {value}\nsecond line")
+
+
+def unpicklable(_):
+    return lambda: None
+
+
+def behave(how):
+    """Does what it is told; anything but a bad word is doubled."""
+    if how == "abort":
+        os.abort()
+    if how == "check":
+        print("F1123 06:35:34.1 compiler.cc:12] Check failed: a == b", file=sys.stderr, flush=True)
+        os.abort()
+    if how == "exit":
+        os._exit(7)
+    if how == "hang":
+        worker.report_phase("hanging")
+        time.sleep(600)
+    if how == "grow":
+        hoard = bytearray(b"x" * (1 << 30))
+        time.sleep(600)
+        return len(hoard)
+    return 2 * how
+
+
+def noisy(value):
+    print("noise on stdout", value)
+    os.write(1, b"raw noise\n")
+    return value
+
+
+def phases(seconds):
+    for name in ("one", "two", "three"):
+        worker.report_phase(name)
+        time.sleep(seconds)
+    return "done"
+
+
+def killed_the_first_time(marker):
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "survived"
+
+
+def killed_every_time(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start_child_and_hang(pid_file):
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+        os._exit(0)
+    Path(pid_file).write_text(str(child))
+    time.sleep(600)
+
+
+def modules(_):
+    return sorted(sys.modules)
+
+
+def environment(name):
+    return os.environ.get(name)
