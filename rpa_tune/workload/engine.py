@@ -1,0 +1,214 @@
+"""A continuous-batching engine without a model: requests in, the launches it makes out.
+
+Every step is exactly what attention would see: new tokens and context of each sequence, decodes
+first, and the page of every block of tokens. Time comes from `StepTime`; randomness (which
+drafts are accepted) from the seed alone.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from rpa_kernels.batch import Batch
+
+from rpa_tune.workload.knobs import EngineKnobs, KvRole
+from rpa_tune.workload.request import Request
+from rpa_tune.workload.scheduler import Chosen, SchedulerState, Sequence
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One launch.
+
+    Attributes:
+      start_us: Engine time at which it starts.
+      q_lens: int32[num_seqs], new tokens; the `num_decode` ones that are 1 come first.
+      kv_lens: int32[num_seqs], context with the new tokens.
+      num_decode: Sequences with one new token.
+      page_lists: Pages of each sequence, at least as many as `kv_lens` needs: sequences append
+        to their list later, so cut it with `page_table`. Empty when pages are not known.
+    """
+
+    start_us: float
+    q_lens: Int32Array
+    kv_lens: Int32Array
+    num_decode: int
+    page_lists: tuple[list[int], ...] = ()
+
+    @property
+    def num_seqs(self) -> int:
+        """Sequences in the launch."""
+        return len(self.q_lens)
+
+    def page_table(self, block_size: int) -> tuple[tuple[int, ...], ...]:
+        """Pages of each sequence in this step."""
+        return tuple(
+            tuple(pages[: -(-int(kv) // block_size)])
+            for pages, kv in zip(self.page_lists, self.kv_lens, strict=True)
+        )
+
+    def batch(self, *, page_seed: int = 0, block_size: int | None = None) -> Batch:
+        """The launch as kernels see it.
+
+        Args:
+          page_seed: Seed of a drawn, fully fragmented page table.
+          block_size: Page size with which to keep the engine's own page table instead.
+        """
+        return Batch(
+            q_lens=tuple(self.q_lens.tolist()),
+            kv_lens=tuple(self.kv_lens.tolist()),
+            num_decode=self.num_decode,
+            page_table=None if block_size is None else self.page_table(block_size),
+            page_seed=page_seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStats:
+    """What happened over a run, so far.
+
+    Attributes:
+      num_steps: Launches.
+      num_finished: Requests served.
+      num_preemptions: Times a sequence lost its pages.
+      num_cached_tokens: Prompt tokens found in the prefix cache.
+      engine_s: Engine time.
+    """
+
+    num_steps: int
+    num_finished: int
+    num_preemptions: int
+    num_cached_tokens: int
+    engine_s: float
+
+
+class Engine:
+    """Serves requests step by step; `run` once."""
+
+    def __init__(
+        self,
+        requests: Seq[Request],
+        knobs: EngineKnobs,
+        *,
+        max_concurrency: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Prepares a run.
+
+        Args:
+          requests: In order of arrival.
+          knobs: How the engine was started.
+          max_concurrency: Requests sent and not answered at once, or None for no limit; with all
+            arrivals at 0 this is a closed loop of that many users.
+          seed: Decides which drafts are accepted.
+
+        Raises:
+          ValueError: A prompt leaves no room for output within `max_model_len`.
+        """
+        for number, request in enumerate(requests):
+            if not 1 <= request.prompt_tokens < knobs.max_model_len:
+                raise ValueError(
+                    f"request {number}: prompt of {request.prompt_tokens} tokens must be at "
+                    f"least 1 and below max_model_len={knobs.max_model_len}"
+                )
+        self._requests = requests
+        self._knobs = knobs
+        self._max_concurrency = max_concurrency or len(requests)
+        self._random = np.random.default_rng(seed)
+        self._state = SchedulerState(knobs)
+        self._num_arrived = 0
+        self._num_finished = 0
+        self._num_steps = 0
+        self._now_us = 0.0
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counts up to now."""
+        return EngineStats(
+            num_steps=self._num_steps,
+            num_finished=self._num_finished,
+            num_preemptions=self._state.num_preemptions,
+            num_cached_tokens=self._state.num_cached_tokens,
+            engine_s=self._now_us / 1e6,
+        )
+
+    @property
+    def num_arrived(self) -> int:
+        """Requests that the engine has seen."""
+        return self._num_arrived
+
+    def run(self) -> Iterator[Step]:
+        """Yields every launch until all requests are served."""
+        while self._num_finished < len(self._requests):
+            self._receive()
+            chosen = self._state.schedule()
+            if not chosen:  # idle: the next arrival is in the future
+                self._now_us = self._requests[self._num_arrived].arrival_s * 1e6
+                continue
+            step = self._step(chosen)
+            self._now_us += self._knobs.step_time.step_us(
+                num_tokens=int(step.q_lens.sum()), context_tokens=int(step.kv_lens.sum())
+            )
+            self._num_steps += 1
+            yield step
+            self._complete(chosen)
+
+    def _receive(self) -> None:
+        """Queues the requests that have arrived."""
+        while (
+            self._num_arrived < len(self._requests)
+            and self._num_arrived - self._num_finished < self._max_concurrency
+        ):
+            request = self._requests[self._num_arrived]
+            if request.arrival_s * 1e6 > self._now_us:
+                return
+            prefills = self._knobs.kv_role is KvRole.PREFILL
+            goal = request.prompt_tokens + (1 if prefills else request.output_tokens)
+            self._state.waiting.append(
+                Sequence(
+                    request=request,
+                    number=self._num_arrived,
+                    goal=min(goal, self._knobs.max_model_len),
+                    known=request.prompt_tokens,
+                )
+            )
+            self._num_arrived += 1
+
+    def _step(self, chosen: Chosen) -> Step:
+        """Puts decodes first and freezes the lengths."""
+        decodes = [pair for pair in chosen if pair[1] == 1]
+        ordered = decodes + [pair for pair in chosen if pair[1] != 1]
+        return Step(
+            start_us=self._now_us,
+            q_lens=np.array([tokens for _, tokens in ordered], np.int32),
+            kv_lens=np.array([s.computed + tokens for s, tokens in ordered], np.int32),
+            num_decode=len(decodes),
+            page_lists=tuple([s.pages for s, _ in ordered]),
+        )
+
+    def _complete(self, chosen: Chosen) -> None:
+        """Advances every sequence by what the launch computed and sampled."""
+        block_size = self._knobs.block_size
+        caching = self._knobs.enable_prefix_caching
+        for sequence, tokens in chosen:
+            missing = sequence.known - sequence.computed
+            if tokens < missing:  # a chunk in the middle of a prompt
+                sequence.computed += tokens
+            else:
+                accepted = self._accepted(tokens - missing) if tokens > missing else 0
+                sequence.computed += missing + accepted
+                sequence.known += 1 + accepted
+            if caching and sequence.computed >= (sequence.num_remembered + 1) * block_size:
+                self._state.remember(sequence)
+            if sequence.known >= sequence.goal:
+                self._state.finish(sequence)
+                self._num_finished += 1
+
+    def _accepted(self, num_drafts: int) -> int:
+        """How many of the drafts the model agrees with: a run of successes from the first."""
+        wrong = self._random.random(num_drafts) >= self._knobs.acceptance_rate
+        return int(wrong.argmax()) if wrong.any() else num_drafts

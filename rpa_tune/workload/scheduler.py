@@ -1,0 +1,258 @@
+"""Which sequences get how many tokens in the next launch: vLLM v1's policy, and SGLang's.
+
+The page pool and the `running` and `waiting` queues live here; `engine.py` turns what is chosen
+into steps and moves time. Both policies end in the same place: a list of (sequence, new tokens)
+whose pages are taken.
+
+Source: behaviour of `vllm/v1/core/sched/scheduler.py` (vLLM v1) and
+`sgl_jax/srt/managers/{scheduler,schedule_batch}.py` (sglang-jax), restated, not copied.
+"""
+
+from collections import deque
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+
+from rpa_tune.workload.knobs import EngineKnobs, KvRole, Scheduler
+from rpa_tune.workload.pages import PagePool
+from rpa_tune.workload.request import Request
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Sequence:
+    """A request inside the engine; the one mutable record of the package.
+
+    Attributes:
+      request: Its lengths.
+      number: Arrival rank; names text that nobody else has.
+      goal: Known tokens at which it is finished.
+      known: Tokens that exist: the prompt and what was generated.
+      computed: Leading tokens whose keys and values are in its pages.
+      pages: Its pages in order. Only ever appended to; a preempted sequence gets a new list, so
+        a step may keep a reference and cut it to the length it had.
+      num_remembered: Leading pages already offered to the prefix cache.
+      num_preempted: Times it lost its pages.
+    """
+
+    request: Request
+    number: int
+    goal: int
+    known: int
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    num_remembered: int = 0
+    num_preempted: int = 0
+
+    def text_of(self, index: int, block_size: int) -> Hashable:
+        """What page `index` holds once it is full: equal for sequences that begin alike."""
+        end = (index + 1) * block_size
+        for key, stop in self.request.prefix:
+            if end <= stop:
+                return (key, index)
+        return (self.number, index)
+
+
+Chosen = list[tuple[Sequence, int]]
+
+
+class SchedulerState:
+    """Queues and pages, and the two policies over them."""
+
+    def __init__(self, knobs: EngineKnobs) -> None:
+        """Starts empty."""
+        self.knobs = knobs
+        self.pool = PagePool(knobs.num_pages)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.num_cached_tokens = 0
+
+    def schedule(self) -> Chosen:
+        """Sequences and new tokens of the next launch; empty only when nothing waits or runs."""
+        policy = (
+            self._schedule_vllm if self.knobs.scheduler is Scheduler.VLLM else self._schedule_sglang
+        )
+        chosen = policy()
+        while not chosen and (self.running or self.waiting):  # everything chosen was preempted
+            chosen = policy()
+        return chosen
+
+    def finish(self, sequence: Sequence) -> None:
+        """Takes a finished sequence out and frees its pages."""
+        self.running.remove(sequence)
+        self.pool.release(sequence.pages)
+
+    def remember(self, sequence: Sequence) -> None:
+        """Offers the pages that became full to the prefix cache."""
+        block_size = self.knobs.block_size
+        for index in range(sequence.num_remembered, sequence.computed // block_size):
+            self.pool.remember(sequence.pages[index], sequence.text_of(index, block_size))
+        sequence.num_remembered = sequence.computed // block_size
+
+    def _schedule_vllm(self) -> Chosen:
+        """Running sequences in order of admission, then waiting ones while tokens are left.
+
+        A sequence in the middle of its prompt is almost always the last one admitted, so decodes
+        come first without a rule that says so.
+        """
+        budget = self.knobs.max_num_batched_tokens
+        chosen: Chosen = []
+        num_preemptions = self.num_preemptions
+        index = 0
+        while index < len(self.running) and budget:
+            sequence = self.running[index]
+            tokens = self._tokens_wanted(sequence, budget)
+            if not self._grow_or_preempt(sequence, tokens):
+                break  # it was the last one, and had to go itself
+            chosen.append((sequence, tokens))
+            budget -= tokens
+            index += 1
+        if self.num_preemptions == num_preemptions:
+            self._admit(chosen, budget, whole_text=False)
+        return chosen
+
+    def _schedule_sglang(self) -> Chosen:
+        """A prompt launch while one can be made, else a launch of every decode."""
+        chosen: Chosen = []
+        budget = self.knobs.max_num_batched_tokens
+        if self.knobs.enable_mixed_chunk:
+            budget -= len(self.running) * (1 + self.knobs.num_speculative_tokens)
+        for sequence in self.running:
+            if budget <= 0:
+                break
+            tokens = self._tokens_wanted(sequence, budget)
+            if sequence.known - sequence.computed > 1 and self._grow(sequence, tokens):
+                chosen.append((sequence, tokens))
+                budget -= tokens
+        self._admit(chosen, budget, whole_text=True)
+        if chosen and not self.knobs.enable_mixed_chunk:
+            return chosen
+        prompts = {id(sequence) for sequence, _ in chosen}
+        decodes = [
+            sequence
+            for sequence in self.running
+            if id(sequence) not in prompts and sequence.known - sequence.computed == 1
+        ]
+        self._retract_until_fits(decodes)
+        for sequence in decodes:
+            tokens = self._tokens_wanted(sequence, self.knobs.max_num_batched_tokens)
+            self._grow(sequence, tokens)
+            chosen.append((sequence, tokens))
+        return chosen
+
+    def _tokens_wanted(self, sequence: Sequence, budget: int) -> int:
+        """New tokens for a sequence: the rest of its text, or one token and its drafts."""
+        tokens = sequence.known - sequence.computed
+        if tokens == 1 and sequence.known > sequence.request.prompt_tokens:
+            # Drafts beyond the last token that will be generated are never verified.
+            drafts = min(self.knobs.num_speculative_tokens, sequence.goal - sequence.known - 1)
+            return min(1 + drafts, budget)
+        if self.knobs.long_prefill_token_threshold:
+            tokens = min(tokens, self.knobs.long_prefill_token_threshold)
+        return min(tokens, budget)
+
+    def _pages_missing(self, sequence: Sequence, tokens: int) -> int:
+        return -(-(sequence.computed + tokens) // self.knobs.block_size) - len(sequence.pages)
+
+    def _grow(self, sequence: Sequence, tokens: int) -> bool:
+        """Takes the pages that `tokens` more need; False when they are not there."""
+        missing = self._pages_missing(sequence, tokens)
+        if missing <= 0:
+            return True
+        if missing > self.pool.num_free:
+            return False
+        sequence.pages.extend(self.pool.take(missing))
+        return True
+
+    def _grow_or_preempt(self, sequence: Sequence, tokens: int) -> bool:
+        """Grows a sequence, preempting the latest ones; False when it was preempted itself."""
+        while not self._grow(sequence, tokens):
+            victim = self.running[-1]
+            self._preempt(victim)
+            self.waiting.appendleft(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _retract_until_fits(self, decodes: list[Sequence]) -> None:
+        """Sends the decodes with the least output back to waiting until the rest has pages."""
+        most = 1 + self.knobs.num_speculative_tokens
+        while sum(max(0, self._pages_missing(d, most)) for d in decodes) > self.pool.num_free:
+            victim = min(
+                decodes, key=lambda d: (d.known - d.request.prompt_tokens, -d.request.prompt_tokens)
+            )
+            decodes.remove(victim)
+            self._preempt(victim)
+            self.waiting.append(victim)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Takes a sequence's pages away; it will compute its text again, drafts forgotten."""
+        self.running.remove(sequence)
+        self.pool.release(sequence.pages)
+        sequence.pages = []
+        sequence.computed = 0
+        sequence.num_remembered = 0
+        sequence.num_preempted += 1
+        self.num_preemptions += 1
+
+    def _admit(self, chosen: Chosen, budget: int, *, whole_text: bool) -> None:
+        """Moves waiting sequences to running while sequences, tokens and pages allow.
+
+        Args:
+          chosen: Extended in place.
+          budget: New tokens left in this launch.
+          whole_text: Whether a sequence must find pages for all its text, and not only for its
+            first chunk, before it may start.
+        """
+        while self.waiting and budget > 0 and len(self.running) < self.knobs.max_num_seqs:
+            sequence = self.waiting[0]
+            shared = self._shared_pages(sequence)
+            computed = self._computed_on_admission(sequence, len(shared))
+            rest = sequence.known - computed
+            if rest > budget and not self.knobs.enable_chunked_prefill:
+                return
+            tokens = min(rest, budget)
+            if self.knobs.long_prefill_token_threshold:
+                tokens = min(tokens, self.knobs.long_prefill_token_threshold)
+            reach = sequence.known if whole_text else computed + tokens
+            free = self.pool.num_free - self.pool.num_idle(shared)
+            if self.knobs.pages_of(reach) - len(shared) > free:
+                return
+            self.waiting.popleft()
+            self.pool.hold(shared)
+            sequence.pages = [*shared]
+            sequence.computed = computed
+            sequence.num_remembered = len(shared)
+            self.num_cached_tokens += len(shared) * self.knobs.block_size
+            self._grow(sequence, tokens)
+            self.running.append(sequence)
+            chosen.append((sequence, tokens))
+            budget -= tokens
+
+    def _shared_pages(self, sequence: Sequence) -> list[int]:
+        """Pages of the prefix cache that begin this sequence, one token at least left to do."""
+        if not self.knobs.enable_prefix_caching:
+            return []
+        if not sequence.request.prefix and not sequence.num_preempted:
+            return []
+        return self.pool.cached(self._texts(sequence))
+
+    def _texts(self, sequence: Sequence) -> Iterator[Hashable]:
+        block_size = self.knobs.block_size
+        for index in range((sequence.known - 1) // block_size):
+            yield sequence.text_of(index, block_size)
+
+    def _computed_on_admission(self, sequence: Sequence, num_shared: int) -> int:
+        """Tokens that need no computing: shared pages, a trace's word, or a transfer.
+
+        A trace's `cached_prefix_tokens` and keys and values received from a prefill engine fill
+        pages of the sequence's own. Neither outlives a preemption.
+        """
+        computed = num_shared * self.knobs.block_size
+        if sequence.num_preempted:
+            return computed
+        if self.knobs.kv_role is KvRole.DECODE:
+            return sequence.known - 1
+        if self.knobs.enable_prefix_caching:
+            told = min(sequence.request.cached_prefix_tokens, sequence.known - 1)
+            computed = max(computed, told // self.knobs.block_size * self.knobs.block_size)
+        return computed

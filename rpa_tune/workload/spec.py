@@ -1,0 +1,203 @@
+"""What a workload is made of: the mapping in `presets.yaml` or in a sweep's `workload:` entry.
+
+```
+requests:                    where requests come from: a trace ...
+  {trace: azure-conv, limit: 2000, drop_bad: true}
+requests:                    ... or length distributions
+  {count: 2000, prompt_tokens: {lognormal: {median: 800, sigma: 1.0}}, output_tokens: 200}
+arrivals: {process: poisson, request_rate: 12}
+engine: {max_num_seqs: 64, max_num_batched_tokens: 1024, max_model_len: 8192}
+compress: {batches: 16}
+seed: 0
+```
+
+`preset: NAME` starts from a preset; what else is given replaces it, section by section and knob
+by knob.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from rpa_tune.errors import UsageError
+from rpa_tune.workload.arrivals import Arrivals
+from rpa_tune.workload.fields import check_keys, did_you_mean, read_record
+from rpa_tune.workload.knobs import SGLANG_NAMES, EngineKnobs
+from rpa_tune.workload.lengths import read_lengths
+from rpa_tune.workload.synthetic import Synthetic
+
+SECTIONS = ("requests", "arrivals", "engine", "compress")
+KEYS = ("name", "preset", "about", "source", *SECTIONS, "seed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TraceSource:
+    """Requests from a trace.
+
+    Attributes:
+      trace: A shipped trace's name or a path.
+      limit: Requests to take from its start; None for all.
+      drop_bad: Leave bad rows out and count them.
+    """
+
+    trace: str
+    limit: int | None = None
+    drop_bad: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compress:
+    """How many batches stand for all steps.
+
+    Attributes:
+      batches: Batches kept; 0 keeps every step.
+      steady_state: Leave out the steps before the first tenth of the requests has arrived and
+        after the last one has: a server seldom starts from empty or runs dry.
+      page_tables: `drawn`: pages at random over the cache, the worst fragmentation, and nothing
+        to store. `engine`: the very pages that the engine's pool gave.
+    """
+
+    batches: int = 16
+    steady_state: bool = True
+    page_tables: str = "drawn"
+
+    def __post_init__(self) -> None:
+        """Refuses what is not a choice."""
+        if self.batches < 0:
+            raise ValueError(f"batches={self.batches} must be at least 0")
+        if self.page_tables not in ("drawn", "engine"):
+            raise ValueError(f"page_tables={self.page_tables!r} must be 'drawn' or 'engine'")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkloadSpec:
+    """A workload before it is simulated.
+
+    Attributes:
+      name: Preset name, or what the person called it.
+      source: Where the lengths come from, in words.
+      requests: Trace or distributions.
+      arrivals: When they come.
+      knobs: The engine.
+      compress: How many batches to keep.
+      seed: Of lengths, arrivals, and accepted drafts.
+    """
+
+    name: str
+    source: str
+    requests: TraceSource | Synthetic
+    arrivals: Arrivals
+    knobs: EngineKnobs
+    compress: Compress
+    seed: int = 0
+
+
+@cache
+def load_presets() -> dict[str, dict[str, Any]]:
+    """Name -> mapping of every shipped preset."""
+    text = (resources.files("rpa_tune.workload") / "presets.yaml").read_text(encoding="utf-8")
+    presets: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return presets
+
+
+def read_spec(data: Mapping[str, Any], *, page_size: int, where: str = "workload") -> WorkloadSpec:
+    """Reads a mapping of the form in the module's docstring.
+
+    Args:
+      data: The mapping.
+      page_size: Tokens in a page; the engine's `block_size`.
+      where: File and line, or other place, for errors.
+
+    Raises:
+      UsageError: An unknown key or preset, a missing section, a bad value.
+    """
+    data = check_keys(data, KEYS, where)
+    if "preset" in data:
+        data = _over_preset(data, where)
+    if "requests" not in data:
+        raise UsageError(
+            "missing key 'requests'", where=where, hint="give a trace, lengths, or a preset"
+        )
+    seed = data.get("seed", 0)
+    if type(seed) is not int or seed < 0:
+        raise UsageError(f"a seed from 0 is needed, got {seed!r}", where=f"{where}.seed")
+    requests = _read_requests(data["requests"], f"{where}.requests")
+    return WorkloadSpec(
+        name=str(data.get("name", "custom")),
+        source=str(data.get("source", _describe(requests))),
+        requests=requests,
+        arrivals=read_record(Arrivals, data.get("arrivals", {}), f"{where}.arrivals"),
+        knobs=_read_knobs(data.get("engine", {}), page_size, f"{where}.engine"),
+        compress=read_record(Compress, data.get("compress", {}), f"{where}.compress"),
+        seed=seed,
+    )
+
+
+def preset_mapping(name: str, where: str = "") -> dict[str, Any]:
+    """The mapping of a preset, its name included.
+
+    Raises:
+      UsageError: There is no such preset.
+    """
+    presets = load_presets()
+    if name not in presets:
+        raise UsageError(
+            f"unknown workload {name!r}", where=where, hint=did_you_mean(name, presets)
+        )
+    return {"name": name, **presets[name]}
+
+
+def _over_preset(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Lays a mapping over the preset it names."""
+    merged = preset_mapping(str(data["preset"]), f"{where}.preset")
+    merged["name"] = f"{data['preset']}, changed"
+    for key, value in data.items():
+        if key in SECTIONS and isinstance(value, Mapping) and "trace" not in value:
+            merged[key] = {**merged.get(key, {}), **value}
+        elif key != "preset":
+            merged[key] = value
+    return merged
+
+
+def _read_requests(data: object, where: str) -> TraceSource | Synthetic:
+    if isinstance(data, Mapping) and "trace" in data:
+        return read_record(TraceSource, data, where)
+    if not isinstance(data, Mapping):
+        raise UsageError(f"a mapping is needed, got {data!r}", where=where)
+    lengths = {}
+    for key in ("prompt_tokens", "output_tokens"):
+        if key not in data:
+            raise UsageError(f"missing key {key!r}, or a 'trace'", where=where)
+        lengths[key] = read_lengths(data[key], f"{where}.{key}")
+    rest = {key: value for key, value in data.items() if key not in lengths}
+    return read_record(Synthetic, rest, where, **lengths)
+
+
+def _read_knobs(data: object, page_size: int, where: str) -> EngineKnobs:
+    """Reads the engine's knobs under vLLM's or SGLang's names."""
+    names = [name for name in EngineKnobs.__dataclass_fields__ if name != "block_size"]
+    data = check_keys(data, [*names, "block_size", *SGLANG_NAMES], where)
+    knobs: dict[str, Any] = {}
+    for key, value in data.items():
+        name = SGLANG_NAMES.get(key, key)
+        if name in knobs:
+            raise UsageError(f"{key!r} and {name!r} are the same knob", where=where)
+        knobs[name] = value
+    block_size = knobs.pop("block_size", page_size)
+    if block_size != page_size:
+        raise UsageError(
+            f"block_size={block_size} differs from the problem's page_size={page_size}",
+            where=f"{where}.block_size",
+            hint="leave block_size out: the workload follows the problem's page size",
+        )
+    return read_record(EngineKnobs, knobs, where, block_size=page_size)
+
+
+def _describe(requests: TraceSource | Synthetic) -> str:
+    if isinstance(requests, TraceSource):
+        return f"trace {requests.trace}"
+    return f"{requests.count} synthetic requests"

@@ -1,0 +1,71 @@
+"""Workloads: presets, digests, families, JSON, and what a wrong name says."""
+
+import json
+
+import pytest
+from rpa_kernels.batch import Batch
+
+from rpa_tune.errors import UsageError
+from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
+
+DECODE = Batch(q_lens=(1, 1), kv_lens=(100, 300), num_decode=2)
+BOTH = Batch(q_lens=(1, 64), kv_lens=(500, 64), num_decode=1)
+
+
+def make_workload(*pairs: tuple[Batch, float], name: str = "made") -> Workload:
+    batches = tuple(WeightedBatch(batch=batch, weight=weight) for batch, weight in pairs)
+    return Workload(name=name, source="a test", batches=batches)
+
+
+def test_azure_conv_is_small_and_serves_both_families() -> None:
+    workload = load_workload("azure-conv", page_size=128)
+    assert workload.max_num_seqs <= 64
+    assert workload.max_num_tokens <= 1024
+    assert 8 <= len(workload.for_family("decode").batches) <= 16
+    assert 8 <= len(workload.for_family("mixed").batches) <= 16
+    assert workload == load_workload("azure-conv", page_size=128)
+
+
+def test_json_round_trip_keeps_everything() -> None:
+    table = Batch(q_lens=(1,), kv_lens=(130,), num_decode=1, page_table=((7, 3),))
+    workload = make_workload((DECODE, 0.25), (BOTH, 0.25), (table, 0.5))
+    again = Workload.from_dict(json.loads(json.dumps(workload.to_dict())))
+    assert again == workload
+    assert again.digest == workload.digest
+
+
+def test_digest_follows_content_and_not_the_name() -> None:
+    one = make_workload((DECODE, 0.5), (BOTH, 0.5))
+    assert one.digest == make_workload((DECODE, 0.5), (BOTH, 0.5), name="other").digest
+    assert one.digest != make_workload((DECODE, 0.4), (BOTH, 0.6)).digest
+    assert len(one.digest) == 16
+
+
+def test_for_family_keeps_its_batches_whole_and_renormalises() -> None:
+    workload = make_workload((DECODE, 0.75), (BOTH, 0.25))
+    mixed = workload.for_family("mixed")
+    assert [wb.batch for wb in mixed.batches] == [BOTH]
+    assert mixed.batches[0].weight == 1.0
+    assert workload.for_family("decode") == workload
+    with pytest.raises(ValueError, match="never launches family 'prefill'"):
+        workload.for_family("prefill")
+
+
+def test_limits_cover_every_batch() -> None:
+    workload = make_workload((DECODE, 0.5), (BOTH, 0.5))
+    assert (workload.max_num_seqs, workload.max_num_tokens) == (2, 65)
+    assert workload.max_context_tokens == 500
+    assert workload.num_pages(128) == 5  # 4 pages of 500 tokens and 1 of 64
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.6), (1.0, 0.0)])
+def test_weights_must_be_shares(weights: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="weight"):
+        make_workload((DECODE, weights[0]), (BOTH, weights[1]))
+
+
+def test_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(UsageError, match="unknown workload 'azure-cnv'") as caught:
+        load_workload("azure-cnv", page_size=128)
+    assert "did you mean 'azure-conv'" in caught.value.hint
+    assert "mooncake" in caught.value.hint
