@@ -8,6 +8,7 @@ A task is the name of a function, `"module:function"`, and one picklable argumen
 runs over a dedicated socket, never over stdout. Neighbour: `worker.py` is the child half.
 """
 
+import contextlib
 import enum
 import os
 import shutil
@@ -123,10 +124,8 @@ class _Worker:
         self._send((task.function, task.argument))
 
     def _send(self, message: Any) -> None:
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
     def resident_bytes(self) -> int:
         """Memory in use, or 0 when the process is gone."""
@@ -147,10 +146,8 @@ class _Worker:
 
     def kill(self) -> None:
         """Kills the process group and forgets its folder."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._leave()
 
     def dismiss(self) -> None:

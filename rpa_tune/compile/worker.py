@@ -82,7 +82,7 @@ def main() -> None:
     Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         # `-m` made this module `__main__`; tasks must find the state under its real name.
-        resolve("rpa_tune.compile.worker:serve")(Connection(fd))  # type: ignore[arg-type]
+        resolve("rpa_tune.compile.worker:serve")(Connection(fd))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the pool is gone, and nobody waits for an answer
 

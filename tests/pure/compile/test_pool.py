@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+
 from rpa_tune.compile import pool as pool_module
 from rpa_tune.compile.pool import FailureKind, WorkerPool
 from rpa_tune.errors import RpaTuneError

@@ -1,0 +1,145 @@
+"""Compiled kernels on disk, found by what they were made from.
+
+One compile is a small JSON record and, when it succeeded, the compressed schedule beside it. The
+schedule is written first and the record last, each to a temporary name and then renamed: a record
+that is there is whole, whatever was killed when. The compiler's refusals are kept too, because it
+would refuse again; crashes and timeouts are not.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rpa_kernels import load_family
+
+from rpa_tune.candidate import Candidate, Status
+from rpa_tune.compile import target
+from rpa_tune.provenance import kernel_digest, versions
+
+_SCHEMA = "rpa-compile/1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compiled:
+    """What the compiler said about one candidate.
+
+    Attributes:
+      status: OK, OUT_OF_MEMORY or COMPILE_FAILED.
+      detail: One line; empty when OK.
+      kernel_name: `name=` of the Pallas call.
+      bundles: The schedule, plain or `.gz`; None without one.
+      lower_s: Tracing and lowering, when it was compiled.
+      compile_s: Compiling and dumping, when it was compiled.
+      vmem_bytes: VMEM as laid out by the compiler, spill slots included; None if not reported.
+      vmem_spill_bytes: Of that, the register allocator's spill slots.
+      hbm_allocated_bytes: HBM that arguments, results and temporaries of the call hold.
+      from_cache: Whether nothing had to be compiled.
+      not_cached: Why the answer could not be kept, for example a full disk; empty if it was.
+    """
+
+    status: Status
+    detail: str = ""
+    kernel_name: str = ""
+    bundles: Path | None = None
+    lower_s: float = 0.0
+    compile_s: float = 0.0
+    vmem_bytes: int | None = None
+    vmem_spill_bytes: int | None = None
+    hbm_allocated_bytes: int | None = None
+    from_cache: bool = False
+    not_cached: str = ""
+
+
+def compile_key(candidate: Candidate) -> str:
+    """SHA-256 of everything that decides a schedule; the workload does not.
+
+    Computable without importing jax or libtpu.
+    """
+    content = candidate.to_dict()
+    del content["workload"]
+    family = load_family(candidate.family)
+    content |= {
+        "schema": _SCHEMA,
+        "kernel": kernel_digest(candidate.family),
+        "kernel_name": family.kernel_name(candidate.problem, candidate.config),
+        "flags": target.DUMP_FLAGS,
+        **{name: versions()[name] for name in ("jax", "jaxlib", "libtpu")},
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class CompileCache:
+    """A folder of compiles. Any number of processes may read and write it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Names the folder; it is made when something is saved."""
+        self._folder = folder / "compile"
+
+    def load(self, key: str) -> Compiled | None:
+        """The kept answer, or None when there is none or it is damaged."""
+        try:
+            record = json.loads(self._record(key).read_text())
+            bundles = self._bundles(key) if record["bundles_size"] is not None else None
+            if bundles is not None and bundles.stat().st_size != record["bundles_size"]:
+                return None
+            return Compiled(
+                **{
+                    **record["compiled"],
+                    "status": Status(record["compiled"]["status"]),
+                    "bundles": bundles,
+                    "from_cache": True,
+                }
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # a miss: the answer is compiled and written again
+
+    def save(self, key: str, compiled: Compiled) -> Compiled:
+        """Keeps an answer, and returns it with `bundles` pointing into the cache.
+
+        Raises:
+          OSError: It cannot be written; nothing half-written is left.
+        """
+        folder = self._record(key).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        size = None
+        if compiled.bundles is not None:
+            packed = gzip.compress(compiled.bundles.read_bytes(), compresslevel=4, mtime=0)
+            size = len(packed)
+            _write_whole(self._bundles(key), packed)
+        fields = asdict(compiled)
+        for name in ("bundles", "from_cache", "not_cached"):
+            del fields[name]
+        record = {"schema": _SCHEMA, "bundles_size": size, "compiled": fields}
+        _write_whole(self._record(key), json.dumps(record, sort_keys=True).encode())
+        return _with_bundles(compiled, None if size is None else self._bundles(key))
+
+    def _record(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.json"
+
+    def _bundles(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}-final_bundles.txt.gz"
+
+
+def _with_bundles(compiled: Compiled, bundles: Path | None) -> Compiled:
+    fields: dict[str, Any] = asdict(compiled) | {"bundles": bundles}
+    return Compiled(**fields)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is either whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

@@ -1,0 +1,205 @@
+"""Candidate → schedule, in a worker process: trace, lower, compile, find the dump.
+
+The kernel is compiled inside the wrapper it is used in (`prepare`, launch, `finish`), because XLA
+decides from the surroundings where operands live. Runs only where `target.worker_environment` was
+set before jax was imported; the parent side is `pool.py`.
+"""
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rpa_kernels import inputs, load_family
+from rpa_kernels.problem import Problem
+
+from rpa_tune.candidate import Candidate, Status
+from rpa_tune.compile import dumps, target, worker
+from rpa_tune.compile.cache import CompileCache, Compiled, compile_key
+from rpa_tune.errors import DumpError
+from rpa_tune.hw.chip import load_chip
+
+# The three ways in which the compiler says that memory ran out.
+# Source: messages of libtpu 0.0.42.1 and 0.0.50.1.
+_OUT_OF_MEMORY = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"in memory space (?P<space>\w+)\b.*?Used (?P<need>[\d.]+\w?) of (?P<have>[\d.]+\w?)",
+        r"allocation with size (?P<need>[\d.]+\w?) and limit (?P<have>[\d.]+\w?) "
+        r"exceeded scoped (?P<space>\w+) limit",
+        r"Allocation \(size=(?P<need>\d+)\) would exceed memory \(size=(?P<have>\d+)\)"
+        r".*?space=(?P<space>\w+)",
+    )
+)
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_FULL_DISK_BYTES = 1 << 20  # less free space than this explains a dump that is missing or torn
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """A function to compile for the sake of one Pallas call in it.
+
+    Attributes:
+      function: Takes `arguments`.
+      arguments: Abstract arrays, without sharding.
+      kernel_name: `name=` of the Pallas call.
+      donated: Positions of arguments that the function may overwrite.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[jax.ShapeDtypeStruct, ...]
+    kernel_name: str
+    donated: tuple[int, ...] = ()
+
+
+def compile_candidate(candidate: Candidate, cache: CompileCache) -> Compiled:
+    """Compiles a candidate, or finds that it was compiled before.
+
+    Args:
+      candidate: Its workload plays no part.
+      cache: Where answers are kept. If one cannot be kept it is returned all the same, with the
+        reason in `not_cached`.
+
+    Raises:
+      DumpError: The compiler was content, but its schedule is missing.
+      Exception: What the kernel's Python code raises while it is traced.
+    """
+    key = compile_key(candidate)
+    if (known := cache.load(key)) is not None:
+        return known
+    compiled = compile_call(candidate_call(candidate), candidate.chip)
+    try:
+        return cache.save(key, compiled)
+    except OSError as error:
+        return replace(compiled, not_cached=f"{error.strerror}: {error.filename}")
+
+
+def candidate_call(candidate: Candidate) -> Call:
+    """The attention call of one family, from public arrays to public arrays."""
+    problem, family = candidate.problem, load_family(candidate.family)
+    chip_target = load_chip(candidate.chip).target
+
+    def attend(
+        queries: jax.Array, keys: jax.Array, values: jax.Array, kv_cache: jax.Array,
+        *rest: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+        q, kv_new = inputs.prepare(queries, keys, values, problem)
+        scalars, sinks = rest[:4], rest[4] if problem.has_sinks else None
+        out, kv_cache = family.launch(
+            q, kv_new, kv_cache, *scalars,
+            problem=problem, config=candidate.config, target=chip_target, sinks=sinks,
+        )  # fmt: skip
+        return inputs.finish(out, problem), kv_cache
+
+    return Call(
+        function=attend,
+        arguments=abstract_inputs(problem),
+        kernel_name=family.kernel_name(problem, candidate.config),
+        donated=(3,),
+    )
+
+
+def abstract_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes and dtypes of the public call: q, k, v, cache, four int32 arrays, sinks if any."""
+    tokens, kv_heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
+    q_dtype, kv_dtype = jnp.dtype(problem.q_dtype), jnp.dtype(problem.kv_dtype)
+    shapes: list[tuple[tuple[int, ...], Any]] = [
+        ((tokens, problem.num_q_heads, dim), q_dtype),
+        ((tokens, kv_heads, dim), kv_dtype),
+        ((tokens, kv_heads, dim), kv_dtype),
+        (problem.kv_cache_shape, kv_dtype),
+        ((problem.max_num_seqs,), jnp.int32),
+        ((problem.max_num_seqs * problem.pages_per_seq,), jnp.int32),
+        ((problem.max_num_seqs + 1,), jnp.int32),
+        ((3,), jnp.int32),
+    ]
+    if problem.has_sinks:
+        shapes.append(((problem.num_q_heads,), jnp.float32))
+    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)  # type: ignore[no-untyped-call]
+
+
+def compile_call(call: Call, chip_name: str) -> Compiled:
+    """Compiles a call for a chip that is not there, and finds its schedule.
+
+    Raises:
+      DumpError: The schedule is missing.
+      Exception: What tracing raises.
+    """
+    folder = target.dump_folder(worker.worker_folder())
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    sharding = jax.sharding.SingleDeviceSharding(target.device_free_device(chip_name))
+    arguments = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)  # type: ignore[no-untyped-call]
+        for a in call.arguments
+    ]
+    started = time.perf_counter()
+    worker.report_phase("lower")
+    lowered = jax.jit(call.function, donate_argnums=call.donated).lower(*arguments)
+    lower_s = time.perf_counter() - started
+    worker.report_phase("compile")
+    try:
+        executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        return replace(_refusal(str(error)), kernel_name=call.kernel_name, lower_s=lower_s)
+    compile_s = time.perf_counter() - started - lower_s
+    try:
+        vmem = dumps.read_vmem_report(folder, call.kernel_name)
+        bundles = dumps.find_bundles(folder, call.kernel_name)
+    except DumpError as error:
+        raise _explain_full_disk(error, folder) from error
+    memory = executable.memory_analysis()
+    return Compiled(
+        status=Status.OK,
+        kernel_name=call.kernel_name,
+        bundles=bundles,
+        lower_s=lower_s,
+        compile_s=compile_s,
+        vmem_bytes=vmem.total_bytes if vmem else None,
+        vmem_spill_bytes=vmem.spill_bytes if vmem else None,
+        hbm_allocated_bytes=None
+        if memory is None
+        else memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes,
+    )
+
+
+def _refusal(message: str) -> Compiled:
+    """Tells what did not fit from what did not compile."""
+    for pattern in _OUT_OF_MEMORY:
+        if found := pattern.search(message):
+            need, have = _parse_size(found["need"]), _parse_size(found["have"])
+            return Compiled(
+                status=Status.OUT_OF_MEMORY,
+                detail=f"{found['space']}: the compiler needs {need:,} bytes, have {have:,}",
+            )
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    exhausted = message.startswith("RESOURCE_EXHAUSTED")
+    return Compiled(
+        status=Status.OUT_OF_MEMORY if exhausted else Status.COMPILE_FAILED,
+        detail=" ".join(lines[:2]) if lines else "the compiler gave no reason",
+    )
+
+
+def _parse_size(text: str) -> int:
+    """Bytes of `288.22M`, `131072` and the like."""
+    number = text.rstrip("KMG")
+    return round(float(number) * _UNITS[text[len(number) :]])
+
+
+def _explain_full_disk(error: DumpError, folder: Path) -> DumpError:
+    """The same error, with its likely cause when the disk is full."""
+    if shutil.disk_usage(folder).free >= _FULL_DISK_BYTES:
+        return error
+    return DumpError(
+        f"no space left on the disk of {folder}: {error.args[0]}",
+        where=error.where,
+        hint="free some space, or point the temporary folder elsewhere",
+    )

@@ -1,0 +1,55 @@
+"""Small Pallas kernels to compile, for test_compile.py. They run in worker processes."""
+
+from dataclasses import asdict
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from rpa_tune.compile import lower
+
+
+def copy_call(*, rows, name="copy_rows", called=None):
+    """A kernel that copies n rows from HBM through VMEM scratch to HBM, one by one."""
+
+    def body(n_ref, x_hbm, o_hbm, buffer, semaphore):
+        def step(i, _):
+            for source, destination in ((x_hbm.at[i], buffer), (buffer, o_hbm.at[i])):
+                copy = pltpu.make_async_copy(source, destination, semaphore)
+                copy.start()
+                copy.wait()
+
+        jax.lax.fori_loop(0, n_ref[0], step, None)
+
+    def function(n, x):
+        hbm = pl.BlockSpec(memory_space=pltpu.HBM)
+        return pl.pallas_call(
+            body,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                in_specs=[hbm],
+                out_specs=hbm,
+                scratch_shapes=[pltpu.VMEM((rows, 128), jnp.float32), pltpu.SemaphoreType.DMA],
+                grid=(1,),
+            ),
+            out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+            name=name,
+        )(n, x)
+
+    return lower.Call(
+        function=function,
+        arguments=(
+            jax.ShapeDtypeStruct((2,), jnp.int32),
+            jax.ShapeDtypeStruct((4, rows, 128), jnp.float32),
+        ),
+        kernel_name=called or name,
+    )
+
+
+def compile_copy(task):
+    """Compiles and returns the record, the schedule's text and what the devices are called."""
+    chip = task.pop("chip")
+    compiled = lower.compile_call(copy_call(**task), chip)
+    text = compiled.bundles.read_text() if compiled.bundles else ""
+    return asdict(compiled) | {"text": text}
