@@ -28,7 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "compile": {"candidate", "kernels", "hw", "provenance"},
     "store": {"candidate"},
     "evaluate": {
-        "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance", "interop",
+        "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance",
+        "interop",
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "space", "evaluate", "store", "models",

@@ -10,8 +10,8 @@ from importlib import resources
 from typing import Any
 
 import yaml
-from rpa_kernels.target import Target
 
+from rpa_kernels.target import Target
 from rpa_tune.errors import UsageError
 
 CONFIDENCES = ("vendor", "compiler", "fitted", "guess", "none")

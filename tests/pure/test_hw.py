@@ -1,6 +1,7 @@
 """The chip table against JAX's own, and its evidence rules."""
 
 import pytest
+
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import CONFIDENCES, chip_of_device_kind, load_chip, load_chips
 

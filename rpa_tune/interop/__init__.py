@@ -1,0 +1,1 @@
+"""Kernels and tables of other projects: run as opponents, tuned by our sweep, fed by our tables."""
