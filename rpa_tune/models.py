@@ -1,0 +1,229 @@
+"""Models → attention problems: whose heads, and how big the arrays of a server are.
+
+`problem_for` is the one place that turns a model, a degree of tensor parallelism and a workload
+into a `Problem`; sweeps and commands both call it, so that they mean the same kernel.
+"""
+
+import dataclasses
+import difflib
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rpa_kernels import layout
+from rpa_kernels.problem import Problem
+from rpa_tune.errors import UsageError
+from rpa_tune.workload.workload import Workload
+
+WINDOWED_LAYERS = ("none", "some", "all")
+
+# Servers compile their step for powers of two, of tokens and of sequences, from here on.
+# Source: tpu-inference 0.32.0, MIN_NUM_SEQS of runner/tpu_runner.py.
+_LEAST_BUCKET = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """What attention needs to know of a model.
+
+    Attributes:
+      name: Name in `models.yaml`, or the path of a `config.json`.
+      source: Where the numbers are from.
+      num_q_heads: Query heads, of the model or of one device after `at_tp`.
+      num_kv_heads: KV heads, likewise.
+      head_dim: Head size in elements.
+      sliding_window_tokens: Window of the layers that have one, or None.
+      windowed_layers: Whether `none`, `some` or `all` layers use the window.
+      soft_cap: Cap on attention logits, or None.
+      has_sinks: Whether heads have a sink logit.
+      softmax_scale_base: Logits are scaled by its inverse square root; None for `head_dim`.
+    """
+
+    name: str
+    source: str
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    sliding_window_tokens: int | None = None
+    windowed_layers: str = "none"
+    soft_cap: float | None = None
+    has_sinks: bool = False
+    softmax_scale_base: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a window without layers, and layers without a window.
+
+        Raises:
+          ValueError: The two fields disagree.
+        """
+        if self.windowed_layers not in WINDOWED_LAYERS:
+            raise ValueError(f"windowed_layers={self.windowed_layers!r} not in {WINDOWED_LAYERS}")
+        if (self.windowed_layers == "none") != (self.sliding_window_tokens is None):
+            raise ValueError(f"{self.name}: a window needs layers, and layers need a window")
+
+    def at_tp(self, tp: int) -> "Model":
+        """The share of one device under tensor parallelism; KV heads are repeated when few.
+
+        Raises:
+          UsageError: Heads do not divide.
+        """
+        too_many = tp > self.num_kv_heads
+        kv_fits = tp % self.num_kv_heads if too_many else self.num_kv_heads % tp if tp > 0 else 1
+        if tp < 1 or self.num_q_heads % tp or kv_fits:
+            raise UsageError(
+                f"{self.name} cannot run at tp={tp}: {self.num_q_heads} query heads and "
+                f"{self.num_kv_heads} KV heads must divide evenly",
+                hint=f"use one of {[n for n in _divisors(self.num_q_heads) if self._allows(n)]}",
+            )
+        return dataclasses.replace(
+            self,
+            num_q_heads=self.num_q_heads // tp,
+            num_kv_heads=1 if too_many else self.num_kv_heads // tp,
+        )
+
+    def _allows(self, tp: int) -> bool:
+        return self.num_kv_heads % tp == 0 or tp % self.num_kv_heads == 0
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+@functools.cache
+def load_models() -> dict[str, Model]:
+    """All models of `models.yaml` by name."""
+    text = resources.files("rpa_tune").joinpath("models.yaml").read_text()
+    return {
+        name: Model(
+            name=name, **{**row, "source": f"config.json of {row['source']} on Hugging Face"}
+        )
+        for name, row in yaml.safe_load(text).items()
+    }
+
+
+def load_model(name: str) -> Model:
+    """A model by name, or from the path of a Hugging Face `config.json`.
+
+    Raises:
+      UsageError: No such model, or a file that does not describe one.
+    """
+    models = load_models()
+    if name in models:
+        return models[name]
+    path = Path(name)
+    if path.is_dir():
+        path = path / "config.json"
+    if path.suffix == ".json" and path.is_file():
+        return _read_config(path)
+    close = difflib.get_close_matches(name, models, n=1)
+    guess = f"did you mean {close[0]}? " if close else ""
+    raise UsageError(
+        f"unknown model {name!r}: neither a known name nor a config.json",
+        hint=f"{guess}known models: {', '.join(models)}",
+    )
+
+
+def problem_for(
+    model: Model,
+    *,
+    workload: Workload,
+    page_size: int,
+    tp: int = 1,
+    q_dtype: str = "bfloat16",
+    kv_dtype: str = "bfloat16",
+    windowed: bool | None = None,
+) -> Problem:
+    """The attention problem of one layer of a model on one device.
+
+    Tokens, sequences, pages of a sequence and pages of the cache are rounded up to powers of two,
+    the buckets that serving engines compile for, so that near workloads share a kernel.
+
+    Args:
+      model: The whole model; divided by `tp` here.
+      workload: Its largest batch sets the sizes.
+      page_size: Tokens in one KV cache page.
+      tp: Devices that share the heads.
+      q_dtype: Dtype name of queries.
+      kv_dtype: Dtype name of the KV cache.
+      windowed: Whether a layer with a sliding window is meant; None for one without, unless all
+        layers have one.
+
+    Raises:
+      UsageError: Heads that do not divide, a layer that the model does not have, or a size or
+        dtype that no kernel has.
+    """
+    if windowed is None:
+        windowed = model.windowed_layers == "all"
+    if model.windowed_layers == ("none" if windowed else "all"):
+        has = "no sliding window" if windowed else "a sliding window in all layers"
+        raise UsageError(f"{model.name} has {has}, but windowed={windowed} was asked for")
+    if page_size < 1:
+        raise UsageError(f"page_size={page_size} must be at least 1")
+    share = model.at_tp(tp)
+    pages_per_seq = layout.cdiv(workload.max_context_tokens, page_size)
+    try:
+        return Problem(
+            num_q_heads=share.num_q_heads,
+            num_kv_heads=share.num_kv_heads,
+            head_dim=share.head_dim,
+            page_size=page_size,
+            max_num_tokens=layout.next_power_of_2(max(workload.max_num_tokens, _LEAST_BUCKET)),
+            max_num_seqs=layout.next_power_of_2(max(workload.max_num_seqs, _LEAST_BUCKET)),
+            pages_per_seq=layout.next_power_of_2(pages_per_seq),
+            num_pages=layout.next_power_of_2(workload.num_pages(page_size)),
+            q_dtype=q_dtype,
+            kv_dtype=kv_dtype,
+            sm_scale=(share.softmax_scale_base or share.head_dim) ** -0.5,
+            sliding_window=share.sliding_window_tokens if windowed else None,
+            soft_cap=share.soft_cap,
+            has_sinks=share.has_sinks,
+        )
+    except ValueError as error:
+        raise UsageError(str(error), where=f"the problem of {model.name}") from error
+
+
+def _read_config(path: Path) -> Model:
+    """A model from the `config.json` that Hugging Face repositories carry."""
+    try:
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        config = whole.get("text_config", whole)  # multimodal models nest the language model
+        if config.get("kv_lora_rank"):
+            raise UsageError("multi-head latent attention has no family yet", where=str(path))
+        num_q_heads = config["num_attention_heads"]
+        window = config.get("sliding_window")
+        layers = _windowed_layers(config) if window else "none"
+        return Model(
+            name=str(path),
+            source=f"{path.name} of {whole.get('_name_or_path') or path.parent.name}",
+            num_q_heads=num_q_heads,
+            num_kv_heads=config.get("num_key_value_heads") or num_q_heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // num_q_heads,
+            sliding_window_tokens=None if layers == "none" else window,
+            windowed_layers=layers,
+            soft_cap=config.get("attn_logit_softcapping"),
+            has_sinks=config.get("model_type") == "gpt_oss",
+            softmax_scale_base=config.get("query_pre_attn_scalar"),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"not the config.json of a model: {type(error).__name__}: {error}",
+            where=str(path),
+            hint="num_attention_heads, num_key_value_heads and head_dim are needed",
+        ) from error
+
+
+def _windowed_layers(config: Mapping[str, Any]) -> str:
+    """Which layers of a model with a window use it."""
+    if not config.get("use_sliding_window", True):
+        return "none"
+    if kinds := config.get("layer_types"):
+        share = sum(kind == "sliding_attention" for kind in kinds) / len(kinds)
+        return "all" if share == 1 else "some" if share else "none"
+    mixed = config.get("sliding_window_pattern") or config.get("model_type", "").startswith("gemma")
+    return "some" if mixed else "all"
