@@ -1,0 +1,214 @@
+"""The hardware that runs beside the bundles: copy engines, sync flags, matrix units.
+
+Readable and slow: the oracle's version. `fast.py` has the same arithmetic in arrays; the tests
+hold both equal, cycle for cycle. Times are cycles; engines keep fractions of one.
+"""
+
+import math
+from bisect import insort
+from collections import deque
+from enum import IntEnum
+from typing import NamedTuple
+
+from rpa_tune.llo.machine import Machine
+
+
+class Owner(IntEnum):
+    """Who a cycle belongs to. Every cycle has exactly one owner."""
+
+    ISSUE = 0  # bundles with vector, matrix or load/store work
+    SCALAR = 1  # bundles with scalar work or none, branch shadows
+    MXU_WAIT = 2  # a matmul's result not ready, or its unit's queue full
+    DMA_WAIT_READ = 3  # waits for copies from HBM
+    DMA_WAIT_WRITE = 4  # waits for copies to HBM
+    PROLOGUE = 5  # waits for scalar operands to reach SMEM, and other local copies
+    SYNC = 6  # waits for flags that the kernel itself sets
+    LAUNCH = 7  # before the first bundle
+
+
+class Direction(IntEnum):
+    """The copy engines. Reads and writes queue apart."""
+
+    READ = 0
+    WRITE = 1
+    LOCAL = 2
+
+
+WAIT_OWNER = {
+    Direction.READ: Owner.DMA_WAIT_READ,
+    Direction.WRITE: Owner.DMA_WAIT_WRITE,
+    Direction.LOCAL: Owner.PROLOGUE,
+}
+
+
+def direction_of(copy: str) -> Direction:
+    """The engine that serves a `source_to_destination` copy."""
+    if copy == "hbm_to_vmem":
+        return Direction.READ
+    if copy == "vmem_to_hbm":
+        return Direction.WRITE
+    return Direction.LOCAL
+
+
+class CopyRates(NamedTuple):
+    """How one engine serves copies.
+
+    Attributes:
+      fixed_cycles: Engine time per copy, whatever its size.
+      bytes_per_cycle: Usable bandwidth.
+      latency_cycles: From the end of service until the flag counts.
+    """
+
+    fixed_cycles: float
+    bytes_per_cycle: float
+    latency_cycles: float
+
+
+class Rates(NamedTuple):
+    """A machine's parameters in the units that the simulation counts in.
+
+    Attributes:
+      branch_delay: Bundles between a branch and its effect.
+      granule_bytes: Unit of copy sizes and flags.
+      copies: Rates by `Direction`.
+      cycles_per_row: MXU time of one row of a matmul.
+      latency_narrow: Matmul to first result, operands up to 16 bits.
+      latency_wide: The same for 32-bit operands.
+      queue_cycles: How far matmuls may be issued ahead of their unit.
+      results_per_eight_rows: Registers popped per eight rows.
+    """
+
+    branch_delay: int
+    granule_bytes: int
+    copies: tuple[CopyRates, CopyRates, CopyRates]
+    cycles_per_row: float
+    latency_narrow: int
+    latency_wide: int
+    queue_cycles: int
+    results_per_eight_rows: int
+
+
+def rates_of(machine: Machine) -> Rates:
+    """Converts a machine's parameters to cycles."""
+
+    def copies(name: str) -> CopyRates:
+        return CopyRates(
+            fixed_cycles=machine.value(f"{name}_fixed_cycles"),
+            bytes_per_cycle=machine.value(f"{name}_bytes_per_s") / machine.value("clock_hz"),
+            latency_cycles=machine.value(f"{name}_latency_cycles"),
+        )
+
+    return Rates(
+        branch_delay=int(machine.value("branch_delay_cycles")),
+        granule_bytes=int(machine.value("granule_bytes")),
+        copies=(copies("read"), copies("write"), copies("local")),
+        cycles_per_row=1 / machine.value("mxu_rows_per_cycle"),
+        latency_narrow=round(machine.value("matmul_latency_bf16_cycles")),
+        latency_wide=round(machine.value("matmul_latency_f32_cycles")),
+        queue_cycles=round(machine.value("matmul_queue_cycles")),
+        results_per_eight_rows=int(machine.value("mxu_size")) // 128,
+    )
+
+
+class CopyEngine:
+    """One direction of the DMA engine: serves copies one after the other."""
+
+    def __init__(self, rates: CopyRates) -> None:
+        self.rates = rates
+        self.free_at = 0.0
+        self.busy_cycles = 0.0
+        self.fixed_busy_cycles = 0.0
+        self.num_copies = 0
+        self.num_bytes = 0
+
+    def start(self, now: int, num_bytes: int) -> int:
+        """Queues a copy at `now`; returns when its flag counts. An empty copy is free."""
+        if num_bytes == 0:
+            return now
+        service = self.rates.fixed_cycles + num_bytes / self.rates.bytes_per_cycle
+        self.free_at = max(self.free_at, float(now)) + service
+        self.busy_cycles += service
+        self.fixed_busy_cycles += self.rates.fixed_cycles
+        self.num_copies += 1
+        self.num_bytes += num_bytes
+        return math.ceil(self.free_at + self.rates.latency_cycles)
+
+
+class Arrival(NamedTuple):
+    """Granules that a flag will count."""
+
+    at: int
+    order: int
+    granules: int
+    direction: Direction
+
+
+class SyncFlag:
+    """One flag: its count, and the copies that will add to it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.arrivals: list[Arrival] = []
+
+    def expect(self, arrival: Arrival) -> None:
+        """Adds a copy in flight; equal times keep their order."""
+        insort(self.arrivals, arrival)
+
+    def absorb(self, now: int) -> None:
+        """Counts what has arrived by `now`."""
+        while self.arrivals and self.arrivals[0].at <= now:
+            self.count += self.arrivals.pop(0).granules
+
+    def wait(self, now: int, granules: int) -> tuple[int, Direction | None]:
+        """When the flag has counted `granules`, and the copy that came last.
+
+        Raises:
+          ValueError: It never will.
+        """
+        last = None
+        while self.count < granules:
+            if not self.arrivals:
+                raise ValueError(self.count)
+            arrival = self.arrivals.pop(0)
+            self.count += arrival.granules
+            if arrival.at > now:
+                now, last = arrival.at, arrival.direction
+        return now, last
+
+
+class MatrixUnit:
+    """One MXU: its queue, and when each result can be popped.
+
+    Results come in order (`mrf`) or, where the matmul names a buffer (`mrb[n]`), by address.
+    """
+
+    def __init__(self, rates: Rates) -> None:
+        self.rates = rates
+        self.free_at = 0.0
+        self.busy_cycles = 0.0
+        self.in_order: deque[int] = deque()
+        self.by_address: dict[int, int] = {}
+
+    def matmul(self, now: int, rows: int, buffer: int) -> int:
+        """Issues a matmul; returns when the bundle can issue."""
+        rates = self.rates
+        issue = max(now, math.ceil(self.free_at) - rates.queue_cycles)
+        start = max(self.free_at, float(issue))
+        self.free_at = start + rows * rates.cycles_per_row
+        self.busy_cycles += rows * rates.cycles_per_row
+        latency = rates.latency_wide if rows <= 8 else rates.latency_narrow
+        ready = math.ceil(start) + latency
+        for result in range(rows // 8 * rates.results_per_eight_rows):
+            if buffer < 0:
+                self.in_order.append(ready)
+            else:
+                self.by_address[buffer + result] = ready
+        return issue
+
+    def pop(self, now: int, buffer: int) -> int | None:
+        """When the next result can be popped, or None if no matmul made one."""
+        if buffer < 0:
+            ready = self.in_order.popleft() if self.in_order else None
+        else:
+            ready = self.by_address.pop(buffer, None)
+        return None if ready is None else max(now, ready)

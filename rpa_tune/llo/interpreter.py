@@ -1,0 +1,362 @@
+"""The definition of a kernel's execution: bundle by bundle, in plain Python.
+
+This is the oracle. It is written to be read; `fast.py` runs the same semantics compiled and is
+tested against it. Control flow never depends on time: a run is exact, only its timing a model.
+"""
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from rpa_tune.errors import DumpError
+from rpa_tune.llo.engines import (
+    WAIT_OWNER,
+    Arrival,
+    CopyEngine,
+    MatrixUnit,
+    Owner,
+    Rates,
+    SyncFlag,
+    direction_of,
+)
+from rpa_tune.llo.opcodes import Op
+from rpa_tune.llo.program import ALLOCATION_BITS, NO_REGISTER, Bundle, Instruction, Program, Term
+
+Operands = Mapping[int, npt.NDArray[np.int32]]
+_WORD = 1 << 32
+
+_BINARY: dict[Op, Callable[[int, int], int]] = {
+    Op.ADD: operator.add,
+    Op.SUB: operator.sub,
+    Op.MUL: operator.mul,
+    Op.AND: operator.and_,
+    Op.OR: operator.or_,
+    Op.XOR: operator.xor,
+    Op.SHL: lambda a, b: a << (b & 31),
+    Op.SHR_LOGICAL: lambda a, b: (a % _WORD) >> (b & 31),
+    Op.SHR_ARITHMETIC: lambda a, b: a >> (b & 31),
+    Op.MIN: min,
+    Op.MAX: max,
+    Op.MIN_UNSIGNED: lambda a, b: min(a % _WORD, b % _WORD),
+    Op.MAX_UNSIGNED: lambda a, b: max(a % _WORD, b % _WORD),
+    Op.EQ: operator.eq,
+    Op.NE: operator.ne,
+    Op.LT: operator.lt,
+    Op.LE: operator.le,
+    Op.GT: operator.gt,
+    Op.GE: operator.ge,
+    Op.LT_UNSIGNED: lambda a, b: a % _WORD < b % _WORD,
+    Op.LE_UNSIGNED: lambda a, b: a % _WORD <= b % _WORD,
+    Op.GT_UNSIGNED: lambda a, b: a % _WORD > b % _WORD,
+    Op.GE_UNSIGNED: lambda a, b: a % _WORD >= b % _WORD,
+    Op.OR_PREDICATE: lambda a, b: bool(a) or bool(b),
+    Op.AND_PREDICATE: lambda a, b: bool(a) and bool(b),
+    Op.XOR_PREDICATE: lambda a, b: bool(a) != bool(b),
+    Op.NAND_PREDICATE: lambda a, b: not (a and b),
+}
+
+
+def wrap(value: int) -> int:
+    """Reduces to a signed 32-bit integer."""
+    value %= _WORD
+    return value - _WORD if value >= _WORD >> 1 else value
+
+
+def operand_address(index: int) -> int:
+    """A made-up address of an operand in HBM, VMEM or CMEM.
+
+    Odd multiples of 4096, so that an address shifted left by 4 (granules) names one operand too.
+    """
+    return (2 * index + 1) << 12
+
+
+@dataclass(kw_only=True, slots=True)
+class Run:
+    """What one execution did; `timeline.py` makes it readable.
+
+    Attributes:
+      executed: Times each bundle issued, [num_bundles].
+      entered: Times each bundle was reached other than by a back edge, [num_bundles].
+      stall_cycles: Cycles lost before each bundle per `Owner`, [num_bundles, len(Owner)].
+      end_cycle: When the last bundle had issued.
+      engines: By `Direction`: (copies, bytes, busy cycles, of which fixed).
+      mxu_busy_cycles: Sum over the units.
+      unknown: What was met and not modelled, with counts.
+    """
+
+    executed: npt.NDArray[np.int64]
+    entered: npt.NDArray[np.int64]
+    stall_cycles: npt.NDArray[np.int64]
+    end_cycle: int = 0
+    engines: list[tuple[int, int, float, float]] = field(default_factory=list)
+    mxu_busy_cycles: float = 0.0
+    unknown: Counter[str] = field(default_factory=Counter)
+
+
+def printed_delay(program: Program, address: int, rates: Rates) -> int:
+    """Delay bundles of a branch that the dump prints; the rest cost a cycle each all the same.
+
+    Empty slots in front of the next region are left out by some libtpu versions: what is printed
+    ends where the next region or label starts.
+    """
+    for distance in range(1, rates.branch_delay + 1):
+        following = address + distance
+        if following >= len(program.bundles) or program.bundles[following].is_entry:
+            return distance - 1
+    return rates.branch_delay
+
+
+class Interpreter:
+    """One execution of a program on one core."""
+
+    def __init__(self, program: Program, rates: Rates, operands: Operands) -> None:
+        self.program = program
+        self.rates = rates
+        self.operands = operands
+        self.registers = [0] * len(program.register_names)
+        self.smem: dict[int, int] = {}
+        self.flags: dict[int, SyncFlag] = {}
+        self.engines = [CopyEngine(copy) for copy in rates.copies]
+        self.units: dict[int, MatrixUnit] = {}
+        self.now = 0
+        self.num_started = 0
+        self.branch: tuple[int, int] | None = None
+        count = len(program.bundles)
+        self.result = Run(
+            executed=np.zeros(count, np.int64),
+            entered=np.zeros(count, np.int64),
+            stall_cycles=np.zeros((count, len(Owner)), np.int64),
+        )
+
+    def run(self, max_bundles: int) -> Run:
+        """Executes until the program leaves its last bundle.
+
+        Raises:
+          DumpError: A wait that never completes, a halt, or no end within `max_bundles`.
+        """
+        address, came_from, jumped = 0, -1, False
+        end = len(self.program.bundles)
+        issued = 0
+        while address < end:
+            bundle = self.program.bundles[address]
+            back_edge = jumped and came_from >= address
+            self.result.entered[address] += not back_edge
+            self.result.executed[address] += 1
+            # A loop body merges the back edge, other labels the jumps, with falling through.
+            self._issue(address, bundle, back_edge if bundle.label == "LB" else jumped)
+            issued += 1
+            if issued > max_bundles:
+                raise self._error(address, f"the kernel did not end within {max_bundles} bundles")
+            came_from, jumped = address, False
+            address += 1
+            if self.branch is not None:
+                left, target = self.branch
+                if left == 0:
+                    address, jumped, self.branch = target, True, None
+                else:
+                    self.branch = (left - 1, target)
+        return self._finish()
+
+    def _issue(self, address: int, bundle: Bundle, jumped: bool) -> None:
+        """Issues one bundle: its stalls, its operations, its cycle."""
+        phis = []
+        for item in bundle.instructions:
+            if item.op is Op.PHI:
+                # Phis of one bundle read all before any is written.
+                phis.append(
+                    (item.result, self._value(item.terms[self._phi_choice(bundle, jumped)]))
+                )
+                continue
+            for register, value in phis:
+                self.registers[register] = value
+            phis.clear()
+            self._execute(address, item)
+        for register, value in phis:
+            self.registers[register] = value
+        self.now += 1
+
+    @staticmethod
+    def _phi_choice(bundle: Bundle, jumped: bool) -> int:
+        """Which operand a phi takes: at a loop body (above, back edge), else (jumped, fell)."""
+        return int(jumped) if bundle.label == "LB" else int(not jumped)
+
+    def _execute(self, address: int, item: Instruction) -> None:
+        """Executes one instruction unless its predicate forbids it."""
+        op = item.op
+        if op is Op.BRANCH:
+            self._shadow(address)
+        if item.predicate != NO_REGISTER and bool(self.registers[item.predicate]) == item.negated:
+            return
+        if (binary := _BINARY.get(op)) is not None:
+            left, right = item.terms
+            self._set(item, int(binary(self._value(left), self._value(right))))
+        elif op is Op.MOV:
+            self._set(item, self._value(item.terms[0]))
+        elif op is Op.SELECT:
+            condition, yes, no = item.terms
+            self._set(item, self._value(yes if self._value(condition) else no))
+        elif op is Op.NOT_PREDICATE:
+            self._set(item, int(not self._value(item.terms[0])))
+        elif op is Op.LOAD:
+            self._set(item, self._load(self._value(item.terms[0])))
+        elif op is Op.STORE:
+            self.smem[self._value(item.terms[0])] = self._value(item.terms[1])
+        elif op is Op.BRANCH:
+            self._branch(address, item)
+        else:
+            self._execute_timed(address, item)
+
+    def _execute_timed(self, address: int, item: Instruction) -> None:
+        """Executes an instruction that copies, waits, multiplies, or is rare."""
+        op = item.op
+        if op is Op.COPY:
+            self._copy(address, item)
+        elif op is Op.WAIT:
+            self._wait(address, self._value(item.terms[0]), self._value(item.terms[1]))
+        elif op is Op.SYNC_ADD:
+            self._flag(item.terms[0]).count += self._value(item.terms[1])
+        elif op is Op.SYNC_READ:
+            flag = self._flag(item.terms[0])
+            flag.absorb(self.now)
+            self._set(item, flag.count)
+        elif op is Op.MATMUL or op is Op.POP:
+            self._matrix(address, item)
+        elif op is Op.OPERAND:
+            self._set(item, self._operand(item.terms[0].constant))
+        elif op is Op.DELAY:
+            self._stall(address, Owner.SYNC, self.now + self._value(item.terms[0]))
+        elif op is Op.HALT:
+            raise self._error(address, f"the kernel halts: {item.detail}")
+        else:
+            raise AssertionError(f"{op} has no semantics")
+
+    def _value(self, term: Term) -> int:
+        """The value of an operand."""
+        value = term.constant
+        if term.first != NO_REGISTER:
+            value += self.registers[term.first]
+            if term.second != NO_REGISTER:
+                value += self.registers[term.second]
+        return value
+
+    def _set(self, item: Instruction, value: int) -> None:
+        """Writes an instruction's result register."""
+        self.registers[item.result] = wrap(value)
+
+    def _load(self, address: int) -> int:
+        """Reads SMEM. Words nobody wrote are zero: the compiler reads dummies speculatively."""
+        return self.smem.get(address, 0)
+
+    def _operand(self, index: int) -> int:
+        """The address of a memory operand, or the value of a scalar one."""
+        if self.program.operands[index].space == "register":
+            return int(self._operand_array(index)[0])
+        return operand_address(index)
+
+    def _operand_array(self, index: int) -> npt.NDArray[np.int32]:
+        """The values of a scalar-prefetch operand."""
+        if index not in self.operands:
+            shape = self.program.operands[index].shape
+            raise DumpError(
+                f"operand {index} ({shape}) is read into scalar memory, but was not given",
+                where=str(self.program.path),
+                hint="pass every scalar-prefetch array by its position in the call",
+            )
+        return np.asarray(self.operands[index], np.int32).reshape(-1)
+
+    def _shadow(self, address: int) -> None:
+        """Charges the delay slots of a branch that the dump leaves out."""
+        missing = self.rates.branch_delay - printed_delay(self.program, address, self.rates)
+        self._stall(address, Owner.SCALAR, self.now + missing)
+
+    def _branch(self, address: int, item: Instruction) -> None:
+        """Takes a branch, which has its effect after its delay slots."""
+        if self.branch is not None:
+            raise self._error(address, "a branch in the shadow of a taken branch")
+        self.branch = (printed_delay(self.program, address, self.rates), item.target)
+
+    def _copy(self, address: int, item: Instruction) -> None:
+        """Starts a copy; one into SMEM also delivers a scalar operand."""
+        source, granules, destination, flag = (self._value(term) for term in item.terms[:4])
+        if granules < 0:
+            raise self._error(address, f"a copy of {granules} granules")
+        direction = direction_of(item.detail)
+        if item.detail.endswith("_to_smem"):
+            self._deliver(address, source, destination)
+        at = self.engines[direction].start(self.now, granules * self.rates.granule_bytes)
+        self.num_started += 1
+        target = self.flags.setdefault(flag, SyncFlag())
+        target.expect(Arrival(at, self.num_started, granules, direction))
+
+    def _deliver(self, address: int, source: int, destination: int) -> None:
+        """Writes a scalar operand to SMEM."""
+        for index in self.program.operands:
+            if source in (operand_address(index), operand_address(index) << 4):
+                values = self._operand_array(index).tolist()
+                self.smem.update(enumerate(values, start=destination))
+                return
+        raise self._error(address, "a copy into SMEM from something that is not an operand")
+
+    def _flag(self, term: Term) -> SyncFlag:
+        """The flag at an address."""
+        return self.flags.setdefault(self._value(term), SyncFlag())
+
+    def _wait(self, address: int, flag: int, granules: int) -> None:
+        """Waits until a flag has counted."""
+        try:
+            until, direction = self.flags.setdefault(flag, SyncFlag()).wait(self.now, granules)
+        except ValueError as count:
+            name = self.program.allocation_names[(flag >> ALLOCATION_BITS) - 1]
+            offset = flag & ((1 << ALLOCATION_BITS) - 1)
+            raise self._error(
+                address,
+                f"deadlock: a wait for {granules} granules on flag {name} + {offset} never ends;"
+                f" it has counted {count} and no copy is in flight",
+            ) from None
+        self._stall(address, Owner.SYNC if direction is None else WAIT_OWNER[direction], until)
+
+    def _matrix(self, address: int, item: Instruction) -> None:
+        """Issues a matmul or pops a result."""
+        number, rows, buffer = (term.constant for term in item.terms)
+        unit = self.units.setdefault(number, MatrixUnit(self.rates))
+        if item.op is Op.MATMUL:
+            until: int | None = unit.matmul(self.now, rows, buffer)
+        else:
+            until = unit.pop(self.now, buffer)
+        if until is None:
+            self.result.unknown["MXU results popped that no matmul made"] += 1
+        else:
+            self._stall(address, Owner.MXU_WAIT, until)
+
+    def _stall(self, address: int, owner: Owner, until: int) -> None:
+        """Lets time pass before a bundle."""
+        self.result.stall_cycles[address, owner] += until - self.now
+        self.now = until
+
+    def _finish(self) -> Run:
+        """Closes the books."""
+        run = self.result
+        run.end_cycle = self.now
+        run.engines = [
+            (e.num_copies, e.num_bytes, e.busy_cycles, e.fixed_busy_cycles) for e in self.engines
+        ]
+        run.mxu_busy_cycles = sum(unit.busy_cycles for unit in self.units.values())
+        for flag in self.flags.values():
+            if in_flight := sum(arrival.granules > 0 for arrival in flag.arrivals):
+                run.unknown["copies in flight at exit"] += in_flight
+        return run
+
+    def _error(self, address: int, message: str) -> DumpError:
+        """A DumpError at a bundle."""
+        return DumpError(message, where=self.program.where(address))
+
+
+def interpret(
+    program: Program, rates: Rates, operands: Operands, *, max_bundles: int = 1 << 40
+) -> Run:
+    """Executes a program; see `Interpreter.run`."""
+    return Interpreter(program, rates, operands).run(max_bundles)

@@ -1,0 +1,125 @@
+"""A compiled kernel as the simulator sees it: bundles, their scalar operations, their slots.
+
+`parse.py` builds these records from a dump; nothing here depends on the chip, which no dump
+names. Only the scalar path, the copies, the waits and the MXU traffic are kept as operations:
+other vector instructions are counted in the slots of their bundle.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from rpa_tune.llo.opcodes import Op, Slot
+
+# Allocations get addresses this many bits apart: SMEM has at most 2**18 words on all chips.
+ALLOCATION_BITS = 18
+NO_REGISTER = -1
+
+
+class Term(NamedTuple):
+    """The value `constant + register + register`; absent registers are `NO_REGISTER`."""
+
+    constant: int
+    first: int = NO_REGISTER
+    second: int = NO_REGISTER
+
+
+class Instruction(NamedTuple):
+    """One operation of the scalar path, a copy, a wait, or an MXU event.
+
+    Attributes:
+      op: What it does.
+      result: Register written, or `NO_REGISTER`.
+      terms: Operands in the dump's order. A select has (predicate, if true, if false), a store
+        (address, value), a copy (source, granules, destination, flag, ...), a matmul or pop
+        (MXU, rows, result buffer or -1).
+      predicate: Register that allows it, or `NO_REGISTER`.
+      negated: Whether the predicate must be false instead of true.
+      target: Bundle index a branch goes to; `len(bundles)` leaves the kernel.
+      detail: Source and destination memory of a copy, the message of a halt.
+    """
+
+    op: Op
+    result: int = NO_REGISTER
+    terms: tuple[Term, ...] = ()
+    predicate: int = NO_REGISTER
+    negated: bool = False
+    target: int = NO_REGISTER
+    detail: str = ""
+
+
+class Bundle(NamedTuple):
+    """What issues in one cycle.
+
+    Attributes:
+      line: Line in the dump, counted from 1.
+      label: `LB` at a loop's body, `PF` behind a predicated region, else empty.
+      depth: Loop nesting depth.
+      is_entry: Whether a region starts here, so that code before it ends at this bundle.
+      instructions: In an order in which each can be executed: phis first, then by use, stores
+        and side effects in the dump's order.
+      slots: Instructions per slot, indexed by `Slot`.
+    """
+
+    line: int
+    label: str
+    depth: int
+    is_entry: bool
+    instructions: tuple[Instruction, ...]
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KernelOperand:
+    """One operand of the kernel call.
+
+    Attributes:
+      index: Position in the call; outputs follow the inputs.
+      space: Memory it lives in: `hbm`, `vmem`, `smem`, `cmem`, or `register` for a scalar.
+      shape: As the dump prints it, for example `s32[64]`.
+      is_output: Whether the kernel writes it.
+    """
+
+    index: int
+    space: str
+    shape: str
+    is_output: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Program:
+    """One parsed dump. Programs compare by identity.
+
+    Attributes:
+      path: The dump file.
+      bundles: In address order; the address is the index.
+      operands: Operands by index.
+      register_names: Name of each register, for messages.
+      allocation_names: Name of each allocation whose address is taken; the address of number
+        `i` is `i << ALLOCATION_BITS`.
+    """
+
+    path: Path
+    bundles: tuple[Bundle, ...]
+    operands: dict[int, KernelOperand]
+    register_names: tuple[str, ...]
+    allocation_names: tuple[str, ...]
+
+    def where(self, address: int) -> str:
+        """`file:line (bundle 0x..)` of a bundle, for messages."""
+        return f"{self.path}:{self.bundles[address].line} (bundle {address:#x})"
+
+    def slot_total(self, slot: Slot) -> int:
+        """Instructions of one slot over the whole text, loops counted once."""
+        return sum(bundle.slots[slot] for bundle in self.bundles)
+
+
+def load_program(path: Path) -> Program:
+    """Parses a `*-final_bundles.txt` dump.
+
+    Raises:
+      DumpError: The file is missing, empty, or not understood; says file and line.
+    """
+    from rpa_tune.llo.parse import parse_program
+
+    return parse_program(Path(path))

@@ -1,0 +1,212 @@
+"""What one simulated launch tells: where every cycle went, what moved, what bounds it.
+
+A `Timeline` is made from a `Run`, whoever executed it. Times are simulated, never measured.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from rpa_tune.llo.engines import Direction, Owner, Rates
+from rpa_tune.llo.interpreter import Run, printed_delay
+from rpa_tune.llo.machine import Machine
+from rpa_tune.llo.opcodes import Op, Slot
+from rpa_tune.llo.program import Program
+
+# A copy engine that is busy this share of the time limits the kernel whatever waits are seen.
+_BUSY_SHARE = 0.9
+_VECTOR_SLOTS = tuple(slot for slot in Slot if slot is not Slot.SALU)
+_UNITS = tuple(slot for slot in Slot if slot not in (Slot.FILL, Slot.SPILL))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopRegion:
+    """One loop of the schedule.
+
+    Attributes:
+      first: Address of the loop body's first bundle.
+      last: Address of the last bundle before the loop is left, delay slots included.
+      depth: Nesting depth, 1 for an outermost loop.
+      entries: Times the loop was entered.
+      trips: Times its body ran, over all entries.
+      bundles: Bundles executed inside, inner loops included.
+      cycles: Cycles spent inside, stalls and inner loops included.
+      share: `cycles` over the kernel's total.
+    """
+
+    first: int
+    last: int
+    depth: int
+    entries: int
+    trips: int
+    bundles: int
+    cycles: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlotUse:
+    """Use of one issue slot over the bundles executed.
+
+    Attributes:
+      instructions: Instructions executed.
+      share: Of the slot's capacity over all bundles executed.
+    """
+
+    instructions: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timeline:
+    """One simulated launch.
+
+    Attributes:
+      chip: Machine it ran on.
+      total_cycles: From launch to the last bundle.
+      cycles_by_owner: Who each cycle belongs to; adds up to `total_cycles`.
+      time_us: `total_cycles` at the nominal clock.
+      num_bundles: Bundles executed.
+      read_bytes: HBM to VMEM.
+      write_bytes: VMEM to HBM.
+      prefetch_bytes: All other copies: scalar operands to SMEM, copies between VMEM and CMEM.
+      num_copies: Copies from and to HBM with a size above zero.
+      num_prefetch_copies: The same for the other copies.
+      read_busy_cycles: Time the read engine serves copies.
+      write_busy_cycles: Time the write engine serves copies.
+      mxu_busy_cycles: Time the MXUs multiply, summed over units.
+      slots: Use per issue slot, by name; FILL and SPILL are part of VLOAD and VSTORE.
+      loops: Every loop of the text, outermost first.
+      bound_by: `hbm`, `dma_issue`, `dma_latency`, `mxu`, `vector`, `scalar`, `sync` or
+        `launch`; see `bound_by`.
+      unknown: What was met and not modelled, with counts.
+      guesses: Parameters the time depends on that have no evidence.
+    """
+
+    chip: str
+    total_cycles: int
+    cycles_by_owner: dict[str, int]
+    time_us: float
+    num_bundles: int
+    read_bytes: int
+    write_bytes: int
+    prefetch_bytes: int
+    num_copies: int
+    num_prefetch_copies: int
+    read_busy_cycles: float
+    write_busy_cycles: float
+    mxu_busy_cycles: float
+    slots: dict[str, SlotUse]
+    loops: tuple[LoopRegion, ...]
+    bound_by: str
+    unknown: dict[str, int]
+    guesses: tuple[str, ...]
+
+    @property
+    def busiest_slot(self) -> str:
+        """The slot with the largest share of its capacity."""
+        return max((slot.name for slot in _UNITS), key=lambda name: self.slots[name].share)
+
+    @property
+    def achieved_bytes_per_s(self) -> float:
+        """HBM traffic in both directions over the time, bytes/s."""
+        return (self.read_bytes + self.write_bytes) / self.time_us * 1e6
+
+
+def make_timeline(program: Program, machine: Machine, rates: Rates, run: Run) -> Timeline:
+    """Reads a run."""
+    slots = np.array([bundle.slots for bundle in program.bundles], np.int64)
+    executed_slots = run.executed @ slots
+    has_vector = slots[:, _VECTOR_SLOTS].any(axis=1)
+    owners = run.stall_cycles.sum(axis=0)
+    owners[Owner.ISSUE] += int(run.executed[has_vector].sum())
+    owners[Owner.SCALAR] += int(run.executed[~has_vector].sum())
+    owners[Owner.LAUNCH] = round(machine.value("launch_us") * 1e-6 * machine.value("clock_hz"))
+    cycles_by_owner = {owner.name.lower(): int(owners[owner]) for owner in Owner}
+    total = sum(cycles_by_owner.values())
+    assert total == run.end_cycle + int(owners[Owner.LAUNCH])
+    num_bundles = int(run.executed.sum())
+    slot_use = {
+        slot.name: SlotUse(
+            instructions=int(executed_slots[slot]),
+            share=float(executed_slots[slot]) / (machine.slot_capacity[slot] * num_bundles),
+        )
+        for slot in Slot
+    }
+    read, write, local = (run.engines[direction] for direction in Direction)
+    return Timeline(
+        chip=machine.chip,
+        total_cycles=total,
+        cycles_by_owner=cycles_by_owner,
+        time_us=total / machine.value("clock_hz") * 1e6,
+        num_bundles=num_bundles,
+        read_bytes=read[1],
+        write_bytes=write[1],
+        prefetch_bytes=local[1],
+        num_copies=read[0] + write[0],
+        num_prefetch_copies=local[0],
+        read_busy_cycles=read[2],
+        write_busy_cycles=write[2],
+        mxu_busy_cycles=run.mxu_busy_cycles,
+        slots=slot_use,
+        loops=tuple(_loops(program, rates, run, total)),
+        bound_by=bound_by(cycles_by_owner, run, slot_use),
+        unknown=dict(run.unknown),
+        guesses=machine.guesses,
+    )
+
+
+def bound_by(owners: dict[str, int], run: Run, slots: dict[str, SlotUse]) -> str:
+    """What limits a kernel, by rules in this order.
+
+    1. A copy engine busy for 90 % of the time or more limits it, whatever waits are seen.
+    2. Otherwise the largest of these owners: copies (`dma_wait_read`, `dma_wait_write`,
+       `prologue`), `mxu_wait`, `issue`, `scalar`, `sync`, `launch`.
+
+    Copies become `hbm` when the engine that serves more spends at least half its time on bytes,
+    else `dma_issue` (a fixed cost per copy); when the engines are busy for less than half of the
+    time copies are waited for, `dma_latency`. `issue` becomes `mxu` when the MXU slot is the
+    busiest of its bundles, else `vector`.
+    """
+    total = sum(owners.values())
+    engine = max(run.engines[Direction.READ], run.engines[Direction.WRITE], key=lambda e: e[2])
+    waits = owners["dma_wait_read"] + owners["dma_wait_write"] + owners["prologue"]
+    groups = {"copies": waits} | {
+        name: owners[name] for name in ("mxu_wait", "issue", "scalar", "sync", "launch")
+    }
+    largest = max(groups, key=lambda name: groups[name])
+    if engine[2] >= _BUSY_SHARE * total or largest == "copies":
+        if engine[2] < waits / 2:
+            return "dma_latency"
+        return "dma_issue" if engine[3] > engine[2] / 2 else "hbm"
+    if largest == "mxu_wait":
+        return "mxu"
+    if largest == "issue":
+        units = (slot.name for slot in _UNITS if slot is not Slot.SALU)
+        return "mxu" if max(units, key=lambda name: slots[name].share) == "MXU" else "vector"
+    return largest
+
+
+def _loops(program: Program, rates: Rates, run: Run, total: int) -> Iterable[LoopRegion]:
+    """Every loop: a branch back to a label, with the bundles between."""
+    cycles = run.executed + run.stall_cycles.sum(axis=1)
+    last_of: dict[int, int] = {}
+    for address, bundle in enumerate(program.bundles):
+        for item in bundle.instructions:
+            if item.op is Op.BRANCH and item.target <= address:
+                last = address + printed_delay(program, address, rates)
+                last_of[item.target] = max(last, last_of.get(item.target, 0))
+    for first, last in sorted(last_of.items()):
+        inside = slice(first, last + 1)
+        spent = int(cycles[inside].sum())
+        yield LoopRegion(
+            first=first,
+            last=last,
+            depth=program.bundles[first].depth,
+            entries=int(run.entered[first]),
+            trips=int(run.executed[first]),
+            bundles=int(run.executed[inside].sum()),
+            cycles=spent,
+            share=spent / total,
+        )
