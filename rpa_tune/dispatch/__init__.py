@@ -1,0 +1,16 @@
+"""Chooses and launches kernels in a serving engine. Needs jax, numpy and yaml only."""
+
+from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
+from rpa_tune.dispatch.plan import Launch, LaunchPlan
+from rpa_tune.dispatch.runtime import ragged_paged_attention
+from rpa_tune.dispatch.select import Choice, Source
+
+__all__ = [
+    "Choice",
+    "Dispatcher",
+    "Launch",
+    "LaunchPlan",
+    "Source",
+    "load_dispatcher",
+    "ragged_paged_attention",
+]

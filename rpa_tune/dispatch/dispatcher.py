@@ -1,0 +1,174 @@
+"""The object a serving engine holds: tables loaded once, a plan per step in microseconds."""
+
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rpa_kernels import FAMILIES
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+from rpa_tune.dispatch.plan import ORDER, Launch, LaunchPlan
+from rpa_tune.dispatch.runtime import ragged_paged_attention
+from rpa_tune.dispatch.select import Choice, OnMiss, Source, select
+from rpa_tune.errors import UsageError
+from rpa_tune.hw.chip import Chip, chip_of_device_kind, load_chip
+from rpa_tune.tables.reader import Tables, load_tables, shipped_folder
+from rpa_tune.tables.step import Step
+
+_log = logging.getLogger("rpa_tune.dispatch")
+_ABSENT = -1
+
+
+class _Menu:
+    """What one problem may launch: its choices, and every plan made from them so far."""
+
+    def __init__(self, problem: Problem, target: Target, choices: dict[str, Choice]) -> None:
+        self.problem = problem
+        self.target = target
+        self.choices = choices
+        # Mixed takes over what nobody else serves, from one place in the batch to its end: when
+        # it has the decode sequences, it has the prefill ones as well.
+        if "decode" not in choices:
+            choices.pop("prefill", None)
+        self._plans: dict[tuple[int, ...], LaunchPlan] = {}
+
+    def plan(self, picks: tuple[int, ...]) -> LaunchPlan:
+        """The plan with config `picks[i]` of `ORDER[i]`; the same object every time."""
+        plan = self._plans.get(picks)
+        if plan is None:
+            launches = tuple(
+                Launch(family=family, config=choice.configs[pick], why=choice.why)
+                for family, pick in zip(ORDER, picks, strict=True)
+                if pick != _ABSENT and (choice := self.choices[family])
+            )
+            plan = LaunchPlan(problem=self.problem, target=self.target, launches=launches)
+            self._plans[picks] = plan
+        return plan
+
+
+class Dispatcher:
+    """Chooses configs from tables and runs attention with them.
+
+    `plan` is a pure function of the problem and the step's lengths, so every host of a mesh
+    chooses alike.
+    """
+
+    def __init__(self, chip: Chip, tables: Tables, *, on_miss: OnMiss = "nearest") -> None:
+        """Keeps the tables; see `load_dispatcher`."""
+        self.chip = chip
+        self.tables = tables
+        self.on_miss: OnMiss = on_miss
+        self._menus: dict[Problem, _Menu] = {}
+
+    def plan(self, problem: Problem, step: Step) -> LaunchPlan:
+        """The kernels for one step; families without sequences are not launched.
+
+        Args:
+          problem: Static shapes of the call.
+          step: Lengths of the step's sequences, from the host.
+
+        Raises:
+          ValueError: No kernel can serve the problem on this chip.
+          TableError: No row, and the dispatcher was loaded with `on_miss="error"`.
+        """
+        menu = self._menus.get(problem) or self._menu(problem)
+        mixed = step.mixed
+        picks = [_ABSENT, _ABSENT, _ABSENT]
+        for place, family in enumerate(ORDER[:2]):
+            lengths = step.lengths(family)
+            if not lengths.num_seqs:
+                continue
+            if choice := menu.choices.get(family):
+                picks[place] = choice.row.pick(lengths) if choice.row else 0
+            else:
+                mixed += lengths
+        if mixed.num_seqs:
+            row = menu.choices["mixed"].row
+            picks[2] = row.pick(mixed) if row else 0
+        return menu.plan(tuple(picks))
+
+    def plans(self, problem: Problem) -> list[LaunchPlan]:
+        """Every plan that some step of `problem` can get, for warm-up; fewest launches first."""
+        menu = self._menus.get(problem) or self._menu(problem)
+        options = [
+            [_ABSENT, *range(len(menu.choices[family].configs))]
+            if family in menu.choices
+            else [_ABSENT]
+            for family in ORDER
+        ]
+        picks = [p for p in itertools.product(*options) if any(pick != _ABSENT for pick in p)]
+        plans = [menu.plan(p) for p in picks]
+        return sorted(plans, key=lambda plan: len(plan.launches))
+
+    def choices(self, problem: Problem) -> dict[str, Choice]:
+        """What each family that can serve `problem` was given, and why."""
+        return dict((self._menus.get(problem) or self._menu(problem)).choices)
+
+    def __call__(self, *arrays: jax.Array, plan: LaunchPlan, **options: Any) -> Any:
+        """Runs a plan; see `runtime.ragged_paged_attention`."""
+        return ragged_paged_attention(*arrays, plan=plan, **options)
+
+    def _menu(self, problem: Problem) -> _Menu:
+        """Selects for every family, and logs each choice once."""
+        choices: dict[str, Choice] = {}
+        refusals = []
+        for family in FAMILIES:
+            choice = select(problem, self.chip.target, family, self.tables, on_miss=self.on_miss)
+            if isinstance(choice, Infeasible):
+                refusals.append(f"{family}: {choice}")
+                _log.warning("%s cannot serve this problem: %s", family, choice)
+                continue
+            choices[family] = choice
+            level = logging.INFO if choice.source is Source.EXACT else logging.WARNING
+            _log.log(level, "%s on %s: %s", family, self.chip.name, choice.why)
+        if "mixed" not in choices:
+            raise ValueError(
+                f"no kernel can serve this problem on {self.chip.name}: {'; '.join(refusals)}"
+            )
+        menu = _Menu(problem, self.chip.target, choices)
+        self._menus[problem] = menu
+        return menu
+
+
+def load_dispatcher(
+    chip: str | None = None,
+    tables: Tables | Path | str | Sequence[Path | str] | None = None,
+    on_miss: OnMiss = "nearest",
+) -> Dispatcher:
+    """Loads tables and makes a dispatcher.
+
+    Args:
+      chip: Name in the chip table, or None for the chip of the first JAX device.
+      tables: Table folders laid over the shipped ones (later ones win), or `Tables` to use alone.
+      on_miss: Without an exact row: `nearest`, `heuristic`, or `error`.
+
+    Raises:
+      UsageError: Unknown chip, or None on a machine without a TPU; unknown `on_miss`.
+      TableError: A table does not parse.
+    """
+    if on_miss not in ("nearest", "heuristic", "error"):
+        raise UsageError(f'on_miss={on_miss!r} is not "nearest", "heuristic" or "error"')
+    found = load_chip(chip) if chip is not None else _attached_chip()
+    if not isinstance(tables, Tables):
+        if tables is None:
+            overlays: Sequence[Path | str] = ()
+        else:
+            overlays = [tables] if isinstance(tables, Path | str) else tables
+        folders = [shipped_folder(), *(Path(folder) for folder in overlays)]
+        tables = load_tables(folders, chip=found.name)
+    return Dispatcher(found, tables, on_miss=on_miss)
+
+
+def _attached_chip() -> Chip:
+    device = jax.devices()[0]
+    if device.platform != "tpu":
+        raise UsageError(
+            f"the first JAX device is {device.device_kind!r}, not a TPU",
+            hint='name the chip: load_dispatcher(chip="v6e")',
+        )
+    return chip_of_device_kind(device.device_kind)

@@ -1,0 +1,146 @@
+"""Which configs serve a problem: an exact row, the nearest one that fits, or the heuristic.
+
+Every answer says where it comes from; a miss is never silent.
+"""
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rpa_kernels import load_family
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+from rpa_tune.dispatch.heuristic import heuristic
+from rpa_tune.errors import TableError
+from rpa_tune.tables.key import TuningKey, differences, tuning_key
+from rpa_tune.tables.reader import Tables
+from rpa_tune.tables.row import ALWAYS_FIRST, Clause, TableRow
+
+OnMiss = Literal["nearest", "heuristic", "error"]
+# Beyond this distance (see `tables.key.distance`) a row says less than the heuristic, which knows
+# the problem. A guess until measured rows can say better.
+NEAREST_LIMIT = 4.0
+
+
+class Source(enum.StrEnum):
+    """Where a choice comes from."""
+
+    EXACT = "exact"
+    NEAREST = "nearest"
+    HEURISTIC = "heuristic"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """The configs of one family for one problem, and why.
+
+    Attributes:
+      key: What was looked up.
+      source: Exact row, nearest row, or heuristic.
+      why: One line for a log.
+      configs: Config records; one of them serves a step.
+      rule: Which one, by the step's lengths.
+      row: The row, or None for the heuristic.
+      distance: How far the row's key is; 0 for an exact row, None for the heuristic.
+    """
+
+    key: TuningKey
+    source: Source
+    why: str
+    configs: tuple[Any, ...]
+    rule: tuple[Clause, ...] = ALWAYS_FIRST
+    row: TableRow | None = None
+    distance: float | None = None
+
+
+def select(
+    problem: Problem, target: Target, family: str, tables: Tables, *, on_miss: OnMiss = "nearest"
+) -> Choice | Infeasible:
+    """Chooses the configs of `family` for `problem`.
+
+    Args:
+      problem: Static shapes and dtypes.
+      target: The chip's limits.
+      family: Kernel family.
+      tables: Rows to choose from.
+      on_miss: Without an exact row: take the nearest one that fits, go straight to the
+        heuristic, or raise.
+
+    Returns:
+      A choice, or the limit that keeps the family from serving this problem at all.
+
+    Raises:
+      TableError: No exact row, and `on_miss` is `error`.
+    """
+    key = tuning_key(problem, target.chip, family)
+    row = tables.exact(key)
+    reason = "no row for this key"
+    if row is not None:
+        configs = _fitting(row, problem, target)
+        if not isinstance(configs, str):
+            why = f"exact: {_name(row)}"
+            return Choice(
+                key=key, source=Source.EXACT, why=why, configs=configs, rule=row.rule,
+                row=row, distance=0.0,
+            )  # fmt: skip
+        reason = f"{_name(row)} does not serve this problem ({configs})"
+    if on_miss == "error":
+        raise TableError(
+            f"no tuned {family} config for {target.chip}: {reason}",
+            where=row.where if row else "",
+            hint='sweep this problem, or load the dispatcher with on_miss="nearest"',
+        )
+    if on_miss == "nearest":
+        choice = _nearest(key, problem, target, tables)
+        if choice is not None:
+            return choice
+        reason += f", and none nearer than {NEAREST_LIMIT:g} that fits"
+    config = heuristic(family, problem, target)
+    if isinstance(config, Infeasible):
+        return config
+    return Choice(key=key, source=Source.HEURISTIC, why=f"heuristic: {reason}", configs=(config,))
+
+
+def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -> Choice | None:
+    for near in tables.by_distance(key):
+        if near.distance > NEAREST_LIMIT:
+            return None
+        configs = _fitting(near.row, problem, target)
+        if isinstance(configs, str) or near.distance == 0:
+            continue
+        changed = ", ".join(
+            f"{name} {theirs} for {ours}"
+            for name, (ours, theirs) in differences(key, near.row.key).items()
+        )
+        return Choice(
+            key=key,
+            source=Source.NEAREST,
+            why=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed})",
+            configs=configs,
+            rule=near.row.rule,
+            row=near.row,
+            distance=near.distance,
+        )
+    return None
+
+
+def _fitting(row: TableRow, problem: Problem, target: Target) -> tuple[Any, ...] | str:
+    """The row's configs as records when all of them fit `problem`, else the reason."""
+    family = load_family(row.key.family)
+    configs = []
+    for fields in row.configs:
+        try:
+            config = family.config_from_dict(fields)
+        except ValueError as error:
+            return str(error)
+        blocked = config.check(problem, target)
+        if blocked is not None:
+            return str(blocked)
+        configs.append(config)
+    return tuple(configs)
+
+
+def _name(row: TableRow) -> str:
+    place = "/".join(row.where.replace("\\", "/").split("/")[-2:]) or "a row without a file"
+    return f"{place} ({row.evidence.fidelity}, {row.evidence.verdict})"

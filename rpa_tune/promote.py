@@ -1,0 +1,139 @@
+"""Answers into table rows, and the rule for what may become one.
+
+A config is promoted only when it beats the heuristic by more than the evaluator's own error.
+Otherwise the row pins the heuristic's config and says so: a reader of the table then knows that
+the problem was looked at, and the dispatcher answers with an exact row instead of a guess.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.tables.key import tuning_key
+from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, TUNED, Evidence, TableRow
+
+# Candidates nearer to each other than this are tied, in percent. Analytical times are lower
+# bounds and only prune. Simulated: taken over from a prototype of the simulator that was compared
+# with public device times of another engine's kernels, where the measured winner was almost
+# always within 5 % of the predicted best. Measured: run-to-run spread of a quiet TPU, a guess.
+ERROR_PCT = {Fidelity.ANALYTICAL: 50.0, Fidelity.SIMULATED: 5.0, Fidelity.MEASURED: 1.0}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What a table should say about one problem and family.
+
+    Attributes:
+      verdict: `tuned` or `heuristic`.
+      chosen: The evaluation whose config is used.
+      heuristic: The heuristic's evaluation, which may have no time; None when no config of the
+        heuristic's form can exist.
+      best: The fastest evaluation; `chosen` may be a tied one with a larger KV block.
+      error_pct: The error that was allowed for.
+      num_candidates: Evaluations that had a time.
+    """
+
+    verdict: str
+    chosen: Evaluation
+    heuristic: Evaluation | None
+    best: Evaluation
+    error_pct: float
+    num_candidates: int
+
+    @property
+    def speedup(self) -> float | None:
+        """Heuristic's time over the chosen one's, or None when the heuristic has none."""
+        if self.heuristic_us is None or self.chosen.time_us is None:
+            return None
+        return self.heuristic_us / self.chosen.time_us
+
+    @property
+    def heuristic_us(self) -> float | None:
+        """The heuristic's time in microseconds, or None without one."""
+        return self.heuristic.time_us if self.heuristic else None
+
+
+def decide(evaluations: Sequence[Evaluation], heuristic: Evaluation | None) -> Decision | None:
+    """Chooses among answers of one fidelity.
+
+    Among those tied with the fastest, a larger KV block wins: of the public tuning keys whose
+    measured winner differs from a predicted one, nearly all have the larger block.
+
+    Args:
+      evaluations: Answers to candidates that differ in config only.
+      heuristic: The answer to the heuristic's config, if it has one.
+
+    Returns:
+      A decision, or None when nothing has a time.
+    """
+    timed = sorted((evaluation for evaluation in evaluations if evaluation.ok), key=_time)
+    if not timed:
+        return None
+    best = timed[0]
+    error_pct = ERROR_PCT[best.fidelity]
+    margin = 1 + error_pct / 100
+
+    def beats_heuristic(evaluation: Evaluation) -> bool:
+        if heuristic is None or not heuristic.ok:
+            return True
+        return _time(heuristic) > _time(evaluation) * margin
+
+    tied = [e for e in timed if _time(e) <= _time(best) * margin and beats_heuristic(e)]
+    if tied:
+        verdict, chosen = TUNED, max(tied, key=lambda e: (_kv_block(e), -_time(e)))
+    else:
+        assert heuristic is not None  # otherwise the best is among the tied
+        verdict, chosen = HEURISTIC, heuristic
+    return Decision(
+        verdict=verdict,
+        chosen=chosen,
+        heuristic=heuristic,
+        best=best,
+        error_pct=error_pct,
+        num_candidates=len(timed),
+    )
+
+
+def make_row(decision: Decision, workload_name: str) -> TableRow:
+    """The table row of a decision; a function of the answers alone, so reruns write the same.
+
+    Args:
+      decision: From `decide`.
+      workload_name: What people call the workload.
+    """
+    chosen = decision.chosen
+    candidate = chosen.candidate
+    time_us = _time(chosen)
+    source = chosen.provenance
+    return TableRow(
+        key=tuning_key(candidate.problem, candidate.chip, candidate.family),
+        configs=(asdict(candidate.config),),
+        rule=ALWAYS_FIRST,
+        evidence=Evidence(
+            verdict=decision.verdict,
+            fidelity=chosen.fidelity.name.lower(),
+            time_us=round(time_us, 3),
+            heuristic_us=decision.heuristic_us and round(decision.heuristic_us, 3),
+            error_pct=decision.error_pct,
+            regret_pct=round(100 * (time_us / _time(decision.best) - 1), 2),
+            bound_by=str(chosen.metrics.get("bound_by", "")),
+            workload=workload_name,
+            workload_digest=candidate.workload,
+            num_candidates=decision.num_candidates,
+            kernel_digest=str(source.get("kernel") or ""),
+            jax=str(source.get("jax") or ""),
+            libtpu=str(source.get("libtpu") or ""),
+            date=str(source.get("time") or "")[:10],
+        ),
+    )  # fmt: skip
+
+
+def _time(evaluation: Evaluation) -> float:
+    if evaluation.time_us is None:
+        raise ValueError(f"no time: {evaluation.status.value} {evaluation.detail}")
+    return evaluation.time_us
+
+
+def _kv_block(evaluation: Evaluation) -> int:
+    """Tokens of a KV block; every family of this kind calls it `bkv_sz`."""
+    return int(getattr(evaluation.candidate.config, "bkv_sz", 0))

@@ -1,0 +1,252 @@
+"""The store: an append-only file of evaluations, one JSON line each, schema in line 1.
+
+What it promises:
+- A killed writer loses nothing that `append` returned from; a power cut loses at most the last
+  `sync_interval_s` seconds.
+- Any prefix of the file is a valid store. A torn last line is ignored by readers and cut off by
+  the next writer.
+- One writer at a time (a lock file beside the store, freed by the system when its owner dies);
+  readers take no lock and are never blocked.
+- Lines are never edited. The last answer of a candidate, fidelity and stamp counts.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.errors import StoreError
+from rpa_tune.store import codec
+
+# Answers that say more about the machine than about the candidate: asked for once more.
+TRANSIENT = frozenset({Status.CRASHED})
+MAX_ATTEMPTS = 2
+
+Key = tuple[str, Fidelity, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contents:
+    """What a reader finds in a store.
+
+    Attributes:
+      evaluations: All answers in the order they were written.
+      end_bytes: Where the last whole line ends; a writer goes on from here.
+      damaged_lines: Line numbers that do not decode; kept in the file, left out here.
+    """
+
+    evaluations: tuple[Evaluation, ...]
+    end_bytes: int
+    damaged_lines: tuple[int, ...] = ()
+
+
+def read(path: Path) -> Contents:
+    """Reads a store without a lock; a running writer may be appending to it.
+
+    A missing, empty or just begun file is an empty store.
+
+    Raises:
+      StoreError: Line 1 is not the header of a store we know, or the file cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Contents(evaluations=(), end_bytes=0)
+    except OSError as error:
+        raise StoreError(f"cannot read the store: {error.strerror}", where=str(path)) from error
+    *lines, torn = data.split(b"\n")
+    if not lines:
+        if not _header().startswith(torn):
+            raise StoreError("not a store: line 1 is no header", where=f"{path}:1")
+        return Contents(evaluations=(), end_bytes=0)
+    _check_header(lines[0], path)
+    evaluations, damaged = [], []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            evaluations.append(codec.decode(line))
+        except (ValueError, KeyError, TypeError):
+            damaged.append(number)
+    return Contents(
+        evaluations=tuple(evaluations),
+        end_bytes=len(data) - len(torn),
+        damaged_lines=tuple(damaged),
+    )
+
+
+class Journal:
+    """The one writer of a store, and an index of what it holds. Use as a context manager."""
+
+    def __init__(
+        self, path: Path, *, sync_interval_s: float = 1.0, ignore_known: bool = False
+    ) -> None:
+        """Takes the lock, reads what is there and cuts off a torn last line.
+
+        Args:
+          path: The file; made with its folder when missing.
+          sync_interval_s: At most this long between an append and its fsync; 0 syncs each one.
+          ignore_known: Keep what is in the file, but answer nothing from it.
+
+        Raises:
+          StoreError: Another writer holds the store, its schema is unknown, or it is not
+            writable.
+        """
+        self.path = path
+        self._sync_interval_s = sync_interval_s
+        self._synced_at = time.monotonic()
+        self._answers: dict[Key, Evaluation] = {}
+        self._attempts: dict[Key, int] = {}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(str(path) + ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(
+                "another sweep is writing to this store",
+                where=str(path),
+                hint="wait for it to end, or give this one its own file with --store",
+            ) from error
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        try:
+            contents = read(path)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            self._lock.release()
+            raise _unwritable(path, error) from error
+        except StoreError:
+            self._lock.release()
+            raise
+        self.damaged_lines = contents.damaged_lines
+        self._end_bytes = contents.end_bytes
+        os.ftruncate(self._file, self._end_bytes)
+        if not self._end_bytes:
+            self._write(_header() + b"\n")
+            self.sync()
+            _sync_folder(path.parent)
+        for evaluation in () if ignore_known else contents.evaluations:
+            self._index(evaluation)
+
+    def __enter__(self) -> "Journal":
+        """The journal itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes."""
+        self.close()
+
+    def __len__(self) -> int:
+        """Answers that count: one per candidate, fidelity and stamp."""
+        return len(self._answers)
+
+    def append(self, evaluation: Evaluation) -> None:
+        """Writes one answer; when it returns, a kill can no longer lose it.
+
+        Raises:
+          StoreError: The disk is full or failing. What was written before stays whole.
+        """
+        self._write(codec.encode(evaluation))
+        self._index(evaluation)
+        if time.monotonic() - self._synced_at >= self._sync_interval_s:
+            self.sync()
+
+    def find(
+        self, candidate: Candidate, fidelity: Fidelity, stamp: Sequence[str]
+    ) -> Evaluation | None:
+        """The answer that still holds for today's `stamp`, or None when it is to be asked.
+
+        An answer that blames the machine (`TRANSIENT`) counts only from the second time on.
+        """
+        key = (candidate.digest, fidelity, tuple(stamp))
+        answer = self._answers.get(key)
+        if answer and answer.status in TRANSIENT and self._attempts[key] < MAX_ATTEMPTS:
+            return None
+        return answer
+
+    def evaluations(self) -> Iterator[Evaluation]:
+        """The answers that count, in the order of their first appearance."""
+        return iter(self._answers.values())
+
+    def sync(self) -> None:
+        """Forces what was written onto the disk.
+
+        Raises:
+          StoreError: The disk is full or failing.
+        """
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        self._synced_at = time.monotonic()
+
+    def close(self) -> None:
+        """Syncs and gives the lock back. Closing twice is allowed."""
+        if self._file < 0:
+            return
+        try:
+            self.sync()
+        finally:
+            os.close(self._file)
+            self._file = -1
+            self._lock.release()
+
+    def _index(self, evaluation: Evaluation) -> None:
+        stamp = codec.stamp_of(evaluation.provenance)
+        key = (evaluation.candidate.digest, evaluation.fidelity, stamp)
+        self._answers[key] = evaluation
+        self._attempts[key] = self._attempts.get(key, 0) + 1
+
+    def _write(self, line: bytes) -> None:
+        """Appends whole lines only: a short write is taken back."""
+        try:
+            written = 0
+            while written < len(line):
+                written += os.pwrite(self._file, line[written:], self._end_bytes + written)
+        except OSError as error:
+            os.ftruncate(self._file, self._end_bytes)
+            raise _unwritable(self.path, error) from error
+        self._end_bytes += len(line)
+
+
+def _header() -> bytes:
+    return json.dumps({"schema": codec.SCHEMA}, separators=(",", ":")).encode()
+
+
+def _check_header(line: bytes, path: Path) -> None:
+    try:
+        schema = json.loads(line)["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError("not a store: line 1 is no header", where=f"{path}:1") from error
+    if schema != codec.SCHEMA:
+        raise StoreError(
+            f"unknown store schema {schema!r}",
+            where=f"{path}:1",
+            hint=f"this version reads {codec.SCHEMA}; use another --store, or upgrade",
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a new file's name durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"cannot write to the store: {error.strerror or error}",
+        where=str(path),
+        hint="what was stored before is whole; make room and run the same command to go on",
+    )

@@ -1,0 +1,204 @@
+"""YAML with line numbers: every value knows its file and line, so an error can say where."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rpa_tune.errors import UsageError
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """One value of a YAML file.
+
+    Attributes:
+      value: Scalar, list or dict of plain Python values.
+      where: `file:line`.
+      children: Entries of a mapping, or items of a list, as nodes.
+    """
+
+    value: Any
+    where: str
+    children: tuple[tuple[Any, "Node"], ...] = ()
+
+    def entries(self, known: Iterable[str], what: str) -> dict[str, "Node"]:
+        """The entries of a mapping.
+
+        Args:
+          known: Keys that may appear.
+          what: What the mapping is, for the message.
+
+        Raises:
+          UsageError: Not a mapping, an unknown key, or a key that appears twice.
+        """
+        if not isinstance(self.value, dict):
+            raise UsageError(f"{what} must be a mapping, got {self.value!r}", where=self.where)
+        found: dict[str, Node] = {}
+        for key, node in self.children:
+            if key in found:
+                raise UsageError(f"key {key!r} appears twice in {what}", where=node.where)
+            if key not in known:
+                raise UsageError(
+                    f"unknown key {key!r} in {what}",
+                    where=node.where,
+                    hint=did_you_mean(str(key), known),
+                )
+            found[key] = node
+        return found
+
+    def items(self) -> list["Node"]:
+        """The items of a list; a single value counts as a list of one."""
+        return [node for _, node in self.children] if isinstance(self.value, list) else [self]
+
+    def text(self) -> str:
+        """A string.
+
+        Raises:
+          UsageError: It is not one.
+        """
+        if not isinstance(self.value, str):
+            raise UsageError(f"expected a name, got {self.value!r}", where=self.where)
+        return self.value
+
+    def choice(self, known: Iterable[str], what: str) -> str:
+        """One of the known names.
+
+        Raises:
+          UsageError: Another one.
+        """
+        names = list(known)
+        if self.value not in names:
+            raise UsageError(
+                f"unknown {what} {self.value!r}",
+                where=self.where,
+                hint=did_you_mean(str(self.value), names),
+            )
+        return str(self.value)
+
+    def integer(self, what: str, *, at_least: int = 1) -> int:
+        """An integer.
+
+        Raises:
+          UsageError: Not an integer, or below `at_least`.
+        """
+        if type(self.value) is not int or self.value < at_least:
+            raise UsageError(
+                f"{what}={self.value!r} must be an integer of at least {at_least}",
+                where=self.where,
+            )
+        return self.value
+
+    def tokens(self, what: str, page_size: int) -> int:
+        """A size: an integer in the field's own unit, `"N tokens"` or `"N pages"`.
+
+        Raises:
+          UsageError: Another unit, or no size at all.
+        """
+        if type(self.value) is int:
+            return self.integer(what)
+        count, unit = _split_unit(self, what)
+        scale = {"tokens": 1, "token": 1, "pages": page_size, "page": page_size}
+        if unit not in scale or count != int(count):
+            raise UsageError(
+                f"{what}={self.value!r} has an unknown unit {unit!r}",
+                where=self.where,
+                hint=did_you_mean(unit, ("tokens", "pages")),
+            )
+        return int(count) * scale[unit]
+
+    def seconds(self, what: str) -> float:
+        """A duration: `90s`, `5m` or `1.5h`.
+
+        Raises:
+          UsageError: Another unit, or no unit.
+        """
+        return parse_seconds(self.value, what, where=self.where)
+
+
+def parse_seconds(value: Any, what: str, *, where: str = "") -> float:
+    """Reads a duration such as `90s`, `5m` or `1.5h`.
+
+    Raises:
+      UsageError: No number, or a unit that is none of these.
+    """
+    count, unit = _split_unit(Node(value=value, where=where), what)
+    if unit not in _SECONDS:
+        raise UsageError(
+            f"{what}={value!r} has an unknown unit {unit!r}",
+            where=where,
+            hint="use s, m or h, for example 90s, 5m or 1.5h",
+        )
+    return count * _SECONDS[unit]
+
+
+def _split_unit(node: Node, what: str) -> tuple[float, str]:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(node.value))
+    if match is None:
+        raise UsageError(f"{what}={node.value!r} is not a number with a unit", where=node.where)
+    return float(match[1]), match[2]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint: the closest known name if there is one, and all of them."""
+    names = [str(known_name) for known_name in known]
+    close = difflib.get_close_matches(name, names, n=1)
+    guess = f"did you mean {close[0]}? " if close else ""
+    return f"{guess}known: {', '.join(names)}"
+
+
+def read_yaml(path: Path) -> Node:
+    """Reads a file.
+
+    Raises:
+      UsageError: It cannot be read, is not YAML, or is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"cannot read the plan: {reason}", where=str(path)) from error
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            raise UsageError("the plan is empty", where=str(path))
+        return _convert(root, loader, str(path))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise UsageError(f"not YAML: {error.problem}", where=f"{path}{line}") from error
+    finally:
+        loader.dispose()
+
+
+def _convert(node: yaml.Node, loader: yaml.SafeLoader, path: str) -> Node:
+    where = f"{path}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        entries = []
+        for key, value in node.value:
+            child = _convert(value, loader, path)
+            # An error about an entry belongs to the line of its key.
+            at = f"{path}:{key.start_mark.line + 1}"
+            entries.append(
+                (_scalar(key, loader), Node(value=child.value, where=at, children=child.children))
+            )
+        mapping: Mapping[Any, Any] = {key: child.value for key, child in entries}
+        return Node(value=dict(mapping), where=where, children=tuple(entries))
+    if isinstance(node, yaml.SequenceNode):
+        items = tuple((i, _convert(item, loader, path)) for i, item in enumerate(node.value))
+        return Node(value=[item.value for _, item in items], where=where, children=items)
+    return Node(value=_scalar(node, loader), where=where)
+
+
+def _scalar(node: yaml.Node, loader: yaml.SafeLoader) -> Any:
+    if not isinstance(node, yaml.ScalarNode):
+        mark = node.start_mark
+        raise yaml.MarkedYAMLError(problem="a key must be a plain name", problem_mark=mark)
+    return loader.construct_object(node, deep=True)

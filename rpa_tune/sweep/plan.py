@@ -1,0 +1,203 @@
+"""`sweeps/*.yaml` into a `SweepPlan`; what is wrong is said with file and line.
+
+```
+about: Which block sizes serve Llama-3-8B chat on v6e?
+chip: v6e                    # or a list: every combination is a study of its own
+model: llama3-8b             # a built-in name, or a Hugging Face config.json
+families: [decode, mixed]
+page_size: 128
+dtype: bfloat16              # of queries
+kv_dtype: bfloat16           # of the KV cache
+tp: 1                        # devices that share the heads
+workload: azure-conv         # a preset, a file, or a mapping (docs/workloads.md)
+space:                       # values to try instead of the family's own
+  decode: {bkv_sz: [256, 512, 8 pages]}
+search: {simulate: 20, wave: 8, deadline: 2m, seed: 0}
+budget: 30m
+```
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rpa_kernels import FAMILIES, layout, load_family
+from rpa_tune.errors import UsageError
+from rpa_tune.hw.chip import load_chips
+from rpa_tune.sweep.nodes import Node, read_yaml
+
+KEYS = (
+    "about", "chip", "model", "families", "page_size", "dtype", "kv_dtype", "tp", "workload",
+    "space", "search", "budget",
+)  # fmt: skip
+REQUIRED = ("chip", "model", "families", "page_size", "workload")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """How hard to look.
+
+    Attributes:
+      simulate: Candidates of one study that reach the simulator.
+      wave: Candidates that are chosen together, before the answers to them are known.
+      deadline_s: Longest compile and simulation of one candidate.
+      seed: Of the sampler.
+    """
+
+    simulate: int = 20
+    wave: int = 8
+    deadline_s: float = 120.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepPlan:
+    """What a person wants tuned. Lists are crossed.
+
+    Attributes:
+      path: File it was read from.
+      about: The question it answers.
+      chips: Names in the chip table.
+      models: Built-in names or paths.
+      families: Kernel families.
+      page_sizes: Tokens in a KV cache page.
+      q_dtype: Dtype name of queries.
+      kv_dtypes: Dtype names of the KV cache.
+      tps: Devices that share the heads.
+      workload: What `load_workload` takes.
+      overrides: Family -> axis -> values, replacing the family's own.
+      search: How hard to look.
+      budget_s: Stop after this long, resumable; None for no limit.
+      lines: Where a key stands in the file, for errors found later.
+    """
+
+    path: Path
+    about: str
+    chips: tuple[str, ...]
+    models: tuple[str, ...]
+    families: tuple[str, ...]
+    page_sizes: tuple[int, ...]
+    q_dtype: str
+    kv_dtypes: tuple[str, ...]
+    tps: tuple[int, ...]
+    workload: str | Mapping[str, Any]
+    overrides: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    search: Search = field(default_factory=Search)
+    budget_s: float | None = None
+    lines: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self.path.stem
+
+
+def load_plan(path: Path) -> SweepPlan:
+    """Reads a plan.
+
+    Raises:
+      UsageError: The file cannot be read, or something in it is unknown, missing or impossible.
+    """
+    root = read_yaml(path)
+    entries = root.entries(KEYS, "the plan")
+    if missing := [key for key in REQUIRED if key not in entries]:
+        raise UsageError(f"missing {', '.join(missing)} in the plan", where=str(path))
+
+    def each(key: str) -> list[Node]:
+        nodes = entries[key].items()
+        if not nodes:
+            raise UsageError(f"{key} is empty", where=entries[key].where)
+        return nodes
+
+    page_sizes = tuple(node.integer("page_size") for node in each("page_size"))
+    families = tuple(node.choice(FAMILIES, "family") for node in each("families"))
+    dtype, kv_dtype = entries.get("dtype"), entries.get("kv_dtype")
+    q_dtype = dtype.choice(layout.Q_DTYPES, "dtype") if dtype else "bfloat16"
+    return SweepPlan(
+        path=path,
+        about=entries["about"].text() if "about" in entries else "",
+        chips=tuple(node.choice(load_chips(), "chip") for node in each("chip")),
+        models=tuple(node.text() for node in each("model")),
+        families=families,
+        page_sizes=page_sizes,
+        q_dtype=q_dtype,
+        kv_dtypes=(
+            tuple(node.choice(layout.KV_DTYPES, "kv_dtype") for node in each("kv_dtype"))
+            if kv_dtype
+            else (q_dtype,)
+        ),
+        tps=tuple(node.integer("tp") for node in each("tp")) if "tp" in entries else (1,),
+        workload=_workload(entries["workload"]),
+        overrides=_overrides(entries.get("space"), families, page_sizes),
+        search=_search(entries.get("search")),
+        budget_s=entries["budget"].seconds("budget") if "budget" in entries else None,
+        lines={key: node.where for key, node in entries.items()},
+    )
+
+
+def _workload(node: Node) -> str | Mapping[str, Any]:
+    if isinstance(node.value, str | dict):
+        return node.value
+    raise UsageError(
+        f"workload must be a preset, a file or a mapping, got {node.value!r}", where=node.where
+    )
+
+
+def _search(node: Node | None) -> Search:
+    if node is None:
+        return Search()
+    entries = node.entries(("simulate", "wave", "deadline", "seed"), "search")
+    default = Search()
+    deadline = entries.get("deadline")
+    return Search(
+        simulate=_integer(entries, "simulate", default.simulate),
+        wave=_integer(entries, "wave", default.wave),
+        deadline_s=deadline.seconds("deadline") if deadline else default.deadline_s,
+        seed=_integer(entries, "seed", default.seed, at_least=0),
+    )
+
+
+def _integer(entries: Mapping[str, Node], key: str, default: int, *, at_least: int = 1) -> int:
+    return entries[key].integer(key, at_least=at_least) if key in entries else default
+
+
+def _overrides(
+    node: Node | None, families: tuple[str, ...], page_sizes: tuple[int, ...]
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Values by family and axis; refuses KV blocks that are no whole pages."""
+    if node is None:
+        return {}
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, family_node in node.entries(families, "space").items():
+        axes = list(load_family(name).config_type.__dataclass_fields__)
+        entries = family_node.entries(axes, f"space.{name}")
+        found[name] = {
+            axis: _axis_values(axis, axis_node, page_sizes, name)
+            for axis, axis_node in entries.items()
+        }
+    return found
+
+
+def _axis_values(
+    axis: str, node: Node, page_sizes: tuple[int, ...], family: str
+) -> tuple[int, ...]:
+    values = set()
+    for item in node.items():
+        if type(item.value) is not int and len(page_sizes) > 1:
+            raise UsageError(
+                f"{axis}={item.value!r}: with several page sizes give plain tokens",
+                where=item.where,
+            )
+        value = item.tokens(axis, page_sizes[0])
+        for page_size in page_sizes if axis == "bkv_sz" else ():
+            if value % page_size:
+                raise UsageError(
+                    f"{axis}={value} is not a multiple of page_size={page_size} tokens",
+                    where=f"{item.where} (family {family})",
+                    hint=f"use {page_size}, {2 * page_size}, {3 * page_size}, ...",
+                )
+        values.add(value)
+    if not values:
+        raise UsageError(f"{axis} has no values", where=node.where)
+    return tuple(sorted(values))

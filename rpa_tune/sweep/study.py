@@ -1,0 +1,136 @@
+"""One study: a family, a problem, a chip and a workload. A plan is a list of them."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rpa_kernels import load_family
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Candidate
+from rpa_tune.errors import RpaTuneError, UsageError
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.models import load_model, problem_for
+from rpa_tune.space.space import Space, build_space
+from rpa_tune.sweep.plan import Search, SweepPlan
+from rpa_tune.workload.workload import Workload, load_workload
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """What is searched in one go.
+
+    Attributes:
+      name: `chip/model/family`, with what else varies in the plan.
+      family: Kernel family.
+      problem: Static shapes and dtypes.
+      chip: Name in the chip table.
+      workload: The batches that launch this family.
+      overrides: Axis -> values, replacing the family's own.
+      search: How hard to look.
+    """
+
+    name: str
+    family: str
+    problem: Problem
+    chip: str
+    workload: Workload
+    overrides: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    search: Search = field(default_factory=Search)
+
+    def space(self) -> Space:
+        """The configs that can exist."""
+        family = load_family(self.family)
+        return build_space(family, self.problem, load_chip(self.chip).target, self.overrides)
+
+    def heuristic(self) -> Any | Infeasible:
+        """The family's own choice, which every search has to beat."""
+        return load_family(self.family).default_config(self.problem, load_chip(self.chip).target)
+
+    def candidate(self, config: Any) -> Candidate:
+        """The candidate of one config."""
+        return Candidate(
+            family=self.family,
+            problem=self.problem,
+            config=config,
+            chip=self.chip,
+            workload=self.workload.digest,
+        )
+
+
+def build_studies(plan: SweepPlan) -> list[Study]:
+    """Crosses the plan's lists; a model whose layers differ in their window counts as two.
+
+    Raises:
+      UsageError: An unknown model or workload, heads that `tp` does not divide, or a family that
+        the workload never launches; with the plan's file and line.
+    """
+    studies = []
+    for page_size in plan.page_sizes:
+        with _blame(plan, "workload"):
+            workload = load_workload(plan.workload, page_size=page_size)
+        for chip, model, tp, kv_dtype in itertools.product(
+            plan.chips, plan.models, plan.tps, plan.kv_dtypes
+        ):
+            for problem in _problems(plan, workload, model, page_size, tp, kv_dtype):
+                labels = _labels(plan, chip, model, problem, tp)
+                for family in plan.families:
+                    with _blame(plan, "families"):
+                        batches = workload.for_family(family)
+                    studies.append(
+                        Study(
+                            name="/".join([*labels, family]),
+                            family=family,
+                            problem=problem,
+                            chip=chip,
+                            workload=batches,
+                            overrides=plan.overrides.get(family, {}),
+                            search=plan.search,
+                        )
+                    )
+    return studies
+
+
+def _problems(
+    plan: SweepPlan, workload: Workload, model_name: str, page_size: int, tp: int, kv_dtype: str
+) -> list[Problem]:
+    """One problem, or two for a model with and without a sliding window."""
+    with _blame(plan, "model"):
+        model = load_model(model_name)
+        kinds = {"none": (False,), "all": (True,), "some": (False, True)}
+        return [
+            problem_for(
+                model,
+                workload=workload,
+                page_size=page_size,
+                tp=tp,
+                q_dtype=plan.q_dtype,
+                kv_dtype=kv_dtype,
+                windowed=windowed,
+            )
+            for windowed in kinds[model.windowed_layers]
+        ]
+
+
+def _labels(plan: SweepPlan, chip: str, model: str, problem: Problem, tp: int) -> list[str]:
+    """What tells a study of this plan from the others."""
+    labels = [chip, model]
+    labels += [f"page {problem.page_size}"] if len(plan.page_sizes) > 1 else []
+    labels += [problem.kv_dtype] if len(plan.kv_dtypes) > 1 else []
+    labels += [f"tp {tp}"] if len(plan.tps) > 1 else []
+    labels += [f"window {problem.sliding_window}"] if problem.sliding_window else []
+    return labels
+
+
+@contextmanager
+def _blame(plan: SweepPlan, key: str) -> Iterator[None]:
+    """Gives an error about a person's input the line of the plan's key."""
+    try:
+        yield
+    except RpaTuneError as error:
+        error.where = error.where or plan.lines.get(key, str(plan.path))
+        raise
+    except ValueError as error:
+        raise UsageError(str(error), where=plan.lines.get(key, str(plan.path))) from error

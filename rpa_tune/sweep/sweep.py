@@ -1,0 +1,167 @@
+"""The main loop: `run_study` climbs the ladder for one study, `run` does so for all.
+
+Everything that decides what happens next is a function of the answers, so a sweep that was
+stopped anywhere goes on to the same result: questions it had answers to are answered by the
+store.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rpa_kernels.infeasible import Infeasible
+from rpa_tune.candidate import Candidate, Evaluation, Fidelity
+from rpa_tune.evaluate.evaluator import AbstractEvaluator
+from rpa_tune.promote import Decision, decide
+from rpa_tune.provenance import provenance
+from rpa_tune.space.space import Space
+from rpa_tune.store.codec import stamp_of
+from rpa_tune.store.journal import MAX_ATTEMPTS, TRANSIENT, Journal
+from rpa_tune.sweep.rungs import Stop, dominated, not_chosen, sift
+from rpa_tune.sweep.sampler import AbstractSampler, ExhaustiveSampler, make_sampler
+from rpa_tune.sweep.seeds import neighbour_seeds
+from rpa_tune.sweep.study import Study
+from rpa_tune.sweep.watch import Watch
+
+Evaluators = Mapping[Fidelity, AbstractEvaluator]
+
+
+class BudgetSpentError(Exception):
+    """The time is up; everything answered so far is in the store."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyResult:
+    """What came out of one study.
+
+    Attributes:
+      study: What was searched.
+      space: Where.
+      decision: What a table should say, or None when nothing has a time.
+      answers: Answers of the highest fidelity, in the order they were asked for.
+      stops: Candidates that were left behind on the way, with reasons.
+      num_asked: Evaluations that the store did not know.
+    """
+
+    study: Study
+    space: Space
+    decision: Decision | None
+    answers: tuple[Evaluation, ...]
+    stops: tuple[Stop, ...]
+    num_asked: int
+
+
+@dataclass(kw_only=True, slots=True)
+class Sweep:
+    """What all studies of a run share.
+
+    Attributes:
+      evaluators: By fidelity; the studies climb them in rising order.
+      journal: The store, open for writing.
+      watch: Who is told.
+      deadline: `time.monotonic()` at which the budget is spent, or None.
+      num_asked: Evaluations made so far.
+      decisions: Of the studies finished so far.
+    """
+
+    evaluators: Evaluators
+    journal: Journal
+    watch: Watch
+    deadline: float | None = None
+    num_asked: int = 0
+    decisions: list[Decision] = field(default_factory=list)
+
+    def run(self, studies: Sequence[Study]) -> Iterator[StudyResult]:
+        """Runs the studies in turn; each result is final when it is yielded.
+
+        Raises:
+          BudgetSpentError: The budget ran out; the studies not yet yielded can be resumed.
+        """
+        for study in studies:
+            result = self.run_study(study)
+            if result.decision is not None:
+                self.decisions.append(result.decision)
+            self.watch.study_finished(result)
+            yield result
+
+    def run_study(self, study: Study) -> StudyResult:
+        """Climbs the ladder: many cheap answers, few dear ones."""
+        space, first_asked = study.space(), self.num_asked
+        self.watch.study_started(study, space)
+        heuristic = study.heuristic()
+        seeds = [] if isinstance(heuristic, Infeasible) else [heuristic]
+        seeds += neighbour_seeds(study, self.decisions)
+        pool = [study.candidate(config) for config in dict.fromkeys([*seeds, *space.configs])]
+        answers: list[Evaluation] = []
+        stops: list[Stop] = []
+        for fidelity in sorted(self.evaluators):
+            sampler = _sampler(study, space, [c.config for c in pool], fidelity)
+            answers, skipped = self._ask(study, space, sampler, fidelity)
+            asked = [answer.candidate for answer in answers]
+            stops += skipped + not_chosen(
+                pool, [*asked, *(stop.candidate for stop in skipped)], fidelity
+            )
+            verdicts = sift(answers)
+            stops += verdicts.stop
+            leaders = [study.candidate(config) for config in seeds]
+            pool = list(dict.fromkeys([*leaders, *verdicts.climb]))
+        start = next((a for a in answers if a.candidate.config == heuristic), None)
+        return StudyResult(
+            study=study,
+            space=space,
+            decision=decide(answers, start),
+            answers=tuple(answers),
+            stops=tuple(stops),
+            num_asked=self.num_asked - first_asked,
+        )
+
+    def _ask(
+        self, study: Study, space: Space, sampler: AbstractSampler, fidelity: Fidelity
+    ) -> tuple[list[Evaluation], list[Stop]]:
+        """Puts a sampler's questions to the store, and what it does not know to an evaluator."""
+        answers: list[Evaluation] = []
+        skipped: list[Stop] = []
+        while wave := [study.candidate(config) for config in sampler.ask()]:
+            stops = {c.digest: stop for c in wave if (stop := dominated(c, answers, space.axes))}
+            told = self._evaluate([c for c in wave if c.digest not in stops], study, fidelity)
+            skipped += stops.values()
+            answers += told
+            sampler.tell(told)
+        return answers, skipped
+
+    def _evaluate(
+        self, wave: Sequence[Candidate], study: Study, fidelity: Fidelity
+    ) -> list[Evaluation]:
+        """Answers to a wave, in its order; every new one is stored as soon as it is there."""
+        stamp = stamp_of(provenance(study.family))
+        found = (self.journal.find(c, fidelity, stamp) for c in wave)
+        answers = {answer.candidate.digest: answer for answer in found if answer}
+        self.watch.wave_started(study, fidelity, len(wave), len(answers))
+        todo = [c for c in wave if c.digest not in answers]
+        for _ in range(MAX_ATTEMPTS):
+            if not todo:
+                break
+            self._check_budget()
+            for evaluation in self.evaluators[fidelity].evaluate_all(todo, study.workload):
+                self.journal.append(evaluation)
+                answers[evaluation.candidate.digest] = evaluation
+                self.num_asked += 1
+                self.watch.answered(study, evaluation)
+                self._check_budget()
+            todo = [c for c in todo if answers[c.digest].status in TRANSIENT]
+        return [answers[c.digest] for c in wave]
+
+    def _check_budget(self) -> None:
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise BudgetSpentError
+
+
+def _sampler(
+    study: Study, space: Space, ranked: Sequence[Any], fidelity: Fidelity
+) -> AbstractSampler:
+    """Analytical answers cost microseconds: every config gets one. The others are chosen."""
+    if fidelity is Fidelity.ANALYTICAL:
+        return ExhaustiveSampler(ranked)
+    search = study.search
+    return make_sampler(space, ranked, num=search.simulate, wave=search.wave, seed=search.seed)

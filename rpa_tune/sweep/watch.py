@@ -1,0 +1,39 @@
+"""What a sweep tells its surroundings while it runs. The default listens to nothing."""
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.space.space import Space
+
+if TYPE_CHECKING:
+    from rpa_tune.sweep.study import Study
+    from rpa_tune.sweep.sweep import StudyResult
+
+
+class Watch:
+    """Callbacks of a running sweep, inside its `with`; replace those that matter."""
+
+    def __enter__(self) -> Self:
+        """The sweep begins."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """The sweep has ended."""
+
+    def study_started(self, study: "Study", space: Space) -> None:
+        """A study begins; its space is known."""
+
+    def wave_started(self, study: "Study", fidelity: Fidelity, num: int, num_known: int) -> None:
+        """`num` candidates are asked at `fidelity`; the store knows `num_known` of them."""
+
+    def answered(self, study: "Study", evaluation: Evaluation) -> None:
+        """An evaluator answered; the answer is in the store."""
+
+    def study_finished(self, result: "StudyResult") -> None:
+        """A study is decided."""

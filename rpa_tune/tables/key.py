@@ -1,0 +1,176 @@
+"""The key of a table row: the only bucketing code in the repository.
+
+The writer, the reader, lint and the dispatcher all call `tuning_key`; nobody else rounds. The key
+holds what changes which config is best. It leaves out what does not (number of pages in the
+cache, softmax scale, mask value, the value of a soft cap or of a scale).
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rpa_kernels import layout
+from rpa_kernels.problem import Problem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class TuningKey:
+    """A bucketed problem on a chip, for one family. Fields are in sorting order of a table.
+
+    Attributes:
+      chip: Name in the chip table.
+      family: Kernel family.
+      q_dtype: Dtype name of queries.
+      kv_dtype: Dtype name of the KV cache.
+      out_dtype: Dtype name of the output, default resolved.
+      num_q_heads: Query heads on this device, exact.
+      num_kv_heads: KV heads on this device, exact.
+      head_dim: Head size padded to whole lanes; 64 stays, because K and V then share a row.
+      page_size: Tokens in one page, exact.
+      max_num_tokens: Rounded up to a power of two.
+      max_num_seqs: Rounded up to a power of two.
+      max_context_tokens: `pages_per_seq * page_size`, rounded up to a power of two.
+      sliding_window_tokens: Rounded up to a power of two; 0 without a window.
+      causal: As in the problem.
+      update_kv_cache: As in the problem.
+      has_soft_cap: Whether logits are capped.
+      has_sinks: As in the problem.
+      has_scales: Whether any of the three scales is given.
+    """
+
+    chip: str
+    family: str
+    q_dtype: str
+    kv_dtype: str
+    out_dtype: str
+    num_q_heads: int
+    num_kv_heads: int
+    head_dim: int
+    page_size: int
+    max_num_tokens: int
+    max_num_seqs: int
+    max_context_tokens: int
+    sliding_window_tokens: int
+    causal: bool
+    update_kv_cache: bool
+    has_soft_cap: bool
+    has_sinks: bool
+    has_scales: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, without chip and family, which a table file states once."""
+        fields = asdict(self)
+        del fields["chip"], fields["family"]
+        return fields
+
+
+# How much a doubling of each size counts when two keys are compared. A guess until measured
+# rows can say better: the shape of the heads decides the kernel's inner loop, the page size its
+# copies; the maxima only bound the batches.
+_WEIGHTS = {
+    "num_q_heads": 2.0,
+    "num_kv_heads": 2.0,
+    "head_dim": 4.0,
+    "page_size": 1.0,
+    "max_num_tokens": 0.25,
+    "max_num_seqs": 0.25,
+    "max_context_tokens": 0.5,
+}
+# What a differing feature counts, on the same scale. Also a guess.
+_FEATURES = {
+    "out_dtype": 1.0,
+    "causal": 2.0,
+    "update_kv_cache": 1.0,
+    "has_soft_cap": 0.5,
+    "has_sinks": 0.25,
+    "has_scales": 0.5,
+}
+_WINDOW_WEIGHT = 1.0
+# A row must agree on these to be considered at all.
+_FIXED = ("chip", "family", "q_dtype", "kv_dtype")
+
+
+def tuning_key(problem: Problem, chip: str, family: str) -> TuningKey:
+    """The key under which rows for `problem` are written and looked up.
+
+    Idempotent: a problem rebuilt with the bucketed sizes has the same key.
+    """
+    context = layout.next_power_of_2(problem.max_context_tokens)
+    window = layout.next_power_of_2(problem.sliding_window) if problem.sliding_window else 0
+    if window >= context:
+        window = 0  # looks back over everything: the same work as no window
+    scales = (problem.q_scale, problem.k_scale, problem.v_scale)
+    return TuningKey(
+        chip=chip,
+        family=family,
+        q_dtype=problem.q_dtype,
+        kv_dtype=problem.kv_dtype,
+        out_dtype=problem.resolved_out_dtype,
+        num_q_heads=problem.num_q_heads,
+        num_kv_heads=problem.num_kv_heads,
+        head_dim=problem.head_dim if problem.fuses_kv else problem.padded_head_dim,
+        page_size=problem.page_size,
+        max_num_tokens=layout.next_power_of_2(problem.max_num_tokens),
+        max_num_seqs=layout.next_power_of_2(problem.max_num_seqs),
+        max_context_tokens=context,
+        sliding_window_tokens=window,
+        causal=problem.causal,
+        update_kv_cache=problem.update_kv_cache,
+        has_soft_cap=problem.soft_cap is not None,
+        has_sinks=problem.has_sinks,
+        has_scales=any(scale is not None for scale in scales),
+    )
+
+
+def representative(key: TuningKey) -> Problem:
+    """A problem of this bucket, the largest: used to check that a row's configs fit."""
+    return Problem(
+        num_q_heads=key.num_q_heads,
+        num_kv_heads=key.num_kv_heads,
+        head_dim=key.head_dim,
+        page_size=key.page_size,
+        max_num_tokens=key.max_num_tokens,
+        max_num_seqs=key.max_num_seqs,
+        pages_per_seq=max(1, key.max_context_tokens // key.page_size),
+        num_pages=max(1, key.max_context_tokens // key.page_size) * key.max_num_seqs,
+        q_dtype=key.q_dtype,
+        kv_dtype=key.kv_dtype,
+        out_dtype=key.out_dtype,
+        sliding_window=key.sliding_window_tokens or None,
+        soft_cap=30.0 if key.has_soft_cap else None,
+        causal=key.causal,
+        update_kv_cache=key.update_kv_cache,
+        has_sinks=key.has_sinks,
+        k_scale=1.0 if key.has_scales else None,
+    )
+
+
+def distance(a: TuningKey, b: TuningKey) -> float | None:
+    """How far apart two keys are: weighted doublings plus differing features.
+
+    Returns:
+      0 for equal keys; None when the rows cannot stand in for each other at all.
+    """
+    if any(getattr(a, name) != getattr(b, name) for name in _FIXED):
+        return None
+    total = 0.0
+    for name, weight in _WEIGHTS.items():
+        total += weight * abs(math.log2(getattr(a, name) / getattr(b, name)))
+    for name, weight in _FEATURES.items():
+        total += weight * (getattr(a, name) != getattr(b, name))
+    return total + _WINDOW_WEIGHT * _window_doublings(a, b)
+
+
+def differences(a: TuningKey, b: TuningKey) -> dict[str, tuple[Any, Any]]:
+    """Fields in which two keys differ: name -> (value in `a`, value in `b`)."""
+    left, right = asdict(a), asdict(b)
+    return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
+
+
+def _window_doublings(a: TuningKey, b: TuningKey) -> float:
+    """No window is a window as long as the context."""
+    spans = [key.sliding_window_tokens or key.max_context_tokens for key in (a, b)]
+    has_window = {bool(key.sliding_window_tokens) for key in (a, b)}
+    if has_window == {False}:
+        return 0.0
+    return abs(math.log2(spans[0] / spans[1]))

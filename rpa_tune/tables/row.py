@@ -1,0 +1,212 @@
+"""One row of a table: a key, the configs to compile for it, the rule that picks one, evidence.
+
+The rule is a short decision list, readable in the file: the first clause that holds for the
+step's lengths names the config; the last clause always holds. A row of one config has the rule
+`[{"use": 0}]`.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_type_hints
+
+from rpa_tune.tables.key import TuningKey
+from rpa_tune.tables.step import FEATURES, Lengths
+
+SCHEMA = "rpa-table/1"
+FIDELITIES = ("analytical", "simulated", "measured")
+TUNED, HEURISTIC = "tuned", "heuristic"  # verdicts
+MAX_CONFIGS = 8  # a serving engine compiles every one of them for every bucket
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clause:
+    """One line of a rule.
+
+    Attributes:
+      feature: One of `step.FEATURES`, or empty for the last clause, which always holds.
+      at_most: The clause holds while the feature is at or below this.
+      use: Index into the row's configs.
+    """
+
+    use: int
+    feature: str = ""
+    at_most: int = 0
+
+    def holds(self, lengths: Lengths) -> bool:
+        """Whether this clause decides for a step with these lengths."""
+        return not self.feature or getattr(lengths, self.feature) <= self.at_most
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        if not self.feature:
+            return {"use": self.use}
+        return {"if": self.feature, "at_most": self.at_most, "use": self.use}
+
+
+ALWAYS_FIRST = (Clause(use=0),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """Why a row says what it says.
+
+    Attributes:
+      verdict: `tuned` when the configs beat the heuristic by more than the evaluator's own
+        error, else `heuristic`: the row then pins the heuristic's config.
+      fidelity: `analytical`, `simulated` or `measured`.
+      time_us: Expected time of one launch over the workload with this row, microseconds.
+      heuristic_us: The same with the heuristic's config; None when that has no time.
+      error_pct: The evaluator's own error that the decision allowed for, percent.
+      regret_pct: Expected loss against choosing the best known config for every batch, percent.
+      bound_by: What bounds the first config.
+      workload: Name of the workload.
+      workload_digest: Its identity.
+      num_candidates: Configs that were evaluated at this fidelity.
+      kernel_digest: Source digest of the kernel family.
+      jax: Version that compiled it.
+      libtpu: Version that compiled it.
+      date: UTC day, `YYYY-MM-DD`.
+    """
+
+    verdict: str
+    fidelity: str
+    time_us: float
+    heuristic_us: float | None
+    error_pct: float
+    regret_pct: float
+    bound_by: str
+    workload: str
+    workload_digest: str
+    num_candidates: int
+    kernel_digest: str
+    jax: str
+    libtpu: str
+    date: str
+
+    @property
+    def speedup(self) -> float | None:
+        """Heuristic's time over this row's, or None without one."""
+        return None if self.heuristic_us is None else self.heuristic_us / self.time_us
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableRow:
+    """One row.
+
+    Attributes:
+      key: What it is looked up by.
+      configs: Config fields by name, most used first.
+      rule: Which of them a step uses.
+      evidence: Why.
+      where: `file:line` it was read from; empty for a new row. Not part of its identity.
+    """
+
+    key: TuningKey
+    configs: tuple[dict[str, int], ...]
+    rule: tuple[Clause, ...]
+    evidence: Evidence
+    where: str = ""
+
+    def pick(self, lengths: Lengths) -> int:
+        """Index of the config for a step with these lengths."""
+        for clause in self.rule:
+            if clause.holds(lengths):
+                return clause.use
+        raise AssertionError("the last clause of a rule always holds")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, chip and family left to the file's header."""
+        return {
+            "key": self.key.to_dict(),
+            "configs": list(self.configs),
+            "rule": [clause.to_dict() for clause in self.rule],
+            "evidence": asdict(self.evidence),
+        }
+
+
+def row_from_dict(data: Any, *, chip: str, family: str, where: str = "") -> TableRow:
+    """Reads the JSON form.
+
+    Raises:
+      ValueError: A field is missing, unknown or of the wrong type; the message names it.
+    """
+    _check_names("row", data, {"key", "configs", "rule", "evidence"})
+    key = _record(TuningKey, "key", {**_mapping("key", data["key"]), "chip": chip,
+                                     "family": family})  # fmt: skip
+    evidence = _record(Evidence, "evidence", _mapping("evidence", data["evidence"]))
+    if evidence.verdict not in (TUNED, HEURISTIC):
+        raise ValueError(f"evidence.verdict={evidence.verdict!r} is not tuned or heuristic")
+    if evidence.fidelity not in FIDELITIES:
+        raise ValueError(f"evidence.fidelity={evidence.fidelity!r} is not one of {FIDELITIES}")
+    if not evidence.time_us > 0:
+        raise ValueError(f"evidence.time_us={evidence.time_us} must be above zero")
+    configs = _configs(data["configs"])
+    return TableRow(
+        key=key,
+        configs=configs,
+        rule=_rule(data["rule"], num_configs=len(configs)),
+        evidence=evidence,
+        where=where,
+    )
+
+
+def _configs(data: Any) -> tuple[dict[str, int], ...]:
+    if not isinstance(data, list) or not 1 <= len(data) <= MAX_CONFIGS:
+        raise ValueError(f"configs must be a list of 1 to {MAX_CONFIGS}")
+    for i, config in enumerate(data):
+        for name, value in _mapping(f"configs[{i}]", config).items():
+            if type(value) is not int:
+                raise ValueError(f"configs[{i}].{name}={value!r} is not an integer")
+    return tuple(data)
+
+
+def _rule(data: Any, *, num_configs: int) -> tuple[Clause, ...]:
+    if not isinstance(data, list) or not data:
+        raise ValueError("rule must be a list that ends with an unconditional clause")
+    clauses = []
+    for i, item in enumerate(data):
+        is_last = i == len(data) - 1
+        _check_names(f"rule[{i}]", item, {"use"} if is_last else {"if", "at_most", "use"})
+        if type(item["use"]) is not int or not 0 <= item["use"] < num_configs:
+            raise ValueError(f"rule[{i}].use={item['use']!r} names none of {num_configs} configs")
+        if not is_last and item["if"] not in FEATURES:
+            raise ValueError(f"rule[{i}].if={item['if']!r} is not one of {FEATURES}")
+        if not is_last and type(item["at_most"]) is not int:
+            raise ValueError(f"rule[{i}].at_most={item['at_most']!r} is not an integer")
+        clauses.append(
+            Clause(use=item["use"], feature=item.get("if", ""), at_most=item.get("at_most", 0))
+        )
+    return tuple(clauses)
+
+
+def _mapping(what: str, data: Any) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ValueError(f"{what} is not an object")
+    return data
+
+
+def _check_names(what: str, data: Any, known: set[str]) -> None:
+    names = set(_mapping(what, data))
+    if names != known:
+        raise ValueError(
+            f"{what}: missing {sorted(known - names)}, unknown {sorted(names - known)}"
+        )
+
+
+# Resolved once: `get_type_hints` on every row would dominate the time to load a table.
+_HINTS = {record: get_type_hints(record) for record in (TuningKey, Evidence)}
+_ACCEPTS: dict[Any, tuple[type, ...]] = {
+    str: (str,),
+    int: (int,),
+    bool: (bool,),
+    float: (float, int),
+    float | None: (float, int, type(None)),
+}
+
+
+def _record(record: type[Any], what: str, data: dict[str, Any]) -> Any:
+    """Builds a flat record, checking the name and type of every field."""
+    _check_names(what, data, {field.name for field in fields(record)})
+    for name, hint in _HINTS[record].items():
+        if type(data[name]) not in _ACCEPTS[hint]:
+            raise ValueError(f"{what}.{name}={data[name]!r} is not of type {hint}")
+    return record(**data)
