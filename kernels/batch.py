@@ -101,7 +101,7 @@ class Batch:
     def family_seqs(self, family: str) -> range:
         """Sequence indices that `family` (`decode`, `prefill` or `mixed`) serves."""
         d, p, n = self.distribution
-        return {"decode": range(0, d), "prefill": range(d, p), "mixed": range(p, n)}[family]
+        return {"decode": range(d), "prefill": range(d, p), "mixed": range(p, n)}[family]
 
     def misfit(self, problem: Problem) -> str | None:
         """Why this batch cannot run under `problem`, or None when it fits."""

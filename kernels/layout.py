@@ -45,16 +45,56 @@ def packing(dtype: str) -> int:
     return WORD_BYTES // DTYPE_BYTES[dtype]
 
 
+def fuses_kv(head_dim: int) -> bool:
+    """Whether K and V of a head share one row of lanes (head_dim 64: K below, V above).
+
+    Source:
+      `kernel_hd64.merge_kv` of tpu-inference 0.32.0: no padding of K and V to 128 lanes.
+    """
+    return 2 * head_dim == LANES
+
+
+def kv_rows(num_kv_heads: int, head_dim: int) -> int:
+    """Rows that one token takes in the KV cache before packing."""
+    return num_kv_heads if fuses_kv(head_dim) else 2 * num_kv_heads
+
+
 def kv_cache_shape(
     *, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, kv_dtype: str
 ) -> tuple[int, int, int, int, int]:
-    """KV cache shape of the public RPA v3 function.
+    """KV cache shape of the public RPA v3 function (v3 hd64 for head_dim 64).
 
     Returns:
-      [num_pages, page_size, aligned(2 * num_kv_heads) // packing, packing, padded head_dim].
+      [num_pages, page_size, words, packing, padded head_dim], where `words` 32-bit rows of
+      `packing` elements hold a token's K and V rows.
 
     Source:
       `get_kv_cache_shape` of tpu-inference 0.32.0, ragged_paged_attention/v3.
     """
     pack = packing(kv_dtype)
-    return (num_pages, page_size, cdiv(2 * num_kv_heads, pack), pack, align(head_dim, LANES))
+    words = cdiv(kv_rows(num_kv_heads, head_dim), pack)
+    return (num_pages, page_size, words, pack, align(head_dim, LANES))
+
+
+def odd(value: int) -> int:
+    """The least odd number at or above `value`.
+
+    Strided loads walk the VMEM banks with the stride of a token; an odd stride meets no bank
+    twice in a vector register.
+    """
+    return value | 1
+
+
+def tiled_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """VMEM bytes of an array after padding its two minor dimensions to tiles.
+
+    A tile is 128 lanes by the least power of two of rows that holds the second minor dimension,
+    from one packed word up to 8 words.
+    """
+    *major, rows, lanes = shape
+    pack = packing(dtype)
+    tile = min(SUBLANES * pack, max(pack, next_power_of_2(rows)))
+    size = align(rows, tile) * align(lanes, LANES) * dtype_bytes(dtype)
+    for dim in major:
+        size *= dim
+    return size

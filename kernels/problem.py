@@ -116,3 +116,49 @@ class Problem:
             head_dim=self.head_dim,
             kv_dtype=self.kv_dtype,
         )
+
+    @property
+    def padded_head_dim(self) -> int:
+        """Lanes of one row of q, K or V."""
+        return layout.align(self.head_dim, layout.LANES)
+
+    @property
+    def fuses_kv(self) -> bool:
+        """Whether one row holds K and V of a head side by side (head_dim 64)."""
+        return layout.fuses_kv(self.head_dim)
+
+    @property
+    def kv_words(self) -> int:
+        """32-bit rows of one token in the KV cache."""
+        return self.kv_cache_shape[2]
+
+    @property
+    def q_words(self) -> int:
+        """32-bit rows of one token and one KV head in the prepared queries."""
+        return layout.cdiv(self.q_heads_per_kv_head, layout.packing(self.q_dtype))
+
+    @property
+    def q_shape(self) -> tuple[int, int, int, int, int]:
+        """Prepared queries and output: [tokens, KV heads, q words, q packing, padded head_dim]."""
+        return (
+            self.max_num_tokens,
+            self.num_kv_heads,
+            self.q_words,
+            layout.packing(self.q_dtype),
+            self.padded_head_dim,
+        )
+
+    @property
+    def kv_new_shape(self) -> tuple[int, int, int, int]:
+        """Prepared new keys and values: [tokens, kv words, kv packing, padded head_dim]."""
+        return (self.max_num_tokens, *self.kv_cache_shape[2:])
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Bytes of one token in the KV cache."""
+        return self.kv_words * self.padded_head_dim * layout.WORD_BYTES
+
+    @property
+    def q_token_bytes(self) -> int:
+        """Bytes of one token in the prepared queries."""
+        return self.num_kv_heads * self.q_words * self.padded_head_dim * layout.WORD_BYTES

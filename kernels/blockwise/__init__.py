@@ -1,0 +1,1 @@
+"""Attention by blocks of query tokens: what the prefill and mixed families share."""

@@ -1,0 +1,98 @@
+"""Block sizes of the prefill and mixed families. No jax."""
+
+from dataclasses import dataclass
+
+from rpa_kernels import layout, limits
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockwiseConfig:
+    """Tunables of a kernel that walks query blocks and, for each, KV blocks.
+
+    Attributes:
+      bq_sz: Query tokens of one sequence that are fetched, and held, together.
+      bq_csz: Query tokens of one compute block; a power of two that divides `bq_sz`.
+      bkv_sz: Tokens of one KV block: what is fetched at a time.
+      bkv_csz: Tokens of one compute block; divides `bkv_sz`.
+      num_buffers: KV blocks in flight: one computes, the others fetch. 2 is double buffering.
+    """
+
+    bq_sz: int
+    bq_csz: int
+    bkv_sz: int
+    bkv_csz: int
+    num_buffers: int
+
+    def check(self, problem: Problem, target: Target) -> Infeasible | None:
+        """None when the config can exist for `problem` on `target`, else the limit it breaks."""
+        from rpa_kernels.blockwise.account import scratch_bytes
+
+        bad = limits.check_positive(
+            bq_sz=self.bq_sz, bq_csz=self.bq_csz, bkv_sz=self.bkv_sz, bkv_csz=self.bkv_csz,
+            num_buffers=self.num_buffers - 1,
+        )  # fmt: skip
+        bad = bad or limits.check_blocks(bkv_sz=self.bkv_sz, bkv_csz=self.bkv_csz, problem=problem)
+        if bad:
+            return bad
+        if self.bq_sz % self.bq_csz or self.bq_csz & (self.bq_csz - 1):
+            return Infeasible(
+                limit="bq_sz % bq_csz",
+                need=self.bq_sz,
+                have=self.bq_csz,
+                unit="tokens",
+                hint="bq_csz must be a power of two that divides bq_sz",
+            )
+        return limits.check_memory(
+            scratch=scratch_bytes(problem, self), problem=problem, target=target
+        )
+
+
+def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
+    """Values worth trying, in rising order; `check` says which combinations can exist."""
+    del target
+    longest = layout.align(problem.max_context_tokens, problem.page_size)
+    kv = sorted({layout.align(n, problem.page_size) for n in (256, 512, 1024, 2048)})
+    kv = [n for n in kv if n <= longest] or [longest]
+    most = max(16, layout.next_power_of_2(problem.max_num_tokens))
+    q = tuple(n for n in (16, 32, 64, 128, 256, 512) if n <= most)
+    return {
+        "bq_sz": q,
+        "bq_csz": tuple(n for n in q if n <= 256),
+        "bkv_sz": tuple(kv),
+        "bkv_csz": tuple(sorted({n for n in (*kv, 256, 512) if n <= max(kv)})),
+        "num_buffers": (2, 3),
+    }
+
+
+def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeasible:
+    """A config that fits, by rule of thumb.
+
+    About 512 query rows a KV head in a compute block, so that a weight load of the MXU is
+    reused; four compute blocks in a query block, so that KV is fetched once for many queries.
+
+    Returns:
+      The first of a falling series that passes `check`, or the last one's `Infeasible`.
+    """
+    longest = max(problem.page_size, problem.max_context_tokens)
+    bkv = layout.align(min(512, longest), problem.page_size)
+    most_q = layout.next_power_of_2(problem.max_num_tokens)
+    rows_per_token = problem.q_words * layout.packing(problem.q_dtype)
+    bq_csz = min(most_q, max(8, layout.next_power_of_2(512 // rows_per_token)))
+    bq = min(most_q, 4 * bq_csz)
+    bad: Infeasible | None = None
+    while True:
+        config = BlockwiseConfig(
+            bq_sz=bq, bq_csz=min(bq, bq_csz), bkv_sz=bkv, bkv_csz=bkv, num_buffers=2
+        )
+        bad = config.check(problem, target)
+        if bad is None:
+            return config
+        if bq > 16:
+            bq //= 2
+        elif bkv >= 2 * problem.page_size and bkv >= 2 * layout.LANES:
+            bkv = layout.align(bkv // 2, problem.page_size)
+        else:
+            return bad

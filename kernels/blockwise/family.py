@@ -1,0 +1,34 @@
+"""The family record of a blockwise family. Imports jax only at launch."""
+
+from functools import partial
+from typing import Any
+
+from rpa_kernels import useful
+from rpa_kernels.blockwise import account
+from rpa_kernels.blockwise.config import BlockwiseConfig, default_config, search_axes
+from rpa_kernels.family import KernelFamily
+
+
+def _launch(*args: Any, **kwargs: Any) -> Any:
+    from rpa_kernels.blockwise.launch import launch
+
+    return launch(*args, **kwargs)
+
+
+def make_family(name: str) -> KernelFamily:
+    """The record of family `name`: `prefill` or `mixed`."""
+    return KernelFamily(
+        name=name,
+        config_type=BlockwiseConfig,
+        default_config=default_config,
+        search_axes=search_axes,
+        scratch_bytes=account.scratch_bytes,
+        smem_bytes=account.smem_bytes,
+        traffic=partial(account.traffic, name),
+        useful_bytes=partial(useful.useful_bytes, name),
+        mxu_flops=partial(account.mxu_flops, name),
+        useful_flops=partial(useful.useful_flops, name),
+        num_steps=partial(account.num_steps, name),
+        launch=partial(_launch, family=name),
+        kernel_name=partial(account.kernel_name, name),
+    )

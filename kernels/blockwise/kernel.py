@@ -1,0 +1,421 @@
+"""The blockwise kernel: walks query blocks and, for each, the KV blocks that it sees.
+
+A step is one KV block of one query block. `num_buffers - 1` KV blocks are being fetched while one
+computes, across query block and sequence boundaries; the next query block is fetched and the
+last output sent meanwhile. A KV block is unpacked once and reused by every query compute block.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from rpa_kernels import online_softmax, packed, pages
+from rpa_kernels.blockwise import walk
+from rpa_kernels.blockwise.config import BlockwiseConfig
+from rpa_kernels.blockwise.scratch import Scratch
+from rpa_kernels.blockwise.walk import Block, Place
+from rpa_kernels.ints import cdiv
+from rpa_kernels.mask import mask_scores
+from rpa_kernels.pages import Meta
+from rpa_kernels.problem import Problem
+from rpa_kernels.stagger import staggered
+from rpa_kernels.target import Target
+
+Ref = Any
+Scalar = Any
+
+# Query rows of one chain: scores, softmax, p @ V. Rows beyond it make a chain of their own, so
+# that a problem with one KV head has independent chains too.
+CHAIN_ROWS = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kernel:
+    """Refs and statics of one kernel call; methods are its phases."""
+
+    meta: Meta
+    q: Ref
+    kv_new: Ref
+    out: Ref
+    cache: Ref
+    sinks: Ref | None
+    first_seq: Scalar
+    end_seq: Scalar
+    scratch: Scratch
+    problem: Problem
+    config: BlockwiseConfig
+    target: Target
+    strided: bool
+
+    def block_at(self, place: Place) -> Block:
+        """Reads the lengths of a step."""
+        return walk.block_at(place, self.meta, self.problem, self.config)
+
+    # Fetching KV and writing new tokens back.
+
+    def start_fetch(self, slot: Scalar, place: Place) -> Place:
+        """Starts fetching the KV block of a step; returns the next step."""
+        block = self.block_at(place)
+
+        @pl.when(place.seq < self.end_seq)
+        def _() -> None:
+            self.wait_write(slot)
+            buffer, sem = self.scratch.kv.at[slot], self.scratch.kv_sems.at[slot]
+            pages.start_fetch(
+                meta=self.meta,
+                cache=self.cache,
+                buffer=buffer,
+                row=0,
+                sem=sem,
+                seq=block.seq,
+                start=block.kv_start,
+                num_tokens=jnp.minimum(block.kv_end, block.cached_end) - block.kv_start,
+                max_tokens=self.config.bkv_sz,
+                problem=self.problem,
+            )
+            if self.problem.update_kv_cache:
+                self.start_fetch_new(block, buffer, sem)
+
+        following = walk.after(place, block)
+        real = place.seq < self.end_seq
+        return Place(
+            *(jnp.where(real, new, old) for new, old in zip(following, place, strict=True))
+        )
+
+    def start_fetch_new(self, block: Block, buffer: Ref, sem: Ref) -> None:
+        """Starts fetching the block's new tokens, behind its cached ones."""
+        start = jnp.maximum(block.kv_start, block.cached_end)
+        size = jnp.maximum(block.kv_end - start, 0)
+        token = jnp.minimum(
+            block.new_token + start - block.cached_end, self.problem.max_num_tokens - size
+        )
+        pltpu.make_async_copy(
+            self.kv_new.at[pl.ds(token, size)],
+            buffer.at[
+                pl.ds(jnp.minimum(start - block.kv_start, self.config.bkv_sz - size), size),
+                pl.ds(0, self.problem.kv_words),
+            ],
+            sem,
+        ).start()
+
+    def start_write(self, slot: Scalar, block: Block) -> None:
+        """Starts writing the query block's own tokens in this KV block to the cache.
+
+        Every new token belongs to one query block, which sees it in one KV block, so each is
+        written once, whatever the window or the number of passes over the KV.
+        """
+        if not self.problem.update_kv_cache:
+            return
+        start = jnp.maximum(block.kv_start, block.q_first)
+        size = jnp.maximum(jnp.minimum(block.kv_end, block.q_end) - start, 0)
+        self.scratch.unwritten[slot] = size
+
+        @pl.when(size > 0)
+        def _() -> None:
+            pages.start_write(
+                meta=self.meta,
+                cache=self.cache,
+                buffer=self.scratch.kv.at[slot],
+                sem=self.scratch.write_sems.at[slot],
+                seq=block.seq,
+                row=start - block.kv_start,
+                start=start,
+                num_tokens=size,
+                problem=self.problem,
+            )
+
+    def wait_write(self, slot: Scalar) -> None:
+        """Waits until a KV buffer's tokens are in the cache, so that it can be filled again."""
+        if not self.problem.update_kv_cache:
+            return
+        pages.wait_tokens(
+            buffer=self.scratch.kv.at[slot],
+            sem=self.scratch.write_sems.at[slot],
+            num_tokens=self.scratch.unwritten[slot],
+            problem=self.problem,
+        )
+        self.scratch.unwritten[slot] = 0
+
+    # Queries in, outputs out.
+
+    def q_copy(self, parity: Scalar, block: Block) -> Any:
+        """Copy that brings a query block in."""
+        return pltpu.make_async_copy(
+            self.q.at[pl.ds(block.token, block.num_q)],
+            self.scratch.q.at[parity, pl.ds(0, block.num_q)],
+            self.scratch.q_sems.at[parity],
+        )
+
+    def wait_send(self, parity: Scalar) -> None:
+        """Waits until an output buffer is sent."""
+        unsent = self.scratch.unsent[parity]
+
+        @pl.when(unsent > 0)
+        def _() -> None:
+            rows = self.scratch.out.at[parity, pl.ds(0, unsent)]
+            pltpu.make_async_copy(rows, rows, self.scratch.out_sems.at[parity]).wait()
+
+    def begin(self, parity: Scalar, block: Block) -> None:
+        """Waits for a query block, starts fetching the next, and clears the softmax state."""
+
+        @pl.when(block.next_q.seq < self.end_seq)
+        def _() -> None:
+            self.q_copy(1 - parity, self.block_at(block.next_q)).start()
+
+        self.q_copy(parity, block).wait()
+        s, config = self.scratch, self.config
+        _, words, pack, _ = self.problem.q_shape[1:]
+        part = config.bq_csz * pack
+
+        @pl.loop(0, cdiv(block.num_q, config.bq_csz))
+        def _(tile: jax.Array) -> None:
+            for head in range(self.problem.num_kv_heads):
+                for word in range(words):
+                    q = packed.load_q(
+                        s.q, (parity,), head=head, word=word, start=tile * config.bq_csz,
+                        count=config.bq_csz, strided=self.strided,
+                    )  # fmt: skip
+                    scaled = online_softmax.scale_q(q, self.problem)
+                    s.scaled_q[head, tile, pl.ds(word * part, part)] = scaled
+                self.reset(head, tile)
+
+    def reset(self, head: int, tile: Scalar) -> None:
+        """Sets the softmax state of one head of a compute block to that of an empty context."""
+        s = self.scratch
+        s.acc[head, tile] = jnp.zeros_like(s.acc[head, tile])
+        if self.sinks is None:
+            s.m[head, tile] = jnp.full_like(s.m[head, tile], online_softmax.MASKED)
+            s.l[head, tile] = jnp.zeros_like(s.l[head, tile])
+            return
+        # An attention sink is a key with this score and no value. Row order: word, token, part.
+        _, words, pack, _ = self.problem.q_shape[1:]
+        rows = s.m.shape[2] // words
+        for word in range(words):
+            sink = self.sinks[head, pl.ds(word * pack, pack)]
+            s.m[head, tile, pl.ds(word * rows, rows)] = jnp.tile(sink, (rows // pack, 1))
+        s.l[head, tile] = jnp.ones_like(s.l[head, tile])
+
+    def finish(self, parity: Scalar, block: Block) -> None:
+        """Divides by the softmax denominators and starts sending the output."""
+        self.wait_send(parity)
+        s, config, problem = self.scratch, self.config, self.problem
+        _, words, pack, lanes = problem.q_shape[1:]
+        part = config.bq_csz * pack
+
+        @pl.loop(0, cdiv(block.num_q, config.bq_csz))
+        def _(tile: jax.Array) -> None:
+            for head in range(problem.num_kv_heads):
+                for word in range(words):
+                    rows = pl.ds(word * part, part)
+                    factor = (problem.v_scale or 1.0) / s.l[head, tile, rows]
+                    out = s.acc[head, tile, rows] * online_softmax.spread(factor, lanes)
+                    packed.store_q(
+                        s.out, (parity,), out.astype(s.out.dtype), head=head, word=word,
+                        start=tile * config.bq_csz, strided=self.strided,
+                    )  # fmt: skip
+
+        s.unsent[parity] = block.num_q
+        pltpu.make_async_copy(
+            s.out.at[parity, pl.ds(0, block.num_q)],
+            self.out.at[pl.ds(block.token, block.num_q)],
+            s.out_sems.at[parity],
+        ).start()
+
+    # Attention.
+
+    def unpack(self, slot: Scalar, block: Block) -> None:
+        """Takes K and V of every head out of a KV block, once for all query rows."""
+        csz = self.config.bkv_csz
+
+        @pl.loop(0, cdiv(block.num_kv, csz))
+        def _(tile: jax.Array) -> None:
+            start = tile * csz
+            is_full = start + csz <= block.num_kv
+
+            @pl.when(is_full)
+            def _() -> None:
+                self.unpack_tile(slot, start, None)
+
+            @pl.when(jnp.logical_not(is_full))
+            def _() -> None:
+                self.unpack_tile(slot, start, block.num_kv - start)
+
+    def unpack_tile(self, slot: Scalar, start: Scalar, num_valid: Scalar | None) -> None:
+        """Unpacks one compute block; tokens past `num_valid` become zero."""
+        s, problem, csz = self.scratch, self.problem, self.config.bkv_csz
+        for head in range(problem.num_kv_heads):
+            k, v = packed.load_kv(
+                s.kv,
+                (slot,),
+                head=head,
+                start=start,
+                count=csz,
+                fused=problem.fuses_kv,
+                dtype=problem.kv_dtype,
+                num_valid=num_valid,
+                strided=self.strided,
+            )
+            s.k[head, pl.ds(start, csz)] = k.astype(s.k.dtype)
+            if not problem.fuses_kv:
+                s.v[head, pl.ds(start, csz)] = v.astype(s.v.dtype)
+
+    def attend(self, block: Block) -> None:
+        """Attends every query compute block to every KV compute block that it sees."""
+
+        @pl.loop(0, cdiv(block.num_q, self.config.bq_csz))
+        def _(q_tile: jax.Array) -> None:
+            tiles = walk.tiles_of(block, q_tile, self.problem, self.config)
+
+            @pl.loop(tiles.first, tiles.end)
+            def _(tile: jax.Array) -> None:
+                is_full = jnp.logical_and(tile >= tiles.full_first, tile < tiles.full_end)
+
+                @pl.when(is_full)
+                def _() -> None:
+                    self.attend_tile(block, q_tile, tile, masked=False)
+
+                @pl.when(jnp.logical_not(is_full))
+                def _() -> None:
+                    self.attend_tile(block, q_tile, tile, masked=True)
+
+    def attend_tile(self, block: Block, q_tile: Scalar, tile: Scalar, *, masked: bool) -> None:
+        """Attends one query compute block to one KV compute block."""
+        s, problem, csz = self.scratch, self.problem, self.config.bkv_csz
+        total = s.m.shape[2]
+        rows = min(total, CHAIN_ROWS)
+        per_head = total // rows
+        keys = pl.ds(tile * csz, csz)
+        values = s.k if problem.fuses_kv else s.v
+
+        def where(chain: int) -> tuple[int, Scalar, Any]:
+            head, part = divmod(chain, per_head)
+            return head, q_tile, pl.ds(part * rows, rows)
+
+        def score(chain: int, _: None) -> jax.Array:
+            return online_softmax.scores(
+                s.scaled_q[where(chain)], s.k[where(chain)[0], keys], problem
+            )
+
+        def soften(chain: int, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
+            if masked:
+                q_pos = self.q_positions(block, q_tile, chain % per_head * rows, rows)
+                k_start = block.kv_start + tile * csz
+                scores = mask_scores(scores, q_pos, k_start, block.kv_end, problem)
+            return online_softmax.update(
+                scores, s.m.at[where(chain)], s.l.at[where(chain)], self.target, s.k.dtype
+            )
+
+        def weigh(chain: int, carried: tuple[jax.Array, jax.Array]) -> None:
+            p, alpha = carried
+            pv = online_softmax.weigh(p, values[where(chain)[0], keys])
+            acc = s.acc[where(chain)]
+            s.acc[where(chain)] = online_softmax.spread(alpha, acc.shape[1]) * acc + pv
+
+        staggered(problem.num_kv_heads * per_head, (score, soften, weigh), 1)
+
+    def q_positions(self, block: Block, q_tile: Scalar, row: int, rows: int) -> jax.Array:
+        """Position of the query of each row of a chain: int32[rows, 1]."""
+        pack = self.problem.q_shape[3]
+        index = row + jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
+        token = (index >> (pack.bit_length() - 1)) & (self.config.bq_csz - 1)
+        return block.q_first + q_tile * self.config.bq_csz + token
+
+    # The walk.
+
+    def run(self) -> None:
+        """Prologue, steps, epilogue; does nothing without sequences."""
+
+        @pl.when(self.first_seq < self.end_seq)
+        def _() -> None:
+            for slot in range(self.config.num_buffers):
+                self.scratch.unwritten[slot] = 0
+            self.scratch.unsent[0] = 0
+            self.scratch.unsent[1] = 0
+            place = ahead = Place(self.first_seq, jnp.int32(0), jnp.int32(0))
+            self.q_copy(0, self.block_at(place)).start()
+            for slot in range(self.config.num_buffers - 1):
+                ahead = self.start_fetch(slot, ahead)
+            jax.lax.while_loop(
+                lambda carry: carry[2].seq < self.end_seq,
+                self.step,
+                (jnp.int32(0), jnp.int32(0), place, ahead),
+            )
+            for slot in range(self.config.num_buffers):
+                self.wait_write(slot)
+            self.wait_send(0)
+            self.wait_send(1)
+
+    def step(
+        self, carry: tuple[Scalar, Scalar, Place, Place]
+    ) -> tuple[Scalar, Scalar, Place, Place]:
+        """One step: prefetch, wait, write back, unpack, attend, send."""
+        slot, parity, place, ahead = carry
+        last_slot = self.config.num_buffers - 1
+        ahead = self.start_fetch(jnp.where(slot == 0, last_slot, slot - 1), ahead)
+        block = self.block_at(place)
+
+        @pl.when(place.kv_block == 0)
+        def _() -> None:
+            self.begin(parity, block)
+
+        pages.wait_tokens(
+            buffer=self.scratch.kv.at[slot],
+            sem=self.scratch.kv_sems.at[slot],
+            num_tokens=block.num_kv,
+            problem=self.problem,
+        )
+        self.start_write(slot, block)
+        self.unpack(slot, block)
+        self.attend(block)
+
+        @pl.when(block.is_last_kv)
+        def _() -> None:
+            self.finish(parity, block)
+
+        return (
+            jnp.where(slot == last_slot, 0, slot + 1),
+            jnp.where(block.is_last_kv, 1 - parity, parity),
+            walk.after(place, block),
+            ahead,
+        )
+
+
+def blockwise_kernel(
+    *refs: Ref,
+    seqs: tuple[int, int],
+    problem: Problem,
+    config: BlockwiseConfig,
+    target: Target,
+    strided: bool,
+) -> None:
+    """Body of the Pallas call; `launch.py` says what `refs` are.
+
+    Args:
+      refs: Scalar prefetch (kv_lens, page_indices, cu_q_lens, distribution); q, kv_new, KV cache
+        and, with sinks, sinks [KV heads, rows, 128]; outputs out and KV cache; scratch.
+      seqs: Entries of `distribution` that bound the family's sequences.
+      problem: Static shapes and features.
+      config: Block sizes.
+      target: What the chip can do.
+      strided: Which body of `packed` to use.
+    """
+    *others, scratch = refs
+    kv_lens, page_indices, cu_q_lens, distribution, q_hbm, kv_new_hbm, _, *rest = others
+    sinks = rest.pop(0) if problem.has_sinks else None
+    out_hbm, cache_hbm = rest
+    meta = Meta(
+        kv_lens=kv_lens,
+        page_indices=page_indices,
+        cu_q_lens=cu_q_lens,
+        distribution=distribution,
+        pages_per_seq=problem.pages_per_seq,
+    )
+    Kernel(
+        meta=meta, q=q_hbm, kv_new=kv_new_hbm, out=out_hbm, cache=cache_hbm, sinks=sinks,
+        first_seq=distribution[seqs[0]], end_seq=distribution[seqs[1]], scratch=scratch,
+        problem=problem, config=config, target=target, strided=strided,
+    ).run()  # fmt: skip

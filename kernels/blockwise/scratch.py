@@ -1,0 +1,60 @@
+"""Named scratch of a blockwise kernel; shapes come from `account.buffers`."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+from rpa_kernels.blockwise.account import buffers
+from rpa_kernels.blockwise.config import BlockwiseConfig
+from rpa_kernels.problem import Problem
+
+Ref = Any
+
+
+class Scratch(NamedTuple):
+    """Scratch refs.
+
+    Shapes (rows: query rows of one KV head in a compute block, see `packed.load_q`):
+      kv: [num_buffers, bkv_sz, padded words, packing, lanes], fetched KV blocks.
+      q, out: [2, bq_sz, KV heads, q words, q packing, lanes].
+      k, v: [KV heads, bkv_sz, lanes], the KV block at hand, unpacked; v unused if K|V is fused.
+      scaled_q: [KV heads, compute blocks, rows, lanes].
+      m, l, acc: [KV heads, compute blocks, rows, ...], softmax state.
+      unwritten: int32[num_buffers] in SMEM, tokens of each KV buffer on their way to the cache.
+      unsent: int32[2] in SMEM, tokens of each output buffer on their way out.
+      kv_sems, write_sems: [num_buffers]; q_sems, out_sems: [2].
+    """
+
+    kv: Ref
+    q: Ref
+    out: Ref
+    k: Ref
+    v: Ref
+    scaled_q: Ref
+    m: Ref
+    l: Ref  # noqa: E741
+    acc: Ref
+    unwritten: Ref
+    unsent: Ref
+    kv_sems: Ref
+    write_sems: Ref
+    q_sems: Ref
+    out_sems: Ref
+
+
+def scratch_shapes(problem: Problem, config: BlockwiseConfig) -> Scratch:
+    """What `pallas_call` allocates."""
+    vmem = {
+        name: pltpu.VMEM(shape, jnp.dtype(dtype))
+        for name, (shape, dtype) in buffers(problem, config).items()
+    }
+    return Scratch(
+        **vmem,
+        unwritten=pltpu.SMEM((config.num_buffers,), jnp.int32),
+        unsent=pltpu.SMEM((2,), jnp.int32),
+        kv_sems=pltpu.SemaphoreType.DMA((config.num_buffers,)),
+        write_sems=pltpu.SemaphoreType.DMA((config.num_buffers,)),
+        q_sems=pltpu.SemaphoreType.DMA((2,)),
+        out_sems=pltpu.SemaphoreType.DMA((2,)),
+    )

@@ -1,0 +1,115 @@
+"""Scalars of the walk: which query block and KV block a step is, and which comes next."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from rpa_kernels import pages
+from rpa_kernels.blockwise.config import BlockwiseConfig
+from rpa_kernels.ints import cdiv, div
+from rpa_kernels.pages import Meta
+from rpa_kernels.problem import Problem
+
+Scalar = Any
+
+
+class Place(NamedTuple):
+    """A place in the walk: sequence, query block in it, KV block of that."""
+
+    seq: Scalar
+    q_block: Scalar
+    kv_block: Scalar
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Scalars of one query block and one KV block of it. Positions are tokens of context."""
+
+    seq: Scalar
+    token: Scalar  # row of its first query in the packed batch
+    num_q: Scalar  # query tokens
+    q_first: Scalar  # position of its first query
+    q_end: Scalar  # position after its last query
+    kv_start: Scalar  # position of the first key of the KV block
+    kv_end: Scalar  # position after its last key
+    num_kv: Scalar  # keys in it
+    cached_end: Scalar  # position after the last key that is in the cache
+    new_token: Scalar  # row in kv_new of the key at `cached_end`
+    is_last_kv: Scalar  # whether the query block has no further KV block
+    next_q: Place  # first step of the next query block
+
+
+def block_at(place: Place, meta: Meta, problem: Problem, config: BlockwiseConfig) -> Block:
+    """Reads the lengths of a step; any values past the last sequence."""
+    seq = jnp.minimum(place.seq, meta.kv_lens.shape[0] - 1)
+    q_start, q_stop, kv_len = meta.cu_q_lens[seq], meta.cu_q_lens[seq + 1], meta.kv_lens[seq]
+    q_len = q_stop - q_start
+    offset = place.q_block * config.bq_sz
+    num_q = jnp.minimum(q_len - offset, config.bq_sz)
+    q_first = kv_len - q_len + offset
+    q_end = q_first + num_q
+    visible_end = q_end if problem.causal else kv_len
+    kv_start = pages.window_start(q_first, problem) + place.kv_block * config.bkv_sz
+    kv_end = jnp.minimum(kv_start + config.bkv_sz, visible_end)
+    more_q = offset + config.bq_sz < q_len
+    one, zero = jnp.int32(1), jnp.int32(0)
+    return Block(
+        seq=seq,
+        token=q_start + offset,
+        num_q=num_q,
+        q_first=q_first,
+        q_end=q_end,
+        kv_start=kv_start,
+        kv_end=kv_end,
+        num_kv=kv_end - kv_start,
+        cached_end=kv_len - q_len if problem.update_kv_cache else kv_len,
+        new_token=q_start,
+        is_last_kv=kv_end >= visible_end,
+        next_q=Place(
+            place.seq + jnp.where(more_q, zero, one),
+            jnp.where(more_q, place.q_block + 1, zero),
+            zero,
+        ),
+    )
+
+
+def after(place: Place, block: Block) -> Place:
+    """The step after `place`, whose scalars are `block`."""
+    last = block.is_last_kv
+    return Place(
+        jnp.where(last, block.next_q.seq, place.seq),
+        jnp.where(last, block.next_q.q_block, place.q_block),
+        jnp.where(last, 0, place.kv_block + 1),
+    )
+
+
+class Tiles(NamedTuple):
+    """KV compute blocks of one query compute block: [first, end) are visible in part or whole."""
+
+    first: Scalar
+    end: Scalar
+    full_first: Scalar  # from here on every query sees every key, as far as the window goes
+    full_end: Scalar  # and up to here, as far as causality and the context's end go
+
+
+def tiles_of(block: Block, q_tile: Scalar, problem: Problem, config: BlockwiseConfig) -> Tiles:
+    """Which KV compute blocks a query compute block walks, and which need no mask."""
+    csz = config.bkv_csz
+    first = block.q_first + q_tile * config.bq_csz
+    last = first + (config.bq_csz - 1)
+    end, full_end = block.num_kv, block.num_kv
+    if problem.causal:
+        end = jnp.clip(last + 1 - block.kv_start, 0, end)
+        full_end = jnp.clip(first + 1 - block.kv_start, 0, full_end)
+    begin = full_begin = jnp.int32(0)
+    if problem.sliding_window is not None:
+        begin = jnp.maximum(first + 1 - problem.sliding_window - block.kv_start, 0)
+        full_begin = jnp.maximum(last + 1 - problem.sliding_window - block.kv_start, 0)
+    # An empty range comes out as first >= end.
+    return Tiles(
+        first=div(begin, csz),
+        end=cdiv(end, csz),
+        full_first=cdiv(full_begin, csz),
+        full_end=div(full_end, csz),
+    )

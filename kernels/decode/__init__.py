@@ -1,0 +1,31 @@
+"""Decode: one query token a sequence, sequences handled in mini-batches."""
+
+from rpa_kernels.decode import account
+from rpa_kernels.decode.config import DecodeConfig, default_config, search_axes
+from rpa_kernels.family import KernelFamily
+
+
+def _launch(*args, **kwargs):
+    """Imports jax only when a kernel is launched."""
+    from rpa_kernels.decode.launch import launch
+
+    return launch(*args, **kwargs)
+
+
+FAMILY = KernelFamily(
+    name="decode",
+    config_type=DecodeConfig,
+    default_config=default_config,
+    search_axes=search_axes,
+    scratch_bytes=account.scratch_bytes,
+    smem_bytes=account.smem_bytes,
+    traffic=account.traffic,
+    useful_bytes=account.useful_bytes,
+    mxu_flops=account.mxu_flops,
+    useful_flops=account.useful_flops,
+    num_steps=account.num_steps,
+    launch=_launch,
+    kernel_name=account.kernel_name,
+)
+
+__all__ = ["FAMILY"]

@@ -1,0 +1,108 @@
+"""Bytes, FLOPs and steps of the decode kernel, as plain integers. No jax."""
+
+from rpa_kernels import layout, limits, useful
+from rpa_kernels.batch import Batch
+from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.family import Traffic
+from rpa_kernels.problem import Problem
+
+Shape = tuple[int, ...]
+
+
+def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, str]]:
+    """Every VMEM buffer of the kernel: name to (shape, dtype); `scratch.py` allocates these."""
+    _, words, pack, lanes = problem.kv_new_shape
+    q_token = problem.q_shape[1:]
+    heads, rows = problem.num_kv_heads, problem.q_words * layout.packing(problem.q_dtype)
+    items = config.seqs_per_step
+    wide = "float32" in (problem.q_dtype, problem.kv_dtype)
+    # One row more than the blocks: where a store goes that has nothing to do.
+    bkv, bq = items * config.bkv_sz + 1, config.bq_sz + 1
+    kv_blocks = (config.num_buffers, bkv, layout.odd(words), pack, lanes)
+    return {
+        "kv": (kv_blocks, problem.kv_dtype),
+        "kv_new": ((2, bq, words, pack, lanes), problem.kv_dtype),
+        "q": ((2, bq, *q_token), problem.q_dtype),
+        "out": ((2, bq, *q_token), problem.q_dtype),
+        "scaled_q": ((items, heads, rows, lanes), "float32" if wide else "bfloat16"),
+        "item_m": ((items, heads, rows, layout.LANES), "float32"),
+        "item_l": ((items, heads, rows, layout.LANES), "float32"),
+        "item_acc": ((items, heads, rows, lanes), "float32"),
+        "m": ((heads, rows, layout.LANES), "float32"),
+        "l": ((heads, rows, layout.LANES), "float32"),
+        "acc": ((heads, rows, lanes), "float32"),
+    }
+
+
+def scratch_bytes(problem: Problem, config: DecodeConfig) -> int:
+    """VMEM scratch in bytes after tiling. Does not count what the compiler adds."""
+    return sum(layout.tiled_bytes(*buffer) for buffer in buffers(problem, config).values())
+
+
+def smem_bytes(problem: Problem, config: DecodeConfig) -> int:
+    """SMEM in bytes: the scalar-prefetch arrays."""
+    del config
+    return limits.smem_bytes(problem)
+
+
+def _spans(problem: Problem, batch: Batch) -> list[tuple[int, int]]:
+    """(first position fetched or attended, kv_len) of every decode sequence."""
+    seqs = batch.family_seqs("decode")
+    return [(useful.window_start(batch.kv_lens[i] - 1, problem), batch.kv_lens[i]) for i in seqs]
+
+
+def num_items(problem: Problem, config: DecodeConfig, batch: Batch) -> int:
+    """KV blocks over all sequences."""
+    return sum(layout.cdiv(end - start, config.bkv_sz) for start, end in _spans(problem, batch))
+
+
+def num_steps(problem: Problem, config: DecodeConfig, batch: Batch) -> int:
+    """Steps walked: `seqs_per_step` KV blocks each."""
+    return layout.cdiv(num_items(problem, config, batch), config.seqs_per_step)
+
+
+def traffic(problem: Problem, config: DecodeConfig, batch: Batch) -> Traffic:
+    """What the DMAs move for one batch: queries, new KV, cached KV, output and cache update."""
+    spans = _spans(problem, batch)
+    num_seqs, new = len(spans), int(problem.update_kv_cache)
+    cached = [end - new - start for start, end in spans]
+    q_blocks = layout.cdiv(num_seqs, config.bq_sz)
+    q_bytes, kv_bytes = num_seqs * problem.q_token_bytes, problem.kv_token_bytes
+    return Traffic(
+        read_bytes=sum(cached) * kv_bytes + q_bytes + new * num_seqs * kv_bytes,
+        write_bytes=q_bytes + new * num_seqs * kv_bytes,
+        num_copies=(2 + new) * q_blocks
+        + new * num_seqs
+        + sum(layout.cdiv(n, problem.page_size) for n in cached),
+    )
+
+
+def mxu_flops(problem: Problem, config: DecodeConfig, batch: Batch) -> int:
+    """FLOPs the MXU executes, padding included: every item runs its step's longest tile count."""
+    items = [
+        layout.cdiv(min(config.bkv_sz, end - block), config.bkv_csz)
+        for start, end in _spans(problem, batch)
+        for block in range(start, end, config.bkv_sz)
+    ]
+    width = config.seqs_per_step
+    tiles = sum(max(items[i : i + width]) * width for i in range(0, len(items), width))
+    rows = problem.num_kv_heads * problem.q_words * layout.packing(problem.q_dtype)
+    return tiles * 4 * rows * config.bkv_csz * problem.padded_head_dim
+
+
+def useful_bytes(problem: Problem, batch: Batch) -> int:
+    """Bytes that no kernel could avoid moving."""
+    return useful.useful_bytes("decode", problem, batch)
+
+
+def useful_flops(problem: Problem, batch: Batch) -> int:
+    """FLOPs of the attention alone."""
+    return useful.useful_flops("decode", problem, batch)
+
+
+def kernel_name(problem: Problem, config: DecodeConfig) -> str:
+    """Name of the Pallas call in dumps and profiles."""
+    return (
+        f"rpa_decode-p{problem.page_size}-bkv{config.bkv_sz}_{config.bkv_csz}"
+        f"-s{config.seqs_per_step}-n{config.num_buffers}-q{config.bq_sz}"
+    )

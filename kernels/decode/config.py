@@ -1,0 +1,104 @@
+"""Block sizes of the decode family. No jax."""
+
+from dataclasses import dataclass
+
+from rpa_kernels import layout, limits
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodeConfig:
+    """Tunables of the decode kernel.
+
+    A step walks `seqs_per_step` KV blocks, taken in order from the list of all (sequence, block)
+    pairs: whole short sequences, or parts of one long one.
+
+    Attributes:
+      bkv_sz: Tokens of one KV block: what is fetched for one sequence at a time.
+      bkv_csz: Tokens of one compute block; divides `bkv_sz`. Compute stops at the last compute
+        block with a valid token.
+      seqs_per_step: KV blocks a step fetches and attends to together.
+      num_buffers: Steps in flight: one computes, the others fetch. 2 is double buffering.
+      bq_sz: Sequences whose queries, new keys and values, and outputs are moved in one copy.
+    """
+
+    bkv_sz: int
+    bkv_csz: int
+    seqs_per_step: int
+    num_buffers: int
+    bq_sz: int
+
+    def check(self, problem: Problem, target: Target) -> Infeasible | None:
+        """None when the config can exist for `problem` on `target`, else the limit it breaks."""
+        from rpa_kernels.decode.account import scratch_bytes
+
+        bad = limits.check_positive(
+            bkv_sz=self.bkv_sz, bkv_csz=self.bkv_csz, seqs_per_step=self.seqs_per_step,
+            num_buffers=self.num_buffers - 1, bq_sz=self.bq_sz,
+        )  # fmt: skip
+        bad = bad or limits.check_blocks(bkv_sz=self.bkv_sz, bkv_csz=self.bkv_csz, problem=problem)
+        if bad:
+            return bad
+        if self.bq_sz < self.seqs_per_step:
+            return Infeasible(
+                limit="bq_sz >= seqs_per_step",
+                need=self.bq_sz,
+                have=self.seqs_per_step,
+                unit="sequences",
+                hint="a step may touch two blocks of queries, not three",
+            )
+        return limits.check_memory(
+            scratch=scratch_bytes(problem, self), problem=problem, target=target
+        )
+
+
+def _max_bkv_sz(problem: Problem) -> int:
+    """Tokens of the longest context, as a block: whole pages, a power of two of 128 above it."""
+    tokens = max(problem.max_context_tokens, layout.LANES)
+    return layout.align(layout.next_power_of_2(tokens), problem.page_size)
+
+
+def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
+    """Values worth trying, in rising order; `DecodeConfig.check` says which pairs can exist."""
+    del target
+    longest = _max_bkv_sz(problem)
+    sizes = sorted({layout.align(n, problem.page_size) for n in (128, 256, 512, 1024, 2048)})
+    sizes = [n for n in sizes if n <= longest] or [longest]
+    return {
+        "bkv_sz": tuple(sizes),
+        "bkv_csz": tuple(sorted({n for n in (*sizes, 128, 256, 512) if n <= max(sizes)})),
+        "seqs_per_step": (1, 2, 4, 8),
+        "num_buffers": (2, 3, 4),
+        "bq_sz": (8, 32),
+    }
+
+
+def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasible:
+    """A config that fits, by rule of thumb: about 2 MiB in flight a step, in blocks of 512.
+
+    Returns:
+      The first of a falling series that passes `check`, or the last one's `Infeasible`.
+    """
+    block = layout.align(min(512, _max_bkv_sz(problem)), problem.page_size)
+    step_bytes = 2 * 1024 * 1024
+    seqs = max(1, min(4, step_bytes // (block * problem.kv_token_bytes)))
+    bad: Infeasible | None = None
+    while True:
+        config = DecodeConfig(
+            bkv_sz=block,
+            bkv_csz=block,
+            seqs_per_step=seqs,
+            num_buffers=3,
+            bq_sz=max(8, seqs),
+        )
+        bad = config.check(problem, target)
+        if bad is None:
+            return config
+        if seqs > 1:
+            seqs //= 2
+        elif block >= 2 * problem.page_size and block >= 2 * layout.LANES:
+            block = layout.align(block // 2, problem.page_size)
+        else:
+            return bad

@@ -1,0 +1,60 @@
+"""Named scratch of the decode kernel; shapes come from `account.buffers`."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+from rpa_kernels.decode.account import buffers
+from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.problem import Problem
+
+Ref = Any
+
+
+class Scratch(NamedTuple):
+    """Scratch refs.
+
+    Shapes (C: `bq_sz`, G: `seqs_per_step`, rows: padded query heads of one KV head):
+      kv: [num_buffers, G * bkv_sz + 1, padded words, packing, lanes], fetched KV blocks.
+      kv_new: [2, C + 1, words, packing, lanes], new keys and values of a block of sequences.
+      q, out: [2, C + 1, KV heads, q words, q packing, lanes].
+      scaled_q: [G, KV heads, rows, lanes], queries of the step's items.
+      item_m, item_l, item_acc: [G, KV heads, rows, ...], softmax state of each item.
+      m, l, acc: [KV heads, rows, ...], softmax state of the sequence the step began in.
+      progress: int32[2] in SMEM; see `q_blocks.QBlocks`.
+      kv_sems: [num_buffers]; in_sems, out_sems, write_sems: [2].
+    """
+
+    kv: Ref
+    kv_new: Ref
+    q: Ref
+    out: Ref
+    scaled_q: Ref
+    item_m: Ref
+    item_l: Ref
+    item_acc: Ref
+    m: Ref
+    l: Ref  # noqa: E741
+    acc: Ref
+    progress: Ref
+    kv_sems: Ref
+    in_sems: Ref
+    out_sems: Ref
+    write_sems: Ref
+
+
+def scratch_shapes(problem: Problem, config: DecodeConfig) -> Scratch:
+    """What `pallas_call` allocates."""
+    vmem = {
+        name: pltpu.VMEM(shape, jnp.dtype(dtype))
+        for name, (shape, dtype) in buffers(problem, config).items()
+    }
+    return Scratch(
+        **vmem,
+        progress=pltpu.SMEM((2,), jnp.int32),
+        kv_sems=pltpu.SemaphoreType.DMA((config.num_buffers,)),
+        in_sems=pltpu.SemaphoreType.DMA((2,)),
+        out_sems=pltpu.SemaphoreType.DMA((2,)),
+        write_sems=pltpu.SemaphoreType.DMA((2,)),
+    )

@@ -1,0 +1,81 @@
+"""From the public arrays to what the kernels read, and back.
+
+Tokens stay the major dimension, so a block of query tokens is one contiguous copy, and for
+head_dim 128 and an even number of query heads a KV head `prepare` only renames dimensions.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rpa_kernels.problem import Problem
+
+
+def _pad_to(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """Zero-pads one axis at its end."""
+    if x.shape[axis] == size:
+        return x
+    pads = [(0, 0)] * x.ndim
+    pads[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, pads)
+
+
+def prepare_q(queries: jax.Array, problem: Problem) -> jax.Array:
+    """Groups query heads by KV head and packs them into 32-bit rows.
+
+    Args:
+      queries: [max_num_tokens, num_q_heads, head_dim] in `q_dtype`.
+      problem: Static shapes.
+
+    Returns:
+      `problem.q_shape`.
+    """
+    group = problem.q_heads_per_kv_head
+    _, heads, words, pack, lanes = problem.q_shape
+    q = queries.reshape(-1, heads, group, problem.head_dim)
+    q = _pad_to(_pad_to(q, 2, words * pack), 3, lanes)
+    return q.reshape(problem.q_shape)
+
+
+def prepare_kv(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Array:
+    """Lays new keys and values out as rows of the KV cache.
+
+    Args:
+      keys: [max_num_tokens, num_kv_heads, head_dim] in `kv_dtype`.
+      values: The same shape and dtype.
+      problem: Static shapes.
+
+    Returns:
+      `problem.kv_new_shape`: per token k0, v0, k1, v1, ...; k|v side by side for head_dim 64.
+    """
+    tokens, words, pack, lanes = problem.kv_new_shape
+    if problem.fuses_kv:
+        rows = jnp.concatenate([keys, values], axis=-1)
+    else:
+        rows = jnp.stack([keys, values], axis=2).reshape(tokens, -1, problem.head_dim)
+    rows = _pad_to(_pad_to(rows, 1, words * pack), 2, lanes)
+    return rows.reshape(problem.kv_new_shape)
+
+
+def prepare(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, problem: Problem
+) -> tuple[jax.Array, jax.Array]:
+    """Both operands of a kernel launch: (`problem.q_shape`, `problem.kv_new_shape`)."""
+    return prepare_q(queries, problem), prepare_kv(keys, values, problem)
+
+
+def finish(out: jax.Array, problem: Problem) -> jax.Array:
+    """Undoes `prepare_q` on the kernels' output.
+
+    Returns:
+      [max_num_tokens, num_q_heads, head_dim] in `problem.resolved_out_dtype`.
+    """
+    tokens, heads, words, pack, lanes = problem.q_shape
+    out = out.reshape(tokens, heads, words * pack, lanes)
+    # With K|V in one row the product p @ row has p @ V in the upper half of the lanes.
+    first = problem.head_dim if problem.fuses_kv else 0
+    out = out[:, :, : problem.q_heads_per_kv_head, first : first + problem.head_dim]
+    out = out.reshape(tokens, problem.num_q_heads, problem.head_dim)
+    return out.astype(problem.resolved_out_dtype)
+
+
+__all__ = ["finish", "prepare", "prepare_kv", "prepare_q"]

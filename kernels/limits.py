@@ -1,0 +1,86 @@
+"""Limits that every family checks the same way. No jax."""
+
+from rpa_kernels import layout
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+
+# Share of VMEM that scratch may take. The rest is the compiler's: register-allocator spills and
+# the intermediate values of a block. A guess with margin; the compiler has the last word.
+SCRATCH_VMEM_SHARE = 0.75
+
+# Share of SMEM that the scalar-prefetch arrays may take; the compiler keeps spilled scalars and
+# DMA descriptors there too. A guess with margin; the compiler has the last word.
+PREFETCH_SMEM_SHARE = 0.9
+
+
+def smem_bytes(problem: Problem) -> int:
+    """SMEM of the scalar-prefetch arrays, each padded to a row of 128 words."""
+    seqs = problem.max_num_seqs
+    sizes = (seqs, seqs * problem.pages_per_seq, seqs + 1, 3)
+    return sum(layout.align(size, layout.LANES) * layout.WORD_BYTES for size in sizes)
+
+
+def check_blocks(*, bkv_sz: int, bkv_csz: int, problem: Problem) -> Infeasible | None:
+    """Whether a fetch block is whole pages and whole compute blocks.
+
+    A compute block need not be whole pages. It is a multiple of 128 keys, one vector register of
+    scores, or the whole fetch block when that is smaller.
+    """
+    if bkv_sz % problem.page_size:
+        return Infeasible(
+            limit="bkv_sz % page_size",
+            need=bkv_sz,
+            have=problem.page_size,
+            unit="tokens",
+            hint=f"use a multiple of {problem.page_size}",
+        )
+    if bkv_sz % bkv_csz:
+        return Infeasible(
+            limit="bkv_sz % bkv_csz",
+            need=bkv_sz,
+            have=bkv_csz,
+            unit="tokens",
+            hint="bkv_csz must divide bkv_sz",
+        )
+    if bkv_csz % layout.LANES and bkv_csz != bkv_sz:
+        return Infeasible(
+            limit="bkv_csz % 128",
+            need=bkv_csz,
+            have=layout.LANES,
+            unit="tokens",
+            hint="use a multiple of 128, or bkv_sz",
+        )
+    return None
+
+
+def check_memory(*, scratch: int, problem: Problem, target: Target) -> Infeasible | None:
+    """Whether scratch fits VMEM and the page table fits SMEM."""
+    have = int(target.vmem_bytes * SCRATCH_VMEM_SHARE)
+    if scratch > have:
+        return Infeasible(
+            limit="vmem_bytes",
+            need=scratch,
+            have=have,
+            unit="bytes",
+            hint=f"{SCRATCH_VMEM_SHARE:.0%} of {target.chip}'s VMEM; use smaller blocks",
+        )
+    need, have = smem_bytes(problem), int(target.smem_bytes * PREFETCH_SMEM_SHARE)
+    if need > have:
+        return Infeasible(
+            limit="smem_bytes",
+            need=need,
+            have=have,
+            unit="bytes",
+            hint="the page table lives in SMEM: larger pages, fewer sequences or fewer "
+            "pages_per_seq",
+        )
+    return None
+
+
+def check_positive(**fields: int) -> Infeasible | None:
+    """Whether every field is at least 1."""
+    for name, value in fields.items():
+        if value < 1:
+            return Infeasible(limit=name, need=value, have=1, unit="", hint="must be positive")
+    return None

@@ -1,0 +1,32 @@
+"""Which keys a query row sees, for one block; on values."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rpa_kernels.online_softmax import MASKED
+from rpa_kernels.problem import Problem
+
+Scalar = Any
+
+
+def mask_scores(
+    s: jax.Array, q_pos: jax.Array, k_start: Scalar, k_end: Scalar, problem: Problem
+) -> jax.Array:
+    """Replaces the scores of keys that a row must not see.
+
+    Args:
+      s: float32[rows, keys].
+      q_pos: int32[rows, 1], position of each row's query.
+      k_start: Position of the first key.
+      k_end: Position after the last key that exists.
+      problem: Says whether attention is causal and how far a query looks back.
+    """
+    k_pos = k_start + jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
+    # A causal query is itself an existing key, so its position bounds the keys by itself.
+    last = jnp.minimum(q_pos, k_end - 1) if problem.causal else k_end - 1
+    seen = k_pos <= last
+    if problem.sliding_window is not None:
+        seen &= k_pos > q_pos - problem.sliding_window
+    return jnp.where(seen, s, MASKED)

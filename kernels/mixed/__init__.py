@@ -1,0 +1,7 @@
+"""Mixed: sequences of any number of query tokens, in the blockwise kernel."""
+
+from rpa_kernels.blockwise.family import make_family
+
+FAMILY = make_family("mixed")
+
+__all__ = ["FAMILY"]

@@ -1,0 +1,112 @@
+"""Attention over one block of keys, and how blocks are joined; on values, no references.
+
+Scores are kept in base 2: `prepare_scale` folds log2(e) into the scale of the queries, so the
+exponential is one `exp2` and no multiplication is left for each score. `m` is the running
+maximum, `l` the running sum of exponentials, `acc` the running sum of p @ V, all float32.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+
+LOG2_E = math.log2(math.e)
+
+# Score of a masked position: far below any real score, and still finite, so that the difference
+# of two of them is 0 and not NaN.
+MASKED = -0.5 * float(jnp.finfo(jnp.float32).max)
+
+
+def score_factor(problem: Problem) -> float:
+    """Factor from q @ k as stored to the natural-log score, before any soft cap."""
+    scale = problem.sm_scale * (problem.k_scale or 1.0)
+    return scale * (problem.q_scale or 1.0)
+
+
+def scale_q(q: jax.Array, problem: Problem) -> jax.Array:
+    """Queries ready to multiply with stored keys.
+
+    Without `q_scale` the whole score factor is folded in here, once for each query element
+    instead of once for each score. With it, the caller asked for queries on the grid of the
+    stored keys, and the factor has to wait for the scores.
+    """
+    if problem.q_scale is not None:
+        x = q.astype(jnp.float32) / problem.q_scale
+        if problem.kv_dtype == "int8":
+            return jnp.clip(jnp.round(x), -128, 127).astype(matmul_dtype(problem))
+        info = jnp.finfo(problem.kv_dtype)
+        x = jnp.clip(x, float(info.min), float(info.max))
+        return x.astype(problem.kv_dtype).astype(matmul_dtype(problem))
+    factor = score_factor(problem)
+    factor = factor / problem.soft_cap if problem.soft_cap else factor * LOG2_E
+    return (q.astype(jnp.float32) * factor).astype(matmul_dtype(problem))
+
+
+def matmul_dtype(problem: Problem) -> jnp.dtype:
+    """Dtype that q, k, p and v are multiplied in: float32 if q or the cache is, else bfloat16."""
+    wide = "float32" in (problem.q_dtype, problem.kv_dtype)
+    return jnp.dtype("float32" if wide else "bfloat16")
+
+
+def scores(q: jax.Array, k: jax.Array, problem: Problem) -> jax.Array:
+    """Base-2 scores: float32[rows, keys] of q [rows, lanes] (from `scale_q`) and k [keys, lanes]."""
+    s = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    if problem.q_scale is not None:
+        factor = score_factor(problem)
+        s = s * (factor / problem.soft_cap if problem.soft_cap else factor * LOG2_E)
+    if problem.soft_cap is not None:
+        s = (problem.soft_cap * LOG2_E) * jnp.tanh(s)
+    return s
+
+
+def exponentials(s: jax.Array, m: jax.Array, target: Target, dtype: jnp.dtype) -> jax.Array:
+    """exp2(s - m) in `dtype`, the dtype that p @ V is multiplied in.
+
+    The difference is taken in float32; with bfloat16 vector units the exponential itself then
+    runs on packed pairs, half the slots, and its rounding is that of the cast it replaces.
+    """
+    x = s - m
+    if target.has_bf16_vector_units and dtype == jnp.bfloat16:
+        return jnp.exp2(x.astype(jnp.bfloat16))
+    return jnp.exp2(x)
+
+
+def weigh(p: jax.Array, v: jax.Array) -> jax.Array:
+    """P @ V: float32[rows, lanes] of p [rows, keys] and v [keys, lanes]."""
+    return jax.lax.dot_general(
+        p.astype(v.dtype), v, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def spread(x: jax.Array, width: int) -> jax.Array:
+    """Widens [rows, 128] with equal lanes to [rows, width] without moving data between lanes."""
+    copies = -(-width // x.shape[1])
+    return jnp.concatenate([x] * copies, axis=1)[:, :width] if copies > 1 else x[:, :width]
+
+
+def update(
+    s: jax.Array, m_ref: Any, l_ref: Any, target: Target, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """Folds one block of scores into the running maximum and sum.
+
+    Args:
+      s: Base-2 scores, float32[rows, keys].
+      m_ref: Running maximum, float32[rows, 128] with equal lanes; updated.
+      l_ref: Running sum, the same.
+      target: What the chip can do.
+      dtype: Dtype that p @ V is multiplied in.
+
+    Returns:
+      (p [rows, keys], alpha float32[rows, 128]): exponentials and the factor for earlier sums.
+    """
+    m_old = m_ref[...]
+    m = jnp.maximum(m_old, jnp.max(s, axis=1, keepdims=True))
+    p = exponentials(s, spread(m, s.shape[1]), target, dtype)
+    alpha = jnp.exp2(m_old - m)
+    m_ref[...] = m
+    l_ref[...] = alpha * l_ref[...] + jnp.sum(p.astype(jnp.float32), axis=1, keepdims=True)
+    return p, alpha

@@ -1,0 +1,191 @@
+"""Loads and stores of heads that share 32-bit words in VMEM.
+
+K and V of a token lie in neighbouring parts of a word, and the heads of a token in neighbouring
+words, so taking one head out of a block is a strided load of whole words followed by shifts.
+Each function has two bodies that mean the same: `strided` is the fast one for the chip; the
+other indexes values, because the TPU interpreter that finds races knows neither `bitcast` nor
+`reshape` of a reference. tests/interpret/test_packed.py proves them equal.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from rpa_kernels import layout
+
+Ref = Any
+Scalar = Any
+
+
+def _word_rows(ref: Ref, lead: tuple[Scalar, ...]) -> Ref:
+    """View of `ref[*lead]` as [rows, 128] 32-bit words."""
+    words = ref.bitcast(jnp.uint32).at[lead]
+    return words.reshape(math.prod(words.shape) // layout.LANES, layout.LANES)
+
+
+def load_words(
+    ref: Ref, lead: tuple[Scalar, ...], *, row: Scalar, count: int, stride: int
+) -> jax.Array:
+    """Loads uint32[count, lanes]: words `row`, `row + stride`, ... of `ref[*lead]`.
+
+    Args:
+      ref: [..., packing, lanes] in VMEM.
+      lead: Indices of leading dimensions.
+      row: First word, counted through all dimensions between `lead` and the last two.
+      count: Number of words.
+      stride: Words from one to the next.
+    """
+    view = _word_rows(ref, lead)
+    folds = ref.shape[-1] // layout.LANES
+    parts = [view[pl.ds(row * folds + fold, count, stride * folds)] for fold in range(folds)]
+    return parts[0] if folds == 1 else jnp.concatenate(parts, axis=1)
+
+
+def store_words(
+    ref: Ref, lead: tuple[Scalar, ...], value: jax.Array, *, row: Scalar, stride: int
+) -> None:
+    """Stores uint32[count, lanes] where `load_words` would load it."""
+    view = _word_rows(ref, lead)
+    folds = ref.shape[-1] // layout.LANES
+    for fold in range(folds):
+        lanes = value[:, fold * layout.LANES : (fold + 1) * layout.LANES]
+        view[pl.ds(row * folds + fold, value.shape[0], stride * folds)] = lanes
+
+
+def unpack(words: jax.Array, part: int, dtype: str) -> jax.Array:
+    """Takes element `part` of every word: [count, lanes] in `dtype`."""
+    bits = 8 * layout.dtype_bytes(dtype)
+    if bits == 32:
+        return pltpu.bitcast(words, jnp.dtype(dtype))
+    narrow = (words >> (part * bits)).astype(jnp.dtype(f"uint{bits}"))
+    return pltpu.bitcast(narrow, jnp.dtype(dtype))
+
+
+def load_kv(
+    ref: Ref,
+    lead: tuple[Scalar, ...],
+    *,
+    head: int,
+    start: Scalar,
+    count: int,
+    fused: bool,
+    dtype: str,
+    num_valid: Scalar | None,
+    strided: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Loads K and V of one head for `count` tokens of a KV buffer.
+
+    Args:
+      ref: KV buffers, [..., tokens, padded words, packing, lanes].
+      lead: Indices down to the buffer.
+      head: KV head.
+      start: First token in the buffer.
+      count: Tokens to load.
+      fused: Whether one row holds K and V side by side; both results are then that row.
+      dtype: Dtype name of the buffer.
+      num_valid: Tokens that were fetched, counted from `start`; later ones read as zero, so
+        that stale bits in them can not turn a zero weight into NaN. None if all are.
+      strided: Which body; see the module docstring.
+
+    Returns:
+      (K, V), each [count, lanes] in `dtype`.
+    """
+    pack = layout.packing(dtype)
+    row = head if fused else 2 * head
+    word, part = divmod(row, pack)
+    v_word, v_part = (word, part) if fused else divmod(row + 1, pack)
+    stride = ref.shape[-3]
+
+    def valid(x: jax.Array) -> jax.Array:
+        if num_valid is None:
+            return x
+        token = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+        return jnp.where(token < num_valid, x, jnp.zeros_like(x))
+
+    if not strided:
+        tokens = pl.ds(start, count)
+        k = valid(ref[(*lead, tokens, word, part)])
+        return k, (k if fused else valid(ref[(*lead, tokens, v_word, v_part)]))
+    words = valid(load_words(ref, lead, row=start * stride + word, count=count, stride=stride))
+    k = unpack(words, part, dtype)
+    if fused:
+        return k, k
+    if v_word != word:
+        words = valid(
+            load_words(ref, lead, row=start * stride + v_word, count=count, stride=stride)
+        )
+    return k, unpack(words, v_part, dtype)
+
+
+def load_q(
+    ref: Ref, lead: tuple[Scalar, ...], *, head: int, word: int, start: Scalar, count: int,
+    strided: bool,
+) -> jax.Array:  # fmt: skip
+    """Loads the query rows of one word of one KV head for `count` tokens.
+
+    Args:
+      ref: Query buffers, [..., tokens, KV heads, words, packing, lanes].
+      lead: Indices down to the buffer.
+      head: KV head.
+      word: Word of the head: query heads `word * packing` and up.
+      start: First token.
+      count: Tokens.
+      strided: Which body.
+
+    Returns:
+      [count * packing, lanes]: row t * packing + e is token `start + t`, part e of the word.
+    """
+    _, heads, words, pack, lanes = ref.shape[-5:]
+    if not strided:
+        return ref[(*lead, pl.ds(start, count), head, word)].reshape(count * pack, lanes)
+    stride = heads * words
+    value = load_words(
+        ref, lead, row=start * stride + head * words + word, count=count, stride=stride
+    )
+    return pltpu.bitcast(value, ref.dtype)
+
+
+def store_q(
+    ref: Ref, lead: tuple[Scalar, ...], value: jax.Array, *, head: int, word: int, start: Scalar,
+    strided: bool,
+) -> None:  # fmt: skip
+    """Stores rows where `load_q` would load them; `value` has the dtype of `ref`."""
+    _, heads, words, pack, lanes = ref.shape[-5:]
+    count = value.shape[0] // pack
+    if not strided:
+        ref[(*lead, pl.ds(start, count), head, word)] = value.reshape(count, pack, lanes)
+        return
+    stride = heads * words
+    row = start * stride + head * words + word
+    store_words(ref, lead, pltpu.bitcast(value, jnp.uint32), row=row, stride=stride)
+
+
+def load_token_q(ref: Ref, lead: tuple[Scalar, ...], *, head: int, strided: bool) -> jax.Array:
+    """Loads all query rows of one KV head of one token: [words * packing, lanes].
+
+    Args:
+      ref: Query buffers, [..., KV heads, words, packing, lanes].
+      lead: Indices down to the token.
+      head: KV head.
+      strided: Which body.
+    """
+    words, pack, lanes = ref.shape[-3:]
+    if not strided:
+        return ref[(*lead, head)].reshape(words * pack, lanes)
+    value = load_words(ref, lead, row=head * words, count=words, stride=1)
+    return pltpu.bitcast(value, ref.dtype)
+
+
+def store_token_q(
+    ref: Ref, lead: tuple[Scalar, ...], value: jax.Array, *, head: int, strided: bool
+) -> None:
+    """Stores rows where `load_token_q` would load them."""
+    words, pack, lanes = ref.shape[-3:]
+    if not strided:
+        ref[(*lead, head)] = value.reshape(words, pack, lanes)
+        return
+    store_words(ref, lead, pltpu.bitcast(value, jnp.uint32), row=head * words, stride=1)

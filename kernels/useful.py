@@ -1,0 +1,47 @@
+"""What a batch needs whoever computes it: bytes for MBU, FLOPs for MFU. No jax."""
+
+from rpa_kernels.batch import Batch
+from rpa_kernels.layout import dtype_bytes
+from rpa_kernels.problem import Problem
+
+
+def window_start(first_q_pos: int, problem: Problem) -> int:
+    """First position that a query sees, rounded down to a page; 0 without a window."""
+    if problem.sliding_window is None:
+        return 0
+    first = max(first_q_pos + 1 - problem.sliding_window, 0)
+    return first // problem.page_size * problem.page_size
+
+
+def useful_bytes(family: str, problem: Problem, batch: Batch) -> int:
+    """Bytes that no kernel could avoid moving: q, new K and V, seen cached K and V, output.
+
+    Counts real heads and elements, not padding, and each token once however many query blocks
+    look at it. With `update_kv_cache` new K and V are read from the operand and written to the
+    cache, without it read from the cache.
+    """
+    token_kv = 2 * problem.num_kv_heads * problem.head_dim * dtype_bytes(problem.kv_dtype)
+    token_q = problem.num_q_heads * problem.head_dim * dtype_bytes(problem.q_dtype)
+    total = 0
+    for i in batch.family_seqs(family):
+        q_len, kv_len = batch.q_lens[i], batch.kv_lens[i]
+        first = 0
+        if problem.sliding_window is not None:
+            first = max(kv_len - q_len + 1 - problem.sliding_window, 0)
+        written = q_len if problem.update_kv_cache else 0
+        total += (kv_len - first + written) * token_kv + 2 * q_len * token_q
+    return total
+
+
+def useful_flops(family: str, problem: Problem, batch: Batch) -> int:
+    """FLOPs of both matrix products over the (query, key) pairs that see each other."""
+    pairs = 0
+    for i in batch.family_seqs(family):
+        q_len, kv_len = batch.q_lens[i], batch.kv_lens[i]
+        for q_pos in range(kv_len - q_len, kv_len):
+            last = q_pos + 1 if problem.causal else kv_len
+            first = 0
+            if problem.sliding_window is not None:
+                first = max(q_pos + 1 - problem.sliding_window, 0)
+            pairs += last - first
+    return pairs * 4 * problem.num_q_heads * problem.head_dim
