@@ -1,0 +1,1 @@
+"""One interface, several fidelities: a candidate goes in, an `Evaluation` comes out."""

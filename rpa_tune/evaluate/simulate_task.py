@@ -1,0 +1,161 @@
+"""What a worker does for the simulated evaluator: compile, parse, simulate, check the account.
+
+Neighbour: `simulated.py` is the parent's half. jax is imported when something must be compiled.
+"""
+
+import gzip
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rpa_kernels.batch import Batch
+from rpa_kernels.family import Traffic
+from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Candidate, Status
+from rpa_tune.compile import worker
+from rpa_tune.compile.cache import CompileCache, Compiled
+from rpa_tune.errors import DumpError
+from rpa_tune.evaluate.evaluator import traffic_of
+from rpa_tune.llo.machine import load_machine
+from rpa_tune.llo.program import Program, load_program
+from rpa_tune.llo.simulate import Timeline, simulate
+
+TASK = "rpa_tune.evaluate.simulate_task:simulate_candidate"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulateTask:
+    """One candidate and the batches it is judged on.
+
+    Attributes:
+      candidate: What to compile.
+      batches: All launch the candidate's family.
+      cache_dir: Where compiles are kept.
+    """
+
+    candidate: Candidate
+    batches: tuple[Batch, ...]
+    cache_dir: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulateAnswer:
+    """What the worker found.
+
+    Attributes:
+      status: OK, or what went wrong.
+      detail: One line; empty when OK.
+      timelines: One per batch when OK, else none.
+      costs: Seconds of each part (`lower_s`, `compile_s`, `parse_s`, `simulate_s`) and what the
+        compiler said about memory; as far as it got.
+    """
+
+    status: Status
+    detail: str = ""
+    timelines: tuple[Timeline, ...] = ()
+    costs: dict[str, Any] = field(default_factory=dict)
+
+
+def simulate_candidate(task: SimulateTask) -> SimulateAnswer:
+    """Compiles a candidate and runs its schedule on every batch.
+
+    Raises:
+      Exception: What the kernel raises while it is traced, or a bug in the simulator.
+    """
+    costs: dict[str, Any] = {}
+    try:
+        compiled = _compile(task)
+        costs |= _compile_costs(compiled)
+        if compiled.status is not Status.OK or compiled.bundles is None:
+            return SimulateAnswer(status=compiled.status, detail=compiled.detail, costs=costs)
+        worker.report_phase("parse")
+        started = time.perf_counter()
+        program = load_program(_unpacked(compiled.bundles))
+        costs |= {"parse_s": time.perf_counter() - started, "num_bundles": len(program.bundles)}
+        worker.report_phase("simulate")
+        started = time.perf_counter()
+        timelines = tuple(simulate_batch(program, task.candidate, batch) for batch in task.batches)
+        costs["simulate_s"] = time.perf_counter() - started
+    except DumpError as error:
+        detail = " ".join(str(error).split())
+        return SimulateAnswer(status=Status.NOT_UNDERSTOOD, detail=detail, costs=costs)
+    if mismatch := find_mismatch(task.candidate, task.batches, timelines):
+        return SimulateAnswer(status=Status.NOT_UNDERSTOOD, detail=mismatch, costs=costs)
+    return SimulateAnswer(status=Status.OK, timelines=timelines, costs=costs)
+
+
+def _compile(task: SimulateTask) -> Compiled:
+    """The compiled candidate; jax is loaded, but not before the deadline is running."""
+    from rpa_tune.compile.lower import compile_candidate
+
+    return compile_candidate(task.candidate, CompileCache(task.cache_dir))
+
+
+def _unpacked(bundles: Path) -> Path:
+    """The schedule as plain text."""
+    if bundles.suffix != ".gz":
+        return bundles
+    plain = worker.worker_folder() / bundles.name.removesuffix(".gz")
+    try:
+        plain.write_bytes(gzip.decompress(bundles.read_bytes()))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DumpError(f"compressed schedule is damaged: {error}", where=str(bundles)) from error
+    return plain
+
+
+def _compile_costs(compiled: Compiled) -> dict[str, Any]:
+    return {
+        "lower_s": compiled.lower_s,
+        "compile_s": compiled.compile_s,
+        "from_cache": compiled.from_cache,
+        "not_cached": compiled.not_cached or None,
+        "vmem_bytes": compiled.vmem_bytes,
+        "vmem_spill_bytes": compiled.vmem_spill_bytes,
+        "hbm_allocated_bytes": compiled.hbm_allocated_bytes,
+    }
+
+
+def simulate_batch(program: Program, candidate: Candidate, batch: Batch) -> Timeline:
+    """Runs one launch of a compiled candidate."""
+    operands = scalar_operands(candidate.problem, batch)
+    return simulate(program, load_machine(candidate.chip), operands)
+
+
+def scalar_operands(problem: Problem, batch: Batch) -> Mapping[int, Any]:
+    """The int32 arrays of a launch by operand index.
+
+    Every family passes these four first, in this order; `rpa_kernels.calls` says so.
+    """
+    arrays = batch.arrays(problem)
+    names = (arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution)
+    return dict(enumerate(names))
+
+
+def find_mismatch(
+    candidate: Candidate, batches: tuple[Batch, ...], timelines: tuple[Timeline, ...]
+) -> str:
+    """Where the compiled schedule's copies differ from the kernel's account; empty if nowhere.
+
+    A difference means that the account, the parser or the simulator is wrong, so no time that
+    rests on them can be trusted.
+    """
+    for i, (batch, timeline) in enumerate(zip(batches, timelines, strict=True)):
+        account = traffic_of(candidate, batch)
+        moved = Traffic(
+            read_bytes=timeline.read_bytes,
+            write_bytes=timeline.write_bytes,
+            num_copies=timeline.num_copies,
+        )
+        if moved != account:
+            return f"batch {i}: schedule moves {_figures(moved)}, account says {_figures(account)}"
+    return ""
+
+
+def _figures(traffic: Traffic) -> str:
+    return (
+        f"{traffic.read_bytes:,} bytes in and {traffic.write_bytes:,} out "
+        f"in {traffic.num_copies:,} copies"
+    )

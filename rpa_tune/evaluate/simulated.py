@@ -1,0 +1,211 @@
+"""Compiles each candidate for a chip that is not there, and simulates its schedule.
+
+The work is done in worker processes (`simulate_task.py`); this half decides what is worth sending,
+turns what comes back into evaluations, and gives every way to fail its status.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rpa_kernels import load_family
+from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.compile.pool import (
+    DEFAULT_DEADLINE_S,
+    DEFAULT_MEMORY_BYTES,
+    Failure,
+    FailureKind,
+    Reply,
+    WorkerPool,
+)
+from rpa_tune.evaluate.evaluator import (
+    AbstractEvaluator,
+    batches_and_weights,
+    find_obstacle,
+    largest,
+    mean_traffic,
+    plain,
+    refuse,
+    utilization,
+    weighted_mean,
+)
+from rpa_tune.evaluate.simulate_task import TASK, SimulateAnswer, SimulateTask
+from rpa_tune.llo.simulate import Timeline
+from rpa_tune.provenance import provenance
+from rpa_tune.workload.workload import Workload
+
+_COMPILE_PHASES = ("start", "lower", "compile")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Simulation:
+    """An evaluation with the timelines it was made from, one per batch (none without a time)."""
+
+    evaluation: Evaluation
+    timelines: tuple[Timeline, ...] = ()
+
+
+class SimulatedEvaluator(AbstractEvaluator):
+    """Simulated times of compiled schedules."""
+
+    def __init__(
+        self,
+        *,
+        num_workers: int,
+        cache_dir: Path,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        scratch_dir: Path | None = None,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+          num_workers: Worker processes.
+          cache_dir: Where compiles are kept between runs.
+          deadline_s: Most seconds for tracing, for compiling, and for simulating each.
+          memory_bytes: Resident memory at which a worker is killed.
+          scratch_dir: Where compiler dumps go; the system's temporary folder if None.
+        """
+        self._cache_dir = cache_dir
+        self._pool = WorkerPool(
+            num_workers=num_workers,
+            deadline_s=deadline_s,
+            memory_bytes=memory_bytes,
+            scratch_dir=scratch_dir,
+        )
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """SIMULATED."""
+        return Fidelity.SIMULATED
+
+    def evaluate_all(
+        self, candidates: Iterable[Candidate], workload: Workload
+    ) -> Iterator[Evaluation]:
+        """One answer per candidate as they finish; see `AbstractEvaluator`."""
+        for simulation in self.simulate_all(candidates, workload):
+            yield simulation.evaluation
+
+    def simulate_all(
+        self, candidates: Iterable[Candidate], workload: Workload
+    ) -> Iterator[Simulation]:
+        """The same with the timelines, for whoever wants to look inside."""
+        sent: list[Candidate] = []
+        refused: list[Candidate] = []
+
+        def tasks() -> Iterator[SimulateTask]:
+            for candidate in candidates:
+                if find_obstacle(candidate, workload):
+                    refused.append(candidate)
+                    continue
+                batches, _ = batches_and_weights(workload.for_family(candidate.family))
+                sent.append(candidate)
+                yield SimulateTask(
+                    candidate=candidate, batches=tuple(batches), cache_dir=self._cache_dir
+                )
+
+        for reply in self._pool.map_unordered(TASK, tasks()):
+            yield from self._refusals(refused, workload)
+            yield _conclude(sent[reply.index], reply, workload)
+        yield from self._refusals(refused, workload)
+
+    def _refusals(self, refused: list[Candidate], workload: Workload) -> Iterator[Simulation]:
+        """Answers for what has been found infeasible since the last call."""
+        while refused:
+            candidate = refused.pop()
+            obstacle = find_obstacle(candidate, workload)
+            yield Simulation(evaluation=refuse(candidate, self.fidelity, obstacle))
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._pool.close()
+
+
+def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulation:
+    """Turns a worker's reply into an answer."""
+    if reply.failure is not None:
+        answer = SimulateAnswer(
+            status=status_of_failure(reply.failure), detail=reply.failure.detail
+        )
+    else:
+        answer = reply.value
+    metrics = plain(answer.costs) | {"evaluate_s": reply.seconds}
+    if answer.status is not Status.OK:
+        return Simulation(
+            evaluation=Evaluation(
+                candidate=candidate,
+                fidelity=Fidelity.SIMULATED,
+                status=answer.status,
+                detail=answer.detail,
+                metrics=metrics,
+                provenance=provenance(candidate.family),
+            )
+        )
+    kept = workload.for_family(candidate.family)
+    _, weights = batches_and_weights(kept)
+    batch_us = tuple(timeline.time_us for timeline in answer.timelines)
+    time_us = weighted_mean(batch_us, weights)
+    family = load_family(candidate.family)
+    account = {
+        "vmem_bytes": family.scratch_bytes(candidate.problem, candidate.config),
+        "smem_bytes": family.smem_bytes(candidate.problem, candidate.config),
+    }
+    evaluation = Evaluation(
+        candidate=candidate,
+        fidelity=Fidelity.SIMULATED,
+        status=Status.OK,
+        time_us=time_us,
+        batch_us=batch_us,
+        metrics={
+            **summarize(answer.timelines, weights),
+            **utilization(candidate, kept, time_us),
+            **mean_traffic(candidate, kept),
+            **account,
+            **metrics,
+        },
+        provenance=provenance(candidate.family),
+    )
+    return Simulation(evaluation=evaluation, timelines=answer.timelines)
+
+
+def status_of_failure(failure: Failure) -> Status:
+    """The status of a task that gave no answer, from what it was doing when it failed."""
+    compiling = failure.phase in _COMPILE_PHASES
+    if failure.kind is FailureKind.DEADLINE:
+        return Status.COMPILE_TIMEOUT if compiling else Status.RUN_TIMEOUT
+    if failure.kind is FailureKind.EXCEPTION:
+        return Status.COMPILE_FAILED if compiling else Status.RUN_FAILED
+    return Status.CRASHED
+
+
+def summarize(timelines: Sequence[Timeline], weights: Sequence[float]) -> dict[str, Any]:
+    """Means over launches of what the simulator says.
+
+    `cycles_by_owner` is rounded to whole cycles, and `total_cycles` is its sum. `bound_by` is
+    what bounds the batches that take most of the time.
+    """
+    by_owner = {
+        owner: round(weighted_mean([t.cycles_by_owner[owner] for t in timelines], weights))
+        for owner in timelines[0].cycles_by_owner
+    }
+    shares: Counter[str] = Counter()
+    for timeline, weight in zip(timelines, weights, strict=True):
+        shares[timeline.bound_by] += weight * timeline.time_us  # type: ignore[assignment]
+    return {
+        "total_cycles": sum(by_owner.values()),
+        "cycles_by_owner": by_owner,
+        "bound_by": largest(shares),
+        "unknown": _merge_counts([timeline.unknown for timeline in timelines]),
+        "guesses": sorted({name for timeline in timelines for name in timeline.guesses}),
+    }
+
+
+def _merge_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The largest count of each unknown thing over the batches."""
+    merged: dict[str, int] = {}
+    for count in counts:
+        for name, number in count.items():
+            merged[name] = max(number, merged.get(name, 0))
+    return merged
