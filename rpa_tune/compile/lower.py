@@ -120,7 +120,7 @@ def abstract_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
     ]
     if problem.has_sinks:
         shapes.append(((problem.num_q_heads,), jnp.float32))
-    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)  # type: ignore[no-untyped-call]
+    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
 
 
 def compile_call(call: Call, chip_name: str) -> Compiled:
@@ -134,10 +134,7 @@ def compile_call(call: Call, chip_name: str) -> Compiled:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     sharding = jax.sharding.SingleDeviceSharding(target.device_free_device(chip_name))
-    arguments = [
-        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)  # type: ignore[no-untyped-call]
-        for a in call.arguments
-    ]
+    arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in call.arguments]
     started = time.perf_counter()
     worker.report_phase("lower")
     lowered = jax.jit(call.function, donate_argnums=call.donated).lower(*arguments)

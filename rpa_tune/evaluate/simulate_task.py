@@ -21,7 +21,8 @@ from rpa_tune.errors import DumpError
 from rpa_tune.evaluate.evaluator import traffic_of
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.program import Program, load_program
-from rpa_tune.llo.simulate import Timeline, simulate
+from rpa_tune.llo.simulate import simulate
+from rpa_tune.llo.timeline import Timeline
 
 TASK = "rpa_tune.evaluate.simulate_task:simulate_candidate"
 

@@ -32,7 +32,7 @@ from rpa_tune.evaluate.evaluator import (
     weighted_mean,
 )
 from rpa_tune.evaluate.simulate_task import TASK, SimulateAnswer, SimulateTask
-from rpa_tune.llo.simulate import Timeline
+from rpa_tune.llo.timeline import Timeline
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
 
