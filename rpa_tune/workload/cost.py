@@ -6,8 +6,8 @@ the config it will judge; so several measures stand for the things that can boun
 Anything of the type `StepCosts` (a simulated time, say) can be passed in their place.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +17,55 @@ from rpa_tune.workload.engine import Step
 FAMILIES = ("decode", "mixed")
 Float64Array = npt.NDArray[np.float64]
 
-# The proxy's kernel: Llama-3-8B attention in bfloat16 on v6e. Only proportions matter: times are
-# used relative to each other. Rates are nominal (jax 0.10.2 `pltpu.TpuInfo`).
-KV_BYTES_PER_TOKEN = 2 * 8 * 128 * 2
-FLOPS_PER_POSITION = 4 * 32 * 128
-HBM_BYTES_PER_US = 1.64e6
-MXU_FLOPS_PER_US = 918e6
 # Fixed cost of one copy. Source: fit of public device times on v6e, 155 cycles at 1.75 GHz.
 COPY_US = 0.089
 SEQUENCE_US = 0.3  # guess: pipeline fill between sequences
-Q_BLOCK_TOKENS = 128  # guess: query rows that share one walk over the context
-KV_BLOCK_TOKENS = 512  # guess: context rounded up to what a kernel computes at once
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProxyKernel:
+    """The kernel, model and chip that the proxy has in mind; only proportions matter.
+
+    The defaults are Llama-3-8B attention in bfloat16 (32 query heads, 8 KV heads, head_dim 128)
+    on v6e at nominal rates. Source: jax 0.10.2 `pltpu.TpuInfo` for the rates; blocks are guesses.
+
+    Attributes:
+      q_block_tokens: Query rows that share one walk over the context.
+      kv_block_tokens: Context is rounded up to this.
+      kv_bytes_per_token: K and V of one context token.
+      flops_per_position: Both matmuls of one query token with one context token.
+      hbm_bytes_per_us: Memory rate.
+      mxu_flops_per_us: Compute rate.
+    """
+
+    q_block_tokens: int = 128
+    kv_block_tokens: int = 512
+    kv_bytes_per_token: int = 2 * 8 * 128 * 2
+    flops_per_position: int = 4 * 32 * 128
+    hbm_bytes_per_us: float = 1.64e6
+    mxu_flops_per_us: float = 920e6
+
+
+# Kernels whose times compression preserves: small, middle and large blocks, slow and fast chips.
+# The first is the one that `family.time_us` means.
+# Source of rates: jax 0.10.2 `pltpu.TpuInfo`; blocks are guesses that span the search space.
+PANEL = {
+    "v6e, blocks of 128 x 512": ProxyKernel(),
+    "v5e, blocks of 32 x 128": ProxyKernel(
+        q_block_tokens=32, kv_block_tokens=128, hbm_bytes_per_us=0.82e6, mxu_flops_per_us=197e6
+    ),
+    "v7x, blocks of 512 x 4096": ProxyKernel(
+        q_block_tokens=512, kv_block_tokens=4096, hbm_bytes_per_us=3.7e6, mxu_flops_per_us=1155e6
+    ),
+}
+# Kernels that compression is not told of: the error in their times says how far the compressed
+# set can be trusted for configs unlike the panel's.
+HELD_OUT = {
+    "v5p, blocks of 64 x 1024": ProxyKernel(
+        q_block_tokens=64, kv_block_tokens=1024, hbm_bytes_per_us=1.23e6, mxu_flops_per_us=229.5e6
+    ),
+    "v6e, blocks of 256 x 2048": ProxyKernel(q_block_tokens=256, kv_block_tokens=2048),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,12 +94,14 @@ class ProxyCosts:
 
     Attributes:
       block_size: Tokens in a page.
+      kernels: The kernels it stands for, by name; the first gives `family.time_us`.
     """
 
     block_size: int
+    kernels: Mapping[str, ProxyKernel] = field(default_factory=lambda: PANEL)
 
     def __call__(self, steps: Sequence[Step]) -> Costs:
-        """Costs of every step: for each family the time and what can bound it."""
+        """Costs of every step: for each family its times, context fetched and copies started."""
         q = np.concatenate([step.q_lens for step in steps]).astype(np.float64)
         kv = np.concatenate([step.kv_lens for step in steps]).astype(np.float64)
         num_seqs = np.array([step.num_seqs for step in steps])
@@ -69,28 +109,33 @@ class ProxyCosts:
         rank = np.arange(len(q)) - np.repeat(np.cumsum(num_seqs) - num_seqs, num_seqs)
         is_decode = rank < np.repeat([step.num_decode for step in steps], num_seqs)
 
-        # A query block ends at most at its own last position: walks of a chunk form a staircase.
-        walks = np.ceil(q / Q_BLOCK_TOKENS)
-        fetched = walks * (kv - (q - q / walks) / 2)
-        blocked = walks * np.ceil(fetched / walks / KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
-        copies = walks * np.ceil(fetched / walks / self.block_size)
-        positions = q * kv - q * (q - 1) / 2
-        hbm_us = fetched * KV_BYTES_PER_TOKEN / HBM_BYTES_PER_US
-        mxu_us = positions * FLOPS_PER_POSITION / MXU_FLOPS_PER_US
-        time_us = np.maximum(np.maximum(hbm_us, mxu_us), copies * COPY_US) + SEQUENCE_US
-
-        measures = {
-            "time_us": time_us,
-            "fetched_tokens": fetched,
-            "copies": copies,
-            "blocked_tokens": blocked,
-            "positions": positions,
-        }
+        measures: dict[str, Float64Array] = {}
+        for number, (name, kernel) in enumerate(self.kernels.items()):
+            suffix = f" @ {name}" if number else ""
+            costs = _sequence_costs(kernel, q, kv, self.block_size)
+            measures |= {f"{measure}{suffix}": value for measure, value in costs.items()}
         names, columns = [], []
         for family, chosen in (("decode", is_decode), ("mixed", ~is_decode)):
             for measure, value in measures.items():
-                if family == "decode" and measure == "positions":
-                    continue  # the same as fetched_tokens when q is 1
                 names.append(f"{family}.{measure}")
                 columns.append(np.bincount(step_of, value * chosen, minlength=len(steps)))
         return Costs(names=tuple(names), values=np.stack(columns, axis=1))
+
+
+def _sequence_costs(
+    kernel: ProxyKernel, q: Float64Array, kv: Float64Array, block_size: int
+) -> dict[str, Float64Array]:
+    """Measure -> float64[num_sequences].
+
+    A query block ends at most at its own last position, so the walks over the context of a chunk
+    form a staircase; the MXU works on whole blocks of context.
+    """
+    walks = np.ceil(q / kernel.q_block_tokens)
+    walk = kv - (q - q / walks) / 2
+    fetched = walks * walk
+    copies = walks * np.ceil(walk / block_size)
+    blocked = np.ceil(walk / kernel.kv_block_tokens) * kernel.kv_block_tokens
+    hbm_us = fetched * kernel.kv_bytes_per_token / kernel.hbm_bytes_per_us
+    mxu_us = q * blocked * kernel.flops_per_position / kernel.mxu_flops_per_us
+    time_us = np.maximum(np.maximum(hbm_us, mxu_us), copies * COPY_US) + SEQUENCE_US
+    return {"time_us": time_us, "fetched_tokens": fetched, "copies": copies}

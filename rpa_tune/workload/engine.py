@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from rpa_kernels.batch import Batch
 
+from rpa_kernels.batch import Batch
 from rpa_tune.workload.knobs import EngineKnobs, KvRole
 from rpa_tune.workload.request import Request
 from rpa_tune.workload.scheduler import Chosen, SchedulerState, Sequence
@@ -75,7 +75,8 @@ class EngineStats:
       num_steps: Launches.
       num_finished: Requests served.
       num_preemptions: Times a sequence lost its pages.
-      num_cached_tokens: Prompt tokens found in the prefix cache.
+      num_cached_tokens: Tokens that the prefix cache saved, over all admissions; the ones that a
+        trace declares included.
       engine_s: Engine time.
     """
 
@@ -151,7 +152,8 @@ class Engine:
                 continue
             step = self._step(chosen)
             self._now_us += self._knobs.step_time.step_us(
-                num_tokens=int(step.q_lens.sum()), context_tokens=int(step.kv_lens.sum())
+                num_tokens=sum([tokens for _, tokens in chosen]),
+                context_tokens=int(step.kv_lens.sum()),
             )
             self._num_steps += 1
             yield step

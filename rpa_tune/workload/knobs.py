@@ -22,7 +22,8 @@ class KvRole(enum.StrEnum):
     DECODE = "kv_consumer"
 
 
-# SGLang's name -> ours. Source: sgl_jax/srt/server_args.py of sglang-jax.
+# SGLang's name -> ours; `max_total_tokens`, in tokens, becomes `num_gpu_blocks` in `spec.py`.
+# Source: sgl_jax/srt/server_args.py of sglang-jax.
 SGLANG_NAMES = {
     "max_running_requests": "max_num_seqs",
     "chunked_prefill_size": "max_num_batched_tokens",
@@ -38,14 +39,14 @@ class StepTime:
     A step costs the larger of `weights_us` and `us_per_token * tokens`, plus
     `us_per_context_token * (sum of kv_lens)`. The defaults are Llama-3-8B in bfloat16 on one v6e
     at its nominal rates, so they are a lower bound: 16 GB of weights at 1.64 TB/s, 16 GFLOP a
-    token at 918 TFLOP/s, 128 KiB of K and V a context token at 1.64 TB/s.
+    token at 920 TFLOP/s, 128 KiB of K and V a context token at 1.64 TB/s.
 
     Source: jax 0.10.2 `pltpu.TpuInfo` for the rates; the rest is arithmetic on the model's shape.
     Confidence: guess. It moves load, never the legality of a step.
     """
 
     weights_us: float = 9800.0
-    us_per_token: float = 17.5
+    us_per_token: float = 17.4
     us_per_context_token: float = 0.08
 
     def __post_init__(self) -> None:
@@ -90,7 +91,7 @@ class EngineKnobs:
     scheduler: Scheduler = Scheduler.VLLM
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
-    max_model_len: int = 8192
+    max_model_len: int = 32768
     num_gpu_blocks: int | None = None
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0

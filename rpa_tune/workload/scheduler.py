@@ -8,6 +8,7 @@ Source: behaviour of `vllm/v1/core/sched/scheduler.py` (vLLM v1) and
 `sgl_jax/srt/managers/{scheduler,schedule_batch}.py` (sglang-jax), restated, not copied.
 """
 
+import bisect
 from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
@@ -45,10 +46,13 @@ class Sequence:
     def text_of(self, index: int, block_size: int) -> Hashable:
         """What page `index` holds once it is full: equal for sequences that begin alike."""
         end = (index + 1) * block_size
-        for key, stop in self.request.prefix:
-            if end <= stop:
-                return (key, index)
-        return (self.number, index)
+        prefix = self.request.prefix
+        at = bisect.bisect_left(prefix, end, key=_end_tokens)
+        return (prefix[at][0] if at < len(prefix) else self.number, index)
+
+
+def _end_tokens(pair: tuple[str, int]) -> int:
+    return pair[1]
 
 
 Chosen = list[tuple[Sequence, int]]
@@ -97,12 +101,21 @@ class SchedulerState:
         budget = self.knobs.max_num_batched_tokens
         chosen: Chosen = []
         num_preemptions = self.num_preemptions
+        drafts_none = not self.knobs.num_speculative_tokens
+        block_size = self.knobs.block_size
         index = 0
         while index < len(self.running) and budget:
             sequence = self.running[index]
-            tokens = self._tokens_wanted(sequence, budget)
-            if not self._grow_or_preempt(sequence, tokens):
-                break  # it was the last one, and had to go itself
+            if (
+                drafts_none
+                and sequence.known - sequence.computed == 1
+                and sequence.computed < len(sequence.pages) * block_size
+            ):
+                tokens = 1  # a decode with room in its last page: nearly always, so without calls
+            else:
+                tokens = self._tokens_wanted(sequence, budget)
+                if not self._grow_or_preempt(sequence, tokens):
+                    break  # it was the last one, and had to go itself
             chosen.append((sequence, tokens))
             budget -= tokens
             index += 1
@@ -222,7 +235,8 @@ class SchedulerState:
             sequence.pages = [*shared]
             sequence.computed = computed
             sequence.num_remembered = len(shared)
-            self.num_cached_tokens += len(shared) * self.knobs.block_size
+            if self.knobs.kv_role is not KvRole.DECODE:
+                self.num_cached_tokens += computed
             self._grow(sequence, tokens)
             self.running.append(sequence)
             chosen.append((sequence, tokens))

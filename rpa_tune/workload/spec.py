@@ -3,6 +3,8 @@
 ```
 requests:                    where requests come from: a trace ...
   {trace: azure-conv, limit: 2000, drop_bad: true}
+requests:                    ... a recording of a live engine (then no arrivals and no engine) ...
+  {capture: steps.jsonl}
 requests:                    ... or length distributions
   {count: 2000, prompt_tokens: {lognormal: {median: 800, sigma: 1.0}}, output_tokens: 200}
 arrivals: {process: poisson, request_rate: 12}
@@ -50,6 +52,22 @@ class TraceSource:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CaptureSource:
+    """Steps of a live engine.
+
+    Attributes:
+      capture: Path of a recording.
+      drop_bad: Leave bad launches out and count them.
+    """
+
+    capture: str
+    drop_bad: bool = False
+
+
+Requests = TraceSource | CaptureSource | Synthetic
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Compress:
     """How many batches stand for all steps.
 
@@ -80,7 +98,7 @@ class WorkloadSpec:
     Attributes:
       name: Preset name, or what the person called it.
       source: Where the lengths come from, in words.
-      requests: Trace or distributions.
+      requests: Trace, recording or distributions.
       arrivals: When they come.
       knobs: The engine.
       compress: How many batches to keep.
@@ -89,7 +107,7 @@ class WorkloadSpec:
 
     name: str
     source: str
-    requests: TraceSource | Synthetic
+    requests: Requests
     arrivals: Arrivals
     knobs: EngineKnobs
     compress: Compress
@@ -116,8 +134,7 @@ def read_spec(data: Mapping[str, Any], *, page_size: int, where: str = "workload
       UsageError: An unknown key or preset, a missing section, a bad value.
     """
     data = check_keys(data, KEYS, where)
-    if "preset" in data:
-        data = _over_preset(data, where)
+    data = over_preset(data, where)
     if "requests" not in data:
         raise UsageError(
             "missing key 'requests'", where=where, hint="give a trace, lengths, or a preset"
@@ -126,9 +143,11 @@ def read_spec(data: Mapping[str, Any], *, page_size: int, where: str = "workload
     if type(seed) is not int or seed < 0:
         raise UsageError(f"a seed from 0 is needed, got {seed!r}", where=f"{where}.seed")
     requests = _read_requests(data["requests"], f"{where}.requests")
+    if isinstance(requests, CaptureSource) and ("arrivals" in data or "engine" in data):
+        raise UsageError("a recording needs neither 'arrivals' nor 'engine'", where=where)
     return WorkloadSpec(
         name=str(data.get("name", "custom")),
-        source=str(data.get("source", _describe(requests))),
+        source=str(data.get("source") or _describe(requests)),
         requests=requests,
         arrivals=read_record(Arrivals, data.get("arrivals", {}), f"{where}.arrivals"),
         knobs=_read_knobs(data.get("engine", {}), page_size, f"{where}.engine"),
@@ -148,30 +167,56 @@ def preset_mapping(name: str, where: str = "") -> dict[str, Any]:
         raise UsageError(
             f"unknown workload {name!r}", where=where, hint=did_you_mean(name, presets)
         )
-    return {"name": name, **presets[name]}
+    return {**over_preset(presets[name], where), "name": name}
 
 
-def _over_preset(data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Lays a mapping over the preset it names."""
-    merged = preset_mapping(str(data["preset"]), f"{where}.preset")
-    merged["name"] = f"{data['preset']}, changed"
-    for key, value in data.items():
-        if key in SECTIONS and isinstance(value, Mapping) and "trace" not in value:
+def over_preset(data: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Lays a mapping over the preset it names; without one, a copy.
+
+    Raises:
+      UsageError: There is no such preset.
+    """
+    if "preset" not in data:
+        return dict(data)
+    changes = {key: value for key, value in data.items() if key != "preset"}
+    base = preset_mapping(str(data["preset"]), f"{where}.preset")
+    return {**overlay(base, changes), "name": changes.get("name", f"{base['name']}, changed")}
+
+
+def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """One mapping over another, sections knob by knob.
+
+    Requests of another kind (a trace over lengths, say) replace the base's as a whole.
+    """
+    merged = dict(base)
+    for key, value in changes.items():
+        if key == "requests" and _kind(value) not in (None, _kind(merged.get(key))):
+            merged["source"] = None
+            merged[key] = value
+        elif key in SECTIONS and isinstance(value, Mapping):
             merged[key] = {**merged.get(key, {}), **value}
-        elif key != "preset":
+        else:
             merged[key] = value
     return merged
 
 
-def _read_requests(data: object, where: str) -> TraceSource | Synthetic:
+def _kind(requests: object) -> str | None:
+    """Which of the sources a `requests` section names, if any."""
+    keys = requests.keys() if isinstance(requests, Mapping) else set()
+    return next((key for key in ("trace", "capture", "prompt_tokens") if key in keys), None)
+
+
+def _read_requests(data: object, where: str) -> Requests:
     if isinstance(data, Mapping) and "trace" in data:
         return read_record(TraceSource, data, where)
+    if isinstance(data, Mapping) and "capture" in data:
+        return read_record(CaptureSource, data, where)
     if not isinstance(data, Mapping):
         raise UsageError(f"a mapping is needed, got {data!r}", where=where)
     lengths = {}
     for key in ("prompt_tokens", "output_tokens"):
         if key not in data:
-            raise UsageError(f"missing key {key!r}, or a 'trace'", where=where)
+            raise UsageError(f"missing key {key!r}, or a 'trace' or 'capture'", where=where)
         lengths[key] = read_lengths(data[key], f"{where}.{key}")
     rest = {key: value for key, value in data.items() if key not in lengths}
     return read_record(Synthetic, rest, where, **lengths)
@@ -180,13 +225,18 @@ def _read_requests(data: object, where: str) -> TraceSource | Synthetic:
 def _read_knobs(data: object, page_size: int, where: str) -> EngineKnobs:
     """Reads the engine's knobs under vLLM's or SGLang's names."""
     names = [name for name in EngineKnobs.__dataclass_fields__ if name != "block_size"]
-    data = check_keys(data, [*names, "block_size", *SGLANG_NAMES], where)
+    known = [*names, "block_size", *SGLANG_NAMES, "max_total_tokens"]
+    data = check_keys(data, known, where)
     knobs: dict[str, Any] = {}
     for key, value in data.items():
+        if key == "max_total_tokens":
+            continue
         name = SGLANG_NAMES.get(key, key)
         if name in knobs:
             raise UsageError(f"{key!r} and {name!r} are the same knob", where=where)
         knobs[name] = value
+    if "max_total_tokens" in data:
+        knobs["num_gpu_blocks"] = _pages_of_cache(data["max_total_tokens"], page_size, where)
     block_size = knobs.pop("block_size", page_size)
     if block_size != page_size:
         raise UsageError(
@@ -197,7 +247,19 @@ def _read_knobs(data: object, page_size: int, where: str) -> EngineKnobs:
     return read_record(EngineKnobs, knobs, where, block_size=page_size)
 
 
-def _describe(requests: TraceSource | Synthetic) -> str:
+def _pages_of_cache(tokens: object, page_size: int, where: str) -> int:
+    """Pages of a KV cache of so many tokens, and the null page."""
+    if type(tokens) is not int or tokens < page_size:
+        raise UsageError(
+            f"at least page_size={page_size} tokens are needed, got {tokens!r}",
+            where=f"{where}.max_total_tokens",
+        )
+    return 1 + tokens // page_size
+
+
+def _describe(requests: Requests) -> str:
     if isinstance(requests, TraceSource):
         return f"trace {requests.trace}"
+    if isinstance(requests, CaptureSource):
+        return f"recording {requests.capture}"
     return f"{requests.count} synthetic requests"

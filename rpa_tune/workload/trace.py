@@ -5,9 +5,12 @@ checked here, once: what the engine gets is sane. `trace_formats.py` knows the c
 """
 
 import csv
+import dataclasses
 import gzip
 import io
 import json
+import math
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +21,13 @@ from typing import Any
 
 from rpa_tune.errors import TraceError
 from rpa_tune.workload.request import Request
-from rpa_tune.workload.trace_formats import BadFieldError, Row, TraceFormat, find_format
+from rpa_tune.workload.trace_formats import (
+    BadFieldError,
+    Row,
+    TraceFormat,
+    expand_conversation,
+    find_format,
+)
 
 TRACES = {
     "azure-conv": "azure_conv_2023.csv.gz",
@@ -50,11 +59,13 @@ class Trace:
       name: The shipped trace's name, or the file's path.
       requests: In order of arrival, the first at 0 s.
       dropped: Reason -> rows left out for it.
+      is_estimated: Whether token counts were guessed from the length of texts.
     """
 
     name: str
     requests: tuple[Request, ...]
     dropped: Mapping[str, int]
+    is_estimated: bool = False
 
 
 def load_trace(name_or_path: str | Path, rules: TraceRules) -> Trace:
@@ -77,7 +88,7 @@ def _text_of(name: str, source: Path | Traversable) -> str:
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
         return data.decode("utf-8-sig")
-    except (OSError, EOFError, gzip.zlib.error, UnicodeDecodeError) as error:  # type: ignore[attr-defined]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise TraceError(
             f"trace is not readable: {error}",
             where=name,
@@ -89,75 +100,82 @@ def _read(name: str, text: str, rules: TraceRules) -> Trace:
     requests: list[Request] = []
     dropped: Counter[str] = Counter()
     layout: TraceFormat | None = None
-    last_s = first_s = None
-    for line, row in _rows(name, text):
-        layout = layout or _format_of(name, line, row)
+    start_s = last_s = -math.inf
+    for place, row in _rows(name, text):
+        layout = layout or _format_of(place, row)
         try:
             request = layout.request(row, max_model_len=rules.max_model_len)
-            if last_s is not None and request.arrival_s < last_s:
-                raise BadFieldError(
-                    layout.time_column or "",
-                    "unsorted time",
-                    f"{request.arrival_s:.3f} s is before the row above ({last_s:.3f} s)",
-                )
+            if request.arrival_s < last_s:
+                detail = f"{request.arrival_s:.3f} s comes after {last_s:.3f} s"
+                raise BadFieldError(layout.time_column or "", "unsorted time", detail)
         except BadFieldError as error:
             if not rules.drop_bad:
                 raise TraceError(
                     f"{error.reason}: {error.detail}",
-                    where=f"{name}:{line}, column {error.column!r}",
-                    hint="mend the row, or leave bad rows out with --drop-bad",
+                    where=f"{place}, column {error.column!r}",
+                    hint="mend the row, or leave bad rows out with --drop-bad (drop_bad: true)",
                 ) from error
             dropped[error.reason] += 1
             continue
         last_s = request.arrival_s
-        first_s = last_s if first_s is None else first_s
-        requests.append(_shifted(request, first_s))
+        start_s = last_s if not requests else start_s
+        requests.append(dataclasses.replace(request, arrival_s=last_s - start_s))
         if rules.limit is not None and len(requests) >= rules.limit:
             break
     if not requests:
-        lost = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        raise TraceError(
-            f"trace has no usable request{f' ({lost})' if lost else ': it is empty'}", where=name
-        )
-    return Trace(name=name, requests=tuple(requests), dropped=dict(dropped))
-
-
-def _shifted(request: Request, first_s: float) -> Request:
-    return Request(
-        arrival_s=request.arrival_s - first_s,
-        prompt_tokens=request.prompt_tokens,
-        output_tokens=request.output_tokens,
-        cached_prefix_tokens=request.cached_prefix_tokens,
-        prefix=request.prefix,
+        lost = ", ".join(f"{count} x {reason}" for reason, count in dropped.items())
+        raise TraceError(f"trace has no usable request: {lost or 'it is empty'}", where=name)
+    return Trace(
+        name=name,
+        requests=tuple(requests),
+        dropped=dict(dropped),
+        is_estimated=layout is not None and layout.is_estimated,
     )
 
 
-def _format_of(name: str, line: int, row: Row) -> TraceFormat:
+def _format_of(place: str, row: Row) -> TraceFormat:
     try:
         return find_format(row)
     except BadFieldError as error:
-        raise TraceError(error.detail, where=f"{name}:{line}", hint=error.reason) from error
+        raise TraceError(error.detail, where=place, hint=error.reason) from error
 
 
-def _rows(name: str, text: str) -> Iterator[tuple[int, Row]]:
-    """(line number, column -> value) of every row, JSON Lines or CSV by the first character."""
+def _rows(name: str, text: str) -> Iterator[tuple[str, Row]]:
+    """(place, column -> value) of every request: JSON, JSON Lines or CSV by the first character."""
     start = text.lstrip()[:1]
     if start == "[":
-        yield from enumerate(_parse_json(name, 1, text), start=1)
+        entries = _parse_json(f"{name}:", text)
+        for number, entry in enumerate(entries, start=1):
+            place = f"{name}, entry {number}"
+            for row in expand_conversation(_object(place, entry), key=f"conversation{number}"):
+                yield place, row
     elif start == "{":
-        for line, content in enumerate(text.splitlines(), start=1):
-            if content.strip():
-                yield line, _parse_json(name, line, content)
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                place = f"{name}:{number}"
+                entry = _object(place, _parse_json(place, line))
+                for row in expand_conversation(entry, key=f"conversation{number}"):
+                    yield place, row
     else:
-        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", restval=None)
-        for row in reader:
-            yield reader.line_num, row
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            for csv_row in reader:
+                yield f"{name}:{reader.line_num}", csv_row
+        except csv.Error as error:
+            raise TraceError(f"not CSV: {error}", where=f"{name}:{reader.line_num}") from error
 
 
-def _parse_json(name: str, line: int, text: str) -> Any:
+def _object(place: str, entry: object) -> Row:
+    if not isinstance(entry, dict):
+        raise TraceError(f"an object is needed, got {type(entry).__name__}", where=place)
+    return entry
+
+
+def _parse_json(place: str, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
+        line = f"{error.lineno}" if place.endswith(":") else ""
         raise TraceError(
-            f"not JSON: {error.msg}", where=f"{name}:{line + error.lineno - 1}:{error.colno}"
+            f"not JSON: {error.msg}", where=f"{place}{line}, column {error.colno}"
         ) from error

@@ -1,8 +1,9 @@
 """Column names of the traces people have, and how a row becomes a request.
 
 Source: the published files. Azure 2023 and 2024 (`TIMESTAMP, ContextTokens, GeneratedTokens`),
-Mooncake (`timestamp, input_length, output_length`), BurstGPT (`Timestamp, Model, Request tokens,
-Response tokens, ...`), ShareGPT (`conversations: [{from, value}]`).
+Mooncake (`timestamp` in milliseconds, `input_length, output_length`, `hash_ids` of blocks of 512
+tokens), BurstGPT (`Timestamp` in seconds, `Request tokens, Response tokens`, both 0 for a request
+that failed), ShareGPT (`conversations: [{from, value}]`).
 """
 
 import datetime
@@ -48,7 +49,17 @@ OUTPUT_COLUMNS = (
 )
 CACHED_COLUMNS = ("cachedprefixtokens", "cachedtokens")
 ABSURD_TOKENS = 100_000_000  # no model has such a context: a column was taken for another
-SHAREGPT_CHARS_PER_TOKEN = 4  # guess: English text with a BPE vocabulary of 32,000 to 128,000
+MOONCAKE_BLOCK_TOKENS = 512  # what one of its `hash_ids` stands for, beginning included
+ANSWERING = (
+    "gpt",
+    "assistant",
+    "chatgpt",
+    "bing",
+    "bard",
+    "model",
+)  # who speaks in ShareGPT's files
+PREFIX_KEY = "\0prefix"  # column of rows made by `expand_conversation`; no file has such a name
+CHARS_PER_TOKEN = 4  # guess: English text with a BPE vocabulary of 32,000 to 128,000
 
 
 class BadFieldError(Exception):
@@ -72,6 +83,8 @@ class TraceFormat:
       time_column: Arrival, or None when the file has none and all arrive at once.
       time_units_per_s: Units of a numeric time in a second.
       cached_column: Cached prompt tokens, or None.
+      has_block_hashes: Whether rows have Mooncake's `hash_ids`.
+      is_estimated: Whether rows come from `expand_conversation`.
     """
 
     prompt_column: str
@@ -79,12 +92,14 @@ class TraceFormat:
     time_column: str | None = None
     time_units_per_s: float = 1.0
     cached_column: str | None = None
+    has_block_hashes: bool = False
+    is_estimated: bool = False
 
     def request(self, row: Row, *, max_model_len: int) -> Request:
         """Turns a row into a request.
 
         Raises:
-          BadFieldError: A value is missing, not a number, negative, absurd, or the prompt is too long.
+          BadFieldError: A value is missing, no number, negative or absurd; a prompt is too long.
         """
         prompt = _tokens(row, self.prompt_column, least=1)
         output = _tokens(row, self.output_column, least=1)
@@ -106,7 +121,17 @@ class TraceFormat:
             prompt_tokens=prompt,
             output_tokens=output,
             cached_prefix_tokens=cached,
+            prefix=self._prefix(row, prompt),
         )
+
+    def _prefix(self, row: Row, prompt: int) -> tuple[tuple[str, int], ...]:
+        if not self.has_block_hashes:
+            return tuple(row.get(PREFIX_KEY, ()))
+        hashes = row.get("hash_ids")
+        if not isinstance(hashes, list):
+            raise BadFieldError("hash_ids", "missing value", f"a list is needed, got {hashes!r}")
+        ends = range(MOONCAKE_BLOCK_TOKENS, prompt + 1, MOONCAKE_BLOCK_TOKENS)
+        return tuple((f"block{h}", end) for h, end in zip(hashes, ends, strict=False))
 
     def _arrival_s(self, row: Row) -> float:
         if self.time_column is None:
@@ -139,13 +164,40 @@ def find_format(row: Row) -> TraceFormat:
             f"trace has no column of {kind} lengths, got {sorted(columns.values())}",
         )
     time = next((c for c in TIME_COLUMNS if c in columns), None)
+    has_block_hashes = "hashids" in columns
     return TraceFormat(
         prompt_column=prompt,
         output_column=output,
         time_column=columns[time] if time else None,
-        time_units_per_s=TIME_COLUMNS[time] if time else 1.0,
+        time_units_per_s=1e3 if has_block_hashes else TIME_COLUMNS.get(time or "", 1.0),
         cached_column=next((columns[c] for c in CACHED_COLUMNS if c in columns), None),
+        has_block_hashes=has_block_hashes,
+        is_estimated=PREFIX_KEY in row,
     )
+
+
+def expand_conversation(row: Row, *, key: str) -> list[Row]:
+    """One row per answer of a ShareGPT-style conversation; any other row as it is.
+
+    Every turn's prompt is all of the conversation before its answer, so turns share pages. Tokens
+    are guessed from characters: no tokenizer is at hand, and no text is kept.
+    """
+    messages = row.get("conversations", row.get("messages"))
+    if not isinstance(messages, list):
+        return [row]
+    rows: list[Row] = []
+    prefix: tuple[tuple[str, int], ...] = ()
+    tokens = 0
+    for message in messages:
+        if not isinstance(message, dict):
+            continue
+        text = str(message.get("value", message.get("content", "")))
+        length = math.ceil(len(text) / CHARS_PER_TOKEN)
+        if message.get("from", message.get("role")) in ANSWERING and tokens:
+            prefix = (*prefix, (f"{key}.{len(rows)}", tokens + length))
+            rows.append({"prompt_tokens": tokens, "output_tokens": length, PREFIX_KEY: prefix})
+        tokens += length
+    return rows
 
 
 def _plain(name: str) -> str:

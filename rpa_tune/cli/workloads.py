@@ -1,0 +1,212 @@
+"""`rpa-tune workloads`: what batches configs are judged on, and where they come from."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import yaml
+
+from rpa_tune.cli.main import print_json
+from rpa_tune.cli.workloads_text import print_list, print_summary
+from rpa_tune.errors import TraceError, UsageError
+from rpa_tune.workload.build import build_workload, serve
+from rpa_tune.workload.capture_file import write_steps
+from rpa_tune.workload.spec import load_presets, overlay, preset_mapping, read_spec
+from rpa_tune.workload.summary import (
+    distributions,
+    steps_of,
+    summarise_build,
+    summarise_served,
+    summarise_workload,
+    weights_of,
+)
+from rpa_tune.workload.trace import TRACES
+from rpa_tune.workload.workload import load_stored, mapping_of
+
+Command = TypeVar("Command", bound=Callable[..., None])
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+def _spec_options(command: Command) -> Command:
+    """Options of every command that makes a workload."""
+    for option in reversed(
+        [
+            click.option("--page-size", default=128, show_default=True, help="Tokens in a page."),
+            click.option(
+                "--engine", multiple=True, metavar="KNOB=VALUE", help="Engine knob; may repeat."
+            ),
+            click.option(
+                "--arrivals", multiple=True, metavar="KEY=VALUE", help="Arrivals; may repeat."
+            ),
+            click.option("--requests", type=click.IntRange(1), help="Requests to serve."),
+            click.option("--seed", type=click.IntRange(0), help="Seed of all that is drawn."),
+            click.option("--drop-bad", is_flag=True, help="Leave bad rows out and count them."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def workloads() -> None:
+    """Shows, simulates and imports workloads.
+
+    Example: rpa-tune workloads show azure-conv
+    """
+
+
+@workloads.command("list")
+@JSON_OPTION
+def list_command(as_json: bool) -> None:
+    """Lists the presets and the shipped traces.
+
+    Example: rpa-tune workloads list
+    """
+    presets = {name: preset_mapping(name) for name in load_presets()}
+    if as_json:
+        print_json({"presets": presets, "traces": sorted(TRACES)})
+    else:
+        print_list(presets, sorted(TRACES))
+
+
+@workloads.command()
+@click.argument("workload")
+@click.option("--batches", type=click.IntRange(1), help="Batches to keep.")
+@_spec_options
+@JSON_OPTION
+def show(workload: str, batches: int | None, as_json: bool, **options: Any) -> None:
+    """Draws WORKLOAD: a preset, a trace, a recording, or a stored workload.
+
+    The error of the batches that stand for all steps is that of a heuristic kernel time.
+
+    Example: rpa-tune workloads show chat-high --page-size 64
+    """
+    stored = load_stored(workload)
+    if stored:
+        summary = {
+            **summarise_workload(stored),
+            "distributions": distributions(steps_of(stored), weights_of(stored)),
+        }
+    else:
+        changes = _changes(mapping_of(workload), **options)
+        if batches:
+            changes["compress"] = {"batches": batches}
+        spec = _read(workload, changes, options["page_size"])
+        summary = summarise_build(build_workload(spec))
+    _print(summary, as_json)
+
+
+@workloads.command()
+@click.argument("workload", required=False)
+@click.option("--trace", help="Shipped trace or file, served by an engine with default knobs.")
+@click.option("--steps", type=click.Path(path_type=Path), help="Write every step, JSON Lines.")
+@click.option("--page-tables", is_flag=True, help="With --steps: page tables, too.")
+@_spec_options
+@JSON_OPTION
+def simulate(
+    workload: str | None,
+    trace: str | None,
+    steps: Path | None,
+    page_tables: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Runs the engine over a preset WORKLOAD or a --trace, and says what it launched.
+
+    Every step counts, also while the engine fills up and runs dry.
+
+    Example: rpa-tune workloads simulate --trace azure-conv --requests 10000 --json
+    """
+    if (workload is None) == (trace is None):
+        raise UsageError("give either a WORKLOAD or a --trace")
+    base = mapping_of(workload) if workload else {"name": trace, "requests": {"trace": trace}}
+    changes = {**_changes(base, **options), "compress": {"steady_state": False}}
+    spec = read_spec(
+        overlay(base, changes), page_size=options["page_size"], where=workload or f"--trace {trace}"
+    )
+    started_s = time.monotonic()
+    served = serve(spec)
+    taken_s = time.monotonic() - started_s
+    if steps:
+        write_steps(steps, served.steps, block_size=options["page_size"], page_tables=page_tables)
+    _print(summarise_served(served), as_json)
+    print(f"simulated {served.num_all_steps:,} steps in {taken_s:.1f} s", file=sys.stderr)
+
+
+@workloads.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Workload, JSON."
+)
+@click.option("--name", help="Name of the workload; the file's by default.")
+@click.option("--batches", default=16, show_default=True, help="Batches to keep; 0 for all.")
+@_spec_options
+@JSON_OPTION
+def import_command(
+    file: Path, output: Path, name: str | None, batches: int, as_json: bool, **options: Any
+) -> None:
+    """Turns a recording of a live engine, or a request trace, into a workload.
+
+    Example: rpa-tune workloads import steps.jsonl -o mine.json
+    """
+    base = mapping_of(str(file))
+    changes = _changes(base, **options)
+    changes["compress"] = {"batches": batches}
+    changes["name"] = name or file.name
+    build = build_workload(_read(str(file), changes, options["page_size"]))
+    try:
+        output.write_text(json.dumps(build.workload.to_dict()) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise TraceError(f"workload cannot be written: {error}", where=str(output)) from error
+    _print(summarise_build(build), as_json)
+    print(f"wrote {output}: use it as `workload: {output}`", file=sys.stderr)
+
+
+def _read(workload: str, changes: Mapping[str, Any], page_size: int) -> Any:
+    mapping = overlay(mapping_of(workload), changes)
+    return read_spec(mapping, page_size=page_size, where=f"workload {workload}")
+
+
+def _changes(
+    base: Mapping[str, Any],
+    *,
+    page_size: int,
+    engine: tuple[str, ...],
+    arrivals: tuple[str, ...],
+    requests: int | None,
+    seed: int | None,
+    drop_bad: bool,
+) -> dict[str, Any]:
+    """What the options change in a mapping; `page_size` is no part of it."""
+    source = base["requests"]
+    changes: dict[str, Any] = {"requests": {}}
+    if requests:
+        if "capture" in source:
+            raise UsageError("--requests: a recording has steps, not requests")
+        changes["requests"]["limit" if "trace" in source else "count"] = requests
+    if drop_bad and ("trace" in source or "capture" in source):
+        changes["requests"]["drop_bad"] = True
+    for section, pairs in (("engine", engine), ("arrivals", arrivals)):
+        if pairs:
+            changes[section] = dict(_pair(section, pair) for pair in pairs)
+    if seed is not None:
+        changes["seed"] = seed
+    return changes
+
+
+def _pair(section: str, text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--{section} needs KEY=VALUE, got {text!r}")
+    return key, yaml.safe_load(value)
+
+
+def _print(summary: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(summary)
+    else:
+        print_summary(summary)

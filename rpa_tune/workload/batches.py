@@ -1,0 +1,153 @@
+"""Weighted batches: what a config is judged on."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rpa_kernels.batch import Batch
+
+SCHEMA = "rpa-workload/1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightedBatch:
+    """One batch and how often it is launched.
+
+    Attributes:
+      batch: Lengths of one launch.
+      weight: Share of launches, above 0.
+    """
+
+    batch: Batch
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """Batches that stand for what a server launches.
+
+    Attributes:
+      name: Preset name, file, or what a person called it.
+      source: What it is and where it comes from, in words.
+      batches: Batches with weights that sum to 1.
+    """
+
+    name: str
+    source: str
+    batches: tuple[WeightedBatch, ...]
+
+    def __post_init__(self) -> None:
+        """Refuses weights that are no shares.
+
+        Raises:
+          ValueError: No batches, a weight that is not above 0, or a sum that is not 1.
+        """
+        if not self.batches:
+            raise ValueError(f"workload {self.name!r} has no batches")
+        if min(wb.weight for wb in self.batches) <= 0:
+            raise ValueError(f"workload {self.name!r} has a weight that is not above 0")
+        total = sum(wb.weight for wb in self.batches)
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"workload {self.name!r} has weights that sum to {total}, not 1")
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits over batches and weights: its identity in a store.
+
+        Name and source are left out, so that renaming does not lose answers.
+        """
+        content = self.to_dict()["batches"]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Most sequences in a batch."""
+        return max(len(wb.batch.q_lens) for wb in self.batches)
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Most new tokens in a batch."""
+        return max(sum(wb.batch.q_lens) for wb in self.batches)
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Longest context of a sequence."""
+        return int(max(max(wb.batch.kv_lens) for wb in self.batches))
+
+    def num_pages(self, page_size: int) -> int:
+        """Pages that a KV cache needs to hold any of the batches."""
+        return max(_pages_needed(wb.batch, page_size) for wb in self.batches)
+
+    def for_family(self, family: str) -> "Workload":
+        """The batches in which `family` has sequences, weights renormalised.
+
+        Sequences that other families serve stay in the batches: launches chain over one set of
+        arrays, so a kernel sees (and skips) them in a server too.
+
+        Raises:
+          ValueError: No batch launches `family`.
+        """
+        kept = [wb for wb in self.batches if len(wb.batch.family_seqs(family))]
+        if not kept:
+            raise ValueError(f"workload {self.name!r} never launches family {family!r}")
+        total = sum(wb.weight for wb in kept)
+        return replace(self, batches=tuple(replace(wb, weight=wb.weight / total) for wb in kept))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `from_dict` reads it back."""
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "source": self.source,
+            "batches": [
+                {
+                    "weight": wb.weight,
+                    "q_lens": list(wb.batch.q_lens),
+                    "kv_lens": list(wb.batch.kv_lens),
+                    "num_decode": wb.batch.num_decode,
+                    "num_prefill": wb.batch.num_prefill,
+                    "page_seed": wb.batch.page_seed,
+                    "page_table": wb.batch.page_table and [list(r) for r in wb.batch.page_table],
+                }
+                for wb in self.batches
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Workload":
+        """Reads the JSON form.
+
+        Raises:
+          ValueError, KeyError, TypeError: The data is not a workload.
+        """
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"schema {data.get('schema')!r} is not {SCHEMA!r}")
+        return cls(
+            name=data["name"],
+            source=data["source"],
+            batches=tuple(_weighted_batch(entry) for entry in data["batches"]),
+        )
+
+
+def _weighted_batch(entry: Mapping[str, Any]) -> WeightedBatch:
+    table = entry.get("page_table")
+    return WeightedBatch(
+        batch=Batch(
+            q_lens=tuple(entry["q_lens"]),
+            kv_lens=tuple(entry["kv_lens"]),
+            num_decode=entry["num_decode"],
+            num_prefill=entry.get("num_prefill", 0),
+            page_table=None if table is None else tuple(tuple(row) for row in table),
+            page_seed=entry.get("page_seed", 0),
+        ),
+        weight=entry["weight"],
+    )
+
+
+def _pages_needed(batch: Batch, page_size: int) -> int:
+    if batch.page_table is not None:
+        return 1 + max(max(row) for row in batch.page_table)
+    return sum(-(-kv // page_size) for kv in batch.kv_lens)

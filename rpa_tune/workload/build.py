@@ -1,0 +1,151 @@
+"""From a spec to a workload: read or draw requests, serve them, keep representative steps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rpa_tune.errors import TraceError
+from rpa_tune.workload.batches import WeightedBatch, Workload
+from rpa_tune.workload.capture_file import load_recording
+from rpa_tune.workload.compress import Compression, compress
+from rpa_tune.workload.cost import ProxyCosts, StepCosts
+from rpa_tune.workload.engine import Engine, EngineStats, Step
+from rpa_tune.workload.request import Request
+from rpa_tune.workload.spec import CaptureSource, TraceSource, WorkloadSpec
+from rpa_tune.workload.trace import TraceRules, load_trace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """Every step of a workload, before compression.
+
+    Attributes:
+      spec: What was asked for; `source` says what the trace added to it.
+      steps: Launches in order: all of them, or the steady part.
+      num_all_steps: Launches with the ramps.
+      stats: The engine's counts, ramps included; None for a recording.
+      requests: What was served; empty for a recording.
+      dropped: Reason -> rows or launches left out.
+    """
+
+    spec: WorkloadSpec
+    steps: tuple[Step, ...]
+    num_all_steps: int
+    stats: EngineStats | None
+    requests: tuple[Request, ...]
+    dropped: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Build:
+    """A workload and what it was made from, for reports.
+
+    Attributes:
+      workload: The batches kept.
+      served: The steps that they stand for.
+      compression: Which steps were kept, and the error.
+    """
+
+    workload: Workload
+    served: Served
+    compression: Compression
+
+
+def build_workload(spec: WorkloadSpec, *, costs: StepCosts | None = None) -> Build:
+    """Makes a workload.
+
+    Args:
+      spec: What to make.
+      costs: What compression must preserve; None for the analytical proxy.
+
+    Raises:
+      TraceError: A file cannot be read or holds nothing.
+    """
+    served = serve(spec)
+    compression = compress(
+        served.steps,
+        spec.compress.batches or len(served.steps),
+        costs or ProxyCosts(block_size=spec.knobs.block_size),
+    )
+    return Build(workload=_workload(served, compression), served=served, compression=compression)
+
+
+def serve(spec: WorkloadSpec) -> Served:
+    """Reads the recorded steps, or lets the engine make them from requests.
+
+    Raises:
+      TraceError: A file cannot be read or holds nothing.
+    """
+    if isinstance(spec.requests, CaptureSource):
+        return _replay(spec, spec.requests)
+    dropped: Mapping[str, int] = {}
+    max_model_len = spec.knobs.max_model_len
+    if isinstance(spec.requests, TraceSource):
+        rules = TraceRules(
+            max_model_len=max_model_len,
+            drop_bad=spec.requests.drop_bad,
+            limit=spec.requests.limit,
+        )
+        trace = load_trace(spec.requests.trace, rules)
+        requests, dropped = trace.requests, trace.dropped
+        if trace.is_estimated:
+            spec = replace(spec, source=f"{spec.source} (token counts guessed from characters)")
+    else:
+        requests = spec.requests.requests(max_model_len=max_model_len, seed=spec.seed)
+    requests = spec.arrivals.apply(requests, seed=spec.seed)
+    engine = Engine(
+        requests, spec.knobs, max_concurrency=spec.arrivals.max_concurrency, seed=spec.seed
+    )
+    steps, num_all_steps = _run(engine, len(requests), spec.compress.steady_state)
+    return Served(
+        spec=spec,
+        steps=steps,
+        num_all_steps=num_all_steps,
+        stats=engine.stats,
+        requests=requests,
+        dropped=dropped,
+    )
+
+
+def _replay(spec: WorkloadSpec, source: CaptureSource) -> Served:
+    if spec.compress.page_tables == "engine":
+        raise TraceError(
+            "a recording has no page tables", where=source.capture, hint="use page_tables: drawn"
+        )
+    recording = load_recording(Path(source.capture), drop_bad=source.drop_bad)
+    return Served(
+        spec=spec,
+        steps=recording.steps,
+        num_all_steps=len(recording.steps),
+        stats=None,
+        requests=(),
+        dropped=recording.dropped,
+    )
+
+
+def _run(engine: Engine, num_requests: int, steady_state: bool) -> tuple[tuple[Step, ...], int]:
+    """(Steps between the ramps, or all if there are none or all are wanted; number of all)."""
+    steps, steady = [], []
+    for step in engine.run():
+        steps.append(step)
+        if num_requests // 10 <= engine.num_arrived < num_requests:
+            steady.append(step)
+    return tuple(steady if steady_state and steady else steps), len(steps)
+
+
+def _workload(served: Served, compression: Compression) -> Workload:
+    spec = served.spec
+    keep_tables = spec.compress.page_tables == "engine"
+    return Workload(
+        name=spec.name,
+        source=spec.source,
+        batches=tuple(
+            WeightedBatch(
+                batch=served.steps[i].batch(
+                    page_seed=i, block_size=spec.knobs.block_size if keep_tables else None
+                ),
+                weight=weight,
+            )
+            for i, weight in zip(compression.indices, compression.weights, strict=True)
+        ),
+    )
