@@ -1,0 +1,74 @@
+"""Small candidates, workloads and timelines for the evaluator tests."""
+
+from rpa_kernels import load_family
+from rpa_kernels.batch import Batch
+from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Candidate
+from rpa_tune.evaluate.evaluator import traffic_of
+from rpa_tune.evaluate.simulate_task import SimulateAnswer
+from rpa_tune.llo.timeline import SlotUse, Timeline
+from rpa_tune.workload.workload import WeightedBatch, Workload
+
+PROBLEM = Problem(
+    num_q_heads=8, num_kv_heads=2, head_dim=128, page_size=16, max_num_tokens=32,
+    max_num_seqs=8, pages_per_seq=8, num_pages=64,
+)  # fmt: skip
+WORKLOAD = Workload(
+    name="small",
+    source="made up",
+    batches=(
+        WeightedBatch(batch=Batch(q_lens=(1, 1), kv_lens=(20, 70), num_decode=2), weight=0.75),
+        WeightedBatch(batch=Batch(q_lens=(1, 9), kv_lens=(100, 9), num_decode=1), weight=0.25),
+    ),
+)
+CONFIG = {"bkv_sz": 128, "bkv_csz": 128, "seqs_per_step": 1, "num_buffers": 2, "bq_sz": 8}
+
+
+def candidate(*, chip="v6e", workload=WORKLOAD, problem=PROBLEM, **config):
+    """A decode candidate; keyword arguments change its config."""
+    return Candidate(
+        family="decode",
+        problem=problem,
+        config=load_family("decode").config_from_dict(CONFIG | config),
+        chip=chip,
+        workload=workload.digest,
+    )
+
+
+def timeline(*, owners, traffic=None, time_us=1.0, bound_by="hbm", unknown=None, guesses=()):
+    """A timeline in which only what is given differs from zero."""
+    return Timeline(
+        chip="v6e",
+        total_cycles=sum(owners.values()),
+        cycles_by_owner=owners,
+        time_us=time_us,
+        num_bundles=1,
+        read_bytes=traffic.read_bytes if traffic else 0,
+        write_bytes=traffic.write_bytes if traffic else 0,
+        prefetch_bytes=0,
+        num_copies=traffic.num_copies if traffic else 0,
+        num_prefetch_copies=0,
+        read_busy_cycles=0.0,
+        write_busy_cycles=0.0,
+        mxu_busy_cycles=0.0,
+        slots={"MXU": SlotUse(instructions=0, share=0.0)},
+        loops=(),
+        bound_by=bound_by,
+        unknown=unknown or {},
+        guesses=guesses,
+    )
+
+
+def answer(task, **changes):
+    """What a worker would answer if every cycle were spent on `bkv_sz`."""
+    timelines = tuple(
+        timeline(
+            owners={"issue": task.candidate.config.bkv_sz * batch.num_seqs, "launch": 10},
+            traffic=traffic_of(task.candidate, batch),
+            time_us=float(task.candidate.config.bkv_sz * batch.num_seqs),
+        )
+        for batch in task.batches
+    )
+    from rpa_tune.candidate import Status
+
+    return SimulateAnswer(status=Status.OK, timelines=timelines, costs=changes)
