@@ -7,10 +7,12 @@ import datetime
 import functools
 import hashlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from typing import Any
+
+from rpa_kernels import FAMILIES
 
 _PACKAGES = {"rpa_tune": "rpa-tune", "jax": "jax", "jaxlib": "jaxlib", "libtpu": "libtpu"}
 DIGEST_LENGTH = 16  # hex digits kept of a SHA-256
@@ -32,19 +34,18 @@ def versions() -> dict[str, str | None]:
 def kernel_digest(family: str) -> str:
     """Digest of the sources that a family's kernel is made of.
 
-    Covers the modules that families share and the family's own folder, so that a change to one
+    Covers all of `rpa_kernels` but the folders of the other families, so that a change to one
     family leaves the answers of the others valid. Read once a process.
     """
-    package = resources.files("rpa_kernels")
-    return _digest([*_files(package, ".py"), *_files(package / family, ".py")])
+    others = set(FAMILIES) - {family}
+    return _digest(_files(resources.files("rpa_kernels"), (".py",), leave_out=others))
 
 
 @functools.cache
 def simulator_digest() -> str:
     """Digest of the simulator and of the chip table: what a simulated time depends on."""
-    package = resources.files("rpa_tune")
-    suffixes = (".py", ".yaml")
-    return _digest([*_files(package / "llo", *suffixes), *_files(package / "hw", *suffixes)])
+    package, suffixes = resources.files("rpa_tune"), (".py", ".yaml")
+    return _digest([*_files(package / "llo", suffixes), *_files(package / "hw", suffixes)])
 
 
 def provenance(family: str | None = None) -> dict[str, Any]:
@@ -65,20 +66,21 @@ def provenance(family: str | None = None) -> dict[str, Any]:
     return stamp if family is None else {**stamp, "kernel": kernel_digest(family)}
 
 
-def _files(folder: Traversable, *suffixes: str) -> Iterable[Traversable]:
-    """Files directly in `folder` with one of the suffixes, by name; none if it is not there."""
-    if not folder.is_dir():
-        return []
-    return sorted(
-        (path for path in folder.iterdir() if path.is_file() and path.name.endswith(suffixes)),
-        key=lambda path: path.name,
-    )
+def _files(
+    folder: Traversable, suffixes: tuple[str, ...], *, leave_out: Collection[str] = ()
+) -> Iterator[tuple[str, bytes]]:
+    """(path below `folder`, content) of files with one of the suffixes, in a fixed order."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+        if entry.is_file() and entry.name.endswith(suffixes):
+            yield entry.name, entry.read_bytes()
+        elif entry.is_dir() and entry.name not in leave_out:
+            for path, content in _files(entry, suffixes):
+                yield f"{entry.name}/{path}", content
 
 
-def _digest(files: Iterable[Traversable]) -> str:
+def _digest(files: Iterable[tuple[str, bytes]]) -> str:
     sha = hashlib.sha256()
-    for path in files:
-        content = path.read_bytes()
-        sha.update(f"{path.name}:{len(content)}:".encode())
+    for path, content in files:
+        sha.update(f"{path}:{len(content)}:".encode())
         sha.update(content)
     return sha.hexdigest()[:DIGEST_LENGTH]

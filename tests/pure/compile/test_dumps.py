@@ -1,0 +1,78 @@
+"""Finding a kernel's schedule and its VMEM report among what the compiler wrote."""
+
+import json
+
+import pytest
+
+from rpa_tune.compile.dumps import find_bundles, read_vmem_report
+from rpa_tune.errors import DumpError
+
+
+def write_bundles(folder, *names):
+    for name in names:
+        (folder / name).write_text(name)
+
+
+def test_the_schedule_is_found_by_name_and_suffix(tmp_path):
+    write_bundles(
+        tmp_path,
+        "17-decode-bkv_512.1-00-schedule-analysis_final_bundles.txt",
+        "17-decode-bkv_512.1-01-final_bundles.txt",
+        "17-decode-bkv_5120.1-01-final_bundles.txt",
+        "17-TLP-01-final_bundles.txt",
+    )
+    found = find_bundles(tmp_path, "decode-bkv_512")
+    assert found.name == "17-decode-bkv_512.1-01-final_bundles.txt"
+
+
+def test_the_newest_of_several_counts(tmp_path):
+    write_bundles(tmp_path, "17-k.1-01-final_bundles.txt", "18-k-02-final_bundles.txt")
+    assert find_bundles(tmp_path, "k").name == "18-k-02-final_bundles.txt"
+
+
+def test_names_are_no_regular_expressions(tmp_path):
+    write_bundles(tmp_path, "17-axb.1-01-final_bundles.txt")
+    with pytest.raises(DumpError, match=r"among the dumps of \['axb.1'\]"):
+        find_bundles(tmp_path, "a.b")
+
+
+def test_a_folder_without_dumps_is_an_error(tmp_path):
+    with pytest.raises(DumpError, match="no schedule of kernel 'k'"):
+        find_bundles(tmp_path, "k")
+
+
+def report(folder, **data):
+    text = f"<html><script>const DATA ={json.dumps(data)};\nconst heading = 1;</script></html>"
+    (folder / "17-TLP-02-vmem_report.html").write_text(text)
+
+
+def breakdown(total, *allocations):
+    return {"blocks": [{"allocations": list(allocations)}], "total_size": total}
+
+
+def test_vmem_and_its_spills(tmp_path):
+    report(
+        tmp_path,
+        global_info={"vmem_capacity": 1000},
+        hlo_breakdowns={
+            "<top-inlining-caller>": breakdown(7),
+            "k.1": breakdown(90, {"size": 60, "tag": "scratch"}, {"size": 30, "tag": "SPILL"}),
+        },
+    )  # fmt: skip
+    found = read_vmem_report(tmp_path, "k")
+    assert (found.total_bytes, found.spill_bytes, found.capacity_bytes) == (90, 30, 1000)
+
+
+def test_no_report_is_none_and_so_is_one_about_others(tmp_path):
+    assert read_vmem_report(tmp_path, "k") is None
+    report(tmp_path, global_info={"vmem_capacity": 1}, hlo_breakdowns={"other.1": breakdown(7)})
+    assert read_vmem_report(tmp_path, "k") is None
+
+
+@pytest.mark.parametrize("text", ["", "const DATA ={", 'const DATA ={"global_info": {}}'])
+def test_a_report_of_another_form_is_an_error_that_names_it(tmp_path, text):
+    path = tmp_path / "17-TLP-02-vmem_report.html"
+    path.write_text(text)
+    with pytest.raises(DumpError) as caught:
+        read_vmem_report(tmp_path, "k")
+    assert caught.value.where == str(path)
