@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "promote": {"candidate", "store", "tables", "kernels", "hw"},
     "portfolio": {"candidate", "store", "tables", "kernels"},
     "dispatch": {"kernels", "hw", "tables"},
-    "interop": {"candidate", "kernels", "hw", "tables", "compile", "dispatch"},
+    "interop": {"candidate", "kernels", "hw", "tables", "compile", "dispatch", "llo"},
     "report": {"candidate", "store", "tables", "llo", "hw"},
 }  # fmt: skip
 SERVING = ("kernels", "hw", "tables", "dispatch", "capture")

@@ -128,8 +128,7 @@ def _recorder(calls: list[PallasCall], call: ForeignCall) -> Callable[..., Any]:
     def record(kernel: Any, *args: Any, **options: Any) -> Any:
         def run(*arrays: Any) -> Any:
             leaves = jax.tree.leaves(arrays)
-            known = [not isinstance(array, jax.core.Tracer) for array in leaves]
-            if all(known):
+            if not any(isinstance(array, jax.core.Tracer) for array in leaves):
 
                 def interpret() -> Any:
                     with pretend(call.chip, call.module):
@@ -139,10 +138,13 @@ def _recorder(calls: list[PallasCall], call: ForeignCall) -> Callable[..., Any]:
                 # A thread of its own has jax's tracing state as at the start: jit is on again.
                 with concurrent.futures.ThreadPoolExecutor(1) as thread:
                     return thread.submit(interpret).result()
+            # A grid size that is an array becomes an operand, before the others.
+            grid = options["grid_spec"].grid if "grid_spec" in options else ()
+            sizes = [jnp.asarray(size)[None] for size in grid if not isinstance(size, int)]
             found = {
                 i: np.asarray(array)
-                for i, array in enumerate(leaves)
-                if known[i] and array.dtype == jnp.int32
+                for i, array in enumerate([*sizes, *leaves])
+                if not isinstance(array, jax.core.Tracer) and array.dtype == jnp.int32
             }
             calls.append(PallasCall(name=options["name"], operands=found))
             return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), options["out_shape"])
