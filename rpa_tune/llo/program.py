@@ -86,7 +86,7 @@ class KernelOperand:
     is_output: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, weakref_slot=True)
 class Program:
     """One parsed dump. Programs compare by identity.
 

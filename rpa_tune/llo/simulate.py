@@ -5,7 +5,8 @@ timeline = simulate(program, load_machine("v6e"), {0: kv_lens, 1: page_indices, 
 """
 
 from rpa_tune.llo.engines import rates_of
-from rpa_tune.llo.interpreter import Operands, interpret
+from rpa_tune.llo.fast import run_fast
+from rpa_tune.llo.interpreter import Operands
 from rpa_tune.llo.machine import Machine
 from rpa_tune.llo.program import Program
 from rpa_tune.llo.timeline import Timeline, make_timeline
@@ -33,5 +34,5 @@ def simulate(
       DumpError: A wait that never completes, a halt, an operand not given, or no end.
     """
     rates = rates_of(machine)
-    run = interpret(program, rates, operands, max_bundles=max_bundles)
+    run = run_fast(program, rates, operands, max_bundles=max_bundles)
     return make_timeline(program, machine, rates, run)

@@ -3,10 +3,12 @@
 A `Timeline` is made from a `Run`, whoever executed it. Times are simulated, never measured.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from rpa_tune.llo.engines import Direction, Owner, Rates
 from rpa_tune.llo.interpreter import Run, printed_delay
@@ -116,7 +118,7 @@ class Timeline:
 
 def make_timeline(program: Program, machine: Machine, rates: Rates, run: Run) -> Timeline:
     """Reads a run."""
-    slots = np.array([bundle.slots for bundle in program.bundles], np.int64)
+    slots = slot_table(program)
     executed_slots = run.executed @ slots
     has_vector = slots[:, _VECTOR_SLOTS].any(axis=1)
     owners = run.stall_cycles.sum(axis=0)
@@ -157,6 +159,12 @@ def make_timeline(program: Program, machine: Machine, rates: Rates, run: Run) ->
     )
 
 
+@functools.lru_cache(maxsize=64)
+def slot_table(program: Program) -> npt.NDArray[np.int64]:
+    """Instructions per bundle and slot, [num_bundles, len(Slot)]."""
+    return np.array([bundle.slots for bundle in program.bundles], np.int64)
+
+
 def bound_by(owners: dict[str, int], run: Run, slots: dict[str, SlotUse]) -> str:
     """What limits a kernel, by rules in this order.
 
@@ -191,13 +199,7 @@ def bound_by(owners: dict[str, int], run: Run, slots: dict[str, SlotUse]) -> str
 def _loops(program: Program, rates: Rates, run: Run, total: int) -> Iterable[LoopRegion]:
     """Every loop: a branch back to a label, with the bundles between."""
     cycles = run.executed + run.stall_cycles.sum(axis=1)
-    last_of: dict[int, int] = {}
-    for address, bundle in enumerate(program.bundles):
-        for item in bundle.instructions:
-            if item.op is Op.BRANCH and item.target <= address:
-                last = address + printed_delay(program, address, rates)
-                last_of[item.target] = max(last, last_of.get(item.target, 0))
-    for first, last in sorted(last_of.items()):
+    for first, last in loop_bounds(program, rates):
         inside = slice(first, last + 1)
         spent = int(cycles[inside].sum())
         yield LoopRegion(
@@ -210,3 +212,15 @@ def _loops(program: Program, rates: Rates, run: Run, total: int) -> Iterable[Loo
             cycles=spent,
             share=spent / total,
         )
+
+
+@functools.lru_cache(maxsize=64)
+def loop_bounds(program: Program, rates: Rates) -> tuple[tuple[int, int], ...]:
+    """First and last bundle of every loop, in address order."""
+    last_of: dict[int, int] = {}
+    for address, bundle in enumerate(program.bundles):
+        for item in bundle.instructions:
+            if item.op is Op.BRANCH and item.target <= address:
+                last = address + printed_delay(program, address, rates)
+                last_of[item.target] = max(last, last_of.get(item.target, 0))
+    return tuple(sorted(last_of.items()))

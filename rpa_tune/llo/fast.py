@@ -1,0 +1,190 @@
+"""The compiled interpreter: the semantics of `interpreter.py` over the arrays of `encode.py`.
+
+Equal to the oracle cycle for cycle; the tests compare every field of the `Run`. Memory does not
+grow with the bundles executed. The first call in an environment compiles for some seconds; the
+result is cached on disk beside this file, or in the user's cache folder.
+"""
+
+import weakref
+
+import numpy as np
+import numpy.typing as npt
+
+from rpa_tune.errors import DumpError
+from rpa_tune.llo import encode
+from rpa_tune.llo.encode import Encoded
+from rpa_tune.llo.engines import Direction, Owner, Rates
+from rpa_tune.llo.interpreter import Operands, Run, operand_address
+from rpa_tune.llo.loop import (
+    BAD_FLAG,
+    BAD_SIZE,
+    BUFFERS,
+    DEADLOCK,
+    DONE,
+    FLAGS_PER_ALLOCATION,
+    HALTED,
+    POOL,
+    POOL_FULL,
+    RING,
+    RING_FULL,
+    SMEM_FULL,
+    TOO_LONG,
+    UNITS,
+    Inputs,
+    State,
+    run_loop,
+)
+from rpa_tune.llo.program import ALLOCATION_BITS, Program
+
+_SMEM_WORDS = 4096  # of an allocation, until a store needs more
+
+_encoded: "weakref.WeakKeyDictionary[Program, dict[int, Encoded]]" = weakref.WeakKeyDictionary()
+
+
+def run_fast(program: Program, rates: Rates, operands: Operands, *, max_bundles: int) -> Run:
+    """Executes a program; see `interpreter.interpret`."""
+    by_delay = _encoded.setdefault(program, {})
+    if rates.branch_delay not in by_delay:
+        by_delay[rates.branch_delay] = encode.encode(program, rates)
+    encoded = by_delay[rates.branch_delay]
+    inputs = _inputs(program, encoded, rates, operands, max_bundles)
+    words = _SMEM_WORDS
+    while True:
+        state = _state(program, encoded, inputs, words)
+        stopped = run_loop(inputs, state)
+        if stopped != SMEM_FULL or words >= 1 << ALLOCATION_BITS:
+            break
+        words <<= 2
+    if stopped != DONE:
+        raise _error(program, stopped, state, max_bundles)
+    return _result(program, encoded, state)
+
+
+def _inputs(
+    program: Program, encoded: Encoded, rates: Rates, operands: Operands, max_bundles: int
+) -> Inputs:
+    """Gathers what a run reads, and checks that every scalar operand is there."""
+    data: list[npt.NDArray[np.int64]] = []
+    start = 0
+    place: dict[int, tuple[int, int]] = {}
+    scalar = {i for i, operand in program.operands.items() if operand.space == "register"}
+    for index in sorted({operand for operand, _ in encoded.deliveries.values()} | scalar):
+        if index not in operands:
+            raise DumpError(
+                f"operand {index} ({program.operands[index].shape}) is read into scalar memory,"
+                " but was not given",
+                where=str(program.path),
+                hint="pass every scalar-prefetch array by its position in the call",
+            )
+        values = np.asarray(operands[index], np.int32).reshape(-1).astype(np.int64)
+        place[index] = (start, len(values))
+        data.append(values)
+        start += len(values)
+    data_of_row = np.zeros((len(encoded.rows), 2), np.int64)
+    for row, (index, _) in encoded.deliveries.items():
+        data_of_row[row] = place[index]
+    operand_values = np.zeros(max(program.operands, default=0) + 1, np.int64)
+    for index in program.operands:
+        is_value = index in scalar
+        operand_values[index] = operands[index].flat[0] if is_value else operand_address(index)
+    numbers = (
+        rates.granule_bytes,
+        rates.latency_narrow,
+        rates.latency_wide,
+        rates.queue_cycles,
+        rates.results_per_eight_rows,
+    )
+    return Inputs(
+        rows=encoded.rows,
+        blocks=encoded.blocks,
+        copies=np.array(rates.copies, np.float64),
+        numbers=np.array(numbers, np.int64),
+        cycles_per_row=rates.cycles_per_row,
+        operand_values=operand_values,
+        data=np.concatenate([np.zeros(0, np.int64), *data]),
+        data_of_row=data_of_row,
+        max_bundles=max_bundles,
+    )
+
+
+def _state(program: Program, encoded: Encoded, inputs: Inputs, smem_words: int) -> State:
+    """A machine before the first bundle."""
+    allocations = len(program.allocation_names)
+    sizes = np.full(allocations, smem_words, np.int64)
+    for row, (_, allocation) in encoded.deliveries.items():
+        sizes[allocation] = max(sizes[allocation], inputs.data_of_row[row, 1])
+    bases = np.concatenate([[0], np.cumsum(sizes)])
+    flags = (allocations + 1) * FLAGS_PER_ALLOCATION
+    pool = np.zeros((POOL, 4), np.int64)
+    pool[:, 3] = np.arange(1, POOL + 1)
+    pool[-1, 3] = -1
+    return State(
+        registers=np.zeros(encoded.num_registers, np.int64),
+        smem=np.zeros(int(bases[-1]), np.int64),
+        smem_base=bases[:-1].astype(np.int64),
+        smem_size=sizes,
+        flag_count=np.zeros(flags, np.int64),
+        flag_head=np.full(flags, -1, np.int64),
+        pool=pool,
+        engine=np.zeros((len(Direction), 3)),
+        moved=np.zeros((len(Direction), 2), np.int64),
+        mxu=np.zeros((UNITS, 2)),
+        ring=np.zeros((UNITS, RING), np.int64),
+        ring_ends=np.zeros((UNITS, 2), np.int64),
+        buffers=np.full((UNITS, BUFFERS), -1, np.int64),
+        counts=np.zeros(len(encoded.blocks), np.int64),
+        entered=np.zeros(len(encoded.blocks), np.int64),
+        stalls=np.zeros((len(program.bundles), len(Owner)), np.int64),
+        scalars=np.zeros(4, np.int64),
+    )
+
+
+def _result(program: Program, encoded: Encoded, state: State) -> Run:
+    """Spreads block counts over bundles."""
+    lengths = encoded.blocks[:, encode.LENGTH]
+    executed = np.repeat(state.counts, lengths)
+    entered = executed.copy()
+    entered[encoded.blocks[:, encode.FIRST]] = state.entered
+    run = Run(
+        executed=executed,
+        entered=entered,
+        stall_cycles=state.stalls,
+        end_cycle=int(state.scalars[0]),
+        engines=[
+            (int(moved[0]), int(moved[1]), float(engine[1]), float(engine[2]))
+            for moved, engine in zip(state.moved, state.engine, strict=True)
+        ],
+        mxu_busy_cycles=float(state.mxu[:, 1].sum()),
+    )
+    if state.scalars[1]:
+        run.unknown["MXU results popped that no matmul made"] = int(state.scalars[1])
+    in_flight = 0
+    for head in state.flag_head[state.flag_head >= 0]:
+        while head >= 0:
+            in_flight += 1
+            head = state.pool[head, 3]
+    if in_flight:
+        run.unknown["copies in flight at exit"] = in_flight
+    return run
+
+
+def _error(program: Program, stopped: int, state: State, max_bundles: int) -> DumpError:
+    """Why a run stopped, as the oracle says it."""
+    address, detail = int(state.scalars[2]), int(state.scalars[3])
+    if stopped == DEADLOCK:
+        name = program.allocation_names[detail // FLAGS_PER_ALLOCATION - 1]
+        message = (
+            f"deadlock: a wait on flag {name} + {detail % FLAGS_PER_ALLOCATION} never ends;"
+            f" it has counted {int(state.flag_count[detail])} granules and no copy is in flight"
+        )
+    else:
+        message = {
+            HALTED: "the kernel halts: a check failed",
+            TOO_LONG: f"the kernel did not end within {max_bundles} bundles",
+            SMEM_FULL: "a store outside of its SMEM allocation",
+            POOL_FULL: f"more than {POOL} copies in flight",
+            RING_FULL: f"more than {RING} matmul results not popped",
+            BAD_FLAG: "a flag outside of its allocation",
+            BAD_SIZE: "a copy of negative size",
+        }[stopped]
+    return DumpError(message, where=program.where(address))
