@@ -9,7 +9,7 @@ import importlib
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -57,19 +57,19 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, sort_keys=True, allow_nan=False))
 
 
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits with a documented code."""
     try:
-        cli.main(args=args, prog_name="rpa-tune", standalone_mode=False)
+        # Outside standalone mode click returns the code of an `Exit` instead of raising it.
+        code = cli.main(args=args, prog_name="rpa-tune", standalone_mode=False)
     except RpaTuneError as error:
         message, *rest = str(error).splitlines()
         click.echo("\n".join([f"error: {message}", *rest]), err=True)
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("error: interrupted", err=True)
         sys.exit(130)
+    sys.exit(code)

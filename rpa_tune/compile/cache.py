@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from rpa_kernels import load_family
-
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import target
 from rpa_tune.provenance import kernel_digest, versions

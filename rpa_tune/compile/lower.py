@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
 from rpa_kernels import inputs, load_family
 from rpa_kernels.problem import Problem
-
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import dumps, target, worker
 from rpa_tune.compile.cache import CompileCache, Compiled, compile_key

@@ -3,9 +3,10 @@
 from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
-from rpa_tune.candidate import Candidate
+from rpa_tune.candidate import Candidate, Status
 from rpa_tune.evaluate.evaluator import traffic_of
 from rpa_tune.evaluate.simulate_task import SimulateAnswer
+from rpa_tune.llo.opcodes import Slot
 from rpa_tune.llo.timeline import SlotUse, Timeline
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
@@ -51,7 +52,7 @@ def timeline(*, owners, traffic=None, time_us=1.0, bound_by="hbm", unknown=None,
         read_busy_cycles=0.0,
         write_busy_cycles=0.0,
         mxu_busy_cycles=0.0,
-        slots={"MXU": SlotUse(instructions=0, share=0.0)},
+        slots={slot.name: SlotUse(instructions=0, share=0.0) for slot in Slot},
         loops=(),
         bound_by=bound_by,
         unknown=unknown or {},
@@ -69,6 +70,4 @@ def answer(task, **changes):
         )
         for batch in task.batches
     )
-    from rpa_tune.candidate import Status
-
     return SimulateAnswer(status=Status.OK, timelines=timelines, costs=changes)

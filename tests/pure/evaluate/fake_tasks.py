@@ -31,4 +31,6 @@ def simulate(task):
             detail="vmem: the compiler needs 9 bytes, have 8",
             costs={"compile_s": 1.5, "vmem_bytes": None},
         )
-    return answer(task, compile_s=0.5, vmem_bytes=4096)
+    return answer(
+        task, lower_s=0.25, compile_s=0.5, simulate_s=0.1, from_cache=False, vmem_bytes=4096
+    )

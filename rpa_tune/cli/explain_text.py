@@ -1,0 +1,146 @@
+"""What `rpa-tune explain` prints for people."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rpa_kernels.batch import Batch
+from rpa_tune.evaluate.analytical import AnalyticalEvaluator
+from rpa_tune.evaluate.simulated import Simulation
+from rpa_tune.hw.chip import Chip, load_chip
+from rpa_tune.llo.timeline import Timeline
+
+if TYPE_CHECKING:
+    from rpa_tune.cli.explain import Question
+
+_BAR = 40  # characters of a full bar
+_MAX_LOOPS = 8
+_MIN_LOOP_SHARE = 0.01
+
+# One sentence per `Timeline.bound_by`.
+BOUNDS = {
+    "hbm": "Copies between HBM and VMEM take most of the time, and it goes into bytes: "
+    "only fewer bytes or a faster memory would help.",
+    "dma_issue": "Copies take most of the time, and it goes into their number, not their bytes: "
+    "larger pages or blocks would help.",
+    "dma_latency": "The kernel waits for copies that the engines are not busy with: "
+    "more buffers or larger blocks would hide their latency.",
+    "mxu": "The matrix units, or their results, are waited for: "
+    "larger compute blocks or more independent work would help.",
+    "vector": "Vector work fills the bundles: "
+    "skipping masked blocks or fewer, larger compute blocks would help.",
+    "scalar": "Scalar bundles (addresses, loops, copy descriptors) take most of the time: "
+    "larger blocks mean fewer of them.",
+    "sync": "The kernel waits for flags that it sets itself.",
+    "launch": "Launching takes most of the time: the batch is too small to matter.",
+}
+
+
+def print_simulation(question: "Question", simulation: Simulation) -> None:
+    """Prints everything that is known about one candidate."""
+    evaluation = simulation.evaluation
+    _print_head(question)
+    if not evaluation.ok:
+        click.echo(f"{evaluation.status.value}: {evaluation.detail}")
+        return
+    metrics, chip = evaluation.metrics, load_chip(question.candidate.chip)
+    (bound,) = AnalyticalEvaluator().evaluate_all([question.candidate], question.workload)
+    low, high = min(evaluation.batch_us), max(evaluation.batch_us)
+    click.echo(
+        f"time      {evaluation.time_us:,.1f} us a launch, simulated: mean of "
+        f"{len(evaluation.batch_us)} batches, {low:,.1f} to {high:,.1f}; "
+        f"no kernel with this account below {bound.time_us:,.1f}"
+    )
+    _print_efficiency(metrics, chip, float(evaluation.time_us or 0.0))
+    click.echo(f"bound by  {metrics['bound_by']}. {BOUNDS.get(metrics['bound_by'], '')}")
+    _print_owners(metrics["cycles_by_owner"])
+    _print_heaviest(question, simulation)
+    _print_doubts(metrics)
+
+
+def _print_head(question: "Question") -> None:
+    candidate, problem = question.candidate, question.candidate.problem
+    fields = " ".join(f"{k}={v}" for k, v in candidate.to_dict()["config"].items())
+    window = f", window {problem.sliding_window}" if problem.sliding_window else ""
+    click.echo(
+        f"{candidate.family} on {candidate.chip}: {question.model}, {problem.num_q_heads} query "
+        f"and {problem.num_kv_heads} KV heads of {problem.head_dim}, {problem.kv_dtype} cache, "
+        f"page size {problem.page_size}{window}; workload {question.workload.name}"
+    )
+    click.echo(f"config    {fields}{' (the default)' if question.is_default else ''}")
+
+
+def _print_efficiency(metrics: dict[str, Any], chip: Chip, time_us: float) -> None:
+    achieved = metrics["hbm_bytes"] / time_us * 1e-3
+    click.echo(
+        f"HBM       {metrics['hbm_bytes'] / 1e6:,.1f} MB in {metrics['num_copies']:,.0f} copies, "
+        f"{achieved:,.0f} of {chip.hbm_bytes_per_s / 1e9:,.0f} GB/s; "
+        f"MBU {metrics['mbu']:.1%}, MFU {metrics['mfu']:.1%} (causal FLOPs over bf16 peak)"
+    )
+    spill = metrics.get("vmem_spill_bytes")
+    spilled = f", {spill / 1e6:,.1f} MB of it spill slots" if spill else ""
+    vmem, smem = metrics["vmem_bytes"], metrics["smem_bytes"]
+    click.echo(
+        f"VMEM      {vmem / 1e6:,.1f} of {chip.vmem_bytes / 1e6:,.1f} MB{spilled}; "
+        f"SMEM {smem / 1e3:,.1f} of {chip.target.smem_bytes / 1e3:,.1f} kB"
+    )
+
+
+def _print_owners(cycles_by_owner: dict[str, int]) -> None:
+    total = sum(cycles_by_owner.values())
+    click.echo(f"\ncycles by owner ({total:,} in all)")
+    for owner, cycles in sorted(cycles_by_owner.items(), key=lambda item: -item[1]):
+        if cycles:
+            click.echo(f"  {owner:16}{cycles:>14,}  {cycles / total:>6.1%}  {_bar(cycles / total)}")
+
+
+def _print_heaviest(question: "Question", simulation: Simulation) -> None:
+    """Loops and slots of the batch that most of the time goes into."""
+    pairs = list(zip(question.workload.batches, simulation.timelines, strict=True))
+    weighted, timeline = max(pairs, key=lambda pair: pair[0].weight * pair[1].time_us)
+    click.echo(
+        f"\nthe batch with most of the time: {_describe(weighted.batch)}; "
+        f"{weighted.weight:.0%} of launches, {timeline.time_us:,.1f} us, bound by "
+        f"{timeline.bound_by}"
+    )
+    click.echo("  loop             depth    entries       trips       cycles  share")
+    shown = sorted(timeline.loops, key=lambda loop: -loop.cycles)[:_MAX_LOOPS]
+    for loop in sorted(shown, key=lambda loop: loop.first):
+        if loop.share >= _MIN_LOOP_SHARE:
+            where = f"{loop.first:#x}..{loop.last:#x}"
+            click.echo(
+                f"  {where:16}{loop.depth:>6}{loop.entries:>11,}{loop.trips:>12,}"
+                f"{loop.cycles:>13,}  {loop.share:>5.0%}"
+            )
+    _print_slots(timeline)
+
+
+def _print_slots(timeline: Timeline) -> None:
+    click.echo(f"  slot use over {timeline.num_bundles:,} bundles; busiest {timeline.busiest_slot}")
+    for name, use in sorted(timeline.slots.items(), key=lambda item: -item[1].share):
+        if use.instructions:
+            click.echo(f"  {name:16}{use.instructions:>14,}  {use.share:>6.1%}  {_bar(use.share)}")
+
+
+def _print_doubts(metrics: dict[str, Any]) -> None:
+    """What the figures rest on, and what they cost."""
+    cached = " (cached)" if metrics["from_cache"] else ""
+    click.echo(
+        f"\ncompiled in {metrics['lower_s'] + metrics['compile_s']:.1f} s{cached}, "
+        f"simulated in {metrics['simulate_s']:.1f} s"
+    )
+    unknown = ", ".join(f"{name} ({count:,})" for name, count in metrics["unknown"].items())
+    click.echo(f"not modelled: {unknown or 'nothing met'}")
+    click.echo(f"guesses behind the time: {', '.join(metrics['guesses']) or 'none'}")
+
+
+def _describe(batch: Batch) -> str:
+    return (
+        f"{batch.num_decode} decode, {batch.num_prefill} prefill and {batch.num_mixed} mixed "
+        f"sequences, {batch.num_tokens:,} tokens, contexts {min(batch.kv_lens):,} to "
+        f"{max(batch.kv_lens):,}"
+    )
+
+
+def _bar(share: float) -> str:
+    return "█" * round(share * _BAR) or "▏"
