@@ -55,12 +55,14 @@ class CopyRates(NamedTuple):
 
     Attributes:
       fixed_cycles: Engine time per copy, whatever its size.
-      bytes_per_cycle: Usable bandwidth.
+      bytes_per_cycle: Usable bandwidth of all its copies together.
+      copy_bytes_per_cycle: Bandwidth that one copy reaches at most.
       latency_cycles: From the end of service until the flag counts.
     """
 
     fixed_cycles: float
     bytes_per_cycle: float
+    copy_bytes_per_cycle: float
     latency_cycles: float
 
 
@@ -71,6 +73,7 @@ class Rates(NamedTuple):
       branch_delay: Bundles between a branch and its effect.
       granule_bytes: Unit of copy sizes and flags.
       copies: Rates by `Direction`.
+      slowdown: Extra time of a read or write, as a share, while the other direction is busy.
       cycles_per_row: MXU time of one row of a matmul.
       latency_narrow: Matmul to first result, operands up to 16 bits.
       latency_wide: The same for 32-bit operands.
@@ -81,6 +84,7 @@ class Rates(NamedTuple):
     branch_delay: int
     granule_bytes: int
     copies: tuple[CopyRates, CopyRates, CopyRates]
+    slowdown: float
     cycles_per_row: float
     latency_narrow: int
     latency_wide: int
@@ -90,18 +94,22 @@ class Rates(NamedTuple):
 
 def rates_of(machine: Machine) -> Rates:
     """Converts a machine's parameters to cycles."""
+    clock = machine.value("clock_hz")
 
     def copies(name: str) -> CopyRates:
         return CopyRates(
             fixed_cycles=machine.value(f"{name}_fixed_cycles"),
-            bytes_per_cycle=machine.value(f"{name}_bytes_per_s") / machine.value("clock_hz"),
+            bytes_per_cycle=machine.value(f"{name}_bytes_per_s") / clock,
+            copy_bytes_per_cycle=machine.value(f"{name}_copy_bytes_per_s") / clock,
             latency_cycles=machine.value(f"{name}_latency_cycles"),
         )
 
+    together = machine.value("read_bytes_per_s") + machine.value("write_bytes_per_s")
     return Rates(
         branch_delay=int(machine.value("branch_delay_cycles")),
         granule_bytes=int(machine.value("granule_bytes")),
         copies=(copies("read"), copies("write"), copies("local")),
+        slowdown=max(0.0, together / machine.value("shared_bytes_per_s") - 1),
         cycles_per_row=1 / machine.value("mxu_rows_per_cycle"),
         latency_narrow=round(machine.value("matmul_latency_bf16_cycles")),
         latency_wide=round(machine.value("matmul_latency_f32_cycles")),
@@ -111,10 +119,17 @@ def rates_of(machine: Machine) -> Rates:
 
 
 class CopyEngine:
-    """One direction of the DMA engine: serves copies one after the other."""
+    """One direction of the DMA engine: starts copies one after the other.
+
+    Reads and writes share the memory behind them. While both are busy they slow each other down
+    so that together they reach `shared_bytes_per_s`; copies already queued keep their times,
+    later ones see the delay.
+    """
 
     def __init__(self, rates: CopyRates) -> None:
         self.rates = rates
+        self.slowdown = 0.0
+        self.opposite: CopyEngine | None = None
         self.free_at = 0.0
         self.busy_cycles = 0.0
         self.fixed_busy_cycles = 0.0
@@ -125,13 +140,32 @@ class CopyEngine:
         """Queues a copy at `now`; returns when its flag counts. An empty copy is free."""
         if num_bytes == 0:
             return now
-        service = self.rates.fixed_cycles + num_bytes / self.rates.bytes_per_cycle
-        self.free_at = max(self.free_at, float(now)) + service
+        rates = self.rates
+        begin = max(self.free_at, float(now))
+        moving = num_bytes / rates.bytes_per_cycle
+        lost = 0.0
+        if self.opposite is not None:
+            overlap = min(moving, max(0.0, self.opposite.free_at - begin))
+            lost = overlap * self.slowdown
+            self.opposite.free_at += lost
+        service = rates.fixed_cycles + moving + lost
+        self.free_at = begin + service
         self.busy_cycles += service
-        self.fixed_busy_cycles += self.rates.fixed_cycles
+        self.fixed_busy_cycles += rates.fixed_cycles
         self.num_copies += 1
         self.num_bytes += num_bytes
-        return math.ceil(self.free_at + self.rates.latency_cycles)
+        # The next copy may start while this one is still limited by its own rate.
+        alone = begin + (rates.fixed_cycles + num_bytes / rates.copy_bytes_per_cycle)
+        return math.ceil(max(self.free_at, alone) + rates.latency_cycles)
+
+
+def copy_engines(rates: Rates) -> list[CopyEngine]:
+    """The engines by `Direction`, reads and writes coupled."""
+    engines = [CopyEngine(copy) for copy in rates.copies]
+    read, write = engines[Direction.READ], engines[Direction.WRITE]
+    read.opposite, write.opposite = write, read
+    read.slowdown = write.slowdown = rates.slowdown
+    return engines
 
 
 class Arrival(NamedTuple):

@@ -99,6 +99,7 @@ def _inputs(
         blocks=encoded.blocks,
         copies=np.array(rates.copies, np.float64),
         numbers=np.array(numbers, np.int64),
+        slowdown=rates.slowdown,
         cycles_per_row=rates.cycles_per_row,
         operand_values=operand_values,
         data=np.concatenate([np.zeros(0, np.int64), *data]),

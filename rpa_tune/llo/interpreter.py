@@ -16,11 +16,11 @@ from rpa_tune.errors import DumpError
 from rpa_tune.llo.engines import (
     WAIT_OWNER,
     Arrival,
-    CopyEngine,
     MatrixUnit,
     Owner,
     Rates,
     SyncFlag,
+    copy_engines,
     direction_of,
 )
 from rpa_tune.llo.opcodes import Op
@@ -120,7 +120,7 @@ class Interpreter:
         self.registers = [0] * len(program.register_names)
         self.smem: dict[int, int] = {}
         self.flags: dict[int, SyncFlag] = {}
-        self.engines = [CopyEngine(copy) for copy in rates.copies]
+        self.engines = copy_engines(rates)
         self.units: dict[int, MatrixUnit] = {}
         self.now = 0
         self.num_started = 0

@@ -71,7 +71,8 @@ class Inputs(NamedTuple):
 
     Attributes:
       rows, blocks: See `encode`.
-      copies: float64[3, 3]: (fixed, bytes a cycle, latency) by direction.
+      copies: float64[3, 4]: `CopyRates` by direction.
+      slowdown: See `engines.Rates`.
       numbers: (granule bytes, narrow latency, wide latency, queue, results per eight rows).
       cycles_per_row: MXU time of a row.
       operand_values: Address, or value, of each operand.
@@ -84,6 +85,7 @@ class Inputs(NamedTuple):
     blocks: npt.NDArray[np.int64]
     copies: npt.NDArray[np.float64]
     numbers: npt.NDArray[np.int64]
+    slowdown: float
     cycles_per_row: float
     operand_values: npt.NDArray[np.int64]
     data: npt.NDArray[np.int64]
@@ -114,7 +116,7 @@ _OWN_SCALAR, _OWN_MXU, _OWN_SYNC = int(Owner.SCALAR), int(Owner.MXU_WAIT), int(O
 _OWN_READ = int(Owner.DMA_WAIT_READ)  # then DMA_WAIT_WRITE and PROLOGUE, as Direction orders them
 _WORD, _HALF = 1 << 32, 1 << 31
 _OFFSET_MASK = (1 << ALLOCATION_BITS) - 1
-_NUM_DIRECTIONS = len(Direction)
+_NUM_DIRECTIONS, _LOCAL = len(Direction), int(Direction.LOCAL)
 _MAX_PHIS = 256
 
 
@@ -257,14 +259,22 @@ def _copy(inputs: Any, state: Any, row: int, now: int, values: Any) -> int:
     if granules == 0:
         return DONE
     num_bytes = granules * inputs.numbers[0]
-    service = inputs.copies[direction, 0] + num_bytes / inputs.copies[direction, 1]
-    free = max(state.engine[direction, 0], float(now)) + service
+    begin = max(state.engine[direction, 0], float(now))
+    moving = num_bytes / inputs.copies[direction, 1]
+    lost = 0.0
+    if direction < _LOCAL:
+        overlap = min(moving, max(0.0, state.engine[1 - direction, 0] - begin))
+        lost = overlap * inputs.slowdown
+        state.engine[1 - direction, 0] += lost
+    service = inputs.copies[direction, 0] + moving + lost
+    free = begin + service
     state.engine[direction, 0] = free
     state.engine[direction, 1] += service
     state.engine[direction, 2] += inputs.copies[direction, 0]
     state.moved[direction, 0] += 1
     state.moved[direction, 1] += num_bytes
-    at = math.ceil(free + inputs.copies[direction, 2])
+    alone = begin + (inputs.copies[direction, 0] + num_bytes / inputs.copies[direction, 2])
+    at = math.ceil(max(free, alone) + inputs.copies[direction, 3])
     return DONE if _expect(state, number, at, granules, direction) else POOL_FULL
 
 
