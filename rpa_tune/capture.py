@@ -220,10 +220,12 @@ def record(
     """
     capture = _captures.get(path)
     if capture is None:
-        with _lock:
-            if path not in _captures:
-                _captures[path] = Capture(path)
-            capture = _captures[path]
+        try:
+            with _lock:
+                capture = _captures.get(path) or _captures.setdefault(path, Capture(path))
+        except Exception as error:  # no thread to be had, say
+            _log.warning("%s is not recorded: %s", path, error)
+            return
     capture.record(kv_lens=kv_lens, cu_q_lens=cu_q_lens, distribution=distribution)
 
 

@@ -78,7 +78,8 @@ class EngineKnobs:
       num_gpu_blocks: Pages of the KV cache, one of them the null page; None for as many as
         `max_num_seqs` sequences of `max_model_len` could ever need, so that nothing is preempted.
       enable_chunked_prefill: Whether a prompt may be split over launches.
-      long_prefill_token_threshold: New tokens of one prompt in one launch, at most; 0 for no cap.
+      long_prefill_token_threshold: `vllm` only: new tokens of one prompt in one launch, at most; 0
+        for no cap.
       enable_prefix_caching: Whether pages with known text are reused.
       enable_mixed_chunk: `sglang` only: whether decodes join prompt launches.
       num_speculative_tokens: Draft tokens verified with every decode; q is one more.
@@ -118,6 +119,10 @@ class EngineKnobs:
                 f"long_prefill_token_threshold={self.long_prefill_token_threshold} "
                 "must be at least 0"
             )
+        if self.scheduler is Scheduler.SGLANG and self.long_prefill_token_threshold:
+            raise ValueError("long_prefill_token_threshold is a knob of scheduler=vllm alone")
+        if self.scheduler is Scheduler.VLLM and self.enable_mixed_chunk:
+            raise ValueError("enable_mixed_chunk is a knob of scheduler=sglang alone")
         if not 0 <= self.num_speculative_tokens <= 15:
             raise ValueError(
                 f"num_speculative_tokens={self.num_speculative_tokens} must be 0 to 15"

@@ -76,8 +76,10 @@ class SchedulerState:
             self._schedule_vllm if self.knobs.scheduler is Scheduler.VLLM else self._schedule_sglang
         )
         chosen = policy()
-        while not chosen and (self.running or self.waiting):  # everything chosen was preempted
-            chosen = policy()
+        if not chosen and (self.running or self.waiting):
+            chosen = policy()  # all that was chosen had to give its pages up: now there are some
+            if not chosen:
+                raise RuntimeError("no sequence can be scheduled although pages are free")
         return chosen
 
     def finish(self, sequence: Sequence) -> None:
@@ -129,14 +131,14 @@ class SchedulerState:
         budget = self.knobs.max_num_batched_tokens
         if self.knobs.enable_mixed_chunk:
             budget -= len(self.running) * (1 + self.knobs.num_speculative_tokens)
-        for sequence in self.running:
-            if budget <= 0:
-                break
-            tokens = self._tokens_wanted(sequence, budget)
-            if sequence.known - sequence.computed > 1 and self._grow(sequence, tokens):
-                chosen.append((sequence, tokens))
+        halfway = next((s for s in self.running if s.known - s.computed > 1), None)
+        if halfway and budget > 0:
+            tokens = self._tokens_wanted(halfway, budget)
+            if self._grow(halfway, tokens):
+                chosen.append((halfway, tokens))
                 budget -= tokens
-        self._admit(chosen, budget, whole_text=True)
+        if chosen or not halfway:  # a prompt that waits for pages lets no other one begin
+            self._admit(chosen, budget, whole_text=True)
         if chosen and not self.knobs.enable_mixed_chunk:
             return chosen
         prompts = {id(sequence) for sequence, _ in chosen}

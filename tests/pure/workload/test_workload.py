@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from rpa_kernels.batch import Batch
 
+from rpa_kernels.batch import Batch
 from rpa_tune.errors import UsageError
 from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
 
