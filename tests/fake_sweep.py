@@ -1,0 +1,114 @@
+"""A sweep without a compiler: small problems, and evaluators that answer by formula."""
+
+import hashlib
+import math
+import time
+
+from rpa_kernels.batch import Batch
+from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Evaluation, Fidelity, Status
+from rpa_tune.evaluate.evaluator import AbstractEvaluator
+from rpa_tune.provenance import kernel_digest
+from rpa_tune.sweep.plan import Search
+from rpa_tune.sweep.study import Study
+from rpa_tune.workload.workload import WeightedBatch, Workload
+
+PROBLEM = Problem(
+    num_q_heads=8, num_kv_heads=2, head_dim=128, page_size=128, max_num_tokens=64,
+    max_num_seqs=8, pages_per_seq=16, num_pages=128,
+)  # fmt: skip
+AXES = {
+    "bkv_sz": (128, 256, 512, 1024), "bkv_csz": (128, 256, 512), "seqs_per_step": (1, 2, 4),
+    "num_buffers": (2, 3), "bq_sz": (8,),
+}  # fmt: skip
+
+
+def make_workload(name="fake"):
+    batches = (
+        Batch(q_lens=(1, 1, 1), kv_lens=(100, 700, 1500), num_decode=3),
+        Batch(q_lens=(1, 1), kv_lens=(128, 129), num_decode=2),
+    )
+    return Workload(
+        name=name,
+        source="made up",
+        batches=tuple(WeightedBatch(batch=batch, weight=0.5) for batch in batches),
+    )
+
+
+def make_study(*, name="v6e/fake/decode", simulate=12, chip="v6e", problem=PROBLEM, **axes):
+    return Study(
+        name=name,
+        family="decode",
+        problem=problem,
+        chip=chip,
+        workload=make_workload(),
+        overrides={**AXES, **axes},
+        search=Search(simulate=simulate, wave=4, seed=0),
+    )
+
+
+def true_us(config):
+    """A bowl over the axes with a little deterministic roughness; best at 512/256/2."""
+    bowl = (
+        (math.log2(config.bkv_sz) - 9) ** 2
+        + (math.log2(config.bkv_csz) - 8) ** 2
+        + (math.log2(config.seqs_per_step) - 1) ** 2
+    )
+    rough = hashlib.sha256(repr(config).encode()).digest()[0] / 255
+    return 100.0 + 10.0 * bowl + 2.0 * rough + (5.0 if config.num_buffers == 2 else 0.0)
+
+
+class FormulaEvaluator(AbstractEvaluator):
+    """Answers `scale * true_us`, with statuses and delays on demand."""
+
+    def __init__(self, fidelity, *, scale=1.0, delay_s=0.0, statuses=None, reverse=False):
+        self._fidelity = fidelity
+        self.scale, self.delay_s, self.reverse = scale, delay_s, reverse
+        self.statuses = statuses or (lambda config: Status.OK)
+        self.asked = []
+        self.closed = False
+
+    @property
+    def fidelity(self):
+        return self._fidelity
+
+    def evaluate_all(self, candidates, workload):
+        ordered = list(candidates)
+        for candidate in reversed(ordered) if self.reverse else ordered:
+            assert candidate.workload == workload.digest
+            self.asked.append(candidate)
+            time.sleep(self.delay_s)
+            yield self.answer(candidate)
+
+    def answer(self, candidate):
+        status = self.statuses(candidate.config)
+        us = self.scale * true_us(candidate.config)
+        return Evaluation(
+            candidate=candidate,
+            fidelity=self._fidelity,
+            status=status,
+            detail="" if status is Status.OK else f"made up: {status.value}",
+            time_us=us if status is Status.OK else None,
+            batch_us=(us, us) if status is Status.OK else (),
+            metrics={"bound_by": "hbm"},
+            provenance=stamp(candidate.family),
+        )
+
+    def close(self):
+        self.closed = True
+
+
+def stamp(family):
+    """Today's versions without host and time, so that two runs write the same bytes."""
+    from rpa_tune.provenance import provenance
+
+    whole = provenance(family)
+    return {**{key: whole[key] for key in ("simulator", "jax", "libtpu")},
+            "kernel": kernel_digest(family), "time": "2026-01-02T03:04:05+00:00"}  # fmt: skip
+
+
+def make_evaluators(**simulated):
+    return {
+        Fidelity.ANALYTICAL: FormulaEvaluator(Fidelity.ANALYTICAL, scale=0.8),
+        Fidelity.SIMULATED: FormulaEvaluator(Fidelity.SIMULATED, **simulated),
+    }
