@@ -2,6 +2,7 @@
 
 import pytest
 from fake_sweep import AXES, PROBLEM
+
 from rpa_kernels import FAMILIES, load_family
 from rpa_tune.hw.chip import load_chips
 from rpa_tune.space.axis import Axis

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_sweep import FormulaEvaluator, make_study
+
 from rpa_tune.candidate import Evaluation, Fidelity, Status
 from rpa_tune.errors import StoreError
 from rpa_tune.store import codec, journal
@@ -169,9 +170,12 @@ def test_a_full_disk_is_one_clear_error_and_keeps_whole_lines(tmp_path):
 
 
 def test_a_small_file_system_that_fills_up(tmp_path):
-    if os.geteuid() != 0 or subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", tmp_path], capture_output=True
-    ).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", tmp_path], capture_output=True
+        ).returncode
+    ):
         pytest.skip("cannot mount a small file system here (needs root)")
     try:
         path = tmp_path / "store.jsonl"

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from rpa_tune.store import journal
 
 TESTS = Path(__file__).resolve().parents[2]

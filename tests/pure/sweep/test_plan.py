@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from rpa_tune.errors import UsageError
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.study import build_studies
@@ -41,7 +42,9 @@ def test_a_good_plan(tmp_path):
 
 
 def test_lists_are_crossed(tmp_path):
-    text = GOOD.replace("chip: v6e", "chip: [v5e, v6e]").replace("page_size: 128", "page_size: [64, 128]")
+    text = GOOD.replace("chip: v6e", "chip: [v5e, v6e]").replace(
+        "page_size: 128", "page_size: [64, 128]"
+    )
     text = text.replace("8 pages", "1024").replace("512 tokens", "512")
     studies = build_studies(plan_of(tmp_path, text))
     assert len(studies) == 8

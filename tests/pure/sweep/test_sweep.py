@@ -4,6 +4,7 @@ import time
 
 import pytest
 from fake_sweep import AXES, make_evaluators, make_study, true_us
+
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.sweep import BudgetSpentError, Sweep
@@ -156,5 +157,3 @@ def test_studies_of_other_problems_do_not_mix(store):
         results = list(sweep.run([make_study(), make_study(chip="v7x")]))
     chips = [{answer.candidate.chip for answer in result.answers} for result in results]
     assert chips == [{"v6e"}, {"v7x"}]
-
-

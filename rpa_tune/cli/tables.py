@@ -1,0 +1,163 @@
+"""`rpa-tune tables`: look into table files and check them."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from rpa_kernels import FAMILIES
+from rpa_tune.cli.main import print_json
+from rpa_tune.errors import TableError
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.provenance import kernel_digest
+from rpa_tune.tables.changes import diff_tables
+from rpa_tune.tables.lint import lint_folder
+from rpa_tune.tables.reader import load_tables, shipped_folder
+from rpa_tune.tables.row import TableRow
+from rpa_tune.tables.writer import merge_into
+
+EXIT_FINDINGS = 3
+_FOLDER = click.Path(path_type=Path)
+
+
+@click.group()
+def tables() -> None:
+    """Shows, checks, compares and merges tuned tables.
+
+    Example: rpa-tune tables show --chip v6e
+    """
+
+
+@tables.command()
+@click.argument("folder", required=False, type=_FOLDER)
+@click.option("--chip", help="Only this chip.")
+@click.option("--family", type=click.Choice(FAMILIES), help="Only this family.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def show(folder: Path | None, chip: str | None, family: str | None, as_json: bool) -> None:
+    """Prints the rows of FOLDER, or of the tables this installation ships.
+
+    Exit codes: 0 done; 2 usage; 3 a table does not parse.
+
+    Example: rpa-tune tables show tuned_tables --chip v6e --family decode
+    """
+    name = load_chip(chip).name if chip else None
+    rows = [
+        row
+        for row in load_tables([folder or shipped_folder()], chip=name)
+        if family in (None, row.key.family)
+    ]
+    if as_json:
+        print_json([_to_dict(row) for row in rows])
+        return
+    table = Table("key", "config", "time us", "speed-up", "verdict", "evidence", show_lines=True)
+    for row in rows:
+        speedup = row.evidence.speedup
+        table.add_row(
+            _key_text(row),
+            "\n".join(_configs_text(row)),
+            f"{row.evidence.time_us:,.1f}",
+            "-" if speedup is None else f"{speedup:.2f}",
+            row.evidence.verdict,
+            f"{row.evidence.fidelity}, {row.evidence.workload}, libtpu {row.evidence.libtpu}, "
+            f"{row.evidence.date}",
+        )
+    Console(width=max(120, Console().width)).print(table)
+    click.echo(f"{len(rows)} rows")
+
+
+@tables.command()
+@click.argument("folder", required=False, type=_FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def lint(folder: Path | None, as_json: bool) -> None:
+    """Checks every row: it parses, fits its chip, can be looked up, and is not stale.
+
+    Exit codes: 0 nothing found; 2 usage; 3 findings.
+
+    Example: rpa-tune tables lint tuned_tables
+    """
+    folder = _existing(folder or shipped_folder())
+    findings = lint_folder(folder, {name: kernel_digest(name) for name in FAMILIES})
+    num_files = len(list(folder.glob("*/*.jsonl")))
+    if as_json:
+        print_json({"files": num_files, "findings": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            click.echo(str(finding))
+        click.echo(f"{num_files} files, {len(findings)} findings")
+    if findings:
+        raise click.exceptions.Exit(EXIT_FINDINGS)
+
+
+@tables.command()
+@click.argument("old", type=_FOLDER)
+@click.argument("new", type=_FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def diff(old: Path, new: Path, as_json: bool) -> None:
+    """Says which rows of the folders OLD and NEW differ, and in what.
+
+    Exit codes: 0 the same; 1 they differ; 2 usage; 3 a table does not parse.
+
+    Example: rpa-tune tables diff tuned_tables.before tuned_tables
+    """
+    changes = diff_tables(load_tables([_existing(old)]), load_tables([_existing(new)]))
+    if as_json:
+        print_json([change.to_dict() for change in changes])
+    else:
+        for change in changes:
+            click.echo(str(change))
+        click.echo(f"{len(changes)} rows differ")
+    if changes:
+        raise click.exceptions.Exit(1)
+
+
+@tables.command()
+@click.argument("sources", nargs=-1, required=True, type=_FOLDER)
+@click.option("--into", "target", required=True, type=_FOLDER, help="Folder to write to.")
+def merge(sources: tuple[Path, ...], target: Path) -> None:
+    """Copies the rows of the folders SOURCES into another; where keys agree, the later wins.
+
+    Exit codes: 0 done; 2 usage; 3 a table does not parse.
+
+    Example: rpa-tune tables merge night_1 night_2 --into tuned_tables
+    """
+    merged = load_tables([_existing(source) for source in sources])
+    changed = merge_into(target, merged)
+    for path in changed:
+        click.echo(f"wrote {path}")
+    click.echo(f"{len(merged)} rows merged, {len(changed)} files changed")
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise TableError("no such table folder", where=str(folder))
+    return folder
+
+
+def _to_dict(row: TableRow) -> dict[str, object]:
+    place = {"chip": row.key.chip, "family": row.key.family, "where": row.where}
+    return {**place, **row.to_dict()}
+
+
+def _key_text(row: TableRow) -> str:
+    """The key in two short lines: sizes that people ask for first."""
+    key = row.key
+    extras = [name for name in ("has_soft_cap", "has_sinks", "has_scales") if getattr(key, name)]
+    window = [f"window {key.sliding_window_tokens}"] if key.sliding_window_tokens else []
+    return (
+        f"{key.chip} {key.family}: {key.num_q_heads}/{key.num_kv_heads} heads of {key.head_dim}, "
+        f"{key.kv_dtype}, page {key.page_size}\n"
+        f"{key.max_num_seqs} seqs, {key.max_num_tokens} tokens, context {key.max_context_tokens}"
+        + "".join(f", {extra}" for extra in [*window, *extras])
+    )
+
+
+def _configs_text(row: TableRow) -> list[str]:
+    """One line per clause of the rule, with the config it uses."""
+    lines = []
+    for clause in row.rule:
+        config = ", ".join(f"{name}={value}" for name, value in row.configs[clause.use].items())
+        condition = f"{clause.feature} <= {clause.at_most}: " if clause.feature else ""
+        lines.append(condition + config)
+    return lines

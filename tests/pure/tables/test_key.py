@@ -1,0 +1,90 @@
+"""The key: one bucketing, idempotent, and a distance between keys."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from table_rows import PROBLEM
+
+from rpa_kernels.problem import Problem
+from rpa_tune.tables.key import differences, distance, representative, tuning_key
+
+problems = st.builds(
+    Problem,
+    num_q_heads=st.sampled_from([8, 16, 32]),
+    num_kv_heads=st.sampled_from([1, 2, 8]),
+    head_dim=st.sampled_from([64, 80, 128, 192, 256]),
+    page_size=st.integers(1, 300),
+    max_num_tokens=st.integers(1, 5000),
+    max_num_seqs=st.integers(1, 600),
+    pages_per_seq=st.integers(1, 600),
+    num_pages=st.integers(1, 600),
+    q_dtype=st.sampled_from(["bfloat16", "float32"]),
+    kv_dtype=st.sampled_from(["bfloat16", "float8_e4m3fn", "int8"]),
+    sliding_window=st.none() | st.integers(1, 100_000),
+    soft_cap=st.none() | st.just(30.0),
+    causal=st.booleans(),
+    update_kv_cache=st.booleans(),
+    has_sinks=st.booleans(),
+    k_scale=st.none() | st.just(0.5),
+)
+
+
+@settings(deadline=None)
+@given(problems)
+def test_the_key_of_a_bucket_is_the_key_of_its_problems(problem):
+    key = tuning_key(problem, "v6e", "decode")
+    assert tuning_key(representative(key), "v6e", "decode") == key
+
+
+@settings(deadline=None)
+@given(problems, problems)
+def test_distance_is_symmetric_and_zero_only_for_equal_keys(a, b):
+    left, right = tuning_key(a, "v6e", "mixed"), tuning_key(b, "v6e", "mixed")
+    assert distance(left, right) == distance(right, left)
+    assert (distance(left, right) == 0) == (left == right)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_pages": 999}, {"sm_scale": 0.5}, {"mask_value": -1.0}, {"max_num_tokens": 17},
+     {"max_num_seqs": 5}, {"pages_per_seq": 9}, {"sliding_window": 256}],
+)  # fmt: skip
+def test_what_does_not_change_the_best_config_is_not_in_the_key(change):
+    assert tuning_key(replace(PROBLEM, **change), "v6e", "decode") == tuning_key(
+        PROBLEM, "v6e", "decode"
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_q_heads": 16}, {"head_dim": 64}, {"page_size": 32}, {"max_num_tokens": 33},
+     {"sliding_window": 64}, {"soft_cap": 30.0}, {"k_scale": 2.0}, {"causal": False},
+     {"update_kv_cache": False}, {"has_sinks": True}, {"out_dtype": "float32"}],
+)  # fmt: skip
+def test_what_changes_the_best_config_is(change):
+    a, b = (tuning_key(p, "v6e", "decode") for p in (PROBLEM, replace(PROBLEM, **change)))
+    assert a != b
+    assert distance(a, b) > 0
+    assert differences(a, b)
+
+
+def test_other_chips_families_and_dtypes_are_never_near():
+    key = tuning_key(PROBLEM, "v6e", "decode")
+    for other in (
+        tuning_key(PROBLEM, "v5e", "decode"),
+        tuning_key(PROBLEM, "v6e", "mixed"),
+        tuning_key(replace(PROBLEM, kv_dtype="int8"), "v6e", "decode"),
+    ):
+        assert distance(key, other) is None
+
+
+def test_a_window_is_near_to_none_as_it_reaches_the_context():
+    key = tuning_key(PROBLEM, "v6e", "decode")
+    windows = [
+        tuning_key(replace(PROBLEM, sliding_window=w), "v6e", "decode") for w in (128, 32, 8)
+    ]
+    away = [distance(key, window) for window in windows]
+    assert away == sorted(away)
+    assert away[0] > 0

@@ -1,0 +1,41 @@
+"""Table rows for tests."""
+
+from dataclasses import asdict, replace
+
+from rpa_kernels import load_family
+from rpa_kernels.problem import Problem
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.provenance import kernel_digest
+from rpa_tune.tables.key import tuning_key
+from rpa_tune.tables.row import ALWAYS_FIRST, Evidence, TableRow
+
+PROBLEM = Problem(
+    num_q_heads=8, num_kv_heads=2, head_dim=128, page_size=16, max_num_tokens=32,
+    max_num_seqs=8, pages_per_seq=16, num_pages=128,
+)  # fmt: skip
+
+
+def make_evidence(**fields):
+    return replace(
+        Evidence(
+            verdict="tuned", fidelity="simulated", time_us=50.0, heuristic_us=60.0,
+            error_pct=5.0, regret_pct=0.0, bound_by="hbm", workload="made-up",
+            workload_digest="0" * 16, num_candidates=3, kernel_digest="", jax="0", libtpu="0",
+            date="2026-01-02",
+        ),
+        **fields,
+    )  # fmt: skip
+
+
+def default_config(family="decode", problem=PROBLEM, chip="v6e", **changes):
+    config = load_family(family).default_config(problem, load_chip(chip).target)
+    return asdict(replace(config, **changes))
+
+
+def make_row(family="decode", problem=PROBLEM, chip="v6e", configs=None, rule=ALWAYS_FIRST, **ev):
+    return TableRow(
+        key=tuning_key(problem, chip, family),
+        configs=tuple(configs or (default_config(family, problem, chip),)),
+        rule=rule,
+        evidence=make_evidence(**{"kernel_digest": kernel_digest(family), **ev}),
+    )
