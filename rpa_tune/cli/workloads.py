@@ -202,7 +202,10 @@ def _pair(section: str, text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise UsageError(f"--{section} needs KEY=VALUE, got {text!r}")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--{section} {key} has no value: {value!r}") from error
 
 
 def _print(summary: dict[str, Any], as_json: bool) -> None:

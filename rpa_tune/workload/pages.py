@@ -15,19 +15,25 @@ NULL_PAGE = 0  # vLLM keeps page 0 for padding entries of the page table; never 
 
 
 class PagePool:
-    """Pages 1 to `num_pages - 1`, with reference counts and a prefix cache."""
+    """Pages 1 to `num_pages - 1`, with reference counts and a prefix cache.
+
+    Pages that were never used stand at the front of the queue in order, so a number is enough
+    for them: a pool costs what is used of it.
+    """
 
     def __init__(self, num_pages: int) -> None:
         """Starts with every page free and in order."""
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_pages))
-        self._holders = [0] * num_pages
+        self._num_pages = num_pages
+        self._next_unused = NULL_PAGE + 1
+        self._returned: OrderedDict[int, None] = OrderedDict()
+        self._holders: dict[int, int] = {}
         self._text_of: dict[int, Hashable] = {}
         self._page_of: dict[Hashable, int] = {}
 
     @property
     def num_free(self) -> int:
         """Pages that nobody holds."""
-        return len(self._free)
+        return self._num_pages - self._next_unused + len(self._returned)
 
     def take(self, count: int) -> list[int]:
         """Takes `count` free pages, the longest unused first; their old text is forgotten.
@@ -35,16 +41,18 @@ class PagePool:
         Raises:
           ValueError: Fewer than `count` pages are free; ask `num_free` first.
         """
-        if count > len(self._free):
-            raise ValueError(f"{count} pages wanted, {len(self._free)} free")
-        taken = []
-        for _ in range(count):
-            page, _ = self._free.popitem(last=False)
+        if count > self.num_free:
+            raise ValueError(f"{count} pages wanted, {self.num_free} free")
+        first = self._next_unused
+        self._next_unused = min(first + count, self._num_pages)
+        taken = list(range(first, self._next_unused))
+        while len(taken) < count:
+            page, _ = self._returned.popitem(last=False)
             text = self._text_of.pop(page, None)
             if text is not None:
                 del self._page_of[text]
-            self._holders[page] = 1
             taken.append(page)
+        self._holders.update(dict.fromkeys(taken, 1))
         return taken
 
     def cached(self, texts: Iterable[Hashable]) -> list[int]:
@@ -59,14 +67,14 @@ class PagePool:
 
     def num_idle(self, pages: list[int]) -> int:
         """How many of `pages` are free now, and so leave the free queue when held."""
-        return sum(1 for page in pages if not self._holders[page])
+        return sum(1 for page in pages if page not in self._holders)
 
     def hold(self, pages: list[int]) -> None:
         """Adds one holder to pages found by `cached`."""
         for page in pages:
-            if not self._holders[page]:
-                del self._free[page]
-            self._holders[page] += 1
+            if page not in self._holders:
+                del self._returned[page]
+            self._holders[page] = self._holders.get(page, 0) + 1
 
     def remember(self, page: int, text: Hashable) -> None:
         """Notes what a full page holds; the first page with a text keeps it."""
@@ -79,4 +87,5 @@ class PagePool:
         for page in reversed(pages):
             self._holders[page] -= 1
             if not self._holders[page]:
-                self._free[page] = None
+                del self._holders[page]
+                self._returned[page] = None

@@ -50,6 +50,11 @@ class TraceSource:
     limit: int | None = None
     drop_bad: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuses a limit that leaves nothing."""
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit} must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptureSource:

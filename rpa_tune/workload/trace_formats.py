@@ -214,6 +214,8 @@ def _tokens(row: Row, column: str, *, least: int) -> int:
     if value is None or value == "":
         raise BadFieldError(column, "missing value", "a token count is needed, got nothing")
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = float(value)
         tokens = int(number)
     except (TypeError, ValueError, OverflowError) as error:

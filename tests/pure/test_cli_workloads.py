@@ -114,6 +114,7 @@ def test_bad_trace_has_line_and_column_or_is_dropped(
         (["simulate", "chat-low", "--trace", "azure-conv"], "either a WORKLOAD or a --trace"),
         (["simulate", "--trace", "nowhere"], "not readable"),
         (["simulate", "--trace", "azure-conv", "--engine", "max_num_seqs"], "needs KEY=VALUE"),
+        (["simulate", "--trace", "azure-conv", "--engine", "max_num_seqs=]"], "has no value"),
         (["simulate", "--trace", "azure-conv", "--engine", "seqs=5"], "unknown key 'seqs'"),
         (["show", "chat-low", "--page-size", "0"], "block_size=0"),
         (["simulate", "--trace", "mooncake"], "prompt over max_model_len"),

@@ -69,6 +69,12 @@ def test_buffers_may_be_reused_at_once(tmp_path: Path) -> None:
     assert recorded == list(range(1, 50))
 
 
+def test_needs_numpy_alone() -> None:
+    code = "import rpa_tune.capture, sys; print({'jax', 'yaml', 'rpa_kernels'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
+
+
 def test_each_data_parallel_rank_is_a_launch(tmp_path: Path) -> None:
     ranks = [launch([1, 4], [5, 6], 1), launch([], [], 0), launch([3], [8], 0)]
     with Capture(tmp_path / "s.jsonl") as capture:

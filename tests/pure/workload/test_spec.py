@@ -95,6 +95,7 @@ MISTAKES = [
     ({"requests": {**LENGTHS, "count": "9"}}, "a int is needed, got '9'", ".requests.count"),
     ({"requests": {**LENGTHS, "count": 0}}, "count=0 must be", ".requests"),
     ({"requests": {"trace": "mooncake", "limits": 5}}, "unknown key 'limits'", ".requests"),
+    ({"requests": {"trace": "mooncake", "limit": 0}}, "limit=0 must be", ".requests"),
     ({"arrivals": {"process": "poisson"}}, "needs a request_rate", ".arrivals"),
     ({"compress": {"batches": -1}}, "batches=-1 must be", ".compress"),
     ({"compress": {"page_tables": "real"}}, "must be 'drawn' or 'engine'", ".compress"),
