@@ -1,0 +1,267 @@
+"""`rpa-tune doctor`: is this machine able to tune, and if not, what to do about it."""
+
+import enum
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+from rpa_tune.cli.main import print_json
+from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.compile.pool import WorkerPool
+from rpa_tune.errors import DumpError, RpaTuneError
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.llo.program import load_program
+from rpa_tune.provenance import versions
+
+_PYTHON = (3, 11)
+_INSTALL = "pip install 'rpa-tune[tune]'"
+_NEEDED = ("jax", "jaxlib", "libtpu", "numpy", "click", "optuna", "pandas", "rich")
+# Compilers whose schedules the parser's golden tests hold.
+_KNOWN_LIBTPU = ("0.0.42.1", "0.0.50.1")
+_LEAST_DISK_BYTES = 1 << 30  # a sweep's cache: some 400 kB a candidate, and dumps while compiling
+_LEAST_MEMORY_BYTES = 3 << 30  # a guess: one worker compiling a large kernel, and the parent
+_PROBE = "rpa_tune.compile.probe:compile_probe"
+_PROBE_DEADLINE_S = 120.0
+
+
+class Health(enum.StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One thing looked at.
+
+    Attributes:
+      name: What.
+      health: How it is.
+      found: What there is, in one line.
+      advice: What to do; empty when nothing.
+    """
+
+    name: str
+    health: Health
+    found: str
+    advice: str = ""
+
+
+@click.command()
+@click.option("--chip", default="v6e", show_default=True, help="Chip for the trial compile.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=default_cache_dir,
+    help="Folder of compiles to check; default: the user's cache folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def doctor(chip: str, cache: Path, as_json: bool) -> None:
+    """Checks versions, a small compile for a chip that is not there, disk and memory.
+
+    Exit code 1 when something is wrong; each problem comes with what to do.
+
+    Example: rpa-tune doctor
+    """
+    load_chip(chip)  # a wrong name is the person's error, not the machine's
+    checks: list[Check] = []
+    for check in run_checks(chip, cache):
+        checks.append(check)
+        if not as_json:
+            _print_check(check)
+    problems = [check.name for check in checks if check.health is Health.PROBLEM]
+    if as_json:
+        print_json({"ok": not problems, "checks": [asdict(check) for check in checks]})
+    else:
+        click.echo(f"problems: {', '.join(problems)}" if problems else "all is well")
+    if problems:
+        raise click.exceptions.Exit(1)
+
+
+def run_checks(chip: str, cache: Path) -> Iterator[Check]:
+    """Every check, the slow one last."""
+    yield check_python()
+    yield check_platform()
+    yield check_packages()
+    yield check_libtpu()
+    yield check_writable("cache folder", cache)
+    yield check_disk("disk of the cache", cache)
+    yield check_disk("disk of temporary files", Path(tempfile.gettempdir()))
+    yield check_memory()
+    yield check_compile(chip)
+
+
+def check_python() -> Check:
+    """Whether Python is new enough."""
+    good = sys.version_info[:2] >= _PYTHON
+    return Check(
+        name="python",
+        health=Health.OK if good else Health.PROBLEM,
+        found=platform.python_version(),
+        advice="" if good else f"use Python {'.'.join(map(str, _PYTHON))} or newer",
+    )
+
+
+def check_platform() -> Check:
+    """Whether libtpu exists for this kind of machine."""
+    found = f"{platform.system()} {platform.machine()}"
+    good = found == "Linux x86_64"
+    return Check(
+        name="platform",
+        health=Health.OK if good else Health.PROBLEM,
+        found=found,
+        advice="" if good else "libtpu, the compiler, exists for Linux x86_64 only",
+    )
+
+
+def check_packages() -> Check:
+    """Whether everything that tuning imports is installed, and jax and jaxlib agree."""
+    found, missing = [], []
+    for name in _NEEDED:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Check(
+            name="packages",
+            health=Health.PROBLEM,
+            found=f"missing: {', '.join(missing)}",
+            advice=_INSTALL,
+        )
+    jax, jaxlib = versions()["jax"], versions()["jaxlib"]
+    agree = jax == jaxlib
+    return Check(
+        name="packages",
+        health=Health.OK if agree else Health.WARNING,
+        found=", ".join(found),
+        advice="" if agree else f"jax {jax} and jaxlib {jaxlib} differ: pip install -U 'jax[tpu]'",
+    )
+
+
+def check_libtpu() -> Check:
+    """Whether the parser knows this compiler's schedules."""
+    version = versions()["libtpu"]
+    if version is None:
+        return Check(name="libtpu", health=Health.PROBLEM, found="not installed", advice=_INSTALL)
+    known = version in _KNOWN_LIBTPU
+    return Check(
+        name="libtpu",
+        health=Health.OK if known else Health.WARNING,
+        found=version,
+        advice=""
+        if known
+        else f"schedules of {' and '.join(_KNOWN_LIBTPU)} are tested; watch for `not_understood`",
+    )
+
+
+def check_writable(name: str, folder: Path) -> Check:
+    """Whether files can be made in a folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return Check(
+            name=name,
+            health=Health.PROBLEM,
+            found=f"{folder}: {error.strerror}",
+            advice="choose another with --cache",
+        )
+    return Check(name=name, health=Health.OK, found=f"{folder}, writable")
+
+
+def check_disk(name: str, folder: Path) -> Check:
+    """Whether there is room for compiles."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    good = free >= _LEAST_DISK_BYTES
+    return Check(
+        name=name,
+        health=Health.OK if good else Health.PROBLEM,
+        found=f"{free / 1e9:.1f} GB free at {folder}",
+        advice="" if good else f"make room for {_LEAST_DISK_BYTES / 1e9:.0f} GB",
+    )
+
+
+def check_memory() -> Check:
+    """Whether a worker can compile a large kernel."""
+    available = _available_memory_bytes()
+    cores = len(os.sched_getaffinity(0))
+    good = available >= _LEAST_MEMORY_BYTES
+    return Check(
+        name="memory",
+        health=Health.OK if good else Health.WARNING,
+        found=f"{available / 1e9:.1f} GB available, {cores} cores",
+        advice="" if good else "run sweeps with --workers 1, or on a larger machine",
+    )
+
+
+def _available_memory_bytes() -> int:
+    """Memory that new processes may take without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def check_compile(chip: str) -> Check:
+    """Whether a kernel compiles for a chip that is not there, and its schedule is understood."""
+
+    def judge(health: Health, found: str, advice: str = "") -> Check:
+        return Check(name="compile", health=health, found=found, advice=advice)
+
+    try:
+        with WorkerPool(num_workers=1, deadline_s=_PROBE_DEADLINE_S) as pool:
+            (reply,) = pool.map_unordered(_PROBE, [chip])
+    except RpaTuneError as error:
+        return judge(Health.PROBLEM, error.args[0], _advice(error.where))
+    if reply.failure is not None:
+        return judge(Health.PROBLEM, reply.failure.detail, _advice(reply.failure.log))
+    if reply.value.detail:
+        return judge(Health.PROBLEM, reply.value.detail, "report this with your versions")
+    return _judge_schedule(chip, reply.value.schedule, reply.value.seconds, judge)
+
+
+def _judge_schedule(chip: str, schedule: str, seconds: float, judge: Callable[..., Check]) -> Check:
+    """Parses the probe's schedule."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe-final_bundles.txt"
+        path.write_text(schedule)
+        try:
+            program = load_program(path)
+        except DumpError as error:
+            return judge(
+                Health.PROBLEM,
+                f"schedule is not understood: {error.args[0]}",
+                f"use libtpu {' or '.join(_KNOWN_LIBTPU)}",
+            )
+    return judge(
+        Health.OK, f"{seconds:.1f} s for {chip}, {len(program.bundles)} bundles, understood"
+    )
+
+
+def _advice(log: str) -> str:
+    """What to do about a compile that went wrong, from what the worker said."""
+    if "multi-process lockfile" in log or "libtpu_lockfile" in log:
+        return "another process holds libtpu: end it, or remove /tmp/libtpu_lockfile"
+    if "No module named" in log or "libtpu" in log.lower():
+        return _INSTALL
+    return "report this with your versions"
+
+
+def _print_check(check: Check) -> None:
+    click.echo(f"{check.health.value:8} {check.name:24} {check.found}")
+    if check.advice:
+        click.echo(f"{'':8} {'':24} hint: {check.advice}")

@@ -1,0 +1,152 @@
+"""End to end: real kernels, the real compiler, the real simulator, a real workload's batches.
+
+The account check is inside: an evaluation is OK only if the compiled schedule moves, for every
+batch, exactly the bytes and copies that the family's account says.
+"""
+
+import dataclasses
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from rpa_kernels import load_family
+from rpa_kernels.batch import Batch
+from rpa_tune.candidate import Candidate, Status
+from rpa_tune.cli.doctor import Health, check_compile
+from rpa_tune.cli.main import main
+from rpa_tune.evaluate.analytical import AnalyticalEvaluator
+from rpa_tune.evaluate.simulated import SimulatedEvaluator
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.models import load_model, problem_for
+from rpa_tune.workload.workload import WeightedBatch, Workload
+
+pytestmark = pytest.mark.aot
+
+CHIPS = ("v4", "v5e", "v5p", "v6e", "v7x")
+BATCHES = (
+    Batch(q_lens=(1,) * 5, kv_lens=(1, 127, 128, 129, 1000), num_decode=5),
+    Batch(q_lens=(1, 1, 200, 33), kv_lens=(513, 64, 456, 33), num_decode=2),
+)
+WORKLOAD = Workload(
+    name="page boundaries",
+    source="made up",
+    batches=tuple(WeightedBatch(batch=batch, weight=0.5) for batch in BATCHES),
+)
+MODEL = dataclasses.replace(load_model("llama3-8b"), num_q_heads=8, num_kv_heads=2)
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def evaluator(cache_dir):
+    evaluator = SimulatedEvaluator(num_workers=2, cache_dir=cache_dir, deadline_s=300)
+    yield evaluator
+    evaluator.close()
+
+
+def candidate(chip, family, workload=WORKLOAD, **config):
+    problem = problem_for(MODEL, workload=workload, page_size=128)
+    default = load_family(family).default_config(problem, load_chip(chip).target)
+    return Candidate(
+        family=family,
+        problem=problem,
+        config=dataclasses.replace(default, **config),
+        chip=chip,
+        workload=workload.digest,
+    )
+
+
+def evaluate_one(evaluator, asked, workload=WORKLOAD):
+    (evaluation,) = evaluator.evaluate_all([asked], workload)
+    return evaluation
+
+
+@pytest.mark.parametrize("family", ["decode", "mixed"])
+def test_all_chips_have_times_and_bytes_equal_to_the_account(evaluator, family):
+    asked = [candidate(chip, family) for chip in CHIPS]
+    answers = {e.candidate.chip: e for e in evaluator.evaluate_all(asked, WORKLOAD)}
+    bounds = AnalyticalEvaluator().evaluate_all(asked, WORKLOAD)
+    for chip, bound in zip(CHIPS, bounds, strict=True):
+        evaluation = answers[chip]
+        assert evaluation.status is Status.OK, (chip, evaluation.detail)
+        metrics = evaluation.metrics
+        assert sum(metrics["cycles_by_owner"].values()) == metrics["total_cycles"]
+        assert evaluation.time_us > bound.time_us, chip
+        assert 0 < metrics["mbu"] < 1
+        assert metrics["vmem_bytes"] > 0
+        assert metrics["unknown"] == {}, chip
+
+
+def test_the_second_answer_comes_from_the_cache_and_is_the_same(evaluator):
+    first = evaluate_one(evaluator, candidate("v6e", "decode"))
+    second = evaluate_one(evaluator, candidate("v6e", "decode"))
+    assert second.metrics["from_cache"] is True
+    assert second.batch_us == first.batch_us
+    assert second.metrics["compile_s"] > 0  # what it cost when it was compiled
+
+
+def test_more_context_never_takes_less(evaluator):
+    times = []
+    for kv_len in (1, 129, 1000, 1024):
+        workload = Workload(
+            name=f"{kv_len} tokens",
+            source="made up",
+            batches=(
+                WeightedBatch(
+                    batch=Batch(q_lens=(1,) * 4, kv_lens=(kv_len,) * 4, num_decode=4), weight=1.0
+                ),
+            ),
+        )
+        asked = candidate("v6e", "decode")
+        asked = dataclasses.replace(asked, workload=workload.digest)
+        times.append(evaluate_one(evaluator, asked, workload).time_us)
+    assert all(less <= more for less, more in pairwise(times))
+
+
+def test_what_the_compiler_refuses_is_a_status_with_its_figures(evaluator):
+    # Fits VMEM by the account, but not with what the compiler adds to it.
+    big = candidate("v4", "decode", num_buffers=3)
+    for bkv_sz in (1024, 512):
+        asked = dataclasses.replace(
+            big, config=dataclasses.replace(big.config, bkv_sz=bkv_sz, seqs_per_step=8)
+        )
+        evaluation = evaluate_one(evaluator, asked)
+        assert evaluation.status in (Status.OK, Status.OUT_OF_MEMORY, Status.INFEASIBLE)
+        if evaluation.status is not Status.OK:
+            assert "vmem" in evaluation.detail
+
+
+def test_explain_on_the_command_line(cache_dir, tmp_path, capsys):
+    batch = tmp_path / "batch.json"
+    batch.write_text(json.dumps({"q_lens": [1, 1], "kv_lens": [700, 90], "num_decode": 2}))
+    with pytest.raises(SystemExit) as exited:
+        main([
+            "explain", "--chip", "v5e", "--family", "decode", "--model", "llama3-8b",
+            "--tp", "4", "--batch", str(batch), "--cache", str(cache_dir), "--json",
+        ])  # fmt: skip
+    assert not exited.value.code
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["status"] == "ok"
+    assert sum(answer["cycles_by_owner"].values()) == answer["total_cycles"]
+    assert answer["batches"][0]["loops"]
+    assert answer["guesses"]
+
+
+def test_a_damaged_schedule_in_the_cache_is_compiled_again(tmp_path):
+    evaluator = SimulatedEvaluator(num_workers=1, cache_dir=tmp_path, deadline_s=300)
+    first = evaluate_one(evaluator, candidate("v6e", "decode"))
+    (schedule,) = Path(tmp_path).rglob("*final_bundles.txt.gz")
+    schedule.write_bytes(schedule.read_bytes()[:1000])
+    second = evaluate_one(evaluator, candidate("v6e", "decode"))
+    evaluator.close()
+    assert second.metrics["from_cache"] is False
+    assert second.batch_us == first.batch_us
+
+
+def test_the_doctor_compiles_and_understands():
+    assert check_compile("v6e").health is Health.OK
