@@ -7,7 +7,7 @@ import importlib
 
 from rpa_kernels.family import KernelFamily
 
-FAMILIES = ("decode", "mixed")
+FAMILIES = ("decode", "prefill", "mixed")
 
 
 def load_family(name: str) -> KernelFamily:

@@ -21,6 +21,28 @@ def smem_bytes(problem: Problem) -> int:
     return sum(layout.align(size, layout.LANES) * layout.WORD_BYTES for size in sizes)
 
 
+def longest_block(problem: Problem) -> int:
+    """Tokens of the largest KV block with a use: the longest context, in whole pages.
+
+    At least 128 tokens and a power of two of them, before rounding up to a page.
+    """
+    tokens = max(problem.max_context_tokens, layout.LANES)
+    return layout.align(layout.next_power_of_2(tokens), problem.page_size)
+
+
+def block_sizes(problem: Problem, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """`sizes` rounded up to whole pages, without repeats and none beyond the longest context."""
+    longest = longest_block(problem)
+    rounded = sorted({layout.align(size, problem.page_size) for size in sizes})
+    return tuple(size for size in rounded if size <= longest) or (longest,)
+
+
+def compute_size(bkv_sz: int, most: int) -> int:
+    """The largest compute block that `check_blocks` accepts in a KV block, at most `most`."""
+    sizes = range(layout.LANES, min(bkv_sz, most) + 1, layout.LANES)
+    return max((size for size in sizes if bkv_sz % size == 0), default=bkv_sz)
+
+
 def check_blocks(*, bkv_sz: int, bkv_csz: int, problem: Problem) -> Infeasible | None:
     """Whether a fetch block is whole pages and whole compute blocks.
 

@@ -4,6 +4,8 @@ Written to be read, not to be fast. The kernels are right when they agree with t
 the tolerance of `verify.py`, and when they change the same bytes of the KV cache.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,7 @@ def ragged_paged_attention(
     *,
     sinks: jax.Array | None = None,
     compute_dtype: str = "float32",
+    seqs: range | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attends every sequence of a batch to its own pages and writes new K and V to the cache.
 
@@ -36,15 +39,16 @@ def ragged_paged_attention(
       sinks: float32[num_q_heads], logits that join the softmax denominator only.
       compute_dtype: float32, or bfloat16 for the plain low-precision implementation that
         tolerances are measured by.
+      seqs: Sequences to attend, or None for all.
 
     Returns:
-      (float32[max_num_tokens, num_q_heads, head_dim] with zeros in rows of no sequence,
+      (float32[max_num_tokens, num_q_heads, head_dim] with zeros in all other rows,
       the updated KV cache).
     """
     kv_new = inputs.prepare_kv(keys, values, problem)
     out = jnp.zeros(queries.shape, jnp.float32)
     page_table = np.asarray(arrays.page_indices).reshape(-1, problem.pages_per_seq)
-    for seq in range(int(arrays.distribution[2])):
+    for seq in range(int(arrays.distribution[2])) if seqs is None else seqs:
         q_start, q_end = int(arrays.cu_q_lens[seq]), int(arrays.cu_q_lens[seq + 1])
         q_len, kv_len = q_end - q_start, int(arrays.kv_lens[seq])
         pages = page_table[seq, : layout.cdiv(kv_len, problem.page_size)]
@@ -70,6 +74,7 @@ def split_kv(rows: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array]:
     return pairs[:, :, 0], pairs[:, :, 1]
 
 
+@functools.partial(jax.jit, static_argnames=("problem", "compute_dtype"))
 def attention(
     q: jax.Array,
     k: jax.Array,

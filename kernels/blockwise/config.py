@@ -53,15 +53,13 @@ class BlockwiseConfig:
 def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     """Values worth trying, in rising order; `check` says which combinations can exist."""
     del target
-    longest = layout.align(problem.max_context_tokens, problem.page_size)
-    kv = sorted({layout.align(n, problem.page_size) for n in (256, 512, 1024, 2048)})
-    kv = [n for n in kv if n <= longest] or [longest]
+    kv = limits.block_sizes(problem, (256, 512, 1024, 2048))
     most = max(16, layout.next_power_of_2(problem.max_num_tokens))
     q = tuple(n for n in (16, 32, 64, 128, 256, 512) if n <= most)
     return {
         "bq_sz": q,
         "bq_csz": tuple(n for n in q if n <= 256),
-        "bkv_sz": tuple(kv),
+        "bkv_sz": kv,
         "bkv_csz": tuple(sorted({n for n in (*kv, 256, 512) if n <= max(kv)})),
         "num_buffers": (2, 3),
     }
@@ -76,23 +74,25 @@ def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeas
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
-    longest = max(problem.page_size, problem.max_context_tokens)
-    bkv = layout.align(min(512, longest), problem.page_size)
+    bkv = limits.block_sizes(problem, (512,))[0]
     most_q = layout.next_power_of_2(problem.max_num_tokens)
     rows_per_token = problem.q_words * layout.packing(problem.q_dtype)
     bq_csz = min(most_q, max(8, layout.next_power_of_2(512 // rows_per_token)))
     bq = min(most_q, 4 * bq_csz)
-    bad: Infeasible | None = None
     while True:
         config = BlockwiseConfig(
-            bq_sz=bq, bq_csz=min(bq, bq_csz), bkv_sz=bkv, bkv_csz=bkv, num_buffers=2
+            bq_sz=bq,
+            bq_csz=min(bq, bq_csz),
+            bkv_sz=bkv,
+            bkv_csz=limits.compute_size(bkv, 512),
+            num_buffers=2,
         )
         bad = config.check(problem, target)
         if bad is None:
             return config
         if bq > 16:
             bq //= 2
-        elif bkv >= 2 * problem.page_size and bkv >= 2 * layout.LANES:
+        elif bkv > max(problem.page_size, layout.LANES):
             bkv = layout.align(bkv // 2, problem.page_size)
         else:
             return bad

@@ -32,6 +32,14 @@ Scalar = Any
 # that a problem with one KV head has independent chains too.
 CHAIN_ROWS = 256
 
+# Chains laid out in one body; more heads than that are walked by a loop, which bounds the code.
+MAX_CHAINS = 8
+
+
+def largest_divisor(value: int, most: int) -> int:
+    """The largest divisor of `value` at or below `most`, at least 1."""
+    return max(n for n in range(1, max(most, 1) + 1) if value % n == 0)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernel:
@@ -57,13 +65,17 @@ class Kernel:
 
     # Fetching KV and writing new tokens back.
 
-    def start_fetch(self, slot: Scalar, place: Place) -> Place:
-        """Starts fetching the KV block of a step; returns the next step."""
+    def start_fetch(self, slot: Scalar, place: Place, *, is_fresh: bool = False) -> Place:
+        """Starts fetching the KV block of a step; returns the next step.
+
+        A fresh buffer was never filled, so nothing of it can be on its way to the cache.
+        """
         block = self.block_at(place)
 
         @pl.when(place.seq < self.end_seq)
         def _() -> None:
-            self.wait_write(slot)
+            if not is_fresh:
+                self.wait_write(slot)
             buffer, sem = self.scratch.kv.at[slot], self.scratch.kv_sems.at[slot]
             pages.start_fetch(
                 meta=self.meta,
@@ -283,7 +295,28 @@ class Kernel:
                     self.attend_tile(block, q_tile, tile, masked=True)
 
     def attend_tile(self, block: Block, q_tile: Scalar, tile: Scalar, *, masked: bool) -> None:
-        """Attends one query compute block to one KV compute block."""
+        """Attends one query compute block to one KV compute block, a few heads at a time."""
+        heads = self.problem.num_kv_heads
+        per_head = pl.cdiv(self.scratch.m.shape[2], CHAIN_ROWS)
+        together = largest_divisor(heads, MAX_CHAINS // per_head)
+
+        @pl.loop(0, heads // together)
+        def _(group: jax.Array) -> None:
+            self.attend_heads(
+                block, q_tile, tile, group * together, num_heads=together, masked=masked
+            )
+
+    def attend_heads(
+        self,
+        block: Block,
+        q_tile: Scalar,
+        tile: Scalar,
+        first_head: Scalar,
+        *,
+        num_heads: int,
+        masked: bool,
+    ) -> None:
+        """Attends `num_heads` heads of one query compute block to one KV compute block."""
         s, problem, csz = self.scratch, self.problem, self.config.bkv_csz
         total = s.m.shape[2]
         rows = min(total, CHAIN_ROWS)
@@ -291,9 +324,9 @@ class Kernel:
         keys = pl.ds(tile * csz, csz)
         values = s.k if problem.fuses_kv else s.v
 
-        def where(chain: int) -> tuple[int, Scalar, Any]:
+        def where(chain: int) -> tuple[Scalar, Scalar, Any]:
             head, part = divmod(chain, per_head)
-            return head, q_tile, pl.ds(part * rows, rows)
+            return first_head + head, q_tile, pl.ds(part * rows, rows)
 
         def score(chain: int, _: None) -> jax.Array:
             return online_softmax.scores(
@@ -315,7 +348,7 @@ class Kernel:
             acc = s.acc[where(chain)]
             s.acc[where(chain)] = online_softmax.spread(alpha, acc.shape[1]) * acc + pv
 
-        staggered(problem.num_kv_heads * per_head, (score, soften, weigh), 1)
+        staggered(num_heads * per_head, (score, soften, weigh), 1)
 
     def q_positions(self, block: Block, q_tile: Scalar, row: int, rows: int) -> jax.Array:
         """Position of the query of each row of a chain: int32[rows, 1]."""
@@ -338,7 +371,7 @@ class Kernel:
             place = ahead = Place(self.first_seq, jnp.int32(0), jnp.int32(0))
             self.q_copy(0, self.block_at(place)).start()
             for slot in range(self.config.num_buffers - 1):
-                ahead = self.start_fetch(slot, ahead)
+                ahead = self.start_fetch(slot, ahead, is_fresh=True)
             jax.lax.while_loop(
                 lambda carry: carry[2].seq < self.end_seq,
                 self.step,

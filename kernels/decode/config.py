@@ -54,21 +54,13 @@ class DecodeConfig:
         )
 
 
-def _max_bkv_sz(problem: Problem) -> int:
-    """Tokens of the longest context, as a block: whole pages, a power of two of 128 above it."""
-    tokens = max(problem.max_context_tokens, layout.LANES)
-    return layout.align(layout.next_power_of_2(tokens), problem.page_size)
-
-
 def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
-    """Values worth trying, in rising order; `DecodeConfig.check` says which pairs can exist."""
+    """Values worth trying, in rising order; `DecodeConfig.check` says which can be combined."""
     del target
-    longest = _max_bkv_sz(problem)
-    sizes = sorted({layout.align(n, problem.page_size) for n in (128, 256, 512, 1024, 2048)})
-    sizes = [n for n in sizes if n <= longest] or [longest]
+    sizes = limits.block_sizes(problem, (128, 256, 512, 1024, 2048))
     return {
-        "bkv_sz": tuple(sizes),
-        "bkv_csz": tuple(sorted({n for n in (*sizes, 128, 256, 512) if n <= max(sizes)})),
+        "bkv_sz": sizes,
+        "bkv_csz": tuple(sorted({*sizes, *(n for n in (128, 256, 512) if n <= max(sizes))})),
         "seqs_per_step": (1, 2, 4, 8),
         "num_buffers": (2, 3, 4),
         "bq_sz": (8, 32),
@@ -76,29 +68,29 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
 
 
 def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasible:
-    """A config that fits, by rule of thumb: about 2 MiB in flight a step, in blocks of 512.
+    """A config that fits, by rule of thumb: blocks of 512 tokens, about 2 MiB in a step.
 
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
-    block = layout.align(min(512, _max_bkv_sz(problem)), problem.page_size)
-    step_bytes = 2 * 1024 * 1024
-    seqs = max(1, min(4, step_bytes // (block * problem.kv_token_bytes)))
-    bad: Infeasible | None = None
+    block = limits.block_sizes(problem, (512,))[0]
+    seqs = 4
+    while seqs > 1 and seqs * block * problem.kv_token_bytes > 2 << 20:
+        seqs //= 2
     while True:
         config = DecodeConfig(
             bkv_sz=block,
-            bkv_csz=block,
+            bkv_csz=limits.compute_size(block, 512),
             seqs_per_step=seqs,
             num_buffers=3,
-            bq_sz=max(8, seqs),
+            bq_sz=8,
         )
         bad = config.check(problem, target)
         if bad is None:
             return config
         if seqs > 1:
             seqs //= 2
-        elif block >= 2 * problem.page_size and block >= 2 * layout.LANES:
+        elif block > max(problem.page_size, layout.LANES):
             block = layout.align(block // 2, problem.page_size)
         else:
             return bad
