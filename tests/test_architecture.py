@@ -63,7 +63,9 @@ MAX_FUNCTION_LINES = 60
 MAX_KERNEL_BODY_LINES = 120
 MAX_PARAMETERS = 8
 # Exceptions, each with its reason: the page of shame.
-LONGER: dict[str, str] = {}
+LONGER: dict[str, str] = {
+    "rpa_tune/llo/loop.py:run_loop": "compiled; calls inside would pass all arrays by value",
+}
 
 
 def source_files() -> list[Path]:

@@ -12,10 +12,7 @@ import numpy.typing as npt
 
 from rpa_tune.errors import DumpError
 from rpa_tune.llo import encode
-from rpa_tune.llo.encode import Encoded
-from rpa_tune.llo.engines import Direction, Owner, Rates
-from rpa_tune.llo.interpreter import Operands, Run, operand_address
-from rpa_tune.llo.loop import (
+from rpa_tune.llo.arrays import (
     BAD_FLAG,
     BAD_SIZE,
     BUFFERS,
@@ -32,8 +29,11 @@ from rpa_tune.llo.loop import (
     UNITS,
     Inputs,
     State,
-    run_loop,
 )
+from rpa_tune.llo.encode import Encoded
+from rpa_tune.llo.engines import Direction, Owner, Rates
+from rpa_tune.llo.interpreter import Operands, Run, operand_address
+from rpa_tune.llo.loop import run_loop
 from rpa_tune.llo.program import ALLOCATION_BITS, Program
 
 _SMEM_WORDS = 4096  # of an allocation, until a store needs more

@@ -4,134 +4,48 @@ Written for the compiler, not the reader: `interpreter.py` is the definition.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
-import numba
 import numpy as np
-import numpy.typing as npt
 
 from rpa_tune.llo import encode
+from rpa_tune.llo.arrays import (
+    BAD_FLAG,
+    BAD_SIZE,
+    BUFFERS,
+    DEADLOCK,
+    DONE,
+    FLAGS_PER_ALLOCATION,
+    HALTED,
+    POOL_FULL,
+    RING,
+    RING_FULL,
+    SMEM_FULL,
+    TOO_LONG,
+)
 from rpa_tune.llo.engines import Direction, Owner
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.program import ALLOCATION_BITS
-
-FLAGS_PER_ALLOCATION = 64
-RING = 4096  # results a unit may hold; the hardware holds far fewer
-POOL = 1 << 16  # copies in flight
-UNITS = 8
-BUFFERS = 1024
-
-# Why the compiled loop stopped.
-DONE, DEADLOCK, HALTED, TOO_LONG, SMEM_FULL, POOL_FULL, RING_FULL, BAD_FLAG, BAD_SIZE = range(9)
-
-
-class State(NamedTuple):
-    """Everything a run changes. Arrays are int64 unless noted.
-
-    Attributes:
-      registers: [registers]; the last is zero.
-      smem: Words of all allocations, one behind the other.
-      smem_base, smem_size: Place of each allocation in `smem`.
-      flag_count: Granules counted, [flags].
-      flag_head: First arrival in the pool, or -1, [flags].
-      pool: Arrivals: (at, granules, direction, next), [_POOL, 4]; slot 0's next is the free list.
-      engine: float64[3, 3]: (free at, busy, of which fixed) by direction.
-      moved: [3, 2]: (copies, bytes) by direction.
-      mxu: float64[units, 2]: (free at, busy).
-      ring: [units, _RING]: when results can be popped.
-      ring_ends: [units, 2]: (head, tail).
-      buffers: [units, 1024]: the same for addressed results, -1 when empty.
-      counts: Times each block ran, [blocks].
-      entered: Times each block was reached other than by a back edge, [blocks].
-      stalls: [bundles, owners].
-      scalars: (cycle, unmatched pops, bundle where it stopped, detail).
-    """
-
-    registers: npt.NDArray[np.int64]
-    smem: npt.NDArray[np.int64]
-    smem_base: npt.NDArray[np.int64]
-    smem_size: npt.NDArray[np.int64]
-    flag_count: npt.NDArray[np.int64]
-    flag_head: npt.NDArray[np.int64]
-    pool: npt.NDArray[np.int64]
-    engine: npt.NDArray[np.float64]
-    moved: npt.NDArray[np.int64]
-    mxu: npt.NDArray[np.float64]
-    ring: npt.NDArray[np.int64]
-    ring_ends: npt.NDArray[np.int64]
-    buffers: npt.NDArray[np.int64]
-    counts: npt.NDArray[np.int64]
-    entered: npt.NDArray[np.int64]
-    stalls: npt.NDArray[np.int64]
-    scalars: npt.NDArray[np.int64]
-
-
-class Inputs(NamedTuple):
-    """What a run reads.
-
-    Attributes:
-      rows, blocks: See `encode`.
-      copies: float64[3, 4]: `CopyRates` by direction.
-      slowdown: See `engines.Rates`.
-      numbers: (granule bytes, narrow latency, wide latency, queue, results per eight rows).
-      cycles_per_row: MXU time of a row.
-      operand_values: Address, or value, of each operand.
-      data: Scalar operands, one behind the other.
-      data_of_row: (start, length) in `data` of what a row's SMEM copy delivers, [rows, 2].
-      max_bundles: When to give up.
-    """
-
-    rows: npt.NDArray[np.int64]
-    blocks: npt.NDArray[np.int64]
-    copies: npt.NDArray[np.float64]
-    numbers: npt.NDArray[np.int64]
-    slowdown: float
-    cycles_per_row: float
-    operand_values: npt.NDArray[np.int64]
-    data: npt.NDArray[np.int64]
-    data_of_row: npt.NDArray[np.int64]
-    max_bundles: int
-
+from rpa_tune.llo.words import arithmetic, jit, wrap_word
 
 # The compiled code sees plain integers.
 _OP, _RESULT, _PREDICATE, _NEGATED = encode.OP, encode.RESULT, encode.PREDICATE, encode.NEGATED
 _EXTRA, _OFFSET, _TERMS = encode.EXTRA, encode.OFFSET, encode.TERMS
 _FIRST, _LENGTH, _ROWS, _BODY, _END, _NEXT = range(6)
-_MOV, _LOAD, _STORE, _ADD, _SUB, _MUL = map(
-    int, (Op.MOV, Op.LOAD, Op.STORE, Op.ADD, Op.SUB, Op.MUL)
-)
-_AND, _OR, _XOR, _SHL = int(Op.AND), int(Op.OR), int(Op.XOR), int(Op.SHL)
-_SHRL, _SHRA = int(Op.SHR_LOGICAL), int(Op.SHR_ARITHMETIC)
-_MIN, _MAX, _MINU, _MAXU = map(int, (Op.MIN, Op.MAX, Op.MIN_UNSIGNED, Op.MAX_UNSIGNED))
-_EQ, _NE, _LT, _LE, _GT, _GE = map(int, (Op.EQ, Op.NE, Op.LT, Op.LE, Op.GT, Op.GE))
-_LTU, _LEU, _GTU, _GEU = map(int, (Op.LT_UNSIGNED, Op.LE_UNSIGNED, Op.GT_UNSIGNED, Op.GE_UNSIGNED))
+_MOV, _LOAD, _STORE = int(Op.MOV), int(Op.LOAD), int(Op.STORE)
 _SELECT, _NOTP = int(Op.SELECT), int(Op.NOT_PREDICATE)
-_ORP, _ANDP, _XORP, _NANDP = map(
-    int, (Op.OR_PREDICATE, Op.AND_PREDICATE, Op.XOR_PREDICATE, Op.NAND_PREDICATE)
-)
 _BRANCH, _HALT, _WAIT, _SYNC_ADD = map(int, (Op.BRANCH, Op.HALT, Op.WAIT, Op.SYNC_ADD))
 _SYNC_READ, _DELAY, _COPY, _OPERAND = map(int, (Op.SYNC_READ, Op.DELAY, Op.COPY, Op.OPERAND))
 _MATMUL, _POP = int(Op.MATMUL), int(Op.POP)
 _OWN_SCALAR, _OWN_MXU, _OWN_SYNC = int(Owner.SCALAR), int(Owner.MXU_WAIT), int(Owner.SYNC)
 _OWN_READ = int(Owner.DMA_WAIT_READ)  # then DMA_WAIT_WRITE and PROLOGUE, as Direction orders them
-_WORD, _HALF = 1 << 32, 1 << 31
+_WORD = 1 << 32
 _OFFSET_MASK = (1 << ALLOCATION_BITS) - 1
 _NUM_DIRECTIONS, _LOCAL = len(Direction), int(Direction.LOCAL)
 _MAX_PHIS = 256
 
 
-def _jit(function: Any) -> Any:
-    """Compiles, with the same arithmetic as Python and a cache on disk."""
-    return numba.njit(cache=True, fastmath=False)(function)
-
-
-@_jit
-def _wrap(value: int) -> int:
-    """Reduces to a signed 32-bit integer."""
-    return ((value + _HALF) & (_WORD - 1)) - _HALF
-
-
-@_jit
+@jit
 def _expect(state: Any, flag: int, at: int, granules: int, direction: int) -> bool:
     """Queues an arrival behind those of its time or earlier; False when the pool is full."""
     slot = state.pool[0, 3]
@@ -154,7 +68,7 @@ def _expect(state: Any, flag: int, at: int, granules: int, direction: int) -> bo
     return True
 
 
-@_jit
+@jit
 def _take(state: Any, flag: int) -> int:
     """Removes the first arrival of a flag and counts it; returns its slot."""
     slot: int = state.flag_head[flag]
@@ -165,14 +79,14 @@ def _take(state: Any, flag: int) -> int:
     return slot
 
 
-@_jit
+@jit
 def _flag_number(address: int) -> int:
     """Index of a flag, or -1."""
     offset = address & _OFFSET_MASK
     return -1 if offset >= FLAGS_PER_ALLOCATION else (address >> ALLOCATION_BITS) * 64 + offset
 
 
-@_jit
+@jit
 def _matmul(inputs: Any, state: Any, now: int, unit: int, rows: int, buffer: int) -> int:
     """Issues a matmul; returns when, or -1 when the ring is full."""
     free = state.mxu[unit, 0]
@@ -194,7 +108,7 @@ def _matmul(inputs: Any, state: Any, now: int, unit: int, rows: int, buffer: int
     return issue
 
 
-@_jit
+@jit
 def _pop(state: Any, now: int, unit: int, buffer: int) -> int:
     """When a result can be popped; `now` and a count when no matmul made one."""
     ready = -1
@@ -210,7 +124,7 @@ def _pop(state: Any, now: int, unit: int, buffer: int) -> int:
     return max(now, ready)
 
 
-@_jit
+@jit
 def _store(state: Any, address: int, value: int) -> bool:
     """Writes SMEM; False outside of the allocation."""
     allocation = (address >> ALLOCATION_BITS) - 1
@@ -225,7 +139,7 @@ def _store(state: Any, address: int, value: int) -> bool:
     return True
 
 
-@_jit
+@jit
 def _load(state: Any, address: int) -> int:
     """Reads SMEM; zero outside of the allocation, where nothing can have been written."""
     allocation = (address >> ALLOCATION_BITS) - 1
@@ -240,7 +154,7 @@ def _load(state: Any, address: int) -> int:
     return word
 
 
-@_jit
+@jit
 def _copy(inputs: Any, state: Any, row: int, now: int, values: Any) -> int:
     """Starts a copy: operands are (granules, destination, flag); returns a stop reason."""
     granules, destination, flag = values
@@ -278,69 +192,13 @@ def _copy(inputs: Any, state: Any, row: int, now: int, values: Any) -> int:
     return DONE if _expect(state, number, at, granules, direction) else POOL_FULL
 
 
-@_jit
-def _arithmetic(op: int, a: int, b: int) -> int:
-    """Operations of two values."""
-    if op == _ADD:
-        return a + b
-    if op == _SUB:
-        return a - b
-    if op == _MUL:
-        return a * b
-    if op == _AND:
-        return a & b
-    if op == _OR:
-        return a | b
-    if op == _XOR:
-        return a ^ b
-    if op == _SHL:
-        return a << (b & 31)
-    if op == _SHRL:
-        return (a & (_WORD - 1)) >> (b & 31)
-    if op == _SHRA:
-        return a >> (b & 31)
-    if op == _MIN:
-        return min(a, b)
-    if op == _MAX:
-        return max(a, b)
-    if op == _EQ:
-        return int(a == b)
-    if op == _NE:
-        return int(a != b)
-    if op == _LT:
-        return int(a < b)
-    if op == _LE:
-        return int(a <= b)
-    if op == _GT:
-        return int(a > b)
-    if op == _GE:
-        return int(a >= b)
-    if op == _ORP:
-        return int(a != 0 or b != 0)
-    if op == _ANDP:
-        return int(a != 0 and b != 0)
-    if op == _XORP:
-        return int((a != 0) != (b != 0))
-    if op == _NANDP:
-        return int(not (a != 0 and b != 0))
-    a &= _WORD - 1
-    b &= _WORD - 1
-    if op == _MINU:
-        return min(a, b)
-    if op == _MAXU:
-        return max(a, b)
-    if op == _LTU:
-        return int(a < b)
-    if op == _LEU:
-        return int(a <= b)
-    if op == _GTU:
-        return int(a > b)
-    return int(a >= b)
-
-
-@_jit
+@jit
 def run_loop(inputs: Any, state: Any) -> int:
-    """Runs blocks until the program ends; returns why it stopped."""
+    """Runs blocks until the program ends; returns why it stopped.
+
+    One long function on purpose: a call passes the arrays of `State` by value and counts their
+    references, which made a version in parts ten times slower.
+    """
     rows, blocks, registers = inputs.rows, inputs.blocks, state.registers
     zero = len(registers) - 1
     phis = np.zeros(_MAX_PHIS, np.int64)
@@ -364,7 +222,7 @@ def run_loop(inputs: Any, state: Any) -> int:
             k = _TERMS + 3 * choice
             phis[i - start] = rows[i, k] + registers[rows[i, k + 1]] + registers[rows[i, k + 2]]
         for i in range(start, body):
-            registers[rows[i, _RESULT]] = _wrap(phis[i - start])
+            registers[rows[i, _RESULT]] = wrap_word(phis[i - start])
         following = blocks[block, _NEXT]
         taken = False
         for i in range(body, blocks[block, _END]):
@@ -393,13 +251,13 @@ def run_loop(inputs: Any, state: Any) -> int:
                     state.stalls[first + rows[i, _OFFSET], _OWN_MXU] += until - now
                     base += until - now
             elif op == _MOV:
-                registers[rows[i, _RESULT]] = _wrap(a)
+                registers[rows[i, _RESULT]] = wrap_word(a)
             elif op == _LOAD:
                 registers[rows[i, _RESULT]] = _load(state, a)
             elif op == _SELECT:
                 k = _TERMS + (3 if a != 0 else 6)
                 c = rows[i, k] + registers[rows[i, k + 1]] + registers[rows[i, k + 2]]
-                registers[rows[i, _RESULT]] = _wrap(c)
+                registers[rows[i, _RESULT]] = wrap_word(c)
             elif op == _BRANCH:
                 taken = True
                 following = (rows[i, _EXTRA] & (_WORD - 1)) - 1
@@ -450,7 +308,7 @@ def run_loop(inputs: Any, state: Any) -> int:
                     state.flag_head[number] >= 0 and state.pool[state.flag_head[number], 0] <= now
                 ):
                     _take(state, number)
-                registers[rows[i, _RESULT]] = _wrap(state.flag_count[number])
+                registers[rows[i, _RESULT]] = wrap_word(state.flag_count[number])
             elif op == _OPERAND:
                 registers[rows[i, _RESULT]] = inputs.operand_values[a]
             elif op == _DELAY:
@@ -460,7 +318,7 @@ def run_loop(inputs: Any, state: Any) -> int:
                 state.scalars[2] = first + rows[i, _OFFSET]
                 return HALTED
             else:
-                registers[rows[i, _RESULT]] = _wrap(_arithmetic(op, a, b))
+                registers[rows[i, _RESULT]] = wrap_word(arithmetic(op, a, b))
         registers[zero] = 0
         base += blocks[block, _LENGTH]
         came_from = first + blocks[block, _LENGTH] - 1

@@ -1,0 +1,83 @@
+"""The arrays that `fast.py` and the compiled `loop.py` share."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+FLAGS_PER_ALLOCATION = 64
+RING = 4096  # results a unit may hold; the hardware holds far fewer
+POOL = 1 << 16  # copies in flight
+UNITS = 8
+BUFFERS = 1024
+
+# Why the compiled loop stopped.
+DONE, DEADLOCK, HALTED, TOO_LONG, SMEM_FULL, POOL_FULL, RING_FULL, BAD_FLAG, BAD_SIZE = range(9)
+
+
+class State(NamedTuple):
+    """Everything a run changes. Arrays are int64 unless noted.
+
+    Attributes:
+      registers: [registers]; the last is zero.
+      smem: Words of all allocations, one behind the other.
+      smem_base, smem_size: Place of each allocation in `smem`.
+      flag_count: Granules counted, [flags].
+      flag_head: First arrival in the pool, or -1, [flags].
+      pool: Arrivals: (at, granules, direction, next), [_POOL, 4]; slot 0's next is the free list.
+      engine: float64[3, 3]: (free at, busy, of which fixed) by direction.
+      moved: [3, 2]: (copies, bytes) by direction.
+      mxu: float64[units, 2]: (free at, busy).
+      ring: [units, _RING]: when results can be popped.
+      ring_ends: [units, 2]: (head, tail).
+      buffers: [units, 1024]: the same for addressed results, -1 when empty.
+      counts: Times each block ran, [blocks].
+      entered: Times each block was reached other than by a back edge, [blocks].
+      stalls: [bundles, owners].
+      scalars: (cycle, unmatched pops, bundle where it stopped, detail).
+    """
+
+    registers: npt.NDArray[np.int64]
+    smem: npt.NDArray[np.int64]
+    smem_base: npt.NDArray[np.int64]
+    smem_size: npt.NDArray[np.int64]
+    flag_count: npt.NDArray[np.int64]
+    flag_head: npt.NDArray[np.int64]
+    pool: npt.NDArray[np.int64]
+    engine: npt.NDArray[np.float64]
+    moved: npt.NDArray[np.int64]
+    mxu: npt.NDArray[np.float64]
+    ring: npt.NDArray[np.int64]
+    ring_ends: npt.NDArray[np.int64]
+    buffers: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    entered: npt.NDArray[np.int64]
+    stalls: npt.NDArray[np.int64]
+    scalars: npt.NDArray[np.int64]
+
+
+class Inputs(NamedTuple):
+    """What a run reads.
+
+    Attributes:
+      rows, blocks: See `encode`.
+      copies: float64[3, 4]: `CopyRates` by direction.
+      slowdown: See `engines.Rates`.
+      numbers: (granule bytes, narrow latency, wide latency, queue, results per eight rows).
+      cycles_per_row: MXU time of a row.
+      operand_values: Address, or value, of each operand.
+      data: Scalar operands, one behind the other.
+      data_of_row: (start, length) in `data` of what a row's SMEM copy delivers, [rows, 2].
+      max_bundles: When to give up.
+    """
+
+    rows: npt.NDArray[np.int64]
+    blocks: npt.NDArray[np.int64]
+    copies: npt.NDArray[np.float64]
+    numbers: npt.NDArray[np.int64]
+    slowdown: float
+    cycles_per_row: float
+    operand_values: npt.NDArray[np.int64]
+    data: npt.NDArray[np.int64]
+    data_of_row: npt.NDArray[np.int64]
+    max_bundles: int
