@@ -9,7 +9,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Evaluation, Fidelity, Status
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.provenance import kernel_digest
-from rpa_tune.sweep.plan import Search
+from rpa_tune.sweep.sampler import Search
 from rpa_tune.sweep.study import Study
 from rpa_tune.workload.workload import WeightedBatch, Workload
 

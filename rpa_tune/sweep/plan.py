@@ -26,29 +26,13 @@ from rpa_kernels import FAMILIES, layout, load_family
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chips
 from rpa_tune.sweep.nodes import Node, read_yaml
+from rpa_tune.sweep.sampler import SAMPLERS, Search
 
 KEYS = (
     "about", "chip", "model", "families", "page_size", "dtype", "kv_dtype", "tp", "workload",
     "space", "search", "budget",
 )  # fmt: skip
 REQUIRED = ("chip", "model", "families", "page_size", "workload")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Search:
-    """How hard to look.
-
-    Attributes:
-      simulate: Candidates of one study that reach the simulator.
-      wave: Candidates that are chosen together, before the answers to them are known.
-      deadline_s: Longest compile and simulation of one candidate.
-      seed: Of the sampler.
-    """
-
-    simulate: int = 20
-    wave: int = 8
-    deadline_s: float = 120.0
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,12 +131,13 @@ def _workload(node: Node) -> str | Mapping[str, Any]:
 def _search(node: Node | None) -> Search:
     if node is None:
         return Search()
-    entries = node.entries(("simulate", "wave", "deadline", "seed"), "search")
+    entries = node.entries(("simulate", "wave", "sampler", "deadline", "seed"), "search")
     default = Search()
     deadline = entries.get("deadline")
     return Search(
         simulate=_integer(entries, "simulate", default.simulate),
         wave=_integer(entries, "wave", default.wave),
+        sampler=entries["sampler"].choice(SAMPLERS, "sampler") if "sampler" in entries else "auto",
         deadline_s=deadline.seconds("deadline") if deadline else default.deadline_s,
         seed=_integer(entries, "seed", default.seed, at_least=0),
     )

@@ -1,10 +1,11 @@
 """The ladder: which candidates climb to the next fidelity, and why the others stop."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
-from rpa_tune.promote import ERROR_PCT
+from rpa_tune.candidate import Candidate, Evaluation, Status
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import is_larger_everywhere
 
@@ -15,7 +16,7 @@ class Stop:
 
     Attributes:
       candidate: Which.
-      reason: Short name, for counting: a status, `slower`, `dominated` or `not chosen`.
+      reason: Short name, for counting: a status, `bounded`, `dominated` or `not chosen`.
       detail: One line.
     """
 
@@ -24,54 +25,44 @@ class Stop:
     detail: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdicts:
-    """The outcome of a rung: who climbs, best first, and who stops."""
-
-    climb: tuple[Candidate, ...]
-    stop: tuple[Stop, ...]
-
-
-def sift(evaluations: Sequence[Evaluation]) -> Verdicts:
-    """Lets climb what is not slower than the best by more than this fidelity's own error.
-
-    Args:
-      evaluations: Answers of one fidelity.
-    """
-    timed = sorted(
-        (e for e in evaluations if e.time_us is not None), key=lambda e: e.time_us or 0.0
-    )
-    stop = [
+def timeless(evaluations: Sequence[Evaluation]) -> list[Stop]:
+    """Stops for the candidates that got no time, with the evaluator's reason."""
+    return [
         Stop(candidate=e.candidate, reason=e.status.value, detail=e.detail)
         for e in evaluations
-        if e.time_us is None
+        if not e.ok
     ]
-    climb = []
-    for evaluation in timed:
-        best_us, time_us = timed[0].time_us or 0.0, evaluation.time_us or 0.0
-        error_pct = ERROR_PCT[evaluation.fidelity]
-        if time_us <= best_us * (1 + error_pct / 100):
-            climb.append(evaluation.candidate)
-            continue
-        detail = (
-            f"{evaluation.fidelity.name.lower()} {time_us:.1f} us is more than {error_pct:g} % "
-            f"above the best, {best_us:.1f} us"
-        )
-        stop.append(Stop(candidate=evaluation.candidate, reason="slower", detail=detail))
-    return Verdicts(climb=tuple(climb), stop=tuple(stop))
 
 
-def not_chosen(
-    pool: Sequence[Candidate], asked: Sequence[Candidate], fidelity: Fidelity
+def not_asked(
+    pool: Sequence[Candidate],
+    answers: Sequence[Evaluation],
+    skipped: Sequence[Stop],
+    bounds: Mapping[Any, float],
 ) -> list[Stop]:
-    """Stops for the candidates of a pool that the sampler never asked for."""
-    seen = {candidate.digest for candidate in asked}
-    detail = f"the search spent its {len(asked)} {fidelity.name.lower()} evaluations elsewhere"
-    return [
-        Stop(candidate=candidate, reason="not chosen", detail=detail)
-        for candidate in pool
-        if candidate.digest not in seen
-    ]
+    """Stops for the candidates of a pool that the search passed over.
+
+    Args:
+      pool: What could have been asked for.
+      answers: What was.
+      skipped: What was about to be, and has its stop already.
+      bounds: Config -> lower bound of its time from the rung below.
+    """
+    seen = {answer.candidate.config for answer in answers}
+    seen |= {stop.candidate.config for stop in skipped}
+    best_us = min((a.time_us for a in answers if a.time_us is not None), default=math.inf)
+    stops = []
+    for candidate in pool:
+        bound_us = bounds.get(candidate.config, 0.0)
+        if candidate.config in seen:
+            continue
+        if bound_us >= best_us:
+            detail = f"takes at least {bound_us:.1f} us, and {best_us:.1f} us was found"
+            stops.append(Stop(candidate=candidate, reason="bounded", detail=detail))
+        else:
+            detail = f"the search spent its {len(answers)} evaluations elsewhere"
+            stops.append(Stop(candidate=candidate, reason="not chosen", detail=detail))
+    return stops
 
 
 def dominated(

@@ -6,11 +6,17 @@ asks the same questions, and the store answers those that were asked before.
 """
 
 import abc
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rpa_tune.candidate import Evaluation
 from rpa_tune.space.space import Space
+
+SAMPLERS = ("auto", "exhaustive", "kriging", "tpe", "random")
+# Kriging looks at every config of a pool for every question; above this TPE is quicker.
+MAX_KRIGING_POOL = 20_000
 
 
 class AbstractSampler(abc.ABC):
@@ -23,6 +29,25 @@ class AbstractSampler(abc.ABC):
     @abc.abstractmethod
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """The answers to the last wave, in its order; a config that was skipped has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Search:
+    """How hard to look.
+
+    Attributes:
+      simulate: Candidates of one study that reach the simulator.
+      wave: Candidates that are chosen together, before the answers to them are known.
+      sampler: One of `SAMPLERS`.
+      deadline_s: Longest compile and simulation of one candidate.
+      seed: Of random choices.
+    """
+
+    simulate: int = 20
+    wave: int = 8
+    sampler: str = "auto"
+    deadline_s: float = 120.0
+    seed: int = 0
 
 
 class ExhaustiveSampler(AbstractSampler):
@@ -41,20 +66,57 @@ class ExhaustiveSampler(AbstractSampler):
         """Nothing to learn."""
 
 
+class RandomSampler(AbstractSampler):
+    """The seeds, then any; what a smarter sampler has to beat."""
+
+    def __init__(self, pool: Sequence[Any], *, num_seeds: int, search: Search) -> None:
+        """See `make_sampler`."""
+        rest = list(pool[num_seeds:])
+        random.Random(search.seed).shuffle(rest)
+        self._waiting = [*pool[:num_seeds], *rest][: search.simulate]
+        self._wave = search.wave
+
+    def ask(self) -> list[Any]:
+        """The next wave."""
+        wave, self._waiting = self._waiting[: self._wave], self._waiting[self._wave :]
+        return wave
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Nothing to learn."""
+
+
 def make_sampler(
-    space: Space, ranked: Sequence[Any], *, num: int, wave: int, seed: int
+    kind: str,
+    space: Space,
+    pool: Sequence[Any],
+    bounds: Mapping[Any, float],
+    *,
+    num_seeds: int,
+    search: Search,
 ) -> AbstractSampler:
-    """Exhaustive when the pool fits in `num`, else Optuna.
+    """The sampler that a plan names; `auto` goes by the size of the pool.
 
     Args:
+      kind: `auto`, `exhaustive`, `kriging`, `tpe` or `random`.
       space: The axes of the configs.
-      ranked: The pool, most promising first; the heuristic and other seeds lead.
-      num: Configs to ask for in all.
-      wave: Configs asked for together.
-      seed: Of the random choices.
+      pool: What may be asked for; the heuristic and other seeds lead.
+      bounds: Config -> lower bound of its time.
+      num_seeds: How many of the pool are seeds.
+      search: How many to ask for, how many together, and the seed of random choices.
     """
-    if len(ranked) <= num:
-        return ExhaustiveSampler(ranked)
+    if kind == "auto":
+        if len(pool) <= search.simulate:
+            kind = "exhaustive"
+        else:
+            kind = "kriging" if len(pool) <= MAX_KRIGING_POOL else "tpe"
+    if kind == "exhaustive":
+        return ExhaustiveSampler(pool)
+    if kind == "random":
+        return RandomSampler(pool, num_seeds=num_seeds, search=search)
+    if kind == "kriging":
+        from rpa_tune.sweep.sampler_kriging import KrigingSampler
+
+        return KrigingSampler(space, pool, bounds, num_seeds=num_seeds, search=search)
     from rpa_tune.sweep.sampler_optuna import TpeSampler
 
-    return TpeSampler(space, ranked, num=num, wave=wave, seed=seed)
+    return TpeSampler(space, pool, num_seeds=num_seeds, search=search)

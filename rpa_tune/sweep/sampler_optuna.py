@@ -1,8 +1,7 @@
-"""Optuna's TPE over a ranked pool: the only file that imports optuna.
+"""Optuna's TPE over a pool: the only file that imports optuna.
 
-The first half of the questions are the head of the ranking; what they teach steers the rest.
-Only members of the pool are asked for: TPE proposes points of the axes, and a point that is not
-in the pool, or was asked for before, is passed over.
+Seeds come first, then what TPE proposes. Only members of the pool are asked for: TPE proposes
+points of the axes, and a point that is not in the pool, or was asked for before, is passed over.
 """
 
 import warnings
@@ -13,25 +12,25 @@ import optuna
 
 from rpa_tune.candidate import Evaluation
 from rpa_tune.space.space import Space
-from rpa_tune.sweep.sampler import AbstractSampler
+from rpa_tune.sweep.sampler import AbstractSampler, Search
 
-# Proposals to draw for one question before the ranking is asked instead.
+# Proposals to draw for one question before the next of the pool is taken instead.
 _MAX_DRAWS = 64
 
 
 class TpeSampler(AbstractSampler):
-    """Head of the ranking first, then tree-structured Parzen estimators."""
+    """Seeds first, then tree-structured Parzen estimators."""
 
     def __init__(
-        self, space: Space, ranked: Sequence[Any], *, num: int, wave: int, seed: int
+        self, space: Space, pool: Sequence[Any], *, num_seeds: int, search: Search
     ) -> None:
         """Starts a study in memory; see `sampler.make_sampler` for the arguments."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
-        self._waiting = list(ranked)
-        self._num_left = num
-        self._num_ranked = num - num // 2
-        self._wave = wave
+        self._waiting = list(pool)
+        self._num_seeds = num_seeds
+        self._num_left = search.simulate
+        self._wave = search.wave
         self._distributions: dict[str, optuna.distributions.BaseDistribution] = {
             axis.name: optuna.distributions.IntDistribution(0, len(axis.values) - 1)
             for axis in space.axes
@@ -40,7 +39,7 @@ class TpeSampler(AbstractSampler):
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             self._study = optuna.create_study(
                 sampler=optuna.samplers.TPESampler(
-                    seed=seed, multivariate=True, n_startup_trials=1, constant_liar=False
+                    seed=search.seed, multivariate=True, n_startup_trials=search.wave
                 )
             )
 
@@ -48,8 +47,8 @@ class TpeSampler(AbstractSampler):
         """The next wave."""
         asked: list[Any] = []
         while len(asked) < min(self._wave, self._num_left) and self._waiting:
-            config = self._waiting[0] if self._num_ranked > 0 else self._propose()
-            self._num_ranked -= 1
+            config = self._waiting[0] if self._num_seeds > 0 else self._propose()
+            self._num_seeds -= 1
             self._waiting.remove(config)
             asked.append(config)
         self._num_left -= len(asked)
@@ -74,7 +73,7 @@ class TpeSampler(AbstractSampler):
             )
 
     def _propose(self) -> Any:
-        """A waiting config that TPE likes, or the best-ranked one when it finds none."""
+        """A waiting config that TPE likes, or the first one when it finds none."""
         waiting = set(self._waiting)
         for _ in range(_MAX_DRAWS):
             trial = self._study.ask(self._distributions)

@@ -14,7 +14,8 @@ from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models import load_model, problem_for
 from rpa_tune.space.space import Space, build_space
-from rpa_tune.sweep.plan import Search, SweepPlan
+from rpa_tune.sweep.plan import SweepPlan
+from rpa_tune.sweep.sampler import Search
 from rpa_tune.workload.workload import Workload, load_workload
 
 

@@ -18,8 +18,8 @@ from rpa_tune.provenance import provenance
 from rpa_tune.space.space import Space
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.journal import MAX_ATTEMPTS, TRANSIENT, Journal
-from rpa_tune.sweep.rungs import Stop, dominated, not_chosen, sift
-from rpa_tune.sweep.sampler import AbstractSampler, ExhaustiveSampler, make_sampler
+from rpa_tune.sweep.rungs import Stop, dominated, not_asked, timeless
+from rpa_tune.sweep.sampler import AbstractSampler, make_sampler
 from rpa_tune.sweep.seeds import neighbour_seeds
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
@@ -95,17 +95,22 @@ class Sweep:
         pool = [study.candidate(config) for config in dict.fromkeys([*seeds, *space.configs])]
         answers: list[Evaluation] = []
         stops: list[Stop] = []
+        bounds: dict[Any, float] = {}
         for fidelity in sorted(self.evaluators):
-            sampler = _sampler(study, space, [c.config for c in pool], fidelity)
-            answers, skipped = self._ask(study, space, sampler, fidelity)
-            asked = [answer.candidate for answer in answers]
-            stops += skipped + not_chosen(
-                pool, [*asked, *(stop.candidate for stop in skipped)], fidelity
+            # Analytical answers cost microseconds: every config gets one. The others are chosen.
+            sampler = make_sampler(
+                "exhaustive" if fidelity is Fidelity.ANALYTICAL else study.search.sampler,
+                space,
+                [candidate.config for candidate in pool],
+                bounds,
+                num_seeds=len(seeds),
+                search=study.search,
             )
-            verdicts = sift(answers)
-            stops += verdicts.stop
-            leaders = [study.candidate(config) for config in seeds]
-            pool = list(dict.fromkeys([*leaders, *verdicts.climb]))
+            answers, skipped = self._ask(study, space, sampler, fidelity)
+            stops += [*skipped, *timeless(answers), *not_asked(pool, answers, skipped, bounds)]
+            bounds = {a.candidate.config: a.time_us for a in answers if a.time_us is not None}
+            pool = [candidate for candidate in pool if candidate.config in bounds]
+            seeds = [config for config in seeds if config in bounds]
         start = next((a for a in answers if a.candidate.config == heuristic), None)
         return StudyResult(
             study=study,
@@ -155,13 +160,3 @@ class Sweep:
     def _check_budget(self) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise BudgetSpentError
-
-
-def _sampler(
-    study: Study, space: Space, ranked: Sequence[Any], fidelity: Fidelity
-) -> AbstractSampler:
-    """Analytical answers cost microseconds: every config gets one. The others are chosen."""
-    if fidelity is Fidelity.ANALYTICAL:
-        return ExhaustiveSampler(ranked)
-    search = study.search
-    return make_sampler(space, ranked, num=search.simulate, wave=search.wave, seed=search.seed)

@@ -1,0 +1,177 @@
+"""Kriging over a pool of configs: a Gaussian process on the logarithm of time.
+
+Made for a few dozen dear answers over a few thousand configs whose cheap lower bounds are known.
+The process sees a config as its place on the axes and the logarithm of its bound, and learns from
+the answers how much the bound is worth. A config whose bound is above the best answer is never
+asked for. Nothing is random: the same answers give the same waves.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rpa_tune.candidate import Evaluation
+from rpa_tune.space.space import Space
+from rpa_tune.sweep.sampler import AbstractSampler, Search
+
+Array = npt.NDArray[np.float64]
+
+# Hyperparameters are the most likely of a small grid: length scale of the axes (in units of a
+# whole axis), and share of the variance that is a straight line.
+_LENGTHS = (0.3, 0.6, 1.2)
+_LINEAR_SHARES = (0.2, 0.8)
+# Variance of an answer that no config explains, as a share of the whole. Simulated times are
+# exact; this stands for roughness finer than an axis can show, and keeps the algebra stable.
+_NOISE = 1e-3
+
+
+class KrigingSampler(AbstractSampler):
+    """Seeds and a spread over the space first, then where the most is to be gained."""
+
+    def __init__(
+        self,
+        space: Space,
+        pool: Sequence[Any],
+        bounds: Mapping[Any, float],
+        *,
+        num_seeds: int,
+        search: Search,
+    ) -> None:
+        """Places the pool; see `sampler.make_sampler`. Configs may lack a bound."""
+        self._pool = list(pool)
+        self._index = {config: i for i, config in enumerate(self._pool)}
+        known = [us for us in bounds.values() if us > 0]
+        middle = float(np.median(known)) if known else 1.0
+        self._bounds = np.array([bounds.get(config, middle) for config in self._pool])
+        log_bounds = np.log(self._bounds)
+        spread = float(log_bounds.std()) or 1.0
+        places = np.array([space.coordinates(config) for config in self._pool])
+        self._points = np.column_stack([places, (log_bounds - log_bounds.mean()) / (4 * spread)])
+        self._num_left = search.simulate
+        self._num_seeds = num_seeds
+        self._wave = search.wave
+        self._open = np.ones(len(self._pool), bool)
+        self._asked: list[int] = []
+        self._log_us: dict[int, float] = {}
+
+    def ask(self) -> list[Any]:
+        """The next wave."""
+        size = min(self._wave, self._num_left)
+        chosen = self._first_wave(size) if not self._asked else self._best_wave(size)
+        self._num_left -= len(chosen)
+        self._asked += chosen
+        return [self._pool[i] for i in chosen]
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Learns times, and closes what they prove to be slower."""
+        for evaluation in evaluations:
+            i = self._index[evaluation.candidate.config]
+            self._log_us[i] = np.log(evaluation.time_us) if evaluation.time_us else np.nan
+        times = [value for value in self._log_us.values() if not np.isnan(value)]
+        if times:
+            self._open &= np.log(self._bounds) < min(times)
+
+    def _first_wave(self, size: int) -> list[int]:
+        """The seeds, the least bound, and then always the config farthest from those."""
+        chosen = list(range(min(self._num_seeds, size)))
+        chosen += [int(np.argmin(self._bounds))]
+        chosen = list(dict.fromkeys(chosen))[:size]
+        axes = self._points[:, :-1]
+        while len(chosen) < min(size, len(self._pool)):
+            gaps = np.linalg.norm(axes[:, None] - axes[None, chosen], axis=-1).min(axis=1)
+            gaps[chosen] = -1.0
+            chosen.append(int(np.argmax(gaps)))
+        self._open[chosen] = False
+        return chosen
+
+    def _best_wave(self, size: int) -> list[int]:
+        """Greatest expected gain, one by one, each taken to turn out as expected."""
+        asked = [i for i in self._asked if i in self._log_us]
+        times = np.array([self._log_us[i] for i in asked])
+        if not len(times) or np.isnan(times).all():
+            return self._spread(size)
+        # A config without a time is as bad as the worst: keep away, but not at any price.
+        times = np.where(np.isnan(times), np.nanmax(times), times)
+        mean, scale = float(times.mean()), float(times.std()) or 1.0
+        known, values = list(asked), list((times - mean) / scale)
+        kernel = _most_likely_kernel(self._points[known], np.array(values))
+        chosen: list[int] = []
+        while len(chosen) < size and self._open.any():
+            open_ones = np.flatnonzero(self._open)
+            expected, deviation = _predict(
+                kernel, self._points[known], np.array(values), self._points[open_ones]
+            )
+            gain = _expected_gain(expected, deviation, best=min(values))
+            best = int(np.argmax(gain))
+            chosen.append(int(open_ones[best]))
+            known.append(chosen[-1])
+            values.append(float(expected[best]))
+            self._open[chosen[-1]] = False
+        return chosen
+
+    def _spread(self, size: int) -> list[int]:
+        """While nothing works: the smallest bounds that are left."""
+        order = np.argsort(np.where(self._open, self._bounds, np.inf), kind="stable")
+        chosen = [int(i) for i in order[:size] if self._open[i]]
+        self._open[chosen] = False
+        return chosen
+
+
+class _Kernel:
+    """Covariance of two configs: a straight line plus a smooth deviation from it."""
+
+    def __init__(self, length: float, linear: float) -> None:
+        self._length, self._linear = length, linear
+
+    def __call__(self, a: Array, b: Array) -> Array:
+        """[len(a), len(b)]."""
+        away = np.linalg.norm(a[:, None] - b[None], axis=-1) * np.sqrt(5.0) / self._length
+        smooth = (1 + away + away**2 / 3) * np.exp(-away)  # Matern 5/2
+        line = 0.5 + (a - 0.5) @ (b - 0.5).T * (4.0 / a.shape[1])
+        result: Array = self._linear * line + (1 - self._linear) * smooth
+        return result
+
+    def variance(self, points: Array) -> Array:
+        """Covariance of each config with itself."""
+        line = 0.5 + ((points - 0.5) ** 2).sum(axis=1) * (4.0 / points.shape[1])
+        result: Array = self._linear * line + (1 - self._linear)
+        return result
+
+
+def _most_likely_kernel(points: Array, values: Array) -> _Kernel:
+    """The kernel of the grid under which the values are most likely; the first of equals."""
+    kernels = [_Kernel(length, share) for share in _LINEAR_SHARES for length in _LENGTHS]
+    return max(kernels, key=lambda kernel: _log_likelihood(kernel, points, values))
+
+
+def _log_likelihood(kernel: _Kernel, points: Array, values: Array) -> float:
+    factor = np.linalg.cholesky(kernel(points, points) + _NOISE * np.eye(len(points)))
+    white = np.linalg.solve(factor, values)
+    # The variance of the values is fitted as well, which leaves these two terms.
+    return float(-0.5 * len(values) * np.log(white @ white) - np.log(np.diag(factor)).sum())
+
+
+def _predict(kernel: _Kernel, points: Array, values: Array, at: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of the process at other points."""
+    factor = np.linalg.cholesky(kernel(points, points) + _NOISE * np.eye(len(points)))
+    cross = np.linalg.solve(factor, kernel(points, at))
+    white = np.linalg.solve(factor, values)
+    scale = float(white @ white) / len(values)
+    variance = np.maximum(kernel.variance(at) - (cross**2).sum(axis=0), 1e-12) * scale
+    return cross.T @ white, np.sqrt(variance)
+
+
+def _expected_gain(mean: Array, deviation: Array, *, best: float) -> Array:
+    """Expected improvement below `best` under a normal distribution."""
+    z = (best - mean) / deviation
+    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    # Abramowitz and Stegun 7.1.26: the error function to 1.5e-7, without scipy.
+    t = 1 / (1 + 0.3275911 * np.abs(z) / np.sqrt(2))
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (
+        -1.453152027 + t * 1.061405429))))  # fmt: skip
+    tail = 0.5 * series * np.exp(-0.5 * z**2)
+    below = np.where(z > 0, 1 - tail, tail)
+    gain: Array = (best - mean) * below + deviation * density
+    return gain
