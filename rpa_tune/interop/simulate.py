@@ -10,7 +10,6 @@ from typing import Any
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
-
 from rpa_tune.compile import dumps, target, worker
 from rpa_tune.compile.lower import Call, compile_call
 from rpa_tune.hw.chip import load_chip

@@ -73,7 +73,8 @@ class ForeignCall:
       kernel: `v3`, `hd64`, `batched` or `stacked`.
       chip: The chip to compile for.
       problem: Static shapes and dtypes.
-      function: The bound public function; takes the eight arrays of `LEADING`.
+      function: The bound public function; takes the eight arrays of `LEADING`, then sinks if
+        the problem has them (hd64 only).
       arguments: Abstract arrays for `function`.
       module: The wheel's module, patched by `pretend`.
     """
@@ -98,9 +99,9 @@ class ForeignCall:
             for a in (arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution)
         ]
 
-        def call(*tensors: Any) -> None:
+        def call(*arrays: Any) -> None:
             with jax.ensure_compile_time_eval():
-                self.function(*tensors, *scalars)
+                self.function(*arrays[:4], *scalars, *arrays[4:])
 
         with (
             pretend(self.chip, self.module),
@@ -108,7 +109,7 @@ class ForeignCall:
             mock.patch.object(pl, "pallas_call", _recorder(calls, self)),
             mock.patch.object(pltpu, "with_memory_space_constraint", lambda x, _: x),
         ):
-            jax.eval_shape(call, *self.arguments[:4])
+            jax.eval_shape(call, *self.arguments[:4], *self.arguments[len(LEADING) :])
         return tuple(calls)
 
 
@@ -121,7 +122,7 @@ def _recorder(calls: list[PallasCall], call: ForeignCall) -> Callable[..., Any]:
     """A stand-in for `pl.pallas_call` that appends what it would have launched to `calls`.
 
     A launch whose arrays are all known is metadata for a later one: it is run under the
-    interpreter. The others return zeros.
+    interpreter. The others return abstract arrays.
     """
     real = pl.pallas_call
 
@@ -147,7 +148,11 @@ def _recorder(calls: list[PallasCall], call: ForeignCall) -> Callable[..., Any]:
                 if not isinstance(array, jax.core.Tracer) and array.dtype == jnp.int32
             }
             calls.append(PallasCall(name=options["name"], operands=found))
-            return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), options["out_shape"])
+            # Results derived from a traced array stay abstract: nothing of their size is made.
+            seed = next(x for x in leaves if isinstance(x, jax.core.Tracer)).reshape(-1)[0]
+            return jax.tree.map(
+                lambda s: jnp.broadcast_to(seed.astype(s.dtype), s.shape), options["out_shape"]
+            )
 
         return run
 
@@ -189,6 +194,8 @@ def bind(kernel: str, root: Path, *, chip: Chip, problem: Problem, blocks: Any) 
         raise UsageError(f"unknown public kernel {kernel!r}", hint=f"one of {sorted(MODULES)}")
     if chip.name not in GENERATION:
         raise UsageError(f"the public kernels refuse {chip.name}")
+    if problem.has_sinks and kernel != "hd64":
+        raise UsageError(f"the public {kernel} kernel has no attention sinks")
     module = wheel.load_module(root, MODULES[kernel])
     function = getattr(module, FUNCTIONS.get(kernel, "ragged_paged_attention"))
     check_signature(kernel, function)
@@ -283,4 +290,6 @@ def _abstract_arguments(kernel: str, problem: Problem) -> tuple[jax.ShapeDtypeSt
         ((seqs + 1,), "int32"),
         ((3,), "int32"),
     ]
+    if problem.has_sinks:
+        shapes.append(((problem.num_q_heads,), "float32"))
     return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)

@@ -1,0 +1,138 @@
+"""The cells of the kernel comparison: chip x model x kind of work, and the batches of each.
+
+All cells of one chip, model and kind share one `Problem`, so that each kernel is compiled once and
+simulated on every batch of that kind.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rpa_kernels import layout
+from rpa_kernels.batch import Batch
+from rpa_kernels.problem import Problem
+from rpa_tune.models import load_model
+from rpa_tune.workload.workload import load_workload
+
+PAGE_SIZE = 128
+TRACE = "azure-conv"
+
+# Model, tensor parallelism, KV dtype, whether the layers with a window are meant.
+MODELS: dict[str, tuple[str, int, str, bool]] = {
+    "llama3-8b": ("llama3-8b", 1, "bfloat16", False),
+    "llama3-8b-fp8": ("llama3-8b", 1, "float8_e4m3fn", False),
+    "llama3-70b-tp8": ("llama3-70b", 8, "bfloat16", False),
+    "qwen3-32b-tp4": ("qwen3-32b", 4, "bfloat16", False),
+    "gemma3-27b-window": ("gemma3-27b", 1, "bfloat16", True),
+    "gpt-oss-20b": ("gpt-oss-20b", 1, "bfloat16", False),
+}
+KINDS = ("decode", "prefill", "mixed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Cells that share a chip, a problem and a family.
+
+    Attributes:
+      chip: Name in the chip table.
+      model: Key of `MODELS`.
+      kind: `decode`, `prefill` or `mixed`.
+      problem: Static shapes and dtypes.
+      batches: Batch by cell name.
+    """
+
+    chip: str
+    model: str
+    kind: str
+    problem: Problem
+    batches: dict[str, Batch]
+
+    @property
+    def family(self) -> str:
+        """Our family that serves the batches: the public call sends prefill to MIXED as well."""
+        return "decode" if self.kind == "decode" else "mixed"
+
+
+def groups(chips: list[str], models: list[str], kinds: list[str], quick: bool) -> Iterator[Group]:
+    """All groups of the named chips, models and kinds; `quick` keeps a few batches of each."""
+    for chip in chips:
+        for model in models:
+            for kind in kinds:
+                batches = _batches(kind)
+                if quick:
+                    batches = {name: batches[name] for name in list(batches)[:: len(batches) // 3]}
+                problem = _problem(model, batches)
+                yield Group(chip=chip, model=model, kind=kind, problem=problem, batches=batches)
+
+
+def _problem(model_name: str, batches: dict[str, Batch]) -> Problem:
+    name, tp, kv_dtype, windowed = MODELS[model_name]
+    model = load_model(name).at_tp(tp)
+    longest = max(max(batch.kv_lens) for batch in batches.values())
+    pages = max(
+        sum(layout.cdiv(kv, PAGE_SIZE) for kv in batch.kv_lens) for batch in batches.values()
+    )
+    features: dict[str, Any] = {}
+    if windowed:
+        features["sliding_window"] = model.sliding_window_tokens
+    if model.has_sinks:
+        features["has_sinks"] = True
+    if kv_dtype.startswith("float8"):
+        features |= {"k_scale": 1.0, "v_scale": 1.0}
+    return Problem(
+        num_q_heads=model.num_q_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        page_size=PAGE_SIZE,
+        max_num_tokens=layout.next_power_of_2(max(b.num_tokens for b in batches.values())),
+        max_num_seqs=max(8, layout.next_power_of_2(max(b.num_seqs for b in batches.values()))),
+        pages_per_seq=layout.next_power_of_2(layout.cdiv(longest, PAGE_SIZE)),
+        num_pages=pages,
+        kv_dtype=kv_dtype,
+        sm_scale=(model.softmax_scale_base or model.head_dim) ** -0.5,
+        **features,
+    )
+
+
+def _batches(kind: str) -> dict[str, Batch]:
+    if kind == "decode":
+        uniform = {
+            f"{kv}x{seqs}": Batch(q_lens=(1,) * seqs, kv_lens=(kv,) * seqs, num_decode=seqs)
+            for kv in (512, 2048, 8192, 32768)
+            for seqs in (8, 32, 128)
+        }
+        return uniform | _from_trace("decode")
+    if kind == "prefill":
+        lengths = {"2k": (2048, 2048), "8k": (8192, 8192)}
+        lengths |= {
+            f"chunk{q}+{prefix // 1024}k": (q, prefix + q)
+            for q in (512, 2048)
+            for prefix in (8192, 32768)
+        }
+        return {
+            name: Batch(q_lens=(q,), kv_lens=(kv,), num_decode=0)
+            for name, (q, kv) in lengths.items()
+        }
+    verify = Batch(q_lens=(4,) * 32, kv_lens=(4096,) * 32, num_decode=0)
+    return {"verify4x32": verify} | _from_trace("mixed")
+
+
+def _from_trace(family: str) -> dict[str, Batch]:
+    """The two heaviest batches of the trace that are the family's alone."""
+    workload = load_workload(TRACE, page_size=PAGE_SIZE).for_family(family)
+    found = sorted(workload.batches, key=lambda w: -w.weight * sum(w.batch.kv_lens))
+    batches = [only_family(w.batch, family) for w in found[:2]]
+    return {f"trace-{i}": batch for i, batch in enumerate(batches)}
+
+
+def only_family(batch: Batch, family: str) -> Batch:
+    """The same batch without the sequences that other families serve."""
+    keep = batch.family_seqs(family)
+    return replace(
+        batch,
+        q_lens=tuple(batch.q_lens[i] for i in keep),
+        kv_lens=tuple(batch.kv_lens[i] for i in keep),
+        num_decode=len(keep) if family == "decode" else 0,
+        num_prefill=0,
+        page_table=None,
+    )
