@@ -86,11 +86,12 @@ def _print_histogram(console: Console, title: str, histogram: Mapping[str, Any])
 
 
 def _print_batches(console: Console, summary: Mapping[str, Any]) -> None:
-    table = Table("weight", "decode", "mixed", "tokens", "context", "longest", box=None)
+    table = Table("weight", "decode", "prefill", "mixed", "tokens", "context", "longest", box=None)
     for batch in summary["batches"]:
         table.add_row(
             f"{batch['weight']:.3f}",
             f"{batch['num_decode']}",
+            f"{batch['num_prefill']}",
             f"{batch['num_mixed']}",
             f"{batch['num_tokens']:,}",
             f"{batch['context_tokens']:,}",

@@ -12,6 +12,7 @@ from rpa_tune.workload.cost import ProxyCosts, StepCosts
 from rpa_tune.workload.engine import Engine, EngineStats, Step
 from rpa_tune.workload.request import Request
 from rpa_tune.workload.spec import CaptureSource, TraceSource, WorkloadSpec
+from rpa_tune.workload.synthetic import Synthetic
 from rpa_tune.workload.trace import TraceRules, load_trace
 
 
@@ -77,21 +78,30 @@ def serve(spec: WorkloadSpec) -> Served:
       TraceError: A file cannot be read or holds nothing.
     """
     if isinstance(spec.requests, CaptureSource):
-        return _replay(spec, spec.requests)
+        served = _replay(spec, spec.requests)
+    else:
+        served = _simulate(spec, spec.requests)
+    if spec.chunk_prefill_size is None:
+        return served
+    steps = tuple(step.with_prefill_slot(spec.chunk_prefill_size) for step in served.steps)
+    return replace(served, steps=steps)
+
+
+def _simulate(spec: WorkloadSpec, source: TraceSource | Synthetic) -> Served:
     dropped: Mapping[str, int] = {}
     max_model_len = spec.knobs.max_model_len
-    if isinstance(spec.requests, TraceSource):
+    if isinstance(source, TraceSource):
         rules = TraceRules(
             max_model_len=max_model_len,
-            drop_bad=spec.requests.drop_bad,
-            limit=spec.requests.limit,
+            drop_bad=source.drop_bad,
+            limit=source.limit,
         )
-        trace = load_trace(spec.requests.trace, rules)
+        trace = load_trace(source.trace, rules)
         requests, dropped = trace.requests, trace.dropped
         if trace.is_estimated:
             spec = replace(spec, source=f"{spec.source} (token counts guessed from characters)")
     else:
-        requests = spec.requests.requests(max_model_len=max_model_len, seed=spec.seed)
+        requests = source.requests(max_model_len=max_model_len, seed=spec.seed)
     requests = spec.arrivals.apply(requests, seed=spec.seed)
     engine = Engine(
         requests, spec.knobs, max_concurrency=spec.arrivals.max_concurrency, seed=spec.seed

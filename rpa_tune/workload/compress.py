@@ -49,7 +49,7 @@ def compress(steps: Sequence[Step], num_batches: int, costs: StepCosts) -> Compr
     Args:
       steps: All launches; at least one.
       num_batches: Representatives wanted; at least one is kept for every combination of
-        families, so there may be up to three even if fewer are asked for.
+        families, so there may be up to seven even if fewer are asked for.
       costs: What must be preserved, see `cost.py`.
     """
     table = costs(steps)
@@ -81,8 +81,10 @@ def relative_errors(
 
 def _by_families(steps: Sequence[Step]) -> list[IntArray]:
     """Step numbers by the combination of families they launch."""
-    kinds = np.array([2 * (s.num_decode > 0) + (s.num_decode < s.num_seqs) for s in steps])
-    return [np.flatnonzero(kinds == kind) for kind in (1, 2, 3) if (kinds == kind).any()]
+    kinds = np.array(
+        [4 * (s.num_decode > 0) + 2 * (s.num_prefill > 0) + (s.num_mixed > 0) for s in steps]
+    )
+    return [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
 
 
 def _scaled(table: Costs, strata: list[IntArray]) -> Float64Array:

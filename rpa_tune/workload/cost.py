@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from rpa_tune.workload.engine import Step
 
-FAMILIES = ("decode", "mixed")
+FAMILIES = ("decode", "prefill", "mixed")
 Float64Array = npt.NDArray[np.float64]
 
 # Fixed cost of one copy. Source: fit of public device times on v6e, 155 cycles at 1.75 GHz.
@@ -107,7 +107,9 @@ class ProxyCosts:
         num_seqs = np.array([step.num_seqs for step in steps])
         step_of = np.repeat(np.arange(len(steps)), num_seqs)
         rank = np.arange(len(q)) - np.repeat(np.cumsum(num_seqs) - num_seqs, num_seqs)
-        is_decode = rank < np.repeat([step.num_decode for step in steps], num_seqs)
+        decode_end = np.repeat([step.num_decode for step in steps], num_seqs)
+        prefill_end = decode_end + np.repeat([step.num_prefill for step in steps], num_seqs)
+        slot = (rank >= decode_end).astype(int) + (rank >= prefill_end)
 
         measures: dict[str, Float64Array] = {}
         for number, (name, kernel) in enumerate(self.kernels.items()):
@@ -115,10 +117,11 @@ class ProxyCosts:
             costs = _sequence_costs(kernel, q, kv, self.block_size)
             measures |= {f"{measure}{suffix}": value for measure, value in costs.items()}
         names, columns = [], []
-        for family, chosen in (("decode", is_decode), ("mixed", ~is_decode)):
+        for number, family in enumerate(FAMILIES):
             for measure, value in measures.items():
                 names.append(f"{family}.{measure}")
-                columns.append(np.bincount(step_of, value * chosen, minlength=len(steps)))
+                chosen = value * (slot == number)
+                columns.append(np.bincount(step_of, chosen, minlength=len(steps)))
         return Costs(names=tuple(names), values=np.stack(columns, axis=1))
 
 

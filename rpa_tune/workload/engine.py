@@ -7,7 +7,7 @@ drafts are accepted) from the seed alone.
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,10 @@ class Step:
 
     Attributes:
       start_us: Engine time at which it starts.
-      q_lens: int32[num_seqs], new tokens; the `num_decode` ones that are 1 come first.
+      q_lens: int32[num_seqs], new tokens; decodes come first.
       kv_lens: int32[num_seqs], context with the new tokens.
       num_decode: Sequences with one new token.
+      num_prefill: Sequences after those in the kernel's prefill slot; see `with_prefill_slot`.
       page_lists: Pages of each sequence, at least as many as `kv_lens` needs: sequences append
         to their list later, so cut it with `page_table`. Empty when pages are not known.
     """
@@ -37,12 +38,32 @@ class Step:
     q_lens: Int32Array
     kv_lens: Int32Array
     num_decode: int
+    num_prefill: int = 0
     page_lists: tuple[list[int], ...] = ()
 
     @property
     def num_seqs(self) -> int:
         """Sequences in the launch."""
         return len(self.q_lens)
+
+    @property
+    def num_mixed(self) -> int:
+        """Sequences that neither the decode nor the prefill family serves."""
+        return self.num_seqs - self.num_decode - self.num_prefill
+
+    def with_prefill_slot(self, chunk_tokens: int) -> "Step":
+        """The same launch with sequences of `chunk_tokens` new tokens in the prefill slot."""
+        is_chunk = (self.q_lens == chunk_tokens) & (np.arange(self.num_seqs) >= self.num_decode)
+        rank = np.where(is_chunk, 1, 2)
+        rank[: self.num_decode] = 0
+        order = np.argsort(rank, kind="stable")
+        return replace(
+            self,
+            q_lens=self.q_lens[order],
+            kv_lens=self.kv_lens[order],
+            num_prefill=int(is_chunk.sum()),
+            page_lists=tuple(self.page_lists[i] for i in order) if self.page_lists else (),
+        )
 
     def page_table(self, block_size: int) -> tuple[tuple[int, ...], ...]:
         """Pages of each sequence in this step."""
@@ -62,6 +83,7 @@ class Step:
             q_lens=tuple(self.q_lens.tolist()),
             kv_lens=tuple(self.kv_lens.tolist()),
             num_decode=self.num_decode,
+            num_prefill=self.num_prefill,
             page_table=None if block_size is None else self.page_table(block_size),
             page_seed=page_seed,
         )

@@ -10,6 +10,7 @@ requests:                    ... or length distributions
 arrivals: {process: poisson, request_rate: 12}
 engine: {max_num_seqs: 64, max_num_batched_tokens: 1024, max_model_len: 8192}
 compress: {batches: 16}
+chunk_prefill_size: 512      sequences with so many new tokens are for the prefill family
 seed: 0
 ```
 
@@ -33,7 +34,7 @@ from rpa_tune.workload.lengths import read_lengths
 from rpa_tune.workload.synthetic import Synthetic
 
 SECTIONS = ("requests", "arrivals", "engine", "compress")
-KEYS = ("name", "preset", "about", "source", *SECTIONS, "seed")
+KEYS = ("name", "preset", "about", "source", *SECTIONS, "chunk_prefill_size", "seed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +108,8 @@ class WorkloadSpec:
       arrivals: When they come.
       knobs: The engine.
       compress: How many batches to keep.
+      chunk_prefill_size: Sequences with exactly so many new tokens go to the kernel's prefill
+        slot, as the attention function's argument of this name says; None for none.
       seed: Of lengths, arrivals, and accepted drafts.
     """
 
@@ -116,6 +119,7 @@ class WorkloadSpec:
     arrivals: Arrivals
     knobs: EngineKnobs
     compress: Compress
+    chunk_prefill_size: int | None = None
     seed: int = 0
 
 
@@ -147,6 +151,11 @@ def read_spec(data: Mapping[str, Any], *, page_size: int, where: str = "workload
     seed = data.get("seed", 0)
     if type(seed) is not int or seed < 0:
         raise UsageError(f"a seed from 0 is needed, got {seed!r}", where=f"{where}.seed")
+    chunk = data.get("chunk_prefill_size")
+    if chunk is not None and (type(chunk) is not int or chunk < 2):
+        raise UsageError(
+            f"at least 2 tokens are needed, got {chunk!r}", where=f"{where}.chunk_prefill_size"
+        )
     requests = _read_requests(data["requests"], f"{where}.requests")
     if isinstance(requests, CaptureSource) and ("arrivals" in data or "engine" in data):
         raise UsageError("a recording needs neither 'arrivals' nor 'engine'", where=where)
@@ -157,6 +166,7 @@ def read_spec(data: Mapping[str, Any], *, page_size: int, where: str = "workload
         arrivals=read_record(Arrivals, data.get("arrivals", {}), f"{where}.arrivals"),
         knobs=_read_knobs(data.get("engine", {}), page_size, f"{where}.engine"),
         compress=read_record(Compress, data.get("compress", {}), f"{where}.compress"),
+        chunk_prefill_size=chunk,
         seed=seed,
     )
 

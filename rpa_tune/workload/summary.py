@@ -92,6 +92,7 @@ def steps_of(workload: Workload) -> list[Step]:
             q_lens=np.array(wb.batch.q_lens, np.int32),
             kv_lens=np.array(wb.batch.kv_lens, np.int32),
             num_decode=wb.batch.num_decode,
+            num_prefill=wb.batch.num_prefill,
         )
         for wb in workload.batches
     ]

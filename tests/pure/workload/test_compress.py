@@ -7,6 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rpa_kernels import load_family
+from rpa_kernels.batch import Batch
+from rpa_kernels.problem import Problem
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.workload.build import Build, build_workload
 from rpa_tune.workload.compress import compress
 from rpa_tune.workload.cost import PANEL, Costs, ProxyCosts
@@ -80,6 +84,35 @@ def test_error_in_kernels_not_told_of_is_reported_and_small(conv: dict[int, Buil
     errors = [abs(error) for errors in held_out.values() for error in errors.values()]
     assert len(errors) == 4
     assert max(errors) < 0.06
+
+
+@pytest.mark.parametrize("family", ["decode", "mixed"])
+def test_error_holds_for_the_real_kernels_accounts(conv: dict[int, Build], family: str) -> None:
+    """Bytes, copies and FLOPs that the families count themselves, under their default config."""
+    build, kernel = conv[32], load_family(family)
+    problem = Problem(
+        num_q_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        page_size=128,
+        max_num_tokens=1024,
+        max_num_seqs=64,
+        pages_per_seq=64,
+        num_pages=4096,
+    )
+    config = kernel.default_config(problem, load_chip("v6e").target)
+
+    def measure(batch: Batch) -> list[float]:
+        traffic = kernel.traffic(problem, config, batch)
+        flops = kernel.mxu_flops(problem, config, batch)
+        return [traffic.read_bytes, traffic.write_bytes, traffic.num_copies, flops]
+
+    full = np.mean([measure(step.batch()) for step in build.served.steps], axis=0)
+    kept = np.sum(
+        [wb.weight * np.array(measure(wb.batch)) for wb in build.workload.batches], axis=0
+    )
+    assert (full > 0).all()
+    assert kept == pytest.approx(full, rel=0.04)
 
 
 def test_another_time_can_be_passed_in() -> None:

@@ -309,6 +309,20 @@ def test_sglang_runs_prompts_first_and_apart() -> None:
     assert lens(steps)[1] == ([1, 5], [7, 5], 1)
 
 
+def test_chunks_of_one_size_can_have_the_prefill_slot() -> None:
+    knobs = EngineKnobs(
+        block_size=4, max_num_seqs=4, max_model_len=64, long_prefill_token_threshold=8
+    )
+    _, steps = run([request(3, 9), request(5, 9, at=0.001), request(20, 9, at=0.001)], knobs)
+    step = steps[1]
+    assert (step.q_lens.tolist(), step.kv_lens.tolist()) == ([1, 5, 8], [4, 5, 8])
+    slotted = step.with_prefill_slot(8)
+    assert (slotted.q_lens.tolist(), slotted.kv_lens.tolist()) == ([1, 8, 5], [4, 8, 5])
+    assert slotted.batch(block_size=4).distribution == (1, 2, 3)
+    table = step.page_table(4)
+    assert slotted.page_table(4) == (table[0], table[2], table[1])
+
+
 def test_closed_loop_never_has_more_requests_than_users() -> None:
     knobs = EngineKnobs(block_size=4, max_num_seqs=16, max_model_len=64)
     _, steps = run([request(6, 9) for _ in range(20)], knobs, max_concurrency=3)

@@ -36,11 +36,14 @@ def test_preset_makes_a_workload_and_says_where_from(name: str) -> None:
     assert build.workload.source == spec.source
     assert 1 <= len(build.workload.batches) <= 16
     batches = [wb.batch for wb in build.workload.batches]
-    families = {f for f in ("decode", "mixed") for batch in batches if batch.family_seqs(f)}
+    families = {
+        f for f in ("decode", "prefill", "mixed") for batch in batches if batch.family_seqs(f)
+    }
     if spec.knobs.kv_role is KvRole.DECODE:
         assert families == {"decode"}
     else:
         assert "mixed" in families
+    assert ("prefill" in families) == (spec.knobs.kv_role is KvRole.PREFILL)
     if spec.knobs.num_speculative_tokens:
         verified = [q for batch in batches for q in batch.q_lens]
         assert verified.count(1 + spec.knobs.num_speculative_tokens) > len(verified) / 2
@@ -99,6 +102,7 @@ MISTAKES = [
     ({"arrivals": {"process": "poisson"}}, "needs a request_rate", ".arrivals"),
     ({"compress": {"batches": -1}}, "batches=-1 must be", ".compress"),
     ({"compress": {"page_tables": "real"}}, "must be 'drawn' or 'engine'", ".compress"),
+    ({"chunk_prefill_size": 1}, "at least 2 tokens", ".chunk_prefill_size"),
     ({"seed": -1}, "a seed from 0", ".seed"),
     ({"requests": {"capture": "x"}, "engine": {}}, "neither 'arrivals' nor 'engine'", ""),
 ]
