@@ -85,6 +85,6 @@ def load_machine(chip: str) -> Machine:
     rows = dict(_table()[chip])
     capacity = tuple(rows.pop("slot_capacity")["value"])
     assert len(capacity) == len(Slot)
-    numbers = {name: Number(**row) for name, row in rows.items()}
-    numbers |= {name: record.numbers[name] for name in _FROM_CHIP}
+    numbers = {name: record.numbers[name] for name in _FROM_CHIP}
+    numbers |= {name: Number(**row) for name, row in rows.items()}
     return Machine(chip=chip, numbers=numbers, slot_capacity=capacity)
