@@ -23,6 +23,7 @@ COMMANDS = {
     "explain": ("rpa_tune.cli.explain", "explain"),
     "sweep": ("rpa_tune.cli.sweep", "sweep"),
     "tables": ("rpa_tune.cli.tables", "tables"),
+    "verify": ("rpa_tune.cli.verify", "verify"),
     "workloads": ("rpa_tune.cli.workloads", "workloads"),
 }
 

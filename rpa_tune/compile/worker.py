@@ -66,9 +66,16 @@ def _answer(connection: Connection, function: str, argument: Any) -> None:
     try:
         connection.send(("value", resolve(function)(argument)))
     except Exception as error:  # whatever a task does wrong costs that task only
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        detail = f"{type(error).__name__}: {lines[0].strip() if lines else '(no message)'}"
+        detail = f"{type(error).__name__}: {_one_line(str(error))}"
         connection.send(("error", detail, traceback.format_exc()))
+
+
+def _one_line(message: str) -> str:
+    """The line of a message that says most: the first, or the last if it carries a traceback."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if not lines:
+        return "(no message)"
+    return lines[-1] if lines[0].endswith("Traceback (most recent call last):") else lines[0]
 
 
 def main() -> None:

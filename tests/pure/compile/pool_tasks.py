@@ -21,6 +21,12 @@ def fail(value):
     raise ValueError(f"cannot do {value}\nsecond line")
 
 
+def fail_inside(_):
+    raise RuntimeError(
+        "INTERNAL: Traceback (most recent call last):\n  File x\nIndexError: far off\n"
+    )
+
+
 def unpicklable(_):
     return lambda: None
 
@@ -83,3 +89,11 @@ def modules(_):
 
 def environment(name):
     return os.environ.get(name)
+
+
+def check_right(_):
+    return {"max_error": 0.1, "tolerance": 0.2, "problems": []}
+
+
+def check_wrong(_):
+    return {"max_error": 0.3, "tolerance": 0.2, "problems": ["error", "data race"]}

@@ -48,12 +48,18 @@ def test_values_come_back_with_their_index(good_pool):
 
 
 def test_an_exception_is_one_line_and_a_traceback_and_the_worker_lives_on(good_pool):
+    run(good_pool, "double", range(4))
     before = set(good_pool.pids)
     (reply,) = run(good_pool, "fail", ["this"])
     assert reply.failure.kind is FailureKind.EXCEPTION
     assert reply.failure.detail == "ValueError: cannot do this"
     assert "pool_tasks.py" in reply.failure.log
     assert set(good_pool.pids) == before
+
+
+def test_a_message_that_carries_a_traceback_is_told_by_its_end(good_pool):
+    (reply,) = run(good_pool, "fail_inside", [0])
+    assert reply.failure.detail == "RuntimeError: IndexError: far off"
 
 
 def test_an_answer_that_cannot_travel_is_an_exception(good_pool):

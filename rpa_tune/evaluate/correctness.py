@@ -1,0 +1,167 @@
+"""Is a config right? Interpreted on the CPU against the float32 reference, on hostile batches.
+
+The comparison is `rpa_kernels.verify`'s; this file chooses batches, runs the check in a worker
+process, and gives it a status. Neighbours: `measured.py` times nothing that is not right here.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rpa_kernels import load_family
+from rpa_kernels.batch import Batch
+from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Status
+from rpa_tune.compile.pool import FailureKind, Reply, WorkerPool
+from rpa_tune.hw.chip import load_chip
+
+TASK = "rpa_tune.evaluate.correctness:check_batch"
+_MAX_PAGES = 4  # pages of the longest hostile context beyond two blocks; the interpreter is slow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckTask:
+    """One launch to check.
+
+    Attributes:
+      family: Kernel family.
+      problem: Static shapes that the batch fits.
+      config: A config that passes `check`.
+      chip: Whose code paths are taken.
+      batch: Lengths.
+      seed: Of the operands.
+      dma_mode: `on_wait` or `eager`: how late copies happen.
+    """
+
+    family: str
+    problem: Problem
+    config: Any
+    chip: str
+    batch: Batch
+    seed: int = 0
+    dma_mode: str = "on_wait"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What one check found.
+
+    Attributes:
+      task: What was checked.
+      status: OK, WRONG_ANSWER, or why there is no answer.
+      detail: One line; empty when OK.
+      figures: Errors, tolerance and counts, when there is an answer.
+    """
+
+    task: CheckTask
+    status: Status
+    detail: str = ""
+    figures: dict[str, Any] | None = None
+
+
+def hostile_batches(family: str, *, page_size: int, block_tokens: int) -> tuple[Batch, ...]:
+    """Batches with lengths that break kernels: 1, page and block boundaries ±1, several blocks.
+
+    Pages are fragmented. Sequences of another family stand before or behind, and must be left
+    alone.
+
+    Args:
+      family: Whose sequences to have.
+      page_size: Tokens in a page.
+      block_tokens: Tokens of the config's KV block.
+    """
+    longest = 2 * block_tokens + _MAX_PAGES * page_size
+    edges = sorted(
+        {
+            max(1, edge + step)
+            for edge in (1, page_size, block_tokens, 2 * block_tokens)
+            for step in (-1, 0, 1)
+        }
+        | {longest}
+    )
+    if family == "decode":
+        return (
+            _batch([1] * len(edges), edges, num_decode=len(edges), page_seed=1),
+            _batch([1, 5], [longest, 5], num_decode=1, page_seed=2),
+        )
+    if family == "prefill":
+        chunk = page_size
+        contexts = [edge for edge in edges if edge >= chunk]
+        return (
+            Batch(
+                q_lens=(1, *([chunk] * len(contexts)), 3),
+                kv_lens=(page_size + 1, *contexts, 3),
+                num_decode=1,
+                num_prefill=len(contexts),
+                page_seed=1,
+            ),
+        )
+    whole = [n for n in edges if n <= 2 * page_size + 1]
+    chunks = [min(n, page_size + 1) for n in edges]
+    return (
+        _batch([1, *whole], [page_size + 1, *whole], num_decode=1, page_seed=1),
+        _batch(chunks, edges, num_decode=0, page_seed=2),
+    )
+
+
+def _batch(
+    q_lens: Sequence[int], kv_lens: Sequence[int], *, num_decode: int, page_seed: int
+) -> Batch:
+    return Batch(
+        q_lens=tuple(q_lens), kv_lens=tuple(kv_lens), num_decode=num_decode, page_seed=page_seed
+    )
+
+
+def check_all(
+    tasks: Sequence[CheckTask], *, num_workers: int, deadline_s: float
+) -> Iterator[Verdict]:
+    """Checks launches in worker processes, and yields verdicts as they come.
+
+    Args:
+      tasks: Any families and configs.
+      num_workers: Processes at once.
+      deadline_s: Seconds that one check may take.
+    """
+    ready = []
+    for task in tasks:
+        if bad := task.config.check(task.problem, load_chip(task.chip).target):
+            yield Verdict(task=task, status=Status.INFEASIBLE, detail=str(bad))
+        elif misfit := task.batch.misfit(task.problem):
+            yield Verdict(task=task, status=Status.INFEASIBLE, detail=misfit)
+        else:
+            ready.append(task)
+    with WorkerPool(num_workers=num_workers, deadline_s=deadline_s) as pool:
+        for reply in pool.map_unordered(TASK, ready):
+            yield _verdict(ready[reply.index], reply)
+
+
+def _verdict(task: CheckTask, reply: Reply) -> Verdict:
+    if reply.failure is None:
+        problems = reply.value.pop("problems")
+        return Verdict(
+            task=task,
+            status=Status.WRONG_ANSWER if problems else Status.OK,
+            detail="; ".join(problems),
+            figures=reply.value,
+        )
+    status = {
+        FailureKind.DEADLINE: Status.RUN_TIMEOUT,
+        FailureKind.EXCEPTION: Status.RUN_FAILED,
+    }.get(reply.failure.kind, Status.CRASHED)
+    return Verdict(task=task, status=status, detail=reply.failure.detail)
+
+
+def check_batch(task: CheckTask) -> dict[str, Any]:
+    """Runs one check, in a worker: the report's figures and `problems`."""
+    from rpa_kernels.verify import verify
+
+    report = verify(
+        load_family(task.family),
+        task.problem,
+        task.config,
+        task.batch,
+        target=load_chip(task.chip).target,
+        seed=task.seed,
+        dma_mode=task.dma_mode,
+    )
+    return {**asdict(report), "problems": list(report.problems)}
