@@ -244,7 +244,10 @@ def _outcome(results: Sequence[StudyResult]) -> Table:
     """Per study: the chosen config, its time, the heuristic's, the speed-up, what bounds it."""
     table = Table(title="Expected time of one launch over the workload, simulated", show_lines=True)
     for name in ("study", "config", "time us", "heuristic us", "speed-up", "bound by", "verdict"):
-        table.add_column(name, justify="right" if name.endswith(("us", "up")) else "left")
+        is_number = name.endswith(("us", "up"))
+        table.add_column(
+            name, justify="right" if is_number else "left", no_wrap=name == "study" or is_number
+        )
     for result in results:
         decision = result.decision
         if decision is None:

@@ -4,8 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from rpa_kernels import FAMILIES
 from rpa_tune.cli.main import print_json
@@ -51,19 +49,8 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
     if as_json:
         print_json([_to_dict(row) for row in rows])
         return
-    table = Table("key", "config", "time us", "speed-up", "verdict", "evidence", show_lines=True)
     for row in rows:
-        speedup = row.evidence.speedup
-        table.add_row(
-            _key_text(row),
-            "\n".join(_configs_text(row)),
-            f"{row.evidence.time_us:,.1f}",
-            "-" if speedup is None else f"{speedup:.2f}",
-            row.evidence.verdict,
-            f"{row.evidence.fidelity}, {row.evidence.workload}, libtpu {row.evidence.libtpu}, "
-            f"{row.evidence.date}",
-        )
-    Console(width=max(120, Console().width)).print(table)
+        click.echo("\n  ".join([_key_text(row), *_configs_text(row), _evidence_text(row)]))
     click.echo(f"{len(rows)} rows")
 
 
@@ -141,15 +128,26 @@ def _to_dict(row: TableRow) -> dict[str, object]:
 
 
 def _key_text(row: TableRow) -> str:
-    """The key in two short lines: sizes that people ask for first."""
+    """The key on one line: sizes that people ask for first."""
     key = row.key
-    extras = [name for name in ("has_soft_cap", "has_sinks", "has_scales") if getattr(key, name)]
-    window = [f"window {key.sliding_window_tokens}"] if key.sliding_window_tokens else []
+    extras = [f"window {key.sliding_window_tokens}"] if key.sliding_window_tokens else []
+    extras += [name for name in ("has_soft_cap", "has_sinks", "has_scales") if getattr(key, name)]
     return (
         f"{key.chip} {key.family}: {key.num_q_heads}/{key.num_kv_heads} heads of {key.head_dim}, "
-        f"{key.kv_dtype}, page {key.page_size}\n"
-        f"{key.max_num_seqs} seqs, {key.max_num_tokens} tokens, context {key.max_context_tokens}"
-        + "".join(f", {extra}" for extra in [*window, *extras])
+        f"{key.kv_dtype}, page {key.page_size}, {key.max_num_seqs} seqs, "
+        f"{key.max_num_tokens} tokens, context {key.max_context_tokens}"
+        + "".join(f", {extra}" for extra in extras)
+    )
+
+
+def _evidence_text(row: TableRow) -> str:
+    """Why, on one line."""
+    evidence = row.evidence
+    speedup = "" if evidence.speedup is None else f", {evidence.speedup:.2f}x the heuristic"
+    bound = f", bound by {evidence.bound_by}" if evidence.bound_by else ""
+    return (
+        f"{evidence.verdict}: {evidence.fidelity} {evidence.time_us:,.1f} us{speedup}{bound}; "
+        f"{evidence.workload}, libtpu {evidence.libtpu}, {evidence.date}"
     )
 
 

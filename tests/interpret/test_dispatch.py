@@ -1,0 +1,182 @@
+"""The dispatcher's call against the reference: every mix of families, jit, donation, bad input."""
+
+import functools
+import warnings
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from rpa_kernels import reference
+from rpa_kernels.batch import Batch
+from rpa_kernels.problem import Problem
+from rpa_tune.dispatch.dispatcher import Dispatcher
+from rpa_tune.dispatch.plan import LaunchPlan
+from rpa_tune.dispatch.runtime import ragged_paged_attention
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.tables.reader import Tables
+from rpa_tune.tables.step import Step
+
+PROBLEM = Problem(
+    num_q_heads=4, num_kv_heads=2, head_dim=128, page_size=16, max_num_tokens=32,
+    max_num_seqs=4, pages_per_seq=4, num_pages=24, q_dtype="float32", kv_dtype="float32",
+    sm_scale=0.1,
+)  # fmt: skip
+# Races are the kernels' own tests' business; here it is which kernel serves which sequence.
+INTERPRET = pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode="on_wait")
+DISPATCHER = Dispatcher(load_chip("v6e"), Tables(), on_miss="heuristic")
+
+
+def make_inputs(problem=PROBLEM, seed=0):
+    rng = np.random.default_rng(seed)
+    tokens, dim = problem.max_num_tokens, problem.head_dim
+    shapes = [(tokens, problem.num_q_heads, dim), (tokens, problem.num_kv_heads, dim),
+              (tokens, problem.num_kv_heads, dim), problem.kv_cache_shape]  # fmt: skip
+    return [jnp.asarray(rng.standard_normal(shape), problem.q_dtype) for shape in shapes]
+
+
+def metadata(batch, problem=PROBLEM):
+    arrays = batch.arrays(problem)
+    return arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution
+
+
+@pytest.fixture(autouse=True)
+def _unusable_donations():
+    """Keys and values are donated, as by the public function, though no output takes them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+        yield
+
+
+def run(batch, plan, **options):
+    return ragged_paged_attention(
+        *make_inputs(), *metadata(batch), plan=plan, sm_scale=0.1, interpret=INTERPRET, **options
+    )
+
+
+def check(batch, out, cache):
+    call = functools.partial(
+        reference.ragged_paged_attention, *make_inputs(), batch.arrays(PROBLEM), PROBLEM
+    )
+    expected, expected_cache = call()
+    rounded, _ = call(compute_dtype="bfloat16")
+    used = slice(0, batch.num_tokens)
+    # At most twice the error of the plain low-precision implementation.
+    tolerance = 2 * float(jnp.max(jnp.abs(rounded[used] - expected[used])))
+    np.testing.assert_allclose(out[used], expected[used], rtol=0, atol=tolerance)
+    np.testing.assert_array_equal(cache, expected_cache)
+
+
+BATCHES = {
+    "decode only": Batch(q_lens=(1, 1), kv_lens=(17, 64), num_decode=2, page_seed=1),
+    "mixed only": Batch(q_lens=(5, 20), kv_lens=(5, 33), num_decode=0, page_seed=2),
+    "decode and mixed": Batch(q_lens=(1, 1, 9), kv_lens=(1, 16, 40), num_decode=2, page_seed=3),
+    "prefill slot": Batch(
+        q_lens=(1, 8, 8, 3), kv_lens=(30, 8, 24, 4), num_decode=1, num_prefill=2, page_seed=4
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_planned_steps_equal_the_reference(name):
+    batch = BATCHES[name]
+    plan = DISPATCHER.plan(PROBLEM, Step.of_batch(batch))
+    out, cache = run(batch, plan, chunk_prefill_size=8 if batch.num_prefill else None)
+    check(batch, out, cache)
+
+
+def test_mixed_alone_serves_any_batch():
+    """What a plan does not launch, mixed takes over: no sequence is dropped."""
+    batch = BATCHES["prefill slot"]
+    mixed = DISPATCHER.plan(PROBLEM, Step.of([7], [9], [0, 0, 1]))
+    assert mixed.families == ("mixed",)
+    check(batch, *run(batch, mixed))
+
+
+def test_a_plan_is_static_to_an_outer_jit():
+    batch = BATCHES["decode and mixed"]
+    plan = DISPATCHER.plan(PROBLEM, Step.of_batch(batch))
+    traces = []
+
+    @functools.partial(jax.jit, static_argnames="plan")
+    def step(arrays, rest, *, plan):
+        traces.append(plan)
+        return DISPATCHER(*arrays, *rest, plan=plan, sm_scale=0.1, interpret=INTERPRET)
+
+    check(batch, *step(make_inputs(), metadata(batch), plan=plan))
+    again = DISPATCHER.plan(replace(PROBLEM), Step.of_batch(batch))
+    step(make_inputs(), metadata(batch), plan=again)
+    assert len(traces) == 1
+
+
+def test_the_first_four_arguments_are_donated():
+    batch = BATCHES["decode only"]
+    arrays = make_inputs()
+    plan = DISPATCHER.plan(PROBLEM, Step.of_batch(batch))
+    ragged_paged_attention(*arrays, *metadata(batch), plan=plan, sm_scale=0.1, interpret=INTERPRET)
+    assert arrays[0].is_deleted()
+    assert arrays[3].is_deleted()
+
+
+def test_a_plan_that_would_drop_sequences_is_refused():
+    plan = DISPATCHER.plan(PROBLEM, Step.of_batch(BATCHES["decode only"]))
+    with pytest.raises(ValueError, match=r"launches \('decode',\).*1 mixed"):
+        run(BATCHES["decode and mixed"], plan)
+
+
+def test_a_plan_of_another_problem_is_refused():
+    plan = DISPATCHER.plan(replace(PROBLEM, page_size=32), Step.of([1], [9], [1, 1, 1]))
+    with pytest.raises(ValueError, match="page_size=16"):
+        run(BATCHES["decode only"], plan)
+
+
+def test_an_empty_plan_launches_nothing():
+    plan = DISPATCHER.plan(PROBLEM, Step())
+    batch = Batch(q_lens=(), kv_lens=(), num_decode=0)
+    _, cache = run(batch, plan)
+    np.testing.assert_array_equal(cache, make_inputs()[3])
+
+
+BAD = {
+    "must have one shape": lambda a, m: (a.__setitem__(2, a[2][:, :1]), None),
+    "must agree in tokens": lambda a, m: (a.__setitem__(0, a[0][:16]), None),
+    "must have one dtype": lambda a, m: (a.__setitem__(3, a[3].astype(jnp.bfloat16)), None),
+    "must be \\[tokens": lambda a, m: (a.__setitem__(0, a[0][0]), None),
+    "kv_lens must be int32": lambda a, m: (m.__setitem__(0, m[0].astype(np.int16)), None),
+    "page_indices has 15": lambda a, m: (m.__setitem__(1, m[1][:15]), None),
+    "and cu_q_lens 4": lambda a, m: (m.__setitem__(2, m[2][:4]), None),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_shapes_that_do_not_belong_together_are_refused(message):
+    batch = BATCHES["decode only"]
+    arrays, rest = make_inputs(), list(metadata(batch))
+    BAD[message](arrays, rest)
+    plan = DISPATCHER.plan(PROBLEM, Step.of_batch(batch))
+    with pytest.raises(ValueError, match=message):
+        ragged_paged_attention(*arrays, *rest, plan=plan, sm_scale=0.1, interpret=INTERPRET)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"skip_kv_mask": True}, "skip_kv_mask"),
+        ({"chunk_prefill_size": 0}, "chunk_prefill_size"),
+        ({"soft_cap": 0.0}, "soft_cap"),
+        ({"sliding_window": 0}, "sliding_window"),
+    ],
+)
+def test_features_that_cannot_be_are_refused(options, message):
+    plan = LaunchPlan(problem=PROBLEM, target=DISPATCHER.chip.target, launches=())
+    with pytest.raises(ValueError, match=message):
+        run(BATCHES["decode only"], plan, **options)
+
+
+def test_unknown_arguments_are_refused():
+    plan = LaunchPlan(problem=PROBLEM, target=DISPATCHER.chip.target, launches=())
+    with pytest.raises(TypeError, match="block_sizes"):
+        run(BATCHES["decode only"], plan, block_sizes=1)

@@ -1,0 +1,187 @@
+"""`rpa-tune sweep` from plan to table, with evaluators that answer by formula."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from fake_sweep import make_evaluators
+
+from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.cli import sweep as module
+from rpa_tune.cli.main import cli
+from rpa_tune.errors import StoreError, UsageError
+from rpa_tune.store import journal
+from rpa_tune.tables.reader import load_tables
+
+TESTS = Path(__file__).resolve().parents[1]
+PLAN = """\
+chip: v6e
+model: llama3-8b
+families: [decode]
+page_size: 128
+workload: {requests: {count: 8, prompt_tokens: 100, output_tokens: 20}, compress: {batches: 2}}
+space: {decode: {bkv_sz: [256, 512, 1024], bkv_csz: [256, 512], bq_sz: [8]}}
+search: {simulate: 6, wave: 3}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def evaluators(monkeypatch):
+    made = make_evaluators()
+    monkeypatch.setattr(module, "make_evaluators", lambda plan, workers, cache: made)
+    return made
+
+
+def sweep(*arguments):
+    return CliRunner().invoke(cli, ["sweep", "plan.yaml", *arguments])
+
+
+def test_a_sweep_writes_tables_and_says_how_to_use_them(folder, evaluators):
+    result = sweep()
+    assert result.exit_code == 0, result.output
+    rows = list(load_tables([folder / "tuned_tables"]))
+    assert len(rows) == 1
+    assert rows[0].evidence.num_candidates == 6
+    assert 'load_dispatcher(chip="v6e", tables="tuned_tables")' in result.stdout
+    for word in ("speed-up", "bound by", "hbm", "bkv_sz=512", "tuned"):
+        assert word in result.stdout, word
+    assert (folder / ".rpa-tune" / "plan.jsonl").exists()
+    assert all(evaluator.closed for evaluator in evaluators.values())
+
+
+def test_plain_lines_when_nobody_is_watching(folder, evaluators):
+    result = sweep()
+    lines = result.stderr.splitlines()
+    assert all(re.match(r"\[ *\d+\.\d s\] v6e/llama3-8b/decode: ", line) for line in lines)
+    assert sum(" us; best " in line for line in lines) == 6
+
+
+def test_json_is_one_document_on_stdout(folder, evaluators):
+    document = json.loads(sweep("--json").stdout)
+    study = document["studies"][0]
+    assert document["exit_code"] == 0
+    assert study["time_us"] <= study["heuristic_us"]
+    assert study["row"]["configs"] == [study["config"]]
+    assert {"bound_by", "speedup", "verdict", "statuses", "rejected", "stopped"} <= set(study)
+    assert len(study["stopped"]) + study["num_evaluated"] >= study["num_feasible"]
+
+
+def test_a_second_run_asks_nothing_and_fresh_asks_everything(folder, evaluators):
+    sweep()
+    table = (folder / "tuned_tables/v6e/decode.jsonl").read_bytes()
+    asked = len(evaluators[Fidelity.SIMULATED].asked)
+    assert asked == 6
+    result = sweep()
+    assert len(evaluators[Fidelity.SIMULATED].asked) == asked
+    assert "(unchanged)" in result.stdout
+    sweep("--fresh")
+    assert len(evaluators[Fidelity.SIMULATED].asked) == 2 * asked
+    assert (folder / "tuned_tables/v6e/decode.jsonl").read_bytes() == table
+
+
+def test_dry_run_runs_nothing_and_knows_what_is_known(folder, evaluators):
+    before = json.loads(sweep("--dry-run", "--json").stdout)["studies"][0]
+    assert (before["simulate_at_most"], before["known"]) == (6, 0)
+    assert before["seconds"] > 0
+    assert before["seconds_are"] == "a guess"
+    assert not evaluators[Fidelity.SIMULATED].asked
+    assert not (folder / ".rpa-tune").exists()
+    sweep()
+    after = json.loads(sweep("--dry-run", "--json").stdout)["studies"][0]
+    assert (after["known"], after["seconds"]) == (6, 0)
+    assert "nothing was run" in sweep("--dry-run").stdout
+
+
+def test_chip_replaces_the_plans(folder, evaluators):
+    assert sweep("--chip", "v5e", "--tables", "mine").exit_code == 0
+    assert [row.key.chip for row in load_tables([folder / "mine"])] == ["v5e"]
+    result = sweep("--chip", "v5")
+    assert isinstance(result.exception, UsageError)
+    assert "did you mean" in result.exception.hint
+
+
+def test_a_spent_budget_is_exit_75_and_says_how_to_go_on(folder, evaluators):
+    evaluators[Fidelity.SIMULATED].delay_s = 0.2
+    result = sweep("--budget", "0.5s", "--store", "s.jsonl")
+    assert result.exit_code == 75, result.output
+    assert "budget spent" in result.stderr
+    command = "rpa-tune sweep plan.yaml --store s.jsonl --tables tuned_tables"
+    assert command in result.stderr
+    evaluators[Fidelity.SIMULATED].delay_s = 0.0
+    assert sweep("--store", "s.jsonl").exit_code == 0
+    assert len(evaluators[Fidelity.SIMULATED].asked) == 6
+    bad = sweep("--budget", "5 parsecs")
+    assert isinstance(bad.exception, UsageError)
+
+
+def test_nothing_that_works_is_exit_3_with_the_reasons(folder, evaluators):
+    evaluators[Fidelity.SIMULATED].statuses = lambda config: Status.OUT_OF_MEMORY
+    result = sweep()
+    assert result.exit_code == 3
+    assert "no config works" in result.stdout
+    assert "out_of_memory" in result.stdout
+    assert not (folder / "tuned_tables").exists()
+
+
+def test_a_second_sweep_on_the_same_store_is_refused(folder, evaluators):
+    with journal.Journal(folder / ".rpa-tune" / "plan.jsonl"):
+        result = sweep()
+    assert isinstance(result.exception, StoreError)
+    assert "--store" in result.exception.hint
+
+
+PROGRAM = textwrap.dedent("""
+    import sys
+    from fake_sweep import make_evaluators
+    from rpa_tune.cli import main, sweep
+    made = make_evaluators(delay_s=0.3)
+    sweep.make_evaluators = lambda plan, workers, cache: made
+    main.main(["sweep", "plan.yaml"])
+""")
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(folder, evaluators):
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": str(TESTS)},
+    ) as process:  # fmt: skip
+        for line in process.stderr:
+            if " us; best " in line:
+                process.send_signal(signal.SIGINT)
+                break
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    assert "go on with: rpa-tune sweep plan.yaml" in err
+    kept = journal.read(folder / ".rpa-tune" / "plan.jsonl").evaluations
+    simulated = [e for e in kept if e.fidelity is Fidelity.SIMULATED]
+    assert 1 <= len(simulated) < 6
+    sweep()
+    assert len(evaluators[Fidelity.SIMULATED].asked) == 6 - len(simulated)
+
+
+def test_bad_plans_exit_with_2_and_the_line(folder):
+    (folder / "plan.yaml").write_text(PLAN.replace("v6e", "v66"))
+    run = subprocess.run(
+        [sys.executable, "-m", "rpa_tune", "sweep", "plan.yaml"], capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert run.stderr == (
+        "error: unknown chip 'v66'\n  in plan.yaml:1\n"
+        "hint: did you mean v6e? known: v4, v5e, v5p, v6e, v7x\n"
+    )

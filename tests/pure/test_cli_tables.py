@@ -1,0 +1,88 @@
+"""`rpa-tune tables`: show, lint, diff, merge."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from table_rows import default_config, make_row
+
+from rpa_tune.cli.main import cli
+from rpa_tune.errors import TableError
+from rpa_tune.tables.reader import load_tables
+from rpa_tune.tables.row import Clause
+from rpa_tune.tables.writer import merge_into
+
+
+@pytest.fixture
+def folder(tmp_path):
+    merge_into(tmp_path / "t", [make_row(), make_row("mixed"), make_row(chip="v5e")])
+    return tmp_path / "t"
+
+
+def tables(*arguments):
+    return CliRunner().invoke(cli, ["tables", *map(str, arguments)])
+
+
+def test_show_prints_rows_with_evidence(folder):
+    result = tables("show", folder)
+    assert result.exit_code == 0
+    for text in (
+        "v6e decode: 8/2 heads of 128",
+        "bkv_sz=",
+        "1.20x the heuristic",
+        "tuned: simulated",
+        "made-up",
+        "3 rows",
+    ):
+        assert text in result.stdout, text
+    assert "2 rows" in tables("show", folder, "--chip", "v6e").stdout
+    assert "1 rows" in tables("show", folder, "--family", "mixed").stdout
+    rows = json.loads(tables("show", folder, "--json", "--chip", "v5e").stdout)
+    assert [row["chip"] for row in rows] == ["v5e"]
+    assert rows[0]["evidence"]["workload"] == "made-up"
+
+
+def test_show_prints_rules(tmp_path):
+    rule = (Clause(use=1, feature="mean_context_tokens", at_most=500), Clause(use=0))
+    configs = [default_config(), default_config(seqs_per_step=1)]
+    merge_into(tmp_path, [make_row(configs=configs, rule=rule)])
+    assert "mean_context_tokens <= 500: " in tables("show", tmp_path).stdout
+
+
+def test_lint_exits_with_3_on_findings(folder):
+    assert tables("lint", folder).exit_code == 0
+    merge_into(folder, [make_row("mixed", kernel_digest="older")])
+    result = tables("lint", folder)
+    assert result.exit_code == 3
+    assert "mixed.jsonl:2: stale: kernel was older" in result.stdout
+    report = json.loads(tables("lint", folder, "--json").stdout)
+    assert report["files"] == 3
+    assert report["findings"][0]["rule"] == "stale"
+    assert isinstance(tables("lint", folder / "none").exception, TableError)
+
+
+def test_lint_without_a_folder_checks_the_shipped_tables():
+    assert tables("lint").exit_code == 0
+
+
+def test_diff_exits_with_1_when_rows_differ(folder, tmp_path):
+    merge_into(tmp_path / "new", [make_row(time_us=40.0), make_row("mixed")])
+    assert tables("diff", folder, folder).exit_code == 0
+    result = tables("diff", folder, tmp_path / "new")
+    assert result.exit_code == 1
+    assert "removed v5e/decode" in result.stdout
+    assert "evidence.time_us: 50.0 -> 40.0" in result.stdout
+    kinds = [
+        c["kind"] for c in json.loads(tables("diff", folder, tmp_path / "new", "--json").stdout)
+    ]
+    assert kinds == ["removed", "changed"]
+
+
+def test_merge_takes_the_later_row(folder, tmp_path):
+    merge_into(tmp_path / "new", [make_row(time_us=40.0)])
+    result = tables("merge", folder, tmp_path / "new", "--into", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "3 rows merged, 3 files changed" in result.stdout
+    times = {row.key.family + row.key.chip: row.evidence.time_us
+             for row in load_tables([tmp_path / "out"])}  # fmt: skip
+    assert times == {"decodev6e": 40.0, "mixedv6e": 50.0, "decodev5e": 50.0}
