@@ -34,6 +34,7 @@ class Direction(IntEnum):
     LOCAL = 2
 
 
+OPERAND_MEMORIES = ("hbm", "cmem")
 WAIT_OWNER = {
     Direction.READ: Owner.DMA_WAIT_READ,
     Direction.WRITE: Owner.DMA_WAIT_WRITE,
@@ -42,10 +43,15 @@ WAIT_OWNER = {
 
 
 def direction_of(copy: str) -> Direction:
-    """The engine that serves a `source_to_destination` copy."""
-    if copy == "hbm_to_vmem":
+    """The engine that serves a `source_to_destination` copy.
+
+    On v4 the compiler may place small operands in CMEM: their copies count, and are timed, as if
+    they were in HBM; a timeline that has them says so among its guesses.
+    """
+    source, destination = copy.split("_to_")
+    if source in OPERAND_MEMORIES and destination == "vmem":
         return Direction.READ
-    if copy == "vmem_to_hbm":
+    if source == "vmem" and destination in OPERAND_MEMORIES:
         return Direction.WRITE
     return Direction.LOCAL
 

@@ -11,6 +11,8 @@ from rpa_tune.llo.machine import Machine
 from rpa_tune.llo.program import Program
 from rpa_tune.llo.timeline import Timeline, make_timeline
 
+__all__ = ["Timeline", "simulate"]
+
 # A launch this long would take minutes on the chip: surely an endless loop.
 MAX_BUNDLES = 1 << 36
 

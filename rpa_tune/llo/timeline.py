@@ -70,9 +70,9 @@ class Timeline:
       cycles_by_owner: Who each cycle belongs to; adds up to `total_cycles`.
       time_us: `total_cycles` at the nominal clock.
       num_bundles: Bundles executed.
-      read_bytes: HBM to VMEM.
-      write_bytes: VMEM to HBM.
-      prefetch_bytes: All other copies: scalar operands to SMEM, copies between VMEM and CMEM.
+      read_bytes: HBM (or CMEM, v4) to VMEM.
+      write_bytes: VMEM to HBM (or CMEM).
+      prefetch_bytes: All other copies: scalar operands to SMEM.
       num_copies: Copies from and to HBM with a size above zero.
       num_prefetch_copies: The same for the other copies.
       read_busy_cycles: Time the read engine serves copies.
@@ -155,7 +155,7 @@ def make_timeline(program: Program, machine: Machine, rates: Rates, run: Run) ->
         loops=tuple(_loops(program, rates, run, total)),
         bound_by=bound_by(cycles_by_owner, run, slot_use),
         unknown=dict(run.unknown),
-        guesses=machine.guesses,
+        guesses=machine.guesses + (("copies of CMEM timed as HBM",) if uses_cmem(program) else ()),
     )
 
 
@@ -212,6 +212,11 @@ def _loops(program: Program, rates: Rates, run: Run, total: int) -> Iterable[Loo
             cycles=spent,
             share=spent / total,
         )
+
+
+def uses_cmem(program: Program) -> bool:
+    """Whether an operand lives in CMEM, whose speed is not modelled."""
+    return any(operand.space == "cmem" for operand in program.operands.values())
 
 
 @functools.lru_cache(maxsize=64)
