@@ -125,19 +125,9 @@ def problem_of(
     Raises:
       ValueError: The shapes or dtypes do not belong together; the message names them.
     """
-    kv_lens, page_indices, cu_q_lens = metadata
     _check_shapes(queries, keys, values, kv_cache)
-    for name, array in (
-        ("kv_lens", kv_lens), ("page_indices", page_indices), ("cu_q_lens", cu_q_lens)
-    ):  # fmt: skip
-        if array.ndim != 1 or array.dtype != jnp.int32:
-            raise ValueError(f"{name} must be int32 and flat, got {array.dtype}{array.shape}")
-    num_seqs = kv_lens.shape[0]
-    if page_indices.shape[0] % num_seqs or cu_q_lens.shape[0] != num_seqs + 1:
-        raise ValueError(
-            f"kv_lens says {num_seqs} sequences; page_indices has {page_indices.shape[0]} entries "
-            f"and cu_q_lens {cu_q_lens.shape[0]}, need a multiple of it and one more"
-        )
+    _check_metadata(*metadata)
+    num_seqs = metadata[0].shape[0]
     causal = features.get("use_causal_mask", True)
     if causal and features.get("skip_kv_mask", False):
         raise ValueError("skip_kv_mask=True needs use_causal_mask=False")
@@ -152,7 +142,7 @@ def problem_of(
         page_size=kv_cache.shape[1],
         max_num_tokens=queries.shape[0],
         max_num_seqs=num_seqs,
-        pages_per_seq=page_indices.shape[0] // num_seqs,
+        pages_per_seq=metadata[1].shape[0] // num_seqs,
         num_pages=kv_cache.shape[0],
         q_dtype=str(queries.dtype),
         kv_dtype=str(kv_cache.dtype),
@@ -189,6 +179,20 @@ def _check_shapes(queries: Any, keys: Any, values: Any, kv_cache: Any) -> None:
         )
     if kv_cache.ndim != 5:
         raise ValueError(f"kv_cache must have 5 dimensions, got {kv_cache.shape}")
+
+
+def _check_metadata(kv_lens: Any, page_indices: Any, cu_q_lens: Any) -> None:
+    for name, array in (
+        ("kv_lens", kv_lens), ("page_indices", page_indices), ("cu_q_lens", cu_q_lens)
+    ):  # fmt: skip
+        if array.ndim != 1 or array.dtype != jnp.int32:
+            raise ValueError(f"{name} must be int32 and flat, got {array.dtype}{array.shape}")
+    num_seqs = kv_lens.shape[0]
+    if page_indices.shape[0] % num_seqs or cu_q_lens.shape[0] != num_seqs + 1:
+        raise ValueError(
+            f"kv_lens says {num_seqs} sequences; page_indices has {page_indices.shape[0]} entries "
+            f"and cu_q_lens {cu_q_lens.shape[0]}, need a multiple of it and one more"
+        )
 
 
 def _check_plan(plan: LaunchPlan, problem: Problem) -> None:

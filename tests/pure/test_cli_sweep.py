@@ -163,7 +163,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(folder, evaluators):
             if " us; best " in line:
                 process.send_signal(signal.SIGINT)
                 break
-        out, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted" in err
