@@ -1,0 +1,175 @@
+"""Cost of the dispatcher on a serving host: look-up, loading, import; beside the public look-up.
+
+    python benchmarks/dispatch.py --json out.json
+
+Times are measured on this machine's CPU: medians of repeats. The public look-up is the function
+of the tpu-inference 0.32.0 wheel with its logging switched off and its device name given, both in
+its favour; it returns block sizes for one kernel, `plan` the whole launch of a step.
+"""
+
+import importlib
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rpa_kernels.problem import Problem
+from rpa_tune.dispatch.dispatcher import load_dispatcher
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.interop import wheel
+from rpa_tune.tables.key import tuning_key
+from rpa_tune.tables.reader import load_tables, shipped_folder
+from rpa_tune.tables.row import ALWAYS_FIRST, Evidence, TableRow
+from rpa_tune.tables.step import Step
+from rpa_tune.tables.writer import merge_into
+
+PEER = "tpu_inference.kernels.ragged_paged_attention.v3.tuned_block_sizes"
+PROBLEM = Problem(
+    num_q_heads=32, num_kv_heads=8, head_dim=128, page_size=128, max_num_tokens=1024,
+    max_num_seqs=64, pages_per_seq=64, num_pages=2048,
+)  # fmt: skip
+NUM_ROWS = 1000  # a table larger than any we ship, to see how loading grows
+
+
+def median_us(call: Callable[[], object], *, repeats: int = 30, inner: int = 2000) -> float:
+    """Median over repeats of the mean time of one call, in microseconds."""
+    samples = []
+    for _ in range(repeats):
+        start = time.perf_counter_ns()
+        for _ in range(inner):
+            call()
+        samples.append((time.perf_counter_ns() - start) / inner / 1000)
+    return statistics.median(samples)
+
+
+def plan_lookups() -> dict[str, float]:
+    """`plan` for a problem that was seen before, the state of every step but the first."""
+    dispatcher = load_dispatcher(chip="v6e")
+    step = Step.of([1] * 48 + [256], [1000] * 49, [48, 48, 49])
+    dispatcher.plan(PROBLEM, step)
+    fresh = replace(PROBLEM)  # equal, not the same object: hashed and compared in full
+    lengths = [1] * 48 + [256], [1000] * 49, [48, 48, 49]
+    return {
+        "plan_lookup_us": median_us(lambda: dispatcher.plan(fresh, step)),
+        "step_and_plan_us": median_us(lambda: dispatcher.plan(fresh, Step.of(*lengths)), inner=500),
+        "first_plan_us": statistics.median(
+            median_us(lambda: load_dispatcher(chip="v6e").plan(PROBLEM, step), repeats=1, inner=1)
+            for _ in range(10)
+        ),
+    }
+
+
+def loading() -> dict[str, float]:
+    """All shipped tables, and a made-up one of `NUM_ROWS` rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        merge_into(Path(folder), many_rows())
+        return {
+            "shipped_rows": len(load_tables([shipped_folder()])),
+            "load_tables_ms": median_us(
+                lambda: load_tables([shipped_folder()]), repeats=10, inner=5
+            ) / 1000,
+            "load_1000_rows_ms": median_us(
+                lambda: load_tables([Path(folder)]), repeats=10, inner=1
+            ) / 1000,
+        }  # fmt: skip
+
+
+def many_rows() -> Iterable[TableRow]:
+    """Rows that differ in their key only."""
+    evidence = Evidence(
+        verdict="tuned", fidelity="simulated", time_us=1.0, heuristic_us=2.0, error_pct=5.0,
+        regret_pct=0.0, bound_by="hbm", workload="made-up", workload_digest="0" * 16,
+        num_candidates=1, kernel_digest="0" * 16, jax="0", libtpu="0", date="2026-01-01",
+    )  # fmt: skip
+    config = {"bkv_sz": 512, "bkv_csz": 512, "seqs_per_step": 1, "num_buffers": 3, "bq_sz": 8}
+    for i in range(NUM_ROWS):
+        problem = replace(PROBLEM, num_q_heads=8 * (1 + i % 50), page_size=16 * (1 + i // 50))
+        key = tuning_key(problem, load_chip("v6e").name, "decode")
+        yield TableRow(key=key, configs=(config,), rule=ALWAYS_FIRST, evidence=evidence)
+
+
+def imports() -> dict[str, Any]:
+    """A fresh interpreter that imports the serving half; jax's own share told apart."""
+    code = (
+        "import time; a = time.perf_counter(); import jax, jax.numpy\n"
+        "from jax.experimental import pallas; b = time.perf_counter()\n"
+        "import rpa_tune.dispatch, sys; c = time.perf_counter()\n"
+        "heavy = {'optuna', 'pandas', 'click', 'rich', 'numba'} & set(sys.modules)\n"
+        "print(1e3 * (b - a), 1e3 * (c - b), ','.join(sorted(heavy)))"
+    )
+    runs = []
+    for _ in range(5):
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        runs.append(run.stdout.split(" "))
+    return {
+        "import_jax_ms": statistics.median(float(run[0]) for run in runs),
+        "import_dispatch_ms": statistics.median(float(run[1]) for run in runs),
+        "heavy_packages_imported": [name for name in runs[0][2].strip().split(",") if name],
+    }
+
+
+def peer_lookup(cache_dir: Path) -> dict[str, Any]:
+    """The public look-up on a key its table has, and on one it lacks."""
+    root = wheel.fetch_wheel(cache_dir)
+    module: Any = wheel.load_module(root, PEER)
+
+    class Silent:
+        """Takes log lines and drops them."""
+
+        def info_once(self, *_: object) -> None: ...
+
+        def warning_once(self, *_: object) -> None: ...
+
+    jnp = importlib.import_module("jax.numpy")
+    module.logger = Silent()
+    module.get_tpu_version = lambda: 6
+    table = module.TUNED_BLOCK_SIZES
+    device = next(name for name in table if "v6" in name)
+    module.get_device_name = lambda: device
+
+    def look_up(page_size: int) -> object:
+        return module.get_tuned_block_sizes(
+            jnp.bfloat16, jnp.bfloat16, 32, 8, 128, page_size, 1024, 8192 // page_size
+        )
+
+    hits = module.get_lookup_keys(128, jnp.bfloat16, jnp.bfloat16, 32, 8, 128, 8192, None)
+    try:
+        table[hits[0]][hits[1]][hits[2]][hits[3]][hits[4]]
+        is_hit = True
+    except KeyError:
+        is_hit = False
+    return {
+        "peer_lookup_us": median_us(lambda: look_up(128)),
+        "peer_key_is_in_its_table": is_hit,
+        "peer_miss_us": median_us(lambda: look_up(8)),
+    }
+
+
+@click.command()
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path(".rpa-tune/wheels"),
+              show_default=True, help="The public wheel is unpacked here.")  # fmt: skip
+def main(json_file: Path | None, cache: Path) -> None:
+    """Measures the dispatcher on this machine."""
+    logging.getLogger("rpa_tune.dispatch").setLevel(logging.ERROR)
+    figures: dict[str, Any] = {"are": "measured on this CPU", "python": sys.version.split()[0]}
+    figures |= plan_lookups() | loading() | imports() | peer_lookup(cache)
+    for name, value in figures.items():
+        click.echo(f"{name:28}{value:.2f}" if isinstance(value, float) else f"{name:28}{value}")
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
