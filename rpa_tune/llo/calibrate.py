@@ -127,9 +127,8 @@ def _solve(
     def residuals(point: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         errors = (np.log(predict(at(point), observations)) - measured) / noise
         # Beyond three deviations an error counts linearly: one bad record must not lead.
-        errors = np.where(
-            np.abs(errors) > 3, np.sign(errors) * np.sqrt(np.abs(6 * errors) - 9), errors
-        )
+        far = np.maximum(np.abs(errors), 3)
+        errors = np.where(far > 3, np.sign(errors) * np.sqrt(6 * far - 9), errors)
         return np.concatenate([errors, (point - start) / prior])
 
     point, here = start, residuals(start)

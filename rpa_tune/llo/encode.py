@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from rpa_tune.errors import DumpError
 from rpa_tune.llo.engines import Direction, Rates, direction_of
-from rpa_tune.llo.interpreter import printed_delay
+from rpa_tune.llo.interpreter import printed_delay, shadow_ends
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.program import ALLOCATION_BITS, NO_REGISTER, Instruction, Program, Term
 
@@ -122,16 +122,10 @@ def _block_starts(program: Program, rates: Rates) -> list[int]:
     """Bundles where blocks start: branch targets, and behind the shadow of every branch."""
     count = len(program.bundles)
     starts = {0} | {a for a, bundle in enumerate(program.bundles) if bundle.label}
-    shadow_end = -1
-    for address, bundle in enumerate(program.bundles):
-        branches = [item for item in bundle.instructions if item.op is Op.BRANCH]
-        if not branches:
-            continue
-        if len(branches) > 1 or address <= shadow_end:
-            raise DumpError("a branch in the shadow of another", where=program.where(address))
-        shadow_end = address + printed_delay(program, address, rates)
-        starts |= {shadow_end + 1, branches[0].target}
-    return sorted(start for start in starts if start < count)
+    for address, end in shadow_ends(program, rates).items():
+        starts.add(end + 1)
+        starts |= {item.target for item in program.bundles[address].instructions}
+    return sorted(start for start in starts if 0 <= start < count)
 
 
 def _is_live(item: Instruction, live: set[int]) -> bool:

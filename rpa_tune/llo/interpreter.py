@@ -110,6 +110,23 @@ def printed_delay(program: Program, address: int, rates: Rates) -> int:
     return rates.branch_delay
 
 
+def shadow_ends(program: Program, rates: Rates) -> dict[int, int]:
+    """The last delay bundle of every branch, by the branch's address.
+
+    Raises:
+      DumpError: A branch stands in the shadow of another, which we have never seen.
+    """
+    ends: dict[int, int] = {}
+    last = -1
+    for address, bundle in enumerate(program.bundles):
+        count = sum(item.op is Op.BRANCH for item in bundle.instructions)
+        if count > 1 or (count and address <= last):
+            raise DumpError("a branch in the shadow of another", where=program.where(address))
+        if count:
+            last = ends[address] = address + printed_delay(program, address, rates)
+    return ends
+
+
 class Interpreter:
     """One execution of a program on one core."""
 
@@ -117,6 +134,7 @@ class Interpreter:
         self.program = program
         self.rates = rates
         self.operands = operands
+        self.shadow_ends = shadow_ends(program, rates)
         self.registers = [0] * len(program.register_names)
         self.smem: dict[int, int] = {}
         self.flags: dict[int, SyncFlag] = {}
@@ -270,14 +288,12 @@ class Interpreter:
 
     def _shadow(self, address: int) -> None:
         """Charges the delay slots of a branch that the dump leaves out."""
-        missing = self.rates.branch_delay - printed_delay(self.program, address, self.rates)
+        missing = self.rates.branch_delay - (self.shadow_ends[address] - address)
         self._stall(address, Owner.SCALAR, self.now + missing)
 
     def _branch(self, address: int, item: Instruction) -> None:
         """Takes a branch, which has its effect after its delay slots."""
-        if self.branch is not None:
-            raise self._error(address, "a branch in the shadow of a taken branch")
-        self.branch = (printed_delay(self.program, address, self.rates), item.target)
+        self.branch = (self.shadow_ends[address] - address, item.target)
 
     def _copy(self, address: int, item: Instruction) -> None:
         """Starts a copy; one into SMEM also delivers a scalar operand."""

@@ -118,6 +118,8 @@ class _Parser:
         if close > 1:
             for part in body[:close].split(";;"):
                 self._instruction(part, number, slots, found)
+        if not head[2] and any(item.op is Op.PHI for item in found):
+            raise self._error("phi outside of a label", "phis stand at LB and PF labels")
         return Bundle(
             line=self.line,
             label=head[2] or "",

@@ -5,7 +5,7 @@ names. Only the scalar path, the copies, the waits and the MXU traffic are kept 
 other vector instructions are counted in the slots of their bundle.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,10 +100,10 @@ class Program:
     """
 
     path: Path
-    bundles: tuple[Bundle, ...]
-    operands: dict[int, KernelOperand]
-    register_names: tuple[str, ...]
-    allocation_names: tuple[str, ...]
+    bundles: tuple[Bundle, ...] = field(repr=False)
+    operands: dict[int, KernelOperand] = field(repr=False)
+    register_names: tuple[str, ...] = field(repr=False)
+    allocation_names: tuple[str, ...] = field(repr=False)
 
     def where(self, address: int) -> str:
         """`file:line (bundle 0x..)` of a bundle, for messages."""
