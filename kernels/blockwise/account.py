@@ -12,32 +12,66 @@ from rpa_kernels.problem import Problem
 Shape = tuple[int, ...]
 
 
-def buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[Shape, str]]:
-    """Every VMEM buffer of the kernel: name to (shape, dtype); `scratch.py` allocates these."""
+# Query rows of a chain, see `attend.py`. More rows reuse each weight load of the MXU more; fewer
+# keep the score buffers small.
+CHAIN_ROWS = 512
+
+
+def query_rows(problem: Problem, config: BlockwiseConfig) -> int:
+    """Query rows of one KV head in a query compute block, padding included."""
+    return config.bq_csz * problem.q_words * layout.packing(problem.q_dtype)
+
+
+def chain_parts(problem: Problem, config: BlockwiseConfig) -> int:
+    """Chains that the query rows of one KV head are split into.
+
+    The fewest with at most `CHAIN_ROWS` rows and an even number of chains over all heads.
+    """
+    rows, heads = query_rows(problem, config), problem.num_kv_heads
+    return next(
+        parts
+        for parts in range(1, rows + 1)
+        if rows % parts == 0
+        and heads * parts % 2 == 0
+        and (rows // parts <= CHAIN_ROWS or rows // parts % (2 * layout.SUBLANES))
+    )
+
+
+def buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[tuple[Shape, str], ...]]:
+    """Every VMEM buffer of the kernel by name, (shape, dtype); `scratch.py` allocates these."""
     _, words, pack, lanes = problem.kv_new_shape
     q_token = problem.q_shape[1:]
-    heads, rows_per_token = problem.num_kv_heads, problem.q_words * q_token[-2]
-    tiles, rows = config.bq_sz // config.bq_csz, config.bq_csz * rows_per_token
+    heads, rows, tiles = problem.num_kv_heads, query_rows(problem, config), _q_tiles(config)
+    chain = rows // chain_parts(problem, config)
     wide = "float32" if "float32" in (problem.q_dtype, problem.kv_dtype) else "bfloat16"
+    v_lanes = lanes + config.mxu_sums * layout.LANES
+    state = (heads, tiles, rows)
     kv_block = (config.num_buffers, config.bkv_sz, layout.odd(words), pack, lanes)
-    unpacked = (heads, config.bkv_sz, lanes)
-    sizes: dict[str, tuple[Shape, str]] = {
-        "kv": (kv_block, problem.kv_dtype),
-        "q": ((2, config.bq_sz, *q_token), problem.q_dtype),
-        "out": ((2, config.bq_sz, *q_token), problem.q_dtype),
-        "k": (unpacked, wide),
-        "v": ((1, layout.SUBLANES, lanes) if problem.fuses_kv else unpacked, wide),
-        "scaled_q": ((heads, tiles, rows, lanes), wide),
-        "m": ((heads, tiles, rows, layout.LANES), "float32"),
-        "l": ((heads, tiles, rows, layout.LANES), "float32"),
-        "acc": ((heads, tiles, rows, lanes), "float32"),
+    return {
+        "kv": ((kv_block, problem.kv_dtype),),
+        "q": (((2, config.bq_sz, *q_token), problem.q_dtype),),
+        "out": (((2, config.bq_sz, *q_token), problem.q_dtype),),
+        "k": (((heads, config.bkv_sz, lanes), wide),),
+        "v": () if problem.fuses_kv else (((heads, config.bkv_sz, v_lanes), wide),),
+        "scaled_q": (((*state, lanes), wide),),
+        "m": (((*state, layout.LANES), "float32"),),
+        "l": () if config.mxu_sums else (((*state, layout.LANES), "float32"),),
+        "acc": (((*state, v_lanes), "float32"),),
+        "s": (((chain, config.bkv_csz), "float32"),) * 2,
+        "p": (((chain, config.bkv_csz), wide),) * 2,
+        "alpha": (((chain, layout.LANES), "float32"),) * 2,
     }
-    return sizes
+
+
+def _q_tiles(config: BlockwiseConfig) -> int:
+    """Query compute blocks in a query block."""
+    return config.bq_sz // config.bq_csz
 
 
 def scratch_bytes(problem: Problem, config: BlockwiseConfig) -> int:
     """VMEM scratch in bytes after tiling. Does not count what the compiler adds."""
-    return sum(layout.tiled_bytes(*buffer) for buffer in buffers(problem, config).values())
+    named = buffers(problem, config).values()
+    return sum(layout.tiled_bytes(*buffer) for copies in named for buffer in copies)
 
 
 def smem_bytes(problem: Problem, config: BlockwiseConfig) -> int:
@@ -117,14 +151,14 @@ def mxu_flops(family: str, problem: Problem, config: BlockwiseConfig, batch: Bat
                     oldest < end
                 )
                 tiles -= layout.cdiv(end - start, csz) * (oldest >= end)
-    rows = config.bq_csz * problem.num_kv_heads * problem.q_words
-    rows *= layout.packing(problem.q_dtype)
-    return tiles * 4 * rows * csz * problem.padded_head_dim
+    rows = problem.num_kv_heads * query_rows(problem, config)
+    lanes = 2 * problem.padded_head_dim + config.mxu_sums * layout.LANES
+    return tiles * 2 * rows * csz * lanes
 
 
 def kernel_name(family: str, problem: Problem, config: BlockwiseConfig) -> str:
     """Name of the Pallas call in dumps and profiles."""
     return (
         f"rpa_{family}-p{problem.page_size}-bq{config.bq_sz}_{config.bq_csz}"
-        f"-bkv{config.bkv_sz}_{config.bkv_csz}-n{config.num_buffers}"
+        f"-bkv{config.bkv_sz}_{config.bkv_csz}-n{config.num_buffers}-m{config.mxu_sums}"
     )

@@ -15,30 +15,18 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels import online_softmax, packed, pages
 from rpa_kernels.blockwise import walk
+from rpa_kernels.blockwise.attend import Attention
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.blockwise.scratch import Scratch
 from rpa_kernels.blockwise.walk import Block, Place
 from rpa_kernels.ints import cdiv
-from rpa_kernels.mask import mask_scores
+from rpa_kernels.layout import LANES
 from rpa_kernels.pages import Meta
 from rpa_kernels.problem import Problem
-from rpa_kernels.stagger import staggered
 from rpa_kernels.target import Target
 
 Ref = Any
 Scalar = Any
-
-# Query rows of one chain: scores, softmax, p @ V. Rows beyond it make a chain of their own, so
-# that a problem with one KV head has independent chains too.
-CHAIN_ROWS = 256
-
-# Chains laid out in one body; more heads than that are walked by a loop, which bounds the code.
-MAX_CHAINS = 8
-
-
-def largest_divisor(value: int, most: int) -> int:
-    """The largest divisor of `value` at or below `most`, at least 1."""
-    return max(n for n in range(1, max(most, 1) + 1) if value % n == 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,17 +187,22 @@ class Kernel:
         """Sets the softmax state of one head of a compute block to that of an empty context."""
         s = self.scratch
         s.acc[head, tile] = jnp.zeros_like(s.acc[head, tile])
+        if s.l is not None:
+            s.l[head, tile] = jnp.zeros_like(s.l[head, tile])
         if self.sinks is None:
             s.m[head, tile] = jnp.full_like(s.m[head, tile], online_softmax.MASKED)
-            s.l[head, tile] = jnp.zeros_like(s.l[head, tile])
             return
         # An attention sink is a key with this score and no value. Row order: word, token, part.
-        _, words, pack, _ = self.problem.q_shape[1:]
+        _, words, pack, lanes = self.problem.q_shape[1:]
         rows = s.m.shape[2] // words
         for word in range(words):
             sink = self.sinks[head, pl.ds(word * pack, pack)]
             s.m[head, tile, pl.ds(word * rows, rows)] = jnp.tile(sink, (rows // pack, 1))
-        s.l[head, tile] = jnp.ones_like(s.l[head, tile])
+        ones = jnp.ones((s.m.shape[2], LANES), jnp.float32)
+        if s.l is not None:
+            s.l[head, tile] = ones
+        else:
+            s.acc[head, tile, :, pl.ds(lanes, LANES)] = ones
 
     def finish(self, parity: Scalar, block: Block) -> None:
         """Divides by the softmax denominators and starts sending the output."""
@@ -223,8 +216,10 @@ class Kernel:
             for head in range(problem.num_kv_heads):
                 for word in range(words):
                     rows = pl.ds(word * part, part)
-                    factor = (problem.v_scale or 1.0) / s.l[head, tile, rows]
-                    out = s.acc[head, tile, rows] * online_softmax.spread(factor, lanes)
+                    acc = s.acc[head, tile, rows]
+                    total = acc[:, lanes:] if s.l is None else s.l[head, tile, rows]
+                    factor = (problem.v_scale or 1.0) / total
+                    out = acc[:, :lanes] * online_softmax.spread(factor, lanes)
                     packed.store_q(
                         s.out, (parity,), out.astype(s.out.dtype), head=head, word=word,
                         start=tile * config.bq_csz, strided=self.strided,
@@ -272,90 +267,17 @@ class Kernel:
                 strided=self.strided,
             )
             s.k[head, pl.ds(start, csz)] = k.astype(s.k.dtype)
-            if not problem.fuses_kv:
-                s.v[head, pl.ds(start, csz)] = v.astype(s.v.dtype)
+            if s.v is not None:
+                s.v[head, pl.ds(start, csz), pl.ds(0, v.shape[1])] = v.astype(s.v.dtype)
 
-    def attend(self, block: Block) -> None:
-        """Attends every query compute block to every KV compute block that it sees."""
+    def fill_ones(self) -> None:
+        """Puts the ones beside V whose product with p is the softmax sum."""
+        v, lanes = self.scratch.v, self.problem.padded_head_dim
 
-        @pl.loop(0, cdiv(block.num_q, self.config.bq_csz))
-        def _(q_tile: jax.Array) -> None:
-            tiles = walk.tiles_of(block, q_tile, self.problem, self.config)
-
-            @pl.loop(tiles.first, tiles.end)
-            def _(tile: jax.Array) -> None:
-                is_full = jnp.logical_and(tile >= tiles.full_first, tile < tiles.full_end)
-
-                @pl.when(is_full)
-                def _() -> None:
-                    self.attend_tile(block, q_tile, tile, masked=False)
-
-                @pl.when(jnp.logical_not(is_full))
-                def _() -> None:
-                    self.attend_tile(block, q_tile, tile, masked=True)
-
-    def attend_tile(self, block: Block, q_tile: Scalar, tile: Scalar, *, masked: bool) -> None:
-        """Attends one query compute block to one KV compute block, a few heads at a time."""
-        heads = self.problem.num_kv_heads
-        per_head = pl.cdiv(self.scratch.m.shape[2], CHAIN_ROWS)
-        together = largest_divisor(heads, MAX_CHAINS // per_head)
-
-        @pl.loop(0, heads // together)
-        def _(group: jax.Array) -> None:
-            self.attend_heads(
-                block, q_tile, tile, group * together, num_heads=together, masked=masked
-            )
-
-    def attend_heads(
-        self,
-        block: Block,
-        q_tile: Scalar,
-        tile: Scalar,
-        first_head: Scalar,
-        *,
-        num_heads: int,
-        masked: bool,
-    ) -> None:
-        """Attends `num_heads` heads of one query compute block to one KV compute block."""
-        s, problem, csz = self.scratch, self.problem, self.config.bkv_csz
-        total = s.m.shape[2]
-        rows = min(total, CHAIN_ROWS)
-        per_head = total // rows
-        keys = pl.ds(tile * csz, csz)
-        values = s.k if problem.fuses_kv else s.v
-
-        def where(chain: int) -> tuple[Scalar, Scalar, Any]:
-            head, part = divmod(chain, per_head)
-            return first_head + head, q_tile, pl.ds(part * rows, rows)
-
-        def score(chain: int, _: None) -> jax.Array:
-            return online_softmax.scores(
-                s.scaled_q[where(chain)], s.k[where(chain)[0], keys], problem
-            )
-
-        def soften(chain: int, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
-            if masked:
-                q_pos = self.q_positions(block, q_tile, chain % per_head * rows, rows)
-                k_start = block.kv_start + tile * csz
-                scores = mask_scores(scores, q_pos, k_start, block.kv_end, problem)
-            return online_softmax.update(
-                scores, s.m.at[where(chain)], s.l.at[where(chain)], self.target, s.k.dtype
-            )
-
-        def weigh(chain: int, carried: tuple[jax.Array, jax.Array]) -> None:
-            p, alpha = carried
-            pv = online_softmax.weigh(p, values[where(chain)[0], keys])
-            acc = s.acc[where(chain)]
-            s.acc[where(chain)] = online_softmax.spread(alpha, acc.shape[1]) * acc + pv
-
-        staggered(num_heads * per_head, (score, soften, weigh), 1)
-
-    def q_positions(self, block: Block, q_tile: Scalar, row: int, rows: int) -> jax.Array:
-        """Position of the query of each row of a chain: int32[rows, 1]."""
-        pack = self.problem.q_shape[3]
-        index = row + jax.lax.broadcasted_iota(jnp.int32, (rows, 1), 0)
-        token = (index >> (pack.bit_length() - 1)) & (self.config.bq_csz - 1)
-        return block.q_first + q_tile * self.config.bq_csz + token
+        @pl.loop(0, self.problem.num_kv_heads)
+        def _(head: jax.Array) -> None:
+            ones = jnp.ones((v.shape[1], LANES), v.dtype)
+            v[head, :, pl.ds(lanes, LANES)] = ones
 
     # The walk.
 
@@ -366,6 +288,8 @@ class Kernel:
         def _() -> None:
             for slot in range(self.config.num_buffers):
                 self.scratch.unwritten[slot] = 0
+            if self.config.mxu_sums:
+                self.fill_ones()
             self.scratch.unsent[0] = 0
             self.scratch.unsent[1] = 0
             place = ahead = Place(self.first_seq, jnp.int32(0), jnp.int32(0))
@@ -403,7 +327,10 @@ class Kernel:
         )
         self.start_write(slot, block)
         self.unpack(slot, block)
-        self.attend(block)
+        Attention(
+            block=block, scratch=self.scratch, problem=self.problem, config=self.config,
+            target=self.target,
+        ).run()  # fmt: skip
 
         @pl.when(block.is_last_kv)
         def _() -> None:

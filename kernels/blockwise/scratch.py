@@ -18,9 +18,15 @@ class Scratch(NamedTuple):
     Shapes (rows: query rows of one KV head in a compute block, see `packed.load_q`):
       kv: [num_buffers, bkv_sz, padded words, packing, lanes], fetched KV blocks.
       q, out: [2, bq_sz, KV heads, q words, q packing, lanes].
-      k, v: [KV heads, bkv_sz, lanes], the KV block at hand, unpacked; v unused if K|V is fused.
+      k: [KV heads, bkv_sz, lanes], the KV block at hand, unpacked.
+      v: [KV heads, bkv_sz, lanes or more], the same, then ones with `mxu_sums`; None if K|V fused.
       scaled_q: [KV heads, compute blocks, rows, lanes].
-      m, l, acc: [KV heads, compute blocks, rows, ...], softmax state.
+      m, l: [KV heads, compute blocks, rows, 128], running maximum and sum, equal in all lanes;
+        with `mxu_sums` l is None.
+      acc: [KV heads, compute blocks, rows, lanes of v], running p @ V, and with `mxu_sums` the
+        running sum in the lanes after it.
+      s, p: pairs of [rows of a chain, bkv_csz], scores and probabilities; see `attend.py`.
+      alpha: pair of [rows of a chain, 128], factors for what was accumulated before.
       unwritten: int32[num_buffers] in SMEM, tokens of each KV buffer on their way to the cache.
       unsent: int32[2] in SMEM, tokens of each output buffer on their way out.
       kv_sems, write_sems: [num_buffers]; q_sems, out_sems: [2].
@@ -30,11 +36,14 @@ class Scratch(NamedTuple):
     q: Ref
     out: Ref
     k: Ref
-    v: Ref
+    v: Ref | None
     scaled_q: Ref
     m: Ref
-    l: Ref  # noqa: E741
+    l: Ref | None
     acc: Ref
+    s: tuple[Ref, Ref]
+    p: tuple[Ref, Ref]
+    alpha: tuple[Ref, Ref]
     unwritten: Ref
     unsent: Ref
     kv_sems: Ref
@@ -45,10 +54,10 @@ class Scratch(NamedTuple):
 
 def scratch_shapes(problem: Problem, config: BlockwiseConfig) -> Scratch:
     """What `pallas_call` allocates."""
-    vmem = {
-        name: pltpu.VMEM(shape, jnp.dtype(dtype))
-        for name, (shape, dtype) in buffers(problem, config).items()
-    }
+    vmem: dict[str, Any] = {}
+    for name, copies in buffers(problem, config).items():
+        refs = tuple(pltpu.VMEM(shape, jnp.dtype(dtype)) for shape, dtype in copies)
+        vmem[name] = refs if len(refs) > 1 else refs[0] if refs else None
     return Scratch(
         **vmem,
         unwritten=pltpu.SMEM((config.num_buffers,), jnp.int32),
