@@ -52,6 +52,22 @@ def worker_environment(folder: Path) -> dict[str, str]:
     }
 
 
+def device_environment(folder: Path) -> dict[str, str]:
+    """The environment of a worker that runs on the device that is there: the parent's own.
+
+    Args:
+      folder: The worker's private folder; nothing in this environment depends on it.
+    """
+    del folder
+    return {k: v for k, v in os.environ.items() if k != "ALLOW_MULTIPLE_LIBTPU_LOAD"}
+
+
+def compiler_flags() -> dict[str, str]:
+    """The flags of this process that change what the compiler makes; for provenance."""
+    names = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_PLATFORMS")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def dump_folder(folder: Path) -> Path:
     """Where the worker that owns `folder` finds its compiler dumps."""
     return folder / "dumps"

@@ -12,9 +12,13 @@ from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.family import Traffic
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.compile.pool import Failure, FailureKind
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
+
+# What a task is doing while the compiler, not the kernel, is at fault.
+_COMPILE_PHASES = ("start", "lower", "compile")
 
 
 class AbstractEvaluator(abc.ABC):
@@ -74,6 +78,16 @@ def refuse(candidate: Candidate, fidelity: Fidelity, obstacle: str) -> Evaluatio
         detail=obstacle,
         provenance=provenance(candidate.family),
     )
+
+
+def status_of_failure(failure: Failure) -> Status:
+    """The status of a task that gave no answer, from what it was doing when it failed."""
+    compiling = failure.phase in _COMPILE_PHASES
+    if failure.kind is FailureKind.DEADLINE:
+        return Status.COMPILE_TIMEOUT if compiling else Status.RUN_TIMEOUT
+    if failure.kind is FailureKind.EXCEPTION:
+        return Status.COMPILE_FAILED if compiling else Status.RUN_FAILED
+    return Status.CRASHED
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -15,8 +15,6 @@ from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile.pool import (
     DEFAULT_DEADLINE_S,
     DEFAULT_MEMORY_BYTES,
-    Failure,
-    FailureKind,
     Reply,
     WorkerPool,
 )
@@ -28,6 +26,7 @@ from rpa_tune.evaluate.evaluator import (
     mean_traffic,
     plain,
     refuse,
+    status_of_failure,
     utilization,
     weighted_mean,
 )
@@ -35,8 +34,6 @@ from rpa_tune.evaluate.simulate_task import TASK, SimulateAnswer, SimulateTask
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
-
-_COMPILE_PHASES = ("start", "lower", "compile")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,16 +165,6 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
         provenance=provenance(candidate.family),
     )
     return Simulation(evaluation=evaluation, timelines=answer.timelines)
-
-
-def status_of_failure(failure: Failure) -> Status:
-    """The status of a task that gave no answer, from what it was doing when it failed."""
-    compiling = failure.phase in _COMPILE_PHASES
-    if failure.kind is FailureKind.DEADLINE:
-        return Status.COMPILE_TIMEOUT if compiling else Status.RUN_TIMEOUT
-    if failure.kind is FailureKind.EXCEPTION:
-        return Status.COMPILE_FAILED if compiling else Status.RUN_FAILED
-    return Status.CRASHED
 
 
 def summarize(timelines: Sequence[Timeline], weights: Sequence[float]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rpa_tune.compile import pool as pool_module
+from rpa_tune.compile import process
 from rpa_tune.compile.pool import FailureKind, WorkerPool
 from rpa_tune.errors import RpaTuneError
 
@@ -198,7 +198,7 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path):
 
 
 def test_workers_that_cannot_start_are_an_error_with_a_hint(monkeypatch):
-    monkeypatch.setattr(pool_module, "_SETUP", "no_such_module:function")
+    monkeypatch.setattr(process, "SETUP", "no_such_module:function")
     with WorkerPool(num_workers=1) as pool, pytest.raises(RpaTuneError, match="do not start") as e:
         run(pool, "double", [1])
     assert "no_such_module" in str(e.value)

@@ -1,0 +1,233 @@
+"""What a worker does for the measured evaluator: check, then time, on a device that is there.
+
+Launches of a group of candidates are interleaved, so that a chip that slows down slows them all.
+Every launch gets inputs drawn for it; no output is ever fed back. Neighbours: `measured.py` is the
+parent's half, `device_times.py` reads the profiler.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rpa_kernels import inputs, load_family
+from rpa_kernels.batch import Batch
+from rpa_kernels.problem import Problem
+from rpa_kernels.reference import ragged_paged_attention
+from rpa_kernels.verify import Operands, compare, draw_operands
+from rpa_tune.candidate import Candidate, Status
+from rpa_tune.compile import target, worker
+from rpa_tune.evaluate.device_times import launch_times_ns, read_profile
+from rpa_tune.evaluate.measurement import (
+    BatchSamples,
+    MeasureAnswer,
+    Measurement,
+    MeasureTask,
+    is_steady,
+)
+from rpa_tune.hw.chip import chip_of_device_kind, load_chip
+
+# (q, keys, values, cache, four scalar arrays, sinks) -> (prepared output, cache)
+Launch = Callable[..., tuple[jax.Array, jax.Array]]
+WARM_UP = 3  # launches before any that counts
+NUM_INPUTS = 2  # sets of inputs that launches take turns with
+
+
+def measure(task: MeasureTask) -> MeasureAnswer:
+    """Checks each candidate, then times those that are right, side by side.
+
+    Raises:
+      Exception: What a kernel raises while it is traced or run.
+    """
+    device = jax.devices()[0]
+    if wrong := _wrong_device(device, task):
+        return MeasureAnswer(wrong_device=wrong)
+    make: Callable[[Candidate, Batch], Launch] = worker.resolve(task.launcher)  # type: ignore[assignment]
+    worker.report_phase("check")
+    found = {c.digest: _check(c, task.check_batches, make) for c in task.candidates}
+    right = [c for c in task.candidates if found[c.digest].status is Status.OK]
+    samples: dict[str, list[BatchSamples]] = {c.digest: [] for c in right}
+    for batch in task.batches if right else ():
+        worker.report_phase("measure")
+        for candidate, taken in zip(right, _time_batch(right, batch, task, make), strict=True):
+            samples[candidate.digest].append(taken)
+    return MeasureAnswer(
+        device=_describe(device),
+        measurements=tuple(
+            Measurement(status=Status.OK, samples=tuple(samples[c.digest]))
+            if c.digest in samples
+            else found[c.digest]
+            for c in task.candidates
+        ),
+    )
+
+
+def launch_family(candidate: Candidate, batch: Batch) -> Launch:
+    """The candidate's own kernel, compiled for the device; the batch is in its arguments."""
+    del batch
+    family, problem = load_family(candidate.family), candidate.problem
+    chip_target = load_chip(candidate.chip).target
+
+    def launch(q: Any, k: Any, v: Any, cache: Any, *rest: Any) -> tuple[jax.Array, jax.Array]:
+        prepared, kv_new = inputs.prepare(q, k, v, problem)
+        out, cache = family.launch(
+            prepared, kv_new, cache, *rest[:4],
+            problem=problem, config=candidate.config, target=chip_target, sinks=rest[4],
+        )  # fmt: skip
+        return out, cache
+
+    return launch
+
+
+def launch_reference(candidate: Candidate, batch: Batch) -> Launch:
+    """The reference in the kernel's place: right on any device, and slow."""
+    problem, arrays = candidate.problem, batch.arrays(candidate.problem)
+    seqs = batch.family_seqs(candidate.family)
+    starts = np.concatenate([[0], np.cumsum(batch.q_lens)])
+    own = np.zeros(problem.max_num_tokens, bool)
+    own[starts[seqs.start] : starts[seqs.stop]] = True
+
+    def launch(q: Any, k: Any, v: Any, cache: Any, *rest: Any) -> tuple[jax.Array, jax.Array]:
+        out, cache = ragged_paged_attention(
+            q, k, v, cache, arrays, problem, sinks=rest[4], seqs=seqs
+        )
+        attended = inputs.prepare_q(out.astype(problem.q_dtype), problem)
+        rows = jnp.asarray(own).reshape(-1, *(1,) * (attended.ndim - 1))
+        return jnp.where(rows, attended, inputs.prepare_q(q, problem)), cache
+
+    return launch
+
+
+def _wrong_device(device: Any, task: MeasureTask) -> str:
+    """Why the device is not what the candidates are for; empty when it is."""
+    if device.platform != task.platform:
+        return f"measuring needs a {task.platform}, but jax found a {device.platform}"
+    if task.platform != "tpu":
+        return ""
+    chip = chip_of_device_kind(device.device_kind).name
+    wanted = {candidate.chip for candidate in task.candidates} - {chip}
+    return f"candidates are for {', '.join(sorted(wanted))}, this is a {chip}" if wanted else ""
+
+
+def _describe(device: Any) -> dict[str, Any]:
+    return {
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "num_devices": jax.device_count(),
+        "num_hosts": jax.process_count(),
+        "coords": list(getattr(device, "coords", ())),
+        "flags": target.compiler_flags(),
+    }
+
+
+def _check(candidate: Candidate, batches: Sequence[Batch], make: Any) -> Measurement:
+    """Compares a candidate with the reference; nothing is timed that is wrong."""
+    family, problem = load_family(candidate.family), candidate.problem
+    for seed, batch in enumerate(batches):
+        operands = draw_operands(problem, batch, seed=seed)
+        try:
+            out, cache = jax.jit(make(candidate, batch))(*_arguments(operands))
+            out.block_until_ready()
+        except jax.errors.JaxRuntimeError as error:
+            message = str(error)
+            exhausted = message.startswith("RESOURCE_EXHAUSTED")
+            return Measurement(
+                status=Status.OUT_OF_MEMORY if exhausted else Status.RUN_FAILED,
+                detail=message.splitlines()[0],
+            )
+        report = compare(family, problem, batch, operands, out, cache, has_race=False)
+        if not report.ok:
+            return Measurement(
+                status=Status.WRONG_ANSWER, detail=f"batch {seed}: {'; '.join(report.problems)}"
+            )
+    return Measurement(status=Status.OK)
+
+
+def _time_batch(
+    candidates: Sequence[Candidate], batch: Batch, task: MeasureTask, make: Any
+) -> list[BatchSamples]:
+    """Rounds of interleaved launches, until one is steady for all or rounds run out."""
+    problem = candidates[0].problem
+    launches = [jax.jit(make(candidate, batch)) for candidate in candidates]
+    drawn = [_draw_on_device(problem, batch, seed) for seed in range(NUM_INPUTS)]
+    for launch in launches:
+        for i in range(WARM_UP):
+            jax.block_until_ready(launch(*drawn[i % NUM_INPUTS]))
+    rounds: list[list[tuple[float, ...]]] = [[] for _ in candidates]
+    for _ in range(task.max_rounds):
+        taken = _run_round(candidates, launches, drawn, task.num_repeats)
+        for kept, times in zip(rounds, taken, strict=True):
+            kept.append(times)
+        if all(is_steady(times) for times in taken):
+            break
+    return [BatchSamples(rounds_ns=tuple(kept), is_steady=is_steady(kept[-1])) for kept in rounds]
+
+
+def _run_round(
+    candidates: Sequence[Candidate],
+    launches: Sequence[Launch],
+    drawn: Sequence[tuple[Any, ...]],
+    num_repeats: int,
+) -> list[tuple[float, ...]]:
+    """One profile of every launch `num_repeats` times, taking turns: times of each candidate."""
+    with tempfile.TemporaryDirectory(dir=worker.worker_folder()) as folder:
+        with jax.profiler.trace(folder):
+            for i in range(num_repeats):
+                for number, launch in enumerate(launches):
+                    with jax.profiler.TraceAnnotation(_annotation(number)):
+                        jax.block_until_ready(launch(*drawn[i % NUM_INPUTS]))
+        profile = read_profile(Path(folder))
+        times = [
+            tuple(launch_times_ns(profile, _annotation(number), _kernel_name(candidate)))
+            for number, candidate in enumerate(candidates)
+        ]
+    for candidate, taken in zip(candidates, times, strict=True):
+        if len(taken) != num_repeats:
+            raise RuntimeError(
+                f"profile shows {len(taken)} of {num_repeats} launches of {_kernel_name(candidate)}"
+            )
+    return times
+
+
+def _annotation(number: int) -> str:
+    return f"rpa launch {number}"
+
+
+def _kernel_name(candidate: Candidate) -> str:
+    return load_family(candidate.family).kernel_name(candidate.problem, candidate.config)
+
+
+def _arguments(operands: Operands) -> tuple[Any, ...]:
+    """Operands in the order of a `Launch`."""
+    arrays = operands.arrays
+    scalars = (arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution)
+    return (
+        operands.queries, operands.keys, operands.values, operands.kv_cache,
+        *map(jnp.asarray, scalars), operands.sinks,
+    )  # fmt: skip
+
+
+def _draw_on_device(problem: Problem, batch: Batch, seed: int) -> tuple[Any, ...]:
+    """Random operands made on the device: drawing a cache of gigabytes on the host takes long."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+
+    def normal(key: Any, shape: tuple[int, ...], dtype: str) -> jax.Array:
+        if dtype == "int8":
+            return jax.random.randint(key, shape, -127, 128, jnp.int8)
+        return jax.random.normal(key, shape, jnp.bfloat16).astype(dtype)
+
+    tokens, dim = problem.max_num_tokens, problem.head_dim
+    kv_shape = (tokens, problem.num_kv_heads, dim)
+    operands = Operands(
+        queries=normal(keys[0], (tokens, problem.num_q_heads, dim), problem.q_dtype),
+        keys=normal(keys[1], kv_shape, problem.kv_dtype),
+        values=normal(keys[2], kv_shape, problem.kv_dtype),
+        kv_cache=normal(keys[3], problem.kv_cache_shape, problem.kv_dtype),
+        sinks=jax.random.normal(keys[4], (problem.num_q_heads,)) if problem.has_sinks else None,
+        arrays=batch.arrays(problem),
+    )
+    return _arguments(operands)

@@ -1,0 +1,199 @@
+"""Times candidates on the TPU of this machine: warm-up, interleaved repeats, medians.
+
+The work is done in one worker process (`measure_task.py`), which owns the chip; this half groups
+candidates, chooses what each must get right first, and turns samples into evaluations.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rpa_kernels.batch import Batch
+from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.compile import target
+from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, Reply, WorkerPool
+from rpa_tune.errors import DeviceError
+from rpa_tune.evaluate.correctness import hostile_batches
+from rpa_tune.evaluate.evaluator import (
+    AbstractEvaluator,
+    batches_and_weights,
+    find_obstacle,
+    mean_traffic,
+    refuse,
+    status_of_failure,
+    utilization,
+    weighted_mean,
+)
+from rpa_tune.evaluate.measurement import Measurement, MeasureTask, spread
+from rpa_tune.provenance import provenance
+from rpa_tune.workload.workload import Workload
+
+TASK = "rpa_tune.evaluate.measure_task:measure"
+OWN_KERNEL = "rpa_tune.evaluate.measure_task:launch_family"
+REFERENCE = "rpa_tune.evaluate.measure_task:launch_reference"
+
+
+class MeasuredEvaluator(AbstractEvaluator):
+    """Measured device times. Needs the chip that the candidates are for."""
+
+    def __init__(
+        self,
+        *,
+        num_repeats: int = 20,
+        max_rounds: int = 3,
+        group_size: int = 4,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        launcher: str = OWN_KERNEL,
+        platform: str = "tpu",
+        scratch_dir: Path | None = None,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+          num_repeats: Timed launches of a batch and round.
+          max_rounds: Rounds at most, when samples scatter or drift.
+          group_size: Candidates whose launches take turns.
+          deadline_s: Seconds that checking, and each batch, may take.
+          launcher: What to launch for a candidate; `REFERENCE` to try the evaluator itself.
+          platform: `tpu`, or `cpu` to try everything but the chip.
+          scratch_dir: Where profiles go; the system's temporary folder if None.
+        """
+        self._num_repeats = num_repeats
+        self._max_rounds = max_rounds
+        self._group_size = group_size
+        self._launcher = launcher
+        self._platform = platform
+        self._pool = WorkerPool(
+            num_workers=1,
+            deadline_s=deadline_s,
+            scratch_dir=scratch_dir,
+            environment=target.device_environment,
+        )
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """MEASURED."""
+        return Fidelity.MEASURED
+
+    def evaluate_all(
+        self, candidates: Iterable[Candidate], workload: Workload
+    ) -> Iterator[Evaluation]:
+        """One answer per candidate; see `AbstractEvaluator`.
+
+        Raises:
+          DeviceError: No TPU, or not the candidates' chip.
+        """
+        groups: dict[Any, list[Candidate]] = {}
+        for candidate in candidates:
+            if obstacle := find_obstacle(candidate, workload):
+                yield refuse(candidate, self.fidelity, obstacle)
+                continue
+            same = (candidate.chip, candidate.family, candidate.problem)
+            groups.setdefault(same, []).append(candidate)
+            if len(groups[same]) == self._group_size:
+                yield from self._measure(groups.pop(same), workload)
+        for group in groups.values():
+            yield from self._measure(group, workload)
+
+    def close(self) -> None:
+        """Ends the worker and frees the chip."""
+        self._pool.close()
+
+    def _measure(self, group: Sequence[Candidate], workload: Workload) -> Iterator[Evaluation]:
+        """Measures candidates side by side; one by one if one of them spoils it for all."""
+        (reply,) = self._pool.map_unordered(TASK, [self._task(group, workload)])
+        if reply.failure is None:
+            if reply.value.wrong_device:
+                raise DeviceError(
+                    reply.value.wrong_device, hint="measure on a host with the chip of the plan"
+                )
+            for candidate, found in zip(group, reply.value.measurements, strict=True):
+                yield _conclude(candidate, workload, found, reply)
+        elif len(group) > 1:
+            for candidate in group:
+                yield from self._measure([candidate], workload)
+        else:
+            yield Evaluation(
+                candidate=group[0],
+                fidelity=Fidelity.MEASURED,
+                status=status_of_failure(reply.failure),
+                detail=reply.failure.detail,
+                provenance=provenance(group[0].family),
+            )
+
+    def _task(self, group: Sequence[Candidate], workload: Workload) -> MeasureTask:
+        batches, _ = batches_and_weights(workload.for_family(group[0].family))
+        return MeasureTask(
+            candidates=tuple(group),
+            batches=tuple(batches),
+            check_batches=fitting_batches(group[0]),
+            num_repeats=self._num_repeats,
+            max_rounds=self._max_rounds,
+            launcher=self._launcher,
+            platform=self._platform,
+        )
+
+
+def fitting_batches(candidate: Candidate) -> tuple[Batch, ...]:
+    """Hostile batches without the sequences that a candidate's problem has no room for."""
+    problem, fitting = candidate.problem, []
+    for batch in hostile_batches(
+        candidate.family,
+        page_size=problem.page_size,
+        block_tokens=min(candidate.config.bkv_sz, problem.max_context_tokens // 2),
+    ):
+        while batch.num_seqs and batch.misfit(problem):
+            batch = _without_last(batch)
+        if batch.family_seqs(candidate.family):
+            fitting.append(batch)
+    return tuple(fitting)
+
+
+def _without_last(batch: Batch) -> Batch:
+    """A batch without its last sequence."""
+    left = batch.num_seqs - 1
+    num_decode = min(batch.num_decode, left)
+    return dataclasses.replace(
+        batch,
+        q_lens=batch.q_lens[:left],
+        kv_lens=batch.kv_lens[:left],
+        num_decode=num_decode,
+        num_prefill=min(batch.num_prefill, left - num_decode),
+    )
+
+
+def _conclude(
+    candidate: Candidate, workload: Workload, found: Measurement, reply: Reply
+) -> Evaluation:
+    """Turns samples into an answer."""
+    stamp = {**provenance(candidate.family), "device": reply.value.device}
+    if found.status is not Status.OK:
+        return Evaluation(
+            candidate=candidate,
+            fidelity=Fidelity.MEASURED,
+            status=found.status,
+            detail=found.detail,
+            provenance=stamp,
+        )
+    kept = workload.for_family(candidate.family)
+    _, weights = batches_and_weights(kept)
+    batch_us = tuple(samples.time_us for samples in found.samples)
+    time_us = weighted_mean(batch_us, weights)
+    spreads = [spread(samples.rounds_ns[-1]) for samples in found.samples]
+    return Evaluation(
+        candidate=candidate,
+        fidelity=Fidelity.MEASURED,
+        status=Status.OK,
+        time_us=time_us,
+        batch_us=batch_us,
+        metrics={
+            **utilization(candidate, kept, time_us),
+            **mean_traffic(candidate, kept),
+            "spread": max(spreads),
+            "is_steady": all(samples.is_steady for samples in found.samples),
+            "samples_ns": [[list(r) for r in samples.rounds_ns] for samples in found.samples],
+            "evaluate_s": reply.seconds,
+        },
+        provenance=stamp,
+    )
