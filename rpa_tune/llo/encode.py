@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rpa_tune.errors import DumpError
+from rpa_tune.llo.delay_slots import printed_delay, shadow_ends
 from rpa_tune.llo.engines import Direction, Rates, direction_of
-from rpa_tune.llo.interpreter import printed_delay, shadow_ends
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.program import ALLOCATION_BITS, NO_REGISTER, Instruction, Program, Term
 

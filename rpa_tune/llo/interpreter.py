@@ -8,14 +8,17 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rpa_tune.errors import DumpError
+from rpa_tune.llo.delay_slots import shadow_ends
 from rpa_tune.llo.engines import (
     WAIT_OWNER,
     Arrival,
+    Direction,
     MatrixUnit,
     Owner,
     Rates,
@@ -97,40 +100,33 @@ class Run:
     unknown: Counter[str] = field(default_factory=Counter)
 
 
-def printed_delay(program: Program, address: int, rates: Rates) -> int:
-    """Delay bundles of a branch that the dump prints; the rest cost a cycle each all the same.
+class Observer(Protocol):
+    """Watches an execution; times are cycles since the first bundle."""
 
-    Empty slots in front of the next region are left out by some libtpu versions: what is printed
-    ends where the next region or label starts.
-    """
-    for distance in range(1, rates.branch_delay + 1):
-        following = address + distance
-        if following >= len(program.bundles) or program.bundles[following].is_entry:
-            return distance - 1
-    return rates.branch_delay
+    def bundle(self, address: int, cycle: int) -> None:
+        """A bundle issues."""
 
+    def stall(self, address: int, owner: Owner, start: int, end: int) -> None:
+        """Time passes before a bundle."""
 
-def shadow_ends(program: Program, rates: Rates) -> dict[int, int]:
-    """The last delay bundle of every branch, by the branch's address.
+    def copy(self, direction: Direction, start: float, end: float, num_bytes: int) -> None:
+        """An engine serves a copy."""
 
-    Raises:
-      DumpError: A branch stands in the shadow of another, which we have never seen.
-    """
-    ends: dict[int, int] = {}
-    last = -1
-    for address, bundle in enumerate(program.bundles):
-        count = sum(item.op is Op.BRANCH for item in bundle.instructions)
-        if count > 1 or (count and address <= last):
-            raise DumpError("a branch in the shadow of another", where=program.where(address))
-        if count:
-            last = ends[address] = address + printed_delay(program, address, rates)
-    return ends
+    def matmul(self, unit: int, start: float, end: float) -> None:
+        """An MXU multiplies."""
 
 
 class Interpreter:
     """One execution of a program on one core."""
 
-    def __init__(self, program: Program, rates: Rates, operands: Operands) -> None:
+    def __init__(
+        self,
+        program: Program,
+        rates: Rates,
+        operands: Operands,
+        observer: Observer | None = None,
+    ) -> None:
+        self.observer = observer
         self.program = program
         self.rates = rates
         self.operands = operands
@@ -195,6 +191,8 @@ class Interpreter:
             self._execute(address, item)
         for register, value in phis:
             self.registers[register] = value
+        if self.observer is not None:
+            self.observer.bundle(address, self.now)
         self.now += 1
 
     @staticmethod
@@ -303,7 +301,11 @@ class Interpreter:
         direction = direction_of(item.detail)
         if item.detail.endswith("_to_smem"):
             self._deliver(address, source, destination)
-        at = self.engines[direction].start(self.now, granules * self.rates.granule_bytes)
+        engine, num_bytes = self.engines[direction], granules * self.rates.granule_bytes
+        begin = max(engine.free_at, float(self.now))
+        at = engine.start(self.now, num_bytes)
+        if self.observer is not None and num_bytes:
+            self.observer.copy(direction, begin, engine.free_at, num_bytes)
         self.num_started += 1
         target = self.flags.setdefault(flag, SyncFlag())
         target.expect(Arrival(at, self.num_started, granules, direction))
@@ -341,6 +343,9 @@ class Interpreter:
         unit = self.units.setdefault(number, MatrixUnit(self.rates))
         if item.op is Op.MATMUL:
             until: int | None = unit.matmul(self.now, rows, buffer)
+            if self.observer is not None:
+                busy = rows * self.rates.cycles_per_row
+                self.observer.matmul(number, unit.free_at - busy, unit.free_at)
         else:
             until = unit.pop(self.now, buffer)
         if until is None:
@@ -350,6 +355,8 @@ class Interpreter:
 
     def _stall(self, address: int, owner: Owner, until: int) -> None:
         """Lets time pass before a bundle."""
+        if self.observer is not None and until > self.now:
+            self.observer.stall(address, owner, self.now, until)
         self.result.stall_cycles[address, owner] += until - self.now
         self.now = until
 

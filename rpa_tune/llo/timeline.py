@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from rpa_tune.llo.delay_slots import printed_delay
 from rpa_tune.llo.engines import Direction, Owner, Rates
-from rpa_tune.llo.interpreter import Run, printed_delay
+from rpa_tune.llo.interpreter import Run
 from rpa_tune.llo.machine import Machine
 from rpa_tune.llo.opcodes import Op, Slot
 from rpa_tune.llo.program import Program
