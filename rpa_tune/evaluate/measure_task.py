@@ -175,7 +175,7 @@ def _run_round(
 ) -> list[tuple[float, ...]]:
     """One profile of every launch `num_repeats` times, taking turns: times of each candidate."""
     with tempfile.TemporaryDirectory(dir=worker.worker_folder()) as folder:
-        with jax.profiler.trace(folder):
+        with jax.profiler.trace(folder, profiler_options=_profiler_options()):
             for i in range(num_repeats):
                 for number, launch in enumerate(launches):
                     with jax.profiler.TraceAnnotation(_annotation(number)):
@@ -191,6 +191,13 @@ def _run_round(
                 f"profile shows {len(taken)} of {num_repeats} launches of {_kernel_name(candidate)}"
             )
     return times
+
+
+def _profiler_options() -> Any:
+    """Annotations and device events, but no Python frames, which cost time and say nothing."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
 
 
 def _annotation(number: int) -> str:
