@@ -1,7 +1,7 @@
 """Runs a launch plan: the public RPA v3 call, with the plan in place of block sizes.
 
-Arguments, meaning, validation and donation are those of the public function; what this call adds
-is `plan`, `sinks` and `interpret`. Nothing is looked up here: the plan says everything.
+Arguments, meaning and validation are those of the public function; what this call adds is `plan`,
+`sinks` and `interpret`. Nothing is looked up here: the plan says everything.
 """
 
 import functools
@@ -63,8 +63,9 @@ def ragged_paged_attention(
 ) -> tuple[jax.Array, jax.Array]:
     """Ragged paged attention over decode, prefill and mixed sequences of one batch.
 
-    The first four arguments are donated, as by the public function: the cache is updated in
-    place.
+    Queries and cache are donated, as by the public function: the output takes the queries' place
+    and the cache is updated in its own. The public function donates keys and values too, which no
+    output can take; here they stay usable.
 
     Args:
       queries: [max_num_tokens, num_q_heads, head_dim].
@@ -219,7 +220,7 @@ def _check_served(plan: LaunchPlan, distribution: Any) -> None:
 @functools.partial(
     jax.jit,
     static_argnames=("problem", "plan", "interpret"),
-    donate_argnames=("queries", "keys", "values", "kv_cache"),
+    donate_argnames=("queries", "kv_cache"),
 )
 def _run(
     queries: jax.Array,
