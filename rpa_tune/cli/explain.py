@@ -17,6 +17,7 @@ from rpa_tune.cli.options import (
     read_batch,
 )
 from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.cli.trace import write_heaviest
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator, Simulation
@@ -61,8 +62,15 @@ class Question:
     show_default=True,
     help="Seconds that compiling, and simulating, may take.",
 )
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path),
+    help="Write a Perfetto trace of the heaviest batch here.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def explain(cache: Path, deadline: float, as_json: bool, **options: Any) -> None:
+def explain(
+    cache: Path, deadline: float, trace: Path | None, as_json: bool, **options: Any
+) -> None:
     """Compiles and simulates one config, and says where its time goes.
 
     Without --config it is the family's own choice, which the dispatcher falls back on. Exit code
@@ -83,6 +91,14 @@ def explain(cache: Path, deadline: float, as_json: bool, **options: Any) -> None
         print_simulation(question, simulation)
     if not simulation.evaluation.ok:
         raise click.exceptions.Exit(1)
+    if trace is not None:
+        write_heaviest(
+            question.candidate,
+            [wb.batch for wb in question.workload.batches],
+            simulation.evaluation.batch_us,
+            cache_dir=cache,
+            path=trace,
+        )
 
 
 def resolve_question(

@@ -18,6 +18,7 @@ from rpa_tune.errors import RpaTuneError
 
 # Command name -> (module, attribute). Modules load on use, so that `rpa-tune chips` is quick.
 COMMANDS = {
+    "calibrate": ("rpa_tune.cli.calibrate", "calibrate"),
     "chips": ("rpa_tune.cli.chips", "chips"),
     "doctor": ("rpa_tune.cli.doctor", "doctor"),
     "explain": ("rpa_tune.cli.explain", "explain"),

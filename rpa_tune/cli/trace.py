@@ -1,0 +1,55 @@
+"""`rpa-tune explain --trace`: the heaviest batch of a candidate as a Perfetto trace."""
+
+import gzip
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from rpa_kernels.batch import Batch
+from rpa_tune.candidate import Candidate
+from rpa_tune.compile.cache import CompileCache, compile_key
+from rpa_tune.errors import DumpError
+from rpa_tune.evaluate.simulate_task import scalar_operands
+from rpa_tune.llo.machine import load_machine
+from rpa_tune.llo.program import Program, load_program
+from rpa_tune.report.timeline import write_trace
+
+
+def write_heaviest(
+    candidate: Candidate,
+    batches: Sequence[Batch],
+    batch_us: Sequence[float],
+    *,
+    cache_dir: Path,
+    path: Path,
+) -> None:
+    """Writes the trace of the batch that takes longest, and says so on stderr.
+
+    Raises:
+      DumpError: The candidate's schedule is not in the cache, or not understood.
+    """
+    index = max(range(len(batches)), key=lambda i: batch_us[i])
+    program = _load(candidate, cache_dir)
+    operands = scalar_operands(candidate.problem, batches[index])
+    dropped = write_trace(program, load_machine(candidate.chip), operands, path)
+    cut = f"; {dropped:,} slices did not fit" if dropped else ""
+    click.echo(
+        f"trace of batch {index} ({batch_us[index]:,.1f} us) in {path}{cut}; "
+        "open it at ui.perfetto.dev",
+        err=True,
+    )
+
+
+def _load(candidate: Candidate, cache_dir: Path) -> Program:
+    """The candidate's schedule, compiled a moment ago."""
+    compiled = CompileCache(cache_dir).load(compile_key(candidate))
+    if compiled is None or compiled.bundles is None:
+        raise DumpError("no schedule of this candidate is kept", where=str(cache_dir))
+    if compiled.bundles.suffix != ".gz":
+        return load_program(compiled.bundles)
+    with tempfile.NamedTemporaryFile(suffix=f"-{compiled.bundles.stem}") as plain:
+        plain.write(gzip.decompress(compiled.bundles.read_bytes()))
+        plain.flush()
+        return load_program(Path(plain.name))
