@@ -42,14 +42,22 @@ def write_heaviest(
     )
 
 
-def _load(candidate: Candidate, cache_dir: Path) -> Program:
-    """The candidate's schedule, compiled a moment ago."""
+def load_schedule(candidate: Candidate, cache_dir: Path) -> str:
+    """The text of a candidate's schedule, compiled before.
+
+    Raises:
+      DumpError: It is not in the cache.
+    """
     compiled = CompileCache(cache_dir).load(compile_key(candidate))
     if compiled is None or compiled.bundles is None:
         raise DumpError("no schedule of this candidate is kept", where=str(cache_dir))
-    if compiled.bundles.suffix != ".gz":
-        return load_program(compiled.bundles)
-    with tempfile.NamedTemporaryFile(suffix=f"-{compiled.bundles.stem}") as plain:
-        plain.write(gzip.decompress(compiled.bundles.read_bytes()))
+    raw = compiled.bundles.read_bytes()
+    return (gzip.decompress(raw) if compiled.bundles.suffix == ".gz" else raw).decode()
+
+
+def _load(candidate: Candidate, cache_dir: Path) -> Program:
+    """The candidate's schedule, parsed."""
+    with tempfile.NamedTemporaryFile("w", suffix="-final_bundles.txt") as plain:
+        plain.write(load_schedule(candidate, cache_dir))
         plain.flush()
         return load_program(Path(plain.name))

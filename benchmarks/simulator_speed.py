@@ -1,0 +1,119 @@
+"""How fast the simulator is: parsing, loops that repeat, and 100 batches of 128 sequences.
+
+Compiles one decode kernel for a chip that is not there, then times. Seconds are CPU seconds of one
+core.
+
+    python benchmarks/simulator_speed.py [--chip v6e] [--json FILE]
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rpa_kernels import load_family
+from rpa_kernels.batch import Batch
+from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Candidate
+from rpa_tune.cli.trace import load_schedule
+from rpa_tune.compile.pool import WorkerPool
+from rpa_tune.evaluate.simulate_task import TASK, SimulateTask, scalar_operands
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.llo.machine import load_machine
+from rpa_tune.llo.program import load_program
+from rpa_tune.llo.simulate import simulate
+
+PROBLEM = Problem(
+    num_q_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    page_size=128,
+    max_num_tokens=256,
+    max_num_seqs=128,
+    pages_per_seq=64,
+    num_pages=8192,
+    sm_scale=128**-0.5,
+)
+NUM_BATCHES = 100
+
+
+def batches() -> list[Batch]:
+    """Decode batches of 128 sequences with contexts of 100 to 8,000 tokens."""
+    rng = np.random.default_rng(0)
+    return [
+        Batch(
+            q_lens=(1,) * 128,
+            kv_lens=tuple(int(n) for n in rng.integers(100, 8000, 128)),
+            num_decode=128,
+            page_seed=seed,
+        )
+        for seed in range(NUM_BATCHES)
+    ]
+
+
+def compile_decode(chip: str, cache_dir: Path) -> Candidate:
+    """Compiles the decode kernel's default config."""
+    family = load_family("decode")
+    config = family.default_config(PROBLEM, load_chip(chip).target)
+    candidate = Candidate(
+        family="decode", problem=PROBLEM, config=config, chip=chip, workload="speed"
+    )
+    task = SimulateTask(candidate=candidate, batches=(), cache_dir=cache_dir)
+    with WorkerPool(num_workers=1) as pool:
+        (reply,) = pool.map_unordered(TASK, [task])
+    if reply.failure is not None:
+        raise SystemExit(f"{reply.failure.kind}: {reply.failure.detail}")
+    return candidate
+
+
+def measure(chip: str) -> dict[str, Any]:
+    """All figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        candidate = compile_decode(chip, Path(folder))
+        text = load_schedule(candidate, Path(folder))
+        path = Path(folder) / "kernel-final_bundles.txt"
+        path.write_text(text)
+        started = time.process_time()
+        program = load_program(path)
+        parse_s = time.process_time() - started
+    machine = load_machine(chip)
+    launches = [scalar_operands(PROBLEM, batch) for batch in batches()]
+    simulate(program, machine, launches[0])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.process_time()
+    num_bundles = sum(simulate(program, machine, launch).num_bundles for launch in launches)
+    simulate_s = time.process_time() - started
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "chip": chip,
+        "dump_mb": len(text) / 1e6,
+        "parse_s": parse_s,
+        "parse_s_per_2_4_mb": parse_s * 2.4e6 / len(text),
+        "batches": NUM_BATCHES,
+        "bundles": num_bundles,
+        "simulate_s": simulate_s,
+        "million_bundles_per_s": num_bundles / simulate_s / 1e6,
+        "memory_growth_mb": (after - before) / 1024,
+    }
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--chip", default="v6e")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    figures = measure(args.chip)
+    for name, value in figures.items():
+        print(f"{name:24}{value:,.3f}" if isinstance(value, float) else f"{name:24}{value}")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
