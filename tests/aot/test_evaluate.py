@@ -150,3 +150,13 @@ def test_a_damaged_schedule_in_the_cache_is_compiled_again(tmp_path):
 
 def test_the_doctor_compiles_and_understands():
     assert check_compile("v6e").health is Health.OK
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_the_cache(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    evaluator = SimulatedEvaluator(num_workers=1, cache_dir=blocked, deadline_s=300)
+    evaluation = evaluate_one(evaluator, candidate("v6e", "decode"))
+    evaluator.close()
+    assert evaluation.status is Status.OK
+    assert str(blocked) in evaluation.metrics["not_cached"]
