@@ -7,10 +7,14 @@ the problem was looked at, and the dispatcher answers with an exact row instead 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.portfolio import choose_portfolio
 from rpa_tune.tables.key import tuning_key
-from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, TUNED, Evidence, TableRow
+from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, TUNED, Clause, Evidence, TableRow
+from rpa_tune.tables.step import Step
 
 # Candidates nearer to each other than this are tied, in percent. Analytical times are lower
 # bounds and only prune. Simulated: taken over from a prototype of the simulator that was compared
@@ -94,38 +98,69 @@ def decide(evaluations: Sequence[Evaluation], heuristic: Evaluation | None) -> D
     )
 
 
-def make_row(decision: Decision, workload_name: str) -> TableRow:
+def make_row(
+    decision: Decision,
+    answers: Sequence[Evaluation],
+    batches: Sequence[tuple[Batch, float]],
+    *,
+    workload_name: str,
+    max_configs: int = 1,
+) -> TableRow:
     """The table row of a decision; a function of the answers alone, so reruns write the same.
+
+    More than one config is promoted only when their rule beats the best single config by more
+    than the evaluator's own error.
 
     Args:
       decision: From `decide`.
+      answers: What it was decided on.
+      batches: The workload's batches with their weights, in the order of `batch_us`.
       workload_name: What people call the workload.
+      max_configs: Configs that the row may have.
     """
-    chosen = decision.chosen
-    candidate = chosen.candidate
+    chosen, family = decision.chosen, decision.chosen.candidate.family
+    portfolio = choose_portfolio(
+        {answer.candidate.config: answer.batch_us for answer in answers if answer.ok},
+        [weight for _, weight in batches],
+        [Step.of_batch(batch).lengths(family) for batch, _ in batches],
+        max_configs=max_configs,
+    )
     time_us = _time(chosen)
-    source = chosen.provenance
+    verdict = decision.verdict
+    configs: tuple[Any, ...] = (chosen.candidate.config,)
+    rule: tuple[Clause, ...] = ALWAYS_FIRST
+    if portfolio.time_us * (1 + decision.error_pct / 100) < _time(decision.best):
+        verdict, configs, rule = TUNED, portfolio.configs, portfolio.rule
+        time_us = portfolio.time_us
+    evidence = _evidence(decision, verdict, time_us, portfolio.oracle_us, workload_name)
     return TableRow(
-        key=tuning_key(candidate.problem, candidate.chip, candidate.family),
-        configs=(asdict(candidate.config),),
-        rule=ALWAYS_FIRST,
-        evidence=Evidence(
-            verdict=decision.verdict,
-            fidelity=chosen.fidelity.name.lower(),
-            time_us=round(time_us, 3),
-            heuristic_us=decision.heuristic_us and round(decision.heuristic_us, 3),
-            error_pct=decision.error_pct,
-            regret_pct=round(100 * (time_us / _time(decision.best) - 1), 2),
-            bound_by=str(chosen.metrics.get("bound_by", "")),
-            workload=workload_name,
-            workload_digest=candidate.workload,
-            num_candidates=decision.num_candidates,
-            kernel_digest=str(source.get("kernel") or ""),
-            jax=str(source.get("jax") or ""),
-            libtpu=str(source.get("libtpu") or ""),
-            date=str(source.get("time") or "")[:10],
-        ),
-    )  # fmt: skip
+        key=tuning_key(chosen.candidate.problem, chosen.candidate.chip, family),
+        configs=tuple(asdict(config) for config in configs),
+        rule=rule,
+        evidence=evidence,
+    )
+
+
+def _evidence(
+    decision: Decision, verdict: str, time_us: float, oracle_us: float, workload_name: str
+) -> Evidence:
+    chosen, source = decision.chosen, decision.chosen.provenance
+    return Evidence(
+        verdict=verdict,
+        fidelity=chosen.fidelity.name.lower(),
+        time_us=round(time_us, 3),
+        heuristic_us=decision.heuristic_us and round(decision.heuristic_us, 3),
+        error_pct=decision.error_pct,
+        regret_pct=round(100 * (time_us / oracle_us - 1), 2),
+        bound_by=str(chosen.metrics.get("bound_by", "")),
+        workload=workload_name,
+        workload_digest=chosen.candidate.workload,
+        num_candidates=decision.num_candidates,
+        kernel_digest=str(source.get("kernel") or ""),
+        jax=str(source.get("jax") or ""),
+        libtpu=str(source.get("libtpu") or ""),
+        date=str(source.get("time") or "")[:10],
+    )
 
 
 def _time(evaluation: Evaluation) -> float:

@@ -17,10 +17,10 @@ from rich.table import Table
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.progress import PlainWatch, RichWatch
+from rpa_tune.cli.tables import config_lines
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.promote import make_row
 from rpa_tune.provenance import provenance
 from rpa_tune.store import journal as store
 from rpa_tune.store.codec import stamp_of
@@ -127,11 +127,11 @@ def _run(
     try:
         for result in run.run(studies):
             results.append(result)
-            if result.decision is None:
+            row = result.row()
+            if row is None:
                 code = EXIT_FAILURES
-                continue
-            row = make_row(result.decision, result.study.workload.name)
-            files += merge_into(table_folder, [row])
+            else:
+                files += merge_into(table_folder, [row])
     except BudgetSpentError:
         code = EXIT_BUDGET
     except KeyboardInterrupt:
@@ -243,26 +243,25 @@ def _report(
 def _outcome(results: Sequence[StudyResult]) -> Table:
     """Per study: the chosen config, its time, the heuristic's, the speed-up, what bounds it."""
     table = Table(title="Expected time of one launch over the workload, simulated", show_lines=True)
-    for name in ("study", "config", "time us", "heuristic us", "speed-up", "bound by", "verdict"):
-        is_number = name.endswith(("us", "up"))
-        table.add_column(
-            name, justify="right" if is_number else "left", no_wrap=name == "study" or is_number
-        )
+    table.add_column("study", no_wrap=True)
+    table.add_column("config", min_width=24)
+    for name in ("time us", "heuristic us", "speed-up"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("bound by")
+    table.add_column("verdict")
     for result in results:
-        decision = result.decision
-        if decision is None:
+        row = result.row()
+        if row is None:
             table.add_row(result.study.name, "none", "-", "-", "-", "-", "no config works")
             continue
-        chosen = decision.chosen
-        config = asdict(chosen.candidate.config)
         table.add_row(
             result.study.name,
-            ", ".join(f"{name}={value}" for name, value in config.items()),
-            _number(chosen.time_us, 1),
-            _number(decision.heuristic_us, 1),
-            _number(decision.speedup, 2),
-            str(chosen.metrics.get("bound_by", "-")),
-            decision.verdict,
+            "\n".join(config_lines(row)),
+            f"{row.evidence.time_us:,.1f}",
+            _number(row.evidence.heuristic_us, 1),
+            _number(row.evidence.speedup, 2),
+            row.evidence.bound_by or "-",
+            row.evidence.verdict,
         )
     return table
 
@@ -282,18 +281,19 @@ def _summary(result: StudyResult) -> str:
 
 def _result_to_dict(result: StudyResult) -> dict[str, Any]:
     decision = result.decision
-    row = make_row(decision, result.study.workload.name) if decision else None
+    row = result.row()
     return {
         "study": result.study.name,
         "chip": result.study.chip,
         "family": result.study.family,
         "workload": result.study.workload.name,
-        "verdict": decision.verdict if decision else "none",
-        "config": asdict(decision.chosen.candidate.config) if decision else None,
-        "time_us": decision.chosen.time_us if decision else None,
-        "heuristic_us": decision.heuristic_us if decision else None,
-        "speedup": decision.speedup if decision else None,
-        "bound_by": decision.chosen.metrics.get("bound_by") if decision else None,
+        "verdict": row.evidence.verdict if row else "none",
+        "config": row.configs[0] if row else None,
+        "time_us": row.evidence.time_us if row else None,
+        "heuristic_us": row.evidence.heuristic_us if row else None,
+        "speedup": row.evidence.speedup if row else None,
+        "bound_by": row.evidence.bound_by if row else None,
+        "best_us": decision.best.time_us if decision else None,
         "row": row.to_dict() if row else None,
         "num_feasible": len(result.space.configs),
         "rejected": dict(result.space.rejected),

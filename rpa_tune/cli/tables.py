@@ -50,7 +50,7 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
         print_json([_to_dict(row) for row in rows])
         return
     for row in rows:
-        click.echo("\n  ".join([_key_text(row), *_configs_text(row), _evidence_text(row)]))
+        click.echo("\n  ".join([_key_text(row), *config_lines(row), _evidence_text(row)]))
     click.echo(f"{len(rows)} rows")
 
 
@@ -151,7 +151,7 @@ def _evidence_text(row: TableRow) -> str:
     )
 
 
-def _configs_text(row: TableRow) -> list[str]:
+def config_lines(row: TableRow) -> list[str]:
     """One line per clause of the rule, with the config it uses."""
     lines = []
     for clause in row.rule:

@@ -131,12 +131,13 @@ def _workload(node: Node) -> str | Mapping[str, Any]:
 def _search(node: Node | None) -> Search:
     if node is None:
         return Search()
-    entries = node.entries(("simulate", "wave", "sampler", "deadline", "seed"), "search")
+    entries = node.entries(("simulate", "wave", "configs", "sampler", "deadline", "seed"), "search")
     default = Search()
     deadline = entries.get("deadline")
     return Search(
         simulate=_integer(entries, "simulate", default.simulate),
         wave=_integer(entries, "wave", default.wave),
+        configs=_integer(entries, "configs", default.configs),
         sampler=entries["sampler"].choice(SAMPLERS, "sampler") if "sampler" in entries else "auto",
         deadline_s=deadline.seconds("deadline") if deadline else default.deadline_s,
         seed=_integer(entries, "seed", default.seed, at_least=0),

@@ -38,6 +38,7 @@ class Search:
     Attributes:
       simulate: Candidates of one study that reach the simulator.
       wave: Candidates that are chosen together, before the answers to them are known.
+      configs: Most configs of one table row; a serving engine compiles them all.
       sampler: One of `SAMPLERS`.
       deadline_s: Longest compile and simulation of one candidate.
       seed: Of random choices.
@@ -45,6 +46,7 @@ class Search:
 
     simulate: int = 20
     wave: int = 8
+    configs: int = 2
     sampler: str = "auto"
     deadline_s: float = 120.0
     seed: int = 0

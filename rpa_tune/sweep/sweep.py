@@ -13,7 +13,7 @@ from typing import Any
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
-from rpa_tune.promote import Decision, decide
+from rpa_tune.promote import Decision, decide, make_row
 from rpa_tune.provenance import provenance
 from rpa_tune.space.space import Space
 from rpa_tune.store.codec import stamp_of
@@ -23,6 +23,7 @@ from rpa_tune.sweep.sampler import AbstractSampler, make_sampler
 from rpa_tune.sweep.seeds import neighbour_seeds
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
+from rpa_tune.tables.row import TableRow
 
 Evaluators = Mapping[Fidelity, AbstractEvaluator]
 
@@ -50,6 +51,19 @@ class StudyResult:
     answers: tuple[Evaluation, ...]
     stops: tuple[Stop, ...]
     num_asked: int
+
+    def row(self) -> TableRow | None:
+        """The table row, or None without a decision."""
+        if self.decision is None:
+            return None
+        workload = self.study.workload
+        return make_row(
+            self.decision,
+            self.answers,
+            [(weighted.batch, weighted.weight) for weighted in workload.batches],
+            workload_name=workload.name,
+            max_configs=self.study.search.configs,
+        )
 
 
 @dataclass(kw_only=True, slots=True)

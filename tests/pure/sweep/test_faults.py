@@ -19,7 +19,6 @@ PROGRAM = textwrap.dedent("""
     import sys
     from pathlib import Path
     from fake_sweep import make_evaluators, make_study
-    from rpa_tune.promote import make_row
     from rpa_tune.store.journal import Journal
     from rpa_tune.sweep import sampler_optuna
     from rpa_tune.sweep.sweep import Sweep
@@ -32,7 +31,7 @@ PROGRAM = textwrap.dedent("""
         evaluators = make_evaluators(delay_s=delay_s)
         print("ready", flush=True)
         for result in Sweep(evaluators=evaluators, journal=store, watch=Watch()).run(studies):
-            merge_into(folder / "tables", [make_row(result.decision, "fake")])
+            merge_into(folder / "tables", [result.row()])
 """)
 
 

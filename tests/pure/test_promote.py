@@ -1,0 +1,79 @@
+"""What may become a row, and what a row then says."""
+
+from dataclasses import replace
+
+import pytest
+from fake_sweep import FormulaEvaluator, make_study
+
+from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.promote import decide, make_row
+from rpa_tune.tables.row import HEURISTIC, TUNED
+
+STUDY = make_study()
+BATCHES = [(weighted.batch, weighted.weight) for weighted in STUDY.workload.batches]
+SMALL, MIDDLE, LARGE = (
+    replace(STUDY.heuristic(), bkv_sz=size, bkv_csz=128, seqs_per_step=1)
+    for size in (128, 256, 1024)
+)
+
+
+def answer(config, *batch_us, status=Status.OK):
+    some = FormulaEvaluator(Fidelity.SIMULATED).answer(STUDY.candidate(config))
+    if status is not Status.OK:
+        return replace(some, status=status, time_us=None, batch_us=())
+    times = batch_us if len(batch_us) > 1 else batch_us * 2
+    return replace(some, time_us=sum(times) / 2, batch_us=times)
+
+
+HEURISTIC_ANSWER = answer(STUDY.heuristic(), 100.0)
+
+
+def row_of(answers, heuristic=HEURISTIC_ANSWER, max_configs=1):
+    answers = [*answers, heuristic] if heuristic else answers
+    decision = decide(answers, heuristic)
+    return make_row(decision, answers, BATCHES, workload_name="fake", max_configs=max_configs)
+
+
+def test_the_fastest_by_far_is_promoted():
+    row = row_of([answer(SMALL, 50.0), answer(LARGE, 90.0)])
+    assert row.configs[0]["bkv_sz"] == 128
+    assert (row.evidence.verdict, row.evidence.speedup) == (TUNED, 2.0)
+    assert row.evidence.num_candidates == 3
+
+
+def test_a_gain_within_the_evaluators_error_pins_the_heuristic():
+    row = row_of([answer(SMALL, 96.0)])
+    assert row.configs[0]["bkv_sz"] == STUDY.heuristic().bkv_sz
+    assert (row.evidence.verdict, row.evidence.speedup) == (HEURISTIC, 1.0)
+    assert row.evidence.regret_pct == pytest.approx(4.17)
+
+
+def test_among_tied_ones_the_larger_kv_block_wins_if_it_beats_the_heuristic_too():
+    row = row_of([answer(SMALL, 50.0), answer(MIDDLE, 51.0), answer(LARGE, 52.4)])
+    assert row.configs[0]["bkv_sz"] == 1024
+    row = row_of([answer(SMALL, 50.0), answer(LARGE, 52.6)])
+    assert row.configs[0]["bkv_sz"] == 128
+    row = row_of([answer(SMALL, 93.0), answer(LARGE, 96.0)])
+    assert row.configs[0]["bkv_sz"] == 128
+
+
+def test_without_a_heuristic_anything_that_works_is_promoted():
+    failed = answer(STUDY.heuristic(), status=Status.OUT_OF_MEMORY)
+    for heuristic in (None, failed):
+        row = row_of([answer(SMALL, 50.0)], heuristic)
+        assert (row.evidence.verdict, row.evidence.heuristic_us) == (TUNED, None)
+    assert decide([failed], failed) is None
+    assert decide([], None) is None
+
+
+def test_two_configs_only_when_their_rule_gains_more_than_the_error():
+    """The workload's batches have contexts of up to 1500 and of up to 129 tokens."""
+    answers = [answer(SMALL, 90.0, 10.0), answer(LARGE, 60.0, 40.0)]
+    one, two = row_of(answers), row_of(answers, max_configs=2)
+    assert len(one.configs) == 1
+    assert one.evidence.regret_pct == pytest.approx(100 * (50 / 35 - 1), abs=0.01)
+    assert [config["bkv_sz"] for config in two.configs] == [128, 1024]
+    assert (two.evidence.time_us, two.evidence.regret_pct) == (35.0, 0.0)
+    assert two.rule[0].feature == "num_seqs"
+    alike = [answer(SMALL, 50.0, 49.0), answer(LARGE, 49.0, 50.0)]
+    assert len(row_of(alike, max_configs=2).configs) == 1
