@@ -21,12 +21,34 @@ from typing import Any
 
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.interop.records import Record, load_records, schedules
+from rpa_tune.llo.calibrate import Observation, fit
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.simulate import simulate
 
 DATA = Path(__file__).parent / "data" / "measured_rpa.json"
-# Device times that parameters of the machine table were fitted to: file positions.
-FITTED_TO = {1, 2, 3, 4, 5, 6}
+# Device times that parameters of the machine table were fitted to: file positions, and the values
+# of those parameters before. For `held_out_error` they are fitted again without the record.
+FITTED = {
+    "v5e": (
+        (9, 10, 11, 12),
+        {
+            "matmul_latency_bf16_cycles": 130.0,
+            "matmul_latency_f32_cycles": 150.0,
+            "read_latency_cycles": 900.0,
+            "write_latency_cycles": 900.0,
+            "launch_us": 0.9,
+        },
+    ),
+    "v7x": (
+        (1, 2, 3, 4, 5, 6),
+        {
+            "clock_hz": 2.2e9,
+            "read_copy_bytes_per_s": 2.95e12,
+            "read_latency_cycles": 1540.0,
+            "write_latency_cycles": 1540.0,
+        },
+    ),
+}
 
 
 def row_of(record: Record, program: Any) -> dict[str, Any]:
@@ -45,7 +67,8 @@ def row_of(record: Record, program: Any) -> dict[str, Any]:
         "measured_us": record.measured_us,
         "timed": record.timed,
         "is_device_time": record.is_device_time,
-        "was_fitted_to": record.index in FITTED_TO,
+        "was_fitted_to": any(record.index in used for used, _ in FITTED.values()),
+        "held_out_error": None,
         "assumed": record.assumed,
         "source": record.source,
         "excluded": "",
@@ -97,9 +120,31 @@ def rank_correlation(rows: list[dict[str, Any]]) -> float:
     return statistics.correlation(ranks("predicted_us"), ranks("measured_us"))
 
 
-def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def add_held_out(rows: list[dict[str, Any]], programs: dict[int, Any], records: Any) -> None:
+    """Sets the error of fitted records under a machine fitted without them."""
+    for chip, (used, start) in FITTED.items():
+        present = [record for record in records if record.index in used]
+        if len(present) != len(used):
+            continue
+        machine = load_machine(chip).with_values(start, source="before", confidence="guess")
+        observations = [
+            Observation(
+                label=str(record.index),
+                program=programs[record.index],
+                operands=record.operands(),
+                measured_us=record.measured_us,
+            )
+            for record in present
+        ]
+        result = fit(machine, observations, tuple(start))
+        by_record = {row["record"]: row for row in rows}
+        for record, time_us in zip(present, result.held_out_us, strict=True):
+            by_record[record.index]["held_out_error"] = time_us / record.measured_us - 1
+
+
+def summary_of(rows: list[dict[str, Any]], error: str = "error") -> dict[str, Any]:
     """The figures of a set of rows."""
-    errors = [abs(row["error"]) for row in rows]
+    errors = [abs(row[error]) for row in rows]
     pairs = pair_ratio_errors(rows)
     return {
         "records": len(rows),
@@ -117,11 +162,16 @@ def report_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     kept = [row for row in rows if not row["excluded"]]
     device = [row for row in kept if row["is_device_time"]]
     report = summary_of(kept)
+    for row in device:
+        if row["held_out_error"] is None and not row["was_fitted_to"]:
+            row["held_out_error"] = row["error"]
+    held_out = [row for row in device if row["held_out_error"] is not None]
     report["parts"] = {
         "device times": summary_of(device),
         "device times not fitted to": summary_of(
             [row for row in device if not row["was_fitted_to"]]
         ),
+        "device times, each held out": summary_of(held_out, "held_out_error"),
         "wall clock of the whole call": summary_of(
             [row for row in kept if not row["is_device_time"]]
         ),
@@ -137,7 +187,11 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"| {' | '.join(names)} | error |\n|{'---|' * (len(names) + 1)}")
     for row in sorted(report["rows"], key=lambda row: (row["chip"], row["record"])):
         mark = "" if row["is_device_time"] else " (wall)"
-        fitted = " (fitted)" if row["was_fitted_to"] else ""
+        fitted = ""
+        if row["was_fitted_to"]:
+            fitted = " (fitted)"
+            if row["held_out_error"] is not None:
+                fitted = f" (fitted; held out {row['held_out_error']:+.1%})"
         predicted = "-" if row["predicted_us"] is None else f"{row['predicted_us']:.1f}"
         error = "-" if row["error"] is None else f"{row['error']:+.1%}"
         print(
@@ -180,10 +234,12 @@ def main() -> None:
     parser.add_argument("--cache-dir", type=Path, default=default_cache_dir() / "fidelity")
     args = parser.parse_args()
     records = [r for r in load_records(args.records) if args.chip in (None, r.chip)]
-    rows = []
+    rows, programs = [], {}
     for record, program in schedules(records, cache_dir=args.cache_dir, num_workers=args.workers):
         rows.append(row_of(record, program))
+        programs[record.index] = program
         print(f"record {record.index} done", file=sys.stderr)
+    add_held_out(rows, programs, records)
     report = report_of(rows)
     assert all(math.isfinite(row["error"]) for row in rows if row["error"] is not None)
     print_report(report)
