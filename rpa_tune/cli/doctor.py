@@ -27,7 +27,7 @@ _NEEDED = ("jax", "jaxlib", "libtpu", "numpy", "click", "optuna", "pandas", "ric
 # Compilers whose schedules the parser's golden tests hold.
 _KNOWN_LIBTPU = ("0.0.42.1", "0.0.50.1")
 _LEAST_DISK_BYTES = 1 << 30  # a sweep's cache: some 400 kB a candidate, and dumps while compiling
-_LEAST_MEMORY_BYTES = 3 << 30  # a guess: one worker compiling a large kernel, and the parent
+_LEAST_MEMORY_BYTES = 2 << 30  # two workers at 0.7 GiB each, as seen, and the parent
 _PROBE = "rpa_tune.compile.probe:compile_probe"
 _PROBE_DEADLINE_S = 120.0
 

@@ -27,7 +27,8 @@ from rpa_tune.compile.process import START_DEADLINE_S, Task, WorkerProcess, deat
 from rpa_tune.errors import RpaTuneError
 
 DEFAULT_DEADLINE_S = 180.0
-DEFAULT_MEMORY_BYTES = 8 << 30
+# Workers that compile full-size kernels were seen to hold 0.7 GiB; one past this has gone wrong.
+DEFAULT_MEMORY_BYTES = 4 << 30
 
 _START_ATTEMPTS = 3
 _POLL_S = 0.2  # how often memory is looked at
