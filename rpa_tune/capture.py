@@ -18,6 +18,7 @@ Standard library and numpy only: this module runs inside a server.
 """
 
 import atexit
+import contextlib
 import json
 import logging
 import os
@@ -33,6 +34,7 @@ import numpy.typing as npt
 
 SCHEMA = "rpa-capture/1"
 QUEUE_STEPS = 4096  # steps that wait for the writer before further ones are dropped and counted
+CLOSE_S = 10.0  # longest wait for the writer at the end
 FLUSH_S = 1.0  # a killed process loses at most the steps of this long, when the disk keeps up
 
 _log = logging.getLogger(__name__)
@@ -114,8 +116,9 @@ class Capture:
         atexit.unregister(self.close)
         if os.getpid() != self._pid or not self._thread.is_alive():
             return
-        self._queue.put(None)
-        self._thread.join(timeout=10.0)
+        with contextlib.suppress(queue.Full):  # a disk that hangs must not hang the exit
+            self._queue.put(None, timeout=CLOSE_S)
+        self._thread.join(timeout=CLOSE_S)
 
     def __enter__(self) -> Self:
         """Starts with the object itself."""

@@ -28,6 +28,7 @@ class Sequence:
       goal: Known tokens at which it is finished.
       known: Tokens that exist: the prompt and what was generated.
       computed: Leading tokens whose keys and values are in its pages.
+      text_end: Tokens it had to compute when it was admitted; until then it is in its prompt.
       pages: Its pages in order. Only ever appended to; a preempted sequence gets a new list, so
         a step may keep a reference and cut it to the length it had.
       num_remembered: Leading pages already offered to the prefix cache.
@@ -39,6 +40,7 @@ class Sequence:
     goal: int
     known: int
     computed: int = 0
+    text_end: int = 0
     pages: list[int] = field(default_factory=list)
     num_remembered: int = 0
     num_preempted: int = 0
@@ -103,13 +105,13 @@ class SchedulerState:
         budget = self.knobs.max_num_batched_tokens
         chosen: Chosen = []
         num_preemptions = self.num_preemptions
-        drafts_none = not self.knobs.num_speculative_tokens
+        has_drafts = self.knobs.num_speculative_tokens > 0
         block_size = self.knobs.block_size
         index = 0
         while index < len(self.running) and budget:
             sequence = self.running[index]
             if (
-                drafts_none
+                not has_drafts
                 and sequence.known - sequence.computed == 1
                 and sequence.computed < len(sequence.pages) * block_size
             ):
@@ -129,9 +131,12 @@ class SchedulerState:
         """A prompt launch while one can be made, else a launch of every decode."""
         chosen: Chosen = []
         budget = self.knobs.max_num_batched_tokens
+        decodes = [
+            (s, self._tokens_wanted(s, budget)) for s in self.running if s.computed >= s.text_end
+        ]
         if self.knobs.enable_mixed_chunk:
-            budget -= len(self.running) * (1 + self.knobs.num_speculative_tokens)
-        halfway = next((s for s in self.running if s.known - s.computed > 1), None)
+            budget -= sum(tokens for _, tokens in decodes)
+        halfway = next((s for s in self.running if s.computed < s.text_end), None)
         if halfway and budget > 0:
             tokens = self._tokens_wanted(halfway, budget)
             if self._grow(halfway, tokens):
@@ -139,17 +144,11 @@ class SchedulerState:
                 budget -= tokens
         if chosen or not halfway:  # a prompt that waits for pages lets no other one begin
             self._admit(chosen, budget, whole_text=True)
-        if chosen and not self.knobs.enable_mixed_chunk:
+        has_prompt = any(s.computed < s.text_end for s, _ in chosen)
+        if has_prompt and not self.knobs.enable_mixed_chunk:
             return chosen
-        prompts = {id(sequence) for sequence, _ in chosen}
-        decodes = [
-            sequence
-            for sequence in self.running
-            if id(sequence) not in prompts and sequence.known - sequence.computed == 1
-        ]
         self._retract_until_fits(decodes)
-        for sequence in decodes:
-            tokens = self._tokens_wanted(sequence, self.knobs.max_num_batched_tokens)
+        for sequence, tokens in decodes:
             self._grow(sequence, tokens)
             chosen.append((sequence, tokens))
         return chosen
@@ -157,7 +156,7 @@ class SchedulerState:
     def _tokens_wanted(self, sequence: Sequence, budget: int) -> int:
         """New tokens for a sequence: the rest of its text, or one token and its drafts."""
         tokens = sequence.known - sequence.computed
-        if tokens == 1 and sequence.known > sequence.request.prompt_tokens:
+        if sequence.computed >= sequence.text_end:
             # Drafts beyond the last token that will be generated are never verified.
             drafts = min(self.knobs.num_speculative_tokens, sequence.goal - sequence.known - 1)
             return min(1 + drafts, budget)
@@ -188,16 +187,19 @@ class SchedulerState:
                 return False
         return True
 
-    def _retract_until_fits(self, decodes: list[Sequence]) -> None:
+    def _retract_until_fits(self, decodes: Chosen) -> None:
         """Sends the decodes with the least output back to waiting until the rest has pages."""
-        most = 1 + self.knobs.num_speculative_tokens
-        while sum(max(0, self._pages_missing(d, most)) for d in decodes) > self.pool.num_free:
+        while sum(max(0, self._pages_missing(*pair)) for pair in decodes) > self.pool.num_free:
             victim = min(
-                decodes, key=lambda d: (d.known - d.request.prompt_tokens, -d.request.prompt_tokens)
+                decodes,
+                key=lambda pair: (
+                    pair[0].known - pair[0].request.prompt_tokens,
+                    -pair[0].request.prompt_tokens,
+                ),
             )
             decodes.remove(victim)
-            self._preempt(victim)
-            self.waiting.append(victim)
+            self._preempt(victim[0])
+            self.waiting.append(victim[0])
 
     def _preempt(self, sequence: Sequence) -> None:
         """Takes a sequence's pages away; it will compute its text again, drafts forgotten."""
@@ -236,6 +238,9 @@ class SchedulerState:
             self.pool.hold(shared)
             sequence.pages = [*shared]
             sequence.computed = computed
+            sequence.text_end = sequence.known
+            if self.knobs.kv_role is KvRole.DECODE and not sequence.num_preempted:
+                sequence.text_end = computed  # the prompt was computed elsewhere
             sequence.num_remembered = len(shared)
             if self.knobs.kv_role is not KvRole.DECODE:
                 self.num_cached_tokens += computed

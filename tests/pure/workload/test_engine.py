@@ -136,7 +136,8 @@ def test_every_step_is_a_legal_batch(
         num_pages=knobs.num_pages,
     )
     last_us, num_tokens = -1.0, 0
-    for step in engine.run():
+    for number, step in enumerate(engine.run()):
+        assert number < 20_000  # preempted sequences make way for good in the end
         assert_legal(step, knobs, requests_of(engine, step))
         batch = step.batch(block_size=knobs.block_size)
         assert batch.misfit(problem) is None
@@ -307,6 +308,53 @@ def test_sglang_runs_prompts_first_and_apart() -> None:
         requests, EngineKnobs(**options, scheduler=Scheduler.SGLANG, enable_mixed_chunk=True)
     )
     assert lens(steps)[1] == ([1, 5], [7, 5], 1)
+
+
+def test_drafts_never_ask_for_more_pages_than_the_sequence_can_use() -> None:
+    knobs = EngineKnobs(
+        block_size=1,
+        scheduler=Scheduler.SGLANG,
+        max_num_seqs=1,
+        max_num_batched_tokens=4,
+        max_model_len=18,
+        num_speculative_tokens=3,
+        acceptance_rate=0.0,
+        enable_prefix_caching=False,
+    )
+    engine, steps = run([request(1, 17)], knobs)
+    assert engine.stats.num_preemptions == 0
+    assert len(steps) == 17
+    assert [step.q_lens[0] for step in steps[-4:]] == [4, 3, 2, 1]
+
+
+def test_received_prompts_join_the_decodes_under_sglang() -> None:
+    knobs = EngineKnobs(
+        block_size=4,
+        scheduler=Scheduler.SGLANG,
+        max_num_seqs=4,
+        max_model_len=64,
+        kv_role=KvRole.DECODE,
+    )
+    _, steps = run([request(6, 3), request(9, 2, at=0.001)], knobs)
+    assert lens(steps)[:2] == [([1], [6], 1), ([1, 1], [9, 7], 2)]
+
+
+def test_decodes_that_join_a_prompt_launch_are_within_its_budget() -> None:
+    knobs = EngineKnobs(
+        block_size=4,
+        scheduler=Scheduler.SGLANG,
+        max_num_seqs=2,
+        max_num_batched_tokens=3,
+        max_model_len=16,
+        enable_mixed_chunk=True,
+    )
+    _, steps = run([request(3, 9), request(7, 1)], knobs)
+    assert lens(steps)[:4] == [
+        ([3], [3], 0),
+        ([1, 2], [4, 2], 1),
+        ([1, 2], [5, 4], 1),
+        ([1, 2], [6, 6], 1),
+    ]
 
 
 def test_chunks_of_one_size_can_have_the_prefill_slot() -> None:
