@@ -112,6 +112,8 @@ def load_records(path: Path) -> tuple[Record, ...]:
 def _record(index: int, row: dict[str, Any]) -> Record:
     """One record; the call's padded shapes are derived where it does not give them."""
     assumed = []
+    if row["case"] not in CASES:
+        raise ValueError(f"case {row['case']!r} is not one of {CASES}")
     if isinstance(row["kv_len"], str):
         low, high = _ASSUMED_LENGTHS[row["kv_len"]]
         kv_lens = tuple(
@@ -130,7 +132,7 @@ def _record(index: int, row: dict[str, Any]) -> Record:
     return Record(
         index=index,
         chip=row["chip"],
-        case=CASES[CASES.index(row["case"])],
+        case=row["case"],
         problem=Problem(
             num_q_heads=row["num_q_heads"],
             num_kv_heads=row["num_kv_heads"],
