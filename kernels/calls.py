@@ -16,16 +16,16 @@ NUM_SCALARS = 4  # kv_lens, page_indices, cu_q_lens, distribution
 
 
 def prepare_sinks(sinks: jax.Array, problem: Problem) -> jax.Array:
-    """Sink logits in base 2, as rows of each KV head: float32[KV heads, rows, 128].
+    """Sink logits in base 2, equal in all lanes: `problem.sinks_shape`.
 
     Args:
       sinks: float32[num_q_heads], natural-log units, not multiplied by `sm_scale`.
       problem: Static shapes.
     """
-    _, heads, words, pack, _ = problem.q_shape
+    heads, padded, _ = problem.sinks_shape
     rows = sinks.astype(jnp.float32).reshape(heads, problem.q_heads_per_kv_head)
-    rows = jnp.pad(rows, ((0, 0), (0, words * pack - rows.shape[1])))
-    return jnp.broadcast_to(rows[..., None] * online_softmax.LOG2_E, (*rows.shape, 128))
+    rows = jnp.pad(rows * online_softmax.LOG2_E, ((0, 0), (0, padded - rows.shape[1])))
+    return jnp.broadcast_to(rows[..., None], problem.sinks_shape)
 
 
 def uses_strided_loads(interpret: Any) -> bool:
@@ -63,7 +63,7 @@ def call(
       ValueError: Operands do not have the problem's shapes, or sinks are missing or unexpected.
     """
     check_operands(operands, sinks, problem)
-    hbm, vmem = pl.BlockSpec(memory_space=pl.ANY), pl.BlockSpec(memory_space=pltpu.VMEM)
+    hbm = pl.BlockSpec(memory_space=pl.ANY)
     q, kv_cache = operands[NUM_SCALARS], operands[NUM_SCALARS + 2]
     extra = (prepare_sinks(sinks, problem),) if sinks is not None else ()
     out, cache = pl.pallas_call(
@@ -71,7 +71,7 @@ def call(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=NUM_SCALARS,
             grid=(1,),
-            in_specs=[hbm, hbm, hbm, *(vmem for _ in extra)],
+            in_specs=[hbm, hbm, hbm, *(hbm for _ in extra)],
             out_specs=[hbm, hbm],
             scratch_shapes=(scratch_shapes,),
         ),

@@ -2,7 +2,7 @@
 
 Scores are kept in base 2: `prepare_scale` folds log2(e) into the scale of the queries, so the
 exponential is one `exp2` and no multiplication is left for each score. `m` is the running
-maximum, `l` the running sum of exponentials, `acc` the running sum of p @ V, all float32.
+maximum, `sums` the running sums of exponentials, `acc` the running sum of p @ V, all float32.
 """
 
 import math
@@ -53,7 +53,7 @@ def matmul_dtype(problem: Problem) -> jnp.dtype:
 
 
 def scores(q: jax.Array, k: jax.Array, problem: Problem) -> jax.Array:
-    """Base-2 scores: float32[rows, keys] of q [rows, lanes] (from `scale_q`) and k [keys, lanes]."""
+    """Base-2 scores, float32[rows, keys], of q [rows, lanes] (`scale_q`) and k [keys, lanes]."""
     s = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     if problem.q_scale is not None:
         factor = score_factor(problem)
@@ -89,14 +89,14 @@ def spread(x: jax.Array, width: int) -> jax.Array:
 
 
 def update(
-    s: jax.Array, m_ref: Any, l_ref: Any, target: Target, dtype: jnp.dtype
+    s: jax.Array, m_ref: Any, sums_ref: Any, target: Target, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
     """Folds one block of scores into the running maximum and sum.
 
     Args:
       s: Base-2 scores, float32[rows, keys].
       m_ref: Running maximum, float32[rows, 128] with equal lanes; updated.
-      l_ref: Running sum, the same.
+      sums_ref: Running sum, the same.
       target: What the chip can do.
       dtype: Dtype that p @ V is multiplied in.
 
@@ -108,5 +108,5 @@ def update(
     p = exponentials(s, spread(m, s.shape[1]), target, dtype)
     alpha = jnp.exp2(m_old - m)
     m_ref[...] = m
-    l_ref[...] = alpha * l_ref[...] + jnp.sum(p.astype(jnp.float32), axis=1, keepdims=True)
+    sums_ref[...] = alpha * sums_ref[...] + jnp.sum(p.astype(jnp.float32), axis=1, keepdims=True)
     return p, alpha

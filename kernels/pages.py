@@ -137,3 +137,11 @@ def start_write(
             cache.at[meta.page(seq, first_page + i), pl.ds(in_page, size)],
             sem,
         ).start()
+
+
+def fetch_sinks(sinks_hbm: Ref | None, buffer: Ref | None, sem: Ref) -> None:
+    """Brings the attention sinks to VMEM, once per launch."""
+    if sinks_hbm is not None:
+        copy = pltpu.make_async_copy(sinks_hbm, buffer, sem)
+        copy.start()
+        copy.wait()

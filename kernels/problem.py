@@ -154,6 +154,18 @@ class Problem:
         return (self.max_num_tokens, *self.kv_cache_shape[2:])
 
     @property
+    def sinks_shape(self) -> tuple[int, int, int]:
+        """Prepared sinks, float32: [KV heads, query heads of one padded to whole tiles, lanes]."""
+        rows = self.q_words * layout.packing(self.q_dtype)
+        return (self.num_kv_heads, layout.align(rows, layout.SUBLANES), layout.LANES)
+
+    @property
+    def sinks_bytes(self) -> int:
+        """Bytes of the prepared sinks; 0 without."""
+        heads, rows, lanes = self.sinks_shape
+        return heads * rows * lanes * layout.WORD_BYTES if self.has_sinks else 0
+
+    @property
     def kv_token_bytes(self) -> int:
         """Bytes of one token in the KV cache."""
         return self.kv_words * self.padded_head_dim * layout.WORD_BYTES

@@ -55,11 +55,12 @@ def buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[tuple[
         "v": () if problem.fuses_kv else (((heads, config.bkv_sz, v_lanes), wide),),
         "scaled_q": (((*state, lanes), wide),),
         "m": (((*state, layout.LANES), "float32"),),
-        "l": () if config.mxu_sums else (((*state, layout.LANES), "float32"),),
+        "sums": () if config.mxu_sums else (((*state, layout.LANES), "float32"),),
         "acc": (((*state, v_lanes), "float32"),),
         "s": (((chain, config.bkv_csz), "float32"),) * 2,
         "p": (((chain, config.bkv_csz), wide),) * 2,
         "alpha": (((chain, layout.LANES), "float32"),) * 2,
+        "sinks": ((problem.sinks_shape, "float32"),) if problem.has_sinks else (),
     }
 
 
@@ -132,6 +133,9 @@ def traffic(family: str, problem: Problem, config: BlockwiseConfig, batch: Batch
             if problem.update_kv_cache and written:
                 write += len(written) * kv_bytes
                 copies += layout.cdiv(written.start % page + len(written), page)
+    if copies and problem.has_sinks:
+        read += problem.sinks_bytes
+        copies += 1
     return Traffic(read_bytes=read, write_bytes=write, num_copies=copies)
 
 

@@ -182,9 +182,9 @@ class Attention:
         alpha = jnp.exp2(m_old - m)
         s.m[at] = m
         s.alpha[odd][...] = alpha
-        if s.l is not None:
+        if s.sums is not None:
             total = jnp.sum(p.astype(jnp.float32), axis=1, keepdims=True)
-            s.l[at] = alpha * s.l[at] + total
+            s.sums[at] = alpha * s.sums[at] + total
         s.p[odd][...] = p.astype(s.p[odd].dtype)
 
     def weigh(self, pair: Pair, odd: int) -> None:

@@ -7,7 +7,6 @@ from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
-
 # A chain needs whole tiles of query rows, and an odd number of heads is split in two chains.
 MIN_BQ_CSZ = 16
 
@@ -67,7 +66,7 @@ class BlockwiseConfig:
 
 def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     """Values worth trying, in rising order; `check` says which combinations can exist."""
-    kv = limits.block_sizes(problem, (256, 512, 1024, 2048))
+    kv = limits.block_sizes(problem, (128, 256, 512, 1024, 2048))
     most = max(16, layout.next_power_of_2(problem.max_num_tokens))
     q = tuple(n for n in (16, 32, 64, 128, 256, 512) if n <= most)
     return {
@@ -111,7 +110,7 @@ def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeas
         bad = config.check(problem, target)
         if bad is None:
             return config
-        if bq > 16:
+        if bq > MIN_BQ_CSZ:
             bq //= 2
         elif bkv > max(problem.page_size, layout.LANES):
             bkv = layout.align(bkv // 2, problem.page_size)

@@ -187,20 +187,20 @@ class Kernel:
         """Sets the softmax state of one head of a compute block to that of an empty context."""
         s = self.scratch
         s.acc[head, tile] = jnp.zeros_like(s.acc[head, tile])
-        if s.l is not None:
-            s.l[head, tile] = jnp.zeros_like(s.l[head, tile])
-        if self.sinks is None:
+        if s.sums is not None:
+            s.sums[head, tile] = jnp.zeros_like(s.sums[head, tile])
+        if s.sinks is None:
             s.m[head, tile] = jnp.full_like(s.m[head, tile], online_softmax.MASKED)
             return
         # An attention sink is a key with this score and no value. Row order: word, token, part.
         _, words, pack, lanes = self.problem.q_shape[1:]
         rows = s.m.shape[2] // words
         for word in range(words):
-            sink = self.sinks[head, pl.ds(word * pack, pack)]
+            sink = s.sinks[head, pl.ds(word * pack, pack)]
             s.m[head, tile, pl.ds(word * rows, rows)] = jnp.tile(sink, (rows // pack, 1))
         ones = jnp.ones((s.m.shape[2], LANES), jnp.float32)
-        if s.l is not None:
-            s.l[head, tile] = ones
+        if s.sums is not None:
+            s.sums[head, tile] = ones
         else:
             s.acc[head, tile, :, pl.ds(lanes, LANES)] = ones
 
@@ -217,7 +217,7 @@ class Kernel:
                 for word in range(words):
                     rows = pl.ds(word * part, part)
                     acc = s.acc[head, tile, rows]
-                    total = acc[:, lanes:] if s.l is None else s.l[head, tile, rows]
+                    total = acc[:, lanes:] if s.sums is None else s.sums[head, tile, rows]
                     factor = (problem.v_scale or 1.0) / total
                     out = acc[:, :lanes] * online_softmax.spread(factor, lanes)
                     packed.store_q(
@@ -294,6 +294,7 @@ class Kernel:
             self.scratch.unsent[1] = 0
             place = ahead = Place(self.first_seq, jnp.int32(0), jnp.int32(0))
             self.q_copy(0, self.block_at(place)).start()
+            pages.fetch_sinks(self.sinks, self.scratch.sinks, self.scratch.sinks_sem)
             for slot in range(self.config.num_buffers - 1):
                 ahead = self.start_fetch(slot, ahead, is_fresh=True)
             jax.lax.while_loop(
@@ -356,7 +357,7 @@ def blockwise_kernel(
 
     Args:
       refs: Scalar prefetch (kv_lens, page_indices, cu_q_lens, distribution); q, kv_new, KV cache
-        and, with sinks, sinks [KV heads, rows, 128]; outputs out and KV cache; scratch.
+        and, with sinks, sinks (`problem.sinks_shape`); outputs out and KV cache; scratch.
       seqs: Entries of `distribution` that bound the family's sequences.
       problem: Static shapes and features.
       config: Block sizes.

@@ -21,15 +21,16 @@ class Scratch(NamedTuple):
       k: [KV heads, bkv_sz, lanes], the KV block at hand, unpacked.
       v: [KV heads, bkv_sz, lanes or more], the same, then ones with `mxu_sums`; None if K|V fused.
       scaled_q: [KV heads, compute blocks, rows, lanes].
-      m, l: [KV heads, compute blocks, rows, 128], running maximum and sum, equal in all lanes;
-        with `mxu_sums` l is None.
+      m, sums: [KV heads, compute blocks, rows, 128], running maximum and sum, equal in all lanes;
+        with `mxu_sums` sums is None.
       acc: [KV heads, compute blocks, rows, lanes of v], running p @ V, and with `mxu_sums` the
         running sum in the lanes after it.
       s, p: pairs of [rows of a chain, bkv_csz], scores and probabilities; see `attend.py`.
       alpha: pair of [rows of a chain, 128], factors for what was accumulated before.
+      sinks: `problem.sinks_shape`, or None.
       unwritten: int32[num_buffers] in SMEM, tokens of each KV buffer on their way to the cache.
       unsent: int32[2] in SMEM, tokens of each output buffer on their way out.
-      kv_sems, write_sems: [num_buffers]; q_sems, out_sems: [2].
+      kv_sems, write_sems: [num_buffers]; q_sems, out_sems: [2]; sinks_sem: one.
     """
 
     kv: Ref
@@ -39,17 +40,19 @@ class Scratch(NamedTuple):
     v: Ref | None
     scaled_q: Ref
     m: Ref
-    l: Ref | None
+    sums: Ref | None
     acc: Ref
     s: tuple[Ref, Ref]
     p: tuple[Ref, Ref]
     alpha: tuple[Ref, Ref]
+    sinks: Ref | None
     unwritten: Ref
     unsent: Ref
     kv_sems: Ref
     write_sems: Ref
     q_sems: Ref
     out_sems: Ref
+    sinks_sem: Ref
 
 
 def scratch_shapes(problem: Problem, config: BlockwiseConfig) -> Scratch:
@@ -66,4 +69,5 @@ def scratch_shapes(problem: Problem, config: BlockwiseConfig) -> Scratch:
         write_sems=pltpu.SemaphoreType.DMA((config.num_buffers,)),
         q_sems=pltpu.SemaphoreType.DMA((2,)),
         out_sems=pltpu.SemaphoreType.DMA((2,)),
+        sinks_sem=pltpu.SemaphoreType.DMA,
     )

@@ -19,19 +19,22 @@ def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, st
     # One row more than the blocks: where a store goes that has nothing to do.
     bkv, bq = items * config.bkv_sz + 1, config.bq_sz + 1
     kv_blocks = (config.num_buffers, bkv, layout.odd(words), pack, lanes)
-    return {
+    named = {
         "kv": (kv_blocks, problem.kv_dtype),
         "kv_new": ((2, bq, words, pack, lanes), problem.kv_dtype),
         "q": ((2, bq, *q_token), problem.q_dtype),
         "out": ((2, bq, *q_token), problem.q_dtype),
         "scaled_q": ((items, heads, rows, lanes), "float32" if wide else "bfloat16"),
         "item_m": ((items, heads, rows, layout.LANES), "float32"),
-        "item_l": ((items, heads, rows, layout.LANES), "float32"),
+        "item_sums": ((items, heads, rows, layout.LANES), "float32"),
         "item_acc": ((items, heads, rows, lanes), "float32"),
         "m": ((heads, rows, layout.LANES), "float32"),
-        "l": ((heads, rows, layout.LANES), "float32"),
+        "sums": ((heads, rows, layout.LANES), "float32"),
         "acc": ((heads, rows, lanes), "float32"),
     }
+    if problem.has_sinks:
+        named["sinks"] = (problem.sinks_shape, "float32")
+    return named
 
 
 def scratch_bytes(problem: Problem, config: DecodeConfig) -> int:
@@ -69,11 +72,15 @@ def traffic(problem: Problem, config: DecodeConfig, batch: Batch) -> Traffic:
     q_blocks = layout.cdiv(num_seqs, config.bq_sz)
     q_bytes, kv_bytes = num_seqs * problem.q_token_bytes, problem.kv_token_bytes
     return Traffic(
-        read_bytes=sum(cached) * kv_bytes + q_bytes + new * num_seqs * kv_bytes,
+        read_bytes=sum(cached) * kv_bytes
+        + q_bytes
+        + new * num_seqs * kv_bytes
+        + bool(spans) * problem.sinks_bytes,
         write_bytes=q_bytes + new * num_seqs * kv_bytes,
         num_copies=(2 + new) * q_blocks
         + new * num_seqs
-        + sum(layout.cdiv(n, problem.page_size) for n in cached),
+        + sum(layout.cdiv(n, problem.page_size) for n in cached)
+        + bool(spans) * problem.has_sinks,
     )
 
 

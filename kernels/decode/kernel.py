@@ -154,7 +154,7 @@ class Kernel:
                 q = packed.load_token_q(s.q, (block, row), head=head, strided=self.strided)
                 s.scaled_q[g, head] = online_softmax.scale_q(q, problem)
         s.item_m[...] = jnp.full_like(s.item_m, online_softmax.MASKED)
-        s.item_l[...] = jnp.zeros_like(s.item_l)
+        s.item_sums[...] = jnp.zeros_like(s.item_sums)
         s.item_acc[...] = jnp.zeros_like(s.item_acc)
 
     def attend(self, slot: Scalar, items: list[Item]) -> None:
@@ -213,7 +213,7 @@ class Kernel:
                     scores, item.kv_len - 1, item.start + first, item.kv_len, problem
                 )
             p, alpha = online_softmax.update(
-                scores, s.item_m.at[g, head], s.item_l.at[g, head], self.target, mxu_dtype
+                scores, s.item_m.at[g, head], s.item_sums.at[g, head], self.target, mxu_dtype
             )
             return p, v, alpha
 
@@ -234,39 +234,43 @@ class Kernel:
         s, problem = self.scratch, self.problem
         v_scale = problem.v_scale or 1.0
         for head in range(problem.num_kv_heads):
-            m, l, acc = s.m[head], s.l[head], s.acc[head]  # noqa: E741
+            m, sums, acc = s.m[head], s.sums[head], s.acc[head]
             for g, item in enumerate(items):
                 is_first = item.block == 0
-                m, l, acc = self.reset(head, is_first, m, l, acc)  # noqa: E741
+                m, sums, acc = self.reset(head, is_first, m, sums, acc)
                 item_m = s.item_m[g, head]
                 m_new = jnp.maximum(m, item_m)
                 old, new = jnp.exp2(m - m_new), jnp.exp2(item_m - m_new)
                 m = m_new
-                l = old * l + new * s.item_l[g, head]  # noqa: E741
+                sums = old * sums + new * s.item_sums[g, head]
                 lanes = acc.shape[1]
                 acc = spread(old, lanes) * acc + spread(new, lanes) * s.item_acc[g, head]
-                out = acc * spread(v_scale / l, lanes)
+                out = acc * spread(v_scale / sums, lanes)
                 block, row = self.q_blocks.row(item.seq, item.is_real)
                 packed.store_token_q(
                     s.out, (block, row), out.astype(s.out.dtype), head=head, strided=self.strided
                 )
-            s.m[head], s.l[head], s.acc[head] = m, l, acc
+            s.m[head], s.sums[head], s.acc[head] = m, sums, acc
 
     def reset(
         self,
         head: int,
         is_first: Scalar,
         m: jax.Array,
-        l: jax.Array,
+        sums: jax.Array,
         acc: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Softmax state before an item: that of an empty sequence if the item is its first."""
         # An attention sink is a key with this score and no value.
-        m_0 = jnp.full_like(m, online_softmax.MASKED) if self.sinks is None else self.sinks[head]
-        l_0 = jnp.full_like(l, 0.0 if self.sinks is None else 1.0)
+        s = self.scratch
+        if s.sinks is None:
+            m_0 = jnp.full_like(m, online_softmax.MASKED)
+        else:
+            m_0 = s.sinks[head, pl.ds(0, m.shape[0])]
+        sums_0 = jnp.full_like(sums, 0.0 if s.sinks is None else 1.0)
         return (
             jnp.where(is_first, m_0, m),
-            jnp.where(is_first, l_0, l),
+            jnp.where(is_first, sums_0, sums),
             jnp.where(is_first, jnp.zeros_like(acc), acc),
         )
 
@@ -280,6 +284,7 @@ class Kernel:
             ahead = place
             for slot in range(self.config.num_buffers - 1):
                 ahead = self.start_fetch(slot, ahead)
+            pages.fetch_sinks(self.sinks, self.scratch.sinks, self.scratch.sinks_sem)
             self.q_blocks.wait_first()
             jax.lax.while_loop(
                 lambda carry: carry[1].seq < self.num_seqs, self.step, (jnp.int32(0), place, ahead)
@@ -312,7 +317,7 @@ def decode_kernel(
 
     Args:
       refs: Scalar prefetch (kv_lens, page_indices, cu_q_lens, distribution); q, kv_new, KV cache
-        and, with sinks, sinks [KV heads, rows, 128]; outputs out and KV cache; scratch.
+        and, with sinks, sinks (`problem.sinks_shape`); outputs out and KV cache; scratch.
       problem: Static shapes and features.
       config: Block sizes.
       target: What the chip can do.

@@ -20,10 +20,11 @@ class Scratch(NamedTuple):
       kv_new: [2, C + 1, words, packing, lanes], new keys and values of a block of sequences.
       q, out: [2, C + 1, KV heads, q words, q packing, lanes].
       scaled_q: [G, KV heads, rows, lanes], queries of the step's items.
-      item_m, item_l, item_acc: [G, KV heads, rows, ...], softmax state of each item.
-      m, l, acc: [KV heads, rows, ...], softmax state of the sequence the step began in.
+      item_m, item_sums, item_acc: [G, KV heads, rows, ...], softmax state of each item.
+      m, sums, acc: [KV heads, rows, ...], softmax state of the sequence the step began in.
+      sinks: `problem.sinks_shape`, or None.
       progress: int32[2] in SMEM; see `q_blocks.QBlocks`.
-      kv_sems: [num_buffers]; in_sems, out_sems, write_sems: [2].
+      kv_sems: [num_buffers]; in_sems, out_sems, write_sems: [2]; sinks_sem: one.
     """
 
     kv: Ref
@@ -32,21 +33,24 @@ class Scratch(NamedTuple):
     out: Ref
     scaled_q: Ref
     item_m: Ref
-    item_l: Ref
+    item_sums: Ref
     item_acc: Ref
     m: Ref
-    l: Ref  # noqa: E741
+    sums: Ref
     acc: Ref
+    sinks: Ref | None
     progress: Ref
     kv_sems: Ref
     in_sems: Ref
     out_sems: Ref
     write_sems: Ref
+    sinks_sem: Ref
 
 
 def scratch_shapes(problem: Problem, config: DecodeConfig) -> Scratch:
     """What `pallas_call` allocates."""
-    vmem = {
+    vmem: dict[str, Any] = {"sinks": None}
+    vmem |= {
         name: pltpu.VMEM(shape, jnp.dtype(dtype))
         for name, (shape, dtype) in buffers(problem, config).items()
     }
@@ -57,4 +61,5 @@ def scratch_shapes(problem: Problem, config: DecodeConfig) -> Scratch:
         in_sems=pltpu.SemaphoreType.DMA((2,)),
         out_sems=pltpu.SemaphoreType.DMA((2,)),
         write_sems=pltpu.SemaphoreType.DMA((2,)),
+        sinks_sem=pltpu.SemaphoreType.DMA,
     )

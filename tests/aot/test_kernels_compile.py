@@ -1,0 +1,105 @@
+"""Kernels compile for every chip, and move exactly the bytes their account says."""
+
+import dataclasses
+
+import pytest
+
+from rpa_kernels import load_family
+from rpa_kernels.batch import Batch
+from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Candidate, Status
+from rpa_tune.compile.pool import WorkerPool
+from rpa_tune.evaluate.simulate_task import TASK, SimulateTask
+from rpa_tune.hw.chip import load_chip
+
+pytestmark = pytest.mark.aot
+
+CHIPS = ("v4", "v5e", "v5p", "v6e", "v7x")
+LLAMA = Problem(
+    num_q_heads=32, num_kv_heads=8, head_dim=128, page_size=128, max_num_tokens=512,
+    max_num_seqs=16, pages_per_seq=32, num_pages=512, sm_scale=128**-0.5,
+)  # fmt: skip
+# Features whose code the compiler could refuse: data types, layouts, vector code.
+FEATURES = {
+    "one_head": {"num_q_heads": 8, "num_kv_heads": 1},
+    "fp8": {"num_kv_heads": 4, "kv_dtype": "float8_e4m3fn", "k_scale": 0.5, "q_scale": 0.5},
+    "int8_odd_heads": {"num_q_heads": 9, "num_kv_heads": 3, "kv_dtype": "int8"},
+    "fused_sinks": {"num_q_heads": 16, "num_kv_heads": 2, "head_dim": 64, "has_sinks": True},
+    "wide_window_cap": {
+        "num_q_heads": 4, "num_kv_heads": 2, "head_dim": 256, "sliding_window": 500,
+        "soft_cap": 30.0,
+    },
+    "float32_shared": {
+        "num_q_heads": 4, "num_kv_heads": 2, "q_dtype": "float32", "kv_dtype": "float32",
+        "update_kv_cache": False,
+    },
+    "small_pages_not_causal": {
+        "num_q_heads": 4, "num_kv_heads": 2, "page_size": 16, "pages_per_seq": 256,
+        "num_pages": 2048, "causal": False,
+    },
+}  # fmt: skip
+DECODE_KV = (1, 127, 128, 129, 4096, 700, 513, 2, 1500)
+BATCHES = {
+    "decode": Batch(q_lens=(1,) * 9, kv_lens=DECODE_KV, num_decode=9),
+    "mixed": Batch(q_lens=(1, 300, 4, 129), kv_lens=(9, 300, 1000, 2048), num_decode=1),
+    "prefill": Batch(
+        q_lens=(1, 128, 128), kv_lens=(9, 128, 1234), num_decode=1, num_prefill=2
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with WorkerPool(num_workers=2, deadline_s=240) as pool:
+        yield pool
+
+
+def simulate(pool, cache_dir, named):
+    """Compiles and simulates {name: (family, problem, chip)}; checks every answer."""
+    tasks = []
+    for family, problem, chip in named.values():
+        config = load_family(family).default_config(problem, load_chip(chip).target)
+        candidate = Candidate(
+            family=family, problem=problem, config=config, chip=chip, workload="test"
+        )
+        tasks.append(
+            SimulateTask(candidate=candidate, batches=(BATCHES[family],), cache_dir=cache_dir)
+        )
+    names = list(named)
+    for reply in pool.map_unordered(TASK, tasks):
+        name = names[reply.index]
+        assert reply.failure is None, (name, reply.failure)
+        # OK means too that simulated DMA bytes and copies equal the account's.
+        assert reply.value.status is Status.OK, (name, reply.value.status, reply.value.detail)
+        (timeline,) = reply.value.timelines
+        assert timeline.read_bytes > 0
+        assert timeline.unknown == {}, name
+
+
+@pytest.mark.parametrize("family", ["decode", "mixed"])
+def test_every_chip_compiles_and_the_account_is_exact(pool, tmp_path, family):
+    simulate(pool, tmp_path, {chip: (family, LLAMA, chip) for chip in CHIPS})
+
+
+def test_prefill_compiles(pool, tmp_path):
+    simulate(pool, tmp_path, {"v6e": ("prefill", LLAMA, "v6e")})
+
+
+@pytest.mark.parametrize("family", ["decode", "mixed"])
+def test_features_compile_on_v6e(pool, tmp_path, family):
+    problems = {
+        name: (family, dataclasses.replace(LLAMA, **changes), "v6e")
+        for name, changes in FEATURES.items()
+    }
+    simulate(pool, tmp_path, problems)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", ["v4", "v5e", "v5p", "v7x"])
+@pytest.mark.parametrize("family", ["decode", "mixed"])
+def test_features_compile_on_every_chip(pool, tmp_path, family, chip):
+    problems = {
+        name: (family, dataclasses.replace(LLAMA, **changes), chip)
+        for name, changes in FEATURES.items()
+    }
+    simulate(pool, tmp_path, problems)

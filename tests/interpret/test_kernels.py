@@ -1,0 +1,101 @@
+"""Every feature in every family against the float32 reference, with races and poison looked for."""
+
+import pytest
+from interpret.kernel_cases import (
+    DECODE_BATCH,
+    MIXED_BATCH,
+    PREFILL_BATCH,
+    V5E,
+    V6E,
+    blockwise_config,
+    decode_config,
+    make_problem,
+)
+
+from rpa_kernels import load_family
+from rpa_kernels.batch import Batch
+from rpa_kernels.verify import verify
+
+# Features, several a case where they do not hide one another. Slow ones repeat a path.
+CASES = {
+    "llama": {},
+    "mha": {"num_q_heads": 2, "sliding_window": 40},
+    "odd_ratio_one_head": {"num_q_heads": 5, "num_kv_heads": 1, "causal": False},
+    "fused_sinks": {"head_dim": 64, "num_q_heads": 6, "has_sinks": True},
+    "wide_heads_soft_cap": {"head_dim": 256, "soft_cap": 2.0, "sm_scale": 1.0},
+    "float32": {"q_dtype": "float32", "kv_dtype": "float32", "head_dim": 80},
+    "fp8_scales": {"kv_dtype": "float8_e4m3fn", "q_scale": 0.25, "k_scale": 0.5, "v_scale": 2.0},
+    "int8_shared_kv": {
+        "kv_dtype": "int8", "k_scale": 0.02, "v_scale": 0.03, "update_kv_cache": False,
+    },
+}  # fmt: skip
+SLOW_CASES = {
+    "ratio_7": {"num_q_heads": 21, "num_kv_heads": 3},
+    "fused_odd_heads": {"head_dim": 64, "num_q_heads": 3, "num_kv_heads": 3},
+    "fused_fp8": {"head_dim": 64, "kv_dtype": "float8_e4m3fn"},
+    "head_96": {"head_dim": 96},
+    "head_112": {"head_dim": 112},
+    "head_192": {"head_dim": 192},
+    "wide_q": {"q_dtype": "float32"},
+    "wide_kv": {"kv_dtype": "float32"},
+    "e5m2_one_head": {"kv_dtype": "float8_e5m2", "num_kv_heads": 1},
+    "int8_q_scale": {"kv_dtype": "int8", "q_scale": 0.03, "k_scale": 0.02, "v_scale": 0.03},
+    "window_of_one": {"sliding_window": 1},
+    "window_shared_kv": {"sliding_window": 33, "update_kv_cache": False},
+    "sinks": {"has_sinks": True},
+    "large_pages": {"page_size": 128, "pages_per_seq": 2, "num_pages": 16},
+    "float32_out": {"out_dtype": "float32"},
+}
+ALL = [
+    *(pytest.param(case, id=name) for name, case in CASES.items()),
+    *(pytest.param(case, id=name, marks=pytest.mark.slow) for name, case in SLOW_CASES.items()),
+]
+SOME = [pytest.param(CASES[name], id=name) for name in ("llama", "fused_sinks")]
+
+
+def check(family, problem, config, batch, target=V6E, **kwargs):
+    report = verify(load_family(family), problem, config, batch, target=target, **kwargs)
+    assert report.ok, report.problems
+    return report
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_decode_is_right(case):
+    check("decode", make_problem(**case), decode_config(), DECODE_BATCH)
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_mixed_is_right(case):
+    problem = make_problem(**case)
+    sums = int(not problem.fuses_kv and problem.head_dim <= 128)
+    check("mixed", problem, blockwise_config(mxu_sums=sums), MIXED_BATCH)
+
+
+@pytest.mark.parametrize("case", SOME)
+def test_prefill_is_right(case):
+    config = blockwise_config(bkv_sz=256, num_buffers=3)
+    check("prefill", make_problem(**case), config, PREFILL_BATCH)
+
+
+@pytest.mark.parametrize("family", ["decode", "mixed"])
+def test_right_without_bf16_vector_units_and_with_early_copies(family):
+    config = decode_config() if family == "decode" else blockwise_config()
+    batch = DECODE_BATCH if family == "decode" else MIXED_BATCH
+    check(family, make_problem(), config, batch, target=V5E, dma_mode="eager")
+
+
+@pytest.mark.parametrize("family", ["decode", "prefill", "mixed"])
+def test_a_family_without_sequences_changes_nothing(family):
+    others = {
+        "decode": Batch(q_lens=(5,), kv_lens=(9,), num_decode=0),
+        "prefill": Batch(q_lens=(1,), kv_lens=(9,), num_decode=1),
+        "mixed": Batch(q_lens=(), kv_lens=(), num_decode=0),
+    }
+    config = decode_config() if family == "decode" else blockwise_config()
+    report = check(family, make_problem(), config, others[family])
+    assert report.max_error == 0.0
+
+
+def test_verify_refuses_a_config_that_cannot_exist():
+    with pytest.raises(ValueError, match="bkv_sz % page_size"):
+        check("decode", make_problem(), decode_config(bkv_sz=100, bkv_csz=100), DECODE_BATCH)

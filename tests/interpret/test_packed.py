@@ -1,0 +1,130 @@
+"""The chip's strided loads and stores mean the same as the ones the race detector can run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from rpa_kernels import layout, packed
+
+TOKENS = 32
+
+
+def bits(x):
+    return np.asarray(x).view(np.uint8)
+
+
+def run(body, x, *out):
+    """Runs a kernel body on one VMEM operand under the plain interpreter."""
+    return pl.pallas_call(
+        body,
+        in_specs=[pl.BlockSpec(memory_space=pltpu.VMEM)],
+        out_specs=[pl.BlockSpec(memory_space=pltpu.VMEM)] * len(out),
+        out_shape=list(out),
+        interpret=True,
+    )(x)
+
+
+def random_bits(shape, dtype):
+    size = int(np.prod(shape)) * layout.dtype_bytes(dtype)
+    # Small exponents only, so that no value is a NaN that a copy could rewrite.
+    raw = np.random.default_rng(0).integers(0, 32, size, np.uint8)
+    return jax.lax.bitcast_convert_type(
+        jnp.asarray(raw).reshape(*shape, layout.dtype_bytes(dtype)).squeeze(), jnp.dtype(dtype)
+    ).reshape(shape)
+
+
+@pytest.mark.parametrize("dtype", layout.KV_DTYPES)
+@pytest.mark.parametrize(("heads", "head_dim"), [(1, 128), (2, 64), (3, 128), (2, 256)])
+def test_load_kv(dtype, heads, head_dim):
+    fused = layout.fuses_kv(head_dim)
+    _, _, words, pack, lanes = layout.kv_cache_shape(
+        num_pages=1, page_size=1, num_kv_heads=heads, head_dim=head_dim, kv_dtype=dtype
+    )
+    x = random_bits((2, TOKENS, layout.odd(words), pack, lanes), dtype)
+    out = jax.ShapeDtypeStruct((heads, 2, 16, lanes), jnp.dtype(dtype))
+
+    def body(strided, ref, k_ref):
+        for head in range(heads):
+            k, v = packed.load_kv(
+                ref, (1,), head=head, start=8, count=16, fused=fused, dtype=dtype,
+                num_valid=11, strided=strided,
+            )  # fmt: skip
+            k_ref[head, 0], k_ref[head, 1] = k, v
+
+    fast, plain = (
+        run(lambda *refs, strided=strided: body(strided, *refs), x, out)[0]
+        for strided in (True, False)
+    )
+    np.testing.assert_array_equal(bits(fast), bits(plain))
+    row = 0 if fused else 1
+    last_v = np.asarray(x)[1, 8 : 8 + 11].reshape(11, -1, lanes)[:, row]
+    np.testing.assert_array_equal(bits(np.asarray(plain)[0, 1, :11]), bits(last_v))
+    assert not bits(np.asarray(plain)[:, :, 11:]).any()
+
+
+@pytest.mark.parametrize("dtype", layout.Q_DTYPES)
+@pytest.mark.parametrize(("heads", "words", "lanes"), [(1, 4, 128), (3, 2, 128), (2, 1, 256)])
+def test_load_q(dtype, heads, words, lanes):
+    pack = layout.packing(dtype)
+    x = random_bits((2, TOKENS, heads, words, pack, lanes), dtype)
+    rows = jax.ShapeDtypeStruct((heads, words, 16 * pack, lanes), jnp.dtype(dtype))
+    token = jax.ShapeDtypeStruct((heads, words * pack, lanes), jnp.dtype(dtype))
+
+    def body(strided, ref, rows_ref, token_ref):
+        for head in range(heads):
+            token_ref[head] = packed.load_token_q(ref, (1, 5), head=head, strided=strided)
+            for word in range(words):
+                rows_ref[head, word] = packed.load_q(
+                    ref, (1,), head=head, word=word, start=8, count=16, strided=strided
+                )
+
+    fast, plain = (
+        run(lambda *refs, strided=strided: body(strided, *refs), x, rows, token)
+        for strided in (True, False)
+    )
+    for a, b in zip(fast, plain, strict=True):
+        np.testing.assert_array_equal(bits(a), bits(b))
+    expected = np.asarray(x)[1, 8:24, 0, words - 1].reshape(16 * pack, lanes)
+    np.testing.assert_array_equal(bits(plain[0][0, words - 1]), bits(expected))
+
+
+class WordRef:
+    """A reference as far as strided stores use one; no interpreter stores through a reshape."""
+
+    def __init__(self, array):
+        self.array = array
+        self.shape = array.shape
+        self.at = self
+
+    def bitcast(self, dtype):
+        assert dtype == jnp.uint32
+        *major, pack, lanes = self.shape
+        words = self.array.reshape(*major, pack, lanes)
+        assert pack == 1
+        return WordRef(words.view(np.uint32))
+
+    def reshape(self, *shape):
+        return WordRef(self.array.reshape(shape))
+
+    def __getitem__(self, index):
+        if isinstance(index, tuple):
+            return WordRef(self.array[index])
+        return self.array[index.start : index.start + index.size * index.stride : index.stride]
+
+    def __setitem__(self, index, value):
+        self[index][...] = value
+
+
+@pytest.mark.parametrize("lanes", [128, 256])
+def test_store_words_stores_where_load_words_loads(lanes):
+    ref = WordRef(np.zeros((2, TOKENS, 3, 1, lanes), np.float32))
+    words = np.random.default_rng(0).integers(1, 1 << 30, (16, lanes), np.uint32)
+    packed.store_words(ref, (1,), words, row=8 * 3 + 1, stride=3)
+    loaded = packed.load_words(ref, (1,), row=8 * 3 + 1, count=16, stride=3)
+    np.testing.assert_array_equal(np.asarray(loaded), words)
+    stored = ref.array.view(np.uint32)
+    np.testing.assert_array_equal(stored[1, 8:24, 1, 0], words)
+    assert np.count_nonzero(stored) == words.size

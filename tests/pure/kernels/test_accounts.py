@@ -1,0 +1,194 @@
+"""Accounts, checks and default configs of the kernel families. No jax."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rpa_kernels import FAMILIES, layout, load_family
+from rpa_kernels.batch import Batch
+from rpa_kernels.blockwise.config import BlockwiseConfig
+from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.family import Traffic
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_tune.hw.chip import load_chips
+
+LLAMA = Problem(
+    num_q_heads=32, num_kv_heads=8, head_dim=128, page_size=128, max_num_tokens=2048,
+    max_num_seqs=128, pages_per_seq=64, num_pages=2048,
+)  # fmt: skip
+TOKEN_BYTES = 2 * 8 * 128 * 2  # K and V of 8 heads in bfloat16
+Q_BYTES = 32 * 128 * 2
+DECODE = DecodeConfig(bkv_sz=256, bkv_csz=128, seqs_per_step=2, num_buffers=2, bq_sz=2)
+BLOCKS = BlockwiseConfig(bq_sz=128, bq_csz=64, bkv_sz=256, bkv_csz=128, num_buffers=2, mxu_sums=0)
+V6E = load_chips()["v6e"].target
+
+
+def test_decode_traffic_counted_by_hand():
+    # One token of context is all new: no cached page is read.
+    batch = Batch(q_lens=(1, 1, 1), kv_lens=(1, 129, 300), num_decode=3)
+    cached_tokens, cached_pages, q_blocks = 0 + 128 + 299, 0 + 1 + 3, 2
+    assert load_family("decode").traffic(LLAMA, DECODE, batch) == Traffic(
+        read_bytes=(cached_tokens + 3) * TOKEN_BYTES + 3 * Q_BYTES,
+        write_bytes=3 * TOKEN_BYTES + 3 * Q_BYTES,
+        num_copies=cached_pages + 3 + 3 * q_blocks,
+    )
+
+
+def test_mixed_traffic_counted_by_hand():
+    # 100 cached and 150 new tokens: query blocks of 128 and 22 see 228 and 250 keys.
+    batch = Batch(q_lens=(1, 150), kv_lens=(1, 250), num_decode=1)
+    # First block: 1 page and the new tokens in, 2 pages back; second: the same in, 1 page back.
+    copies = (1 + 1 + 2) + (1 + 1 + 1) + 2 * 2
+    assert load_family("mixed").traffic(LLAMA, BLOCKS, batch) == Traffic(
+        read_bytes=(228 + 250) * TOKEN_BYTES + 150 * Q_BYTES,
+        write_bytes=150 * TOKEN_BYTES + 150 * Q_BYTES,
+        num_copies=copies,
+    )
+
+
+def test_a_window_leaves_pages_out():
+    windowed = dataclasses.replace(LLAMA, sliding_window=100)
+    batch = Batch(q_lens=(1,), kv_lens=(1000,), num_decode=1)
+    family = load_family("decode")
+    read = family.traffic(windowed, DECODE, batch).read_bytes
+    # Position 900 is in page 7, which begins at 896.
+    assert read == (999 - 896 + 1) * TOKEN_BYTES + Q_BYTES
+    assert family.num_steps(windowed, DECODE, batch) == 1
+
+
+def test_sequences_of_other_families_cost_nothing():
+    batch = Batch(q_lens=(1, 64, 64, 5), kv_lens=(9, 64, 70, 8), num_decode=1, num_prefill=2)
+    whole = [load_family(f) for f in FAMILIES]
+    configs = [DECODE if f.name == "decode" else BLOCKS for f in whole]
+    q_rows = [sum(batch.q_lens[i] for i in batch.family_seqs(f.name)) * Q_BYTES for f in whole]
+    for family, config, rows in zip(whole, configs, q_rows, strict=True):
+        seqs = batch.family_seqs(family.name)
+        written = sum(batch.q_lens[i] for i in seqs)
+        assert family.traffic(LLAMA, config, batch).write_bytes == rows + written * TOKEN_BYTES
+    empty = Batch(q_lens=(), kv_lens=(), num_decode=0)
+    for family, config in zip(whole, configs, strict=True):
+        assert family.traffic(LLAMA, config, empty).total_bytes == 0
+        assert family.num_steps(LLAMA, config, empty) == 0
+        assert family.mxu_flops(LLAMA, config, empty) == 0
+
+
+lengths = st.integers(1, 4096)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(
+    kv_lens=st.lists(lengths, min_size=1, max_size=12),
+    q_len=st.integers(1, 300),
+    window=st.sampled_from([None, 1, 100, 1000]),
+    causal=st.booleans(),
+)
+def test_kernels_do_at_least_what_is_useful(kv_lens, q_len, window, causal):
+    problem = dataclasses.replace(LLAMA, sliding_window=window, causal=causal)
+    q_lens = tuple(min(q_len, kv) for kv in kv_lens)
+    batches = {
+        "decode": Batch(
+            q_lens=(1,) * len(kv_lens), kv_lens=tuple(kv_lens), num_decode=len(kv_lens)
+        ),
+        "mixed": Batch(q_lens=q_lens, kv_lens=tuple(kv_lens), num_decode=0),
+    }
+    for name, batch in batches.items():
+        family, config = load_family(name), DECODE if name == "decode" else BLOCKS
+        traffic = family.traffic(problem, config, batch)
+        if causal:  # a query of a decode batch is its sequence's last key, so causal or not is one
+            assert family.mxu_flops(problem, config, batch) >= family.useful_flops(problem, batch)
+        assert traffic.total_bytes >= family.useful_bytes(problem, batch)
+        assert family.num_steps(problem, config, batch) >= 1
+
+
+@pytest.mark.parametrize("chip", sorted(load_chips()))
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_q_heads": 8, "num_kv_heads": 1},
+        {"head_dim": 64, "num_q_heads": 64, "kv_dtype": "float8_e4m3fn"},
+        {"head_dim": 256, "num_q_heads": 16, "num_kv_heads": 16, "sliding_window": 1024},
+        {"page_size": 16, "pages_per_seq": 512},
+        {"page_size": 2048, "pages_per_seq": 4, "num_pages": 64},
+        {"max_num_tokens": 8, "max_num_seqs": 8, "pages_per_seq": 1},
+    ],
+)
+def test_default_config_exists_and_is_in_reach_of_the_search(chip, name, changes):
+    target, family = load_chips()[chip].target, load_family(name)
+    problem = dataclasses.replace(LLAMA, **changes)
+    config = family.default_config(problem, target)
+    if chip == "v4" and problem.page_size == 2048:
+        # Two buffers of one page (2048 tokens of 4.5 KiB) do not fit 16 MiB.
+        assert config.limit == "vmem_bytes"
+        return
+    assert not isinstance(config, Infeasible), str(config)
+    assert config.check(problem, target) is None
+    assert family.config_from_dict(family.config_to_dict(config)) == config
+    axes = family.search_axes(problem, target)
+    assert set(axes) == set(family.config_to_dict(config))
+    for values in axes.values():
+        assert list(values) == sorted(set(values))
+        assert values
+    assert config.bkv_sz in axes["bkv_sz"]
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        (dataclasses.replace(DECODE, bkv_sz=100), "bkv_sz % page_size"),
+        (dataclasses.replace(DECODE, bkv_csz=96), "bkv_sz % bkv_csz"),
+        (dataclasses.replace(DECODE, bkv_csz=64), "bkv_csz % 128"),
+        (dataclasses.replace(DECODE, seqs_per_step=4), "bq_sz >= seqs_per_step"),
+        (dataclasses.replace(DECODE, num_buffers=1), "num_buffers"),
+        (dataclasses.replace(DECODE, bkv_sz=1 << 14, bkv_csz=1 << 14), "vmem_bytes"),
+        (dataclasses.replace(BLOCKS, bq_csz=48), "bq_sz % bq_csz"),
+        (dataclasses.replace(BLOCKS, mxu_sums=2), "mxu_sums"),
+    ],
+)
+def test_check_names_the_limit(config, limit):
+    blocked = config.check(LLAMA, V6E)
+    assert blocked is not None
+    assert blocked.limit == limit
+
+
+def test_a_page_table_beyond_smem_is_infeasible():
+    long = dataclasses.replace(LLAMA, page_size=16, pages_per_seq=1 << 16, num_pages=1 << 17)
+    for name in FAMILIES:
+        blocked = load_family(name).default_config(long, V6E)
+        assert isinstance(blocked, Infeasible)
+        assert blocked.limit == "smem_bytes"
+    # A million tokens fit with large pages and few sequences.
+    million = dataclasses.replace(
+        LLAMA, page_size=256, pages_per_seq=4096, num_pages=1 << 15, max_num_seqs=16
+    )
+    assert not isinstance(load_family("decode").default_config(million, V6E), Infeasible)
+
+
+def test_tiled_bytes():
+    assert layout.tiled_bytes((3, 8, 128), "float32") == 3 * 4096
+    assert layout.tiled_bytes((3, 9, 100), "float32") == 3 * 2 * 4096
+    assert layout.tiled_bytes((5, 2, 128), "bfloat16") == 5 * 512
+    assert layout.tiled_bytes((4, 1, 128), "float32") == 4 * 512
+    assert layout.tiled_bytes((1, 4, 256), "int8") == 1024
+
+
+def test_fused_layout_is_half_the_padded_one():
+    def token_bytes(head_dim):
+        return dataclasses.replace(LLAMA, head_dim=head_dim).kv_token_bytes
+
+    assert token_bytes(64) * 2 == token_bytes(96) == token_bytes(128)
+
+
+def test_accounts_import_no_jax():
+    code = (
+        "import sys; from rpa_kernels import FAMILIES, load_family\n"
+        "for name in FAMILIES: load_family(name)\n"
+        "assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
