@@ -2,18 +2,20 @@
 
     python benchmarks/record.py sweeps/quickstart.yaml --chips v6e,v5e --sample 80 --into truth
 
-One store per study of the plan. The sample is drawn without looking at any answer; the heuristic
-is always in it. What a store knows already is not asked again. Times are simulated.
+One store per study of the plan, and beside it the truth alone as `NAME.truth.json`, which stays
+readable when configs change. The sample is drawn without looking at any answer; the heuristic is
+always in it. What a store knows already is not asked again. Times are simulated.
 """
 
+import json
 import random
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
-from rpa_tune.candidate import Candidate
+from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.provenance import provenance
@@ -29,6 +31,35 @@ def sample_of(study: Study, size: int) -> Iterator[Candidate]:
     random.Random(study.name).shuffle(configs)
     for config in list(dict.fromkeys([study.heuristic(), *configs]))[:size]:
         yield study.candidate(config)
+
+
+def write_truth(path: Path, study: Study, evaluations: Iterable[Evaluation]) -> None:
+    """The sample as plain numbers: config, bound and simulated time (null when it has none)."""
+    bounds, times, statuses = {}, {}, {}
+    for evaluation in evaluations:
+        config = evaluation.candidate.config
+        if evaluation.fidelity is Fidelity.ANALYTICAL:
+            bounds[config] = evaluation.time_us
+        else:
+            times[config], statuses[config] = evaluation.time_us, evaluation.status.value
+    document = {
+        "schema": "rpa-truth/1",
+        "study": study.name,
+        "workload": study.workload.name,
+        "provenance": provenance(study.family),
+        "axes": {axis.name: axis.values for axis in study.space().axes},
+        "heuristic": asdict(study.heuristic()),
+        "configs": [
+            {
+                "config": asdict(config),
+                "bound_us": bounds.get(config),
+                "time_us": times[config],
+                "status": statuses[config],
+            }
+            for config in times
+        ],
+    }
+    path.write_text(json.dumps(document, separators=(",", ":")).replace("},{", "},\n{") + "\n")
 
 
 @click.command()
@@ -70,6 +101,9 @@ def main(
                 click.echo(f"{name}: {len(todo)} {evaluator.fidelity.name.lower()}")
                 for evaluation in evaluator.evaluate_all(todo, study.workload):
                     journal.append(evaluation)
+            wanted = {candidate.digest for candidate in candidates}
+            known = [e for e in journal.evaluations() if e.candidate.digest in wanted]
+            write_truth(folder / f"{name}.truth.json", study, known)
     simulated.close()
 
 

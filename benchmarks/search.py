@@ -1,28 +1,25 @@
 """How good is the search? Against the best of recorded spaces, with no compiler.
 
-    python benchmarks/search.py truth/*.jsonl --json out.json
+    python benchmarks/search.py truth/*.truth.json --json out.json
 
-Each store holds a sample of one space at both fidelities (`record.py`). A searcher may ask for a
+Each file holds a sample of one space at both fidelities (`record.py`). A searcher may ask for a
 share of it; its regret is how much slower its best answer is than the best of the sample. The
 times behind it are simulated; the regret is a property of the search alone.
 """
 
 import json
 import statistics
+from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
-from rpa_kernels import load_family
-from rpa_kernels.infeasible import Infeasible
-from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import Space
-from rpa_tune.store import journal
 from rpa_tune.sweep.sampler import Search, make_sampler
 
 SHARES_PCT = (5, 10, 15, 25, 50)
@@ -41,9 +38,9 @@ class Truth:
     """One recorded space.
 
     Attributes:
-      name: The store's.
+      name: The file's.
       space: Axes and the sampled configs, in axis order.
-      answers: Config -> simulated answer.
+      times_us: Config -> simulated time, or None when it has none.
       bounds: Config -> analytical bound, microseconds.
       heuristic: The heuristic's config, in the sample.
       best_us: Least simulated time.
@@ -51,40 +48,34 @@ class Truth:
 
     name: str
     space: Space
-    answers: dict[Any, Evaluation]
+    times_us: dict[Any, float | None]
     bounds: dict[Any, float]
     heuristic: Any
     best_us: float
 
 
-def load_truth(path: Path) -> Truth | None:
-    """Reads a store; None when it holds no more than a handful of times."""
-    evaluations = journal.read(path).evaluations
-    answers = {e.candidate.config: e for e in evaluations if e.fidelity is Fidelity.SIMULATED}
-    times = [e.time_us for e in answers.values() if e.time_us is not None]
-    if len(times) < 20:
-        return None
-    some = next(iter(answers.values())).candidate
-    family, target = load_family(some.family), load_chip(some.chip).target
-    heuristic = family.default_config(some.problem, target)
-    if isinstance(heuristic, Infeasible) or heuristic not in answers:
-        return None
-    axes = tuple(
-        Axis(name=name, values=tuple(sorted({getattr(config, name) for config in answers})))
-        for name in family.search_axes(some.problem, target)
-    )
-    order = sorted(answers, key=lambda config: tuple(getattr(config, axis.name) for axis in axes))
+def load_truth(path: Path) -> Truth:
+    """Reads what `record.py` wrote. Configs become named tuples: today's kernels play no part."""
+    data = json.loads(path.read_text())
+    axes = tuple(Axis(name=name, values=tuple(v)) for name, v in data["axes"].items())
+    config_type = namedtuple("Config", [axis.name for axis in axes])  # type: ignore[misc]
+    rows = [(config_type(**row["config"]), row) for row in data["configs"]]
+    times_us = {config: row["time_us"] for config, row in rows}
     return Truth(
-        name=path.stem,
-        space=Space(family=some.family, axes=axes, configs=tuple(order)),
-        answers=answers,
-        bounds={
-            e.candidate.config: e.time_us
-            for e in evaluations
-            if e.fidelity is Fidelity.ANALYTICAL and e.time_us is not None
-        },
-        heuristic=heuristic,
-        best_us=min(times),
+        name=path.name.removesuffix(".truth.json"),
+        space=Space(family="recorded", axes=axes, configs=tuple(sorted(times_us))),
+        times_us=times_us,
+        bounds={config: row["bound_us"] for config, row in rows if row["bound_us"] is not None},
+        heuristic=config_type(**data["heuristic"]),
+        best_us=min(us for us in times_us.values() if us is not None),
+    )
+
+
+def answer(truth: Truth, config: Any) -> Any:
+    """What samplers read of an evaluation: the config, whether it has a time, and the time."""
+    time_us = truth.times_us[config]
+    return SimpleNamespace(
+        candidate=SimpleNamespace(config=config), time_us=time_us, ok=time_us is not None
     )
 
 
@@ -106,11 +97,11 @@ def regret_pct(truth: Truth, searcher: str, *, num: int, seed: int) -> float:
     )
     times = []
     while wave := sampler.ask():
-        told = [truth.answers[config] for config in wave]
+        told = [answer(truth, config) for config in wave]
         sampler.tell(told)
         times += [answer.time_us for answer in told if answer.time_us is not None]
     # Who found nothing that works would fall back to the heuristic.
-    found_us = min(times, default=truth.answers[truth.heuristic].time_us or float("inf"))
+    found_us = min(times, default=truth.times_us[truth.heuristic] or float("inf"))
     return 100 * (found_us / truth.best_us - 1)
 
 
@@ -121,7 +112,7 @@ def compare(truths: Sequence[Truth]) -> dict[str, Any]:
         for share in SHARES_PCT:
             regrets = []
             for truth in truths:
-                num = max(1, round(len(truth.answers) * share / 100))
+                num = max(1, round(len(truth.times_us) * share / 100))
                 seeds = range(SEEDS) if kind in ("tpe", "random") else range(1)
                 each = [regret_pct(truth, searcher, num=num, seed=seed) for seed in seeds]
                 regrets.append(statistics.mean(each))
@@ -133,11 +124,11 @@ def compare(truths: Sequence[Truth]) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("stores", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures.")
-def main(stores: tuple[Path, ...], json_file: Path | None) -> None:
+def main(files: tuple[Path, ...], json_file: Path | None) -> None:
     """Prints regret by searcher and share of evaluations."""
-    truths = [truth for path in stores if (truth := load_truth(path))]
+    truths = [load_truth(path) for path in files]
     click.echo(f"{len(truths)} spaces; regret in percent of the best simulated time")
     figures = compare(truths)
     for name, figure in figures.items():
@@ -147,9 +138,9 @@ def main(stores: tuple[Path, ...], json_file: Path | None) -> None:
     if json_file is not None:
         spaces = {
             truth.name: {
-                "configs": len(truth.answers),
+                "configs": len(truth.times_us),
                 "best_us": truth.best_us,
-                "heuristic_us": truth.answers[truth.heuristic].time_us,
+                "heuristic_us": truth.times_us[truth.heuristic],
             }
             for truth in truths
         }

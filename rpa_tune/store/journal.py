@@ -38,7 +38,8 @@ class Contents:
     Attributes:
       evaluations: All answers in the order they were written.
       end_bytes: Where the last whole line ends; a writer goes on from here.
-      damaged_lines: Line numbers that do not decode; kept in the file, left out here.
+      damaged_lines: Line numbers that do not decode, because they are damaged or name a config
+        that the kernels no longer have; kept in the file, left out here.
     """
 
     evaluations: tuple[Evaluation, ...]

@@ -150,7 +150,7 @@ def _log_likelihood(kernel: _Kernel, points: Array, values: Array) -> float:
     factor = np.linalg.cholesky(kernel(points, points) + _NOISE * np.eye(len(points)))
     white = np.linalg.solve(factor, values)
     # The variance of the values is fitted as well, which leaves these two terms.
-    return float(-0.5 * len(values) * np.log(white @ white) - np.log(np.diag(factor)).sum())
+    return float(-0.5 * len(values) * np.log(white @ white + 1e-12) - np.log(np.diag(factor)).sum())
 
 
 def _predict(kernel: _Kernel, points: Array, values: Array, at: Array) -> tuple[Array, Array]:
