@@ -49,94 +49,96 @@ def window_start(first_q_pos: Scalar, problem: Problem) -> Scalar:
     return div(first, problem.page_size) * problem.page_size
 
 
-def start_fetch(
-    *,
-    meta: Meta,
-    cache: Ref,
-    buffer: Ref,
-    row: Scalar,
-    sem: Ref,
-    seq: Scalar,
-    start: Scalar,
-    num_tokens: Scalar,
-    max_tokens: int,
-    problem: Problem,
-) -> None:
-    """Starts copying cached tokens [start, start + num_tokens) to `buffer` from `row` on.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PagedCache:
+    """The KV cache in HBM, addressed by sequence and position.
 
-    Args:
-      meta: Lengths and pages.
-      cache: KV cache in HBM.
-      buffer: [tokens, padded words, packing, lanes] in VMEM.
-      row: First token of the buffer to fill.
-      sem: DMA semaphore; counts the bytes that `wait_tokens` takes off.
-      seq: Sequence index.
-      start: First position; a multiple of the page size.
-      num_tokens: Tokens to fetch; nothing at or below 0.
-      max_tokens: Static bound on `num_tokens`, a multiple of the page size.
-      problem: Static shapes.
-    """
-    page_size, words = problem.page_size, problem.kv_words
-    first_page = div(start, page_size)
-
-    def copy_page(i: Scalar) -> None:
-        size = jnp.clip(num_tokens - i * page_size, 0, page_size)
-        pltpu.make_async_copy(
-            cache.at[meta.page(seq, first_page + i), pl.ds(0, size)],
-            buffer.at[pl.ds(row + i * page_size, size), pl.ds(0, words)],
-            sem,
-        ).start()
-
-    max_pages = max_tokens // page_size
-    if max_pages <= MAX_UNROLLED_PAGES:
-        for i in range(max_pages):
-            copy_page(i)
-    else:
-        pl.loop(0, cdiv(jnp.maximum(num_tokens, 0), page_size))(copy_page)
-
-
-def wait_tokens(*, buffer: Ref, sem: Ref, num_tokens: Scalar, problem: Problem) -> None:
-    """Waits until `num_tokens` tokens in all, maybe none, have arrived in or left `buffer`.
-
-    A wait counts bytes, whichever copies they came from, so one wait serves many copies.
+    Buffers are KV buffers in VMEM: [tokens, padded words, packing, lanes].
     """
 
-    @pl.when(num_tokens > 0)
-    def _() -> None:
-        tokens = buffer.at[pl.ds(0, num_tokens), pl.ds(0, problem.kv_words)]
-        pltpu.make_async_copy(tokens, tokens, sem).wait()
+    meta: Meta
+    hbm: Ref
+    problem: Problem
 
+    def start_fetch(
+        self,
+        buffer: Ref,
+        sem: Ref,
+        *,
+        row: Scalar,
+        seq: Scalar,
+        start: Scalar,
+        num_tokens: Scalar,
+        max_tokens: int,
+    ) -> None:
+        """Starts copying cached tokens [start, start + num_tokens) to `buffer` from `row` on.
 
-def start_write(
-    *,
-    meta: Meta,
-    cache: Ref,
-    buffer: Ref,
-    sem: Ref,
-    seq: Scalar,
-    row: Scalar,
-    start: Scalar,
-    num_tokens: Scalar,
-    problem: Problem,
-) -> None:
-    """Starts copying `num_tokens` rows of `buffer` from `row` on to the cache at `start`.
+        Args:
+          buffer: Where to.
+          sem: DMA semaphore; counts the bytes that `wait` takes off.
+          row: First token of the buffer to fill.
+          seq: Sequence index.
+          start: First position; a multiple of the page size.
+          num_tokens: Tokens to fetch; nothing at or below 0.
+          max_tokens: Static bound on `num_tokens`, a multiple of the page size.
+        """
+        page_size, words = self.problem.page_size, self.problem.kv_words
+        first_page = div(start, page_size)
 
-    `start` need not be aligned: the first and last copies may cover part of a page.
-    """
-    page_size, words = problem.page_size, problem.kv_words
-    first_page, offset = div(start, page_size), rem(start, page_size)
+        def copy_page(i: Scalar) -> None:
+            size = jnp.clip(num_tokens - i * page_size, 0, page_size)
+            pltpu.make_async_copy(
+                self.hbm.at[self.meta.page(seq, first_page + i), pl.ds(0, size)],
+                buffer.at[pl.ds(row + i * page_size, size), pl.ds(0, words)],
+                sem,
+            ).start()
 
-    @pl.loop(0, cdiv(offset + num_tokens, page_size))
-    def _(i: jax.Array) -> None:
-        # Page i covers [i * page_size - offset, (i + 1) * page_size - offset) of the rows.
-        begin = jnp.maximum(i * page_size - offset, 0)
-        size = jnp.minimum((i + 1) * page_size - offset, num_tokens) - begin
-        in_page = jnp.where(i == 0, offset, 0)
-        pltpu.make_async_copy(
-            buffer.at[pl.ds(row + begin, size), pl.ds(0, words)],
-            cache.at[meta.page(seq, first_page + i), pl.ds(in_page, size)],
-            sem,
-        ).start()
+        max_pages = max_tokens // page_size
+        if max_pages <= MAX_UNROLLED_PAGES:
+            for i in range(max_pages):
+                copy_page(i)
+        else:
+            pl.loop(0, cdiv(jnp.maximum(num_tokens, 0), page_size))(copy_page)
+
+    def wait(self, buffer: Ref, sem: Ref, num_tokens: Scalar) -> None:
+        """Waits until `num_tokens` tokens in all, maybe none, have arrived in or left `buffer`.
+
+        A wait counts bytes, whichever copies they came from, so one wait serves many copies.
+        """
+
+        @pl.when(num_tokens > 0)
+        def _() -> None:
+            tokens = buffer.at[pl.ds(0, num_tokens), pl.ds(0, self.problem.kv_words)]
+            pltpu.make_async_copy(tokens, tokens, sem).wait()
+
+    def start_write(
+        self,
+        buffer: Ref,
+        sem: Ref,
+        *,
+        row: Scalar,
+        seq: Scalar,
+        start: Scalar,
+        num_tokens: Scalar,
+    ) -> None:
+        """Starts copying `num_tokens` rows of `buffer` from `row` on to the cache at `start`.
+
+        `start` need not be aligned: the first and last copies may cover part of a page.
+        """
+        page_size, words = self.problem.page_size, self.problem.kv_words
+        first_page, offset = div(start, page_size), rem(start, page_size)
+
+        @pl.loop(0, cdiv(offset + num_tokens, page_size))
+        def _(i: jax.Array) -> None:
+            # Page i covers [i * page_size - offset, (i + 1) * page_size - offset) of the rows.
+            begin = jnp.maximum(i * page_size - offset, 0)
+            size = jnp.minimum((i + 1) * page_size - offset, num_tokens) - begin
+            in_page = jnp.where(i == 0, offset, 0)
+            pltpu.make_async_copy(
+                buffer.at[pl.ds(row + begin, size), pl.ds(0, words)],
+                self.hbm.at[self.meta.page(seq, first_page + i), pl.ds(in_page, size)],
+                sem,
+            ).start()
 
 
 def fetch_sinks(sinks_hbm: Ref | None, buffer: Ref | None, sem: Ref) -> None:

@@ -5,6 +5,7 @@ the tolerance of `verify.py`, and when they change the same bytes of the KV cach
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,83 +47,87 @@ def ragged_paged_attention(
       the updated KV cache).
     """
     chosen = list(range(int(arrays.distribution[2])) if seqs is None else seqs)
-    starts = np.asarray(arrays.cu_q_lens)
-    kv_lens = np.asarray(arrays.kv_lens)
-    page_table = np.asarray(arrays.page_indices).reshape(-1, problem.pages_per_seq)
-    # Every sequence is padded to the longest, so that one compiled function serves all.
-    most_q = max((int(starts[i + 1] - starts[i]) for i in chosen), default=1)
-    most_pages = max((layout.cdiv(int(kv_lens[i]), problem.page_size) for i in chosen), default=1)
     kv_new = inputs.prepare_kv(keys, values, problem)
     out = jnp.zeros(queries.shape, jnp.float32)
-    for i in chosen:
-        lens = (starts[i], starts[i + 1] - starts[i], kv_lens[i])
-        pages = page_table[i, :most_pages]
+    for seq in sequences(chosen, arrays, problem):
         if problem.update_kv_cache:
-            kv_cache = write_new(kv_cache, kv_new, pages, *lens, problem=problem, most_q=most_q)
+            kv_cache = write_new(kv_cache, kv_new, seq, problem=problem)
         out = attend_sequence(
-            out, queries, kv_cache, pages, *lens, sinks, problem=problem, most_q=most_q,
-            compute_dtype=compute_dtype,
-        )  # fmt: skip
+            out, queries, kv_cache, seq, sinks, problem=problem, compute_dtype=compute_dtype
+        )
     return out, kv_cache
 
 
-def token_rows(
-    q_start: jax.Array, q_len: jax.Array, most_q: int, num_tokens: int
-) -> tuple[jax.Array, jax.Array]:
-    """Rows of a sequence's query tokens and their number in it; padding gets a row past the end."""
-    index = jnp.arange(most_q)
-    return jnp.where(index < q_len, q_start + index, num_tokens), index
+class Sequence(NamedTuple):
+    """One sequence, padded as the longest of its batch, so that one compiled function serves all.
+
+    Attributes:
+      rows: int32[longest q], its rows in the packed batch; past the end where there is no token.
+      positions: int32[longest q], positions of those tokens in its context.
+      pages: int32[most pages], physical pages; any past its own.
+      kv_len: int32, tokens of context.
+    """
+
+    rows: np.ndarray[Any, Any]
+    positions: np.ndarray[Any, Any]
+    pages: np.ndarray[Any, Any]
+    kv_len: np.int32
 
 
-@functools.partial(jax.jit, static_argnames=("problem", "most_q"))
+def sequences(chosen: list[int], arrays: BatchArrays, problem: Problem) -> list[Sequence]:
+    """The chosen sequences of a batch."""
+    starts, kv_lens = np.asarray(arrays.cu_q_lens), np.asarray(arrays.kv_lens)
+    page_table = np.asarray(arrays.page_indices).reshape(-1, problem.pages_per_seq)
+    q_lens = np.diff(starts)
+    index = np.arange(max((q_lens[i] for i in chosen), default=1), dtype=np.int32)
+    most_pages = layout.cdiv(max((int(kv_lens[i]) for i in chosen), default=1), problem.page_size)
+    return [
+        Sequence(
+            rows=np.where(index < q_lens[i], starts[i] + index, problem.max_num_tokens),
+            positions=kv_lens[i] - q_lens[i] + index,
+            pages=page_table[i, :most_pages],
+            kv_len=kv_lens[i],
+        )
+        for i in chosen
+    ]
+
+
+@functools.partial(jax.jit, static_argnames=("problem",))
 def write_new(
-    kv_cache: jax.Array,
-    kv_new: jax.Array,
-    pages: jax.Array,
-    q_start: jax.Array,
-    q_len: jax.Array,
-    kv_len: jax.Array,
-    *,
-    problem: Problem,
-    most_q: int,
+    kv_cache: jax.Array, kv_new: jax.Array, seq: Sequence, *, problem: Problem
 ) -> jax.Array:
-    """The cache with one sequence's new tokens at positions [kv_len - q_len, kv_len)."""
-    rows, index = token_rows(q_start, q_len, most_q, kv_new.shape[0])
-    position = kv_len - q_len + index
-    page = jnp.where(index < q_len, pages[position // problem.page_size], problem.num_pages)
-    new = kv_new.at[rows].get(mode="clip")
-    return kv_cache.at[page, position % problem.page_size].set(new, mode="drop")
+    """The cache with one sequence's new tokens at their positions."""
+    page = seq.pages[seq.positions // problem.page_size]
+    page = jnp.where(seq.rows < problem.max_num_tokens, page, problem.num_pages)
+    new = kv_new.at[seq.rows].get(mode="clip")
+    return kv_cache.at[page, seq.positions % problem.page_size].set(new, mode="drop")
 
 
-@functools.partial(jax.jit, static_argnames=("problem", "most_q", "compute_dtype"))
+@functools.partial(jax.jit, static_argnames=("problem", "compute_dtype"))
 def attend_sequence(
     out: jax.Array,
     queries: jax.Array,
     kv_cache: jax.Array,
-    pages: jax.Array,
-    q_start: jax.Array,
-    q_len: jax.Array,
-    kv_len: jax.Array,
+    seq: Sequence,
     sinks: jax.Array | None,
     *,
     problem: Problem,
-    most_q: int,
     compute_dtype: str,
 ) -> jax.Array:
     """`out` with the rows of one sequence, whose last query is its last key, filled in."""
-    rows, index = token_rows(q_start, q_len, most_q, queries.shape[0])
-    q = queries.at[rows].get(mode="clip").astype(jnp.float32)
-    k, v = split_kv(kv_cache[pages].reshape(-1, *problem.kv_cache_shape[2:]), problem)
-    q_pos, k_pos = (kv_len - q_len + index)[:, None], jnp.arange(k.shape[0])[None]
-    seen = k_pos < kv_len
+    q = queries.at[seq.rows].get(mode="clip").astype(jnp.float32)
+    k, v = split_kv(kv_cache[seq.pages].reshape(-1, *problem.kv_cache_shape[2:]), problem)
+    q_pos, k_pos = seq.positions[:, None], jnp.arange(k.shape[0])[None]
+    exists = k_pos < seq.kv_len
+    seen = exists
     if problem.causal:
         seen &= k_pos <= q_pos
     if problem.sliding_window is not None:
         seen &= q_pos < k_pos + problem.sliding_window
     # What lies behind the context may be anything, NaN included.
-    k, v = (jnp.where((k_pos < kv_len)[0, :, None, None], x, 0) for x in (k, v))
+    k, v = (jnp.where(exists[0, :, None, None], x, 0) for x in (k, v))
     new = attention(q, k, v, seen, problem, sinks, jnp.dtype(compute_dtype))
-    return out.at[rows].set(new, mode="drop")
+    return out.at[seq.rows].set(new, mode="drop")
 
 
 def split_kv(rows: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array]:

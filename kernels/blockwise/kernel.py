@@ -21,7 +21,7 @@ from rpa_kernels.blockwise.scratch import Scratch
 from rpa_kernels.blockwise.walk import Block, Place
 from rpa_kernels.ints import cdiv
 from rpa_kernels.layout import LANES
-from rpa_kernels.pages import Meta
+from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
@@ -37,7 +37,7 @@ class Kernel:
     q: Ref
     kv_new: Ref
     out: Ref
-    cache: Ref
+    cache: PagedCache
     sinks: Ref | None
     first_seq: Scalar
     end_seq: Scalar
@@ -65,17 +65,14 @@ class Kernel:
             if not is_fresh:
                 self.wait_write(slot)
             buffer, sem = self.scratch.kv.at[slot], self.scratch.kv_sems.at[slot]
-            pages.start_fetch(
-                meta=self.meta,
-                cache=self.cache,
-                buffer=buffer,
+            self.cache.start_fetch(
+                buffer,
+                sem,
                 row=0,
-                sem=sem,
                 seq=block.seq,
                 start=block.kv_start,
                 num_tokens=jnp.minimum(block.kv_end, block.cached_end) - block.kv_start,
                 max_tokens=self.config.bkv_sz,
-                problem=self.problem,
             )
             if self.problem.update_kv_cache:
                 self.start_fetch_new(block, buffer, sem)
@@ -116,28 +113,21 @@ class Kernel:
 
         @pl.when(size > 0)
         def _() -> None:
-            pages.start_write(
-                meta=self.meta,
-                cache=self.cache,
-                buffer=self.scratch.kv.at[slot],
-                sem=self.scratch.write_sems.at[slot],
-                seq=block.seq,
+            self.cache.start_write(
+                self.scratch.kv.at[slot],
+                self.scratch.write_sems.at[slot],
                 row=start - block.kv_start,
+                seq=block.seq,
                 start=start,
                 num_tokens=size,
-                problem=self.problem,
             )
 
     def wait_write(self, slot: Scalar) -> None:
         """Waits until a KV buffer's tokens are in the cache, so that it can be filled again."""
         if not self.problem.update_kv_cache:
             return
-        pages.wait_tokens(
-            buffer=self.scratch.kv.at[slot],
-            sem=self.scratch.write_sems.at[slot],
-            num_tokens=self.scratch.unwritten[slot],
-            problem=self.problem,
-        )
+        kv, sems, unwritten = self.scratch.kv, self.scratch.write_sems, self.scratch.unwritten
+        self.cache.wait(kv.at[slot], sems.at[slot], unwritten[slot])
         self.scratch.unwritten[slot] = 0
 
     # Queries in, outputs out.
@@ -320,12 +310,8 @@ class Kernel:
         def _() -> None:
             self.begin(parity, block)
 
-        pages.wait_tokens(
-            buffer=self.scratch.kv.at[slot],
-            sem=self.scratch.kv_sems.at[slot],
-            num_tokens=block.num_kv,
-            problem=self.problem,
-        )
+        kv, sems = self.scratch.kv, self.scratch.kv_sems
+        self.cache.wait(kv.at[slot], sems.at[slot], block.num_kv)
         self.start_write(slot, block)
         self.unpack(slot, block)
         Attention(
@@ -375,8 +361,9 @@ def blockwise_kernel(
         distribution=distribution,
         pages_per_seq=problem.pages_per_seq,
     )
+    cache = PagedCache(meta=meta, hbm=cache_hbm, problem=problem)
     Kernel(
-        meta=meta, q=q_hbm, kv_new=kv_new_hbm, out=out_hbm, cache=cache_hbm, sinks=sinks,
+        meta=meta, q=q_hbm, kv_new=kv_new_hbm, out=out_hbm, cache=cache, sinks=sinks,
         first_seq=distribution[seqs[0]], end_seq=distribution[seqs[1]], scratch=scratch,
         problem=problem, config=config, target=target, strided=strided,
     ).run()  # fmt: skip

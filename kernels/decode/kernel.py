@@ -24,7 +24,7 @@ from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.ints import cdiv
 from rpa_kernels.mask import mask_scores
 from rpa_kernels.online_softmax import spread
-from rpa_kernels.pages import Meta
+from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
 from rpa_kernels.stagger import staggered
 from rpa_kernels.target import Target
@@ -62,7 +62,7 @@ class Kernel:
     """Refs and statics of one kernel call; methods are its phases."""
 
     meta: Meta
-    cache: Ref
+    cache: PagedCache
     sinks: Ref | None
     scratch: Scratch
     q_blocks: QBlocks
@@ -113,29 +113,21 @@ class Kernel:
         """Starts fetching the step at `place`; returns the place of the step after it."""
         items, following = self.items_from(place)
         for g, item in enumerate(items):
-            pages.start_fetch(
-                meta=self.meta,
-                cache=self.cache,
-                buffer=self.scratch.kv.at[slot],
+            self.cache.start_fetch(
+                self.scratch.kv.at[slot],
+                self.scratch.kv_sems.at[slot],
                 row=g * self.config.bkv_sz,
-                sem=self.scratch.kv_sems.at[slot],
                 seq=item.seq,
                 start=item.start,
                 num_tokens=item.num_cached,
                 max_tokens=self.config.bkv_sz,
-                problem=self.problem,
             )
         return following
 
     def wait_fetch(self, slot: Scalar, items: list[Item]) -> None:
         """Waits for the step's cached tokens and puts new tokens behind them."""
         s, words, bkv_sz = self.scratch, self.problem.kv_words, self.config.bkv_sz
-        pages.wait_tokens(
-            buffer=s.kv.at[slot],
-            sem=s.kv_sems.at[slot],
-            num_tokens=sum(item.num_cached for item in items),
-            problem=self.problem,
-        )
+        self.cache.wait(s.kv.at[slot], s.kv_sems.at[slot], sum(i.num_cached for i in items))
         if not self.problem.update_kv_cache:
             return
         for g, item in enumerate(items):
@@ -334,11 +326,12 @@ def decode_kernel(
         distribution=distribution,
         pages_per_seq=problem.pages_per_seq,
     )
+    cache = PagedCache(meta=meta, hbm=cache_hbm, problem=problem)
     q_blocks = QBlocks(
-        meta=meta, q=q_hbm, kv_new=kv_new_hbm, out=out_hbm, cache=cache_hbm, scratch=scratch,
+        meta=meta, q=q_hbm, kv_new=kv_new_hbm, out=out_hbm, cache=cache, scratch=scratch,
         problem=problem, config=config,
     )  # fmt: skip
     Kernel(
-        meta=meta, cache=cache_hbm, sinks=sinks, scratch=scratch, q_blocks=q_blocks,
+        meta=meta, cache=cache, sinks=sinks, scratch=scratch, q_blocks=q_blocks,
         problem=problem, config=config, target=target, strided=strided,
     ).run()  # fmt: skip

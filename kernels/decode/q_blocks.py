@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels import pages
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.ints import div, rem
-from rpa_kernels.pages import Meta
+from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
 
 Ref = Any
@@ -34,7 +33,7 @@ class QBlocks:
     q: Ref
     kv_new: Ref
     out: Ref
-    cache: Ref
+    cache: PagedCache
     scratch: Scratch
     problem: Problem
     config: DecodeConfig
@@ -165,7 +164,7 @@ class QBlocks:
             page = self.meta.page(seq, div(position, self.problem.page_size))
             pltpu.make_async_copy(
                 self.scratch.kv_new.at[slot, row],
-                self.cache.at[page, rem(position, self.problem.page_size)],
+                self.cache.hbm.at[page, rem(position, self.problem.page_size)],
                 self.scratch.write_sems.at[slot],
             ).start()
 
@@ -173,9 +172,6 @@ class QBlocks:
         """Waits until a block's new tokens are in the cache."""
         if not self.problem.update_kv_cache:
             return
-        pages.wait_tokens(
-            buffer=self.scratch.kv_new.at[rem(block, 2)],
-            sem=self.scratch.write_sems.at[rem(block, 2)],
-            num_tokens=self.rows_in(block),
-            problem=self.problem,
-        )
+        slot = rem(block, 2)
+        kv_new, sems = self.scratch.kv_new, self.scratch.write_sems
+        self.cache.wait(kv_new.at[slot], sems.at[slot], self.rows_in(block))
