@@ -96,8 +96,7 @@ def _print_owners(cycles_by_owner: dict[str, int]) -> None:
 
 def _print_heaviest(question: "Question", simulation: Simulation) -> None:
     """Loops and slots of the batch that most of the time goes into."""
-    pairs = list(zip(question.workload.batches, simulation.timelines, strict=True))
-    weighted, timeline = max(pairs, key=lambda pair: pair[0].weight * pair[1].time_us)
+    weighted, timeline = simulation.heaviest(question.workload)
     click.echo(
         f"\nthe batch with most of the time: {_describe(weighted.batch)}; "
         f"{weighted.weight:.0%} of launches, {timeline.time_us:,.1f} us, bound by "

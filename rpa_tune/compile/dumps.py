@@ -5,8 +5,10 @@ next, so a pass is found by its suffix. No file says which chip it was compiled 
 remembers. Parsing a schedule is `llo`'s work, not ours.
 """
 
+import gzip
 import json
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,22 @@ def find_bundles(folder: Path, kernel_name: str) -> Path:
             hint="the kernel's name= and family.kernel_name must agree",
         )
     return max(paths, key=lambda path: path.name)
+
+
+def unpack_bundles(bundles: Path, folder: Path) -> Path:
+    """A schedule as plain text: the file itself, or a `.gz` of the cache unpacked into `folder`.
+
+    Raises:
+      DumpError: The compressed file is damaged.
+    """
+    if bundles.suffix != ".gz":
+        return bundles
+    plain = folder / bundles.name.removesuffix(".gz")
+    try:
+        plain.write_bytes(gzip.decompress(bundles.read_bytes()))
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DumpError(f"compressed schedule is damaged: {error}", where=str(bundles)) from error
+    return plain
 
 
 def read_vmem_report(folder: Path, kernel_name: str) -> VmemReport | None:

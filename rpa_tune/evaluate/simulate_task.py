@@ -3,9 +3,7 @@
 Neighbour: `simulated.py` is the parent's half. jax is imported when something must be compiled.
 """
 
-import gzip
 import time
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import worker
 from rpa_tune.compile.cache import CompileCache, Compiled
+from rpa_tune.compile.dumps import unpack_bundles
 from rpa_tune.errors import DumpError
 from rpa_tune.evaluate.evaluator import traffic_of
 from rpa_tune.llo.machine import load_machine
@@ -74,7 +73,7 @@ def simulate_candidate(task: SimulateTask) -> SimulateAnswer:
             return SimulateAnswer(status=compiled.status, detail=compiled.detail, costs=costs)
         worker.report_phase("parse")
         started = time.perf_counter()
-        program = load_program(_unpacked(compiled.bundles))
+        program = load_program(unpack_bundles(compiled.bundles, worker.worker_folder()))
         costs |= {"parse_s": time.perf_counter() - started, "num_bundles": len(program.bundles)}
         worker.report_phase("simulate")
         started = time.perf_counter()
@@ -93,18 +92,6 @@ def _compile(task: SimulateTask) -> Compiled:
     from rpa_tune.compile.lower import compile_candidate
 
     return compile_candidate(task.candidate, CompileCache(task.cache_dir))
-
-
-def _unpacked(bundles: Path) -> Path:
-    """The schedule as plain text."""
-    if bundles.suffix != ".gz":
-        return bundles
-    plain = worker.worker_folder() / bundles.name.removesuffix(".gz")
-    try:
-        plain.write_bytes(gzip.decompress(bundles.read_bytes()))
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DumpError(f"compressed schedule is damaged: {error}", where=str(bundles)) from error
-    return plain
 
 
 def _compile_costs(compiled: Compiled) -> dict[str, Any]:

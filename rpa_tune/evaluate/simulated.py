@@ -33,7 +33,7 @@ from rpa_tune.evaluate.evaluator import (
 from rpa_tune.evaluate.simulate_task import TASK, SimulateAnswer, SimulateTask
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.provenance import provenance
-from rpa_tune.workload.workload import Workload
+from rpa_tune.workload.workload import WeightedBatch, Workload
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +42,11 @@ class Simulation:
 
     evaluation: Evaluation
     timelines: tuple[Timeline, ...] = ()
+
+    def heaviest(self, workload: Workload) -> tuple[WeightedBatch, Timeline]:
+        """The batch that most of the time goes into, and its timeline."""
+        pairs = zip(workload.batches, self.timelines, strict=True)
+        return max(pairs, key=lambda pair: pair[0].weight * pair[1].time_us)
 
 
 class SimulatedEvaluator(AbstractEvaluator):

@@ -128,6 +128,7 @@ def test_explain_on_the_command_line(cache_dir, tmp_path, capsys):
         main([
             "explain", "--chip", "v5e", "--family", "decode", "--model", "llama3-8b",
             "--tp", "4", "--batch", str(batch), "--cache", str(cache_dir), "--json",
+            "--trace", str(tmp_path / "trace.json"),
         ])  # fmt: skip
     assert not exited.value.code
     answer = json.loads(capsys.readouterr().out)
@@ -135,6 +136,7 @@ def test_explain_on_the_command_line(cache_dir, tmp_path, capsys):
     assert sum(answer["cycles_by_owner"].values()) == answer["total_cycles"]
     assert answer["batches"][0]["loops"]
     assert answer["guesses"]
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
 
 def test_a_damaged_schedule_in_the_cache_is_compiled_again(tmp_path):

@@ -1,10 +1,11 @@
 """Finding a kernel's schedule and its VMEM report among what the compiler wrote."""
 
+import gzip
 import json
 
 import pytest
 
-from rpa_tune.compile.dumps import find_bundles, read_vmem_report
+from rpa_tune.compile.dumps import find_bundles, read_vmem_report, unpack_bundles
 from rpa_tune.errors import DumpError
 
 
@@ -76,3 +77,21 @@ def test_a_report_of_another_form_is_an_error_that_names_it(tmp_path, text):
     with pytest.raises(DumpError) as caught:
         read_vmem_report(tmp_path, "k")
     assert caught.value.where == str(path)
+
+
+def test_a_plain_schedule_is_itself_and_a_packed_one_is_unpacked(tmp_path):
+    plain = tmp_path / "k-final_bundles.txt"
+    plain.write_text("bundles")
+    assert unpack_bundles(plain, tmp_path) == plain
+    packed = tmp_path / "k2-final_bundles.txt.gz"
+    packed.write_bytes(gzip.compress(b"more bundles"))
+    assert unpack_bundles(packed, tmp_path).read_text() == "more bundles"
+
+
+@pytest.mark.parametrize("content", [b"", b"text", gzip.compress(b"x" * 100)[:-9]])
+def test_a_damaged_packed_schedule_is_an_error_that_names_it(tmp_path, content):
+    packed = tmp_path / "k-final_bundles.txt.gz"
+    packed.write_bytes(content)
+    with pytest.raises(DumpError, match="damaged") as caught:
+        unpack_bundles(packed, tmp_path)
+    assert caught.value.where == str(packed)
