@@ -13,8 +13,8 @@ from rpa_tune.llo.timeline import Timeline, make_timeline
 
 __all__ = ["Timeline", "simulate"]
 
-# A launch this long would take minutes on the chip: surely an endless loop.
-MAX_BUNDLES = 1 << 36
+# A launch this long would take seconds on the chip: surely an endless loop.
+MAX_BUNDLES = 1 << 32
 
 
 def simulate(
