@@ -18,10 +18,12 @@ from rpa_tune.errors import RpaTuneError
 
 # Command name -> (module, attribute). Modules load on use, so that `rpa-tune chips` is quick.
 COMMANDS = {
+    "audit": ("rpa_tune.cli.audit", "audit_command"),
     "calibrate": ("rpa_tune.cli.calibrate", "calibrate"),
     "chips": ("rpa_tune.cli.chips", "chips"),
     "doctor": ("rpa_tune.cli.doctor", "doctor"),
     "explain": ("rpa_tune.cli.explain", "explain"),
+    "status": ("rpa_tune.cli.status", "status"),
     "sweep": ("rpa_tune.cli.sweep", "sweep"),
     "tables": ("rpa_tune.cli.tables", "tables"),
     "verify": ("rpa_tune.cli.verify", "verify"),

@@ -80,6 +80,19 @@ def read(path: Path) -> Contents:
     )
 
 
+def has_writer(path: Path) -> bool:
+    """Whether somebody holds the store's lock at this moment."""
+    lock = FileLock(str(path) + ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # a folder that cannot be written to has no writer
+        return False
+    lock.release()
+    return False
+
+
 class Journal:
     """The one writer of a store, and an index of what it holds. Use as a context manager."""
 

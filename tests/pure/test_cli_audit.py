@@ -1,0 +1,66 @@
+"""`rpa-tune audit`: every bucket, how it is covered, and the exit code for CI."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from table_rows import make_row
+
+from rpa_kernels.problem import Problem
+from rpa_tune.cli.main import cli
+from rpa_tune.dispatch.audit import engine_buckets
+from rpa_tune.errors import UsageError
+from rpa_tune.tables.writer import merge_into
+
+SERVER = ["--model", "llama3-8b", "--chip", "v6e", "--max-num-seqs", "8",
+          "--max-num-batched-tokens", "64", "--max-model-len", "1024"]  # fmt: skip
+PROBLEM = Problem(
+    num_q_heads=32, num_kv_heads=8, head_dim=128, page_size=128, max_num_tokens=64,
+    max_num_seqs=8, pages_per_seq=8, num_pages=64,
+)  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A row for decode in the largest bucket; nothing for the other families."""
+    merge_into(tmp_path, [make_row("decode", PROBLEM, time_us=50.0, heuristic_us=60.0)])
+    return tmp_path
+
+
+def audit(*arguments):
+    return CliRunner().invoke(cli, ["audit", *SERVER, *map(str, arguments)])
+
+
+def test_buckets_are_powers_of_two_up_to_the_maxima():
+    buckets = [(b.max_num_tokens, b.max_num_seqs) for b in engine_buckets(PROBLEM)]
+    assert buckets == [(16, 8), (32, 8), (64, 8)]
+    odd = Problem(**{**{n: getattr(PROBLEM, n) for n in PROBLEM.__dataclass_fields__},
+                     "max_num_tokens": 48, "max_num_seqs": 20})  # fmt: skip
+    assert {b.max_num_seqs for b in engine_buckets(odd)} == {8, 16, 20}
+    assert max(b.max_num_tokens for b in engine_buckets(odd)) == 48
+
+
+def test_coverage_by_family(folder):
+    report = json.loads(audit("--tables", folder, "--json").stdout)
+    decode = [e for e in report["entries"] if e["family"] == "decode"]
+    assert [e["coverage"] for e in decode] == ["nearest", "nearest", "exact"]
+    assert decode[0]["distance"] > decode[1]["distance"] > decode[2]["distance"] == 0
+    assert decode[2]["expected_loss_pct"] == 0
+    assert decode[0]["expected_loss_pct"] == pytest.approx(20)
+    mixed = [e for e in report["entries"] if e["family"] == "mixed"]
+    assert {e["expected_loss_pct"] for e in mixed} == {None}
+    assert sum(report["counts"].values()) == len(report["entries"])
+
+
+def test_exit_codes_are_for_ci(folder):
+    assert audit("--tables", folder).exit_code == 0
+    result = audit("--tables", folder, "--fail-on", "heuristic")
+    assert result.exit_code == 3
+    assert "misses (--fail-on heuristic)" in result.stdout
+    assert isinstance(audit("--tp", "3").exception, UsageError)
+
+
+def test_models_with_two_kinds_of_layers_are_audited_for_both():
+    arguments = ["--model", "gemma3-27b", *SERVER[2:], "--json"]
+    report = json.loads(CliRunner().invoke(cli, ["audit", *arguments]).stdout)
+    assert {entry["window"] for entry in report["entries"]} == {None, 1024}
