@@ -34,6 +34,9 @@ check: $(STAMP) ## formatter, linter, types, architecture
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py tests/test_packaging.py
 
+golden: $(STAMP) ## simulate the golden dumps again and rewrite their timelines; review the diff
+	$(BIN)/python tests/golden/make.py timelines
+
 format: $(STAMP) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
