@@ -87,13 +87,9 @@ def audit_command(
         entries += [(window, entry) for entry in audit(dispatcher, engine_buckets(problem))]
     misses = [entry for _, entry in entries if entry.coverage in _FAIL_ON[fail_on]]
     if as_json:
-        print_json(
-            {
-                "entries": [{"window": window, **asdict(entry)} for window, entry in entries],
-                "counts": Counter(entry.coverage for _, entry in entries),
-                "misses": len(misses),
-            }
-        )
+        listed = [{"window": window, **asdict(entry)} for window, entry in entries]
+        counts = Counter(entry.coverage for _, entry in entries)
+        print_json({"entries": listed, "counts": counts, "misses": len(misses)})
     else:
         _print(entries, misses, fail_on)
     if misses:

@@ -15,7 +15,7 @@ from rpa_tune.dispatch.heuristic import heuristic
 from rpa_tune.errors import TableError
 from rpa_tune.tables.key import TuningKey, differences, tuning_key
 from rpa_tune.tables.reader import Tables
-from rpa_tune.tables.row import ALWAYS_FIRST, Clause, TableRow
+from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, Clause, TableRow
 
 OnMiss = Literal["nearest", "heuristic", "error"]
 # Beyond this distance (see `tables.key.distance`) a row says less than the heuristic, which knows
@@ -93,9 +93,14 @@ def select(
         )
     if on_miss == "nearest":
         choice = _nearest(key, problem, target, tables)
-        if choice is not None:
+        if choice is None:
+            reason += f", and none nearer than {NEAREST_LIMIT:g} that fits"
+        elif choice.row is not None and choice.row.evidence.verdict == HEURISTIC:
+            # The neighbour found the heuristic fine: the heuristic for this problem, then, not
+            # the config that it had for the neighbour's.
+            reason += f", and the {choice.why} found it fine"
+        else:
             return choice
-        reason += f", and none nearer than {NEAREST_LIMIT:g} that fits"
     config = heuristic(family, problem, target)
     if isinstance(config, Infeasible):
         return config
