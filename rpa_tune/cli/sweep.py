@@ -229,7 +229,7 @@ def _report(
         print_json(document)
         return
     if results:
-        Console(width=max(100, Console().width)).print(_outcome(results))
+        Console(width=max(120, Console().width)).print(_outcome(results))
     for result in results:
         if result.decision is None:
             click.echo(f"{result.study.name}: no config works: {_summary(result)}")

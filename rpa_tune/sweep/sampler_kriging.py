@@ -25,10 +25,12 @@ _LINEAR_SHARES = (0.2, 0.8)
 # Variance of an answer that no config explains, as a share of the whole. Simulated times are
 # exact; this stands for roughness finer than an axis can show, and keeps the algebra stable.
 _NOISE = 1e-3
+# Configs of the first wave are this far apart where the space allows: half of one axis.
+_APART = 0.5
 
 
 class KrigingSampler(AbstractSampler):
-    """Seeds and a spread over the space first, then where the most is to be gained."""
+    """Seeds and their surroundings first, then where the most is to be gained."""
 
     def __init__(
         self,
@@ -74,15 +76,21 @@ class KrigingSampler(AbstractSampler):
             self._open &= np.log(self._bounds) < min(times)
 
     def _first_wave(self, size: int) -> list[int]:
-        """The seeds, the least bound, and then always the config farthest from those."""
+        """The seeds, the least bound, then configs apart from those but not far from the first.
+
+        The first seed is the heuristic. Far corners of a space are seldom good and often slow
+        to compile, so a spread over all of it would waste a small budget.
+        """
         chosen = list(range(min(self._num_seeds, size)))
         chosen += [int(np.argmin(self._bounds))]
         chosen = list(dict.fromkeys(chosen))[:size]
         axes = self._points[:, :-1]
+        far = np.linalg.norm(axes - axes[0], axis=1) if self._num_seeds else np.zeros(len(axes))
         while len(chosen) < min(size, len(self._pool)):
             gaps = np.linalg.norm(axes[:, None] - axes[None, chosen], axis=-1).min(axis=1)
-            gaps[chosen] = -1.0
-            chosen.append(int(np.argmax(gaps)))
+            score = np.minimum(gaps, _APART) - far
+            score[chosen] = -np.inf
+            chosen.append(int(np.argmax(score)))
         self._open[chosen] = False
         return chosen
 
