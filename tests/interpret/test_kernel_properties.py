@@ -19,7 +19,7 @@ from rpa_kernels import inputs, load_family
 from rpa_kernels.verify import draw_operands, run_interpreted
 
 # One KV head: what these properties are about does not depend on heads.
-PROBLEM = make_problem(num_q_heads=2, num_kv_heads=1)
+PROBLEM = make_problem(num_q_heads=2, num_kv_heads=1, page_size=32, pages_per_seq=8)
 FAMILY_OF = {"decode": DECODE_BATCH, "mixed": MIXED_BATCH}
 CONFIGS = {
     "decode": [
