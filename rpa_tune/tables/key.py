@@ -155,7 +155,7 @@ def distance(a: TuningKey, b: TuningKey) -> float | None:
         return None
     total = 0.0
     for name, weight in _WEIGHTS.items():
-        total += weight * abs(math.log2(getattr(a, name) / getattr(b, name)))
+        total += weight * abs(math.log2(getattr(a, name)) - math.log2(getattr(b, name)))
     for name, weight in _FEATURES.items():
         total += weight * (getattr(a, name) != getattr(b, name))
     return total + _WINDOW_WEIGHT * _window_doublings(a, b)
@@ -173,4 +173,4 @@ def _window_doublings(a: TuningKey, b: TuningKey) -> float:
     has_window = {bool(key.sliding_window_tokens) for key in (a, b)}
     if has_window == {False}:
         return 0.0
-    return abs(math.log2(spans[0] / spans[1]))
+    return abs(math.log2(spans[0]) - math.log2(spans[1]))
