@@ -27,12 +27,16 @@ _FAIL_ON = {
 @click.option("--model", required=True, help="Model name, or the path of a config.json.")
 @click.option("--chip", required=True, help="Chip of the server.")
 @click.option("--tp", default=1, show_default=True, help="Devices that share the heads.")
-@click.option("--max-num-seqs", default=256, show_default=True, type=click.IntRange(1))
-@click.option("--max-num-batched-tokens", default=8192, show_default=True, type=click.IntRange(1))
-@click.option("--max-model-len", default=8192, show_default=True, type=click.IntRange(1))
-@click.option("--page-size", default=128, show_default=True, type=click.IntRange(1))
+@click.option("--max-num-seqs", default=256, show_default=True, type=click.IntRange(1),
+              help="Most sequences in one step.")  # fmt: skip
+@click.option("--max-num-batched-tokens", default=8192, show_default=True, type=click.IntRange(1),
+              help="Most new tokens in one step.")  # fmt: skip
+@click.option("--max-model-len", default=8192, show_default=True, type=click.IntRange(1),
+              help="Longest context, tokens.")  # fmt: skip
+@click.option("--page-size", default=128, show_default=True, type=click.IntRange(1),
+              help="Tokens in one KV cache page.")  # fmt: skip
 @click.option("--kv-dtype", default="bfloat16", show_default=True,
-              type=click.Choice(layout.KV_DTYPES))  # fmt: skip
+              type=click.Choice(layout.KV_DTYPES), help="Dtype of the KV cache.")  # fmt: skip
 @click.option("--tables", type=click.Path(path_type=Path), help="Laid over the shipped tables.")
 @click.option("--fail-on", type=click.Choice(sorted(_FAIL_ON)), default="infeasible",
               show_default=True, help="Least coverage that counts as a miss.")  # fmt: skip
