@@ -1,6 +1,22 @@
-"""`python -m rpa_tune`."""
+"""The `rpa-tune` command and `python -m rpa_tune`: the command line, if its packages are there.
 
-from rpa_tune.cli.main import main
+The base install is for serving and has no command line; say so instead of a traceback.
+"""
+
+import sys
+
+
+def main() -> None:
+    """Runs the command line, or says what to install."""
+    try:
+        from rpa_tune.cli.main import main as run
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"error: the command line needs the package {error.name!r}, which is not installed\n"
+            "hint: pip install 'rpa-tune[tune]'"
+        )
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -59,3 +59,11 @@ def test_wheel_holds_code_and_data(tmp_path):
             if wanted and "__pycache__" not in path.parts:
                 inside = f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
                 assert inside in names, f"{inside} is not in the wheel"
+
+
+def test_the_base_install_says_what_the_command_line_needs():
+    code = "import sys; sys.modules['click'] = None; from rpa_tune.__main__ import main; main()"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "rpa-tune[tune]" in run.stderr
+    assert "Traceback" not in run.stderr
