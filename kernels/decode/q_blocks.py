@@ -113,7 +113,8 @@ class QBlocks:
     def _in_copies(self, block: Scalar) -> list[Any]:
         """Copies that bring a block in."""
         slot, rows = rem(block, 2), self.rows_in(block)
-        tokens = pl.ds(block * self.config.bq_sz, rows)
+        # A block past the last has no rows, but its copy must start at a row that exists.
+        tokens = pl.ds(jnp.minimum(block * self.config.bq_sz, self.num_seqs - 1), rows)
         pairs = [(self.q, self.scratch.q)]
         if self.problem.update_kv_cache:
             pairs.append((self.kv_new, self.scratch.kv_new))
