@@ -64,20 +64,28 @@ def call(
     """
     check_operands(operands, sinks, problem)
     hbm = pl.BlockSpec(memory_space=pl.ANY)
-    q, kv_cache = operands[NUM_SCALARS], operands[NUM_SCALARS + 2]
-    extra = (prepare_sinks(sinks, problem),) if sinks is not None else ()
+    scalars, arrays = operands[:NUM_SCALARS], operands[NUM_SCALARS:]
+    if sinks is not None:
+        arrays = (*arrays, prepare_sinks(sinks, problem))
+    # `pl.ANY` lets XLA place small arrays in VMEM or CMEM, where the kernel's copies would be
+    # other copies than `traffic` counts. The memory space in their types keeps them in HBM.
+    result: Any = jax.ShapeDtypeStruct
+    if interpret is None:
+        arrays = tuple(pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in arrays)
+        result = pltpu.HBM
+    q, _, kv_cache, *_ = arrays
     out, cache = pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=NUM_SCALARS,
             grid=(1,),
-            in_specs=[hbm, hbm, hbm, *(hbm for _ in extra)],
+            in_specs=[hbm] * len(arrays),
             out_specs=[hbm, hbm],
             scratch_shapes=(scratch_shapes,),
         ),
         out_shape=[
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct(kv_cache.shape, kv_cache.dtype),
+            result(q.shape, q.dtype),
+            result(kv_cache.shape, kv_cache.dtype),
         ],
         input_output_aliases={NUM_SCALARS: 0, NUM_SCALARS + 2: 1},
         compiler_params=pltpu.CompilerParams(
@@ -90,7 +98,7 @@ def call(
         ),
         interpret=False if interpret is None else interpret,
         name=name,
-    )(*operands, *extra)
+    )(*scalars, *arrays)
     return out, cache
 
 
