@@ -13,6 +13,7 @@ BUFFERS = 1024
 
 # Why the compiled loop stopped.
 DONE, DEADLOCK, HALTED, TOO_LONG, SMEM_FULL, POOL_FULL, RING_FULL, BAD_FLAG, BAD_SIZE = range(9)
+NO_MEMORY, NOT_GIVEN = 9, 10
 
 
 class State(NamedTuple):
@@ -67,7 +68,9 @@ class Inputs(NamedTuple):
       cycles_per_row: MXU time of a row.
       operand_values: Address, or value, of each operand.
       data: Scalar operands, one behind the other.
-      data_of_row: (start, length) in `data` of what a row's SMEM copy delivers, [rows, 2].
+      data_of_operand: (start, length) in `data`, [operands, 2]; length -1 when an operand was not
+        given, -2 when it is a value and not memory.
+      is_spill: Whether an allocation holds spilled registers, [allocations].
       max_bundles: When to give up.
     """
 
@@ -79,5 +82,6 @@ class Inputs(NamedTuple):
     cycles_per_row: float
     operand_values: npt.NDArray[np.int64]
     data: npt.NDArray[np.int64]
-    data_of_row: npt.NDArray[np.int64]
+    data_of_operand: npt.NDArray[np.int64]
+    is_spill: npt.NDArray[np.int64]
     max_bundles: int

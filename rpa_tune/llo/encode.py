@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rpa_tune.errors import DumpError
 from rpa_tune.llo.delay_slots import printed_delay, shadow_ends
 from rpa_tune.llo.engines import Direction, Rates, direction_of
 from rpa_tune.llo.opcodes import Op
@@ -24,6 +23,9 @@ NUM_COLUMNS = TERMS + 3 * NUM_TERMS
 # Columns of a block: first bundle, length, first row, end of phi rows, end of rows, follower.
 FIRST, LENGTH, ROWS, BODY, END, NEXT = range(6)
 
+# What a copy's row says beside its direction: words go to SMEM, or leave it.
+WORDS_IN, WORDS_OUT = 1, 2
+
 # Operations with effects; their operands, and what those depend on, are kept.
 _EFFECTS = (Op.STORE, Op.BRANCH, Op.HALT, Op.COPY, Op.WAIT, Op.SYNC_ADD, Op.DELAY)
 _KEPT = (*_EFFECTS, Op.MATMUL, Op.POP)
@@ -35,13 +37,13 @@ class Encoded(NamedTuple):
     Attributes:
       rows: int64[rows, NUM_COLUMNS].
       blocks: int64[blocks, 6].
-      deliveries: By row of a copy into SMEM: (operand, allocation it goes to).
+      delivered_granules: What copies into SMEM bring to an allocation, as far as the text says.
       num_registers: Registers and the zero register.
     """
 
     rows: npt.NDArray[np.int64]
     blocks: npt.NDArray[np.int64]
-    deliveries: dict[int, tuple[int, int]]
+    delivered_granules: dict[int, int]
     num_registers: int
 
 
@@ -49,7 +51,7 @@ def encode(program: Program, rates: Rates) -> Encoded:
     """Encodes a program.
 
     Raises:
-      DumpError: Something the compiled interpreter cannot do; says which bundle.
+      DumpError: A branch in the shadow of another; says which bundle.
     """
     live = _live_registers(program)
     zero = len(program.register_names)
@@ -57,7 +59,7 @@ def encode(program: Program, rates: Rates) -> Encoded:
     number_of = {start: number for number, start in enumerate(starts)}
     rows: list[list[int]] = []
     blocks: list[tuple[int, ...]] = []
-    deliveries: dict[int, tuple[int, int]] = {}
+    delivered: dict[int, int] = {}
     definitions = _definitions(program)
     for number, start in enumerate(starts):
         end = starts[number + 1] if number + 1 < len(starts) else len(program.bundles)
@@ -69,7 +71,9 @@ def encode(program: Program, rates: Rates) -> Encoded:
                 if item.op is not Op.PHI and body < 0:
                     body = len(rows)
                 if item.op is Op.COPY and item.detail.endswith("_to_smem"):
-                    deliveries[len(rows)] = _delivery(item, definitions, program.where(address))
+                    allocation = _allocation(item.terms[2], definitions)
+                    granules = max(delivered.get(allocation, 0), item.terms[1].constant)
+                    delivered[allocation] = granules
                 extra = _extra(item, program, rates, address, number_of)
                 rows.append(_row(item, extra=extra, offset=address - start, zero=zero))
         body = len(rows) if body < 0 else body
@@ -78,7 +82,7 @@ def encode(program: Program, rates: Rates) -> Encoded:
     return Encoded(
         rows=np.array(rows, np.int64).reshape(-1, NUM_COLUMNS),
         blocks=np.array(blocks, np.int64),
-        deliveries=deliveries,
+        delivered_granules=delivered,
         num_registers=zero + 1,
     )
 
@@ -111,7 +115,8 @@ def _extra(
         return int(program.bundles[address].label == "LB")
     if item.op is Op.COPY:
         direction = direction_of(item.detail)
-        return int(direction) + len(Direction) * item.detail.endswith("_to_smem")
+        words = WORDS_IN if item.detail.endswith("_to_smem") else WORDS_OUT
+        return int(direction) + len(Direction) * (words if "smem" in item.detail else 0)
     if item.op is Op.BRANCH:
         missing = rates.branch_delay - printed_delay(program, address, rates)
         return missing << 32 | number_of.get(item.target, -1) + 1
@@ -157,9 +162,8 @@ def _live_registers(program: Program) -> set[int]:
 def _inputs(item: Instruction) -> Iterable[int]:
     """Registers that decide what an instruction does here: not the addresses of copies."""
     terms = item.terms
-    if item.op is Op.COPY:
-        # A copy into SMEM needs its destination; its source is resolved from the text.
-        terms = terms[1:4] if item.detail.endswith("_to_smem") else (terms[1], terms[3])
+    if item.op is Op.COPY and "smem" not in item.detail:
+        terms = (terms[1], terms[3])
     yield item.predicate
     for term in terms:
         yield term.first
@@ -176,20 +180,9 @@ def _definitions(program: Program) -> dict[int, Instruction]:
     }
 
 
-def _delivery(
-    item: Instruction, definitions: dict[int, Instruction], where: str
-) -> tuple[int, int]:
-    """The operand that a copy into SMEM reads, and the allocation it writes."""
-    source = _origin(item.terms[0], definitions)
-    destination = _origin(item.terms[2], definitions)
-    if source.op is not Op.OPERAND or destination.terms[0].constant < 1 << ALLOCATION_BITS:
-        raise DumpError("a copy into SMEM from something that is not an operand", where=where)
-    return source.terms[0].constant, (destination.terms[0].constant >> ALLOCATION_BITS) - 1
-
-
-def _origin(term: Term, definitions: dict[int, Instruction]) -> Instruction:
-    """Where a term's value comes from, through moves and unit conversions."""
+def _allocation(term: Term, definitions: dict[int, Instruction]) -> int:
+    """The allocation that a term names through moves; -1 when the text does not say."""
     item = Instruction(op=Op.MOV, terms=(term,))
-    while item.op in (Op.MOV, Op.SHL) and item.terms[0].first in definitions:
+    while item.op is Op.MOV and item.terms[0].first in definitions:
         item = definitions[item.terms[0].first]
-    return item
+    return (item.terms[0].constant >> ALLOCATION_BITS) - 1 if item.op is Op.MOV else -1

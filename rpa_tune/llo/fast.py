@@ -20,6 +20,8 @@ from rpa_tune.llo.arrays import (
     DONE,
     FLAGS_PER_ALLOCATION,
     HALTED,
+    NO_MEMORY,
+    NOT_GIVEN,
     POOL,
     POOL_FULL,
     RING,
@@ -63,30 +65,23 @@ def run_fast(program: Program, rates: Rates, operands: Operands, *, max_bundles:
 def _inputs(
     program: Program, encoded: Encoded, rates: Rates, operands: Operands, max_bundles: int
 ) -> Inputs:
-    """Gathers what a run reads, and checks that every scalar operand is there."""
-    data: list[npt.NDArray[np.int64]] = []
-    start = 0
-    place: dict[int, tuple[int, int]] = {}
-    scalar = {i for i, operand in program.operands.items() if operand.space == "register"}
-    for index in sorted({operand for operand, _ in encoded.deliveries.values()} | scalar):
-        if index not in operands:
-            raise DumpError(
-                f"operand {index} ({program.operands[index].shape}) is read into scalar memory,"
-                " but was not given",
-                where=str(program.path),
-                hint="pass every scalar-prefetch array by its position in the call",
-            )
-        values = np.asarray(operands[index], np.int32).reshape(-1).astype(np.int64)
-        place[index] = (start, len(values))
-        data.append(values)
-        start += len(values)
-    data_of_row = np.zeros((len(encoded.rows), 2), np.int64)
-    for row, (index, _) in encoded.deliveries.items():
-        data_of_row[row] = place[index]
-    operand_values = np.zeros(max(program.operands, default=0) + 1, np.int64)
-    for index in program.operands:
-        is_value = index in scalar
-        operand_values[index] = operands[index].flat[0] if is_value else operand_address(index)
+    """Gathers what a run reads."""
+    data = [np.zeros(0, np.int64)]
+    count = max(program.operands, default=0) + 1
+    operand_values = np.zeros(count, np.int64)
+    data_of_operand = np.full((count, 2), -2, np.int64)
+    for index, operand in program.operands.items():
+        if operand.space == "register":
+            if index not in operands:
+                raise _not_given(program, index)
+            operand_values[index] = operands[index].flat[0]
+            continue
+        operand_values[index] = operand_address(index)
+        data_of_operand[index] = (0, -1)
+        if index in operands:
+            values = np.asarray(operands[index], np.int32).reshape(-1).astype(np.int64)
+            data_of_operand[index] = (sum(map(len, data)), len(values))
+            data.append(values)
     numbers = (
         rates.granule_bytes,
         rates.latency_narrow,
@@ -102,9 +97,20 @@ def _inputs(
         slowdown=rates.slowdown,
         cycles_per_row=rates.cycles_per_row,
         operand_values=operand_values,
-        data=np.concatenate([np.zeros(0, np.int64), *data]),
-        data_of_row=data_of_row,
+        data=np.concatenate(data),
+        data_of_operand=data_of_operand,
+        is_spill=np.array([n.endswith("_spill") for n in program.allocation_names], np.int64),
         max_bundles=max_bundles,
+    )
+
+
+def _not_given(program: Program, index: int) -> DumpError:
+    """Why a scalar operand is needed."""
+    return DumpError(
+        f"operand {index} ({program.operands[index].shape}) is read into scalar memory,"
+        " but was not given",
+        where=str(program.path),
+        hint="pass every scalar-prefetch array by its position in the call",
     )
 
 
@@ -112,8 +118,10 @@ def _state(program: Program, encoded: Encoded, inputs: Inputs, smem_words: int) 
     """A machine before the first bundle."""
     allocations = len(program.allocation_names)
     sizes = np.full(allocations, smem_words, np.int64)
-    for row, (_, allocation) in encoded.deliveries.items():
-        sizes[allocation] = max(sizes[allocation], inputs.data_of_row[row, 1])
+    for allocation, granules in encoded.delivered_granules.items():
+        if allocation >= 0:
+            words = granules * int(inputs.numbers[0]) // 4
+            sizes[allocation] = max(sizes[allocation], words)
     bases = np.concatenate([[0], np.cumsum(sizes)])
     flags = (allocations + 1) * FLAGS_PER_ALLOCATION
     pool = np.zeros((POOL, 4), np.int64)
@@ -172,6 +180,8 @@ def _result(program: Program, encoded: Encoded, state: State) -> Run:
 def _error(program: Program, stopped: int, state: State, max_bundles: int) -> DumpError:
     """Why a run stopped, as the oracle says it."""
     address, detail = int(state.scalars[2]), int(state.scalars[3])
+    if stopped == NOT_GIVEN:
+        return _not_given(program, detail)
     if stopped == DEADLOCK:
         name = program.allocation_names[detail // FLAGS_PER_ALLOCATION - 1]
         message = (
@@ -187,5 +197,6 @@ def _error(program: Program, stopped: int, state: State, max_bundles: int) -> Du
             RING_FULL: f"more than {RING} matmul results not popped",
             BAD_FLAG: "a flag outside of its allocation",
             BAD_SIZE: "a copy of negative size",
+            NO_MEMORY: "a copy of words of neither an operand nor a spill slot",
         }[stopped]
     return DumpError(message, where=program.where(address))

@@ -36,6 +36,7 @@ _BINARY: dict[Op, Callable[[int, int], int]] = {
     Op.ADD: operator.add,
     Op.SUB: operator.sub,
     Op.MUL: operator.mul,
+    Op.REMAINDER: lambda a, b: (a % _WORD) % (b % _WORD) if b else 0,
     Op.AND: operator.and_,
     Op.OR: operator.or_,
     Op.XOR: operator.xor,
@@ -299,8 +300,8 @@ class Interpreter:
         if granules < 0:
             raise self._error(address, f"a copy of {granules} granules")
         direction = direction_of(item.detail)
-        if item.detail.endswith("_to_smem"):
-            self._deliver(address, source, destination)
+        if "smem" in item.detail:
+            self._copy_words(address, item.detail, source, granules, destination)
         engine, num_bytes = self.engines[direction], granules * self.rates.granule_bytes
         begin = max(engine.free_at, float(self.now))
         at = engine.start(self.now, num_bytes)
@@ -310,14 +311,24 @@ class Interpreter:
         target = self.flags.setdefault(flag, SyncFlag())
         target.expect(Arrival(at, self.num_started, granules, direction))
 
-    def _deliver(self, address: int, source: int, destination: int) -> None:
-        """Writes a scalar operand to SMEM."""
-        for index in self.program.operands:
-            if source in (operand_address(index), operand_address(index) << 4):
-                values = self._operand_array(index).tolist()
-                self.smem.update(enumerate(values, start=destination))
+    def _copy_words(
+        self, address: int, copy: str, source: int, granules: int, destination: int
+    ) -> None:
+        """Moves words between SMEM and an operand or, where SMEM was too small, a spill slot."""
+        delivers = copy.endswith("_to_smem")
+        outside = source if delivers else destination
+        for index, operand in self.program.operands.items():
+            known = operand_address(index)
+            if operand.space != "register" and outside in (known, known << 4):
+                # What goes to an output is not read back.
+                if delivers:
+                    values = self._operand_array(index).tolist()
+                    self.smem.update(enumerate(values, start=destination))
                 return
-        raise self._error(address, "a copy into SMEM from something that is not an operand")
+        if not self.program.is_spill(outside):
+            raise self._error(address, f"a {copy} copy of neither an operand nor a spill slot")
+        for word in range(granules * self.rates.granule_bytes // 4):
+            self.smem[destination + word] = self._load(source + word)
 
     def _flag(self, term: Term) -> SyncFlag:
         """The flag at an address."""

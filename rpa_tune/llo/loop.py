@@ -17,6 +17,8 @@ from rpa_tune.llo.arrays import (
     DONE,
     FLAGS_PER_ALLOCATION,
     HALTED,
+    NO_MEMORY,
+    NOT_GIVEN,
     POOL_FULL,
     RING,
     RING_FULL,
@@ -31,6 +33,7 @@ from rpa_tune.llo.words import arithmetic, jit, wrap_word
 # The compiled code sees plain integers.
 _OP, _RESULT, _PREDICATE, _NEGATED = encode.OP, encode.RESULT, encode.PREDICATE, encode.NEGATED
 _EXTRA, _OFFSET, _TERMS = encode.EXTRA, encode.OFFSET, encode.TERMS
+_WORDS_IN = encode.WORDS_IN
 _FIRST, _LENGTH, _ROWS, _BODY, _END, _NEXT = range(6)
 _MOV, _LOAD, _STORE = int(Op.MOV), int(Op.LOAD), int(Op.STORE)
 _SELECT, _NOTP = int(Op.SELECT), int(Op.NOT_PREDICATE)
@@ -155,9 +158,38 @@ def _load(state: Any, address: int) -> int:
 
 
 @jit
+def _copy_words(inputs: Any, state: Any, delivers: bool, values: Any) -> int:
+    """Moves words between SMEM and an operand or a spill slot; returns a stop reason."""
+    source, granules, destination, _ = values
+    outside = source if delivers else destination
+    for index in range(len(inputs.operand_values)):
+        known = inputs.operand_values[index]
+        length = inputs.data_of_operand[index, 1]
+        if length == -2 or (outside != known and outside != known << 4):
+            continue
+        if not delivers:
+            return DONE
+        if length < 0:
+            state.scalars[3] = index
+            return NOT_GIVEN
+        start = inputs.data_of_operand[index, 0]
+        for word in range(length):
+            if not _store(state, destination + word, inputs.data[start + word]):
+                return SMEM_FULL
+        return DONE
+    allocation = (outside >> ALLOCATION_BITS) - 1
+    if allocation < 0 or allocation >= len(inputs.is_spill) or inputs.is_spill[allocation] == 0:
+        return NO_MEMORY
+    for word in range(granules * inputs.numbers[0] // 4):
+        if not _store(state, destination + word, _load(state, source + word)):
+            return SMEM_FULL
+    return DONE
+
+
+@jit
 def _copy(inputs: Any, state: Any, row: int, now: int, values: Any) -> int:
-    """Starts a copy: operands are (granules, destination, flag); returns a stop reason."""
-    granules, destination, flag = values
+    """Starts a copy: operands are (source, granules, destination, flag); returns a stop reason."""
+    _, granules, _, flag = values
     extra = inputs.rows[row, _EXTRA]
     direction = extra % _NUM_DIRECTIONS
     if granules < 0:
@@ -166,10 +198,9 @@ def _copy(inputs: Any, state: Any, row: int, now: int, values: Any) -> int:
     if number < 0 or number >= len(state.flag_count):
         return BAD_FLAG
     if extra >= _NUM_DIRECTIONS:
-        start = inputs.data_of_row[row, 0]
-        for word in range(inputs.data_of_row[row, 1]):
-            if not _store(state, destination + word, inputs.data[start + word]):
-                return SMEM_FULL
+        stopped = _copy_words(inputs, state, extra // _NUM_DIRECTIONS == _WORDS_IN, values)
+        if stopped != DONE:
+            return int(stopped)
     if granules == 0:
         return DONE
     num_bytes = granules * inputs.numbers[0]
@@ -271,7 +302,7 @@ def run_loop(inputs: Any, state: Any) -> int:
                 k = _TERMS + 6
                 c = rows[i, k] + registers[rows[i, k + 1]] + registers[rows[i, k + 2]]
                 d = rows[i, k + 3] + registers[rows[i, k + 4]] + registers[rows[i, k + 5]]
-                stopped: int = _copy(inputs, state, i, now, (b, c, d))
+                stopped: int = _copy(inputs, state, i, now, (a, b, c, d))
                 if stopped != DONE:
                     state.scalars[2] = first + rows[i, _OFFSET]
                     return stopped

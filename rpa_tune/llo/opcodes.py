@@ -80,6 +80,7 @@ class Op(IntEnum):
     OPERAND = 41
     MATMUL = 42
     POP = 43
+    REMAINDER = 44
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,9 +117,11 @@ _COPY = re.compile(r"dma\.(\w+?)_to_(\w+)")
 # Scalar mnemonics that the compiler issues from another slot than SALU, or from none.
 _OTHER_SLOTS: dict[str, tuple[Slot, ...]] = {
     "sphi": (),
+    "vphi": (),
     "dma.done.wait": (Slot.VLOAD,),
     "vsyncadd": (Slot.VLOAD,),
     "vsyncmov": (Slot.VLOAD,),
+    "vsyncpa": (Slot.VLOAD,),
     "vpop.sfrf": (Slot.VPOP,),
 }
 

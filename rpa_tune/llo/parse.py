@@ -196,6 +196,8 @@ class _Parser:
             detail = detail.strip(" */\n").partition("\n")[0]
         else:
             detail = ""
+        if op is Op.REMAINDER and "/* kRem */" not in rest:
+            raise self._error(f"`{mnemonic}` without `kRem`", "only remainders are known")
         rest = _COMMENT.sub("", rest).strip()
         predicate, negated, target = NO_REGISTER, False, NO_REGISTER
         if op is Op.BRANCH:
@@ -277,17 +279,18 @@ class _Parser:
     def _resolve_branches(self, bundles: list[Bundle]) -> None:
         """Replaces region numbers of branches by bundle indices.
 
-        A forward target is an empty region; a backward one a loop body; none of both leaves.
+        A forward target is an empty region, or one that holds nothing but spill code and starts
+        at a `PF`; a backward one a loop body; none of these leaves.
         """
         for number, line, region in self.branches:
             target = self.regions.get(f"{region}:Start/End empty")
             if target is None:
                 target = self.regions.get(f"{region}:Start", len(bundles))
-                if number < target < len(bundles):
+                if number < target < len(bundles) and bundles[target].label != "PF":
                     self.line = line
                     raise self._error(
                         f"forward branch to region {region}, which has a body",
-                        "forward branches go to empty regions",
+                        "forward branches go to empty regions or to a PF",
                     )
             bundles[number] = bundles[number]._replace(
                 instructions=tuple(

@@ -109,6 +109,12 @@ class Program:
         """`file:line (bundle 0x..)` of a bundle, for messages."""
         return f"{self.path}:{self.bundles[address].line} (bundle {address:#x})"
 
+    def is_spill(self, address: int) -> bool:
+        """Whether an address is in an allocation that holds spilled registers."""
+        number = (address >> ALLOCATION_BITS) - 1
+        names = self.allocation_names
+        return 0 <= number < len(names) and names[number].endswith("_spill")
+
     def slot_total(self, slot: Slot) -> int:
         """Instructions of one slot over the whole text, loops counted once."""
         return sum(bundle.slots[slot] for bundle in self.bundles)
