@@ -15,6 +15,11 @@ from typing import Any
 
 from rpa_tune.errors import DumpError
 
+
+class DiskFullError(DumpError):
+    """Something is missing because there was no room to write it."""
+
+
 _BUNDLES = re.compile(r"^\d+-(?P<computation>.+)-\d+-final_bundles\.txt$")
 _TOP_LEVEL = "<top-inlining-caller>"
 

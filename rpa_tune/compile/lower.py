@@ -195,7 +195,7 @@ def _explain_full_disk(error: DumpError, folder: Path) -> DumpError:
     """The same error, with its likely cause when the disk is full."""
     if shutil.disk_usage(folder).free >= _FULL_DISK_BYTES:
         return error
-    return DumpError(
+    return dumps.DiskFullError(
         f"no space left on the disk of {folder}: {error.args[0]}",
         where=error.where,
         hint="free some space, or point the temporary folder elsewhere",

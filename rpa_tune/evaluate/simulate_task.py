@@ -3,6 +3,7 @@
 Neighbour: `simulated.py` is the parent's half. jax is imported when something must be compiled.
 """
 
+import errno
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import worker
 from rpa_tune.compile.cache import CompileCache, Compiled
-from rpa_tune.compile.dumps import unpack_bundles
+from rpa_tune.compile.dumps import DiskFullError, unpack_bundles
 from rpa_tune.errors import DumpError
 from rpa_tune.evaluate.evaluator import traffic_of
 from rpa_tune.llo.machine import load_machine
@@ -79,6 +80,12 @@ def simulate_candidate(task: SimulateTask) -> SimulateAnswer:
         started = time.perf_counter()
         timelines = tuple(simulate_batch(program, task.candidate, batch) for batch in task.batches)
         costs["simulate_s"] = time.perf_counter() - started
+    except (DiskFullError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # The machine's fault, not the candidate's: CRASHED is asked for again.
+        detail = " ".join(str(error).split())
+        return SimulateAnswer(status=Status.CRASHED, detail=detail, costs=costs)
     except DumpError as error:
         detail = " ".join(str(error).split())
         return SimulateAnswer(status=Status.NOT_UNDERSTOOD, detail=detail, costs=costs)

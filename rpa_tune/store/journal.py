@@ -24,7 +24,8 @@ from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.errors import StoreError
 from rpa_tune.store import codec
 
-# Answers that say more about the machine than about the candidate: asked for once more.
+# Answers that say more about the machine than about the candidate: a worker that died, a disk that
+# was full. Asked for once more at once, and once more by every run that finds one in the store.
 TRANSIENT = frozenset({Status.CRASHED})
 MAX_ATTEMPTS = 2
 
@@ -145,6 +146,8 @@ class Journal:
             _sync_folder(path.parent)
         for evaluation in () if ignore_known else contents.evaluations:
             self._index(evaluation)
+        # The machine may have been mended since: what earlier runs tried counts as one attempt.
+        self._attempts = dict.fromkeys(self._attempts, 1)
 
     def __enter__(self) -> "Journal":
         """The journal itself."""
@@ -179,7 +182,8 @@ class Journal:
     ) -> Evaluation | None:
         """The answer that still holds for today's `stamp`, or None when it is to be asked.
 
-        An answer that blames the machine (`TRANSIENT`) counts only from the second time on.
+        An answer that blames the machine (`TRANSIENT`) counts from the second time on; all that
+        earlier runs got count as once.
         """
         key = (candidate.digest, fidelity, tuple(stamp))
         answer = self._answers.get(key)
