@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from rpa_kernels import FAMILIES
 from rpa_tune.workload.engine import Step
 
-FAMILIES = ("decode", "prefill", "mixed")
 Float64Array = npt.NDArray[np.float64]
 
 # Fixed cost of one copy. Source: fit of public device times on v6e, 155 cycles at 1.75 GHz.

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rpa_kernels import FAMILIES
 from rpa_tune.workload.batches import Workload
 from rpa_tune.workload.build import Build, Served
 from rpa_tune.workload.compress import Compression, relative_errors
-from rpa_tune.workload.cost import FAMILIES, HELD_OUT, Float64Array, ProxyCosts
+from rpa_tune.workload.cost import HELD_OUT, Float64Array, ProxyCosts
 from rpa_tune.workload.engine import Step
 
 PERCENTILES = (5, 50, 95, 100)
