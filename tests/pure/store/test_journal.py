@@ -179,9 +179,14 @@ def test_a_small_file_system_that_fills_up(tmp_path):
         pytest.skip("cannot mount a small file system here (needs root)")
     try:
         path = tmp_path / "store.jsonl"
-        with Journal(path) as store, pytest.raises(StoreError, match="No space left on device"):
-            for evaluation in answers(40):
-                store.append(evaluation)
+        with Journal(path) as store:
+
+            def fill():
+                for evaluation in answers(40):
+                    store.append(evaluation)
+
+            with pytest.raises(StoreError, match="No space left on device"):
+                fill()
         contents = journal.read(path)
         assert not contents.damaged_lines
         assert contents.evaluations == tuple(answers(len(contents.evaluations)))
