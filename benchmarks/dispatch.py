@@ -87,7 +87,8 @@ def many_rows() -> Iterable[TableRow]:
     """Rows that differ in their key only."""
     evidence = Evidence(
         verdict="tuned", fidelity="simulated", time_us=1.0, heuristic_us=2.0, error_pct=5.0,
-        regret_pct=0.0, bound_by="hbm", workload="made-up", workload_digest="0" * 16,
+        regret_pct=0.0, bound_by="hbm", workload="made-up", workload_source="made up", verified="",
+        workload_digest="0" * 16,
         num_candidates=1, kernel_digest="0" * 16, jax="0", libtpu="0", date="2026-01-01",
     )  # fmt: skip
     config = {"bkv_sz": 512, "bkv_csz": 512, "seqs_per_step": 1, "num_buffers": 3, "bq_sz": 8}

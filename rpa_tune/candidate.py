@@ -20,6 +20,7 @@ class Fidelity(enum.IntEnum):
     ANALYTICAL = 0
     SIMULATED = 1
     MEASURED = 2
+    INTERPRETED = 3  # right or wrong, and never a time: no rung of the ladder
 
 
 class Status(enum.StrEnum):
@@ -97,7 +98,7 @@ class Evaluation:
       status: OK, or why there is no time.
       detail: One line; empty when OK.
       time_us: Expected device time of one launch over the workload (weighted mean) in
-        microseconds, or None without an answer.
+        microseconds, or None without an answer, and always when interpreted.
       batch_us: Time of each of the workload's batches, in its order.
       metrics: Plain JSON values beside the time: `total_cycles`, `cycles_by_owner`, `mbu`,
         `mfu`, `bound_by`, `hbm_bytes`, `vmem_bytes`, `compile_s`, `unknown`, `guesses`, ...

@@ -6,15 +6,15 @@ the problem was looked at, and the dispatcher answers with an exact row instead 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.portfolio import choose_portfolio
 from rpa_tune.tables.key import tuning_key
 from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, TUNED, Clause, Evidence, TableRow
 from rpa_tune.tables.step import Step
+from rpa_tune.workload.workload import Workload
 
 # Candidates nearer to each other than this are tied, in percent. Analytical times are lower
 # bounds and only prune. Simulated: taken over from a prototype of the simulator that was compared
@@ -101,10 +101,10 @@ def decide(evaluations: Sequence[Evaluation], heuristic: Evaluation | None) -> D
 def make_row(
     decision: Decision,
     answers: Sequence[Evaluation],
-    batches: Sequence[tuple[Batch, float]],
+    workload: Workload,
     *,
-    workload_name: str,
     max_configs: int = 1,
+    verified: str = "",
 ) -> TableRow:
     """The table row of a decision; a function of the answers alone, so reruns write the same.
 
@@ -114,15 +114,15 @@ def make_row(
     Args:
       decision: From `decide`.
       answers: What it was decided on.
-      batches: The workload's batches with their weights, in the order of `batch_us`.
-      workload_name: What people call the workload.
+      workload: The family's batches, in the order of `batch_us`.
       max_configs: Configs that the row may have.
+      verified: How its configs were compared with the reference.
     """
     chosen, family = decision.chosen, decision.chosen.candidate.family
     portfolio = choose_portfolio(
         {answer.candidate.config: answer.batch_us for answer in answers if answer.ok},
-        [weight for _, weight in batches],
-        [Step.of_batch(batch).lengths(family) for batch, _ in batches],
+        [weighted.weight for weighted in workload.batches],
+        [Step.of_batch(weighted.batch).lengths(family) for weighted in workload.batches],
         max_configs=max_configs,
     )
     time_us = _time(chosen)
@@ -132,7 +132,13 @@ def make_row(
     if portfolio.time_us * (1 + decision.error_pct / 100) < _time(decision.best):
         verdict, configs, rule = TUNED, portfolio.configs, portfolio.rule
         time_us = portfolio.time_us
-    evidence = _evidence(decision, verdict, time_us, portfolio.oracle_us, workload_name)
+    evidence = replace(
+        _evidence(decision, workload),
+        verdict=verdict,
+        time_us=round(time_us, 3),
+        regret_pct=round(100 * (time_us / portfolio.oracle_us - 1), 2),
+        verified=verified,
+    )
     return TableRow(
         key=tuning_key(chosen.candidate.problem, chosen.candidate.chip, family),
         configs=tuple(asdict(config) for config in configs),
@@ -141,21 +147,22 @@ def make_row(
     )
 
 
-def _evidence(
-    decision: Decision, verdict: str, time_us: float, oracle_us: float, workload_name: str
-) -> Evidence:
+def _evidence(decision: Decision, workload: Workload) -> Evidence:
+    """The evidence for the single config that was chosen."""
     chosen, source = decision.chosen, decision.chosen.provenance
     return Evidence(
-        verdict=verdict,
+        verdict=decision.verdict,
         fidelity=chosen.fidelity.name.lower(),
-        time_us=round(time_us, 3),
+        time_us=_time(chosen),
         heuristic_us=decision.heuristic_us and round(decision.heuristic_us, 3),
         error_pct=decision.error_pct,
-        regret_pct=round(100 * (time_us / oracle_us - 1), 2),
+        regret_pct=0.0,
         bound_by=str(chosen.metrics.get("bound_by", "")),
-        workload=workload_name,
-        workload_digest=chosen.candidate.workload,
+        workload=workload.name,
+        workload_source=workload.source,
+        workload_digest=workload.digest,
         num_candidates=decision.num_candidates,
+        verified="",
         kernel_digest=str(source.get("kernel") or ""),
         jax=str(source.get("jax") or ""),
         libtpu=str(source.get("libtpu") or ""),

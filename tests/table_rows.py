@@ -20,8 +20,9 @@ def make_evidence(**fields):
         Evidence(
             verdict="tuned", fidelity="simulated", time_us=50.0, heuristic_us=60.0,
             error_pct=5.0, regret_pct=0.0, bound_by="hbm", workload="made-up",
-            workload_digest="0" * 16, num_candidates=3, kernel_digest="", jax="0", libtpu="0",
-            date="2026-01-02",
+            workload_source="made up",
+            workload_digest="0" * 16, num_candidates=3, verified="", kernel_digest="",
+            jax="0", libtpu="0", date="2026-01-02",
         ),
         **fields,
     )  # fmt: skip

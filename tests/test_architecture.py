@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
         "candidate", "kernels", "hw", "workload", "space", "evaluate", "store", "models",
         "provenance", "promote", "tables",
     },
-    "promote": {"candidate", "store", "tables", "kernels", "hw", "portfolio"},
+    "promote": {"candidate", "store", "tables", "kernels", "hw", "portfolio", "workload"},
     "portfolio": {"candidate", "store", "tables", "kernels"},
     "dispatch": {"kernels", "hw", "tables"},
     "interop": {"candidate", "kernels", "hw", "tables", "compile", "dispatch", "llo"},

@@ -66,6 +66,9 @@ class PlainWatch(Watch):
             return
         self._score.add(evaluation)
         time_us = evaluation.time_us
+        if evaluation.ok and evaluation.fidelity is Fidelity.INTERPRETED:
+            self._say(f"{study.name}: right: {evaluation.metrics.get('how', '')}")
+            return
         found = f"{time_us:.1f} us" if time_us else f"{evaluation.status}: {evaluation.detail}"
         self._say(f"{study.name}: {found}; {self._score}")
 

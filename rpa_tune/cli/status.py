@@ -26,7 +26,10 @@ def status(store_file: Path, as_json: bool) -> None:
     if not store_file.is_file():
         raise StoreError("no such store", where=str(store_file))
     contents = journal.read(store_file)
-    studies = [_summarize(name, group) for name, group in _by_study(contents.evaluations)]
+    checks = [e for e in contents.evaluations if e.fidelity is Fidelity.INTERPRETED]
+    others = [e for e in contents.evaluations if e.fidelity is not Fidelity.INTERPRETED]
+    studies = [_summarize(name, group) for name, group in _by_study(others)]
+    verified = dict(Counter(check.status.value for check in checks))
     running = journal.has_writer(store_file)
     if as_json:
         print_json(
@@ -35,6 +38,7 @@ def status(store_file: Path, as_json: bool) -> None:
                 "answers": len(contents.evaluations),
                 "damaged_lines": list(contents.damaged_lines),
                 "studies": studies,
+                "verified": verified,
             }
         )
         return
@@ -45,6 +49,9 @@ def status(store_file: Path, as_json: bool) -> None:
             f"{study['study']}: {study['analytical']:,} bounds, {study['evaluated']:,} evaluated "
             f"({statuses or 'none'}), {best}, last answer {study['last']}"
         )
+    if verified:
+        counts = ", ".join(f"{count} {name}" for name, count in verified.items())
+        click.echo(f"configs verified under the interpreter: {counts}")
     damaged = f", {len(contents.damaged_lines)} lines unreadable" if contents.damaged_lines else ""
     state = "a sweep is writing" if running else "no sweep is writing"
     click.echo(f"{len(contents.evaluations):,} answers{damaged}; {state}")

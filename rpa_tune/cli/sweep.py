@@ -5,7 +5,7 @@ import shlex
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,12 @@ from rich.table import Table
 
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.main import print_json
+from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.cli.progress import PlainWatch, RichWatch
-from rpa_tune.cli.tables import config_lines
+from rpa_tune.cli.tables import config_lines, verified_text, workload_text
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
+from rpa_tune.evaluate.evaluator import AbstractEvaluator
+from rpa_tune.evaluate.interpreted import InterpretedEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
@@ -27,7 +30,7 @@ from rpa_tune.store.codec import stamp_of
 from rpa_tune.sweep.nodes import parse_seconds
 from rpa_tune.sweep.plan import SweepPlan, load_plan
 from rpa_tune.sweep.study import Study, build_studies
-from rpa_tune.sweep.sweep import BudgetSpentError, Evaluators, StudyResult, Sweep
+from rpa_tune.sweep.sweep import BudgetSpentError, StudyResult, Sweep
 from rpa_tune.sweep.watch import Watch
 from rpa_tune.tables.writer import merge_into
 
@@ -36,6 +39,8 @@ EXIT_BUDGET = 75
 EXIT_INTERRUPTED = 130
 # Compile and simulate one candidate, until the store has times of its own. A guess.
 _GUESSED_CANDIDATE_S = 8.0
+# A check of blocks of 2048 tokens takes 20 s on a busy core, and a timeout is not promoted.
+_LEAST_CHECK_DEADLINE_S = 300.0
 
 
 @click.command()
@@ -49,6 +54,10 @@ _GUESSED_CANDIDATE_S = 8.0
               help="Answers are kept here; default .rpa-tune/PLAN.jsonl.")  # fmt: skip
 @click.option("--tables", "table_folder", type=click.Path(path_type=Path), show_default=True,
               default=Path("tuned_tables"), help="Rows are written here.")  # fmt: skip
+@click.option("--cache", type=click.Path(path_type=Path), default=default_cache_dir,
+              help="Folder of compiles; default: the user's cache folder.")  # fmt: skip
+@click.option("--verify/--no-verify", default=True, show_default=True,
+              help="Compare with the reference what is about to be promoted.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def sweep(
     plan_file: Path,
@@ -59,13 +68,15 @@ def sweep(
     budget: str | None,
     store_file: Path | None,
     table_folder: Path,
+    cache: Path,
+    verify: bool,
     as_json: bool,
 ) -> None:
     """Tunes what PLAN asks for and writes table rows.
 
     Candidates are bounded analytically, the promising ones are compiled for the chip and their
-    schedules simulated. Everything learnt is stored at once: run the same command again to go on
-    after an interruption.
+    schedules simulated; winners are promoted if the interpreter finds them right. Everything learnt
+    is stored at once: run the same command again to go on after an interruption.
 
     Exit codes: 0 done; 1 error; 2 usage; 3 some problem has no config that works; 75 budget
     spent; 130 interrupted. After 75 and 130 the same command resumes.
@@ -90,8 +101,9 @@ def sweep(
         store.Journal(store_file, ignore_known=fresh) as journal,
         watch,
     ):
-        cache = Path(no_cache) if fresh else Path(".rpa-tune") / "cache"
-        evaluators = make_evaluators(plan, workers, cache)
+        evaluators = make_evaluators(plan, workers, Path(no_cache) if fresh else cache)
+        if not verify:
+            evaluators.pop(Fidelity.INTERPRETED)
         run = Sweep(
             evaluators=evaluators,
             journal=journal,
@@ -103,17 +115,23 @@ def sweep(
     if code in (EXIT_BUDGET, EXIT_INTERRUPTED):
         what = "budget spent" if code == EXIT_BUDGET else "interrupted"
         kept = f"{run.num_asked} new answers are in {store_file}"
-        command = _resume_command(plan_file, chip, store_file, table_folder)
+        places = {"--store": store_file, "--tables": table_folder, "--cache": cache}
+        command = _resume_command(plan_file, chip, places, verify=verify)
         click.echo(f"{what}: {kept}; go on with: {command}", err=True)
     raise click.exceptions.Exit(code)
 
 
-def make_evaluators(plan: SweepPlan, workers: int, cache: Path) -> Evaluators:
-    """The ladder of a machine without a TPU."""
+def make_evaluators(
+    plan: SweepPlan, workers: int, cache: Path
+) -> dict[Fidelity, AbstractEvaluator]:
+    """The ladder of a machine without a TPU, and the interpreter for its winners."""
     return {
         Fidelity.ANALYTICAL: AnalyticalEvaluator(),
         Fidelity.SIMULATED: SimulatedEvaluator(
             num_workers=workers, cache_dir=cache, deadline_s=plan.search.deadline_s
+        ),
+        Fidelity.INTERPRETED: InterpretedEvaluator(
+            num_workers=workers, deadline_s=max(plan.search.deadline_s, _LEAST_CHECK_DEADLINE_S)
         ),
     }
 
@@ -147,11 +165,14 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
 
 
-def _resume_command(plan: Path, chip: str | None, store_file: Path, table_folder: Path) -> str:
+def _resume_command(
+    plan: Path, chip: str | None, places: Mapping[str, Path], *, verify: bool
+) -> str:
     """The command that goes on; without `--fresh`, which would start over."""
     chip_option = [] if chip is None else ["--chip", chip]
-    places = ["--store", str(store_file), "--tables", str(table_folder)]
-    return shlex.join(["rpa-tune", "sweep", str(plan), *chip_option, *places])
+    options = [word for name, path in places.items() for word in (name, str(path))]
+    options += [] if verify else ["--no-verify"]
+    return shlex.join(["rpa-tune", "sweep", str(plan), *chip_option, *options])
 
 
 def _forecast(
@@ -159,7 +180,9 @@ def _forecast(
 ) -> list[dict[str, Any]]:
     """What each study would cost, from its space and the store."""
     known = () if fresh else store.read(store_file).evaluations
-    simulated = [e for e in known if e.fidelity is Fidelity.SIMULATED]
+    simulated = [
+        e for e in known if e.fidelity is Fidelity.SIMULATED and e.status not in store.TRANSIENT
+    ]
     seconds = [e.metrics["evaluate_s"] for e in simulated if "evaluate_s" in e.metrics]
     each_s = sum(seconds) / len(seconds) if seconds else _GUESSED_CANDIDATE_S
     rows = []
@@ -230,6 +253,8 @@ def _report(
         return
     if results:
         Console(width=max(120, Console().width)).print(_outcome(results))
+    for row in filter(None, (result.row() for result in results)):
+        click.echo(f"{row.key.chip} {row.key.family}: {workload_text(row)}")
     for result in results:
         if result.decision is None:
             click.echo(f"{result.study.name}: no config works: {_summary(result)}")
@@ -261,7 +286,7 @@ def _outcome(results: Sequence[StudyResult]) -> Table:
             _number(row.evidence.heuristic_us, 1),
             _number(row.evidence.speedup, 2),
             row.evidence.bound_by or "-",
-            row.evidence.verdict,
+            f"{row.evidence.verdict}, {verified_text(row)}",
         )
     return table
 
@@ -287,12 +312,15 @@ def _result_to_dict(result: StudyResult) -> dict[str, Any]:
         "chip": result.study.chip,
         "family": result.study.family,
         "workload": result.study.workload.name,
+        "workload_source": result.study.workload.source,
+        "workload_digest": result.study.workload.digest,
         "verdict": row.evidence.verdict if row else "none",
         "config": row.configs[0] if row else None,
         "time_us": row.evidence.time_us if row else None,
         "heuristic_us": row.evidence.heuristic_us if row else None,
         "speedup": row.evidence.speedup if row else None,
         "bound_by": row.evidence.bound_by if row else None,
+        "verified": row.evidence.verified if row else "",
         "best_us": decision.best.time_us if decision else None,
         "row": row.to_dict() if row else None,
         "num_feasible": len(result.space.configs),

@@ -147,8 +147,20 @@ def _evidence_text(row: TableRow) -> str:
     bound = f", bound by {evidence.bound_by}" if evidence.bound_by else ""
     return (
         f"{evidence.verdict}: {evidence.fidelity} {evidence.time_us:,.1f} us{speedup}{bound}; "
-        f"{evidence.workload}, libtpu {evidence.libtpu}, {evidence.date}"
+        f"{workload_text(row)}, libtpu {evidence.libtpu}, {evidence.date}; "
+        f"{verified_text(row)}"
     )
+
+
+def workload_text(row: TableRow) -> str:
+    """Which batches a row was tuned on."""
+    evidence = row.evidence
+    return f"workload {evidence.workload} {evidence.workload_digest} ({evidence.workload_source})"
+
+
+def verified_text(row: TableRow) -> str:
+    """Whether and how a row's configs were compared with the reference."""
+    return f"verified: {row.evidence.verified}" if row.evidence.verified else "not verified"
 
 
 def config_lines(row: TableRow) -> list[str]:

@@ -59,7 +59,9 @@ class Verdict:
     figures: dict[str, Any] | None = None
 
 
-def hostile_batches(family: str, *, page_size: int, block_tokens: int) -> tuple[Batch, ...]:
+def hostile_batches(
+    family: str, *, page_size: int, block_tokens: int, num_blocks: int = 2
+) -> tuple[Batch, ...]:
     """Batches with lengths that break kernels: 1, page and block boundaries ±1, several blocks.
 
     Pages are fragmented. Sequences of another family stand before or behind, and must be left
@@ -69,12 +71,13 @@ def hostile_batches(family: str, *, page_size: int, block_tokens: int) -> tuple[
       family: Whose sequences to have.
       page_size: Tokens in a page.
       block_tokens: Tokens of the config's KV block.
+      num_blocks: Whole blocks whose boundaries to have; the longest context has one more, begun.
     """
-    longest = 2 * block_tokens + _MAX_PAGES * page_size
+    longest = num_blocks * block_tokens + _MAX_PAGES * page_size
     edges = sorted(
         {
             max(1, edge + step)
-            for edge in (1, page_size, block_tokens, 2 * block_tokens)
+            for edge in (1, page_size, *(n * block_tokens for n in range(1, num_blocks + 1)))
             for step in (-1, 0, 1)
         }
         | {longest}
@@ -122,6 +125,12 @@ def check_all(
       num_workers: Processes at once.
       deadline_s: Seconds that one check may take.
     """
+    with WorkerPool(num_workers=num_workers, deadline_s=deadline_s) as pool:
+        yield from check_in(pool, tasks)
+
+
+def check_in(pool: WorkerPool, tasks: Sequence[CheckTask]) -> Iterator[Verdict]:
+    """The same in a pool that outlives the call."""
     ready = []
     for task in tasks:
         if bad := task.config.check(task.problem, load_chip(task.chip).target):
@@ -130,9 +139,8 @@ def check_all(
             yield Verdict(task=task, status=Status.INFEASIBLE, detail=misfit)
         else:
             ready.append(task)
-    with WorkerPool(num_workers=num_workers, deadline_s=deadline_s) as pool:
-        for reply in pool.map_unordered(TASK, ready):
-            yield _verdict(ready[reply.index], reply)
+    for reply in pool.map_unordered(TASK, ready):
+        yield _verdict(ready[reply.index], reply)
 
 
 def _verdict(task: CheckTask, reply: Reply) -> Verdict:

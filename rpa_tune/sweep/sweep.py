@@ -7,17 +7,19 @@ store.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rpa_kernels import load_family
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
+from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.promote import Decision, decide, make_row
 from rpa_tune.provenance import provenance
 from rpa_tune.space.space import Space
 from rpa_tune.store.codec import stamp_of
-from rpa_tune.store.journal import MAX_ATTEMPTS, TRANSIENT, Journal
+from rpa_tune.store.journal import MAX_ATTEMPTS, Journal
 from rpa_tune.sweep.rungs import Stop, dominated, not_asked, timeless
 from rpa_tune.sweep.sampler import AbstractSampler, make_sampler
 from rpa_tune.sweep.seeds import neighbour_seeds
@@ -43,6 +45,7 @@ class StudyResult:
       answers: Answers of the highest fidelity, in the order they were asked for.
       stops: Candidates that were left behind on the way, with reasons.
       num_asked: Evaluations that the store did not know.
+      verified: How the row's configs were compared with the reference; empty when they were not.
     """
 
     study: Study
@@ -51,18 +54,18 @@ class StudyResult:
     answers: tuple[Evaluation, ...]
     stops: tuple[Stop, ...]
     num_asked: int
+    verified: str = ""
 
     def row(self) -> TableRow | None:
         """The table row, or None without a decision."""
         if self.decision is None:
             return None
-        workload = self.study.workload
         return make_row(
             self.decision,
             self.answers,
-            [(weighted.batch, weighted.weight) for weighted in workload.batches],
-            workload_name=workload.name,
+            self.study.workload,
             max_configs=self.study.search.configs,
+            verified=self.verified,
         )
 
 
@@ -71,7 +74,8 @@ class Sweep:
     """What all studies of a run share.
 
     Attributes:
-      evaluators: By fidelity; the studies climb them in rising order.
+      evaluators: By fidelity; the studies climb them in rising order. An interpreting one is no
+        rung: it says whether what is about to be promoted is right. Without it nobody asks.
       journal: The store, open for writing.
       watch: Who is told.
       deadline: `time.monotonic()` at which the budget is spent, or None.
@@ -110,7 +114,7 @@ class Sweep:
         answers: list[Evaluation] = []
         stops: list[Stop] = []
         bounds: dict[Any, float] = {}
-        for fidelity in sorted(self.evaluators):
+        for fidelity in sorted(set(self.evaluators) - {Fidelity.INTERPRETED}):
             # Analytical answers cost microseconds: every config gets one. The others are chosen.
             sampler = make_sampler(
                 "exhaustive" if fidelity is Fidelity.ANALYTICAL else study.search.sampler,
@@ -125,15 +129,49 @@ class Sweep:
             bounds = {a.candidate.config: a.time_us for a in answers if a.time_us is not None}
             pool = [candidate for candidate in pool if candidate.config in bounds]
             seeds = [config for config in seeds if config in bounds]
-        start = next((a for a in answers if a.candidate.config == heuristic), None)
-        return StudyResult(
-            study=study,
-            space=space,
-            decision=decide(answers, start),
-            answers=tuple(answers),
-            stops=tuple(stops),
-            num_asked=self.num_asked - first_asked,
+        result = self._verified(
+            StudyResult(
+                study=study,
+                space=space,
+                decision=_decide(answers, heuristic),
+                answers=tuple(answers),
+                stops=tuple(stops),
+                num_asked=0,
+            ),
+            heuristic,
         )
+        return replace(result, num_asked=self.num_asked - first_asked)
+
+    def _verified(self, result: StudyResult, heuristic: Any) -> StudyResult:
+        """The result once every config of its row is right; a wrong one makes way for the next.
+
+        What could not be checked (a timeout, a crash) is not promoted either.
+        """
+        if Fidelity.INTERPRETED not in self.evaluators:
+            return result
+        family = load_family(result.study.family)
+        while row := result.row():
+            configs = [family.config_from_dict(fields) for fields in row.configs]
+            checks = {config: self._check(config, result.study) for config in configs}
+            wrong = {config: check for config, check in checks.items() if not check.ok}
+            if not wrong:
+                how = dict.fromkeys(str(check.metrics.get("how", "")) for check in checks.values())
+                return replace(result, verified="; ".join(how))
+            answers = tuple(_struck_out(a, wrong.get(a.candidate.config)) for a in result.answers)
+            struck = [a for a in answers if a.candidate.config in wrong]
+            result = replace(
+                result,
+                decision=_decide(answers, heuristic),
+                answers=answers,
+                stops=(*result.stops, *timeless(struck)),
+            )
+        return result
+
+    def _check(self, config: Any, study: Study) -> Evaluation:
+        """The interpreter's answer about one config."""
+        candidate, workload = stand_in(study.candidate(config))
+        stood_in = replace(study, problem=candidate.problem, workload=workload)
+        return self._evaluate([candidate], stood_in, Fidelity.INTERPRETED)[0]
 
     def _ask(
         self, study: Study, space: Space, sampler: AbstractSampler, fidelity: Fidelity
@@ -168,9 +206,20 @@ class Sweep:
                 self.num_asked += 1
                 self.watch.answered(study, evaluation)
                 self._check_budget()
-            todo = [c for c in todo if answers[c.digest].status in TRANSIENT]
+            todo = [c for c in todo if self.journal.find(c, fidelity, stamp) is None]
         return [answers[c.digest] for c in wave]
 
     def _check_budget(self) -> None:
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise BudgetSpentError
+
+
+def _decide(answers: Sequence[Evaluation], heuristic: Any) -> Decision | None:
+    return decide(answers, next((a for a in answers if a.candidate.config == heuristic), None))
+
+
+def _struck_out(answer: Evaluation, wrong: Evaluation | None) -> Evaluation:
+    """An answer without its time, if the interpreter objects to the config."""
+    if wrong is None:
+        return answer
+    return replace(answer, status=wrong.status, detail=wrong.detail, time_us=None, batch_us=())

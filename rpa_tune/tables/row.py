@@ -59,8 +59,10 @@ class Evidence:
       regret_pct: Expected loss against choosing the best known config for every batch, percent.
       bound_by: What bounds the first config.
       workload: Name of the workload.
+      workload_source: Where its batches come from.
       workload_digest: Its identity.
       num_candidates: Configs that were evaluated at this fidelity.
+      verified: How every config was compared with the reference; empty when none was.
       kernel_digest: Source digest of the kernel family.
       jax: Version that compiled it.
       libtpu: Version that compiled it.
@@ -75,8 +77,10 @@ class Evidence:
     regret_pct: float
     bound_by: str
     workload: str
+    workload_source: str
     workload_digest: str
     num_candidates: int
+    verified: str
     kernel_digest: str
     jax: str
     libtpu: str

@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def evaluators(monkeypatch):
     made = make_evaluators()
-    monkeypatch.setattr(module, "make_evaluators", lambda plan, workers, cache: made)
+    monkeypatch.setattr(module, "make_evaluators", lambda plan, workers, cache: dict(made))
     return made
 
 
@@ -57,7 +57,8 @@ def test_a_sweep_writes_tables_and_says_how_to_use_them(folder, evaluators):
     assert len(rows) == 1
     assert rows[0].evidence.num_candidates == 6
     assert 'load_dispatcher(chip="v6e", tables="tuned_tables")' in result.stdout
-    for word in ("speed-up", "bound by", "hbm", "bkv_sz=512", "tuned"):
+    digest = rows[0].evidence.workload_digest
+    for word in ("speed-up", "bound by", "hbm", "bkv_sz=512", "tuned", "verified", digest):
         assert word in result.stdout, word
     assert (folder / ".rpa-tune" / "plan.jsonl").exists()
     assert all(evaluator.closed for evaluator in evaluators.values())
@@ -114,12 +115,21 @@ def test_chip_replaces_the_plans(folder, evaluators):
     assert "did you mean" in result.exception.hint
 
 
+def test_what_is_promoted_is_verified_unless_told_not_to(folder, evaluators):
+    assert sweep("--no-verify", "--tables", "a").exit_code == 0
+    assert not evaluators[Fidelity.INTERPRETED].asked
+    result = sweep("--tables", "b")
+    assert "right: made up" in result.stderr
+    verified = [row.evidence.verified for name in "ab" for row in load_tables([folder / name])]
+    assert verified == ["", "made up"]
+
+
 def test_a_spent_budget_is_exit_75_and_says_how_to_go_on(folder, evaluators):
     evaluators[Fidelity.SIMULATED].delay_s = 0.2
     result = sweep("--budget", "0.5s", "--store", "s.jsonl")
     assert result.exit_code == 75, result.output
     assert "budget spent" in result.stderr
-    command = "rpa-tune sweep plan.yaml --store s.jsonl --tables tuned_tables"
+    command = "rpa-tune sweep plan.yaml --store s.jsonl --tables tuned_tables --cache "
     assert command in result.stderr
     evaluators[Fidelity.SIMULATED].delay_s = 0.0
     assert sweep("--store", "s.jsonl").exit_code == 0

@@ -10,7 +10,6 @@ from rpa_tune.promote import decide, make_row
 from rpa_tune.tables.row import HEURISTIC, TUNED
 
 STUDY = make_study()
-BATCHES = [(weighted.batch, weighted.weight) for weighted in STUDY.workload.batches]
 SMALL, MIDDLE, LARGE = (
     replace(STUDY.heuristic(), bkv_sz=size, bkv_csz=128, seqs_per_step=1)
     for size in (128, 256, 1024)
@@ -31,7 +30,7 @@ HEURISTIC_ANSWER = answer(STUDY.heuristic(), 100.0)
 def row_of(answers, heuristic=HEURISTIC_ANSWER, max_configs=1):
     answers = [*answers, heuristic] if heuristic else answers
     decision = decide(answers, heuristic)
-    return make_row(decision, answers, BATCHES, workload_name="fake", max_configs=max_configs)
+    return make_row(decision, answers, STUDY.workload, max_configs=max_configs)
 
 
 def test_the_fastest_by_far_is_promoted():

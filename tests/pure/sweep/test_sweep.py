@@ -3,8 +3,9 @@
 import time
 
 import pytest
-from fake_sweep import AXES, make_evaluators, make_study, true_us
+from fake_sweep import AXES, FakeInterpreter, make_evaluators, make_study, true_us
 
+from rpa_kernels import load_family
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.sweep import BudgetSpentError, Sweep
@@ -156,3 +157,45 @@ def test_studies_of_other_problems_do_not_mix(store):
         results = list(sweep.run([make_study(), make_study(chip="v7x")]))
     chips = [{answer.candidate.chip for answer in result.answers} for result in results]
     assert chips == [{"v6e"}, {"v7x"}]
+
+
+def test_a_wrong_winner_makes_way_for_the_next_best(store):
+    study = make_study(simulate=1000)
+    calm = run(store, study, make_evaluators())
+    winner = calm.decision.chosen.candidate.config
+    assert calm.row().evidence.verified == "made up"
+
+    def statuses(config):
+        return Status.WRONG_ANSWER if config == winner else Status.OK
+
+    evaluators = make_evaluators()
+    evaluators[Fidelity.INTERPRETED] = FakeInterpreter(statuses=statuses)
+    result = run(store.with_name("other"), study, evaluators)
+    row = result.row()
+    assert load_family(study.family).config_from_dict(row.configs[0]) != winner
+    assert row.evidence.verified == "made up"
+    assert "wrong_answer" in {s.reason for s in result.stops if s.candidate.config == winner}
+    assert row.evidence.num_candidates == calm.row().evidence.num_candidates - 1
+    # A resume verifies nothing again, and decides the same.
+    again = make_evaluators()
+    assert run(store.with_name("other"), study, again).row() == row
+    assert not again[Fidelity.INTERPRETED].asked
+
+
+def test_when_no_config_is_right_nothing_is_promoted(store):
+    evaluators = make_evaluators()
+    evaluators[Fidelity.INTERPRETED] = FakeInterpreter(statuses=lambda c: Status.RUN_FAILED)
+    result = run(store, make_study(simulate=3), evaluators)
+    assert result.row() is None
+    assert "run_failed" in {stop.reason for stop in result.stops}
+
+
+def test_every_run_asks_once_more_about_a_crash(store):
+    study = make_study()
+    run(store, study, make_evaluators(statuses=lambda c: Status.CRASHED))
+    for still_broken in (True, False):
+        status = Status.CRASHED if still_broken else Status.OK
+        evaluators = make_evaluators(statuses=lambda c, status=status: status)
+        result = run(store, study, evaluators)
+        assert len(evaluators[SIMULATED].asked) == study.search.simulate
+    assert result.decision == run(store.with_name("calm"), study, make_evaluators()).decision

@@ -1,0 +1,152 @@
+"""Is a config right? The answer of the CPU interpreter, as an evaluation without a time.
+
+A sweep asks before it promotes. The interpreter is slow, so a stand-in is run: the same family,
+config, chip and features, with fewer heads (of the same ratio) and batches made of lengths that
+break kernels. Neighbours: `correctness.py` runs the checks and makes the batches.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from rpa_kernels import layout
+from rpa_kernels.batch import Batch
+from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, WorkerPool
+from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_in, hostile_batches
+from rpa_tune.evaluate.evaluator import AbstractEvaluator, find_obstacle, refuse
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.provenance import provenance
+from rpa_tune.workload.workload import WeightedBatch, Workload
+
+# Two, so that a kernel has to tell heads apart.
+_FEWEST_KV_HEADS = 2
+_DMA_MODES = ("on_wait", "eager")
+
+
+def stand_in(candidate: Candidate) -> tuple[Candidate, Workload]:
+    """What is run in a candidate's place, and on what; a function of the candidate alone.
+
+    Two problems that differ in sizes only share a stand-in, so one verification serves both.
+
+    Args:
+      candidate: A config that is about to be promoted.
+    """
+    problem, config = candidate.problem, candidate.config
+    batches = hostile_batches(
+        candidate.family,
+        page_size=problem.page_size,
+        block_tokens=config.bkv_sz,
+        num_blocks=1,
+    )
+    workload = Workload(
+        name="hostile",
+        source="lengths of 1, and at page and block boundaries",
+        batches=tuple(WeightedBatch(batch=b, weight=1 / len(batches)) for b in batches),
+    )
+    whole = _resized(problem, workload)
+    small = _with_few_heads(whole)
+    target = load_chip(candidate.chip).target
+    # A limit that only the small problem breaks says nothing about the candidate.
+    used = small if config.check(small, target) is None else whole
+    return replace(candidate, problem=used, workload=workload.digest), workload
+
+
+def _resized(problem: Problem, workload: Workload) -> Problem:
+    """The problem with arrays just large enough for the batches."""
+    pages_per_seq = layout.cdiv(workload.max_context_tokens, problem.page_size)
+    return replace(
+        problem,
+        max_num_tokens=layout.next_power_of_2(workload.max_num_tokens),
+        max_num_seqs=layout.next_power_of_2(workload.max_num_seqs),
+        pages_per_seq=pages_per_seq,
+        num_pages=workload.num_pages(problem.page_size),
+    )
+
+
+def _with_few_heads(problem: Problem) -> Problem:
+    """The same ratio of query to KV heads, with as few KV heads as keep what is tested."""
+    heads = min(problem.num_kv_heads, _FEWEST_KV_HEADS)
+    return replace(problem, num_kv_heads=heads, num_q_heads=heads * problem.q_heads_per_kv_head)
+
+
+class InterpretedEvaluator(AbstractEvaluator):
+    """OK for a config that is right; it never has a time."""
+
+    def __init__(self, *, num_workers: int, deadline_s: float = DEFAULT_DEADLINE_S) -> None:
+        """Starts nothing yet.
+
+        Args:
+          num_workers: Worker processes.
+          deadline_s: Most seconds of one launch.
+        """
+        self._pool = WorkerPool(num_workers=num_workers, deadline_s=deadline_s)
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """INTERPRETED."""
+        return Fidelity.INTERPRETED
+
+    def evaluate_all(
+        self, candidates: Iterable[Candidate], workload: Workload
+    ) -> Iterator[Evaluation]:
+        """One answer per candidate; see `AbstractEvaluator`. The first failure decides."""
+        for candidate in candidates:
+            if obstacle := find_obstacle(candidate, workload):
+                yield refuse(candidate, self.fidelity, obstacle)
+                continue
+            tasks = _tasks(candidate, [weighted.batch for weighted in workload.batches])
+            verdicts = []
+            for verdict in check_in(self._pool, tasks):
+                verdicts.append(verdict)
+                if verdict.status is not Status.OK:
+                    break
+            yield _conclude(candidate, verdicts)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._pool.close()
+
+
+def _tasks(candidate: Candidate, batches: list[Batch]) -> list[CheckTask]:
+    """Copies are as late as they may be in one batch, as early in the next."""
+    modes = _DMA_MODES if len(batches) > 1 else _DMA_MODES[:1]
+    return [
+        CheckTask(
+            family=candidate.family,
+            problem=candidate.problem,
+            config=candidate.config,
+            chip=candidate.chip,
+            batch=batch,
+            dma_mode=modes[i % len(modes)],
+        )
+        for i, batch in enumerate(batches)
+    ]
+
+
+def _conclude(candidate: Candidate, verdicts: list[Verdict]) -> Evaluation:
+    last = verdicts[-1]
+    return Evaluation(
+        candidate=candidate,
+        fidelity=Fidelity.INTERPRETED,
+        status=last.status,
+        detail=last.detail,
+        metrics=_figures(candidate, verdicts) if last.status is Status.OK else {},
+        provenance=provenance(candidate.family),
+    )
+
+
+def _figures(candidate: Candidate, verdicts: list[Verdict]) -> dict[str, Any]:
+    """`how`, for people, and the error that came nearest to its tolerance."""
+    problem = candidate.problem
+    batches = [verdict.task.batch for verdict in verdicts]
+    figures = [verdict.figures or {} for verdict in verdicts]
+    return {
+        "how": (
+            f"interpreted, {problem.num_q_heads}/{problem.num_kv_heads} heads, "
+            f"{sum(batch.num_seqs for batch in batches)} sequences, "
+            f"contexts to {max(max(batch.kv_lens) for batch in batches)} tokens"
+        ),
+        "error_of_tolerance": max(f["max_error"] / f["tolerance"] for f in figures),
+    }
