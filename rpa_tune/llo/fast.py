@@ -8,7 +8,6 @@ result is cached on disk beside this file, or in the user's cache folder.
 import weakref
 
 import numpy as np
-import numpy.typing as npt
 
 from rpa_tune.errors import DumpError
 from rpa_tune.llo import encode

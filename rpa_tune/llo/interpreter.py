@@ -37,6 +37,7 @@ _BINARY: dict[Op, Callable[[int, int], int]] = {
     Op.SUB: operator.sub,
     Op.MUL: operator.mul,
     Op.REMAINDER: lambda a, b: (a % _WORD) % (b % _WORD) if b else 0,
+    Op.QUOTIENT: lambda a, b: (a % _WORD) // (b % _WORD) if b else 0,
     Op.AND: operator.and_,
     Op.OR: operator.or_,
     Op.XOR: operator.xor,
@@ -71,10 +72,7 @@ def wrap(value: int) -> int:
 
 
 def operand_address(index: int) -> int:
-    """A made-up address of an operand in HBM, VMEM or CMEM.
-
-    Odd multiples of 4096, so that an address shifted left by 4 (granules) names one operand too.
-    """
+    """A made-up address of an operand in HBM, VMEM or CMEM; no allocation starts there."""
     return (2 * index + 1) << 12
 
 
@@ -318,8 +316,7 @@ class Interpreter:
         delivers = copy.endswith("_to_smem")
         outside = source if delivers else destination
         for index, operand in self.program.operands.items():
-            known = operand_address(index)
-            if operand.space != "register" and outside in (known, known << 4):
+            if operand.space != "register" and outside == operand_address(index):
                 # What goes to an output is not read back.
                 if delivers:
                     values = self._operand_array(index).tolist()

@@ -163,9 +163,8 @@ def _copy_words(inputs: Any, state: Any, delivers: bool, values: Any) -> int:
     source, granules, destination, _ = values
     outside = source if delivers else destination
     for index in range(len(inputs.operand_values)):
-        known = inputs.operand_values[index]
         length = inputs.data_of_operand[index, 1]
-        if length == -2 or (outside != known and outside != known << 4):
+        if length == -2 or outside != inputs.operand_values[index]:
             continue
         if not delivers:
             return DONE

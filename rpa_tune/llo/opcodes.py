@@ -81,6 +81,7 @@ class Op(IntEnum):
     MATMUL = 42
     POP = 43
     REMAINDER = 44
+    QUOTIENT = 45
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,8 +91,8 @@ class Meaning:
     Attributes:
       op: Operation of the scalar path, or None for a vector instruction without one.
       slots: Issue slots taken.
-      source: Memory space a copy reads; empty for other operations.
-      destination: Memory space a copy writes; empty for other operations.
+      source: Memory space a copy reads; empty for other operations, and where a comment names it.
+      destination: Memory space a copy writes, in the same way.
     """
 
     op: Op | None
@@ -111,6 +112,11 @@ def _table() -> dict[str, Any]:
         for stem in stems
     }
     return table
+
+
+def memory_spaces() -> tuple[str, ...]:
+    """The memories that copies read and write."""
+    return tuple(_table()["memory_spaces"])
 
 
 _COPY = re.compile(r"dma\.(\w+?)_to_(\w+)")
@@ -135,9 +141,11 @@ def meaning(mnemonic: str) -> Meaning | None:
         return Meaning(op=Op[op], slots=_OTHER_SLOTS.get(mnemonic, slots))
     if copy := _COPY.fullmatch(mnemonic):
         source, destination = copy.groups()
-        if {source, destination} <= set(table["memory_spaces"]):
+        if {source, destination} <= set(memory_spaces()):
             return Meaning(op=Op.COPY, slots=(Slot.SALU,), source=source, destination=destination)
         return None
+    if mnemonic == "dma.general":
+        return Meaning(op=Op.COPY, slots=(Slot.SALU,))
     if mnemonic.startswith("inlined_call_operand."):
         return Meaning(op=Op.OPERAND)
     stem, *parts = mnemonic.split(".")

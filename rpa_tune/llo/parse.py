@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rpa_tune.errors import DumpError
-from rpa_tune.llo.opcodes import Meaning, Op, Slot, meaning
+from rpa_tune.llo.opcodes import Meaning, Op, Slot, meaning, memory_spaces
 from rpa_tune.llo.program import (
     ALLOCATION_BITS,
     NO_REGISTER,
@@ -37,6 +37,9 @@ _OPERAND = re.compile(r"\[shape: ([^,\[\]]+\[[\d,]*\])[^,]*, index: (\d+), kind:
 _MXU = re.compile(r"mxu(\d)")
 _BUFFER = re.compile(r"mrb\[(\d+)\]")
 _WIDTH = re.compile(r"\.(?:bf|f|s|u)(\d+)")
+_GENERAL = re.compile(r"/\* (\w+)-to-(\w+) \*/\s*$")
+_DIVISION = re.compile(r"/\* k(Rem|DivAndRem) \*/")
+_POINTER_SHIFT = 4  # v5e: an HBM pointer is an address shifted by this
 _HEADER_END = "= control target key end"
 _WORD = 1 << 32
 _LAST = (Op.STORE, Op.COPY, Op.SYNC_ADD, Op.BRANCH, Op.HALT)
@@ -65,6 +68,8 @@ class _Parser:
         self.operands: dict[int, KernelOperand] = {}
         self.regions: dict[str, int] = {}
         self.branches: list[tuple[int, int, str]] = []
+        self.pushed: dict[int, list[int]] = {}
+        self.shifted: dict[int, Term] = {}
 
     def parse(self) -> Program:
         """Reads all bundles, then resolves branches."""
@@ -156,7 +161,8 @@ class _Parser:
         elif known.op is Op.OPERAND:
             found.append(self._operand(mnemonic, result, rest))
         elif known.op is not Op.NOP:
-            found.append(self._scalar(known, mnemonic, result, rest, number))
+            item = self._scalar(known, mnemonic, result, rest, number)
+            found.extend(self._special(item, mnemonic, rest))
 
     def _mxu_event(self, op: Op, mnemonic: str) -> Instruction:
         """A matmul or a pop of its result: (MXU, rows, result buffer or -1)."""
@@ -196,8 +202,6 @@ class _Parser:
             detail = detail.strip(" */\n").partition("\n")[0]
         else:
             detail = ""
-        if op is Op.REMAINDER and "/* kRem */" not in rest:
-            raise self._error(f"`{mnemonic}` without `kRem`", "only remainders are known")
         rest = _COMMENT.sub("", rest).strip()
         predicate, negated, target = NO_REGISTER, False, NO_REGISTER
         if op is Op.BRANCH:
@@ -233,10 +237,42 @@ class _Parser:
             detail=detail,
         )
 
+    def _special(self, item: Instruction, mnemonic: str, rest: str) -> tuple[Instruction, ...]:
+        """What a few mnemonics do besides their operation."""
+        if mnemonic == "dma.general":
+            match = _GENERAL.search(rest)
+            if match is None or not set(match.groups()) <= set(memory_spaces()):
+                raise self._error("`dma.general` without a comment `FROM-to-TO`", "")
+            return (item._replace(detail=f"{match[1]}_to_{match[2]}"),)
+        if item.op is Op.REMAINDER:
+            # Results are queued for `spop.drf`, the quotient first where both are wanted.
+            if (match := _DIVISION.search(rest)) is None:
+                raise self._error(f"`{mnemonic}` without a comment `kRem` or `kDivAndRem`", "")
+            if match[1] == "Rem":
+                self.pushed[item.result] = [item.result]
+                return (item,)
+            quotient = self._register(f"quotient of {item.result}")
+            self.pushed[item.result] = [quotient, item.result]
+            return (item._replace(op=Op.QUOTIENT, result=quotient), item)
+        if mnemonic == "spop.drf":
+            waiting = self.pushed.get(item.terms[0].first)
+            if not waiting:
+                raise self._error(f"`{mnemonic}` takes more results than a division has", "")
+            return (item._replace(terms=(Term(0, waiting.pop(0)),)),)
+        if item.op is Op.SHL and item.terms[1] == Term(_POINTER_SHIFT):
+            self.shifted[item.result] = item.terms[0]
+        elif mnemonic == "int_to_ptr.hbm":
+            # Undone, because an allocation's made-up address does not fit when shifted.
+            term = item.terms[0]
+            return (item._replace(terms=(self.shifted.get(term.first, term),)),)
+        return (item,)
+
     def _check_count(self, op: Op, mnemonic: str, count: int) -> None:
         """Raises DumpError unless the operation has as many operands as it must."""
         if op is Op.COPY:
-            good = count in (4, 7)
+            # Source, granules, destination, flag; then three strides, or (`dma.general`) a flag
+            # that nobody waits for, the address of the strides, and two options.
+            good = count == 8 if mnemonic == "dma.general" else count in (4, 7)
         elif op is Op.BRANCH:
             good = count == 0
         elif op in _UNARY:

@@ -12,7 +12,7 @@ _SHL, _SHRL, _SHRA = map(int, (Op.SHL, Op.SHR_LOGICAL, Op.SHR_ARITHMETIC))
 _MIN, _MAX, _MINU, _MAXU = map(int, (Op.MIN, Op.MAX, Op.MIN_UNSIGNED, Op.MAX_UNSIGNED))
 _EQ, _NE, _LT, _LE, _GT, _GE = map(int, (Op.EQ, Op.NE, Op.LT, Op.LE, Op.GT, Op.GE))
 _LTU, _LEU, _GTU = map(int, (Op.LT_UNSIGNED, Op.LE_UNSIGNED, Op.GT_UNSIGNED))
-_REMAINDER = int(Op.REMAINDER)
+_REMAINDER, _QUOTIENT = int(Op.REMAINDER), int(Op.QUOTIENT)
 _ORP, _ANDP, _XORP, _NANDP = map(
     int, (Op.OR_PREDICATE, Op.AND_PREDICATE, Op.XOR_PREDICATE, Op.NAND_PREDICATE)
 )
@@ -41,6 +41,8 @@ def arithmetic(op: int, a: int, b: int) -> int:
         return a * b
     if op == _REMAINDER:
         return (a & (_WORD - 1)) % (b & (_WORD - 1)) if b != 0 else 0
+    if op == _QUOTIENT:
+        return (a & (_WORD - 1)) // (b & (_WORD - 1)) if b != 0 else 0
     if op == _AND:
         return a & b
     if op == _OR:
