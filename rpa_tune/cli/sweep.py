@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.candidate import Evaluation, Fidelity, Status
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.cli.progress import PlainWatch, RichWatch
@@ -253,9 +253,12 @@ def _report(
         return
     if results:
         Console(width=max(120, Console().width)).print(_outcome(results))
-    for row in filter(None, (result.row() for result in results)):
-        click.echo(f"{row.key.chip} {row.key.family}: {workload_text(row)}")
     for result in results:
+        if (row := result.row()) is not None:
+            click.echo(f"{result.study.name}: {workload_text(row)}; {verified_text(row)}")
+        for stop in result.stops:
+            if stop.reason == Status.WRONG_ANSWER:
+                click.echo(f"{result.study.name}: WRONG: {stop.candidate.config}: {stop.detail}")
         if result.decision is None:
             click.echo(f"{result.study.name}: no config works: {_summary(result)}")
     unchanged = "" if files else " (unchanged)"
@@ -286,7 +289,7 @@ def _outcome(results: Sequence[StudyResult]) -> Table:
             _number(row.evidence.heuristic_us, 1),
             _number(row.evidence.speedup, 2),
             row.evidence.bound_by or "-",
-            f"{row.evidence.verdict}, {verified_text(row)}",
+            f"{row.evidence.verdict}, {'verified' if row.evidence.verified else 'not verified'}",
         )
     return table
 

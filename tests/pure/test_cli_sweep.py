@@ -122,6 +122,10 @@ def test_what_is_promoted_is_verified_unless_told_not_to(folder, evaluators):
     assert "right: made up" in result.stderr
     verified = [row.evidence.verified for name in "ab" for row in load_tables([folder / name])]
     assert verified == ["", "made up"]
+    evaluators[Fidelity.INTERPRETED].statuses = lambda config: Status.WRONG_ANSWER
+    result = sweep("--fresh")
+    assert result.exit_code == 3
+    assert result.stdout.count("WRONG: DecodeConfig(") == 6
 
 
 def test_a_spent_budget_is_exit_75_and_says_how_to_go_on(folder, evaluators):
