@@ -83,10 +83,7 @@ def call(
             out_specs=[hbm, hbm],
             scratch_shapes=(scratch_shapes,),
         ),
-        out_shape=[
-            result(q.shape, q.dtype),
-            result(kv_cache.shape, kv_cache.dtype),
-        ],
+        out_shape=[result(q.shape, q.dtype), result(kv_cache.shape, kv_cache.dtype)],
         input_output_aliases={NUM_SCALARS: 0, NUM_SCALARS + 2: 1},
         compiler_params=_compiler_params(target),
         interpret=False if interpret is None else interpret,
