@@ -1,13 +1,17 @@
 """Kernels compile for every chip, and move exactly the bytes their account says."""
 
 import dataclasses
+import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Status
+from rpa_tune.compile import lower
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.evaluate.simulate_task import TASK, SimulateTask
 from rpa_tune.hw.chip import load_chip
@@ -83,6 +87,47 @@ def test_every_chip_compiles_and_the_account_is_exact(pool, tmp_path, family):
 
 def test_prefill_compiles(pool, tmp_path):
     simulate(pool, tmp_path, {"v6e": ("prefill", LLAMA, "v6e")})
+
+
+def compile_chain(chip):
+    """In a worker: decode then mixed as a whole program, their operands its arguments."""
+    target = load_chip(chip).target
+    decode, mixed = load_family("decode"), load_family("mixed")
+    config = mixed.default_config(LLAMA, target)
+
+    def chain(q, kv_new, kv_cache, *scalars):
+        for family in (decode, mixed):
+            q, kv_cache = family.launch(
+                q, kv_new, kv_cache, *scalars,
+                problem=LLAMA, config=family.default_config(LLAMA, target), target=target,
+            )  # fmt: skip
+        return q, kv_cache
+
+    shapes = (LLAMA.q_shape, LLAMA.kv_new_shape, LLAMA.kv_cache_shape)
+    arrays = tuple(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
+    compiled = lower.compile_call(
+        lower.Call(
+            function=chain,
+            arguments=(*arrays, *lower.abstract_inputs(LLAMA)[4:]),
+            kernel_name=mixed.kernel_name(LLAMA, config),
+            donated=(0, 2),
+        ),
+        chip,
+    )
+    return compiled.status, compiled.hbm_allocated_bytes
+
+
+@pytest.mark.parametrize("chip", ["v4", "v6e"])
+def test_launches_alone_are_a_program_that_copies_nothing(pool, chip):
+    # Its results are the kernel's, which are kept in HBM and share the operands' buffers.
+    (reply,) = pool.map_unordered("aot.test_kernels_compile:compile_chain", [chip])
+    assert reply.failure is None, reply.failure
+    status, allocated_bytes = reply.value
+    assert status is Status.OK
+    operands = sum(
+        2 * math.prod(shape) for shape in (LLAMA.q_shape, LLAMA.kv_new_shape, LLAMA.kv_cache_shape)
+    )
+    assert operands <= allocated_bytes < operands + 64 * 1024  # and the scalar arrays
 
 
 @pytest.mark.parametrize("family", ["decode", "mixed"])
