@@ -6,7 +6,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels.verify import empty_ranges_overlap_nothing, found_race
+from rpa_kernels.verify import empty_ranges_overlap_nothing, found_race, interpreter
 
 
 def races(num_rows: int, *, waits: bool) -> bool:
@@ -32,7 +32,7 @@ def races(num_rows: int, *, waits: bool) -> bool:
             scratch_shapes=[pltpu.VMEM((8, 128), jnp.float32), pltpu.SemaphoreType.DMA],
         ),
         out_shape=jax.ShapeDtypeStruct((8, 128), jnp.float32),
-        interpret=pltpu.InterpretParams(detect_races=True, dma_execution_mode="eager"),
+        interpret=interpreter("eager"),
     )
     try:
         with empty_ranges_overlap_nothing():
