@@ -2,7 +2,8 @@
 
 Downloads the tpu-inference 0.32.0 wheel beside the project, compiles its v3 kernel with every
 record's shapes and block sizes for a chip that is not there, simulates the record's batch, and
-compares. Compiling takes about 20 minutes the first time; schedules are kept.
+compares. Compiling takes about an hour of one core the first time, a quarter of it for record 26;
+schedules are kept.
 
     python benchmarks/fidelity.py [--json FILE] [--records FILE] [--chip v6e] [--workers 2]
 
@@ -24,6 +25,7 @@ from rpa_tune.interop.records import Record, load_records, schedules
 from rpa_tune.llo.calibrate import Observation, fit
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.simulate import simulate
+from rpa_tune.provenance import provenance
 
 DATA = Path(__file__).parent / "data" / "measured_rpa.json"
 # Device times that parameters of the machine table were fitted to: file positions, and the values
@@ -242,6 +244,7 @@ def main() -> None:
     report = report_of(rows)
     assert all(math.isfinite(row["error"]) for row in rows if row["error"] is not None)
     print_report(report)
+    report["provenance"] = provenance()
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -27,6 +27,7 @@ from rpa_tune.hw.chip import load_chip
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.program import load_program
 from rpa_tune.llo.simulate import simulate
+from rpa_tune.provenance import provenance
 
 PROBLEM = Problem(
     num_q_heads=32,
@@ -112,7 +113,7 @@ def main() -> None:
     for name, value in figures.items():
         print(f"{name:24}{value:,.3f}" if isinstance(value, float) else f"{name:24}{value}")
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(figures | {"provenance": provenance()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rpa_kernels import layout
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.compile import dumps, target, worker
@@ -84,6 +85,13 @@ def simulate_foreign(task: ForeignTask) -> ForeignAnswer:
         {launch.name: simulate(programs[launch.name], machine, launch.operands) for launch in calls}
         for calls in launches
     ]
+    for batch, row in zip(task.batches, timelines, strict=True):
+        read_bytes = sum(timeline.read_bytes for timeline in row.values())
+        if read_bytes < _least_bytes(task.problem, batch):
+            # Its schedule has a fixed length; what does not fit is dropped without a word.
+            return ForeignAnswer(
+                detail=f"reads only {read_bytes:,} bytes: its schedule is too short"
+            )
     return ForeignAnswer(
         batch_us=tuple(sum(t.time_us for t in row.values()) for row in timelines),
         batch_cycles=tuple(sum(t.total_cycles for t in row.values()) for row in timelines),
@@ -91,6 +99,14 @@ def simulate_foreign(task: ForeignTask) -> ForeignAnswer:
         compile_s=compiled.lower_s + compiled.compile_s,
         unknown=_sum_unknown([t for row in timelines for t in row.values()]),
     )
+
+
+def _least_bytes(problem: Problem, batch: Batch) -> int:
+    """Bytes of cached K and V that any kernel reads for a batch; 0 where a window makes it fewer."""
+    if problem.sliding_window is not None:
+        return 0
+    row_bytes = problem.num_kv_heads * problem.head_dim * 4 // layout.packing(problem.kv_dtype)
+    return 2 * (sum(batch.kv_lens) - sum(batch.q_lens)) * row_bytes
 
 
 def _sum_unknown(timelines: list[Timeline]) -> dict[str, int]:
