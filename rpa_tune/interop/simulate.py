@@ -102,7 +102,7 @@ def simulate_foreign(task: ForeignTask) -> ForeignAnswer:
 
 
 def _least_bytes(problem: Problem, batch: Batch) -> int:
-    """Bytes of cached K and V that any kernel reads for a batch; 0 where a window makes it fewer."""
+    """Bytes of cached K and V that a kernel must read; 0 where a window makes it fewer."""
     if problem.sliding_window is not None:
         return 0
     row_bytes = problem.num_kv_heads * problem.head_dim * 4 // layout.packing(problem.kv_dtype)
