@@ -16,6 +16,9 @@ from rpa_kernels import reference
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 
+# The interpreter needs no TPU; looking for one takes seconds where there is none.
+jax.config.update("jax_platforms", "cpu")
+
 CHIP = "v6e"
 # Llama-3-8B, 32 query heads and 8 KV heads of 128, with the maxima of the quickstart sweep, so that
 # its rows are found. The batch itself is small, for the interpreter's sake.

@@ -70,6 +70,7 @@ LONGER: dict[str, str] = {
     "kernels/reference.py:ragged_paged_attention": PUBLIC_CALL,
     "kernels/packed.py:load_kv": "where in a buffer, which head, how much of it: all scalars",
     "kernels/pages.py:start_fetch": "source, destination, range: a copy in one call",
+    "rpa_tune/llo/words.py:arithmetic": "compiled; one line or two for each operation",
     "rpa_tune/llo/loop.py:run_loop": "compiled; calls inside would pass all arrays by value",
 }
 

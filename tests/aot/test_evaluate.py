@@ -103,7 +103,9 @@ def test_more_context_never_takes_less(evaluator):
             ),
         )
         asked = candidate("v6e", "decode")
-        asked = dataclasses.replace(asked, workload=workload.digest)
+        # Four contexts of 1,024 tokens need more pages than `WORKLOAD` does.
+        problem = dataclasses.replace(asked.problem, num_pages=32)
+        asked = dataclasses.replace(asked, problem=problem, workload=workload.digest)
         times.append(evaluate_one(evaluator, asked, workload).time_us)
     assert all(less <= more for less, more in pairwise(times))
 
