@@ -23,10 +23,10 @@ sweep: $(STAMP) ## the main job: tune the quickstart, write tuned_tables/
 	$(BIN)/rpa-tune sweep sweeps/quickstart.yaml
 
 test: $(STAMP) ## the default tests, under 15 minutes on two cores
-	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not tpu'
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not tpu'
 
 test-slow: $(STAMP) ## the slower checks: wide kernel spaces, every chip
-	$(BIN)/python -m pytest -n $(JOBS) -m 'slow and not tpu'
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'slow and not tpu'
 
 check: $(STAMP) ## formatter, linter, types, architecture
 	$(BIN)/ruff format --check .
