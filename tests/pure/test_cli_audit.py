@@ -8,6 +8,7 @@ from table_rows import make_row
 
 from rpa_kernels.problem import Problem
 from rpa_tune.cli.main import cli
+from rpa_tune.dispatch import dispatcher
 from rpa_tune.dispatch.audit import engine_buckets
 from rpa_tune.errors import UsageError
 from rpa_tune.tables.writer import merge_into
@@ -21,10 +22,12 @@ PROBLEM = Problem(
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A row for decode in the largest bucket; nothing for the other families."""
-    merge_into(tmp_path, [make_row("decode", PROBLEM, time_us=50.0, heuristic_us=60.0)])
-    return tmp_path
+def folder(tmp_path, monkeypatch):
+    """A row for decode in the largest bucket; nothing else, shipped or for other families."""
+    monkeypatch.setattr(dispatcher, "shipped_folder", lambda: tmp_path / "shipped")
+    (tmp_path / "shipped").mkdir()
+    merge_into(tmp_path / "mine", [make_row("decode", PROBLEM, time_us=50.0, heuristic_us=60.0)])
+    return tmp_path / "mine"
 
 
 def audit(*arguments):
