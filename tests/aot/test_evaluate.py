@@ -92,7 +92,8 @@ def test_the_second_answer_comes_from_the_cache_and_is_the_same(evaluator):
 
 def test_more_context_never_takes_less(evaluator):
     times = []
-    for kv_len in (1, 129, 1000, 1024):
+    # None fills its last block: a full one needs no mask, so 1,024 may well take less than 1,000.
+    for kv_len in (1, 129, 700, 1000):
         workload = Workload(
             name=f"{kv_len} tokens",
             source="made up",
