@@ -9,10 +9,9 @@ detector on. On a TPU, leave `interpret` out and let `load_dispatcher()` find th
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas import tpu as pltpu
 
 import rpa_tune
-from rpa_kernels import reference
+from rpa_kernels import reference, verify
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 
@@ -61,18 +60,18 @@ def main() -> None:
     arrays = BATCH.arrays(PROBLEM)
     inputs = random_inputs(seed=0)  # queries and cache are donated below: the reference goes first
     expected, expected_cache = reference.ragged_paged_attention(*inputs, arrays, PROBLEM)
-    out, cache = dispatcher(
-        *inputs,
-        arrays.kv_lens,
-        arrays.page_indices,
-        arrays.cu_q_lens,
-        arrays.distribution,
-        plan=plan,
-        sm_scale=PROBLEM.sm_scale,
-        interpret=pltpu.InterpretParams(
-            detect_races=True, uninitialized_memory="nan", dma_execution_mode="on_wait"
-        ),
-    )
+    with verify.empty_ranges_overlap_nothing():
+        out, cache = dispatcher(
+            *inputs,
+            arrays.kv_lens,
+            arrays.page_indices,
+            arrays.cu_q_lens,
+            arrays.distribution,
+            plan=plan,
+            sm_scale=PROBLEM.sm_scale,
+            interpret=verify.interpreter("on_wait"),
+        )
+        out.block_until_ready()
 
     used = slice(0, BATCH.num_tokens)
     error = float(jnp.max(jnp.abs(out[used].astype(jnp.float32) - expected[used])))
@@ -80,8 +79,10 @@ def main() -> None:
     same_cache = bool(jnp.array_equal(cache, expected_cache))
     print(f"output: largest error {error:.4f}, of values up to {largest:.2f}")
     print(f"KV cache: {'equal' if same_cache else 'DIFFERENT'}")
+    has_race = verify.found_race()
+    print(f"data races: {'FOUND' if has_race else 'none'}")
     # bfloat16 has 8 significant bits: probabilities and outputs are rounded to it.
-    if error > 2**-7 * largest or not same_cache:
+    if error > 2**-7 * largest or not same_cache or has_race:
         raise SystemExit("error: the kernels disagree with the reference")
     decode_only = dispatcher.plan(PROBLEM, rpa_tune.Step.of([1, 1], [300, 129], [2, 2, 2]))
     print(f"a decode-only step would launch: {', '.join(decode_only.families)}")
