@@ -9,10 +9,15 @@ from typing import Any
 
 from rpa_tune.errors import TableError
 from rpa_tune.tables.key import TuningKey, distance
-from rpa_tune.tables.row import SCHEMA, TableRow, row_from_dict
+from rpa_tune.tables.migrate import migrate, readable
+from rpa_tune.tables.row import TableRow, row_from_dict
 
-# Tables may come from elsewhere: a file beyond this is refused before it is parsed.
+# Tables may come from elsewhere: what is beyond these is refused before it is parsed. A row that
+# we write has 1 to 2 KiB, its configs and clauses at most 50 brackets.
 MAX_FILE_BYTES = 64 * 2**20
+MAX_LINE_BYTES = 64 * 2**10
+MAX_BRACKETS = 256  # of one line; bounds how deep it can nest
+MAX_ROWS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,20 +85,17 @@ def read_table(path: Path) -> list[TableRow]:
     """Reads one file.
 
     Raises:
-      TableError: Unknown schema, a line that does not parse, or a key that appears twice.
+      TableError: Unknown schema, a line that does not parse, a key that appears twice, or more
+        than a table can hold. Rows of an older schema are migrated.
     """
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise TableError(f"larger than {MAX_FILE_BYTES:,} bytes", where=str(path))
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TableError(f"cannot read the table: {error}", where=str(path)) from error
-    header = _parse(lines[0] if lines else "", f"{path}:1")
-    if header.get("schema") != SCHEMA:
+    lines = _read_lines(path)
+    header = _parse(lines[0], f"{path}:1")
+    schema = header.get("schema")
+    if schema not in readable():
         raise TableError(
-            f"unknown table schema {header.get('schema')!r}",
+            f"unknown table schema {schema!r}",
             where=f"{path}:1",
-            hint=f"this version reads {SCHEMA}",
+            hint=f"this version reads {', '.join(readable())}",
         )
     chip, family = str(header.get("chip")), str(header.get("family"))
     if (chip, family) != (path.parent.name, path.stem):
@@ -106,7 +108,8 @@ def read_table(path: Path) -> list[TableRow]:
     for number, line in enumerate(lines[1:], start=2):
         where = f"{path}:{number}"
         try:
-            row = row_from_dict(_parse(line, where), chip=chip, family=family, where=where)
+            data = migrate(_parse(line, where), schema)
+            row = row_from_dict(data, chip=chip, family=family, where=where)
         except ValueError as error:
             raise TableError(f"bad row: {error}", where=where) from error
         if row.key in rows:
@@ -119,7 +122,27 @@ def read_table(path: Path) -> list[TableRow]:
     return list(rows.values())
 
 
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a file of bounded size, at least one."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise TableError(f"larger than {MAX_FILE_BYTES:,} bytes", where=str(path))
+        # Not `splitlines`, which would also cut at line ends that JSON allows in a string.
+        lines = content.decode("utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TableError(f"cannot read the table: {error}", where=str(path)) from error
+    if len(lines) > 1 + MAX_ROWS:
+        raise TableError(f"more than {MAX_ROWS:,} rows", where=str(path))
+    return lines
+
+
 def _parse(line: str, where: str) -> dict[str, Any]:
+    if len(line) > MAX_LINE_BYTES:
+        raise TableError(f"a line of more than {MAX_LINE_BYTES:,} bytes", where=where)
+    if line.count("[") + line.count("{") > MAX_BRACKETS:
+        raise TableError(f"a line of more than {MAX_BRACKETS} brackets", where=where)
     try:
         data = json.loads(line)
     except (ValueError, RecursionError) as error:

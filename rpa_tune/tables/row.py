@@ -5,16 +5,20 @@ step's lengths names the config; the last clause always holds. A row of one conf
 `[{"use": 0}]`.
 """
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
 from rpa_tune.tables.key import TuningKey
 from rpa_tune.tables.step import FEATURES, Lengths
 
-SCHEMA = "rpa-table/1"
+SCHEMA = "rpa-table/2"  # older ones: `migrate.py`
 FIDELITIES = ("analytical", "simulated", "measured")
 TUNED, HEURISTIC = "tuned", "heuristic"  # verdicts
 MAX_CONFIGS = 8  # a serving engine compiles every one of them for every bucket
+MAX_CLAUSES = 32  # of a rule that is meant to be read
+# Tables may come from elsewhere: no size, limit or config field is beyond a 32-bit register.
+MAX_INTEGER = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +61,8 @@ class Evidence:
       heuristic_us: The same with the heuristic's config; None when that has no time.
       error_pct: The evaluator's own error that the decision allowed for, percent.
       regret_pct: Expected loss against choosing the best known config for every batch, percent.
+      regret_by_num_configs_pct: The same for the best rule of at most 1, 2, 3, ... configs; ends
+        where more gain nothing. Empty when it was not worked out.
       bound_by: What bounds the first config.
       workload: Name of the workload.
       workload_source: Where its batches come from.
@@ -64,6 +70,7 @@ class Evidence:
       num_candidates: Configs that were evaluated at this fidelity.
       verified: How every config was compared with the reference; empty when none was.
       kernel_digest: Source digest of the kernel family.
+      schedule_digest: Digest of the compiled schedules of the configs; empty when not known.
       jax: Version that compiled it.
       libtpu: Version that compiled it.
       date: UTC day, `YYYY-MM-DD`.
@@ -85,6 +92,12 @@ class Evidence:
     jax: str
     libtpu: str
     date: str
+    regret_by_num_configs_pct: tuple[float, ...] = ()
+    schedule_digest: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self) | {"regret_by_num_configs_pct": list(self.regret_by_num_configs_pct)}
 
     @property
     def speedup(self) -> float | None:
@@ -123,7 +136,7 @@ class TableRow:
             "key": self.key.to_dict(),
             "configs": list(self.configs),
             "rule": [clause.to_dict() for clause in self.rule],
-            "evidence": asdict(self.evidence),
+            "evidence": self.evidence.to_dict(),
         }
 
 
@@ -136,13 +149,8 @@ def row_from_dict(data: Any, *, chip: str, family: str, where: str = "") -> Tabl
     _check_names("row", data, {"key", "configs", "rule", "evidence"})
     key = _record(TuningKey, "key", {**_mapping("key", data["key"]), "chip": chip,
                                      "family": family})  # fmt: skip
-    evidence = _record(Evidence, "evidence", _mapping("evidence", data["evidence"]))
-    if evidence.verdict not in (TUNED, HEURISTIC):
-        raise ValueError(f"evidence.verdict={evidence.verdict!r} is not tuned or heuristic")
-    if evidence.fidelity not in FIDELITIES:
-        raise ValueError(f"evidence.fidelity={evidence.fidelity!r} is not one of {FIDELITIES}")
-    if not evidence.time_us > 0:
-        raise ValueError(f"evidence.time_us={evidence.time_us} must be above zero")
+    _check_sizes(key)
+    evidence = _evidence(_mapping("evidence", data["evidence"]))
     configs = _configs(data["configs"])
     return TableRow(
         key=key,
@@ -153,6 +161,43 @@ def row_from_dict(data: Any, *, chip: str, family: str, where: str = "") -> Tabl
     )
 
 
+def _check_sizes(key: TuningKey) -> None:
+    """A row that a look-up could not even be compared with is refused here, not at serving time."""
+    for name, hint in _HINTS[TuningKey].items():
+        least = 0 if name == "sliding_window_tokens" else 1
+        if hint is int and not least <= getattr(key, name) <= MAX_INTEGER:
+            raise ValueError(f"key.{name}={getattr(key, name)} is not in {least}..{MAX_INTEGER}")
+
+
+def _evidence(data: dict[str, Any]) -> Evidence:
+    regrets = data.get("regret_by_num_configs_pct")
+    if not isinstance(regrets, list) or len(regrets) > MAX_CONFIGS:
+        raise ValueError(f"evidence.regret_by_num_configs_pct must be a list to {MAX_CONFIGS}")
+    for i, regret in enumerate(regrets):
+        _check_finite(f"evidence.regret_by_num_configs_pct[{i}]", regret)
+    evidence: Evidence = _record(
+        Evidence, "evidence", {**data, "regret_by_num_configs_pct": tuple(regrets)}
+    )
+    if evidence.verdict not in (TUNED, HEURISTIC):
+        raise ValueError(f"evidence.verdict={evidence.verdict!r} is not tuned or heuristic")
+    if evidence.fidelity not in FIDELITIES:
+        raise ValueError(f"evidence.fidelity={evidence.fidelity!r} is not one of {FIDELITIES}")
+    for name in ("time_us", "heuristic_us", "error_pct", "regret_pct"):
+        value = getattr(evidence, name)
+        if value is None:
+            continue
+        _check_finite(f"evidence.{name}", value)
+        if name.endswith("_us") and value <= 0:
+            raise ValueError(f"evidence.{name}={value} must be above zero")
+    return evidence
+
+
+def _check_finite(what: str, value: Any) -> None:
+    """A number that arithmetic can be done with; JSON integers may have thousands of digits."""
+    if type(value) not in (int, float) or abs(value) > MAX_INTEGER or not math.isfinite(value):
+        raise ValueError(f"{what}={value!r:.40} is not a finite number")
+
+
 def _configs(data: Any) -> tuple[dict[str, int], ...]:
     if not isinstance(data, list) or not 1 <= len(data) <= MAX_CONFIGS:
         raise ValueError(f"configs must be a list of 1 to {MAX_CONFIGS}")
@@ -160,12 +205,16 @@ def _configs(data: Any) -> tuple[dict[str, int], ...]:
         for name, value in _mapping(f"configs[{i}]", config).items():
             if type(value) is not int:
                 raise ValueError(f"configs[{i}].{name}={value!r} is not an integer")
+            if not 0 <= value <= MAX_INTEGER:
+                raise ValueError(f"configs[{i}].{name}={value!r:.40} is not in 0..{MAX_INTEGER}")
     return tuple(data)
 
 
 def _rule(data: Any, *, num_configs: int) -> tuple[Clause, ...]:
-    if not isinstance(data, list) or not data:
-        raise ValueError("rule must be a list that ends with an unconditional clause")
+    if not isinstance(data, list) or not 1 <= len(data) <= MAX_CLAUSES:
+        raise ValueError(
+            f"rule must be a list of 1 to {MAX_CLAUSES} that ends with an unconditional clause"
+        )
     clauses = []
     for i, item in enumerate(data):
         is_last = i == len(data) - 1
@@ -204,6 +253,7 @@ _ACCEPTS: dict[Any, tuple[type, ...]] = {
     bool: (bool,),
     float: (float, int),
     float | None: (float, int, type(None)),
+    tuple[float, ...]: (tuple,),
 }
 
 

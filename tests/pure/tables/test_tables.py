@@ -9,7 +9,7 @@ from table_rows import PROBLEM, default_config, make_row
 from rpa_kernels import FAMILIES
 from rpa_tune.errors import TableError
 from rpa_tune.provenance import kernel_digest
-from rpa_tune.tables import writer
+from rpa_tune.tables import reader, writer
 from rpa_tune.tables.changes import diff_tables
 from rpa_tune.tables.lint import lint_file, lint_folder
 from rpa_tune.tables.reader import Tables, load_tables, read_table, shipped_folder
@@ -98,6 +98,20 @@ BREAKS = {
     "configs[0].bkv_sz=1.5": lambda d: d["configs"][0].update(bkv_sz=1.5),
     "rule[0].use=7": lambda d: d["rule"][0].update(use=7),
     "rule must be": lambda d: d.update(rule=[]),
+    "key.page_size=0 is not in": lambda d: d["key"].update(page_size=0),
+    "key.num_q_heads=-8 is not in": lambda d: d["key"].update(num_q_heads=-8),
+    "configs[0].bkv_sz=-1 is not in": lambda d: d["configs"][0].update(bkv_sz=-1),
+    "configs[0].bkv_sz=4294967296": lambda d: d["configs"][0].update(bkv_sz=2**32),
+    "rule must be a list of 1": lambda d: d.update(rule=d["rule"] * 33),
+    "evidence.time_us=inf": lambda d: d["evidence"].update(time_us=float("inf")),
+    "evidence.heuristic_us=0": lambda d: d["evidence"].update(heuristic_us=0),
+    "evidence.error_pct=1000": lambda d: d["evidence"].update(error_pct=10**400),
+    "evidence.regret_by_num_configs_pct must": lambda d: d["evidence"].update(
+        regret_by_num_configs_pct={"1": 0}
+    ),
+    "evidence.regret_by_num_configs_pct[1]='0'": lambda d: d["evidence"].update(
+        regret_by_num_configs_pct=[1, "0"]
+    ),
     "evidence.verdict='great'": lambda d: d["evidence"].update(verdict="great"),
     "evidence.time_us=-1": lambda d: d["evidence"].update(time_us=-1),
     "evidence.time_us=nan": lambda d: d["evidence"].update(time_us=float("nan")),
@@ -128,7 +142,10 @@ def test_files_that_are_no_tables(tmp_path):
         ('{"schema":"rpa-table/9"}\n', "rpa-table/9"),
         ('{"schema":"rpa-table/1","chip":"v5e","family":"decode"}\n', "but the path says"),
         ('{"schema":"rpa-table/1","chip":"v6e","family":"decode"}\n{"key":\n', "not JSON"),
-        ("[" * 100_000, "not JSON"),
+        ("[" * 257, "more than 256 brackets"),
+        ("[" * 200, "not JSON"),
+        (" " * 70_000, "more than 65,536 bytes"),
+        ("{}" + "\n" * 100_002, "more than 100,000 rows"),
     ]:
         path.write_text(text)
         with pytest.raises(TableError) as caught:
@@ -136,6 +153,16 @@ def test_files_that_are_no_tables(tmp_path):
         assert message in caught.value.args[0]
     with pytest.raises(TableError, match="no such table folder"):
         load_tables([tmp_path / "none"])
+
+
+def test_a_file_beyond_the_bound_is_refused(tmp_path, monkeypatch):
+    merge_into(tmp_path, [make_row()])
+    path = tmp_path / "v6e/decode.jsonl"
+    monkeypatch.setattr(reader, "MAX_FILE_BYTES", path.stat().st_size)
+    assert len(read_table(path)) == 1
+    monkeypatch.setattr(reader, "MAX_FILE_BYTES", path.stat().st_size - 1)
+    with pytest.raises(TableError, match="larger than"):
+        read_table(path)
 
 
 def test_a_key_twice_is_refused(tmp_path):
