@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,18 +81,21 @@ class Workload:
         """Pages that a KV cache needs to hold any of the batches."""
         return max(_pages_needed(wb.batch, page_size) for wb in self.batches)
 
-    def for_family(self, family: str) -> "Workload":
-        """The batches in which `family` has sequences, weights renormalised.
+    def for_family(self, *slots: str) -> "Workload":
+        """The batches in which a family has sequences, weights renormalised.
 
         Sequences that other families serve stay in the batches: launches chain over one set of
         arrays, so a kernel sees (and skips) them in a server too.
 
+        Args:
+          slots: The sequences that the family serves: `decode`, `prefill` or `mixed`.
+
         Raises:
-          ValueError: No batch launches `family`.
+          ValueError: No batch launches the family.
         """
-        kept = [wb for wb in self.batches if len(wb.batch.family_seqs(family))]
+        kept = [wb for wb in self.batches if any(map(wb.batch.family_seqs, slots))]
         if not kept:
-            raise ValueError(f"workload {self.name!r} never launches family {family!r}")
+            raise ValueError(f"workload {self.name!r} never launches family {' or '.join(slots)!r}")
         total = sum(wb.weight for wb in kept)
         return replace(self, batches=tuple(replace(wb, weight=wb.weight / total) for wb in kept))
 
@@ -130,6 +133,33 @@ class Workload:
             source=data["source"],
             batches=tuple(_weighted_batch(entry) for entry in data["batches"]),
         )
+
+
+def combine(parts: Sequence[Workload], weights: Sequence[float]) -> Workload:
+    """One workload that stands for several.
+
+    Args:
+      parts: What is combined.
+      weights: Launches of each, relative to each other; all above 0.
+
+    Returns:
+      The batches of all parts in their order; a part's batches have its share of the launches.
+
+    Raises:
+      ValueError: No parts.
+    """
+    total = sum(weights)
+    shares = [weight / total for weight in weights]
+    named = [(f"{100 * share:.3g} %", part) for part, share in zip(parts, shares, strict=True)]
+    return Workload(
+        name=" + ".join(f"{share} {part.name}" for share, part in named),
+        source="; ".join(f"{share}: {part.source}" for share, part in named),
+        batches=tuple(
+            replace(wb, weight=share * wb.weight)
+            for part, share in zip(parts, shares, strict=True)
+            for wb in part.batches
+        ),
+    )
 
 
 def _weighted_batch(entry: Mapping[str, Any]) -> WeightedBatch:

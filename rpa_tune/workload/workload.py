@@ -2,20 +2,22 @@
 
 A name, file or mapping becomes requests (`trace`, `synthetic`), requests become engine steps
 (`engine`), steps become a few weighted batches (`compress`). Recordings of a live engine and
-stored workloads skip what they have no need of.
+stored workloads skip what they have no need of. Names with weights become one workload that
+stands for all of them.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rpa_tune.errors import TraceError, UsageError
-from rpa_tune.workload.batches import WeightedBatch, Workload
+from rpa_tune.workload.batches import WeightedBatch, Workload, combine
 from rpa_tune.workload.build import build_workload
 from rpa_tune.workload.capture_file import is_recording
 from rpa_tune.workload.fields import did_you_mean
-from rpa_tune.workload.spec import WorkloadSpec, load_presets, preset_mapping, read_spec
+from rpa_tune.workload.spec import KEYS, WorkloadSpec, load_presets, preset_mapping, read_spec
 
 __all__ = ["WeightedBatch", "Workload", "load_workload", "resolve"]
 
@@ -26,15 +28,42 @@ def load_workload(spec: str | Mapping[str, Any], *, page_size: int) -> Workload:
     Args:
       spec: A preset (`presets.yaml`); a path to a request trace (CSV, JSON, JSON Lines; served by
         an engine with default knobs), to a recording (`rpa_tune.capture`) or to a stored workload
-        (`rpa-tune workloads import`); or a mapping as `spec.py` describes.
+        (`rpa-tune workloads import`); a mapping as `spec.py` describes; or a weighted set of
+        names and paths, `{azure-conv: 0.7, azure-code: 0.3}`.
       page_size: Tokens in a KV cache page.
 
     Raises:
       UsageError: An unknown name or a bad mapping.
       TraceError: A bad file.
     """
+    if isinstance(spec, Mapping) and is_weighted_set(spec):
+        weights = [_weight(name, weight) for name, weight in spec.items()]
+        parts = [load_workload(name, page_size=page_size) for name in spec]
+        return combine(parts, weights)
     stored = load_stored(spec) if isinstance(spec, str) else None
     return stored or build_workload(resolve(spec, page_size=page_size)).workload
+
+
+def is_weighted_set(spec: Mapping[str, Any]) -> bool:
+    """Whether a mapping gives weights to workloads rather than describing one."""
+    has_number = any(isinstance(value, int | float) for value in spec.values())
+    return has_number and not set(spec) & set(KEYS)
+
+
+def _weight(name: str, weight: object) -> float:
+    """The weight of one workload of a set.
+
+    Raises:
+      UsageError: It is no number above zero.
+    """
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not 0 < weight < math.inf:  # type: ignore[operator]
+        raise UsageError(
+            f"the weight of workload {name!r} must be a number above 0, got {weight!r}",
+            hint=f"a workload is a mapping with the keys {', '.join(KEYS)}; "
+            "a set gives each name a weight",
+        )
+    return float(weight)  # type: ignore[arg-type]
 
 
 def resolve(spec: str | Mapping[str, Any], *, page_size: int) -> WorkloadSpec:

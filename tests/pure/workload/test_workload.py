@@ -6,6 +6,7 @@ import pytest
 
 from rpa_kernels.batch import Batch
 from rpa_tune.errors import UsageError
+from rpa_tune.workload.batches import combine
 from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
 
 DECODE = Batch(q_lens=(1, 1), kv_lens=(100, 300), num_decode=2)
@@ -69,3 +70,42 @@ def test_unknown_name_says_what_there_is() -> None:
         load_workload("azure-cnv", page_size=128)
     assert "did you mean 'azure-conv'" in caught.value.hint
     assert "mooncake" in caught.value.hint
+
+
+def test_a_weighted_set_is_the_batches_of_all_with_their_share_of_launches() -> None:
+    parts = [load_workload(name, page_size=128) for name in ("azure-conv", "azure-code")]
+    whole = load_workload({"azure-conv": 3, "azure-code": 1}, page_size=128)
+    assert [wb.batch for wb in whole.batches] == [wb.batch for p in parts for wb in p.batches]
+    num = len(parts[0].batches)
+    assert sum(wb.weight for wb in whole.batches[:num]) == pytest.approx(0.75)
+    assert whole.name == "75 % azure-conv + 25 % azure-code"
+    assert parts[1].source in whole.source
+    same = load_workload({"azure-conv": 0.75, "azure-code": 0.25}, page_size=128)
+    assert same.digest == whole.digest
+    assert whole.digest not in {part.digest for part in parts}
+
+
+def test_a_family_sees_the_launches_of_a_set_that_have_it() -> None:
+    """A part that launches a family seldom counts little in that family's share."""
+    decode_only = make_workload((DECODE, 1.0), name="a")
+    seldom = make_workload((DECODE, 0.9), (BOTH, 0.1), name="b")
+    often = make_workload((BOTH, 1.0), name="c")
+    mixed = combine([decode_only, seldom, often], [2, 1, 1]).for_family("mixed")
+    assert [wb.weight for wb in mixed.batches] == pytest.approx([0.1 / 1.1, 1 / 1.1])
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"azure-conv": 0.7, "azure-code": 0}, "weight of workload 'azure-code'"),
+        ({"azure-conv": 0.7, "azure-code": "most"}, "above 0, got 'most'"),
+        ({"azure-conv": 0.7, "azure-code": True}, "above 0, got True"),
+        ({"azure-conv": float("inf")}, "above 0, got inf"),
+        ({"azure-cnv": 1.0}, "unknown workload 'azure-cnv'"),
+        ({"azure-conv": 0.7, "seed": 1}, "unknown key 'azure-conv'"),
+        ({}, "missing key 'requests'"),
+    ],
+)
+def test_errors_of_weighted_sets_name_the_part(spec, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_workload(spec, page_size=128)
