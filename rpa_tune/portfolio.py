@@ -9,8 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rpa_tune.tables.row import Clause
+from rpa_tune.tables.row import MAX_CONFIGS, Clause
 from rpa_tune.tables.step import FEATURES, Lengths
+
+# What one more config must save to be worth its compiles, percent: well below any evaluator's
+# own error, well above rounding.
+LEAST_GAIN_PCT = 0.1
+_TIE = 1e-9  # relative difference of two costs that counts as none
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,14 +48,15 @@ class _Piece:
     config: Any
 
 
-def choose_portfolio(
+def portfolio_curve(
     batch_us: Mapping[Any, Sequence[float]],
     weights: Sequence[float],
     lengths: Sequence[Lengths],
     *,
-    max_configs: int,
-) -> Portfolio:
-    """The best rule of at most `max_configs` pieces over any one feature.
+    max_configs: int = MAX_CONFIGS,
+    least_gain_pct: float = LEAST_GAIN_PCT,
+) -> tuple[Portfolio, ...]:
+    """The best rule of at most 1, 2, 3, ... pieces over any one feature.
 
     Exact for rules of this form. Of rules that cost the same, the one with fewer pieces wins,
     then the feature that comes first in `FEATURES`.
@@ -60,29 +66,42 @@ def choose_portfolio(
       weights: Share of launches of each batch.
       lengths: Of each batch, the sequences that the family serves.
       max_configs: Pieces, and so configs.
+      least_gain_pct: More configs than the entry before must save this much, percent.
+
+    Returns:
+      Entry `k - 1` has at most `k` configs; the last one is where more gain too little.
 
     Raises:
-      ValueError: No configs, or lists of different lengths.
+      ValueError: No configs, no weight, or lists of different lengths.
     """
     if not batch_us or any(len(us) != len(weights) for us in batch_us.values()):
         raise ValueError(f"need times of {len(weights)} batches for at least one config")
     total = sum(weights)
-    best: Portfolio | None = None
+    if len(lengths) != len(weights) or not total > 0:
+        raise ValueError(f"need lengths and weights of {len(weights)} batches")
+    oracle_us = _oracle(batch_us, weights) / total
+    curve: list[Portfolio] = []
     for num_pieces in range(1, max_configs + 1):
+        best, limit = (curve[-1], 1 - least_gain_pct / 100) if curve else (None, 1 - _TIE)
         for feature in FEATURES:
             values = [int(getattr(length, feature)) for length in lengths]
             order = sorted(range(len(values)), key=values.__getitem__)
-            cost, pieces = _cut(batch_us, weights, [values[i] for i in order], order, num_pieces)
-            if best is None or cost / total < best.time_us * (1 - 1e-9):
+            ordered = [values[i] for i in order]
+            cost, pieces = _cut(batch_us, weights, ordered, order, num_pieces)
+            if best is None or cost / total < best.time_us * limit:
                 configs = tuple(dict.fromkeys(piece.config for piece in pieces))
                 best = Portfolio(
                     configs=configs,
-                    rule=_rule(feature, pieces, [values[i] for i in order], configs),
+                    rule=_rule(feature, pieces, ordered, configs),
                     time_us=cost / total,
-                    oracle_us=_oracle(batch_us, weights) / total,
+                    oracle_us=oracle_us,
                 )
-    assert best is not None
-    return best
+                limit = 1 - _TIE
+        assert best is not None
+        curve.append(best)
+    while len(curve) > 1 and curve[-1] is curve[-2]:
+        curve.pop()
+    return tuple(curve)
 
 
 def _oracle(batch_us: Mapping[Any, Sequence[float]], weights: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.portfolio import choose_portfolio
+from rpa_tune.portfolio import Portfolio, portfolio_curve
 from rpa_tune.tables.key import tuning_key
 from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, TUNED, Clause, Evidence, TableRow
 from rpa_tune.tables.step import Step
@@ -119,12 +119,8 @@ def make_row(
       verified: How its configs were compared with the reference.
     """
     chosen, family = decision.chosen, decision.chosen.candidate.family
-    portfolio = choose_portfolio(
-        {answer.candidate.config: answer.batch_us for answer in answers if answer.ok},
-        [weighted.weight for weighted in workload.batches],
-        [Step.of_batch(weighted.batch).lengths(family) for weighted in workload.batches],
-        max_configs=max_configs,
-    )
+    curve = study_curve(answers, workload, family)
+    portfolio = curve[min(max_configs, len(curve)) - 1]
     time_us = _time(chosen)
     verdict = decision.verdict
     configs: tuple[Any, ...] = (chosen.candidate.config,)
@@ -137,6 +133,7 @@ def make_row(
         verdict=verdict,
         time_us=round(time_us, 3),
         regret_pct=round(100 * (time_us / portfolio.oracle_us - 1), 2),
+        regret_by_num_configs_pct=tuple(round(entry.regret_pct, 2) for entry in curve),
         verified=verified,
     )
     return TableRow(
@@ -144,6 +141,26 @@ def make_row(
         configs=tuple(asdict(config) for config in configs),
         rule=rule,
         evidence=evidence,
+    )
+
+
+def study_curve(
+    answers: Sequence[Evaluation], workload: Workload, family: str
+) -> tuple[Portfolio, ...]:
+    """The best rules of 1, 2, 3, ... configs for the answers to one problem.
+
+    Args:
+      answers: Of one fidelity; those without a time are left out.
+      workload: The family's batches, in the order of `batch_us`.
+      family: Kernel family.
+
+    Raises:
+      ValueError: No answer has a time.
+    """
+    return portfolio_curve(
+        {answer.candidate.config: answer.batch_us for answer in answers if answer.ok},
+        [weighted.weight for weighted in workload.batches],
+        [Step.of_batch(weighted.batch).lengths(family) for weighted in workload.batches],
     )
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "chips": ("rpa_tune.cli.chips", "chips"),
     "doctor": ("rpa_tune.cli.doctor", "doctor"),
     "explain": ("rpa_tune.cli.explain", "explain"),
+    "portfolio": ("rpa_tune.cli.portfolio", "portfolio"),
     "status": ("rpa_tune.cli.status", "status"),
     "sweep": ("rpa_tune.cli.sweep", "sweep"),
     "tables": ("rpa_tune.cli.tables", "tables"),

@@ -18,7 +18,7 @@ from rpa_tune.candidate import Evaluation, Fidelity, Status
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.cli.progress import PlainWatch, RichWatch
-from rpa_tune.cli.tables import config_lines, verified_text, workload_text
+from rpa_tune.cli.tables import config_lines, regret_text, verified_text, workload_text
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.interpreted import InterpretedEvaluator
@@ -255,7 +255,10 @@ def _report(
         Console(width=max(120, Console().width)).print(_outcome(results))
     for result in results:
         if (row := result.row()) is not None:
-            click.echo(f"{result.study.name}: {workload_text(row)}; {verified_text(row)}")
+            click.echo(
+                f"{result.study.name}: {workload_text(row)}; {regret_text(row)}; "
+                f"{verified_text(row)}"
+            )
         for stop in result.stops:
             if stop.reason == Status.WRONG_ANSWER:
                 click.echo(f"{result.study.name}: WRONG: {stop.candidate.config}: {stop.detail}")
@@ -324,6 +327,7 @@ def _result_to_dict(result: StudyResult) -> dict[str, Any]:
         "speedup": row.evidence.speedup if row else None,
         "bound_by": row.evidence.bound_by if row else None,
         "verified": row.evidence.verified if row else "",
+        "regret_by_num_configs_pct": row.evidence.regret_by_num_configs_pct if row else (),
         "best_us": decision.best.time_us if decision else None,
         "row": row.to_dict() if row else None,
         "num_feasible": len(result.space.configs),

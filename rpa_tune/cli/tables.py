@@ -1,5 +1,6 @@
 """`rpa-tune tables`: look into table files and check them."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rpa_tune.provenance import kernel_digest
 from rpa_tune.tables.changes import diff_tables
 from rpa_tune.tables.lint import lint_folder
 from rpa_tune.tables.reader import load_tables, shipped_folder
-from rpa_tune.tables.row import TableRow
+from rpa_tune.tables.row import Clause, TableRow
 from rpa_tune.tables.writer import merge_into
 
 EXIT_FINDINGS = 3
@@ -50,7 +51,8 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
         print_json([_to_dict(row) for row in rows])
         return
     for row in rows:
-        click.echo("\n  ".join([_key_text(row), *config_lines(row), _evidence_text(row)]))
+        evidence = [_evidence_text(row), regret_text(row)]
+        click.echo("\n  ".join([_key_text(row), *config_lines(row), *evidence]))
     click.echo(f"{len(rows)} rows")
 
 
@@ -165,9 +167,20 @@ def verified_text(row: TableRow) -> str:
 
 def config_lines(row: TableRow) -> list[str]:
     """One line per clause of the rule, with the config it uses."""
-    lines = []
-    for clause in row.rule:
-        config = ", ".join(f"{name}={value}" for name, value in row.configs[clause.use].items())
-        condition = f"{clause.feature} <= {clause.at_most}: " if clause.feature else ""
-        lines.append(condition + config)
-    return lines
+    return [clause_text(clause, row.configs[clause.use]) for clause in row.rule]
+
+
+def clause_text(clause: Clause, config: Mapping[str, int]) -> str:
+    """`longest_context_tokens <= 2048: bkv_sz=256, ...`."""
+    condition = f"{clause.feature} <= {clause.at_most}: " if clause.feature else ""
+    return condition + ", ".join(f"{name}={value}" for name, value in config.items())
+
+
+def regret_text(row: TableRow) -> str:
+    """What the row loses against the best config for every batch, and what others would."""
+    evidence = row.evidence
+    others = ", ".join(
+        f"{k} configs {regret:g} %" if k > 1 else f"1 config {regret:g} %"
+        for k, regret in enumerate(evidence.regret_by_num_configs_pct, start=1)
+    )
+    return f"regret {evidence.regret_pct:g} %" + (f" (best of at most {others})" if others else "")

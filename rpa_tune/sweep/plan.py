@@ -27,6 +27,7 @@ from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chips
 from rpa_tune.sweep.nodes import Node, read_yaml
 from rpa_tune.sweep.sampler import SAMPLERS, Search
+from rpa_tune.tables.row import MAX_CONFIGS
 
 KEYS = (
     "about", "chip", "model", "families", "page_size", "dtype", "kv_dtype", "tp", "workload",
@@ -134,10 +135,15 @@ def _search(node: Node | None) -> Search:
     entries = node.entries(("simulate", "wave", "configs", "sampler", "deadline", "seed"), "search")
     default = Search()
     deadline = entries.get("deadline")
+    configs = _integer(entries, "configs", default.configs)
+    if configs > MAX_CONFIGS:
+        raise UsageError(
+            f"configs={configs}: a row has at most {MAX_CONFIGS}", where=entries["configs"].where
+        )
     return Search(
         simulate=_integer(entries, "simulate", default.simulate),
         wave=_integer(entries, "wave", default.wave),
-        configs=_integer(entries, "configs", default.configs),
+        configs=configs,
         sampler=entries["sampler"].choice(SAMPLERS, "sampler") if "sampler" in entries else "auto",
         deadline_s=deadline.seconds("deadline") if deadline else default.deadline_s,
         seed=_integer(entries, "seed", default.seed, at_least=0),

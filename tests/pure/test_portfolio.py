@@ -6,12 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpa_tune.portfolio import choose_portfolio, roundest
+from rpa_tune.portfolio import portfolio_curve, roundest
 from rpa_tune.tables.step import FEATURES, Lengths
 
 SHORT, LONG = [10.0, 11.0, 90.0, 95.0], [30.0, 31.0, 50.0, 52.0]
 LENGTHS = [Lengths.of([1] * n, [kv] * n) for n, kv in ((4, 100), (4, 200), (4, 3000), (4, 5000))]
 EQUAL = [0.25] * 4
+
+
+def choose_portfolio(*args, max_configs):
+    return portfolio_curve(*args, max_configs=max_configs, least_gain_pct=0)[-1]
 
 
 def cost(portfolio, batch_us, weights, lengths):
@@ -39,6 +43,27 @@ def test_one_config_is_the_best_on_average():
     assert one.configs == ("b",)
     assert len(one.rule) == 1
     assert one.regret_pct == pytest.approx(100 * (163 / 123 - 1))
+
+
+def test_the_curve_says_what_each_config_more_is_worth():
+    one, two = portfolio_curve({"a": SHORT, "b": LONG, "c": [99.0] * 4}, EQUAL, LENGTHS)
+    assert one.configs == ("b",)
+    assert set(two.configs) == {"a", "b"}
+    assert [one.regret_pct, two.regret_pct] == pytest.approx([100 * (163 / 123 - 1), 0])
+
+
+def test_a_config_must_gain_something_to_count():
+    times = {"a": [10.0, 10.0, 10.0, 10.0], "b": [11.0, 11.0, 9.97, 9.97]}
+    assert len(portfolio_curve(times, EQUAL, LENGTHS, least_gain_pct=0.2)) == 1
+    assert len(portfolio_curve(times, EQUAL, LENGTHS, least_gain_pct=0.1)) == 2
+
+
+def test_the_curve_goes_on_over_a_number_that_gains_nothing():
+    """Two pieces cannot serve the ends apart from the middle, three can."""
+    times = {"ends": [10.0, 29.0, 29.0, 10.0], "middle": [90.0, 10.0, 10.0, 90.0]}
+    curve = portfolio_curve(times, EQUAL, LENGTHS)
+    assert [len(entry.configs) for entry in curve] == [1, 1, 2]
+    assert curve[2].time_us == pytest.approx(10)
 
 
 def test_a_third_config_that_gains_nothing_is_left_out():
@@ -101,3 +126,7 @@ def test_empty_input_is_refused():
         choose_portfolio({}, [1.0], LENGTHS[:1], max_configs=1)
     with pytest.raises(ValueError, match="2 batches"):
         choose_portfolio({"a": [1.0]}, [1.0, 1.0], LENGTHS[:2], max_configs=1)
+    with pytest.raises(ValueError, match="lengths and weights"):
+        choose_portfolio({"a": [1.0]}, [1.0], LENGTHS[:2], max_configs=1)
+    with pytest.raises(ValueError, match="lengths and weights"):
+        choose_portfolio({"a": [1.0]}, [0.0], LENGTHS[:1], max_configs=1)
