@@ -6,13 +6,11 @@ simulated on every batch of that kind.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
-from rpa_kernels import layout
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
-from rpa_tune.models import load_model
-from rpa_tune.workload.workload import load_workload
+from rpa_tune.models import load_model, problem_for
+from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
 
 PAGE_SIZE = 128
 TRACE = "azure-conv"
@@ -48,6 +46,11 @@ class Group:
     batches: dict[str, Batch]
 
     @property
+    def workload(self) -> Workload:
+        """All cells with one weight: what rankings over the whole group are made on."""
+        return _equally_often(self.batches)
+
+    @property
     def family(self) -> str:
         """Our family that serves the batches: the public call sends prefill to MIXED as well."""
         return "decode" if self.kind == "decode" else "mixed"
@@ -67,31 +70,22 @@ def groups(chips: list[str], models: list[str], kinds: list[str], quick: bool) -
 
 def _problem(model_name: str, batches: dict[str, Batch]) -> Problem:
     name, tp, kv_dtype, windowed = MODELS[model_name]
-    model = load_model(name).at_tp(tp)
-    longest = max(max(batch.kv_lens) for batch in batches.values())
-    pages = max(
-        sum(layout.cdiv(kv, PAGE_SIZE) for kv in batch.kv_lens) for batch in batches.values()
-    )
-    features: dict[str, Any] = {}
-    if windowed:
-        features["sliding_window"] = model.sliding_window_tokens
-    if model.has_sinks:
-        features["has_sinks"] = True
-    if kv_dtype.startswith("float8"):
-        features |= {"k_scale": 1.0, "v_scale": 1.0}
-    return Problem(
-        num_q_heads=model.num_q_heads,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
+    problem = problem_for(
+        load_model(name),
+        workload=_equally_often(batches),
         page_size=PAGE_SIZE,
-        max_num_tokens=layout.next_power_of_2(max(b.num_tokens for b in batches.values())),
-        max_num_seqs=max(8, layout.next_power_of_2(max(b.num_seqs for b in batches.values()))),
-        pages_per_seq=layout.next_power_of_2(layout.cdiv(longest, PAGE_SIZE)),
-        num_pages=pages,
+        tp=tp,
         kv_dtype=kv_dtype,
-        sm_scale=(model.softmax_scale_base or model.head_dim) ** -0.5,
-        **features,
+        windowed=windowed,
     )
+    scaled = kv_dtype.startswith("float8")
+    return replace(problem, k_scale=1.0, v_scale=1.0) if scaled else problem
+
+
+def _equally_often(batches: dict[str, Batch]) -> Workload:
+    weight = 1 / len(batches)
+    weighted = tuple(WeightedBatch(batch=b, weight=weight) for b in batches.values())
+    return Workload(name="cells", source="the cells of one group", batches=weighted)
 
 
 def _batches(kind: str) -> dict[str, Batch]:
