@@ -5,82 +5,94 @@ it runs in children, one task at a time, each with a deadline, a memory cap and 
 its own. Nothing here knows what the tasks are; the parent never imports jax or libtpu.
 
 A task is the name of a function, `"module:function"`, and one picklable argument. The protocol
-runs over a dedicated socket, never over stdout. Neighbours: `process.py` is
-one child seen from here, `worker.py` the child's own half.
+runs over a dedicated socket, never over stdout. Neighbours: `crew.py` drives the children.
 """
 
-import enum
-import shutil
-import signal
-import tempfile
+import contextlib
+import queue
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from rpa_tune.compile import target
-from rpa_tune.compile.process import START_DEADLINE_S, Task, WorkerProcess, death
+from rpa_tune.compile.crew import Crew, Outcome
+from rpa_tune.compile.failure import (
+    DEFAULT_DEADLINE_S,
+    Failure,
+    FailureKind,
+    Reply,
+    TaskPool,
+)
+from rpa_tune.compile.process import Task
 from rpa_tune.errors import RpaTuneError
 
-DEFAULT_DEADLINE_S = 180.0
+__all__ = [
+    "DEFAULT_DEADLINE_S", "DEFAULT_MEMORY_BYTES", "Failure", "FailureKind", "Reply", "TaskPool",
+    "WorkerPool",
+]  # fmt: skip
+
 # Workers that compile full-size kernels were seen to hold 0.7 GiB; one past this has gone wrong.
 DEFAULT_MEMORY_BYTES = 4 << 30
 
-_START_ATTEMPTS = 3
-_POLL_S = 0.2  # how often memory is looked at
 
+class _Stream:
+    """The tasks of one call, and the box in which its replies arrive."""
 
-class FailureKind(enum.StrEnum):
-    """How a task failed to give a value."""
+    def __init__(self, function: str, arguments: Iterable[Any], deadline_s: float) -> None:
+        self._arguments = enumerate(arguments)
+        self._function = function
+        self._deadline_s = deadline_s
+        self.num_running = 0
+        self.is_exhausted = False
+        self.is_abandoned = False
+        # A reply, the error that ended the call, or None at its end.
+        self.box: queue.SimpleQueue[Reply | BaseException | None] = queue.SimpleQueue()
 
-    EXCEPTION = "exception"
-    DEADLINE = "deadline"
-    MEMORY = "memory"
-    DIED = "died"
+    @property
+    def is_over(self) -> bool:
+        return self.is_abandoned or (self.is_exhausted and not self.num_running)
 
+    def next_task(self) -> Task | None:
+        """The next task; None when there is none. An error of the caller's iterator is its own."""
+        if self.is_exhausted or self.is_abandoned:
+            return None
+        try:
+            index, argument = next(self._arguments)
+        except StopIteration:
+            self.is_exhausted = True
+            return None
+        except Exception as error:
+            self.box.put(error)
+            self.is_exhausted = True
+            return None
+        self.num_running += 1
+        return Task(
+            index=index, function=self._function, argument=argument,
+            deadline_s=self._deadline_s, owner=self,
+        )  # fmt: skip
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """Why a task gave no value.
-
-    Attributes:
-      kind: What happened.
-      phase: What the task said it was doing; see `worker.report_phase`.
-      detail: One line.
-      log: Traceback, or the end of what the worker printed.
-    """
-
-    kind: FailureKind
-    phase: str
-    detail: str
-    log: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
-    """The answer to one task: a value, or a failure.
-
-    Attributes:
-      index: Position of the task's argument.
-      seconds: Wall time from handing out the task, restarts included.
-    """
-
-    index: int
-    seconds: float
-    value: Any = None
-    failure: Failure | None = None
+    def deliver(self, outcome: Outcome) -> None:
+        """Puts a task's outcome into the box."""
+        self.num_running -= 1
+        task = outcome.task
+        reply = Reply(
+            index=task.index,
+            seconds=time.monotonic() - task.started,
+            value=outcome.value,
+            failure=outcome.failure,
+        )
+        self.box.put(reply)
 
 
 class WorkerPool:
     """Runs tasks in child processes; a task that goes wrong costs itself only.
 
-    Workers start when there is work and are replaced when they die. Create and use the pool in a
-    thread that lives as long as the work: Linux delivers the death signal when the thread that
-    started a child ends.
+    Any number of threads may ask at once; whoever asked first is served first. A thread of the
+    pool's own drives the children. Workers start when there is work and are replaced when they die.
     """
 
     def __init__(
@@ -106,13 +118,18 @@ class WorkerPool:
             raise ValueError(f"num_workers={num_workers} must be at least 1")
         self.num_workers = num_workers
         self._deadline_s = deadline_s
-        self._memory_bytes = memory_bytes
-        self._scratch_dir = scratch_dir
-        self._environment = environment
-        self._folder: Path | None = None
-        self._workers: list[WorkerProcess] = []
-        self._num_started = 0
-        self._num_failed_starts = 0
+        self._make_crew: Callable[[], Crew] = lambda: Crew(
+            num_workers=num_workers,
+            memory_bytes=memory_bytes,
+            scratch_dir=scratch_dir,
+            environment=environment,
+        )
+        self._crew: Crew | None = None
+        self._driver: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._streams: list[_Stream] = []
+        self._is_closing = False
+        self._bell: tuple[Connection[Any, Any], Connection[Any, Any]] | None = None
 
     def __enter__(self) -> Self:
         """The pool; `close` follows."""
@@ -130,9 +147,11 @@ class WorkerPool:
     @property
     def pids(self) -> list[int]:
         """Process ids of the workers, for tests and status displays."""
-        return [worker.process.pid for worker in self._workers]
+        return [worker.process.pid for worker in self._crew.workers] if self._crew else []
 
-    def map_unordered(self, function: str, arguments: Iterable[Any]) -> Iterator[Reply]:
+    def map_unordered(
+        self, function: str, arguments: Iterable[Any], *, deadline_s: float | None = None
+    ) -> Iterator[Reply]:
         """Runs one task per argument and yields replies as they come.
 
         Arguments are taken as workers become free. Leaving the iterator early kills the tasks
@@ -143,165 +162,94 @@ class WorkerPool:
 
         Args:
           function: `"module:function"`, importable in a worker.
-          arguments: One picklable argument per task.
+          arguments: One picklable argument per task; iterated over by the pool's own thread.
+          deadline_s: Seconds that one phase of a task may take; the pool's own if None.
 
         Raises:
-          RpaTuneError: Workers cannot be started at all.
+          RpaTuneError: Workers cannot be started at all, or the pool was closed meanwhile.
         """
-        fresh = (
-            Task(index=i, function=function, argument=argument)
-            for i, argument in enumerate(arguments)
-        )
-        again: deque[Task] = deque()
+        stream = _Stream(function, arguments, deadline_s or self._deadline_s)
+        self._submit(stream)
         try:
-            while True:
-                self._hand_out(fresh, again)
-                busy = [worker for worker in self._workers if worker.task is not None]
-                if not busy:
-                    return
-                for worker in self._wait(busy):
-                    reply = self._collect(worker, again)
-                    if reply is not None:
-                        yield reply
+            while (reply := stream.box.get()) is not None:
+                if isinstance(reply, BaseException):
+                    raise reply
+                yield reply
         finally:
-            for worker in [w for w in self._workers if w.task is not None]:
-                self._remove(worker)
+            if not stream.is_over:
+                stream.is_abandoned = True
+                self._ring()
+                while stream.box.get() is not None:
+                    pass
 
     def close(self) -> None:
-        """Ends all workers and removes their folders."""
-        for worker in self._workers:
-            if worker.task is None and worker.is_ready:
-                worker.dismiss()
-            else:
-                worker.kill()
-        self._workers = []
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        """Ends all workers and removes their folders; callers that still wait get an error."""
+        self._is_closing = True
+        driver = self._driver
+        if driver is not None:
+            self._ring()
+            driver.join()
 
-    def _hand_out(self, fresh: Iterator[Task], again: deque[Task]) -> None:
-        """Gives tasks to idle workers, and starts workers while there are tasks."""
-        while sum(worker.task is not None for worker in self._workers) < self.num_workers:
-            task = again.popleft() if again else next(fresh, None)
-            if task is None:
-                return
-            idle = next((worker for worker in self._workers if worker.task is None), None)
-            (idle or self._start_worker()).start(task, self._deadline_s + _start_extra_s(idle))
+    def _submit(self, stream: _Stream) -> None:
+        with self._lock:
+            if self._is_closing:
+                raise RpaTuneError("the worker pool is closed")
+            self._streams.append(stream)
+            if self._driver is None or not self._driver.is_alive():
+                self._bell = Pipe(duplex=False)
+                self._driver = threading.Thread(target=self._drive, args=self._bell, daemon=True)
+                self._driver.start()
+        self._ring()
 
-    def _start_worker(self) -> WorkerProcess:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="rpa-tune-", dir=self._scratch_dir))
-        self._num_started += 1
-        worker = WorkerProcess(self._folder / f"worker{self._num_started}", self._environment)
-        self._workers.append(worker)
-        return worker
+    def _ring(self) -> None:
+        """Wakes the driver."""
+        with contextlib.suppress(OSError):  # it has ended
+            if self._bell is not None:
+                self._bell[1].send_bytes(b"!")
 
-    def _wait(self, busy: list[WorkerProcess]) -> list[WorkerProcess]:
-        """Workers that have something to say, that are late, or that grew too big."""
-        now = time.monotonic()
-        patience = min(_POLL_S, *(max(0.0, worker.deadline - now) for worker in busy))
-        talking = wait([worker.connection for worker in busy], timeout=patience)
-        now = time.monotonic()
-        return [
-            worker
-            for worker in busy
-            if worker.connection in talking
-            or now >= worker.deadline
-            or worker.resident_bytes() > self._memory_bytes
-        ]
+    def _drive(self, bell: "Connection[Any, Any]", rope: "Connection[Any, Any]") -> None:
+        """Serves streams until the pool is closed or cannot go on."""
+        crew = self._crew = self._make_crew()
+        error: BaseException = RpaTuneError("the worker pool was closed")
+        try:
+            while True:
+                # In this order: what rings after the bell was silenced ends the next wait.
+                while bell.poll():
+                    bell.recv_bytes()
+                if self._is_closing:
+                    break
+                for stream in [stream for stream in self._streams if stream.is_abandoned]:
+                    crew.drop(stream)
+                crew.fill(iter(self._next_task, None))
+                self._retire()
+                for outcome in crew.wait(bell):
+                    outcome.task.owner.deliver(outcome)
+                self._retire()
+        except BaseException as reason:  # whoever waits must not wait forever
+            error = reason
+        finally:
+            crew.close()
+            with self._lock:
+                left, self._streams = self._streams, []
+                self._driver = None
+                bell.close()
+                rope.close()
+            for stream in left:
+                stream.is_abandoned = True
+                stream.box.put(error)
+                stream.box.put(None)
 
-    def _collect(self, worker: WorkerProcess, again: deque[Task]) -> Reply | None:
-        """Takes one message from a worker, or its life; None when its task goes on."""
-        task = worker.task
-        assert task is not None
-        if worker.connection.poll():
-            try:
-                kind, *rest = worker.connection.recv()
-            except (EOFError, ConnectionResetError, BrokenPipeError):
-                return self._bury(worker, task, again)
-            return self._hear(worker, task, kind, rest)
-        if time.monotonic() >= worker.deadline:
-            failure = Failure(
-                kind=FailureKind.DEADLINE,
-                phase=worker.phase,
-                detail=f"still in phase {worker.phase!r} after {self._deadline_s:g} s",
-                log=worker.output(),
-            )
-        else:
-            used, cap = worker.resident_bytes() / 2**30, self._memory_bytes / 2**30
-            failure = Failure(
-                kind=FailureKind.MEMORY,
-                phase=worker.phase,
-                detail=f"worker used {used:.1f} GiB of memory, the cap is {cap:.1f} GiB",
-                log=worker.output(),
-            )
-        self._remove(worker)
-        return _reply(task, failure=failure)
+    def _next_task(self) -> Task | None:
+        """The next task of whoever asked first."""
+        for stream in list(self._streams):
+            if (task := stream.next_task()) is not None:
+                return task
+        return None
 
-    def _hear(self, worker: WorkerProcess, task: Task, kind: str, rest: list[Any]) -> Reply | None:
-        """Understands one message; the first of a worker's life says whether it has started."""
-        if kind == "phase":
-            (worker.phase,) = rest
-            worker.deadline = time.monotonic() + self._deadline_s
-            return None
-        if not worker.is_ready:
-            if kind == "error":
-                raise _cannot_start(rest[0], rest[1])
-            worker.is_ready = True
-            self._num_failed_starts = 0
-            worker.deadline = time.monotonic() + self._deadline_s
-            return None
-        worker.task = None
-        if worker.resident_bytes() > self._memory_bytes / 2:
-            self._workers.remove(worker)
-            worker.dismiss()
-        if kind == "value":
-            return _reply(task, value=rest[0])
-        failure = Failure(
-            kind=FailureKind.EXCEPTION, phase=worker.phase, detail=rest[0], log=rest[1]
-        )
-        return _reply(task, failure=failure)
-
-    def _bury(self, worker: WorkerProcess, task: Task, again: deque[Task]) -> Reply | None:
-        """Says how a worker died; a task whose worker was killed from outside goes again."""
-        worker.process.wait()
-        code, log, phase = worker.process.returncode, worker.output(), worker.phase
-        self._remove(worker)
-        if not worker.is_ready:
-            self._num_failed_starts += 1
-            if self._num_failed_starts >= _START_ATTEMPTS:
-                raise _cannot_start(death(code, log), log)
-        if not worker.is_ready or (code == -signal.SIGKILL and not task.was_killed):
-            task.was_killed = worker.is_ready or task.was_killed
-            again.append(task)
-            return None
-        failure = Failure(
-            kind=FailureKind.DIED,
-            phase=phase,
-            detail=f"worker died in phase {phase!r}: {death(code, log)}",
-            log=log,
-        )
-        return _reply(task, failure=failure)
-
-    def _remove(self, worker: WorkerProcess) -> None:
-        self._workers.remove(worker)
-        worker.kill()
-
-
-def _start_extra_s(idle: WorkerProcess | None) -> float:
-    """What a task waits longer for when its worker has yet to start."""
-    return START_DEADLINE_S if idle is None else 0.0
-
-
-def _reply(task: Task, *, value: Any = None, failure: Failure | None = None) -> Reply:
-    return Reply(
-        index=task.index, seconds=time.monotonic() - task.started, value=value, failure=failure
-    )
-
-
-def _cannot_start(detail: str, log: str) -> RpaTuneError:
-    return RpaTuneError(
-        f"worker processes do not start: {detail}",
-        where=log.strip().splitlines()[-1] if log.strip() else "",
-        hint="`rpa-tune doctor` finds what is wrong with the installation",
-    )
+    def _retire(self) -> None:
+        """Tells the callers whose last task has ended."""
+        with self._lock:
+            over = [stream for stream in self._streams if stream.is_over]
+            self._streams = [stream for stream in self._streams if not stream.is_over]
+        for stream in over:
+            stream.box.put(None)

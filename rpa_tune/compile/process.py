@@ -29,6 +29,8 @@ class Task:
       index: Position of its argument.
       function: `module:function`.
       argument: What the function takes.
+      deadline_s: Seconds that one of its phases may take.
+      owner: Whose task it is; nobody here looks inside.
       started: When it was first handed out, `time.monotonic`; 0 before.
       was_killed: Whether a worker was killed from outside while at it.
     """
@@ -36,6 +38,8 @@ class Task:
     index: int
     function: str
     argument: Any
+    deadline_s: float
+    owner: Any = None
     started: float = 0.0
     was_killed: bool = False
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -214,3 +215,66 @@ def test_the_parent_imports_neither_jax_nor_libtpu():
         [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True
     )
     assert out.stdout.strip() == "[]"
+
+
+def test_several_threads_share_the_workers_and_get_their_own_replies():
+    found = {}
+
+    def ask(name, arguments):
+        found[name] = [reply.value for reply in run(pool, "double", arguments)]
+
+    with WorkerPool(num_workers=2, deadline_s=60) as pool:
+        threads = [
+            threading.Thread(target=ask, args=(n, range(100 * n, 100 * n + 10))) for n in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert len(pool.pids) == 2
+    assert found == {n: [2 * i for i in range(100 * n, 100 * n + 10)] for n in range(4)}
+
+
+def test_leaving_one_call_does_not_disturb_the_others():
+    with WorkerPool(num_workers=2, deadline_s=60) as pool:
+        hanging = pool.map_unordered(f"{TASKS}:behave", [1, "hang"])
+        assert next(hanging).value == 2
+        others = pool.map_unordered(f"{TASKS}:double", range(6))
+        first = next(others).value
+        hanging.close()
+        assert sorted([first, *(reply.value for reply in others)]) == [0, 2, 4, 6, 8, 10]
+
+
+def test_closing_ends_the_wait_of_other_threads():
+    errors = []
+
+    def ask():
+        try:
+            run(pool, "behave", ["hang"])
+        except RpaTuneError as error:
+            errors.append(str(error))
+
+    pool = WorkerPool(num_workers=1, deadline_s=600)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    end = time.monotonic() + 30
+    while not pool.pids and time.monotonic() < end:
+        time.sleep(0.05)
+    pool.close()
+    thread.join(30)
+    assert errors == ["the worker pool was closed"]
+    with pytest.raises(RpaTuneError, match="closed"):
+        run(pool, "double", [1])
+
+
+def test_a_call_has_its_own_deadline_and_its_own_errors():
+    def arguments():
+        yield 1
+        raise LookupError("no second one")
+
+    with WorkerPool(num_workers=1, deadline_s=600) as pool:
+        replies = pool.map_unordered(f"{TASKS}:behave", ["hang"], deadline_s=0.5)
+        assert next(replies).failure.kind is FailureKind.DEADLINE
+        with pytest.raises(LookupError, match="no second one"):
+            list(pool.map_unordered(f"{TASKS}:double", arguments()))
+        assert [reply.value for reply in run(pool, "double", [4])] == [8]
