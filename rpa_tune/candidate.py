@@ -10,8 +10,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rpa_kernels import load_family
 from rpa_kernels.problem import Problem
+from rpa_tune.families import load_family
 
 
 class Fidelity(enum.IntEnum):

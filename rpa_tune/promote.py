@@ -2,18 +2,22 @@
 
 A config is promoted only when it beats the heuristic by more than the evaluator's own error.
 Otherwise the row pins the heuristic's config and says so: a reader of the table then knows that
-the problem was looked at, and the dispatcher answers with an exact row instead of a guess.
+the problem was looked at, and the dispatcher answers with an exact row instead of a guess. What
+"beats" means is the plan's objective (`objective.py`).
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.families import slots
+from rpa_tune.objective import EXPECTED_TIME, yardstick
 from rpa_tune.portfolio import Portfolio, portfolio_curve
 from rpa_tune.tables.key import tuning_key
 from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, TUNED, Clause, Evidence, TableRow
-from rpa_tune.tables.step import Step
+from rpa_tune.tables.step import Lengths, Step
 from rpa_tune.workload.workload import Workload
 
 # Candidates nearer to each other than this are tied, in percent. Analytical times are lower
@@ -32,9 +36,10 @@ class Decision:
       chosen: The evaluation whose config is used.
       heuristic: The heuristic's evaluation, which may have no time; None when no config of the
         heuristic's form can exist.
-      best: The fastest evaluation; `chosen` may be a tied one with a larger KV block.
+      best: The evaluation of least loss; `chosen` may be a tied one with a larger KV block.
       error_pct: The error that was allowed for.
       num_candidates: Evaluations that had a time.
+      objective: What the loss is.
     """
 
     verdict: str
@@ -43,6 +48,7 @@ class Decision:
     best: Evaluation
     error_pct: float
     num_candidates: int
+    objective: str = EXPECTED_TIME
 
     @property
     def speedup(self) -> float | None:
@@ -57,34 +63,42 @@ class Decision:
         return self.heuristic.time_us if self.heuristic else None
 
 
-def decide(evaluations: Sequence[Evaluation], heuristic: Evaluation | None) -> Decision | None:
+def decide(
+    evaluations: Sequence[Evaluation],
+    heuristic: Evaluation | None,
+    *,
+    objective: str = EXPECTED_TIME,
+) -> Decision | None:
     """Chooses among answers of one fidelity.
 
-    Among those tied with the fastest, a larger KV block wins: of the public tuning keys whose
+    Among those tied with the best, a larger KV block wins: of the public tuning keys whose
     measured winner differs from a predicted one, nearly all have the larger block.
 
     Args:
       evaluations: Answers to candidates that differ in config only.
       heuristic: The answer to the heuristic's config, if it has one.
+      objective: What is to be least.
 
     Returns:
       A decision, or None when nothing has a time.
     """
-    timed = sorted((evaluation for evaluation in evaluations if evaluation.ok), key=_time)
-    if not timed:
+    measure = yardstick(evaluations, objective)
+    ranked = sorted((evaluation for evaluation in evaluations if evaluation.ok), key=measure.loss)
+    if not ranked:
         return None
-    best = timed[0]
+    best = ranked[0]
     error_pct = ERROR_PCT[best.fidelity]
     margin = 1 + error_pct / 100
 
     def beats_heuristic(evaluation: Evaluation) -> bool:
         if heuristic is None or not heuristic.ok:
             return True
-        return _time(heuristic) > _time(evaluation) * margin
+        return measure.loss(heuristic) > measure.loss(evaluation) * margin
 
-    tied = [e for e in timed if _time(e) <= _time(best) * margin and beats_heuristic(e)]
+    limit = measure.loss(best) * margin
+    tied = [e for e in ranked if measure.loss(e) <= limit and beats_heuristic(e)]
     if tied:
-        verdict, chosen = TUNED, max(tied, key=lambda e: (_kv_block(e), -_time(e)))
+        verdict, chosen = TUNED, max(tied, key=lambda e: (_kv_block(e), -measure.loss(e)))
     else:
         assert heuristic is not None  # otherwise the best is among the tied
         verdict, chosen = HEURISTIC, heuristic
@@ -94,7 +108,8 @@ def decide(evaluations: Sequence[Evaluation], heuristic: Evaluation | None) -> D
         heuristic=heuristic,
         best=best,
         error_pct=error_pct,
-        num_candidates=len(timed),
+        num_candidates=len(ranked),
+        objective=objective,
     )
 
 
@@ -125,7 +140,9 @@ def make_row(
     verdict = decision.verdict
     configs: tuple[Any, ...] = (chosen.candidate.config,)
     rule: tuple[Clause, ...] = ALWAYS_FIRST
-    if portfolio.time_us * (1 + decision.error_pct / 100) < _time(decision.best):
+    measure = yardstick(answers, decision.objective)
+    loss = measure.of_times(portfolio.time_us, _batch_us(portfolio, answers, workload, family))
+    if loss * (1 + decision.error_pct / 100) < measure.loss(decision.best):
         verdict, configs, rule = TUNED, portfolio.configs, portfolio.rule
         time_us = portfolio.time_us
     evidence = replace(
@@ -160,13 +177,33 @@ def study_curve(
     return portfolio_curve(
         {answer.candidate.config: answer.batch_us for answer in answers if answer.ok},
         [weighted.weight for weighted in workload.batches],
-        [Step.of_batch(weighted.batch).lengths(family) for weighted in workload.batches],
+        [_lengths(weighted.batch, family) for weighted in workload.batches],
     )
+
+
+def _batch_us(
+    portfolio: Portfolio, answers: Sequence[Evaluation], workload: Workload, family: str
+) -> list[float]:
+    """Time of each batch when the portfolio's rule picks the config."""
+    times = {answer.candidate.config: answer.batch_us for answer in answers if answer.ok}
+    picked = []
+    for i, weighted in enumerate(workload.batches):
+        lengths = _lengths(weighted.batch, family)
+        use = next(clause.use for clause in portfolio.rule if clause.holds(lengths))
+        picked.append(times[portfolio.configs[use]][i])
+    return picked
+
+
+def _lengths(batch: Batch, family: str) -> Lengths:
+    """The sequences of a batch that a family serves."""
+    step = Step.of_batch(batch)
+    return sum((step.lengths(slot) for slot in slots(family)), Lengths())
 
 
 def _evidence(decision: Decision, workload: Workload) -> Evidence:
     """The evidence for the single config that was chosen."""
     chosen, source = decision.chosen, decision.chosen.provenance
+    judged_by = "" if decision.objective == EXPECTED_TIME else f", by {decision.objective}"
     return Evidence(
         verdict=decision.verdict,
         fidelity=chosen.fidelity.name.lower(),
@@ -175,7 +212,7 @@ def _evidence(decision: Decision, workload: Workload) -> Evidence:
         error_pct=decision.error_pct,
         regret_pct=0.0,
         bound_by=str(chosen.metrics.get("bound_by", "")),
-        workload=workload.name,
+        workload=workload.name + judged_by,
         workload_source=workload.source,
         workload_digest=workload.digest,
         num_candidates=decision.num_candidates,

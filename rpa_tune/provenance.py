@@ -13,6 +13,7 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from rpa_kernels import FAMILIES
+from rpa_tune.public_kernels import KERNEL_DIGEST, PUBLIC_FAMILIES
 
 _PACKAGES = {"rpa_tune": "rpa-tune", "jax": "jax", "jaxlib": "jaxlib", "libtpu": "libtpu"}
 DIGEST_LENGTH = 16  # hex digits kept of a SHA-256
@@ -35,8 +36,11 @@ def kernel_digest(family: str) -> str:
     """Digest of the sources that a family's kernel is made of.
 
     Covers all of `rpa_kernels` but the folders of the other families, so that a change to one
-    family leaves the answers of the others valid. Read once a process.
+    family leaves the answers of the others valid. Read once a process. A public kernel is told by
+    its version.
     """
+    if family in PUBLIC_FAMILIES:
+        return KERNEL_DIGEST
     others = set(FAMILIES) - {family}
     return _digest(_files(resources.files("rpa_kernels"), (".py",), leave_out=others))
 

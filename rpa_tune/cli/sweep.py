@@ -23,8 +23,11 @@ from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.interpreted import InterpretedEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
+from rpa_tune.families import public_family
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.interop.wheel import use_wheel
 from rpa_tune.provenance import provenance
+from rpa_tune.public_kernels import WHEELS
 from rpa_tune.store import journal as store
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.sweep.nodes import parse_seconds
@@ -93,6 +96,8 @@ def sweep(
     if dry_run:
         _print_forecast(_forecast(studies, store_file, workers, fresh=fresh), as_json)
         return
+    if any(public_family(name) for name in plan.families):
+        use_wheel(cache / WHEELS)
     console = Console(stderr=True)
     watch: Watch = RichWatch(console) if console.is_terminal else PlainWatch(console)
     results: list[StudyResult] = []

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels import load_family
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import target
+from rpa_tune.families import load_family
 from rpa_tune.provenance import kernel_digest, versions
 
 _SCHEMA = "rpa-compile/1"

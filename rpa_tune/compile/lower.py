@@ -57,11 +57,16 @@ class Call:
     donated: tuple[int, ...] = ()
 
 
-def compile_candidate(candidate: Candidate, cache: CompileCache) -> Compiled:
+def compile_candidate(
+    candidate: Candidate,
+    cache: CompileCache,
+    compile_one: Callable[[Candidate], Compiled] | None = None,
+) -> Compiled:
     """Compiles a candidate, or finds that it was compiled before.
 
     Args:
       candidate: Its workload plays no part.
+      compile_one: Compiles it when the cache does not know it; our own families if None.
       cache: Where answers are kept. If one cannot be kept it is returned all the same, with the
         reason in `not_cached`.
 
@@ -72,11 +77,15 @@ def compile_candidate(candidate: Candidate, cache: CompileCache) -> Compiled:
     key = compile_key(candidate)
     if (known := cache.load(key)) is not None:
         return known
-    compiled = compile_call(candidate_call(candidate), candidate.chip)
+    compiled = (compile_one or _compile_own)(candidate)
     try:
         return cache.save(key, compiled)
     except OSError as error:
         return replace(compiled, not_cached=f"{error.strerror}: {error.filename}")
+
+
+def _compile_own(candidate: Candidate) -> Compiled:
+    return compile_call(candidate_call(candidate), candidate.chip)
 
 
 def candidate_call(candidate: Candidate) -> Call:

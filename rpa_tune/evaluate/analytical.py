@@ -7,7 +7,6 @@ rank configs of one family poorly when those decide; they are for pruning and fo
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
-from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.evaluate.evaluator import (
@@ -20,6 +19,7 @@ from rpa_tune.evaluate.evaluator import (
     utilization,
     weighted_mean,
 )
+from rpa_tune.families import load_family, slots
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.llo.machine import Machine, load_machine
 from rpa_tune.provenance import provenance
@@ -96,7 +96,7 @@ class AnalyticalEvaluator(AbstractEvaluator):
             if obstacle := find_obstacle(candidate, workload):
                 yield refuse(candidate, self.fidelity, obstacle)
             else:
-                yield _evaluate(candidate, workload.for_family(candidate.family))
+                yield _evaluate(candidate, workload.for_family(*slots(candidate.family)))
 
     def close(self) -> None:
         """Nothing is held."""

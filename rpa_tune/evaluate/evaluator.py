@@ -8,11 +8,11 @@ import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.family import Traffic
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile.pool import Failure, FailureKind
+from rpa_tune.families import load_family, slots
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
@@ -62,7 +62,8 @@ def find_obstacle(candidate: Candidate, workload: Workload) -> str:
     blocked = candidate.config.check(candidate.problem, load_chip(candidate.chip).target)
     if blocked is not None:
         return str(blocked)
-    batches = [wb.batch for wb in workload.batches if wb.batch.family_seqs(candidate.family)]
+    served = slots(candidate.family)
+    batches = [wb.batch for wb in workload.batches if any(map(wb.batch.family_seqs, served))]
     if not batches:
         return f"workload {workload.name!r} never launches family {candidate.family!r}"
     misfits = [reason for batch in batches if (reason := batch.misfit(candidate.problem))]

@@ -19,10 +19,12 @@ from rpa_tune.compile.cache import CompileCache, Compiled
 from rpa_tune.compile.dumps import DiskFullError, unpack_bundles
 from rpa_tune.errors import DumpError
 from rpa_tune.evaluate.evaluator import traffic_of
+from rpa_tune.families import public_family
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.program import Program, load_program
 from rpa_tune.llo.simulate import simulate
 from rpa_tune.llo.timeline import Timeline
+from rpa_tune.public_kernels import WHEELS, least_cached_bytes
 
 TASK = "rpa_tune.evaluate.simulate_task:simulate_candidate"
 
@@ -98,7 +100,13 @@ def _compile(task: SimulateTask) -> Compiled:
     """The compiled candidate; jax is loaded, but not before the deadline is running."""
     from rpa_tune.compile.lower import compile_candidate
 
-    return compile_candidate(task.candidate, CompileCache(task.cache_dir))
+    cache = CompileCache(task.cache_dir)
+    if not public_family(task.candidate.family):
+        return compile_candidate(task.candidate, cache)
+    from rpa_tune.interop import candidates, wheel
+
+    wheel.use_wheel(task.cache_dir / WHEELS)
+    return compile_candidate(task.candidate, cache, candidates.compile_public)
 
 
 def _compile_costs(compiled: Compiled) -> dict[str, Any]:
@@ -115,14 +123,19 @@ def _compile_costs(compiled: Compiled) -> dict[str, Any]:
 
 def simulate_batch(program: Program, candidate: Candidate, batch: Batch) -> Timeline:
     """Runs one launch of a compiled candidate."""
-    operands = scalar_operands(candidate.problem, batch)
+    if public_family(candidate.family):
+        from rpa_tune.interop import candidates
+
+        operands: Mapping[int, Any] = candidates.scalar_operands(candidate, batch)
+    else:
+        operands = scalar_operands(candidate.problem, batch)
     return simulate(program, load_machine(candidate.chip), operands)
 
 
 def scalar_operands(problem: Problem, batch: Batch) -> Mapping[int, Any]:
     """The int32 arrays of a launch by operand index.
 
-    Every family passes these four first, in this order; `rpa_kernels.calls` says so.
+    Every family of ours passes these four first, in this order; `rpa_kernels.calls` says so.
     """
     arrays = batch.arrays(problem)
     names = (arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution)
@@ -135,8 +148,19 @@ def find_mismatch(
     """Where the compiled schedule's copies differ from the kernel's account; empty if nowhere.
 
     A difference means that the account, the parser or the simulator is wrong, so no time that
-    rests on them can be trusted.
+    rests on them can be trusted. A public kernel has no exact account: only a schedule that reads
+    less than the cached K and V is caught.
     """
+    if family := public_family(candidate.family):
+        for i, (batch, timeline) in enumerate(zip(batches, timelines, strict=True)):
+            least = least_cached_bytes(candidate.problem, batch, family.slots)
+            if timeline.read_bytes < least:
+                # Its schedule has a fixed length; what does not fit is dropped without a word.
+                return (
+                    f"batch {i}: reads {timeline.read_bytes:,} of {least:,} cached bytes: "
+                    "the kernel's own schedule is too short"
+                )
+        return ""
     for i, (batch, timeline) in enumerate(zip(batches, timelines, strict=True)):
         account = traffic_of(candidate, batch)
         moved = Traffic(

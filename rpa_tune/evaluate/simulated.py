@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels import load_family
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile.pool import (
     DEFAULT_DEADLINE_S,
@@ -31,6 +30,7 @@ from rpa_tune.evaluate.evaluator import (
     weighted_mean,
 )
 from rpa_tune.evaluate.simulate_task import TASK, SimulateAnswer, SimulateTask
+from rpa_tune.families import load_family, slots
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -102,7 +102,7 @@ class SimulatedEvaluator(AbstractEvaluator):
                 if find_obstacle(candidate, workload):
                     refused.append(candidate)
                     continue
-                batches, _ = batches_and_weights(workload.for_family(candidate.family))
+                batches, _ = batches_and_weights(workload.for_family(*slots(candidate.family)))
                 sent.append(candidate)
                 yield SimulateTask(
                     candidate=candidate, batches=tuple(batches), cache_dir=self._cache_dir
@@ -145,7 +145,7 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
                 provenance=provenance(candidate.family),
             )
         )
-    kept = workload.for_family(candidate.family)
+    kept = workload.for_family(*slots(candidate.family))
     _, weights = batches_and_weights(kept)
     batch_us = tuple(timeline.time_us for timeline in answer.timelines)
     time_us = weighted_mean(batch_us, weights)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels import layout
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.compile import dumps, target, worker
@@ -18,8 +17,10 @@ from rpa_tune.interop import tpu_inference
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.program import load_program
 from rpa_tune.llo.simulate import Timeline, simulate
+from rpa_tune.public_kernels import least_cached_bytes
 
 TASK = "rpa_tune.interop.simulate:simulate_foreign"
+_ALL_SLOTS = ("decode", "prefill", "mixed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +88,7 @@ def simulate_foreign(task: ForeignTask) -> ForeignAnswer:
     ]
     for batch, row in zip(task.batches, timelines, strict=True):
         read_bytes = sum(timeline.read_bytes for timeline in row.values())
-        if read_bytes < _least_bytes(task.problem, batch):
+        if read_bytes < least_cached_bytes(task.problem, batch, _ALL_SLOTS):
             # Its schedule has a fixed length; what does not fit is dropped without a word.
             return ForeignAnswer(
                 detail=f"reads only {read_bytes:,} bytes: its schedule is too short"
@@ -99,14 +100,6 @@ def simulate_foreign(task: ForeignTask) -> ForeignAnswer:
         compile_s=compiled.lower_s + compiled.compile_s,
         unknown=_sum_unknown([t for row in timelines for t in row.values()]),
     )
-
-
-def _least_bytes(problem: Problem, batch: Batch) -> int:
-    """Bytes of cached K and V that a kernel must read; 0 where a window makes it fewer."""
-    if problem.sliding_window is not None:
-        return 0
-    row_bytes = problem.num_kv_heads * problem.head_dim * 4 // layout.packing(problem.kv_dtype)
-    return 2 * (sum(batch.kv_lens) - sum(batch.q_lens)) * row_bytes
 
 
 def _sum_unknown(timelines: list[Timeline]) -> dict[str, int]:

@@ -195,7 +195,7 @@ def bind(kernel: str, root: Path, *, chip: Chip, problem: Problem, blocks: Any) 
       problem: Static shapes and dtypes.
       blocks: v3: `{"d": 4-tuple, "m": 4-tuple}` of (bq_sz, bkv_sz, bq_csz, bkv_csz) in tokens;
         hd64: (pages, queries); batched and stacked: `{"decode": {...}, "prefill": {...}}` with
-        the fields of the public BlockSizes.
+        the fields of the public BlockSizes; None: what the function chooses itself.
 
     Raises:
       UsageError: An unknown kernel, a chip the public kernels refuse, or a drifted signature.
@@ -250,6 +250,8 @@ def check_signature(kernel: str, function: Callable[..., Any]) -> None:
 
 
 def _block_options(kernel: str, root: Path, blocks: Any) -> dict[str, Any]:
+    if blocks is None and kernel != "batched":
+        return {}
     if kernel == "v3":
         return {"d_block_sizes": tuple(blocks["d"]), "m_block_sizes": tuple(blocks["m"])}
     if kernel == "hd64":
@@ -257,11 +259,11 @@ def _block_options(kernel: str, root: Path, blocks: Any) -> dict[str, Any]:
     package = MODULES[kernel].rsplit(".", 1)[0]
     if kernel == "batched":
         configs = wheel.load_module(root, f"{package}.configs")
-        return {
-            "decode_block_sizes": configs.BlockSizes(**blocks["decode"]),
-            "prefill_block_sizes": configs.BlockSizes(**blocks["prefill"]),
-            "kv_layout": configs.KVLayout.HEAD_ALONG_SUBLANE,
+        sizes = {
+            f"{case}_block_sizes": configs.BlockSizes(**fields)
+            for case, fields in (blocks or {}).items()
         }
+        return {**sizes, "kv_layout": configs.KVLayout.HEAD_ALONG_SUBLANE}
     decode = wheel.load_module(root, f"{package}.decode.block_sizes")
     prefill = wheel.load_module(root, f"{package}.prefill.block_sizes")
     return {

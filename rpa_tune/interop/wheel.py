@@ -7,6 +7,8 @@ unpacked into. Nothing of the wheel is copied into this project.
 
 import importlib
 import logging
+import os
+import shutil
 import subprocess
 import sys
 import types
@@ -14,9 +16,34 @@ import zipfile
 from pathlib import Path
 
 from rpa_tune.errors import UsageError
+from rpa_tune.public_kernels import VERSION as VERSION
 
 PACKAGE = "tpu_inference"
-VERSION = "0.32.0"
+_root: Path | None = None
+
+
+def use_wheel(folder: Path) -> Path:
+    """Fetches the wheel into `folder` unless it is there; `current_root` answers with it then on.
+
+    Raises:
+      UsageError: pip could not get the wheel.
+    """
+    global _root
+    _root = fetch_wheel(folder)
+    return _root
+
+
+def current_root() -> Path:
+    """The unpacked wheel that this process uses.
+
+    Raises:
+      UsageError: `use_wheel` was not called.
+    """
+    if _root is None:
+        raise UsageError(
+            "no tpu-inference wheel in this process", hint="call rpa_tune.interop.wheel.use_wheel"
+        )
+    return _root
 
 
 def fetch_wheel(folder: Path) -> Path:
@@ -49,10 +76,15 @@ def fetch_wheel(folder: Path) -> Path:
             f"could not download tpu-inference {VERSION}: {reason}",
             hint="it is a public wheel on PyPI; check the network and pip's index settings",
         )
-    partial = folder / f".{root.name}.partial"
+    partial = folder / f".{root.name}.{os.getpid()}.partial"
     with zipfile.ZipFile(wheels[0]) as archive:
         archive.extractall(partial)
-    partial.rename(root)
+    try:
+        partial.rename(root)
+    except OSError:
+        if not root.is_dir():
+            raise
+        shutil.rmtree(partial)  # another process was faster; its folder is the same
     return root
 
 

@@ -9,10 +9,12 @@ page_size: 128
 dtype: bfloat16              # of queries
 kv_dtype: bfloat16           # of the KV cache
 tp: 1                        # devices that share the heads
-workload: azure-conv         # a preset, a file, or a mapping (docs/workloads.md)
+workload: azure-conv         # a preset, a file, a mapping (docs/workloads.md), or a weighted set:
+                             # {azure-conv: 0.7, azure-code: 0.3}
+objective: expected_time     # over the workload's steps, or worst_regret
 space:                       # values to try instead of the family's own
   decode: {bkv_sz: [256, 512, 8 pages]}
-search: {simulate: 20, wave: 8, deadline: 2m, seed: 0}
+search: {simulate: 20, measure: 4, wave: 8, deadline: 2m, seed: 0}
 budget: 30m
 ```
 """
@@ -22,16 +24,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels import FAMILIES, layout, load_family
+from rpa_kernels import layout
 from rpa_tune.errors import UsageError
+from rpa_tune.families import ALL_FAMILIES, load_family
 from rpa_tune.hw.chip import load_chips
+from rpa_tune.objective import OBJECTIVES
 from rpa_tune.sweep.nodes import Node, read_yaml
 from rpa_tune.sweep.sampler import SAMPLERS, Search
 from rpa_tune.tables.row import MAX_CONFIGS
 
 KEYS = (
     "about", "chip", "model", "families", "page_size", "dtype", "kv_dtype", "tp", "workload",
-    "space", "search", "budget",
+    "objective", "space", "search", "budget",
 )  # fmt: skip
 REQUIRED = ("chip", "model", "families", "page_size", "workload")
 
@@ -96,7 +100,7 @@ def load_plan(path: Path) -> SweepPlan:
         return nodes
 
     page_sizes = tuple(node.integer("page_size") for node in each("page_size"))
-    families = tuple(node.choice(FAMILIES, "family") for node in each("families"))
+    families = tuple(node.choice(ALL_FAMILIES, "family") for node in each("families"))
     dtype, kv_dtype = entries.get("dtype"), entries.get("kv_dtype")
     q_dtype = dtype.choice(layout.Q_DTYPES, "dtype") if dtype else "bfloat16"
     return SweepPlan(
@@ -115,7 +119,7 @@ def load_plan(path: Path) -> SweepPlan:
         tps=tuple(node.integer("tp") for node in each("tp")) if "tp" in entries else (1,),
         workload=_workload(entries["workload"]),
         overrides=_overrides(entries.get("space"), families, page_sizes),
-        search=_search(entries.get("search")),
+        search=_search(entries.get("search"), entries.get("objective")),
         budget_s=entries["budget"].seconds("budget") if "budget" in entries else None,
         lines={key: node.where for key, node in entries.items()},
     )
@@ -129,21 +133,17 @@ def _workload(node: Node) -> str | Mapping[str, Any]:
     )
 
 
-def _search(node: Node | None) -> Search:
-    if node is None:
-        return Search()
-    entries = node.entries(("simulate", "wave", "configs", "sampler", "deadline", "seed"), "search")
+def _search(node: Node | None, objective: Node | None) -> Search:
+    keys = ("simulate", "measure", "wave", "configs", "sampler", "deadline", "seed")
+    entries = {} if node is None else node.entries(keys, "search")
     default = Search()
     deadline = entries.get("deadline")
-    configs = _integer(entries, "configs", default.configs)
-    if configs > MAX_CONFIGS:
-        raise UsageError(
-            f"configs={configs}: a row has at most {MAX_CONFIGS}", where=entries["configs"].where
-        )
     return Search(
+        objective=objective.choice(OBJECTIVES, "objective") if objective else default.objective,
         simulate=_integer(entries, "simulate", default.simulate),
+        measure=_integer(entries, "measure", default.measure),
         wave=_integer(entries, "wave", default.wave),
-        configs=configs,
+        configs=_integer(entries, "configs", default.configs),
         sampler=entries["sampler"].choice(SAMPLERS, "sampler") if "sampler" in entries else "auto",
         deadline_s=deadline.seconds("deadline") if deadline else default.deadline_s,
         seed=_integer(entries, "seed", default.seed, at_least=0),

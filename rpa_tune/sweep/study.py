@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from rpa_kernels import load_family
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
 from rpa_tune.errors import RpaTuneError, UsageError
+from rpa_tune.families import load_family, slots
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models import load_model, problem_for
 from rpa_tune.space.space import Space, build_space
@@ -79,7 +79,7 @@ def build_studies(plan: SweepPlan) -> list[Study]:
                 labels = _labels(plan, chip, model, problem, tp)
                 for family in plan.families:
                     with _blame(plan, "families"):
-                        batches = workload.for_family(family)
+                        batches = workload.for_family(*slots(family))
                     studies.append(
                         Study(
                             name="/".join([*labels, family]),

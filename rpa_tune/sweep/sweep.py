@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rpa_kernels import load_family
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.interpreted import stand_in
+from rpa_tune.families import load_family, public_family
 from rpa_tune.promote import Decision, decide, make_row
 from rpa_tune.provenance import provenance
 from rpa_tune.space.space import Space
@@ -147,8 +147,8 @@ class Sweep:
 
         What could not be checked (a timeout, a crash) is not promoted either.
         """
-        if Fidelity.INTERPRETED not in self.evaluators:
-            return result
+        if Fidelity.INTERPRETED not in self.evaluators or public_family(result.study.family):
+            return result  # a public kernel is not ours to verify; its row says so
         family = load_family(result.study.family)
         while row := result.row():
             configs = [family.config_from_dict(fields) for fields in row.configs]

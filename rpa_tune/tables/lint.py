@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rpa_kernels import FAMILIES, load_family
 from rpa_tune.errors import TableError, UsageError
+from rpa_tune.families import ALL_FAMILIES, load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.tables.key import representative, tuning_key
 from rpa_tune.tables.reader import read_table
@@ -72,8 +72,8 @@ def lint_row(row: TableRow, kernel_digests: Mapping[str, str]) -> list[Finding]:
         target = load_chip(row.key.chip).target
     except UsageError as error:
         return [Finding(rule="chip", where=row.where, message=error.args[0])]
-    if row.key.family not in FAMILIES:
-        message = f"{row.key.family!r} is not one of {FAMILIES}"
+    if row.key.family not in ALL_FAMILIES:
+        message = f"{row.key.family!r} is not one of {ALL_FAMILIES}"
         return [Finding(rule="family", where=row.where, message=message)]
     found: list[tuple[str, str]] = []
     try:
