@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "capture": set(),
     "candidate": {"kernels", "families"},
     "families": {"kernels", "public_kernels"},
+    "objective": {"candidate"},
     "public_kernels": {"kernels"},
     "models": {"kernels", "workload"},
     "provenance": {"kernels", "public_kernels"},
@@ -35,9 +36,12 @@ ALLOWED: dict[str, set[str]] = {
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "space", "evaluate", "store", "models",
-        "provenance", "promote", "tables", "families",
+        "provenance", "promote", "tables", "families", "objective",
     },
-    "promote": {"candidate", "store", "tables", "kernels", "hw", "portfolio", "workload", "families"},
+    "promote": {
+        "candidate", "store", "tables", "kernels", "hw", "portfolio", "workload", "families",
+        "objective",
+    },
     "portfolio": {"candidate", "store", "tables", "kernels"},
     "dispatch": {"kernels", "hw", "tables"},
     "interop": {

@@ -138,12 +138,17 @@ def _search(node: Node | None, objective: Node | None) -> Search:
     entries = {} if node is None else node.entries(keys, "search")
     default = Search()
     deadline = entries.get("deadline")
+    configs = _integer(entries, "configs", default.configs)
+    if configs > MAX_CONFIGS:
+        raise UsageError(
+            f"configs={configs}: a row has at most {MAX_CONFIGS}", where=entries["configs"].where
+        )
     return Search(
         objective=objective.choice(OBJECTIVES, "objective") if objective else default.objective,
         simulate=_integer(entries, "simulate", default.simulate),
         measure=_integer(entries, "measure", default.measure),
         wave=_integer(entries, "wave", default.wave),
-        configs=_integer(entries, "configs", default.configs),
+        configs=configs,
         sampler=entries["sampler"].choice(SAMPLERS, "sampler") if "sampler" in entries else "auto",
         deadline_s=deadline.seconds("deadline") if deadline else default.deadline_s,
         seed=_integer(entries, "seed", default.seed, at_least=0),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rpa_tune.candidate import Evaluation
+from rpa_tune.objective import EXPECTED_TIME
 from rpa_tune.space.space import Space
 
 SAMPLERS = ("auto", "exhaustive", "kriging", "tpe", "random")
@@ -36,7 +37,10 @@ class Search:
     """How hard to look.
 
     Attributes:
+      objective: What is to be least, one of `objective.OBJECTIVES`.
       simulate: Candidates of one study that reach the simulator.
+      measure: Candidates of those that are measured, where there is a TPU; the heuristic is
+        measured beside them.
       wave: Candidates that are chosen together, before the answers to them are known.
       configs: Most configs of one table row; a serving engine compiles them all.
       sampler: One of `SAMPLERS`.
@@ -44,7 +48,9 @@ class Search:
       seed: Of random choices.
     """
 
+    objective: str = EXPECTED_TIME
     simulate: int = 20
+    measure: int = 4
     wave: int = 8
     configs: int = 2
     sampler: str = "auto"

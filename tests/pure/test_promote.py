@@ -6,6 +6,7 @@ import pytest
 from fake_sweep import FormulaEvaluator, make_study
 
 from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.objective import WORST_REGRET
 from rpa_tune.promote import decide, make_row
 from rpa_tune.tables.row import HEURISTIC, TUNED
 
@@ -76,3 +77,39 @@ def test_two_configs_only_when_their_rule_gains_more_than_the_error():
     assert two.rule[0].feature == "num_seqs"
     alike = [answer(SMALL, 50.0, 49.0), answer(LARGE, 49.0, 50.0)]
     assert len(row_of(alike, max_configs=2).configs) == 1
+
+
+def test_worst_regret_prefers_what_is_never_far_from_the_best():
+    """One config wins on average, another is never much slower than the best of any batch."""
+    uneven, even = answer(SMALL, 20.0, 100.0), answer(LARGE, 45.0, 80.0)
+    other = answer(MIDDLE, 40.0, 40.0)
+    heuristic = answer(STUDY.heuristic(), 100.0)
+    answers = [uneven, even, heuristic]
+    assert decide(answers, heuristic).best == uneven
+    by_regret = decide(answers, heuristic, objective=WORST_REGRET)
+    assert by_regret.best == uneven  # 1.25 times the best, against 2.25
+    by_regret = decide([*answers, other], heuristic, objective=WORST_REGRET)
+    assert by_regret.best == other  # now 2 times against 2.5 and 2.25: the best is what is known
+    assert by_regret.objective == WORST_REGRET
+    row = make_row(by_regret, [*answers, other], STUDY.workload)
+    assert row.evidence.workload == "fake, by worst_regret"
+
+
+def test_worst_regret_pins_the_heuristic_within_the_error_too():
+    heuristic = answer(STUDY.heuristic(), 10.0, 20.6)
+    even = answer(SMALL, 10.2, 20.0)
+    decision = decide([heuristic, even], heuristic, objective=WORST_REGRET)
+    assert (decision.best, decision.verdict) == (even, HEURISTIC)
+
+
+def test_worst_regret_takes_two_configs_only_for_its_own_gain():
+    """The rule of two gains much in the mean, and as much in the worst batch."""
+    answers = [answer(SMALL, 90.0, 10.0), answer(LARGE, 60.0, 40.0), HEURISTIC_ANSWER]
+    decision = decide(answers, HEURISTIC_ANSWER, objective=WORST_REGRET)
+    assert decision.best.candidate.config == SMALL  # 1.5 times, against 4 and 10
+    assert len(make_row(decision, answers, STUDY.workload, max_configs=2).configs) == 2
+    # Here two configs gain 9 % of the time, but the best single one loses 4 % on any batch.
+    answers = [answer(SMALL, 104.0, 10.0), answer(LARGE, 100.0, 30.0), HEURISTIC_ANSWER]
+    decision = decide(answers, HEURISTIC_ANSWER, objective=WORST_REGRET)
+    assert decision.best.candidate.config == SMALL
+    assert len(make_row(decision, answers, STUDY.workload, max_configs=2).configs) == 1
