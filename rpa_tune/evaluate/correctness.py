@@ -12,7 +12,7 @@ from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Status
-from rpa_tune.compile.pool import FailureKind, Reply, WorkerPool
+from rpa_tune.compile.pool import FailureKind, Reply, TaskPool, WorkerPool
 from rpa_tune.hw.chip import load_chip
 
 TASK = "rpa_tune.evaluate.correctness:check_batch"
@@ -129,7 +129,9 @@ def check_all(
         yield from check_in(pool, tasks)
 
 
-def check_in(pool: WorkerPool, tasks: Sequence[CheckTask]) -> Iterator[Verdict]:
+def check_in(
+    pool: TaskPool, tasks: Sequence[CheckTask], *, deadline_s: float | None = None
+) -> Iterator[Verdict]:
     """The same in a pool that outlives the call."""
     ready = []
     for task in tasks:
@@ -139,7 +141,7 @@ def check_in(pool: WorkerPool, tasks: Sequence[CheckTask]) -> Iterator[Verdict]:
             yield Verdict(task=task, status=Status.INFEASIBLE, detail=misfit)
         else:
             ready.append(task)
-    for reply in pool.map_unordered(TASK, ready):
+    for reply in pool.map_unordered(TASK, ready, deadline_s=deadline_s):
         yield _verdict(ready[reply.index], reply)
 
 

@@ -13,7 +13,7 @@ from rpa_kernels import layout
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
-from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, WorkerPool
+from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, TaskPool, WorkerPool
 from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_in, hostile_batches
 from rpa_tune.evaluate.evaluator import AbstractEvaluator, find_obstacle, refuse
 from rpa_tune.hw.chip import load_chip
@@ -74,14 +74,22 @@ def _with_few_heads(problem: Problem) -> Problem:
 class InterpretedEvaluator(AbstractEvaluator):
     """OK for a config that is right; it never has a time."""
 
-    def __init__(self, *, num_workers: int, deadline_s: float = DEFAULT_DEADLINE_S) -> None:
+    def __init__(
+        self,
+        *,
+        num_workers: int = 1,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+        pool: TaskPool | None = None,
+    ) -> None:
         """Starts nothing yet.
 
         Args:
           num_workers: Worker processes.
           deadline_s: Most seconds of one launch.
+          pool: Where checks run, and closed at the end; worker processes of its own if None.
         """
-        self._pool = WorkerPool(num_workers=num_workers, deadline_s=deadline_s)
+        self._deadline_s = deadline_s
+        self._pool: TaskPool = pool or WorkerPool(num_workers=num_workers)
 
     @property
     def fidelity(self) -> Fidelity:
@@ -98,7 +106,7 @@ class InterpretedEvaluator(AbstractEvaluator):
                 continue
             tasks = _tasks(candidate, [weighted.batch for weighted in workload.batches])
             verdicts = []
-            for verdict in check_in(self._pool, tasks):
+            for verdict in check_in(self._pool, tasks, deadline_s=self._deadline_s):
                 verdicts.append(verdict)
                 if verdict.status is not Status.OK:
                     break

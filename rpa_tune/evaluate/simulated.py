@@ -15,6 +15,7 @@ from rpa_tune.compile.pool import (
     DEFAULT_DEADLINE_S,
     DEFAULT_MEMORY_BYTES,
     Reply,
+    TaskPool,
     WorkerPool,
 )
 from rpa_tune.evaluate.evaluator import (
@@ -55,11 +56,12 @@ class SimulatedEvaluator(AbstractEvaluator):
     def __init__(
         self,
         *,
-        num_workers: int,
+        num_workers: int = 1,
         cache_dir: Path,
         deadline_s: float = DEFAULT_DEADLINE_S,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
         scratch_dir: Path | None = None,
+        pool: TaskPool | None = None,
     ) -> None:
         """Starts nothing yet.
 
@@ -69,13 +71,13 @@ class SimulatedEvaluator(AbstractEvaluator):
           deadline_s: Most seconds for tracing, for compiling, and for simulating each.
           memory_bytes: Resident memory at which a worker is killed.
           scratch_dir: Where compiler dumps go; the system's temporary folder if None.
+          pool: Where candidates are compiled, and closed at the end; worker processes of its own
+            if None.
         """
         self._cache_dir = cache_dir
-        self._pool = WorkerPool(
-            num_workers=num_workers,
-            deadline_s=deadline_s,
-            memory_bytes=memory_bytes,
-            scratch_dir=scratch_dir,
+        self._deadline_s = deadline_s
+        self._pool: TaskPool = pool or WorkerPool(
+            num_workers=num_workers, memory_bytes=memory_bytes, scratch_dir=scratch_dir
         )
 
     @property
@@ -108,7 +110,7 @@ class SimulatedEvaluator(AbstractEvaluator):
                     candidate=candidate, batches=tuple(batches), cache_dir=self._cache_dir
                 )
 
-        for reply in self._pool.map_unordered(TASK, tasks()):
+        for reply in self._pool.map_unordered(TASK, tasks(), deadline_s=self._deadline_s):
             yield from self._refusals(refused, workload)
             yield _conclude(sent[reply.index], reply, workload)
         yield from self._refusals(refused, workload)

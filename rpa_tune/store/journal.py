@@ -13,7 +13,7 @@ What it promises:
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -98,7 +98,12 @@ class Journal:
     """The one writer of a store, and an index of what it holds. Use as a context manager."""
 
     def __init__(
-        self, path: Path, *, sync_interval_s: float = 1.0, ignore_known: bool = False
+        self,
+        path: Path,
+        *,
+        sync_interval_s: float = 1.0,
+        ignore_known: bool = False,
+        also_known: Iterable[Evaluation] = (),
     ) -> None:
         """Takes the lock, reads what is there and cuts off a torn last line.
 
@@ -106,6 +111,7 @@ class Journal:
           path: The file; made with its folder when missing.
           sync_interval_s: At most this long between an append and its fsync; 0 syncs each one.
           ignore_known: Keep what is in the file, but answer nothing from it.
+          also_known: Answers from elsewhere that count like those in the file.
 
         Raises:
           StoreError: Another writer holds the store, its schema is unknown, or it is not
@@ -144,7 +150,7 @@ class Journal:
             self._write(_header() + b"\n")
             self.sync()
             _sync_folder(path.parent)
-        for evaluation in () if ignore_known else contents.evaluations:
+        for evaluation in () if ignore_known else (*also_known, *contents.evaluations):
             self._index(evaluation)
         # The machine may have been mended since: what earlier runs tried counts as one attempt.
         self._attempts = dict.fromkeys(self._attempts, 1)

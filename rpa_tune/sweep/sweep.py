@@ -5,33 +5,29 @@ stopped anywhere goes on to the same result: questions it had answers to are ans
 store.
 """
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import queue
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rpa_kernels.infeasible import Infeasible
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity
-from rpa_tune.evaluate.evaluator import AbstractEvaluator
+from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.families import load_family, public_family
 from rpa_tune.promote import Decision, decide, make_row
-from rpa_tune.provenance import provenance
 from rpa_tune.space.space import Space
-from rpa_tune.store.codec import stamp_of
-from rpa_tune.store.journal import MAX_ATTEMPTS, Journal
-from rpa_tune.sweep.rungs import Stop, dominated, not_asked, timeless
-from rpa_tune.sweep.sampler import AbstractSampler, make_sampler
+from rpa_tune.store.journal import Journal
+from rpa_tune.sweep.lineup import Place, line_up
+from rpa_tune.sweep.oracle import BudgetSpentError, Evaluators, Oracle
+from rpa_tune.sweep.rungs import Stop, climb, dominated, not_asked, timeless
+from rpa_tune.sweep.sampler import AbstractSampler, Search, make_sampler
 from rpa_tune.sweep.seeds import neighbour_seeds
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
 from rpa_tune.tables.row import TableRow
 
-Evaluators = Mapping[Fidelity, AbstractEvaluator]
-
-
-class BudgetSpentError(Exception):
-    """The time is up; everything answered so far is in the store."""
+__all__ = ["BudgetSpentError", "StudyResult", "Sweep"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,68 +75,123 @@ class Sweep:
       journal: The store, open for writing.
       watch: Who is told.
       deadline: `time.monotonic()` at which the budget is spent, or None.
-      num_asked: Evaluations made so far.
-      decisions: Of the studies finished so far.
+      num_together: Studies that run side by side.
+      num_shards: Runs that the studies are dealt out to; see `lineup.py`.
+      oracle: Who answers, and remembers.
     """
 
     evaluators: Evaluators
     journal: Journal
     watch: Watch
     deadline: float | None = None
-    num_asked: int = 0
-    decisions: list[Decision] = field(default_factory=list)
+    num_together: int = 1
+    num_shards: int = 1
+    oracle: Oracle = field(init=False)
 
-    def run(self, studies: Sequence[Study]) -> Iterator[StudyResult]:
-        """Runs the studies in turn; each result is final when it is yielded.
+    def __post_init__(self) -> None:
+        """Makes the oracle that the studies share."""
+        self.oracle = Oracle(
+            evaluators=self.evaluators,
+            journal=self.journal,
+            watch=self.watch,
+            deadline=self.deadline,
+        )
+
+    @property
+    def num_asked(self) -> int:
+        """Evaluations made so far."""
+        return self.oracle.num_asked
+
+    def run(self, studies: Sequence[Study], *, shard: int = 0) -> Iterator[StudyResult]:
+        """Runs the studies side by side; each result is final when it is yielded.
+
+        What a study asks is a function of the plan and of the answers, whatever else is running.
+        When it ends early, by an error or because nobody wants more results, the evaluators are
+        closed.
+
+        Args:
+          studies: All of a plan.
+          shard: Run those of this shard only; 0 for all.
 
         Raises:
           BudgetSpentError: The budget ran out; the studies not yet yielded can be resumed.
         """
-        for study in studies:
-            result = self.run_study(study)
-            if result.decision is not None:
-                self.decisions.append(result.decision)
-            self.watch.study_finished(result)
-            yield result
+        places = [p for p in line_up(studies, self.num_shards) if shard in (0, p.shard)]
+        decisions: dict[int, Decision | None] = {}
+        ended: queue.SimpleQueue[tuple[int, StudyResult | BaseException]] = queue.SimpleQueue()
+        threads: dict[int, threading.Thread] = {}
 
-    def run_study(self, study: Study) -> StudyResult:
-        """Climbs the ladder: many cheap answers, few dear ones."""
-        space, first_asked = study.space(), self.num_asked
-        self.watch.study_started(study, space)
+        def work(place: Place) -> None:
+            found = [decisions[teacher] for teacher in place.teachers]
+            outcome: StudyResult | BaseException
+            try:
+                outcome = self.run_study(studies[place.index], [d for d in found if d])
+            except BaseException as error:
+                outcome = error
+            ended.put((place.index, outcome))
+
+        try:
+            while places or threads:
+                ready = [p for p in places if all(t in decisions for t in p.teachers)]
+                for place in ready[: self.num_together - len(threads)]:
+                    places.remove(place)
+                    threads[place.index] = threading.Thread(target=work, args=(place,))
+                    threads[place.index].start()
+                index, outcome = ended.get()
+                threads.pop(index).join()
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                decisions[index] = outcome.decision
+                self.oracle.tell("study_finished", outcome)
+                yield outcome
+        finally:
+            if threads:
+                self.oracle.stop()
+            for thread in threads.values():
+                thread.join()
+
+    def run_study(self, study: Study, decisions: Sequence[Decision] = ()) -> StudyResult:
+        """Climbs the ladder: many cheap answers, few dear ones.
+
+        Args:
+          study: What to search.
+          decisions: Of studies whose winners it starts from.
+        """
+        space = study.space()
+        self.oracle.tell("study_started", study, space)
         heuristic = study.heuristic()
         seeds = [] if isinstance(heuristic, Infeasible) else [heuristic]
-        seeds += neighbour_seeds(study, self.decisions)
+        seeds += neighbour_seeds(study, decisions)
         pool = [study.candidate(config) for config in dict.fromkeys([*seeds, *space.configs])]
         answers: list[Evaluation] = []
         stops: list[Stop] = []
-        bounds: dict[Any, float] = {}
+        below: dict[Any, Evaluation] = {}
         for fidelity in sorted(set(self.evaluators) - {Fidelity.INTERPRETED}):
-            # Analytical answers cost microseconds: every config gets one. The others are chosen.
+            if fidelity is Fidelity.MEASURED and answers:
+                pool, halved = climb(answers, study.search, always=[heuristic])
+                stops += halved
+            num_seeds = sum(candidate.config in seeds for candidate in pool)
             sampler = make_sampler(
-                "exhaustive" if fidelity is Fidelity.ANALYTICAL else study.search.sampler,
-                space,
-                [candidate.config for candidate in pool],
-                bounds,
-                num_seeds=len(seeds),
-                search=study.search,
-            )
+                _sampler_kind(fidelity, study.search), space, [c.config for c in pool], below,
+                num_seeds=num_seeds, search=study.search,
+            )  # fmt: skip
             answers, skipped = self._ask(study, space, sampler, fidelity)
-            stops += [*skipped, *timeless(answers), *not_asked(pool, answers, skipped, bounds)]
-            bounds = {a.candidate.config: a.time_us for a in answers if a.time_us is not None}
-            pool = [candidate for candidate in pool if candidate.config in bounds]
-            seeds = [config for config in seeds if config in bounds]
+            stops += [*skipped, *timeless(answers)]
+            stops += not_asked(pool, answers, skipped, below, objective=study.search.objective)
+            below = {answer.candidate.config: answer for answer in answers if answer.ok}
+            pool = [candidate for candidate in pool if candidate.config in below]
         result = self._verified(
             StudyResult(
                 study=study,
                 space=space,
-                decision=_decide(answers, heuristic),
+                decision=_decide(answers, heuristic, study.search),
                 answers=tuple(answers),
                 stops=tuple(stops),
                 num_asked=0,
             ),
             heuristic,
         )
-        return replace(result, num_asked=self.num_asked - first_asked)
+        return replace(result, num_asked=self.oracle.num_asked_by(study))
 
     def _verified(self, result: StudyResult, heuristic: Any) -> StudyResult:
         """The result once every config of its row is right; a wrong one makes way for the next.
@@ -161,7 +212,7 @@ class Sweep:
             struck = [a for a in answers if a.candidate.config in wrong]
             result = replace(
                 result,
-                decision=_decide(answers, heuristic),
+                decision=_decide(answers, heuristic, result.study.search),
                 answers=answers,
                 stops=(*result.stops, *timeless(struck)),
             )
@@ -171,7 +222,7 @@ class Sweep:
         """The interpreter's answer about one config."""
         candidate, workload = stand_in(study.candidate(config))
         stood_in = replace(study, problem=candidate.problem, workload=workload)
-        return self._evaluate([candidate], stood_in, Fidelity.INTERPRETED)[0]
+        return self.oracle.ask([candidate], stood_in, Fidelity.INTERPRETED)[0]
 
     def _ask(
         self, study: Study, space: Space, sampler: AbstractSampler, fidelity: Fidelity
@@ -181,41 +232,25 @@ class Sweep:
         skipped: list[Stop] = []
         while wave := [study.candidate(config) for config in sampler.ask()]:
             stops = {c.digest: stop for c in wave if (stop := dominated(c, answers, space.axes))}
-            told = self._evaluate([c for c in wave if c.digest not in stops], study, fidelity)
+            told = self.oracle.ask([c for c in wave if c.digest not in stops], study, fidelity)
             skipped += stops.values()
             answers += told
             sampler.tell(told)
         return answers, skipped
 
-    def _evaluate(
-        self, wave: Sequence[Candidate], study: Study, fidelity: Fidelity
-    ) -> list[Evaluation]:
-        """Answers to a wave, in its order; every new one is stored as soon as it is there."""
-        stamp = stamp_of(provenance(study.family))
-        found = (self.journal.find(c, fidelity, stamp) for c in wave)
-        answers = {answer.candidate.digest: answer for answer in found if answer}
-        self.watch.wave_started(study, fidelity, len(wave), len(answers))
-        todo = [c for c in wave if c.digest not in answers]
-        for _ in range(MAX_ATTEMPTS):
-            if not todo:
-                break
-            self._check_budget()
-            for evaluation in self.evaluators[fidelity].evaluate_all(todo, study.workload):
-                self.journal.append(evaluation)
-                answers[evaluation.candidate.digest] = evaluation
-                self.num_asked += 1
-                self.watch.answered(study, evaluation)
-                self._check_budget()
-            todo = [c for c in todo if self.journal.find(c, fidelity, stamp) is None]
-        return [answers[c.digest] for c in wave]
 
-    def _check_budget(self) -> None:
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            raise BudgetSpentError
+def _sampler_kind(fidelity: Fidelity, search: Search) -> str:
+    """Only who is simulated is searched for.
+
+    Analytical answers cost microseconds, so that every config gets one; who is measured was chosen
+    from the answers below.
+    """
+    return search.sampler if fidelity is Fidelity.SIMULATED else "exhaustive"
 
 
-def _decide(answers: Sequence[Evaluation], heuristic: Any) -> Decision | None:
-    return decide(answers, next((a for a in answers if a.candidate.config == heuristic), None))
+def _decide(answers: Sequence[Evaluation], heuristic: Any, search: Search) -> Decision | None:
+    known = next((a for a in answers if a.candidate.config == heuristic), None)
+    return decide(answers, known, objective=search.objective)
 
 
 def _struck_out(answer: Evaluation, wrong: Evaluation | None) -> Evaluation:

@@ -1,0 +1,128 @@
+"""Answers to candidates: from the store, or from an evaluator, and then into the store.
+
+Studies that run side by side in threads share one oracle. It lets one of them at a time touch the
+store and the watch, and asks nothing twice: a study waits for what another one is asking.
+"""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from rpa_tune.candidate import Candidate, Evaluation, Fidelity
+from rpa_tune.evaluate.evaluator import AbstractEvaluator
+from rpa_tune.provenance import provenance
+from rpa_tune.store.codec import stamp_of
+from rpa_tune.store.journal import MAX_ATTEMPTS, Journal
+from rpa_tune.sweep.study import Study
+from rpa_tune.sweep.watch import Watch
+
+Evaluators = Mapping[Fidelity, AbstractEvaluator]
+
+
+class BudgetSpentError(Exception):
+    """The time is up; everything answered so far is in the store."""
+
+
+class StoppedError(Exception):
+    """The sweep is being ended from outside; everything answered so far is in the store."""
+
+
+class Oracle:
+    """What every study of a run asks."""
+
+    def __init__(
+        self,
+        *,
+        evaluators: Evaluators,
+        journal: Journal,
+        watch: Watch,
+        deadline: float | None = None,
+    ) -> None:
+        """Asks nothing yet.
+
+        Args:
+          evaluators: By fidelity.
+          journal: The store, open for writing.
+          watch: Who is told.
+          deadline: `time.monotonic()` at which the budget is spent, or None.
+        """
+        self.evaluators = evaluators
+        self.watch = watch
+        self.num_asked = 0
+        self._num_asked_by: dict[str, int] = {}
+        self._journal = journal
+        self._deadline = deadline
+        self._is_stopped = False
+        self._monitor = threading.Condition(threading.RLock())
+        self._being_asked: set[tuple[str, Fidelity]] = set()
+
+    def ask(self, wave: Sequence[Candidate], study: Study, fidelity: Fidelity) -> list[Evaluation]:
+        """Answers to a wave, in its order; every new one is stored as soon as it is there.
+
+        Args:
+          wave: Candidates of the study.
+          study: Names the workload that they are judged on.
+          fidelity: Which evaluator answers.
+
+        Raises:
+          BudgetSpentError: The budget ran out.
+          StoppedError: `stop` was called.
+        """
+        stamp = stamp_of(provenance(study.family))
+        keys = {(candidate.digest, fidelity) for candidate in wave}
+        with self._monitor:
+            while keys & self._being_asked:
+                self._monitor.wait()
+                self._check()
+            found = (self._journal.find(c, fidelity, stamp) for c in wave)
+            answers = {answer.candidate.digest: answer for answer in found if answer}
+            self.watch.wave_started(study, fidelity, len(wave), len(answers))
+            self._being_asked |= keys
+        try:
+            todo = [c for c in wave if c.digest not in answers]
+            for _ in range(MAX_ATTEMPTS):
+                if not todo:
+                    break
+                self._check()
+                for evaluation in self.evaluators[fidelity].evaluate_all(todo, study.workload):
+                    answers[evaluation.candidate.digest] = evaluation
+                    self._keep(evaluation, study)
+                with self._monitor:
+                    todo = [c for c in todo if self._journal.find(c, fidelity, stamp) is None]
+        finally:
+            with self._monitor:
+                self._being_asked -= keys
+                self._monitor.notify_all()
+        return [answers[c.digest] for c in wave]
+
+    def num_asked_by(self, study: Study) -> int:
+        """Evaluations that a study cost."""
+        with self._monitor:
+            return self._num_asked_by.get(study.name, 0)
+
+    def tell(self, event: str, *arguments: object) -> None:
+        """Calls a method of the watch, while nobody else does."""
+        with self._monitor:
+            getattr(self.watch, event)(*arguments)
+
+    def stop(self) -> None:
+        """Makes every study end at its next answer, and frees what the evaluators hold."""
+        with self._monitor:
+            self._is_stopped = True
+            self._monitor.notify_all()
+        for evaluator in self.evaluators.values():
+            evaluator.close()
+
+    def _keep(self, evaluation: Evaluation, study: Study) -> None:
+        with self._monitor:
+            self._journal.append(evaluation)
+            self.num_asked += 1
+            self._num_asked_by[study.name] = self._num_asked_by.get(study.name, 0) + 1
+            self.watch.answered(study, evaluation)
+            self._check()
+
+    def _check(self) -> None:
+        if self._is_stopped:
+            raise StoppedError
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise BudgetSpentError
