@@ -1,5 +1,6 @@
 """`rpa-tune sweep`: a plan in, tables out."""
 
+import math
 import os
 import shlex
 import tempfile
@@ -15,10 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from rpa_tune.candidate import Evaluation, Fidelity, Status
+from rpa_tune.cli.forecast import forecast, print_forecast
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.paths import default_cache_dir
-from rpa_tune.cli.progress import PlainWatch, RichWatch
+from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
 from rpa_tune.cli.tables import config_lines, regret_text, verified_text, workload_text
+from rpa_tune.compile.pool import WorkerPool
+from rpa_tune.errors import StoreError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.interpreted import InterpretedEvaluator
@@ -26,22 +30,19 @@ from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families import public_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.wheel import use_wheel
-from rpa_tune.provenance import provenance
 from rpa_tune.public_kernels import WHEELS
 from rpa_tune.store import journal as store
-from rpa_tune.store.codec import stamp_of
+from rpa_tune.store.shards import Shard, find_shards, parse_shard, read_others, require_idle
+from rpa_tune.sweep.lineup import line_up
 from rpa_tune.sweep.nodes import parse_seconds
 from rpa_tune.sweep.plan import SweepPlan, load_plan
 from rpa_tune.sweep.study import Study, build_studies
 from rpa_tune.sweep.sweep import BudgetSpentError, StudyResult, Sweep
-from rpa_tune.sweep.watch import Watch
 from rpa_tune.tables.writer import merge_into
 
 EXIT_FAILURES = 3
 EXIT_BUDGET = 75
 EXIT_INTERRUPTED = 130
-# Compile and simulate one candidate, until the store has times of its own. A guess.
-_GUESSED_CANDIDATE_S = 8.0
 # A check of blocks of 2048 tokens takes 20 s on a busy core, and a timeout is not promoted.
 _LEAST_CHECK_DEADLINE_S = 300.0
 
@@ -61,6 +62,8 @@ _LEAST_CHECK_DEADLINE_S = 300.0
               help="Folder of compiles; default: the user's cache folder.")  # fmt: skip
 @click.option("--verify/--no-verify", default=True, show_default=True,
               help="Compare with the reference what is about to be promoted.")  # fmt: skip
+@click.option("--shard", "shard_text", metavar="I/N",
+              help="Run the I-th of N parts, with a store file of its own.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def sweep(
     plan_file: Path,
@@ -73,6 +76,7 @@ def sweep(
     table_folder: Path,
     cache: Path,
     verify: bool,
+    shard_text: str | None,
     as_json: bool,
 ) -> None:
     """Tunes what PLAN asks for and writes table rows.
@@ -80,6 +84,9 @@ def sweep(
     Candidates are bounded analytically, the promising ones are compiled for the chip and their
     schedules simulated; winners are promoted if the interpreter finds them right. Everything learnt
     is stored at once: run the same command again to go on after an interruption.
+
+    On a batch system N tasks run with --shard 1/N to N/N over one --store; when they have ended,
+    the same command without --shard finishes what is missing and writes the tables.
 
     Exit codes: 0 done; 1 error; 2 usage; 3 some problem has no config that works; 75 budget
     spent; 130 interrupted. After 75 and 130 the same command resumes.
@@ -93,17 +100,25 @@ def sweep(
     store_file = store_file or Path(".rpa-tune") / f"{plan.name}.jsonl"
     workers = workers or _num_cores()
     studies = build_studies(plan)
+    shard = parse_shard(shard_text) if shard_text else None
+    own, known, num_shards = _open_shards(store_file, shard)
+    mine = [
+        studies[p.index]
+        for p in line_up(studies, num_shards)
+        if shard is None or p.shard == shard.index
+    ]
     if dry_run:
-        _print_forecast(_forecast(studies, store_file, workers, fresh=fresh), as_json)
+        answers = [] if fresh else [*known, *store.read(own).evaluations]
+        print_forecast(forecast(mine, answers, workers, verify=verify), as_json)
         return
     if any(public_family(name) for name in plan.families):
         use_wheel(cache / WHEELS)
     console = Console(stderr=True)
-    watch: Watch = RichWatch(console) if console.is_terminal else PlainWatch(console)
+    watch = _make_watch(console, as_json)
     results: list[StudyResult] = []
     with (
         tempfile.TemporaryDirectory() as no_cache,
-        store.Journal(store_file, ignore_known=fresh) as journal,
+        store.Journal(own, ignore_known=fresh, also_known=known) as journal,
         watch,
     ):
         evaluators = make_evaluators(plan, workers, Path(no_cache) if fresh else cache)
@@ -114,46 +129,86 @@ def sweep(
             journal=journal,
             watch=watch,
             deadline=None if budget_s is None else time.monotonic() + budget_s,
+            num_together=1 + math.ceil(2 * workers / plan.search.wave),
+            num_shards=num_shards,
         )
-        code, files = _run(run, studies, table_folder, results)
-    _report(results, files, table_folder, as_json=as_json, num_studies=len(studies), code=code)
+        code, files = _run(run, studies, None if shard else table_folder, results, shard=shard)
+    results.sort(key=lambda result: studies.index(result.study))
+    _report(
+        results, files, table_folder,
+        as_json=as_json, num_studies=len(mine), code=code, shard=shard,
+    )  # fmt: skip
     if code in (EXIT_BUDGET, EXIT_INTERRUPTED):
         what = "budget spent" if code == EXIT_BUDGET else "interrupted"
-        kept = f"{run.num_asked} new answers are in {store_file}"
+        kept = f"{run.num_asked} new answers are in {own}"
         places = {"--store": store_file, "--tables": table_folder, "--cache": cache}
-        command = _resume_command(plan_file, chip, places, verify=verify)
+        command = _resume_command(plan_file, chip, places, verify=verify, shard=shard)
         click.echo(f"{what}: {kept}; go on with: {command}", err=True)
     raise click.exceptions.Exit(code)
+
+
+def _make_watch(console: Console, as_json: bool) -> CountingWatch:
+    """Bars for people, lines for logs, events for machines."""
+    if as_json:
+        return JsonWatch()
+    return RichWatch(console) if console.is_terminal else PlainWatch(console)
+
+
+def _open_shards(store_file: Path, shard: Shard | None) -> tuple[Path, list[Evaluation], int]:
+    """The file to write to, what the others know, and how many runs share the studies.
+
+    Raises:
+      StoreError: The shards beside the store are no parts of this sweep, or not yet at their end.
+    """
+    found = find_shards(store_file)
+    own = store_file if shard is None else shard.path(store_file)
+    counts = {other.count for other in found} | ({shard.count} if shard else set())
+    if len(counts) > 1:
+        raise StoreError(
+            f"shard {shard} does not belong to the shards beside the store, of which there are "
+            f"{min(counts - {shard.count if shard else 0})}",
+            where=str(store_file),
+            hint="remove those, or use another --store",
+        )
+    if shard is None:
+        require_idle(found, store_file)
+    return own, read_others(store_file, own), max(counts, default=1)
 
 
 def make_evaluators(
     plan: SweepPlan, workers: int, cache: Path
 ) -> dict[Fidelity, AbstractEvaluator]:
     """The ladder of a machine without a TPU, and the interpreter for its winners."""
+    pool = WorkerPool(num_workers=workers)
     return {
         Fidelity.ANALYTICAL: AnalyticalEvaluator(),
         Fidelity.SIMULATED: SimulatedEvaluator(
-            num_workers=workers, cache_dir=cache, deadline_s=plan.search.deadline_s
+            pool=pool, cache_dir=cache, deadline_s=plan.search.deadline_s
         ),
         Fidelity.INTERPRETED: InterpretedEvaluator(
-            num_workers=workers, deadline_s=max(plan.search.deadline_s, _LEAST_CHECK_DEADLINE_S)
+            pool=pool, deadline_s=max(plan.search.deadline_s, _LEAST_CHECK_DEADLINE_S)
         ),
     }
 
 
 def _run(
-    run: Sweep, studies: Sequence[Study], table_folder: Path, results: list[StudyResult]
+    run: Sweep,
+    studies: Sequence[Study],
+    table_folder: Path | None,
+    results: list[StudyResult],
+    *,
+    shard: Shard | None,
 ) -> tuple[int, list[Path]]:
-    """Runs the studies, writing each one's row as soon as it is decided."""
+    """Runs the studies, writing each one's row as soon as it is decided, if tables are wanted."""
     files: list[Path] = []
     code = 0
     try:
-        for result in run.run(studies):
+        for result in run.run(studies, shard=shard.index if shard else 0):
             results.append(result)
             row = result.row()
             if row is None:
                 code = EXIT_FAILURES
-            else:
+            elif table_folder is not None:
                 files += merge_into(table_folder, [row])
     except BudgetSpentError:
         code = EXIT_BUDGET
@@ -171,70 +226,19 @@ def _num_cores() -> int:
 
 
 def _resume_command(
-    plan: Path, chip: str | None, places: Mapping[str, Path], *, verify: bool
+    plan: Path,
+    chip: str | None,
+    places: Mapping[str, Path],
+    *,
+    verify: bool,
+    shard: Shard | None,
 ) -> str:
     """The command that goes on; without `--fresh`, which would start over."""
     chip_option = [] if chip is None else ["--chip", chip]
     options = [word for name, path in places.items() for word in (name, str(path))]
     options += [] if verify else ["--no-verify"]
+    options += [] if shard is None else ["--shard", str(shard)]
     return shlex.join(["rpa-tune", "sweep", str(plan), *chip_option, *options])
-
-
-def _forecast(
-    studies: Sequence[Study], store_file: Path, workers: int, *, fresh: bool
-) -> list[dict[str, Any]]:
-    """What each study would cost, from its space and the store."""
-    known = () if fresh else store.read(store_file).evaluations
-    simulated = [
-        e for e in known if e.fidelity is Fidelity.SIMULATED and e.status not in store.TRANSIENT
-    ]
-    seconds = [e.metrics["evaluate_s"] for e in simulated if "evaluate_s" in e.metrics]
-    each_s = sum(seconds) / len(seconds) if seconds else _GUESSED_CANDIDATE_S
-    rows = []
-    for study in studies:
-        space = study.space()
-        num_simulated = min(study.search.simulate, len(space.configs))
-        stamp = stamp_of(provenance(study.family))
-        num_known = sum(_belongs(e, study) and stamp_of(e.provenance) == stamp for e in simulated)
-        todo = max(0, num_simulated - num_known)
-        rows.append(
-            {
-                "study": study.name,
-                "grid": space.num_points,
-                "feasible": len(space.configs),
-                "rejected": dict(space.rejected),
-                "simulate_at_most": num_simulated,
-                "known": num_known,
-                "seconds": round(todo * each_s / workers, 1),
-                "seconds_are": "from the store" if seconds else "a guess",
-            }
-        )
-    return rows
-
-
-def _belongs(evaluation: Evaluation, study: Study) -> bool:
-    candidate = evaluation.candidate
-    return (candidate.family, candidate.problem, candidate.chip, candidate.workload) == (
-        study.family, study.problem, study.chip, study.workload.digest
-    )  # fmt: skip
-
-
-def _print_forecast(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        print_json({"studies": rows})
-        return
-    table = Table("study", "grid", "feasible", "simulate at most", "known", "seconds")
-    for row in rows:
-        table.add_row(
-            row["study"], f"{row['grid']:,}", f"{row['feasible']:,}",
-            str(row["simulate_at_most"]), str(row["known"]), f"{row['seconds']:g}",
-        )  # fmt: skip
-    Console().print(table)
-    for row in rows:
-        for limit, count in sorted(row["rejected"].items(), key=lambda item: -item[1]):
-            click.echo(f"{row['study']}: {count:,} configs left out: {limit}")
-    total = sum(row["seconds"] for row in rows)
-    click.echo(f"about {total:g} s in all ({rows[0]['seconds_are']}); nothing was run")
 
 
 def _report(
@@ -245,6 +249,7 @@ def _report(
     as_json: bool,
     num_studies: int,
     code: int,
+    shard: Shard | None,
 ) -> None:
     """Prints the outcome: a table for people, or one JSON document."""
     if as_json:
@@ -270,6 +275,9 @@ def _report(
         if result.decision is None:
             click.echo(f"{result.study.name}: no config works: {_summary(result)}")
     unchanged = "" if files else " (unchanged)"
+    if shard is not None:
+        click.echo(f"Shard {shard} is done. Without --shard, the same command writes the tables.")
+        return
     chips = sorted({result.study.chip for result in results if result.decision})
     if chips:
         use = f'rpa_tune.load_dispatcher(chip="{chips[0]}", tables="{table_folder}")'

@@ -5,6 +5,7 @@ config, chip and features, with fewer heads (of the same ratio) and batches made
 break kernels. Neighbours: `correctness.py` runs the checks and makes the batches.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -106,11 +107,12 @@ class InterpretedEvaluator(AbstractEvaluator):
                 continue
             tasks = _tasks(candidate, [weighted.batch for weighted in workload.batches])
             verdicts = []
+            started = time.monotonic()
             for verdict in check_in(self._pool, tasks, deadline_s=self._deadline_s):
                 verdicts.append(verdict)
                 if verdict.status is not Status.OK:
                     break
-            yield _conclude(candidate, verdicts)
+            yield _conclude(candidate, verdicts, time.monotonic() - started)
 
     def close(self) -> None:
         """Ends the workers."""
@@ -133,14 +135,17 @@ def _tasks(candidate: Candidate, batches: list[Batch]) -> list[CheckTask]:
     ]
 
 
-def _conclude(candidate: Candidate, verdicts: list[Verdict]) -> Evaluation:
+def _conclude(candidate: Candidate, verdicts: list[Verdict], seconds: float) -> Evaluation:
     last = verdicts[-1]
     return Evaluation(
         candidate=candidate,
         fidelity=Fidelity.INTERPRETED,
         status=last.status,
         detail=last.detail,
-        metrics=_figures(candidate, verdicts) if last.status is Status.OK else {},
+        metrics={
+            **(_figures(candidate, verdicts) if last.status is Status.OK else {}),
+            "evaluate_s": seconds,
+        },
         provenance=provenance(candidate.family),
     )
 

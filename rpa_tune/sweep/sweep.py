@@ -117,6 +117,7 @@ class Sweep:
           BudgetSpentError: The budget ran out; the studies not yet yielded can be resumed.
         """
         places = [p for p in line_up(studies, self.num_shards) if shard in (0, p.shard)]
+        self.oracle.tell("sweep_started", [studies[place.index] for place in places])
         decisions: dict[int, Decision | None] = {}
         ended: queue.SimpleQueue[tuple[int, StudyResult | BaseException]] = queue.SimpleQueue()
         threads: dict[int, threading.Thread] = {}

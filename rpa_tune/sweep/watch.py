@@ -1,5 +1,6 @@
 """What a sweep tells its surroundings while it runs. The default listens to nothing."""
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -25,6 +26,9 @@ class Watch:
         trace: TracebackType | None,
     ) -> None:
         """The sweep has ended."""
+
+    def sweep_started(self, studies: "Sequence[Study]") -> None:
+        """The studies of this run are known."""
 
     def study_started(self, study: "Study", space: Space) -> None:
         """A study begins; its space is known."""

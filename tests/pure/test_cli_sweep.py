@@ -199,3 +199,58 @@ def test_bad_plans_exit_with_2_and_the_line(folder):
         "error: unknown chip 'v66'\n  in plan.yaml:1\n"
         "hint: did you mean v6e? known: v4, v5e, v5p, v6e, v7x\n"
     )
+
+
+TWO_CHIPS = PLAN.replace("chip: v6e", "chip: [v6e, v5e, v7x]")
+
+
+def test_shards_and_a_last_run_write_the_tables(folder, evaluators):
+    (folder / "plan.yaml").write_text(TWO_CHIPS)
+    for shard in ("1/2", "2/2"):
+        result = sweep("--shard", shard)
+        assert result.exit_code == 0, result.output
+        assert f"Shard {shard} is done" in result.stdout
+        assert not (folder / "tuned_tables").exists()
+    asked = len(evaluators[Fidelity.SIMULATED].asked)
+    assert asked == 3 * 6
+    assert sweep().exit_code == 0
+    assert len(evaluators[Fidelity.SIMULATED].asked) == asked  # the last run asks nothing
+    assert len(list(load_tables([folder / "tuned_tables"]))) == 3
+    assert sorted(p.name for p in (folder / ".rpa-tune").glob("*.jsonl")) == [
+        "plan.1-of-2.jsonl", "plan.2-of-2.jsonl", "plan.jsonl",
+    ]  # fmt: skip
+    assert "does not belong" in str(sweep("--shard", "1/3").exception)
+
+
+def test_the_last_run_finishes_what_a_dead_shard_left(folder, evaluators):
+    (folder / "plan.yaml").write_text(TWO_CHIPS)
+    calm = sweep("--shard", "1/2", "--store", "calm.jsonl").exit_code
+    calm += sweep("--shard", "2/2", "--store", "calm.jsonl").exit_code
+    calm += sweep("--store", "calm.jsonl", "--tables", "calm").exit_code
+    assert calm == 0
+    sweep("--shard", "1/2")
+    with journal.Journal(folder / ".rpa-tune" / "plan.2-of-2.jsonl"):
+        busy = sweep()
+    assert "shard 2/2 is still being written" in str(busy.exception)
+    assert sweep().exit_code == 0
+    tables = [list(load_tables([folder / name])) for name in ("calm", "tuned_tables")]
+    assert [(r.key, r.configs) for r in tables[0]] == [(r.key, r.configs) for r in tables[1]]
+
+
+def test_events_for_machines_are_json_lines_with_stable_names(folder, evaluators):
+    result = sweep("--json")
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    assert events[0]["schema"] == "rpa-events/1"
+    assert {event["event"] for event in events} == {
+        "sweep_started", "study_started", "wave_started", "answered", "study_finished",
+    }  # fmt: skip
+    last = [event for event in events if event["event"] == "answered"][-1]
+    assert set(last) == {
+        "event", "elapsed_s", "study", "fidelity", "status", "detail", "config", "time_us",
+        "best_us", "heuristic_us", "studies_finished", "num_studies", "evaluations",
+        "evaluations_left", "rate_per_s", "left_s",
+    }  # fmt: skip
+    assert events[-1]["evaluations_left"] == 0
+    assert events[-1]["studies_finished"] == events[-1]["num_studies"] == 1
+    documented = (TESTS.parent / "docs" / "events.md").read_text()
+    assert all(f"`{name}`" in documented for event in events for name in event)
