@@ -25,8 +25,10 @@ VERSION = "0.32.0"  # of tpu-inference
 # Stands where our families have a digest of their sources. Raise the number behind the slash when
 # an adapter changes what is compiled.
 KERNEL_DIGEST = f"tpu-inference-{VERSION}/1"
-# Source: `get_default_block_sizes` and `get_tpu_version` of the wheel: no version 4.
-CHIPS = ("v5e", "v5p", "v6e", "v7x")
+# The chips that the public kernels take, and what `get_device_name` of the wheel calls them.
+# Source: tpu-inference 0.32.0, `get_default_block_sizes` (no version 4) and utils.py; v5p announces
+# itself as `TPU v5`.
+DEVICE_NAMES = {"v5e": "TPU v5e", "v5p": "TPU v5", "v6e": "TPU v6e", "v7x": "TPU v7"}
 WHEELS = "wheels"  # folder of the compile cache that keeps the unpacked wheel
 _STACKED_BUFFERS = 2  # Source: NUM_BUFFERS in stacked_rpa/{decode,prefill}/block_sizes.py
 
@@ -190,13 +192,14 @@ def _refusal(limit: str, hint: str) -> Infeasible:
 
 def _check_call(problem: Problem, target: Target, *, is_hd64: bool = False) -> Infeasible | None:
     """What no block sizes can mend. Source: the functions' own input checks."""
-    if target.chip not in CHIPS:
-        return _refusal("chip", f"the public kernels know {', '.join(CHIPS)}")
+    if target.chip not in DEVICE_NAMES:
+        return _refusal("chip", f"the public kernels know {', '.join(DEVICE_NAMES)}")
     if problem.fuses_kv != is_hd64:
         return _refusal("head_dim", "public-hd64 takes head_dim 64, the others do not")
     if problem.has_sinks and not is_hd64:
         return _refusal("sinks", "only public-hd64 takes attention sinks")
-    if not problem.causal or not problem.update_kv_cache or problem.out_dtype is not None:
+    has_default_output = problem.out_dtype in (None, problem.q_dtype)
+    if not problem.causal or not problem.update_kv_cache or not has_default_output:
         hint = "public kernels are tuned with a causal mask, a cache update and the default output"
         return _refusal("features", hint)
     return None

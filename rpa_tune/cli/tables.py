@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from rpa_kernels import FAMILIES
 from rpa_tune.cli.main import print_json
 from rpa_tune.errors import TableError
+from rpa_tune.families import ALL_FAMILIES
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.interop.export import FORMS, OURS, exporters
 from rpa_tune.provenance import kernel_digest
 from rpa_tune.tables.changes import diff_tables
 from rpa_tune.tables.lint import lint_folder
@@ -23,7 +24,7 @@ _FOLDER = click.Path(path_type=Path)
 
 @click.group()
 def tables() -> None:
-    """Shows, checks, compares and merges tuned tables.
+    """Shows, checks, compares, merges and exports tuned tables.
 
     Example: rpa-tune tables show --chip v6e
     """
@@ -32,7 +33,7 @@ def tables() -> None:
 @tables.command()
 @click.argument("folder", required=False, type=_FOLDER)
 @click.option("--chip", help="Only this chip.")
-@click.option("--family", type=click.Choice(FAMILIES), help="Only this family.")
+@click.option("--family", type=click.Choice(ALL_FAMILIES), help="Only this family.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def show(folder: Path | None, chip: str | None, family: str | None, as_json: bool) -> None:
     """Prints the rows of FOLDER, or of the tables this installation ships.
@@ -67,7 +68,7 @@ def lint(folder: Path | None, as_json: bool) -> None:
     Example: rpa-tune tables lint tuned_tables
     """
     folder = _existing(folder or shipped_folder())
-    findings = lint_folder(folder, {name: kernel_digest(name) for name in FAMILIES})
+    findings = lint_folder(folder, {name: kernel_digest(name) for name in ALL_FAMILIES})
     num_files = len(list(folder.glob("*/*.jsonl")))
     if as_json:
         print_json({"files": num_files, "findings": [asdict(finding) for finding in findings]})
@@ -99,6 +100,38 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
         click.echo(f"{len(changes)} rows differ")
     if changes:
         raise click.exceptions.Exit(1)
+
+
+@tables.command()
+@click.argument("folder", required=False, type=_FOLDER)
+@click.option("--format", "form", required=True, type=click.Choice(FORMS), help="Who reads it.")
+@click.option("--chip", help="Only this chip.")
+@click.option("--output", type=click.Path(path_type=Path), help="File instead of stdout.")
+def export(folder: Path | None, form: str, chip: str | None, output: Path | None) -> None:
+    """Prints the rows of public kernels in the form that a serving engine reads.
+
+    Rows that the form cannot say are named on stderr with the reason.
+
+    Exit codes: 0 every row of a public kernel was exported; 2 usage; 3 some were left out, there
+    were none, or a table does not parse.
+
+    Example: rpa-tune tables export tuned_tables --format tpu-inference --chip v6e
+    """
+    name = load_chip(chip).name if chip else None
+    found = exporters()[form](load_tables([_existing(folder or shipped_folder())], chip=name))
+    if output is None:
+        click.echo(found.text, nl=False)
+    else:
+        output.write_text(found.text, encoding="utf-8")
+    ours = [left for left in found.left_out if left.why == OURS]
+    public = [left for left in found.left_out if left.why != OURS]
+    for left in public:
+        click.echo(f"left out: {_key_text(left.row)}: {left.why}", err=True)
+    if ours:
+        click.echo(f"left out: {len(ours)} {OURS}", err=True)
+    click.echo(f"{len(found.exported)} rows exported, {len(found.left_out)} left out", err=True)
+    if public or not found.exported:
+        raise click.exceptions.Exit(EXIT_FINDINGS)
 
 
 @tables.command()

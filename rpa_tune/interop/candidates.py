@@ -22,11 +22,7 @@ from rpa_tune.compile.lower import Call, compile_call
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import tpu_inference, wheel
-from rpa_tune.public_kernels import PUBLIC_FAMILIES, PublicFamily
-
-# What `get_device_name` of the wheel makes of a chip's device kind.
-# Source: tpu-inference 0.32.0, utils.py; v5p announces itself as `TPU v5`.
-DEVICE_NAMES = {"v5e": "TPU v5e", "v5p": "TPU v5", "v6e": "TPU v6e", "v7x": "TPU v7"}
+from rpa_tune.public_kernels import DEVICE_NAMES, PUBLIC_FAMILIES, PublicFamily
 
 _IDLE_BKV_TOKENS, _IDLE_BQ_TOKENS = 256, 16  # blocks of the case that is not tuned: small
 

@@ -3,14 +3,14 @@
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
 from rpa_tune.errors import RpaTuneError, UsageError
-from rpa_tune.families import load_family, slots
+from rpa_tune.families import load_family, public_family, slots
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models import load_model, problem_for
 from rpa_tune.space.space import Space, build_space
@@ -88,10 +88,15 @@ def build_studies(plan: SweepPlan) -> list[Study]:
                             chip=chip,
                             workload=batches,
                             overrides=plan.overrides.get(family, {}),
-                            search=plan.search,
+                            search=_search(plan, family),
                         )
                     )
     return studies
+
+
+def _search(plan: SweepPlan, family: str) -> Search:
+    """Engines that call a public kernel have one config a problem, and no rule to pick by."""
+    return replace(plan.search, configs=1) if public_family(family) else plan.search
 
 
 def _problems(

@@ -1,0 +1,115 @@
+"""Rows as entries of the tables that tpu-inference 0.32.0 looks up. No jax.
+
+| kernel | table | read in 0.32.0 |
+|---|---|---|
+| hd64 | `v3/tuned_block_sizes_hd64.py: TUNED_BLOCK_SIZES` | yes |
+| batched | `batched_rpa/tuned_params.py: tuned_params_mapping` | yes; ships empty |
+| v3 | `v3/tuned_block_sizes.py: TUNED_BLOCK_SIZES` | **no**: nothing imports it |
+| stacked | none | |
+
+So v3 rows go through keyword arguments or environment variables.
+"""
+
+from collections.abc import Iterable
+
+from rpa_kernels import layout
+from rpa_tune.interop.export import Export, case_of, comment, sort_out
+from rpa_tune.public_kernels import DEVICE_NAMES, PUBLIC_FAMILIES, VERSION
+from rpa_tune.tables.key import TuningKey
+from rpa_tune.tables.row import TableRow
+
+_KERNELS = "tpu_inference.kernels"
+_HD64 = f"{_KERNELS}.ragged_paged_attention.v3.tuned_block_sizes_hd64"
+_BATCHED = f"{_KERNELS}.experimental.batched_rpa.tuned_params"
+_NO_TABLE = f"tpu-inference {VERSION} reads no table for it; use --format kwargs or env"
+
+
+def export_tables(rows: Iterable[TableRow]) -> Export:
+    """A Python module that adds the rows to the tables when it is imported."""
+    export = sort_out(rows, ("hd64", "batched"), _NO_TABLE)
+    lines: dict[str, list[str]] = {"hd64": [], "batched": []}
+    kept, seen = [], set()
+    for row in export.exported:
+        kernel = PUBLIC_FAMILIES[row.key.family].kernel
+        entry = hd64_entry(row) if kernel == "hd64" else batched_entry(row)
+        place = entry.split(" = ")[0]
+        if row.key.has_scales and kernel == "batched":
+            why = "the public key holds the values of the scales, the row only that there are some"
+            export.leave_out(row, why)
+        elif place in seen:
+            export.leave_out(row, "its key in the public table is that of a row before it")
+        else:
+            seen.add(place)
+            kept.append(row)
+            lines[kernel] += [comment(row), entry]
+    export.exported = kept
+    export.text = _module(lines)
+    return export
+
+
+def hd64_entry(row: TableRow) -> str:
+    """`TABLE[device][page][dtypes][heads][extra] = (pages, queries)`, levels made where missing."""
+    key, config = row.key, row.configs[0]
+    *levels, last = hd64_key(key)
+    path = "".join(f".setdefault({level!r}, {{}})" for level in levels)
+    value = (config["bkv_sz"] // key.page_size, config["bq_sz"])
+    return f"TUNED_BLOCK_SIZES{path}[{last!r}] = {value}"
+
+
+def hd64_key(key: TuningKey) -> tuple[str, int, str, str, str]:
+    """The look-up key of the hd64 table. Source: `get_lookup_keys` in tuned_block_sizes_hd64.py."""
+    queries_per_kv = layout.align(key.num_q_heads // key.num_kv_heads, layout.packing(key.q_dtype))
+    q_heads = layout.next_power_of_2(queries_per_kv * key.num_kv_heads)
+    kv_heads = layout.next_power_of_2(layout.align(key.num_kv_heads, layout.packing(key.kv_dtype)))
+    return (
+        DEVICE_NAMES[key.chip],
+        layout.next_power_of_2(key.page_size),
+        f"q_{key.q_dtype}_kv_{key.kv_dtype}",
+        f"q_head-{q_heads}_kv_head-{kv_heads}_head-{key.head_dim}",
+        f"max_model_len-{key.max_context_tokens}-sw-{key.sliding_window_tokens or None}",
+    )
+
+
+def batched_entry(row: TableRow) -> str:
+    """`tuned_params_mapping[TuningKey(...)] = TunableParams(...)`."""
+    key = row.key
+    pages_per_seq = key.max_context_tokens // key.page_size
+    fields = {
+        "case": "decode" if case_of(row) == "decode" else "prefill",
+        "num_q_heads": key.num_q_heads,
+        "num_kv_heads": key.num_kv_heads,
+        "head_dim": key.head_dim,
+        "num_seqs": key.max_num_seqs,
+        "page_size": key.page_size,
+        "total_q_tokens": key.max_num_tokens,
+        "num_page_indices": key.max_num_seqs * pages_per_seq,
+        "dtype_q": key.q_dtype,
+        "dtype_kv": key.kv_dtype,
+        "dtype_out": key.q_dtype,  # the function's default
+        "sliding_window": key.sliding_window_tokens or None,
+    }
+    sizes = ", ".join(f"{name}={value}" for name, value in row.configs[0].items())
+    names = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+    return f"tuned_params_mapping[TuningKey({names})] = TunableParams({sizes})"
+
+
+def _module(lines: dict[str, list[str]]) -> str:
+    """The text: a heading that says what is approximate, imports, entries."""
+    imports = {
+        "hd64": f"from {_HD64} import TUNED_BLOCK_SIZES",
+        "batched": f"from {_BATCHED} import TunableParams, TuningKey, tuned_params_mapping",
+    }
+    kernels = [kernel for kernel in ("batched", "hd64") if lines[kernel]]
+    text = [
+        f'"""Block sizes for tpu-inference {VERSION}, exported by rpa-tune.',
+        "",
+        "Import this module before the engine compiles. Sizes, contexts and windows of a row are",
+        "rounded up to powers of two. The table of the batched kernel is looked up with exact",
+        "shapes: an entry serves the call with just these.",
+        '"""',
+        "",
+        *(imports[kernel] for kernel in kernels),
+    ]
+    for kernel in kernels:
+        text += ["", *lines[kernel]]
+    return "\n".join(text) + "\n"

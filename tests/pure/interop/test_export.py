@@ -1,0 +1,114 @@
+"""Exports: what an engine's own look-up finds, and what is left out with the reason."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from table_rows import PROBLEM, make_row
+
+from rpa_tune.cli.tables import tables
+from rpa_tune.errors import UsageError
+from rpa_tune.interop.export import FORMS, OURS, export_env, export_kwargs, exporters
+from rpa_tune.interop.sglang_jax_tables import table_key
+from rpa_tune.interop.tpu_inference_tables import hd64_key
+from rpa_tune.tables.lint import lint_folder
+from rpa_tune.tables.reader import load_tables
+from rpa_tune.tables.row import Clause
+from rpa_tune.tables.writer import merge_into
+
+DECODE = {"bq_sz": 1, "bkv_sz": 256, "bq_csz": 1, "bkv_csz": 128}
+MIXED = {"bq_sz": 32, "bkv_sz": 256, "bq_csz": 16, "bkv_csz": 128}
+BATCHED = {"bq_sz": 1, "bq_c_sz": 1, "bkv_sz": 256, "batch_size": 4, "n_buffer": 3}
+HD64 = replace(PROBLEM, head_dim=64)
+
+
+def public_rows():
+    return [
+        make_row("public-v3-decode", configs=[DECODE]),
+        make_row("public-v3-mixed", configs=[MIXED]),
+        make_row("public-batched-decode", configs=[BATCHED]),
+        make_row("public-hd64", problem=HD64, configs=[{"bq_sz": 32, "bkv_sz": 128}]),
+    ]
+
+
+def test_keywords_of_both_cases_come_together():
+    calls = json.loads(export_kwargs(public_rows()).text)["calls"]
+    found = {call["kernel"]: call["kwargs"] for call in calls}
+    assert found["v3"] == {
+        "d_block_sizes": [1, 256, 1, 128],
+        "m_block_sizes": [32, 256, 16, 128],
+    }
+    assert found["batched"] == {"decode_block_sizes": BATCHED}
+    assert found["hd64"] == {"num_kv_pages_per_block": 8, "num_queries_per_block": 32}
+
+
+def test_variables_are_one_set_for_the_process():
+    rows = public_rows()[:2]
+    assert export_env(rows).text == (
+        "export RPA_V3_DECODE_BLOCK_SIZES=1,256,1,128\n"
+        "export RPA_V3_MIXED_BLOCK_SIZES=32,256,16,128\n"
+    )
+    wider = replace(PROBLEM, max_num_seqs=16)
+    other = make_row("public-v3-decode", problem=wider, configs=[{**DECODE, "bkv_sz": 128}])
+    with pytest.raises(UsageError, match=r"max_num_seqs \(8, 16\)"):
+        export_env([*rows, other])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_our_own_rows_and_rules_are_never_dropped_in_silence(form):
+    ours = make_row("decode")
+    rule = (Clause(feature="num_seqs", at_most=4, use=1), Clause(use=0))
+    ruled = make_row("public-v3-decode", configs=[DECODE, {**DECODE, "bkv_sz": 128}], rule=rule)
+    found = exporters()[form]([ours, ruled])
+    assert not found.exported
+    reasons = [left.why for left in found.left_out]
+    assert OURS in reasons
+    assert len(reasons) == 2
+
+
+def test_v3_has_no_table_in_tpu_inference_and_the_export_says_so():
+    found = exporters()["tpu-inference"](public_rows())
+    assert {row.key.family for row in found.exported} == {"public-batched-decode", "public-hd64"}
+    assert all("reads no table" in left.why for left in found.left_out)
+
+
+def test_sglang_key_of_decode_has_one_token_a_sequence():
+    decode, mixed = public_rows()[:2]
+    assert table_key(decode) == ("d", None, "bfloat16", "bfloat16", 8, 2, 128, 16, 8)
+    assert table_key(mixed) == ("m", None, "bfloat16", "bfloat16", 8, 2, 128, 16, 32)
+    longer = make_row(
+        "public-v3-decode", problem=replace(PROBLEM, pages_per_seq=64), configs=[DECODE]
+    )
+    found = exporters()["sglang-jax"]([decode, longer])
+    assert [left.row for left in found.left_out] == [longer]
+    namespace = {"TUNED_BLOCK_SIZES_V3": {}}
+    exec(found.text.split("TUNED_BLOCK_SIZES_V3\n", 1)[1], namespace)
+    assert namespace["TUNED_BLOCK_SIZES_V3"] == {"TPU v6e": {table_key(decode): (1, 256, 1, 128)}}
+
+
+def test_hd64_key():
+    row = public_rows()[3]
+    assert hd64_key(row.key) == (
+        "TPU v6e", 16, "q_bfloat16_kv_bfloat16", "q_head-8_kv_head-2_head-64",
+        "max_model_len-256-sw-None",
+    )  # fmt: skip
+
+
+def test_command_writes_data_to_stdout_and_reasons_to_stderr(tmp_path):
+    merge_into(tmp_path, [*public_rows(), make_row("decode")])
+    result = CliRunner().invoke(tables, ["export", str(tmp_path), "--format", "kwargs"])
+    assert result.exit_code == 0, result.output
+    assert len(json.loads(result.stdout)["calls"]) == 3
+    assert f"1 {OURS}" in result.stderr
+    result = CliRunner().invoke(tables, ["export", str(tmp_path), "--format", "tpu-inference"])
+    assert result.exit_code == 3
+    assert "reads no table" in result.stderr
+
+
+def test_rows_of_public_kernels_pass_lint_and_stale_ones_do_not(tmp_path):
+    merge_into(tmp_path, public_rows())
+    digests = {row.key.family: row.evidence.kernel_digest for row in load_tables([tmp_path])}
+    assert [f for f in lint_folder(tmp_path, digests) if f.rule != "evidence"] == []
+    other = dict.fromkeys(digests, "tpu-inference-9.9.9/1")
+    assert {f.rule for f in lint_folder(tmp_path, other)} >= {"stale"}
