@@ -1,0 +1,74 @@
+"""The engine's own look-up, out of the real wheel, finds what was exported."""
+
+import importlib
+import os
+import sys
+from dataclasses import replace
+
+import pytest
+from table_rows import PROBLEM, make_row
+
+from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.errors import UsageError
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.interop import candidates, tpu_inference, wheel
+from rpa_tune.interop.tpu_inference_tables import export_tables
+from rpa_tune.public_kernels import PUBLIC_FAMILIES, WHEELS
+
+pytestmark = pytest.mark.aot
+HD64 = replace(PROBLEM, head_dim=64)
+BATCHED = {"bq_sz": 1, "bq_c_sz": 1, "bkv_sz": 256, "batch_size": 4, "n_buffer": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def root():
+    try:
+        return wheel.use_wheel(default_cache_dir() / WHEELS)
+    except UsageError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no tpu-inference wheel: {error}")
+
+
+def chosen(name, problem):
+    return candidates.default_config(PUBLIC_FAMILIES[name], problem, load_chip("v6e").target)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC_FAMILIES))
+def test_the_functions_own_choice_is_a_config(name):
+    family = PUBLIC_FAMILIES[name]
+    config = chosen(name, HD64 if family.kernel == "hd64" else PROBLEM)
+    assert isinstance(config, family.config_type)
+
+
+def test_exported_rows_are_what_the_wheel_then_chooses(tmp_path, monkeypatch):
+    rows = [
+        make_row("public-batched-decode", configs=[BATCHED]),
+        make_row("public-hd64", problem=HD64, configs=[{"bq_sz": 8, "bkv_sz": 48}]),
+    ]
+    before = [chosen("public-batched-decode", PROBLEM), chosen("public-hd64", HD64)]
+    (tmp_path / "exported_blocks.py").write_text(export_tables(rows).text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for kernel in ("batched", "hd64"):
+        package = tpu_inference.MODULES[kernel].rsplit(".", 1)[0]
+        table = "tuned_params" if kernel == "batched" else "tuned_block_sizes_hd64"
+        wheel.load_module(wheel.current_root(), f"{package}.{table}")
+    importlib.import_module("exported_blocks")
+    after = [chosen("public-batched-decode", PROBLEM), chosen("public-hd64", HD64)]
+    sys.modules.pop("exported_blocks")
+    for row, old, new in zip(rows, before, after, strict=True):
+        assert PUBLIC_FAMILIES[row.key.family].config_to_dict(new) == row.configs[0]
+        assert new != old
+
+
+def test_the_batched_kernel_is_told_a_share_of_smem():
+    from jax.experimental.pallas import tpu as pltpu
+
+    chip = load_chip("v6e")
+    told = {}
+    for kernel in ("v3", "batched", "stacked"):
+        module = wheel.load_module(wheel.current_root(), tpu_inference.MODULES[kernel])
+        with tpu_inference.pretend(chip, module):
+            told[kernel] = pltpu.get_tpu_info().smem_capacity_bytes
+    assert told["batched"] == told["v3"] * 0.5
+    assert told["stacked"] == told["v3"] * 0.75

@@ -1,0 +1,38 @@
+"""A public schedule that drops work is no answer."""
+
+from dataclasses import dataclass
+
+from table_rows import PROBLEM
+
+from rpa_kernels.batch import Batch
+from rpa_tune.candidate import Candidate
+from rpa_tune.evaluate.simulate_task import find_mismatch
+from rpa_tune.public_kernels import PUBLIC_FAMILIES, least_cached_bytes
+
+BATCH = Batch(q_lens=(1, 1, 5), kv_lens=(101, 51, 25), num_decode=2)
+TOKEN_BYTES = 2 * 2 * 128 * 2  # K and V, 2 heads of 128, bfloat16
+
+
+@dataclass
+class Line:
+    read_bytes: int
+
+
+def candidate(name):
+    family = PUBLIC_FAMILIES[name]
+    values = dict.fromkeys(family.config_type.__dataclass_fields__, 1)
+    config = family.config_type(**values)
+    return Candidate(family=name, problem=PROBLEM, config=config, chip="v6e", workload="")
+
+
+def test_least_bytes_are_those_of_the_sequences_that_the_call_serves():
+    assert least_cached_bytes(PROBLEM, BATCH, ("decode",)) == 150 * TOKEN_BYTES
+    assert least_cached_bytes(PROBLEM, BATCH, ("prefill", "mixed")) == 20 * TOKEN_BYTES
+
+
+def test_a_schedule_that_reads_too_little_is_not_understood():
+    decode = candidate("public-batched-decode")
+    enough, short = Line(150 * TOKEN_BYTES), Line(150 * TOKEN_BYTES - 1)
+    assert find_mismatch(decode, (BATCH,), (enough,)) == ""
+    assert "schedule is too short" in find_mismatch(decode, (BATCH, BATCH), (enough, short))
+    assert find_mismatch(candidate("public-batched-mixed"), (BATCH,), (short,)) == ""
