@@ -1,0 +1,141 @@
+"""The stand-in in the real attention layer of tpu-inference 0.32.0, under jax's tracing.
+
+The layer's module is loaded out of the wheel. What it imports of vllm and of kernels that are not
+ours is replaced by empty stand-ins; the function under test, its look-up of the kernel and its
+`shard_map` are the wheel's own.
+"""
+
+import logging
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from table_rows import PROBLEM
+
+from rpa_tune.dispatch.dispatcher import load_dispatcher
+from rpa_tune.errors import UsageError
+from rpa_tune.interop import intercept, tpu_inference, wheel
+from rpa_tune.public_kernels import WHEELS
+
+pytestmark = pytest.mark.aot
+COMMON = "tpu_inference.layers.common"
+STUBS = {
+    f"{COMMON}.attention_backend": ("AttentionBackend", "RPAAttentionBackend"),
+    f"{COMMON}.cp_attention": ("dcp_forward", "pcp_forward"),
+    f"{COMMON}.attention_metadata": ("AttentionMetadata", "SharedAttentionMetadata"),
+    "tpu_inference.kernels.flash_attention.kernel": (
+        "encoder_only_flash_attention", "flash_attention",
+    ),
+    "tpu_inference.kernels.mla.v2.kernel": ("mla_ragged_paged_attention",),
+    "tpu_inference.kernels.mla.v2.tuned_params": ("TuningKey", "get_tuned_params"),
+}  # fmt: skip
+
+
+class Logger(logging.Logger):
+    def info_once(self, *_):
+        pass
+
+
+class Axes:
+    ATTN_DATA = "data"
+    ATTN_HEAD = "model"
+
+
+@pytest.fixture
+def interface(monkeypatch):
+    """The wheel's `attention_interface`, freshly imported."""
+    from rpa_tune.cli.paths import default_cache_dir
+
+    try:
+        root = wheel.use_wheel(default_cache_dir() / WHEELS)
+    except UsageError as error:
+        pytest.skip(f"no tpu-inference wheel: {error}")
+    modules = {name: dict.fromkeys(members, type(name, (), {})) for name, members in STUBS.items()}
+    modules["tpu_inference.logger"] = {"init_logger": Logger}
+    modules[f"{COMMON}.sharding"] = {"ShardingAxisName": Axes}
+    modules["tpu_inference.utils"] = {
+        "get_megacore": lambda: False, "get_mesh_shape_product": lambda mesh, axis: 1,
+        "get_device_name": None,
+    }  # fmt: skip
+    for name, members in modules.items():
+        module = types.ModuleType(name)
+        module.__dict__.update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    for kernel in ("v3", "hd64"):
+        wheel.load_module(root, tpu_inference.MODULES[kernel])
+    monkeypatch.delitem(sys.modules, intercept.INTERFACE, raising=False)
+    yield wheel.load_module(root, intercept.INTERFACE)
+    sys.modules.pop(intercept.INTERFACE, None)
+
+
+def trace(interface):
+    """What a warm-up of the engine does: traces its attention layer."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    p = PROBLEM
+    new = jnp.zeros((p.max_num_tokens, p.num_kv_heads, p.head_dim), jnp.bfloat16)
+    arrays = (
+        jnp.zeros((p.max_num_tokens, p.num_q_heads, p.head_dim), jnp.bfloat16), new, new,
+        jnp.zeros(p.kv_cache_shape, jnp.bfloat16), jnp.zeros(p.max_num_seqs, jnp.int32),
+        jnp.zeros(p.max_num_seqs * p.pages_per_seq, jnp.int32),
+        jnp.zeros(p.max_num_seqs + 1, jnp.int32), jnp.zeros(3, jnp.int32),
+    )  # fmt: skip
+
+    def layer(*arrays):
+        return interface.sharded_ragged_paged_attention(
+            mesh, *arrays, attention_sink=None, sm_scale=0.1
+        )
+
+    return jax.eval_shape(layer, *arrays)
+
+
+def test_the_engines_layer_calls_the_stand_in(interface):
+    original = interface.ragged_paged_attention
+    stand_in = intercept.install(load_dispatcher(chip="v6e"))
+    try:
+        assert f"{intercept.INTERFACE}.ragged_paged_attention" in stand_in.places
+        with stand_in.expect_calls():
+            out, cache = trace(interface)
+        assert stand_in.calls == 1
+        assert out.shape == (PROBLEM.max_num_tokens, PROBLEM.num_q_heads, PROBLEM.head_dim)
+        assert cache.shape == PROBLEM.kv_cache_shape
+    finally:
+        stand_in.uninstall()
+    assert interface.ragged_paged_attention is original
+
+
+def test_a_name_bound_by_import_is_replaced_and_a_hidden_one_is_noticed(interface, monkeypatch):
+    engine = types.ModuleType("tpu_inference.models.jax.some_model")
+    engine.attention = interface.ragged_paged_attention  # from ... import ... as attention
+    engine.hidden = {"attention": interface.ragged_paged_attention}
+    monkeypatch.setitem(sys.modules, engine.__name__, engine)
+    stand_in = intercept.install(load_dispatcher(chip="v6e"))
+    try:
+        assert f"{engine.__name__}.attention" in stand_in.places
+        with (
+            pytest.raises(UsageError, match="has not called the stand-in"),
+            stand_in.expect_calls(),
+        ):
+            assert engine.hidden["attention"] is not engine.attention
+    finally:
+        stand_in.uninstall()
+
+
+def test_a_drifted_signature_is_named(interface, monkeypatch):
+    module = sys.modules[tpu_inference.MODULES["v3"]]
+
+    def drifted(queries, keys, values, kv_cache, kv_lens, page_indices, cu_q_lens, distribution,
+                *, speculative_tree=None):  # fmt: skip
+        del speculative_tree
+
+    monkeypatch.setattr(module, "ragged_paged_attention", drifted)
+    with pytest.raises(UsageError, match=r"unknown parameters \['speculative_tree'\]"):
+        intercept.install(load_dispatcher(chip="v6e"))
+    monkeypatch.setattr(module, "ragged_paged_attention", lambda q, k: None)
+    with pytest.raises(UsageError, match=r"arrays are \['q', 'k'\]"):
+        intercept.install(load_dispatcher(chip="v6e"))
+    monkeypatch.delattr(module, "ragged_paged_attention")
+    with pytest.raises(UsageError, match="is gone"):
+        intercept.install(load_dispatcher(chip="v6e"))
