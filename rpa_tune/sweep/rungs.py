@@ -1,13 +1,26 @@
-"""The ladder: which candidates climb to the next fidelity, and why the others stop."""
+"""The ladder: which candidates climb to the next fidelity, and why the others stop.
 
-import math
+Analytical answers cost microseconds and every config gets one; they close what cannot win. The
+search chooses `Search.simulate` of the rest to be simulated, and the best `Search.measure` of those
+are measured where there is a TPU. Whoever is left behind has a `Stop` with the reason.
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rpa_tune.candidate import Candidate, Evaluation, Status
+from rpa_tune.families import load_family
+from rpa_tune.objective import yardstick
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import is_larger_everywhere
+from rpa_tune.sweep.sampler import Search
+
+# Reasons beside the statuses of evaluations that gave no time.
+BOUNDED = "bounded"  # its lower bound is above the best time found
+DOMINATED = "dominated"  # larger on every axis than one that ran out of memory
+HALVED = "halved"  # has a time, and others have better ones
+NOT_CHOSEN = "not chosen"  # the search spent its evaluations elsewhere
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +29,7 @@ class Stop:
 
     Attributes:
       candidate: Which.
-      reason: Short name, for counting: a status, `bounded`, `dominated` or `not chosen`.
+      reason: Short name, for counting: a status, or one of the reasons of this module.
       detail: One line.
     """
 
@@ -38,7 +51,9 @@ def not_asked(
     pool: Sequence[Candidate],
     answers: Sequence[Evaluation],
     skipped: Sequence[Stop],
-    bounds: Mapping[Any, float],
+    below: Mapping[Any, Evaluation],
+    *,
+    objective: str,
 ) -> list[Stop]:
     """Stops for the candidates of a pool that the search passed over.
 
@@ -46,39 +61,78 @@ def not_asked(
       pool: What could have been asked for.
       answers: What was.
       skipped: What was about to be, and has its stop already.
-      bounds: Config -> lower bound of its time from the rung below.
+      below: Config -> its answer on the rung below, a lower bound.
+      objective: What the losses are.
     """
     seen = {answer.candidate.config for answer in answers}
     seen |= {stop.candidate.config for stop in skipped}
-    best_us = min((a.time_us for a in answers if a.time_us is not None), default=math.inf)
+    measure = yardstick(answers, objective)
+    best = min((measure.loss(answer) for answer in answers if answer.ok), default=None)
     stops = []
     for candidate in pool:
-        bound_us = bounds.get(candidate.config, 0.0)
         if candidate.config in seen:
             continue
-        if bound_us >= best_us:
-            detail = f"takes at least {bound_us:.1f} us, and {best_us:.1f} us was found"
-            stops.append(Stop(candidate=candidate, reason="bounded", detail=detail))
+        bound = below.get(candidate.config)
+        least = measure.loss(bound) if bound is not None and best is not None else None
+        if best is not None and least is not None and least >= best:
+            detail = f"at least {measure.show(least)}, and {measure.show(best)} was found"
+            stops.append(Stop(candidate=candidate, reason=BOUNDED, detail=detail))
         else:
             detail = f"the search spent its {len(answers)} evaluations elsewhere"
-            stops.append(Stop(candidate=candidate, reason="not chosen", detail=detail))
+            stops.append(Stop(candidate=candidate, reason=NOT_CHOSEN, detail=detail))
     return stops
+
+
+def climb(
+    answers: Sequence[Evaluation], search: Search, *, always: Sequence[Any]
+) -> tuple[list[Candidate], list[Stop]]:
+    """The best of the simulated, to be measured, and stops for the others that have a time.
+
+    Args:
+      answers: Of the rung; those without a time have their stops elsewhere.
+      search: How many climb, and by which objective.
+      always: Configs that climb whatever their loss: the heuristic must be compared at every
+        fidelity with what is to replace it.
+
+    Returns:
+      (candidates from the least loss upwards, stops)
+    """
+    measure = yardstick(answers, search.objective)
+    ranked = sorted((answer for answer in answers if answer.ok), key=measure.loss)
+    climbing, stops = [], []
+    for rank, answer in enumerate(ranked, start=1):
+        if rank <= search.measure or answer.candidate.config in always:
+            climbing.append(answer.candidate)
+            continue
+        detail = f"{measure.show(measure.loss(answer))} is rank {rank} of {len(ranked)}"
+        detail = f"{detail}; the best {search.measure} climb on"
+        stops.append(Stop(candidate=answer.candidate, reason=HALVED, detail=detail))
+    return climbing, stops
 
 
 def dominated(
     candidate: Candidate, answers: Sequence[Evaluation], axes: Sequence[Axis]
 ) -> Stop | None:
-    """A stop for a candidate that is larger on every axis than one that ran out of memory.
+    """A stop for a candidate that needs no less memory than one that ran out of it.
+
+    Larger on every axis is not enough by itself: a kernel may split what grows. Its own account
+    must agree that it needs as much scratch.
 
     Args:
       candidate: Not evaluated yet.
       answers: Known so far, of the same study.
       axes: The study's axes.
     """
+    scratch_bytes = load_family(candidate.family).scratch_bytes
     for answer in answers:
+        other = answer.candidate
         if answer.status is not Status.OUT_OF_MEMORY:
             continue
-        if is_larger_everywhere(candidate.config, answer.candidate.config, axes):
-            detail = f"larger on every axis than {answer.candidate.config}: {answer.detail}"
-            return Stop(candidate=candidate, reason="dominated", detail=detail)
+        if not is_larger_everywhere(candidate.config, other.config, axes):
+            continue
+        need = scratch_bytes(candidate.problem, candidate.config)
+        have = scratch_bytes(other.problem, other.config)
+        if need >= have:
+            detail = f"larger on every axis than {other.config}: {answer.detail}"
+            return Stop(candidate=candidate, reason=DOMINATED, detail=detail)
     return None

@@ -97,7 +97,7 @@ def make_sampler(
     kind: str,
     space: Space,
     pool: Sequence[Any],
-    bounds: Mapping[Any, float],
+    below: Mapping[Any, Evaluation],
     *,
     num_seeds: int,
     search: Search,
@@ -108,7 +108,7 @@ def make_sampler(
       kind: `auto`, `exhaustive`, `kriging`, `tpe` or `random`.
       space: The axes of the configs.
       pool: What may be asked for; the heuristic and other seeds lead.
-      bounds: Config -> lower bound of its time.
+      below: Config -> its answer on the rung below, a lower bound; may lack some.
       num_seeds: How many of the pool are seeds.
       search: How many to ask for, how many together, and the seed of random choices.
     """
@@ -124,7 +124,7 @@ def make_sampler(
     if kind == "kriging":
         from rpa_tune.sweep.sampler_kriging import KrigingSampler
 
-        return KrigingSampler(space, pool, bounds, num_seeds=num_seeds, search=search)
+        return KrigingSampler(space, pool, below, num_seeds=num_seeds, search=search)
     from rpa_tune.sweep.sampler_optuna import TpeSampler
 
     return TpeSampler(space, pool, num_seeds=num_seeds, search=search)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rpa_tune.candidate import Evaluation
+from rpa_tune.objective import yardstick
 from rpa_tune.space.space import Space
 from rpa_tune.sweep.sampler import AbstractSampler, Search
 
@@ -36,7 +37,7 @@ class KrigingSampler(AbstractSampler):
         self,
         space: Space,
         pool: Sequence[Any],
-        bounds: Mapping[Any, float],
+        below: Mapping[Any, Evaluation],
         *,
         num_seeds: int,
         search: Search,
@@ -44,8 +45,9 @@ class KrigingSampler(AbstractSampler):
         """Places the pool; see `sampler.make_sampler`. Configs may lack a bound."""
         self._pool = list(pool)
         self._index = {config: i for i, config in enumerate(self._pool)}
-        known = [us for us in bounds.values() if us > 0]
-        middle = float(np.median(known)) if known else 1.0
+        self._below = below
+        bounds = {config: answer.time_us for config, answer in below.items() if answer.time_us}
+        middle = float(np.median(list(bounds.values()))) if bounds else 1.0
         self._bounds = np.array([bounds.get(config, middle) for config in self._pool])
         log_bounds = np.log(self._bounds)
         spread = float(log_bounds.std()) or 1.0
@@ -55,8 +57,9 @@ class KrigingSampler(AbstractSampler):
         self._num_seeds = num_seeds
         self._wave = search.wave
         self._open = np.ones(len(self._pool), bool)
+        self._objective = search.objective
         self._asked: list[int] = []
-        self._log_us: dict[int, float] = {}
+        self._answers: list[Evaluation] = []
 
     def ask(self) -> list[Any]:
         """The next wave."""
@@ -67,13 +70,8 @@ class KrigingSampler(AbstractSampler):
         return [self._pool[i] for i in chosen]
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        """Learns times, and closes what they prove to be slower."""
-        for evaluation in evaluations:
-            i = self._index[evaluation.candidate.config]
-            self._log_us[i] = np.log(evaluation.time_us) if evaluation.time_us else np.nan
-        times = [value for value in self._log_us.values() if not np.isnan(value)]
-        if times:
-            self._open &= np.log(self._bounds) < min(times)
+        """Keeps the answers."""
+        self._answers += evaluations
 
     def _first_wave(self, size: int) -> list[int]:
         """The seeds, the least bound, then configs apart from those but not far from the first.
@@ -94,14 +92,38 @@ class KrigingSampler(AbstractSampler):
         self._open[chosen] = False
         return chosen
 
+    def _close_slower(self) -> None:
+        """Never asks for what is proven to be no better than the best answer."""
+        measure = yardstick(self._answers, self._objective)
+        best = min((measure.loss(answer) for answer in self._answers if answer.ok), default=None)
+        for config, bound in self._below.items() if best is not None else ():
+            if config in self._index and measure.loss(bound) >= best:
+                self._open[self._index[config]] = False
+
+    def _losses(self) -> dict[int, float]:
+        """Logarithms of what is to be least; one without a time is as bad as the worst.
+
+        Of all answers at once: an answer can change what another one is compared with.
+        """
+        measure = yardstick(self._answers, self._objective)
+        losses = {
+            self._index[answer.candidate.config]: float(np.log(measure.loss(answer)))
+            for answer in self._answers
+            if answer.ok
+        }
+        worst = max(losses.values(), default=np.nan)
+        # Keep away from what failed, but not at any price.
+        failed = [self._index[a.candidate.config] for a in self._answers if not a.ok]
+        return losses | dict.fromkeys(failed, worst)
+
     def _best_wave(self, size: int) -> list[int]:
         """Greatest expected gain, one by one, each taken to turn out as expected."""
-        asked = [i for i in self._asked if i in self._log_us]
-        times = np.array([self._log_us[i] for i in asked])
+        losses = self._losses()
+        asked = list(losses)
+        times = np.array(list(losses.values()))
         if not len(times) or np.isnan(times).all():
             return self._spread(size)
-        # A config without a time is as bad as the worst: keep away, but not at any price.
-        times = np.where(np.isnan(times), np.nanmax(times), times)
+        self._close_slower()
         mean, scale = float(times.mean()), float(times.std()) or 1.0
         known, values = list(asked), list((times - mean) / scale)
         kernel = _most_likely_kernel(self._points[known], np.array(values))
