@@ -7,6 +7,7 @@ share of it; its regret is how much slower its best answer is than the best of t
 times behind it are simulated; the regret is a property of the search alone.
 """
 
+import gzip
 import json
 import statistics
 from collections import namedtuple
@@ -56,13 +57,15 @@ class Truth:
 
 def load_truth(path: Path) -> Truth:
     """Reads what `record.py` wrote. Configs become named tuples: today's kernels play no part."""
-    data = json.loads(path.read_text())
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt") as file:
+        data = json.load(file)
     axes = tuple(Axis(name=name, values=tuple(v)) for name, v in data["axes"].items())
     config_type = namedtuple("Config", [axis.name for axis in axes])  # type: ignore[misc]
     rows = [(config_type(**row["config"]), row) for row in data["configs"]]
     times_us = {config: row["time_us"] for config, row in rows}
     return Truth(
-        name=path.name.removesuffix(".truth.json"),
+        name=path.name.removesuffix(".gz").removesuffix(".truth.json"),
         space=Space(family="recorded", axes=axes, configs=tuple(sorted(times_us))),
         times_us=times_us,
         bounds={config: row["bound_us"] for config, row in rows if row["bound_us"] is not None},
@@ -75,8 +78,9 @@ def answer(truth: Truth, config: Any) -> Any:
     """What samplers read of an evaluation: the config, whether it has a time, and the time."""
     time_us = truth.times_us[config]
     return SimpleNamespace(
-        candidate=SimpleNamespace(config=config), time_us=time_us, ok=time_us is not None
-    )
+        candidate=SimpleNamespace(config=config), time_us=time_us, ok=time_us is not None,
+        batch_us=(),
+    )  # fmt: skip
 
 
 def regret_pct(truth: Truth, searcher: str, *, num: int, seed: int) -> float:
@@ -87,11 +91,15 @@ def regret_pct(truth: Truth, searcher: str, *, num: int, seed: int) -> float:
         pool = [truth.heuristic, *(config for config in pool if config != truth.heuristic)]
     if kind == "exhaustive":
         pool = pool[:num]
+    below: Any = {
+        config: SimpleNamespace(time_us=us, batch_us=(), ok=True)
+        for config, us in truth.bounds.items()
+    }
     sampler = make_sampler(
         kind,
         truth.space,
         pool,
-        truth.bounds if searcher == "ladder" else {},
+        below if searcher == "ladder" else {},
         num_seeds=int(is_seeded),
         search=Search(simulate=num, wave=max(2, min(8, num // 3)), seed=seed),
     )
