@@ -9,8 +9,9 @@ import click
 from rpa_kernels import layout
 from rpa_kernels.problem import Problem
 from rpa_tune.cli.main import print_json
-from rpa_tune.dispatch.audit import Coverage, Entry, audit, engine_buckets
+from rpa_tune.dispatch.audit import Coverage, Entry, audit
 from rpa_tune.dispatch.dispatcher import load_dispatcher
+from rpa_tune.dispatch.engine import Engine
 from rpa_tune.errors import UsageError
 from rpa_tune.models import load_model
 
@@ -33,6 +34,8 @@ _FAIL_ON = {
               help="Most new tokens in one step.")  # fmt: skip
 @click.option("--max-model-len", default=8192, show_default=True, type=click.IntRange(1),
               help="Longest context, tokens.")  # fmt: skip
+@click.option("--bucket-seqs", is_flag=True,
+              help="The server pads to powers of two of sequences, too.")  # fmt: skip
 @click.option("--page-size", default=128, show_default=True, type=click.IntRange(1),
               help="Tokens in one KV cache page.")  # fmt: skip
 @click.option("--kv-dtype", default="bfloat16", show_default=True,
@@ -48,6 +51,7 @@ def audit_command(
     max_num_seqs: int,
     max_num_batched_tokens: int,
     max_model_len: int,
+    bucket_seqs: bool,
     page_size: int,
     kv_dtype: str,
     tables: Path | None,
@@ -67,28 +71,29 @@ def audit_command(
     windows = {"none": (False,), "all": (True,), "some": (False, True)}[share.windowed_layers]
     share = share.at_tp(tp)
     dispatcher = load_dispatcher(chip, tables)
+    engine = Engine(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
+                    bucket_seqs=bucket_seqs)  # fmt: skip
+    pages_per_seq = layout.cdiv(max_model_len, page_size)
     entries: list[tuple[int | None, Entry]] = []
     for windowed in windows:
         window = share.sliding_window_tokens if windowed else None
-        pages_per_seq = layout.cdiv(max_model_len, page_size)
         try:
             problem = Problem(
                 num_q_heads=share.num_q_heads,
                 num_kv_heads=share.num_kv_heads,
                 head_dim=share.head_dim,
                 page_size=page_size,
-                max_num_tokens=max_num_batched_tokens,
-                max_num_seqs=max_num_seqs,
-                pages_per_seq=pages_per_seq,
-                num_pages=pages_per_seq * max_num_seqs,
+                max_num_tokens=max_num_batched_tokens, max_num_seqs=max_num_seqs,
+                pages_per_seq=pages_per_seq, num_pages=pages_per_seq * max_num_seqs,
                 kv_dtype=kv_dtype,
                 sliding_window=window,
                 soft_cap=share.soft_cap,
                 has_sinks=share.has_sinks,
-            )
+            )  # fmt: skip
         except ValueError as error:
             raise UsageError(str(error), where="the server's options") from error
-        entries += [(window, entry) for entry in audit(dispatcher, engine_buckets(problem))]
+        problems = (bucket.problem for bucket in engine.buckets(problem))
+        entries += [(window, entry) for entry in audit(dispatcher, problems)]
     misses = [entry for _, entry in entries if entry.coverage in _FAIL_ON[fail_on]]
     if as_json:
         listed = [{"window": window, **asdict(entry)} for window, entry in entries]

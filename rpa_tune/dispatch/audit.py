@@ -2,19 +2,14 @@
 
 import enum
 import statistics
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from rpa_kernels import FAMILIES, layout
+from rpa_kernels import FAMILIES
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.select import Source, select
-
-# The least buckets an engine compiles.
-# Source: tpu-inference 0.32.0, runner/tpu_runner.py: MIN_NUM_SEQS, and 16 padded tokens.
-LEAST_SEQS = 8
-LEAST_TOKENS = 16
 
 
 class Coverage(enum.StrEnum):
@@ -50,24 +45,12 @@ class Entry:
     expected_loss_pct: float | None = None
 
 
-def engine_buckets(problem: Problem) -> Iterator[Problem]:
-    """The problems a server compiles: powers of two of tokens and sequences up to the maxima.
-
-    Args:
-      problem: With the engine's maxima.
-    """
-    for num_seqs in _powers_of_2(LEAST_SEQS, problem.max_num_seqs):
-        for num_tokens in _powers_of_2(LEAST_TOKENS, problem.max_num_tokens):
-            if num_tokens >= num_seqs or num_tokens == problem.max_num_tokens:
-                yield replace(problem, max_num_tokens=num_tokens, max_num_seqs=num_seqs)
-
-
 def audit(dispatcher: Dispatcher, problems: Iterable[Problem]) -> list[Entry]:
     """Looks every bucket up, for every family.
 
     Args:
       dispatcher: Its tables and its way with misses are what is audited.
-      problems: Buckets, for example from `engine_buckets`.
+      problems: Shapes, for example of `Engine.buckets`.
     """
     return [_look_up(dispatcher, problem, family) for problem in problems for family in FAMILIES]
 
@@ -106,12 +89,3 @@ def _mean_gain_pct(dispatcher: Dispatcher, family: str) -> float | None:
         and row.evidence.speedup is not None
     ]
     return statistics.mean(gains) if gains else None
-
-
-def _powers_of_2(low: int, high: int) -> list[int]:
-    """Powers of two from `low`, and `high` as the last."""
-    values, value = [], layout.next_power_of_2(low)
-    while value < high:
-        values.append(value)
-        value *= 2
-    return [*values, high]

@@ -12,11 +12,13 @@ from rpa_kernels import FAMILIES
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
+from rpa_tune.dispatch.engine import Engine
 from rpa_tune.dispatch.plan import ORDER, Launch, LaunchPlan
 from rpa_tune.dispatch.runtime import ragged_paged_attention
 from rpa_tune.dispatch.select import Choice, OnMiss, Source, select
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip, chip_of_device_kind, load_chip
+from rpa_tune.tables.key import TuningKey, tuning_key
 from rpa_tune.tables.reader import Tables, load_tables, shipped_folder
 from rpa_tune.tables.step import Step
 
@@ -64,6 +66,7 @@ class Dispatcher:
         self.tables = tables
         self.on_miss: OnMiss = on_miss
         self._menus: dict[Problem, _Menu] = {}
+        self._logged: set[TuningKey] = set()
 
     def plan(self, problem: Problem, step: Step) -> LaunchPlan:
         """The kernels for one step; families without sequences are not launched.
@@ -92,8 +95,25 @@ class Dispatcher:
             picks[2] = row.pick(mixed) if row else 0
         return menu.plan(tuple(picks))
 
-    def plans(self, problem: Problem) -> list[LaunchPlan]:
-        """Every plan that some step of `problem` can get, for warm-up; fewest launches first."""
+    def plans(self, problem: Problem, engine: Engine | None = None) -> list[LaunchPlan]:
+        """Every plan that some step can get, for warm-up; fewest launches first.
+
+        Args:
+          problem: Static shapes of the call.
+          engine: Whose buckets to plan for, instead of this one problem: its shapes with every
+            mix of families that can land in them.
+        """
+        if engine is None:
+            return self._plans(problem)
+        return [
+            plan
+            for bucket in engine.buckets(problem)
+            for plan in self._plans(bucket.problem)
+            if bucket.can_meet(plan.families)
+            and (engine.uses_prefill or "prefill" not in plan.families)
+        ]
+
+    def _plans(self, problem: Problem) -> list[LaunchPlan]:
         menu = self._menus.get(problem) or self._menu(problem)
         options = [
             [_ABSENT, *range(len(menu.choices[family].configs))]
@@ -114,18 +134,23 @@ class Dispatcher:
         return ragged_paged_attention(*arrays, plan=plan, **options)
 
     def _menu(self, problem: Problem) -> _Menu:
-        """Selects for every family, and logs each choice once."""
+        """Selects for every family, and logs each key once."""
         choices: dict[str, Choice] = {}
         refusals = []
         for family in FAMILIES:
             choice = select(problem, self.chip.target, family, self.tables, on_miss=self.on_miss)
+            key = tuning_key(problem, self.chip.name, family)
+            is_new = key not in self._logged
+            self._logged.add(key)
             if isinstance(choice, Infeasible):
                 refusals.append(f"{family}: {choice}")
-                _log.warning("%s cannot serve this problem: %s", family, choice)
+                if is_new:
+                    _log.warning("%s cannot serve this problem: %s", family, choice)
                 continue
             choices[family] = choice
-            level = logging.INFO if choice.source is Source.EXACT else logging.WARNING
-            _log.log(level, "%s on %s: %s", family, self.chip.name, choice.why)
+            if is_new:
+                level = logging.INFO if choice.source is Source.EXACT else logging.WARNING
+                _log.log(level, "%s on %s: %s", family, self.chip.name, choice.why)
         if "mixed" not in choices:
             raise ValueError(
                 f"no kernel can serve this problem on {self.chip.name}: {'; '.join(refusals)}"

@@ -9,7 +9,6 @@ from table_rows import make_row
 from rpa_kernels.problem import Problem
 from rpa_tune.cli.main import cli
 from rpa_tune.dispatch import dispatcher
-from rpa_tune.dispatch.audit import engine_buckets
 from rpa_tune.errors import UsageError
 from rpa_tune.tables.writer import merge_into
 
@@ -34,13 +33,12 @@ def audit(*arguments):
     return CliRunner().invoke(cli, ["audit", *SERVER, *map(str, arguments)])
 
 
-def test_buckets_are_powers_of_two_up_to_the_maxima():
-    buckets = [(b.max_num_tokens, b.max_num_seqs) for b in engine_buckets(PROBLEM)]
-    assert buckets == [(16, 8), (32, 8), (64, 8)]
-    odd = Problem(**{**{n: getattr(PROBLEM, n) for n in PROBLEM.__dataclass_fields__},
-                     "max_num_tokens": 48, "max_num_seqs": 20})  # fmt: skip
-    assert {b.max_num_seqs for b in engine_buckets(odd)} == {8, 16, 20}
-    assert max(b.max_num_tokens for b in engine_buckets(odd)) == 48
+def test_sequences_are_padded_to_the_most_unless_the_server_buckets_them(folder):
+    server = [*SERVER[:4], "--max-num-seqs", "20", *SERVER[6:], "--tables", folder, "--json"]
+    for option, expected in ([], {20}), (["--bucket-seqs"], {8, 16, 20}):
+        result = CliRunner().invoke(cli, ["audit", *map(str, server), *option])
+        entries = json.loads(result.stdout)["entries"]
+        assert {entry["num_seqs"] for entry in entries} == expected
 
 
 def test_coverage_by_family(folder):

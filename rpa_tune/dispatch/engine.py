@@ -1,0 +1,102 @@
+"""Which calls a serving engine can make: the shapes it compiles for, and the steps behind each.
+
+An engine pads a step to the next of a few shapes (buckets). Which plans a bucket can meet follows
+from how many tokens and sequences land in it; the rest need no warm-up and no compile.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from rpa_kernels import layout
+from rpa_kernels.problem import Problem
+
+# Source: tpu-inference 0.32.0: MIN_NUM_SEQS of runner/tpu_runner.py, MIN_TOKEN_BUCKET of envs.py.
+LEAST_SEQS = 8
+LEAST_TOKENS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bucket:
+    """One shape of the call, and the steps that are padded to it.
+
+    Attributes:
+      problem: What is compiled.
+      above_tokens: Steps here have more tokens than this, and at most the problem's.
+      above_seqs: Steps here have more sequences than this, and at most the problem's.
+    """
+
+    problem: Problem
+    above_tokens: int
+    above_seqs: int
+
+    def can_meet(self, families: tuple[str, ...]) -> bool:
+        """Whether a step with sequences of exactly these families can land here.
+
+        A decode sequence has one token, any other at least one; of each family there is one.
+        """
+        most_tokens = self.problem.max_num_tokens
+        most_seqs = min(self.problem.max_num_seqs, most_tokens)
+        least_seqs = max(self.above_seqs + 1, len(families))
+        if not families or least_seqs > most_seqs:
+            return False
+        # Sequences that are all decode have as many tokens as there are sequences.
+        return families != ("decode",) or max(least_seqs, self.above_tokens + 1) <= most_seqs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """A serving engine's limits, under the names of its options.
+
+    Attributes:
+      max_num_seqs: Most sequences in one step.
+      max_num_batched_tokens: Most new tokens in one step.
+      bucket_seqs: Whether arrays are padded to the next power of two of sequences; else always to
+        the most. Source: tpu-inference 0.32.0, ATTN_BUCKETIZED_NUM_REQS, off by default.
+      uses_prefill: Whether sequences are ever put in the prefill slot of the distribution.
+        Source: tpu-inference 0.32.0, runner/tpu_runner.py puts none there.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    bucket_seqs: bool = False
+    uses_prefill: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses limits below 1.
+
+        Raises:
+          ValueError: Names the limit.
+        """
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    def buckets(self, problem: Problem) -> Iterator[Bucket]:
+        """Every shape that is compiled, smallest first.
+
+        Source: tpu-inference 0.32.0, runner/utils.py: powers of two from the least; the last
+        bucket of tokens is the budget, rounded up to a multiple of the least.
+
+        Args:
+          problem: Heads, dtypes, pages and features; its most tokens and sequences play no part.
+        """
+        most_seqs = max(self.max_num_seqs, LEAST_SEQS)
+        seqs = _powers_of_2(LEAST_SEQS, most_seqs) if self.bucket_seqs else [most_seqs]
+        tokens = _powers_of_2(LEAST_TOKENS, layout.align(self.max_num_batched_tokens, LEAST_TOKENS))
+        for above_seqs, num_seqs in zip([0, *seqs], seqs, strict=False):
+            for above_tokens, num_tokens in zip([0, *tokens], tokens, strict=False):
+                if num_tokens > above_seqs:
+                    yield Bucket(
+                        problem=replace(problem, max_num_tokens=num_tokens, max_num_seqs=num_seqs),
+                        above_tokens=above_tokens,
+                        above_seqs=above_seqs,
+                    )
+
+
+def _powers_of_2(low: int, high: int) -> list[int]:
+    """Powers of two from `low` below `high`, and `high` as the last."""
+    values, value = [], low
+    while value < high:
+        values.append(value)
+        value *= 2
+    return [*values, high]
