@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv sweep test test-slow test-all check format golden clean
+.PHONY: help venv sweep test test-slow test-scale test-all check format golden clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,10 +23,14 @@ sweep: $(STAMP) ## the main job: tune the quickstart, write tuned_tables/
 	$(BIN)/rpa-tune sweep sweeps/quickstart.yaml
 
 test: $(STAMP) ## the default tests, under 15 minutes on two cores
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not tpu'
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not tpu and not scale'
 
 test-slow: $(STAMP) ## the slower checks: wide kernel spaces, every chip
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'slow and not tpu'
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'slow and not tpu and not scale'
+
+test-scale: $(STAMP) ## a sweep's tasks on a local Ray cluster; installs the extra
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
+	$(BIN)/python -m pytest -n 0 -m scale
 
 check: $(STAMP) ## formatter, linter, types, architecture
 	$(BIN)/ruff format --check .

@@ -53,6 +53,7 @@ SERVING = ("kernels", "hw", "tables", "dispatch", "capture")
 TUNING = {"sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "promote"}
 THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "optuna": {"rpa_tune/sweep/sampler_optuna.py"},
+    "ray": {"rpa_tune/compile/ray_pool.py"},
     "pandas": {"report"},
     "click": {"cli"},
     "rich": {"cli"},
@@ -76,6 +77,7 @@ LONGER: dict[str, str] = {
     "kernels/blockwise/launch.py:launch": PUBLIC_CALL,
     "kernels/decode/launch.py:launch": PUBLIC_CALL,
     "kernels/reference.py:ragged_paged_attention": PUBLIC_CALL,
+    "rpa_tune/dispatch/runtime.py:ragged_paged_attention": PUBLIC_CALL,
     "kernels/packed.py:load_kv": "where in a buffer, which head, how much of it: all scalars",
     "kernels/pages.py:start_fetch": "source, destination, range: a copy in one call",
     "rpa_tune/llo/words.py:arithmetic": "compiled; one line or two for each operation",

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from rpa_tune.cli.main import print_json
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
 from rpa_tune.cli.tables import config_lines, regret_text, verified_text, workload_text
-from rpa_tune.compile.pool import WorkerPool
+from rpa_tune.compile.pool import TaskPool, WorkerPool
+from rpa_tune.compile.ray_pool import RayPool
 from rpa_tune.errors import StoreError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
@@ -64,6 +65,8 @@ _LEAST_CHECK_DEADLINE_S = 300.0
               help="Compare with the reference what is about to be promoted.")  # fmt: skip
 @click.option("--shard", "shard_text", metavar="I/N",
               help="Run the I-th of N parts, with a store file of its own.")  # fmt: skip
+@click.option("--engine", type=click.Choice(("local", "ray")), default="local", show_default=True,
+              help="Where to compile: processes here, or a Ray cluster.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def sweep(
     plan_file: Path,
@@ -77,6 +80,7 @@ def sweep(
     cache: Path,
     verify: bool,
     shard_text: str | None,
+    engine: str,
     as_json: bool,
 ) -> None:
     """Tunes what PLAN asks for and writes table rows.
@@ -85,77 +89,99 @@ def sweep(
     schedules simulated; winners are promoted if the interpreter finds them right. Everything learnt
     is stored at once: run the same command again to go on after an interruption.
 
-    On a batch system N tasks run with --shard 1/N to N/N over one --store; when they have ended,
-    the same command without --shard finishes what is missing and writes the tables.
+    On a batch system, --shard 1/N to N/N run over one --store; afterwards the same command without
+    --shard finishes what is missing and writes the tables.
 
     Exit codes: 0 done; 1 error; 2 usage; 3 some problem has no config that works; 75 budget
     spent; 130 interrupted. After 75 and 130 the same command resumes.
 
     Example: rpa-tune sweep sweeps/quickstart.yaml --chip v5e --budget 10m
     """
-    plan = load_plan(plan_file)
-    if chip is not None:
-        plan = replace(plan, chips=(load_chip(chip).name,))
-    budget_s = plan.budget_s if budget is None else parse_seconds(budget, "--budget")
+    plan = _load(plan_file, chip, budget)
     store_file = store_file or Path(".rpa-tune") / f"{plan.name}.jsonl"
-    workers = workers or _num_cores()
-    studies = build_studies(plan)
-    shard = parse_shard(shard_text) if shard_text else None
-    own, known, num_shards = _open_shards(store_file, shard)
-    mine = [
-        studies[p.index]
-        for p in line_up(studies, num_shards)
-        if shard is None or p.shard == shard.index
-    ]
+    pool = _make_pool(engine, workers)
+    job = _open_job(
+        build_studies(plan), store_file, parse_shard(shard_text) if shard_text else None
+    )
     if dry_run:
-        answers = [] if fresh else [*known, *store.read(own).evaluations]
-        print_forecast(forecast(mine, answers, workers, verify=verify), as_json)
+        answers = [] if fresh else [*job.known, *store.read(job.own).evaluations]
+        print_forecast(forecast(job.mine, answers, pool.num_workers, verify=verify), as_json)
         return
     if any(public_family(name) for name in plan.families):
         use_wheel(cache / WHEELS)
-    console = Console(stderr=True)
-    watch = _make_watch(console, as_json)
-    results: list[StudyResult] = []
-    with (
-        tempfile.TemporaryDirectory() as no_cache,
-        store.Journal(own, ignore_known=fresh, also_known=known) as journal,
-        watch,
-    ):
-        evaluators = make_evaluators(plan, workers, Path(no_cache) if fresh else cache)
-        if not verify:
-            evaluators.pop(Fidelity.INTERPRETED)
-        run = Sweep(
-            evaluators=evaluators,
-            journal=journal,
-            watch=watch,
-            deadline=None if budget_s is None else time.monotonic() + budget_s,
-            num_together=1 + math.ceil(2 * workers / plan.search.wave),
-            num_shards=num_shards,
-        )
-        code, files = _run(run, studies, None if shard else table_folder, results, shard=shard)
-    results.sort(key=lambda result: studies.index(result.study))
-    _report(
-        results, files, table_folder,
-        as_json=as_json, num_studies=len(mine), code=code, shard=shard,
-    )  # fmt: skip
-    if code in (EXIT_BUDGET, EXIT_INTERRUPTED):
-        what = "budget spent" if code == EXIT_BUDGET else "interrupted"
-        kept = f"{run.num_asked} new answers are in {own}"
-        places = {"--store": store_file, "--tables": table_folder, "--cache": cache}
-        command = _resume_command(plan_file, chip, places, verify=verify, shard=shard)
-        click.echo(f"{what}: {kept}; go on with: {command}", err=True)
+    with tempfile.TemporaryDirectory() as no_cache:
+        made = make_evaluators(plan, pool, Path(no_cache) if fresh else cache)
+        with store.Journal(job.own, ignore_known=fresh, also_known=job.known) as journal:
+            run = Sweep(
+                evaluators={f: e for f, e in made.items() if verify or f != Fidelity.INTERPRETED},
+                journal=journal,
+                watch=_make_watch(as_json),
+                deadline=None if plan.budget_s is None else time.monotonic() + plan.budget_s,
+                num_together=1 + math.ceil(2 * pool.num_workers / plan.search.wave),
+                num_shards=job.num_shards,
+            )
+            results, code, files = _run(run, job, table_folder)
+    _report(results, files, table_folder, as_json=as_json, job=job, code=code)
+    places = {"--store": store_file, "--tables": table_folder, "--cache": cache}
+    options = ["--engine", engine] * (engine != "local") + ["--no-verify"] * (not verify)
+    command = _resume_command(plan_file, chip, places, options, job.shard)
+    if what := {EXIT_BUDGET: "budget spent", EXIT_INTERRUPTED: "interrupted"}.get(code):
+        _say(f"{what}: {run.num_asked} new answers are in {job.own}; go on with: {command}")
     raise click.exceptions.Exit(code)
 
 
-def _make_watch(console: Console, as_json: bool) -> CountingWatch:
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _load(plan_file: Path, chip: str | None, budget: str | None) -> SweepPlan:
+    """The plan, with what the command line puts in the place of its own."""
+    plan = load_plan(plan_file)
+    if chip is not None:
+        plan = replace(plan, chips=(load_chip(chip).name,))
+    if budget is not None:
+        plan = replace(plan, budget_s=parse_seconds(budget, "--budget"))
+    return plan
+
+
+def _make_pool(engine: str, workers: int | None) -> WorkerPool | RayPool:
+    """Where tasks run; nothing starts yet, but a cluster is connected to."""
+    if engine == "ray":
+        return RayPool(num_workers=workers, address=os.environ.get("RAY_ADDRESS"))
+    return WorkerPool(num_workers=workers or _num_cores())
+
+
+def _make_watch(as_json: bool) -> CountingWatch:
     """Bars for people, lines for logs, events for machines."""
     if as_json:
         return JsonWatch()
+    console = Console(stderr=True)
     return RichWatch(console) if console.is_terminal else PlainWatch(console)
 
 
-def _open_shards(store_file: Path, shard: Shard | None) -> tuple[Path, list[Evaluation], int]:
-    """The file to write to, what the others know, and how many runs share the studies.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """What this run does of a sweep.
+
+    Attributes:
+      studies: All of the plan.
+      mine: Those that this run does.
+      shard: Which part that is; None for all.
+      num_shards: Runs that the studies are dealt out to.
+      own: The file to write to.
+      known: What the other files know.
+    """
+
+    studies: list[Study]
+    mine: list[Study]
+    shard: Shard | None
+    num_shards: int
+    own: Path
+    known: list[Evaluation]
+
+
+def _open_job(studies: list[Study], store_file: Path, shard: Shard | None) -> _Job:
+    """Looks at what lies beside the store.
 
     Raises:
       StoreError: The shards beside the store are no parts of this sweep, or not yet at their end.
@@ -163,23 +189,32 @@ def _open_shards(store_file: Path, shard: Shard | None) -> tuple[Path, list[Eval
     found = find_shards(store_file)
     own = store_file if shard is None else shard.path(store_file)
     counts = {other.count for other in found} | ({shard.count} if shard else set())
-    if len(counts) > 1:
+    if shard and len(counts) > 1:
         raise StoreError(
             f"shard {shard} does not belong to the shards beside the store, of which there are "
-            f"{min(counts - {shard.count if shard else 0})}",
+            f"{min(counts - {shard.count})}",
             where=str(store_file),
             hint="remove those, or use another --store",
         )
     if shard is None:
         require_idle(found, store_file)
-    return own, read_others(store_file, own), max(counts, default=1)
+    num_shards = max(counts, default=1)
+    places = line_up(studies, num_shards)
+    mine = [studies[p.index] for p in places if shard is None or p.shard == shard.index]
+    return _Job(
+        studies=studies,
+        mine=mine,
+        shard=shard,
+        num_shards=num_shards,
+        own=own,
+        known=read_others(store_file, own),
+    )
 
 
 def make_evaluators(
-    plan: SweepPlan, workers: int, cache: Path
+    plan: SweepPlan, pool: TaskPool, cache: Path
 ) -> dict[Fidelity, AbstractEvaluator]:
     """The ladder of a machine without a TPU, and the interpreter for its winners."""
-    pool = WorkerPool(num_workers=workers)
     return {
         Fidelity.ANALYTICAL: AnalyticalEvaluator(),
         Fidelity.SIMULATED: SimulatedEvaluator(
@@ -191,25 +226,20 @@ def make_evaluators(
     }
 
 
-def _run(
-    run: Sweep,
-    studies: Sequence[Study],
-    table_folder: Path | None,
-    results: list[StudyResult],
-    *,
-    shard: Shard | None,
-) -> tuple[int, list[Path]]:
-    """Runs the studies, writing each one's row as soon as it is decided, if tables are wanted."""
+def _run(run: Sweep, job: _Job, table_folder: Path) -> tuple[list[StudyResult], int, list[Path]]:
+    """Runs the studies; a run of all of them writes each one's row as soon as it is decided."""
+    results: list[StudyResult] = []
     files: list[Path] = []
     code = 0
     try:
-        for result in run.run(studies, shard=shard.index if shard else 0):
-            results.append(result)
-            row = result.row()
-            if row is None:
-                code = EXIT_FAILURES
-            elif table_folder is not None:
-                files += merge_into(table_folder, [row])
+        with run.watch:
+            for result in run.run(job.studies, shard=job.shard.index if job.shard else 0):
+                results.append(result)
+                row = result.row()
+                if row is None:
+                    code = EXIT_FAILURES
+                elif job.shard is None:
+                    files += merge_into(table_folder, [row])
     except BudgetSpentError:
         code = EXIT_BUDGET
     except KeyboardInterrupt:
@@ -217,7 +247,8 @@ def _run(
     finally:
         for evaluator in run.evaluators.values():
             evaluator.close()
-    return code, sorted(set(files))
+    results.sort(key=lambda result: job.studies.index(result.study))
+    return results, code, sorted(set(files))
 
 
 def _num_cores() -> int:
@@ -229,16 +260,14 @@ def _resume_command(
     plan: Path,
     chip: str | None,
     places: Mapping[str, Path],
-    *,
-    verify: bool,
+    options: Sequence[str],
     shard: Shard | None,
 ) -> str:
     """The command that goes on; without `--fresh`, which would start over."""
     chip_option = [] if chip is None else ["--chip", chip]
-    options = [word for name, path in places.items() for word in (name, str(path))]
-    options += [] if verify else ["--no-verify"]
-    options += [] if shard is None else ["--shard", str(shard)]
-    return shlex.join(["rpa-tune", "sweep", str(plan), *chip_option, *options])
+    words = [word for name, path in places.items() for word in (name, str(path))]
+    words += [*options, *([] if shard is None else ["--shard", str(shard)])]
+    return shlex.join(["rpa-tune", "sweep", str(plan), *chip_option, *words])
 
 
 def _report(
@@ -247,16 +276,15 @@ def _report(
     table_folder: Path,
     *,
     as_json: bool,
-    num_studies: int,
+    job: _Job,
     code: int,
-    shard: Shard | None,
 ) -> None:
     """Prints the outcome: a table for people, or one JSON document."""
     if as_json:
         document = {
             "exit_code": code,
             "studies": [_result_to_dict(result) for result in results],
-            "num_studies": num_studies,
+            "num_studies": len(job.mine),
             "tables": [str(path) for path in files],
         }
         print_json(document)
@@ -275,8 +303,10 @@ def _report(
         if result.decision is None:
             click.echo(f"{result.study.name}: no config works: {_summary(result)}")
     unchanged = "" if files else " (unchanged)"
-    if shard is not None:
-        click.echo(f"Shard {shard} is done. Without --shard, the same command writes the tables.")
+    if job.shard is not None:
+        click.echo(
+            f"Shard {job.shard} is done. Without --shard, the same command writes the tables."
+        )
         return
     chips = sorted({result.study.chip for result in results if result.decision})
     if chips:

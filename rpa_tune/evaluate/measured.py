@@ -12,7 +12,7 @@ from typing import Any
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile import target
-from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, Reply, TaskPool, WorkerPool
+from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, Reply, WorkerPool
 from rpa_tune.errors import DeviceError
 from rpa_tune.evaluate.correctness import hostile_batches
 from rpa_tune.evaluate.evaluator import (
@@ -47,7 +47,6 @@ class MeasuredEvaluator(AbstractEvaluator):
         launcher: str = OWN_KERNEL,
         platform: str = "tpu",
         scratch_dir: Path | None = None,
-        pool: TaskPool | None = None,
     ) -> None:
         """Starts nothing yet.
 
@@ -59,8 +58,6 @@ class MeasuredEvaluator(AbstractEvaluator):
           launcher: What to launch for a candidate; `REFERENCE` to try the evaluator itself.
           platform: `tpu`, or `cpu` to try everything but the chip.
           scratch_dir: Where profiles go; the system's temporary folder if None.
-          pool: Where candidates are measured, and closed at the end; one worker process of its
-            own if None.
         """
         self._num_repeats = num_repeats
         self._max_rounds = max_rounds
@@ -68,7 +65,7 @@ class MeasuredEvaluator(AbstractEvaluator):
         self._launcher = launcher
         self._platform = platform
         self._deadline_s = deadline_s
-        self._pool: TaskPool = pool or WorkerPool(
+        self._pool = WorkerPool(
             num_workers=1, scratch_dir=scratch_dir, environment=target.device_environment
         )
 

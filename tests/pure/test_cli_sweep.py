@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def evaluators(monkeypatch):
     made = make_evaluators()
-    monkeypatch.setattr(module, "make_evaluators", lambda plan, workers, cache: dict(made))
+    monkeypatch.setattr(module, "make_evaluators", lambda plan, pool, cache: dict(made))
     return made
 
 
@@ -163,7 +163,7 @@ PROGRAM = textwrap.dedent("""
     from fake_sweep import make_evaluators
     from rpa_tune.cli import main, sweep
     made = make_evaluators(delay_s=0.3)
-    sweep.make_evaluators = lambda plan, workers, cache: made
+    sweep.make_evaluators = lambda plan, pool, cache: made
     main.main(["sweep", "plan.yaml"])
 """)
 

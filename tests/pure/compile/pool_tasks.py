@@ -13,6 +13,11 @@ def double(value):
     return 2 * value
 
 
+def double_slowly(value):
+    time.sleep(1.0)
+    return 2 * value
+
+
 def pid(_):
     return os.getpid()
 

@@ -1,0 +1,125 @@
+"""The same tasks on the nodes of a Ray cluster: the only file that imports ray.
+
+Ray places a task and notices when a node is lost; on the node the task runs in a `WorkerPool` of
+one worker, so that deadlines, memory caps and crashes are handled as they are at home. Compiling
+asks for a CPU; measuring asks for a TPU, which only TPU hosts have.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from rpa_tune.compile import target
+from rpa_tune.compile.failure import DEFAULT_DEADLINE_S, Failure, FailureKind, Reply
+from rpa_tune.compile.pool import WorkerPool
+from rpa_tune.errors import UsageError
+
+# How often a task starts again after the process or the node it ran on was lost.
+MAX_RETRIES = 3
+_POLL_S = 1.0
+
+_pools: dict[str, WorkerPool] = {}
+
+
+class RayPool:
+    """Runs tasks wherever a Ray cluster has room; any number of threads may ask."""
+
+    def __init__(
+        self,
+        *,
+        num_workers: int | None = None,
+        address: str | None = None,
+        resources: Mapping[str, float] | None = None,
+        deadline_s: float = DEFAULT_DEADLINE_S,
+    ) -> None:
+        """Connects to a cluster, if this process has not done so.
+
+        Args:
+          num_workers: Tasks that a sweep should keep going; the cluster's CPUs if None.
+          address: Of the cluster; None starts one on this machine.
+          resources: What a task needs beside one CPU: `{"TPU": 1}` to measure.
+          deadline_s: Seconds that one phase of a task may take.
+
+        Raises:
+          UsageError: Ray is not installed.
+        """
+        try:
+            import ray
+        except ImportError as error:
+            raise UsageError(
+                "--engine ray needs Ray, which is not installed",
+                hint="pip install 'rpa-tune[ray]'",
+            ) from error
+        if not ray.is_initialized():
+            ray.init(address=address, log_to_driver=False, include_dashboard=False)
+        self._ray: Any = ray
+        self._deadline_s = deadline_s
+        self._is_closed = False
+        self.num_workers = num_workers or self.num_cpus
+        self._task = ray.remote(run_here).options(
+            num_cpus=1,
+            resources=dict(resources or {}),
+            max_retries=MAX_RETRIES,
+            retry_exceptions=False,
+        )
+        # On a TPU host the environment is the host's own; a compiler's is made up.
+        self._on_device = "TPU" in (resources or {})
+
+    @property
+    def num_cpus(self) -> int:
+        """CPUs of the cluster at this moment."""
+        resources: Mapping[str, float] = self._ray.cluster_resources()
+        return int(resources.get("CPU", 1))
+
+    def map_unordered(
+        self, function: str, arguments: Iterable[Any], *, deadline_s: float | None = None
+    ) -> Iterator[Reply]:
+        """One reply per argument as they come; see `WorkerPool.map_unordered`.
+
+        Leaving early cancels what is running. A task whose node is lost runs again on another one,
+        at most `MAX_RETRIES` times; then it is reported as DIED.
+        """
+        limit_s = deadline_s or self._deadline_s
+        started = time.monotonic()
+        waiting = {
+            self._task.remote(function, argument, limit_s, self._on_device): index
+            for index, argument in enumerate(arguments)
+        }
+        try:
+            while waiting:
+                done, _ = self._ray.wait(list(waiting), num_returns=1, timeout=_POLL_S)
+                if self._is_closed:
+                    raise UsageError("the pool was closed")
+                for reference in done:
+                    index = waiting.pop(reference)
+                    yield self._collect(reference, index, time.monotonic() - started)
+        finally:
+            for reference in waiting:
+                self._ray.cancel(reference, force=True)
+
+    def close(self) -> None:
+        """Ends the calls that still wait. The cluster goes on; it is not ours."""
+        self._is_closed = True
+
+    def _collect(self, reference: Any, index: int, seconds: float) -> Reply:
+        try:
+            reply: Reply = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            failure = Failure(
+                kind=FailureKind.DIED,
+                phase="start",
+                detail=f"lost on the cluster: {type(error).__name__}",
+                log=str(error),
+            )
+            return Reply(index=index, seconds=seconds, failure=failure)
+        return Reply(index=index, seconds=reply.seconds, value=reply.value, failure=reply.failure)
+
+
+def run_here(function: str, argument: Any, deadline_s: float, on_device: bool) -> Reply:
+    """Runs one task on a node: in a worker process that outlives it and serves the next one."""
+    name = "device" if on_device else "compiler"
+    if name not in _pools:
+        environment = target.device_environment if on_device else target.worker_environment
+        _pools[name] = WorkerPool(num_workers=1, environment=environment)
+    (reply,) = _pools[name].map_unordered(function, [argument], deadline_s=deadline_s)
+    return reply
