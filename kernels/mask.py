@@ -1,7 +1,8 @@
 """Which keys a query row sees, for one block; on values.
 
 A masked score is replaced by `MASKED` whatever `Problem.mask_value` says: that is a number meant
-to be lost in the softmax, and every row sees at least one key, so the answer is the same.
+to be lost in the softmax, and every row sees at least one key, so the answer is the same. (A value
+that is not lost makes the public kernel's answer depend on its block sizes.)
 """
 
 from typing import Any

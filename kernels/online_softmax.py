@@ -35,7 +35,8 @@ def scale_q(q: jax.Array, problem: Problem) -> jax.Array:
     stored keys, and the factor has to wait for the scores.
     """
     if problem.q_scale is not None:
-        x = q.astype(jnp.float32) / problem.q_scale
+        # The public function divides in q's own dtype, which rounds once more.
+        x = (q.astype(jnp.float32) / problem.q_scale).astype(q.dtype).astype(jnp.float32)
         if problem.kv_dtype == "int8":
             return jnp.clip(jnp.round(x), -128, 127).astype(matmul_dtype(problem))
         info = jnp.finfo(problem.kv_dtype)

@@ -31,7 +31,8 @@ class Problem:
       sm_scale: Factor on q @ k.T.
       sliding_window: Tokens a query may look back, itself included, or None.
       soft_cap: Logits become `soft_cap * tanh(logits / soft_cap)`, or None.
-      mask_value: Logit of a masked position, or None for the least finite of `out_dtype`.
+      mask_value: Logit of a masked position in the public function; without effect here, where a
+        masked position has no weight. See `mask.py`.
       causal: Whether a query sees only keys at or before its own position.
       update_kv_cache: Whether new keys and values are written to the cache.
       has_sinks: Whether a per-head sink logit joins the softmax denominator.

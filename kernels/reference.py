@@ -124,8 +124,8 @@ def attend_sequence(
         seen &= k_pos <= q_pos
     if problem.sliding_window is not None:
         seen &= q_pos < k_pos + problem.sliding_window
-    # What lies behind the context may be anything, NaN included.
-    k, v = (jnp.where(exists[0, :, None, None], x, 0) for x in (k, v))
+    # What no query sees may be anything, NaN included.
+    k, v = (jnp.where(seen.any(axis=0)[:, None, None], x, 0) for x in (k, v))
     new = attention(q, k, v, seen, problem, sinks, jnp.dtype(compute_dtype))
     return out.at[seq.rows].set(new, mode="drop")
 
@@ -165,7 +165,10 @@ def attention(
     """
     scale = problem.sm_scale * (problem.k_scale or 1.0)
     if problem.q_scale is not None:
-        q = quantize(q / problem.q_scale, problem.kv_dtype)
+        # As the public function: rounded to q's own dtype before the grid of the cache.
+        info = jnp.finfo(problem.q_dtype)
+        q = jax.lax.reduce_precision(q / problem.q_scale, info.nexp, info.nmant)
+        q = quantize(q, problem.kv_dtype)
         scale *= problem.q_scale
     k, v = (jnp.repeat(x, problem.q_heads_per_kv_head, axis=1) for x in (k, v))
     scores = jnp.einsum("qhd,khd->hqk", q, k, precision="highest").astype(compute_dtype)
