@@ -9,6 +9,7 @@ import pytest
 from interpret.kernel_cases import make_problem
 from interpret.public_wheel import public_module
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 import rpa_tune
 from rpa_kernels.batch import Batch
@@ -242,7 +243,11 @@ def test_the_same_buffers_are_donated(kernel):
     if kernel == "hd64":
         blocks = {"num_kv_pages_per_block": 2, "num_queries_per_block": 8}
     function = {"v3": "ragged_paged_attention", "hd64": "ragged_paged_attention_hd64"}[kernel]
-    with pretend(chip, module), mock.patch.object(pl, "pallas_call", fake_pallas_call):
+    with (
+        pretend(chip, module),
+        mock.patch.object(pl, "pallas_call", fake_pallas_call),
+        mock.patch.object(pltpu, "with_memory_space_constraint", lambda x, _: x),
+    ):
         getattr(module, function)(*public, vmem_limit_bytes=1 << 26, **blocks)
         dispatcher = Dispatcher(chip, Tables(), on_miss="heuristic")
         rpa_tune.ragged_paged_attention(*ours, plan=dispatcher)
