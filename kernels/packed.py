@@ -121,6 +121,60 @@ def load_kv(
     return k, unpack(words, v_part, dtype)
 
 
+def load_rows(
+    ref: Ref,
+    lead: tuple[Scalar, ...],
+    *,
+    word: int,
+    start: Scalar,
+    count: int,
+    num_rows: int,
+    num_valid: Scalar | None,
+    strided: bool,
+) -> jax.Array:
+    """Loads all rows of one word for `count` tokens of a KV buffer, as they lie.
+
+    Args:
+      ref: KV buffers, [..., tokens, padded words, packing, lanes].
+      lead: Indices down to the buffer.
+      word: Word of each token.
+      start: First token in the buffer.
+      count: Tokens to load.
+      num_rows: Rows of the word that hold anything; the others read as zero.
+      num_valid: Tokens that were fetched; rows of later ones read as zero. None if all were.
+      strided: Which body.
+
+    Returns:
+      [count * packing, lanes]: row t * packing + e is token `start + t`, part e of the word.
+    """
+    stride, pack, lanes = ref.shape[-3:]
+    if not strided:
+        rows = ref[(*lead, pl.ds(start, count), word)].reshape(count * pack, lanes)
+        row = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0)
+        holds = row % pack < num_rows
+        if num_valid is not None:
+            holds &= row < num_valid * pack
+        return jnp.where(holds, rows, jnp.zeros_like(rows))
+    words = load_words(ref, lead, row=start * stride + word, count=count, stride=stride)
+    if num_rows < pack:
+        words &= (1 << (num_rows * 32 // pack)) - 1
+    if num_valid is not None:
+        token = jax.lax.broadcasted_iota(jnp.int32, words.shape, 0)
+        words = jnp.where(token < num_valid, words, jnp.zeros_like(words))
+    return pltpu.bitcast(words, ref.dtype)
+
+
+def roll_lanes(x: jax.Array) -> jax.Array:
+    """Moves each column of [rows, columns] up by one; what goes to column 128 * n is arbitrary."""
+    if x.shape[1] % layout.LANES:
+        return jnp.roll(x, 1, axis=1)
+    parts = [
+        pltpu.roll(x[:, start : start + layout.LANES], 1, axis=1)
+        for start in range(0, x.shape[1], layout.LANES)
+    ]
+    return jnp.concatenate(parts, axis=1)
+
+
 def load_q(
     ref: Ref, lead: tuple[Scalar, ...], *, head: int, word: int, start: Scalar, count: int,
     strided: bool,
@@ -164,28 +218,37 @@ def store_q(
     store_words(ref, lead, pltpu.bitcast(value, jnp.uint32), row=row, stride=stride)
 
 
-def load_token_q(ref: Ref, lead: tuple[Scalar, ...], *, head: int, strided: bool) -> jax.Array:
-    """Loads all query rows of one KV head of one token: [words * packing, lanes].
+def load_token_q(
+    ref: Ref, lead: tuple[Scalar, ...], *, head: int, count: int = 1, strided: bool
+) -> jax.Array:
+    """Loads the query rows of neighbouring KV heads of one token: [count * words * packing, lanes].
 
     Args:
       ref: Query buffers, [..., KV heads, words, packing, lanes].
       lead: Indices down to the token.
-      head: KV head.
+      head: First KV head.
+      count: KV heads.
       strided: Which body.
     """
     words, pack, lanes = ref.shape[-3:]
     if not strided:
-        return ref[(*lead, head)].reshape(words * pack, lanes)
-    value = load_words(ref, lead, row=head * words, count=words, stride=1)
+        return ref[(*lead, pl.ds(head, count))].reshape(count * words * pack, lanes)
+    value = load_words(ref, lead, row=head * words, count=count * words, stride=1)
     return pltpu.bitcast(value, ref.dtype)
 
 
 def store_token_q(
-    ref: Ref, lead: tuple[Scalar, ...], value: jax.Array, *, head: int, strided: bool
+    ref: Ref,
+    lead: tuple[Scalar, ...],
+    value: jax.Array,
+    *,
+    head: int,
+    count: int = 1,
+    strided: bool,
 ) -> None:
     """Stores rows where `load_token_q` would load them."""
     words, pack, lanes = ref.shape[-3:]
     if not strided:
-        ref[(*lead, head)] = value.reshape(words, pack, lanes)
+        ref[(*lead, pl.ds(head, count))] = value.reshape(count, words, pack, lanes)
         return
     store_words(ref, lead, pltpu.bitcast(value, jnp.uint32), row=head * words, stride=1)

@@ -19,7 +19,7 @@ class Target:
       mxu_size: Rows and columns of one MXU (128 or 256).
       num_cores: TensorCores that one JAX device drives (2 with megacore).
       has_bf16_vector_units: Whether the VPU and EUP compute in bfloat16.
-      has_fp8_mxu: Whether the MXU multiplies float8 directly.
+      has_fp8_mxu: Whether the MXU takes float8 operands, at whatever rate.
     """
 
     chip: str

@@ -2,6 +2,7 @@
 
 from rpa_kernels import layout, limits, useful
 from rpa_kernels.batch import Batch
+from rpa_kernels.decode import heads
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.family import Traffic
 from rpa_kernels.problem import Problem
@@ -13,7 +14,7 @@ def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, st
     """Every VMEM buffer of the kernel: name to (shape, dtype); `scratch.py` allocates these."""
     _, words, pack, lanes = problem.kv_new_shape
     q_token = problem.q_shape[1:]
-    heads, rows = problem.num_kv_heads, problem.q_words * layout.packing(problem.q_dtype)
+    groups, rows = len(heads.head_groups(problem)), heads.group_rows(problem)
     items = config.seqs_per_step
     wide = "float32" in (problem.q_dtype, problem.kv_dtype)
     # One row more than the blocks: where a store goes that has nothing to do.
@@ -24,13 +25,13 @@ def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, st
         "kv_new": ((2, bq, words, pack, lanes), problem.kv_dtype),
         "q": ((2, bq, *q_token), problem.q_dtype),
         "out": ((2, bq, *q_token), problem.q_dtype),
-        "scaled_q": ((items, heads, rows, lanes), "float32" if wide else "bfloat16"),
-        "item_m": ((items, heads, rows, layout.LANES), "float32"),
-        "item_sums": ((items, heads, rows, layout.LANES), "float32"),
-        "item_acc": ((items, heads, rows, lanes), "float32"),
-        "m": ((heads, rows, layout.LANES), "float32"),
-        "sums": ((heads, rows, layout.LANES), "float32"),
-        "acc": ((heads, rows, lanes), "float32"),
+        "scaled_q": ((items, groups, rows, lanes), "float32" if wide else "bfloat16"),
+        "item_m": ((items, groups, rows, layout.LANES), "float32"),
+        "item_sums": ((items, groups, rows, layout.LANES), "float32"),
+        "item_acc": ((items, groups, rows, lanes), "float32"),
+        "m": ((groups, rows, layout.LANES), "float32"),
+        "sums": ((groups, rows, layout.LANES), "float32"),
+        "acc": ((groups, rows, lanes), "float32"),
     }
     if problem.has_sinks:
         named["sinks"] = (problem.sinks_shape, "float32")
@@ -79,7 +80,7 @@ def traffic(problem: Problem, config: DecodeConfig, batch: Batch) -> Traffic:
         write_bytes=q_bytes + new * num_seqs * kv_bytes,
         num_copies=(2 + new) * q_blocks
         + new * num_seqs
-        + sum(layout.cdiv(n, problem.page_size) for n in cached)
+        + sum(layout.cdiv(n, min(problem.page_size, config.bkv_sz)) for n in cached)
         + bool(spans) * problem.has_sinks,
     )
 
@@ -93,8 +94,10 @@ def mxu_flops(problem: Problem, config: DecodeConfig, batch: Batch) -> int:
     ]
     width = config.seqs_per_step
     tiles = sum(max(items[i : i + width]) * width for i in range(0, len(items), width))
-    rows = problem.num_kv_heads * problem.q_words * layout.packing(problem.q_dtype)
-    return tiles * 4 * rows * config.bkv_csz * problem.padded_head_dim
+    # Where words are multiplied as they lie, so are the rows of other heads, and K with P.
+    pack = layout.packing(problem.kv_dtype) if heads.keeps_words(problem) else 1
+    rows = sum(group.rows(problem) for group in heads.head_groups(problem))
+    return tiles * 4 * rows * pack * config.bkv_csz * problem.padded_head_dim
 
 
 def useful_bytes(problem: Problem, batch: Batch) -> int:

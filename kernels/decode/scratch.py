@@ -15,13 +15,13 @@ Ref = Any
 class Scratch(NamedTuple):
     """Scratch refs.
 
-    Shapes (C: `bq_sz`, G: `seqs_per_step`, rows: padded query heads of one KV head):
+    Shapes (C: `bq_sz`, G: `seqs_per_step`, rows: padded query heads of one head group):
       kv: [num_buffers, G * bkv_sz + 1, padded words, packing, lanes], fetched KV blocks.
       kv_new: [2, C + 1, words, packing, lanes], new keys and values of a block of sequences.
       q, out: [2, C + 1, KV heads, q words, q packing, lanes].
-      scaled_q: [G, KV heads, rows, lanes], queries of the step's items.
-      item_m, item_sums, item_acc: [G, KV heads, rows, ...], softmax state of each item.
-      m, sums, acc: [KV heads, rows, ...], softmax state of the sequence the step began in.
+      scaled_q: [G, head groups, rows, lanes], queries of the step's items.
+      item_m, item_sums, item_acc: [G, head groups, rows, ...], softmax state of each item.
+      m, sums, acc: [head groups, rows, ...], softmax state of the sequence the step began in.
       sinks: `problem.sinks_shape`, or None.
       progress: int32[2] in SMEM; see `q_blocks.QBlocks`.
       kv_sems: [num_buffers]; in_sems, out_sems, write_sems: [2]; sinks_sem: one.

@@ -10,7 +10,7 @@ from rpa_kernels.target import Target
 def make_target(**changes):
     fields = {
         "chip": "v6e", "vmem_bytes": 128 << 20, "smem_bytes": 1 << 20, "mxu_size": 256,
-        "num_cores": 1, "has_bf16_vector_units": True, "has_fp8_mxu": False,
+        "num_cores": 1, "has_bf16_vector_units": True, "has_fp8_mxu": True,
     }  # fmt: skip
     return Target(**{**fields, **changes})
 

@@ -10,6 +10,7 @@ from interpret.kernel_cases import (
     blockwise_config,
     decode_config,
     make_problem,
+    make_target,
 )
 
 from rpa_kernels import load_family
@@ -82,6 +83,16 @@ def test_right_without_bf16_vector_units_and_with_early_copies(family):
     config = decode_config() if family == "decode" else blockwise_config()
     batch = DECODE_BATCH if family == "decode" else MIXED_BATCH
     check(family, make_problem(), config, batch, target=V5E, dma_mode="eager")
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 3])
+def test_decode_of_words_that_are_not_full_and_an_mxu_without_float8(num_kv_heads):
+    # One and three heads leave rows of the last word empty; what lies there must not matter.
+    case = {"kv_dtype": "float8_e4m3fn", "num_q_heads": 3, "sliding_window": 40}
+    problem = make_problem(**case, num_kv_heads=num_kv_heads)
+    target = make_target(chip="v4", has_bf16_vector_units=False, has_fp8_mxu=False)
+    check("decode", problem, decode_config(), DECODE_BATCH)
+    check("decode", problem, decode_config(), DECODE_BATCH, target=target)
 
 
 @pytest.mark.parametrize(("num_tokens", "bq_sz"), [(8, 8), (3, 8), (8, 4)])

@@ -65,6 +65,41 @@ def test_load_kv(dtype, heads, head_dim):
     assert not bits(np.asarray(plain)[:, :, 11:]).any()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "int8"])
+@pytest.mark.parametrize("lanes", [128, 256])
+def test_load_rows(dtype, lanes):
+    pack, tokens = layout.packing(dtype), slice(8, 24)
+    x = random_bits((2, TOKENS, 3, pack, lanes), dtype)
+    out = jax.ShapeDtypeStruct((16 * pack, lanes), jnp.dtype(dtype))
+
+    def body(strided, num_valid, ref, rows_ref):
+        rows_ref[...] = packed.load_rows(
+            ref, (1,), word=2, start=8, count=16, num_rows=pack - 1, num_valid=num_valid,
+            strided=strided,
+        )  # fmt: skip
+
+    for num_valid in (None, 11):
+        expected = bits(np.asarray(x)[1, tokens, 2].copy()).reshape(16, pack, -1)
+        expected[:, pack - 1] = 0
+        expected[num_valid or 16 :] = 0
+        for strided in (True, False):
+            (rows,) = run(lambda *refs, s=strided, n=num_valid: body(s, n, *refs), x, out)
+            np.testing.assert_array_equal(bits(rows).reshape(expected.shape), expected)
+
+
+def test_roll_lanes_moves_columns_up():
+    for columns in (64, 256):
+        x = jnp.arange(8 * columns, dtype=jnp.float32).reshape(8, columns)
+        (rolled,) = run(
+            lambda x_ref, out_ref: out_ref.__setitem__(..., packed.roll_lanes(x_ref[...])),
+            x, jax.ShapeDtypeStruct(x.shape, x.dtype),
+        )  # fmt: skip
+        kept = [c for c in range(columns) if c % layout.LANES]
+        np.testing.assert_array_equal(
+            np.asarray(rolled)[:, kept], np.asarray(x)[:, [c - 1 for c in kept]]
+        )
+
+
 @pytest.mark.parametrize("dtype", layout.Q_DTYPES)
 @pytest.mark.parametrize(("heads", "words", "lanes"), [(1, 4, 128), (3, 2, 128), (2, 1, 256)])
 def test_load_q(dtype, heads, words, lanes):

@@ -1,0 +1,225 @@
+"""The maths of one decode step: each item's own online softmax, then the join of the items.
+
+A chain is one item and one head group. Its softmax state is independent of all others', so that
+the products of some chains run while others wait for theirs.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from rpa_kernels import layout, online_softmax, packed
+from rpa_kernels.decode import heads
+from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.decode.heads import HeadGroup
+from rpa_kernels.decode.scratch import Scratch
+from rpa_kernels.decode.walk import Item
+from rpa_kernels.mask import mask_scores
+from rpa_kernels.online_softmax import MASKED, spread
+from rpa_kernels.problem import Problem
+from rpa_kernels.stagger import staggered
+from rpa_kernels.target import Target
+
+Scalar = Any
+Row = tuple[Scalar, Scalar]  # buffer and row of a sequence's queries and output
+
+# Chains between the stages of one chain: enough to cover the MXU's result latency, few enough
+# that their scores stay in registers.
+CHAIN_LAG = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attend:
+    """Scratch and statics; methods are the phases of one step's maths."""
+
+    scratch: Scratch
+    problem: Problem
+    config: DecodeConfig
+    target: Target
+    strided: bool
+
+    @property
+    def groups(self) -> tuple[HeadGroup, ...]:
+        """Heads that are attended to together."""
+        return heads.head_groups(self.problem)
+
+    def begin(self, rows: list[Row]) -> None:
+        """Loads the items' queries and clears their softmax state."""
+        s = self.scratch
+        for g, row in enumerate(rows):
+            for i, group in enumerate(self.groups):
+                q = packed.load_token_q(
+                    s.q, row, head=group.first, count=group.count, strided=self.strided
+                )
+                s.scaled_q[g, i, pl.ds(0, q.shape[0])] = online_softmax.scale_q(q, self.problem)
+        s.item_m[...] = jnp.full_like(s.item_m, MASKED)
+        s.item_sums[...] = jnp.zeros_like(s.item_sums)
+        s.item_acc[...] = jnp.zeros_like(s.item_acc)
+
+    def tile(self, slot: Scalar, items: list[Item], first: Scalar, *, masked: bool) -> None:
+        """Attends every item to compute block [first, first + bkv_csz) of its KV block."""
+        s, problem, groups = self.scratch, self.problem, self.groups
+        mxu_dtype = online_softmax.matmul_dtype(problem)
+
+        def state(chain: int) -> tuple[Any, ...]:
+            g, i = divmod(chain, len(groups))
+            rows = pl.ds(0, groups[i].rows(problem))
+            return tuple(ref.at[g, i, rows] for ref in (s.item_m, s.item_sums, s.item_acc))
+
+        def load(chain: int, *, value: bool) -> jax.Array:
+            g, i = divmod(chain, len(groups))
+            left = items[g].num_tokens - first if masked else None
+            return self.load(slot, groups[i], g * self.config.bkv_sz + first, left, value=value)
+
+        def score(chain: int, _: None) -> jax.Array:
+            g, i = divmod(chain, len(groups))
+            q = s.scaled_q[g, i, pl.ds(0, groups[i].rows(problem))]
+            return online_softmax.scores(q, load(chain, value=False), problem)
+
+        def soften(chain: int, scores: jax.Array) -> tuple[jax.Array, ...]:
+            g, i = divmod(chain, len(groups))
+            item = items[g] if masked else None
+            scores = self.mask(scores, groups[i], item, first)
+            m, sums, _ = state(chain)
+            return online_softmax.update(scores, m, sums, self.target, mxu_dtype)
+
+        def weigh(chain: int, carried: tuple[jax.Array, ...]) -> None:
+            p, alpha = carried
+            *_, acc = state(chain)
+            # Not rounded to the dtype of V, which may be float8: p would lose its accuracy.
+            pv = jax.lax.dot_general(
+                p.astype(mxu_dtype), load(chain, value=True), (((1,), (0,)), ((), ())),
+                preferred_element_type=jnp.float32,
+            )  # fmt: skip
+            acc[...] = spread(alpha, acc.shape[1]) * acc[...] + pv
+
+        staggered(len(items) * len(groups), (score, soften, weigh), CHAIN_LAG)
+
+    def load(
+        self, slot: Scalar, group: HeadGroup, start: Scalar, num_valid: Scalar, *, value: bool
+    ) -> jax.Array:
+        """Loads K or V of a group for one compute block, ready to be multiplied.
+
+        Args:
+          slot: KV buffer.
+          group: Heads.
+          start: First token in the buffer.
+          num_valid: Tokens that were fetched, or None if all were.
+          value: Whether V is wanted, in which stale bits are cleared: a weight of zero would not
+            save the sum from a NaN in them. In K the mask of the scores does.
+        """
+        problem, count = self.problem, self.config.bkv_csz
+        mxu_dtype = online_softmax.matmul_dtype(problem)
+        if heads.keeps_words(problem):
+            rows = packed.load_rows(
+                self.scratch.kv,
+                (slot,),
+                word=group.word,
+                start=start,
+                count=count,
+                num_rows=group.count * heads.rows_of_kv(problem),
+                num_valid=num_valid if value else None,
+                strided=self.strided,
+            )
+            narrow = problem.kv_dtype.startswith("float8") and self.target.has_fp8_mxu
+            return rows if narrow and mxu_dtype == jnp.bfloat16 else rows.astype(mxu_dtype)
+        kv = packed.load_kv(
+            self.scratch.kv,
+            (slot,),
+            head=group.first,
+            start=start,
+            count=count,
+            fused=problem.fuses_kv,
+            dtype=problem.kv_dtype,
+            num_valid=num_valid if value else None,
+            strided=self.strided,
+        )
+        return kv[value].astype(mxu_dtype)
+
+    def mask(
+        self, scores: jax.Array, group: HeadGroup, item: Item | None, first: Scalar
+    ) -> jax.Array:
+        """Masks scores: of keys that the query must not see, of other heads, and of V.
+
+        Args:
+          scores: float32[rows, columns]; a column is a row of the words.
+          group: Heads.
+          item: Says which keys the query sees; None if all.
+          first: First token of the compute block in the item's KV block.
+        """
+        problem = self.problem
+        if not heads.keeps_words(problem):
+            if item is None:
+                return scores
+            start = item.start + first
+            return mask_scores(scores, item.kv_len - 1, start, item.kv_len, problem)
+        pack, kv_rows = layout.packing(problem.kv_dtype), heads.rows_of_kv(problem)
+        if kv_rows > 1:
+            # V is the row after K: there its weight is wanted. What comes round is never seen.
+            scores = packed.roll_lanes(scores)
+        row = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+        column = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+        per_head = heads.rows_per_head(problem)
+        part = kv_rows - 1
+        for head in range(1, group.count):
+            part = jnp.where(row >= head * per_head, head * kv_rows + kv_rows - 1, part)
+        seen = (column & (pack - 1)) == part
+        if item is not None:
+            start = item.start + first
+            seen &= column < (item.kv_len - start) * pack
+            if problem.sliding_window is not None:
+                seen &= column >= (item.kv_len - problem.sliding_window - start) * pack
+        return jnp.where(seen, scores, MASKED)
+
+    def join(self, items: list[Item], rows: list[Row]) -> None:
+        """Joins the items, in order, into the running sequence, and stores outputs.
+
+        The output row is stored after every item of its sequence; the last one stays.
+        """
+        s, problem = self.scratch, self.problem
+        v_scale = problem.v_scale or 1.0
+        for i, group in enumerate(self.groups):
+            used = pl.ds(0, group.rows(problem))
+            m, sums, acc = s.m[i, used], s.sums[i, used], s.acc[i, used]
+            for g, (item, row) in enumerate(zip(items, rows, strict=True)):
+                m, sums, acc = self.reset(group, item.block == 0, m, sums, acc)
+                item_m = s.item_m[g, i, used]
+                m_new = jnp.maximum(m, item_m)
+                old, new = jnp.exp2(m - m_new), jnp.exp2(item_m - m_new)
+                m = m_new
+                sums = old * sums + new * s.item_sums[g, i, used]
+                lanes = acc.shape[1]
+                acc = spread(old, lanes) * acc + spread(new, lanes) * s.item_acc[g, i, used]
+                out = acc * spread(v_scale / sums, lanes)
+                packed.store_token_q(
+                    s.out, row, out.astype(s.out.dtype), head=group.first, count=group.count,
+                    strided=self.strided,
+                )  # fmt: skip
+            s.m[i, used], s.sums[i, used], s.acc[i, used] = m, sums, acc
+
+    def reset(
+        self,
+        group: HeadGroup,
+        is_first: Scalar,
+        m: jax.Array,
+        sums: jax.Array,
+        acc: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Softmax state before an item: that of an empty sequence if the item is its first."""
+        # An attention sink is a key with this score and no value.
+        s = self.scratch
+        if s.sinks is None:
+            m_0 = jnp.full_like(m, MASKED)
+        else:
+            used = pl.ds(0, heads.rows_per_head(self.problem))
+            sinks = [s.sinks[group.first + k, used] for k in range(group.count)]
+            m_0 = jnp.concatenate(sinks, axis=0)
+        sums_0 = jnp.full_like(sums, 0.0 if s.sinks is None else 1.0)
+        return (
+            jnp.where(is_first, m_0, m),
+            jnp.where(is_first, sums_0, sums),
+            jnp.where(is_first, jnp.zeros_like(acc), acc),
+        )

@@ -1,0 +1,83 @@
+"""The list of items that the decode kernel walks.
+
+An *item* is one KV block of one sequence; the list has those of all decode sequences in order.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from rpa_kernels import pages
+from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.pages import Meta
+from rpa_kernels.problem import Problem
+
+Scalar = Any
+
+
+class Place(NamedTuple):
+    """A place in the list of items: sequence and KV block within it."""
+
+    seq: Scalar
+    block: Scalar
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """Scalars of one item. One past the last sequence has no tokens and writes to spare rows."""
+
+    seq: Scalar
+    block: Scalar
+    is_real: Scalar
+    start: Scalar  # position of the block's first token
+    num_cached: Scalar  # tokens of the block that are in the cache
+    num_tokens: Scalar  # the same and the new token, if it falls in the block
+    kv_len: Scalar
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Walk:
+    """Finds items by place."""
+
+    meta: Meta
+    problem: Problem
+    config: DecodeConfig
+
+    @property
+    def num_seqs(self) -> Scalar:
+        """Decode sequences in the batch."""
+        return self.meta.distribution[0]
+
+    def item_at(self, place: Place) -> Item:
+        """Reads the lengths of one item."""
+        is_real = place.seq < self.num_seqs
+        kv_len = self.meta.kv_lens[jnp.where(is_real, place.seq, 0)]
+        base = pages.window_start(kv_len - 1, self.problem)
+        start = base + place.block * self.config.bkv_sz
+        num_tokens = jnp.where(is_real, jnp.minimum(kv_len - start, self.config.bkv_sz), 0)
+        cached = kv_len - int(self.problem.update_kv_cache)
+        return Item(
+            seq=place.seq,
+            block=place.block,
+            is_real=is_real,
+            start=start,
+            num_cached=jnp.minimum(num_tokens, cached - start),
+            num_tokens=num_tokens,
+            kv_len=kv_len,
+        )
+
+    def after(self, item: Item) -> Place:
+        """The place after an item; stays past the last sequence."""
+        more = item.start + self.config.bkv_sz < item.kv_len
+        same = jnp.logical_and(more, item.is_real)
+        step = jnp.logical_and(jnp.logical_not(more), item.is_real).astype(jnp.int32)
+        return Place(item.seq + step, jnp.where(same, item.block + 1, 0))
+
+    def items_from(self, place: Place) -> tuple[list[Item], Place]:
+        """The items of one step and the place of the next step."""
+        items = []
+        for _ in range(self.config.seqs_per_step):
+            items.append(self.item_at(place))
+            place = self.after(items[-1])
+        return items, place
