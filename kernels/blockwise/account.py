@@ -12,40 +12,76 @@ from rpa_kernels.problem import Problem
 Shape = tuple[int, ...]
 
 
-# Query rows of a chain, see `attend.py`. More rows reuse each weight load of the MXU more; fewer
-# keep the score buffers small.
-CHAIN_ROWS = 512
+# Query rows of a chain, see `attend.py`. More rows reuse each weight load of the MXU more.
+CHAIN_ROWS = 256
+# Query rows of all chains in one pass of the pipeline. More hide more of the first chain's and the
+# last chain's latency; the code grows with them.
+PASS_ROWS = 2048
+# Tokens whose query rows lie together: what a short query block computes.
+GRANULE = 16
+MAX_WIDTH = 16
 
 
-def query_rows(problem: Problem, config: BlockwiseConfig) -> int:
-    """Query rows of one KV head in a query compute block, padding included."""
-    return config.bq_csz * problem.q_words * layout.packing(problem.q_dtype)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chains:
+    """How the query rows of a query compute block are split into chains; see `attend.py`.
 
-
-def chain_parts(problem: Problem, config: BlockwiseConfig) -> int:
-    """Chains that the query rows of one KV head are split into.
-
-    The fewest with at most `CHAIN_ROWS` rows and an even number of chains over all heads.
+    Attributes:
+      tokens: Query tokens of the compute block.
+      rows: Query rows of a chain.
+      parts: Chains of one KV head.
+      width: Chains of one pass: several heads, or some of one head's parts.
+      num_groups: Passes for all chains.
     """
-    rows, heads = query_rows(problem, config), problem.num_kv_heads
-    return next(
+
+    tokens: int
+    rows: int
+    parts: int
+    width: int
+    num_groups: int
+
+
+def query_rows(problem: Problem, tokens: int) -> int:
+    """Query rows of one KV head for some tokens, padding included."""
+    return tokens * problem.q_words * layout.packing(problem.q_dtype)
+
+
+def chains_of(problem: Problem, tokens: int) -> Chains:
+    """The split with the fewest parts of at most `CHAIN_ROWS` rows, and several chains in all."""
+    rows, heads = query_rows(problem, tokens), problem.num_kv_heads
+    parts = next(
         parts
         for parts in range(1, rows + 1)
         if rows % parts == 0
-        and heads * parts % 2 == 0
+        and heads * parts > 1
         and (rows // parts <= CHAIN_ROWS or rows // parts % (2 * layout.SUBLANES))
     )
+    chain = rows // parts
+    width = max(
+        width
+        for width in range(1, max(2, min(MAX_WIDTH, PASS_ROWS // chain)) + 1)
+        if heads * parts % width == 0 and (width % parts == 0 or parts % width == 0)
+    )
+    return Chains(
+        tokens=tokens, rows=chain, parts=parts, width=width, num_groups=heads * parts // width
+    )
+
+
+def all_chains(problem: Problem, config: BlockwiseConfig) -> tuple[Chains, ...]:
+    """The splits that a kernel has code for: of a compute block and, if smaller, a granule."""
+    sizes = dict.fromkeys((config.bq_csz, min(config.bq_csz, GRANULE)))
+    return tuple(chains_of(problem, tokens) for tokens in sizes)
 
 
 def buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[tuple[Shape, str], ...]]:
     """Every VMEM buffer of the kernel by name, (shape, dtype); `scratch.py` allocates these."""
     _, words, pack, lanes = problem.kv_new_shape
     q_token = problem.q_shape[1:]
-    heads, rows, tiles = problem.num_kv_heads, query_rows(problem, config), _q_tiles(config)
-    chain = rows // chain_parts(problem, config)
+    state = (problem.num_kv_heads, query_rows(problem, config.bq_sz))
+    heads = problem.num_kv_heads
+    chains = max(c.rows * c.width for c in all_chains(problem, config))
     wide = "float32" if "float32" in (problem.q_dtype, problem.kv_dtype) else "bfloat16"
     v_lanes = lanes + config.mxu_sums * layout.LANES
-    state = (heads, tiles, rows)
     kv_block = (config.num_buffers, config.bkv_sz, layout.odd(words), pack, lanes)
     return {
         "kv": ((kv_block, problem.kv_dtype),),
@@ -57,16 +93,11 @@ def buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[tuple[
         "m": (((*state, layout.LANES), "float32"),),
         "sums": () if config.mxu_sums else (((*state, layout.LANES), "float32"),),
         "acc": (((*state, v_lanes), "float32"),),
-        "s": (((chain, config.bkv_csz), "float32"),) * 2,
-        "p": (((chain, config.bkv_csz), wide),) * 2,
-        "alpha": (((chain, layout.LANES), "float32"),) * 2,
+        "s": (((chains, config.bkv_csz), "float32"),),
+        "p": (((chains, config.bkv_csz), wide),),
+        "alpha": (((chains, layout.LANES), "float32"),),
         "sinks": ((problem.sinks_shape, "float32"),) if problem.has_sinks else (),
     }
-
-
-def _q_tiles(config: BlockwiseConfig) -> int:
-    """Query compute blocks in a query block."""
-    return config.bq_sz // config.bq_csz
 
 
 def scratch_bytes(problem: Problem, config: BlockwiseConfig) -> int:
@@ -141,11 +172,14 @@ def traffic(family: str, problem: Problem, config: BlockwiseConfig, batch: Batch
 
 def mxu_flops(family: str, problem: Problem, config: BlockwiseConfig, batch: Batch) -> int:
     """FLOPs the MXU executes, padding and masked halves of blocks included."""
-    tiles = 0
+    tokens_times_keys = 0
     csz = config.bkv_csz
     for b in blocks(family, problem, config, batch):
-        for first in range(b.first, b.end, config.bq_csz):
-            seen = min(first + config.bq_csz, b.kv_end) if problem.causal else b.kv_end
+        # A block of few queries computes one granule of them; see `Kernel.attend`.
+        tokens = config.bq_csz if b.end - b.first > GRANULE else min(GRANULE, config.bq_csz)
+        for first in range(b.first, b.end, tokens):
+            tiles = 0
+            seen = min(first + tokens, b.kv_end) if problem.causal else b.kv_end
             oldest = 0
             if problem.sliding_window is not None:
                 oldest = max(first + 1 - problem.sliding_window, 0)
@@ -155,9 +189,10 @@ def mxu_flops(family: str, problem: Problem, config: BlockwiseConfig, batch: Bat
                     oldest < end
                 )
                 tiles -= layout.cdiv(end - start, csz) * (oldest >= end)
-    rows = problem.num_kv_heads * query_rows(problem, config)
+            tokens_times_keys += tokens * tiles * csz
+    rows = problem.num_kv_heads * query_rows(problem, 1)
     lanes = 2 * problem.padded_head_dim + config.mxu_sums * layout.LANES
-    return tiles * 2 * rows * csz * lanes
+    return tokens_times_keys * 2 * rows * lanes
 
 
 def kernel_name(family: str, problem: Problem, config: BlockwiseConfig) -> str:

@@ -2,19 +2,20 @@
 
 A *chain* is the work of some query rows of one KV head on one KV compute block:
 
-    score    q @ K.T   MXU       to a score buffer
-    soften   softmax   VPU, EUP  to a probability buffer
+    score    q @ K.T   MXU       to the score buffer
+    soften   softmax   VPU, EUP  to the probability buffer
     weigh    p @ V     MXU       into the accumulator
 
 Done one after another, each stage would wait for the last: a matrix product returns about 200
-cycles after it is issued. So the loop body works on three chains at once, and nothing in it waits
-for anything else in it:
+cycles after it is issued. So a pass of the loop works on three *groups* of chains at once, and
+each chain of a group has its own rows of the buffers:
 
-    weigh chain i - 1   |   soften chain i   |   score chain i + 1
+    for each chain:    weigh of the group before   |   soften of this group   |   score of the next
 
-Chains come in pairs, with a score and a probability buffer for the even and for the odd one:
-the compiler can tell buffers apart, not rows of one buffer at indices it does not know. The code
-is two pairs long (one with masks, one without), whatever the block sizes.
+Nothing in a pass waits for anything else in it, except that the score buffer is read before it
+is written again. Indices of a group are one dynamic start and static steps, which lets the
+compiler tell its chains apart. The code is two passes long (one with masks, one without),
+whatever the block sizes.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from jax.experimental import pallas as pl
 
 from rpa_kernels import online_softmax
 from rpa_kernels.blockwise import walk
-from rpa_kernels.blockwise.account import chain_parts
+from rpa_kernels.blockwise.account import GRANULE, Chains
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.blockwise.scratch import Scratch
 from rpa_kernels.blockwise.walk import Block
@@ -38,8 +39,8 @@ from rpa_kernels.target import Target
 Scalar = Any
 
 
-class Pair(NamedTuple):
-    """Two chains: query compute block, KV compute block, and which pair of that."""
+class Group(NamedTuple):
+    """Chains of one pass: query compute block, KV compute block, and which group of that."""
 
     q_tile: Scalar
     kv_tile: Scalar
@@ -51,45 +52,27 @@ class Attention:
     """Refs and statics of the pipeline for one query block and KV block."""
 
     block: Block
+    chains: Chains
     scratch: Scratch
     problem: Problem
     config: BlockwiseConfig
     target: Target
 
-    @property
-    def parts(self) -> int:
-        """Chains that the query rows of one KV head are split into."""
-        return chain_parts(self.problem, self.config)
-
-    @property
-    def rows(self) -> int:
-        """Query rows of a chain."""
-        return self.scratch.m.shape[2] // self.parts
-
-    @property
-    def num_pairs(self) -> int:
-        """Pairs of chains in one query compute block and KV compute block."""
-        return self.problem.num_kv_heads * self.parts // 2
-
     def run(self) -> None:
         """Runs every chain that sees a key; fills and empties the pipeline around them."""
-        s, (begin, end) = self.scratch, self.q_tiles()
+        begin, end = self.q_tiles()
 
         @pl.when(begin < end)
         def _() -> None:
-            first = Pair(begin, self.tiles(begin).first, jnp.int32(0))
+            first = Group(begin, self.tiles(begin).first, jnp.int32(0))
             self.score(first, 0)
-            # The first pair finds a chain before it that adds nothing.
-            s.p[1][...] = jnp.zeros_like(s.p[1])
-            s.alpha[1][...] = jnp.ones_like(s.alpha[1])
-            _, last = jax.lax.while_loop(
-                lambda carry: carry[0].q_tile < end, lambda c: self.step(*c, end), (first, first)
+            jax.lax.while_loop(
+                lambda group: group.q_tile < end, lambda group: self.step(group, end), first
             )
-            self.weigh(last, 1)
 
     def q_tiles(self) -> tuple[Scalar, Scalar]:
         """Query compute blocks that see a key of the KV block."""
-        block, size = self.block, self.config.bq_csz
+        block, size = self.block, self.chains.tokens
         begin, end = jnp.int32(0), cdiv(block.num_q, size)
         if self.problem.causal:
             begin = div(jnp.maximum(block.kv_start - block.q_first, 0), size)
@@ -100,79 +83,88 @@ class Attention:
 
     def tiles(self, q_tile: Scalar) -> walk.Tiles:
         """KV compute blocks that a query compute block walks."""
-        return walk.tiles_of(self.block, q_tile, self.problem, self.config)
+        return walk.tiles_of(
+            self.block, q_tile, self.chains.tokens, self.config.bkv_csz, self.problem
+        )
 
-    def step(self, pair: Pair, before: Pair, end: Scalar) -> tuple[Pair, Pair]:
-        """One pass of the loop; returns the next pair and this one."""
-        tiles = self.tiles(pair.q_tile)
-        following = self.after(pair, tiles)
+    def step(self, group: Group, end: Scalar) -> Group:
+        """One pass; returns the next group."""
+        tiles = self.tiles(group.q_tile)
+        following = self.after(group, tiles)
         is_last = following.q_tile >= end
-        # Past the last pair there is nothing to score; scoring it again does no harm.
-        ahead = Pair(*(jnp.where(is_last, a, b) for a, b in zip(pair, following, strict=True)))
-        is_full = jnp.logical_and(pair.kv_tile >= tiles.full_first, pair.kv_tile < tiles.full_end)
+        # Past the last group there is nothing to score; scoring this one again does no harm.
+        ahead = Group(*(jnp.where(is_last, a, b) for a, b in zip(group, following, strict=True)))
+        is_full = jnp.logical_and(group.kv_tile >= tiles.full_first, group.kv_tile < tiles.full_end)
 
         @pl.when(is_full)
         def _() -> None:
-            self.attend(before, pair, ahead, masked=False)
+            self.attend(group, ahead, masked=False)
 
         @pl.when(jnp.logical_not(is_full))
         def _() -> None:
-            self.attend(before, pair, ahead, masked=True)
+            self.attend(group, ahead, masked=True)
 
-        return following, pair
+        return following
 
-    def after(self, pair: Pair, tiles: walk.Tiles) -> Pair:
-        """The pair after `pair`, whose query compute block walks `tiles`."""
-        more_pairs = pair.index + 1 < self.num_pairs
-        more_tiles = pair.kv_tile + 1 < tiles.end
-        next_q = pair.q_tile + 1
-        next_tile = jnp.where(more_tiles, pair.kv_tile + 1, self.tiles(next_q).first)
-        return Pair(
-            jnp.where(jnp.logical_or(more_pairs, more_tiles), pair.q_tile, next_q),
-            jnp.where(more_pairs, pair.kv_tile, next_tile),
-            jnp.where(more_pairs, pair.index + 1, 0),
+    def after(self, group: Group, tiles: walk.Tiles) -> Group:
+        """The group after `group`, whose query compute block walks `tiles`."""
+        more_groups = group.index + 1 < self.chains.num_groups
+        more_tiles = group.kv_tile + 1 < tiles.end
+        next_q = group.q_tile + 1
+        next_tile = jnp.where(more_tiles, group.kv_tile + 1, self.tiles(next_q).first)
+        return Group(
+            jnp.where(jnp.logical_or(more_groups, more_tiles), group.q_tile, next_q),
+            jnp.where(more_groups, group.kv_tile, next_tile),
+            jnp.where(more_groups, group.index + 1, 0),
         )
 
-    def attend(self, before: Pair, pair: Pair, ahead: Pair, *, masked: bool) -> None:
-        """The loop body: two beats of weigh, score, soften.
+    def attend(self, group: Group, ahead: Group, *, masked: bool) -> None:
+        """One pass over the chains of a group; the first was scored by the pass before."""
+        for chain in range(self.chains.width):
+            if chain + 1 < self.chains.width:
+                self.score(group, chain + 1)
+            else:
+                self.score(ahead, 0)
+            self.soften(group, chain, masked=masked)
+            self.weigh(group, chain)
 
-        The scheduler keeps MXU work in this order; products first leave the vector work of the
-        same beat to hide behind (3 % over softening first, on v6e).
-        """
-        self.weigh(before, 1)
-        self.score(pair, 1)
-        self.soften(pair, 0, masked=masked)
-        self.score(ahead, 0)
-        self.weigh(pair, 0)
-        self.soften(pair, 1, masked=masked)
+    def place(self, group: Group, chain: int) -> tuple[Scalar, Any, Any]:
+        """KV head of a chain, its rows of the query compute block, and of the pass's buffers."""
+        c = self.chains
+        if c.width >= c.parts:
+            head = group.index * (c.width // c.parts) + chain // c.parts
+            first = chain % c.parts * c.rows
+        else:
+            turns = c.parts // c.width
+            head = div(group.index, turns)
+            first = rem(group.index, turns) * (c.width * c.rows) + chain * c.rows
+        return head, first, pl.ds(chain * c.rows, c.rows)
 
-    def head_and_rows(self, pair: Pair, odd: int) -> tuple[Scalar, Any]:
-        """KV head of a chain and its rows of the query compute block."""
-        chain = 2 * pair.index + odd
-        if self.parts == 1:
-            return chain, pl.ds(0, self.rows)
-        start = rem(chain, self.parts) * self.rows
-        return div(chain, self.parts), pl.ds(pl.multiple_of(start, self.rows), self.rows)
+    def rows(self, group: Group, first: Scalar) -> Any:
+        """Rows of the query block that start at row `first` of a query compute block."""
+        c = self.chains
+        start = group.q_tile * (c.rows * c.parts) + first
+        return pl.ds(pl.multiple_of(start, c.rows), c.rows)
 
-    def keys(self, pair: Pair) -> Any:
-        """Rows of the KV block that a pair looks at."""
-        start = pair.kv_tile * self.config.bkv_csz
+    def keys(self, group: Group) -> Any:
+        """Rows of the KV block that a group looks at."""
+        start = group.kv_tile * self.config.bkv_csz
         return pl.ds(pl.multiple_of(start, self.config.bkv_csz), self.config.bkv_csz)
 
-    def score(self, pair: Pair, odd: int) -> None:
+    def score(self, group: Group, chain: int) -> None:
         """Stage one of a chain."""
-        s, (head, rows) = self.scratch, self.head_and_rows(pair, odd)
-        q = s.scaled_q[head, pair.q_tile, rows]
-        s.s[odd][...] = online_softmax.scores(q, s.k[head, self.keys(pair)], self.problem)
+        s, (head, first, own) = self.scratch, self.place(group, chain)
+        q = s.scaled_q[head, self.rows(group, first)]
+        s.s[own] = online_softmax.scores(q, s.k[head, self.keys(group)], self.problem)
 
-    def soften(self, pair: Pair, odd: int, *, masked: bool) -> None:
+    def soften(self, group: Group, chain: int, *, masked: bool) -> None:
         """Stage two of a chain."""
-        s, (head, rows) = self.scratch, self.head_and_rows(pair, odd)
-        at = (head, pair.q_tile, rows)
-        scores = s.s[odd][...]
+        s, (head, first, own) = self.scratch, self.place(group, chain)
+        at = (head, self.rows(group, first))
+        scores = s.s[own]
         if masked:
-            k_start = self.block.kv_start + pair.kv_tile * self.config.bkv_csz
-            q_pos = self.q_positions(pair.q_tile, rows.start)
+            k_start = self.block.kv_start + group.kv_tile * self.config.bkv_csz
+            q_pos = self.q_positions(group.q_tile, first)
             scores = mask_scores(scores, q_pos, k_start, self.block.kv_end, self.problem)
         m_old = s.m[at]
         m = jnp.maximum(m_old, jnp.max(scores, axis=1, keepdims=True))
@@ -181,23 +173,27 @@ class Attention:
         )
         alpha = jnp.exp2(m_old - m)
         s.m[at] = m
-        s.alpha[odd][...] = alpha
+        s.alpha[own] = alpha
         if s.sums is not None:
             total = jnp.sum(p.astype(jnp.float32), axis=1, keepdims=True)
             s.sums[at] = alpha * s.sums[at] + total
-        s.p[odd][...] = p.astype(s.p[odd].dtype)
+        s.p[own] = p.astype(s.p.dtype)
 
-    def weigh(self, pair: Pair, odd: int) -> None:
+    def weigh(self, group: Group, chain: int) -> None:
         """Stage three of a chain."""
-        s, (head, rows) = self.scratch, self.head_and_rows(pair, odd)
-        at = (head, pair.q_tile, rows)
-        values = (s.k if s.v is None else s.v)[head, self.keys(pair)]
-        pv = online_softmax.weigh(s.p[odd][...], values)
-        s.acc[at] = online_softmax.spread(s.alpha[odd][...], pv.shape[1]) * s.acc[at] + pv
+        s, (head, first, own) = self.scratch, self.place(group, chain)
+        at = (head, self.rows(group, first))
+        values = (s.k if s.v is None else s.v)[head, self.keys(group)]
+        pv = online_softmax.weigh(s.p[own], values)
+        s.acc[at] = online_softmax.spread(s.alpha[own], pv.shape[1]) * s.acc[at] + pv
 
-    def q_positions(self, q_tile: Scalar, first_row: Scalar) -> jax.Array:
-        """Position of the query of each row of a chain: int32[rows, 1]."""
-        pack = self.problem.q_shape[3]
-        index = first_row + jax.lax.broadcasted_iota(jnp.int32, (self.rows, 1), 0)
-        token = (index >> (pack.bit_length() - 1)) & (self.config.bq_csz - 1)
-        return self.block.q_first + q_tile * self.config.bq_csz + token
+    def q_positions(self, q_tile: Scalar, first: Scalar) -> jax.Array:
+        """Position of the query of each row of a chain: int32[rows, 1].
+
+        Rows are in the order granule, word, token, part of the word.
+        """
+        _, words, pack, _ = self.problem.q_shape[1:]
+        row = first + jax.lax.broadcasted_iota(jnp.int32, (self.chains.rows, 1), 0)
+        token = (row >> (pack.bit_length() - 1)) & (GRANULE - 1)
+        granule = div(row, GRANULE * pack * words)
+        return self.block.q_first + q_tile * self.chains.tokens + granule * GRANULE + token

@@ -15,6 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels import online_softmax, packed, pages
 from rpa_kernels.blockwise import walk
+from rpa_kernels.blockwise.account import GRANULE, all_chains
 from rpa_kernels.blockwise.attend import Attention
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.blockwise.scratch import Scratch
@@ -157,62 +158,62 @@ class Kernel:
             self.q_copy(1 - parity, self.block_at(block.next_q)).start()
 
         self.q_copy(parity, block).wait()
-        s, config = self.scratch, self.config
-        _, words, pack, _ = self.problem.q_shape[1:]
-        part = config.bq_csz * pack
-
-        @pl.loop(0, cdiv(block.num_q, config.bq_csz))
-        def _(tile: jax.Array) -> None:
-            for head in range(self.problem.num_kv_heads):
-                for word in range(words):
-                    q = packed.load_q(
-                        s.q, (parity,), head=head, word=word, start=tile * config.bq_csz,
-                        count=config.bq_csz, strided=self.strided,
-                    )  # fmt: skip
-                    scaled = online_softmax.scale_q(q, self.problem)
-                    s.scaled_q[head, tile, pl.ds(word * part, part)] = scaled
-                self.reset(head, tile)
-
-    def reset(self, head: int, tile: Scalar) -> None:
-        """Sets the softmax state of one head of a compute block to that of an empty context."""
         s = self.scratch
-        s.acc[head, tile] = jnp.zeros_like(s.acc[head, tile])
+
+        @pl.loop(0, cdiv(block.num_q, GRANULE))
+        def _(granule: jax.Array) -> None:
+            for head in range(self.problem.num_kv_heads):
+                for word, rows in enumerate(self.word_rows(granule)):
+                    q = packed.load_q(
+                        s.q, (parity,), head=head, word=word, start=granule * GRANULE,
+                        count=GRANULE, strided=self.strided,
+                    )  # fmt: skip
+                    s.scaled_q[head, rows] = online_softmax.scale_q(q, self.problem)
+                    self.reset(head, word, rows)
+
+    def word_rows(self, granule: Scalar) -> list[Any]:
+        """Rows of the softmax state that hold each word of a granule's queries."""
+        _, words, pack, _ = self.problem.q_shape[1:]
+        count = GRANULE * pack
+        starts = [(granule * words + word) * count for word in range(words)]
+        return [pl.ds(pl.multiple_of(start, count), count) for start in starts]
+
+    def reset(self, head: int, word: int, rows: Any) -> None:
+        """Sets the softmax state of some rows to that of an empty context."""
+        s = self.scratch
+        _, _, pack, lanes = self.problem.q_shape[1:]
+        s.acc[head, rows] = jnp.zeros((rows.size, s.acc.shape[2]), jnp.float32)
         if s.sums is not None:
-            s.sums[head, tile] = jnp.zeros_like(s.sums[head, tile])
+            s.sums[head, rows] = jnp.zeros((rows.size, LANES), jnp.float32)
         if s.sinks is None:
-            s.m[head, tile] = jnp.full_like(s.m[head, tile], online_softmax.MASKED)
+            s.m[head, rows] = jnp.full((rows.size, LANES), online_softmax.MASKED, jnp.float32)
             return
-        # An attention sink is a key with this score and no value. Row order: word, token, part.
-        _, words, pack, lanes = self.problem.q_shape[1:]
-        rows = s.m.shape[2] // words
-        for word in range(words):
-            sink = s.sinks[head, pl.ds(word * pack, pack)]
-            s.m[head, tile, pl.ds(word * rows, rows)] = jnp.tile(sink, (rows // pack, 1))
-        ones = jnp.ones((s.m.shape[2], LANES), jnp.float32)
+        # An attention sink is a key with this score and no value.
+        sink = s.sinks[head, pl.ds(word * pack, pack)]
+        s.m[head, rows] = jnp.tile(sink, (rows.size // pack, 1))
+        ones = jnp.ones((rows.size, LANES), jnp.float32)
         if s.sums is not None:
-            s.sums[head, tile] = ones
+            s.sums[head, rows] = ones
         else:
-            s.acc[head, tile, :, pl.ds(lanes, LANES)] = ones
+            s.acc[head, rows, pl.ds(lanes, LANES)] = ones
 
     def finish(self, parity: Scalar, block: Block) -> None:
         """Divides by the softmax denominators and starts sending the output."""
         self.wait_send(parity)
-        s, config, problem = self.scratch, self.config, self.problem
-        _, words, pack, lanes = problem.q_shape[1:]
-        part = config.bq_csz * pack
+        s, problem = self.scratch, self.problem
+        lanes = problem.q_shape[4]
 
-        @pl.loop(0, cdiv(block.num_q, config.bq_csz))
-        def _(tile: jax.Array) -> None:
+        @pl.loop(0, cdiv(block.num_q, GRANULE))
+        def _(granule: jax.Array) -> None:
             for head in range(problem.num_kv_heads):
-                for word in range(words):
-                    rows = pl.ds(word * part, part)
-                    acc = s.acc[head, tile, rows]
-                    total = acc[:, lanes:] if s.sums is None else s.sums[head, tile, rows]
+                for word, rows in enumerate(self.word_rows(granule)):
+                    acc = s.acc[head, rows]
+                    total = acc[:, lanes:] if s.sums is None else s.sums[head, rows]
                     factor = (problem.v_scale or 1.0) / total
                     out = acc[:, :lanes] * online_softmax.spread(factor, lanes)
                     packed.store_q(
                         s.out, (parity,), out.astype(s.out.dtype), head=head, word=word,
-                        start=tile * config.bq_csz, strided=self.strided,
+                        start=granule * GRANULE, strided=self.strided,
                     )  # fmt: skip
 
         s.unsent[parity] = block.num_q
@@ -259,6 +260,22 @@ class Kernel:
             s.k[head, pl.ds(start, csz)] = k.astype(s.k.dtype)
             if s.v is not None:
                 s.v[head, pl.ds(start, csz), pl.ds(0, v.shape[1])] = v.astype(s.v.dtype)
+
+    def attend(self, block: Block) -> None:
+        """Attends the query block to the KV block; few queries take a path of their own.
+
+        In a batch of verifications that path does one granule of queries instead of a compute
+        block of them.
+        """
+        *short, full = sorted(all_chains(self.problem, self.config), key=lambda c: c.tokens)
+        paths = [(chains, block.num_q <= chains.tokens) for chains in short]
+        paths.append((full, block.num_q > short[0].tokens if short else True))
+        for chains, chosen in paths:
+            attention = Attention(
+                block=block, chains=chains, scratch=self.scratch, problem=self.problem,
+                config=self.config, target=self.target,
+            )  # fmt: skip
+            pl.when(chosen)(attention.run)
 
     def fill_ones(self) -> None:
         """Puts the ones beside V whose product with p is the softmax sum."""
@@ -314,10 +331,7 @@ class Kernel:
         self.cache.wait(kv.at[slot], sems.at[slot], block.num_kv)
         self.start_write(slot, block)
         self.unpack(slot, block)
-        Attention(
-            block=block, scratch=self.scratch, problem=self.problem, config=self.config,
-            target=self.target,
-        ).run()  # fmt: skip
+        self.attend(block)
 
         @pl.when(block.is_last_kv)
         def _() -> None:

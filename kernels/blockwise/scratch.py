@@ -15,18 +15,19 @@ Ref = Any
 class Scratch(NamedTuple):
     """Scratch refs.
 
-    Shapes (rows: query rows of one KV head in a compute block, see `packed.load_q`):
+    Shapes (rows: query rows of one KV head in a query block; order: granule of tokens, word,
+    token, part of the word):
       kv: [num_buffers, bkv_sz, padded words, packing, lanes], fetched KV blocks.
       q, out: [2, bq_sz, KV heads, q words, q packing, lanes].
       k: [KV heads, bkv_sz, lanes], the KV block at hand, unpacked.
       v: [KV heads, bkv_sz, lanes or more], the same, then ones with `mxu_sums`; None if K|V fused.
-      scaled_q: [KV heads, compute blocks, rows, lanes].
-      m, sums: [KV heads, compute blocks, rows, 128], running maximum and sum, equal in all lanes;
+      scaled_q: [KV heads, rows, lanes].
+      m, sums: [KV heads, rows, 128], running maximum and sum, equal in all lanes;
         with `mxu_sums` sums is None.
-      acc: [KV heads, compute blocks, rows, lanes of v], running p @ V, and with `mxu_sums` the
+      acc: [KV heads, rows, lanes of v], running p @ V, and with `mxu_sums` the
         running sum in the lanes after it.
-      s, p: pairs of [rows of a chain, bkv_csz], scores and probabilities; see `attend.py`.
-      alpha: pair of [rows of a chain, 128], factors for what was accumulated before.
+      s, p: [rows of a pass, bkv_csz], scores and probabilities; see `attend.py`.
+      alpha: [rows of a pass, 128], factors for what was accumulated before.
       sinks: `problem.sinks_shape`, or None.
       unwritten: int32[num_buffers] in SMEM, tokens of each KV buffer on their way to the cache.
       unsent: int32[2] in SMEM, tokens of each output buffer on their way out.
@@ -42,9 +43,9 @@ class Scratch(NamedTuple):
     m: Ref
     sums: Ref | None
     acc: Ref
-    s: tuple[Ref, Ref]
-    p: tuple[Ref, Ref]
-    alpha: tuple[Ref, Ref]
+    s: Ref
+    p: Ref
+    alpha: Ref
     sinks: Ref | None
     unwritten: Ref
     unsent: Ref

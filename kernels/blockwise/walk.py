@@ -93,11 +93,18 @@ class Tiles(NamedTuple):
     full_end: Scalar  # and up to here, as far as causality and the context's end go
 
 
-def tiles_of(block: Block, q_tile: Scalar, problem: Problem, config: BlockwiseConfig) -> Tiles:
-    """Which KV compute blocks a query compute block walks, and which need no mask."""
-    csz = config.bkv_csz
-    first = block.q_first + q_tile * config.bq_csz
-    last = first + (config.bq_csz - 1)
+def tiles_of(block: Block, q_tile: Scalar, tokens: int, csz: int, problem: Problem) -> Tiles:
+    """Which KV compute blocks a query compute block walks, and which need no mask.
+
+    Args:
+      block: The step.
+      q_tile: Query compute block.
+      tokens: Query tokens of one.
+      csz: Tokens of a KV compute block.
+      problem: Static shapes and features.
+    """
+    first = block.q_first + q_tile * tokens
+    last = first + (tokens - 1)
     end, full_end = block.num_kv, block.num_kv
     if problem.causal:
         end = jnp.clip(last + 1 - block.kv_start, 0, end)
