@@ -30,11 +30,22 @@ def longest_block(problem: Problem) -> int:
     return layout.align(layout.next_power_of_2(tokens), problem.page_size)
 
 
+def fit_block(size: int, problem: Problem) -> int:
+    """The least KV block from `size` on: a whole part of a page, or whole pages."""
+    return size if problem.page_size % size == 0 else layout.align(size, problem.page_size)
+
+
 def block_sizes(problem: Problem, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """`sizes` rounded up to whole pages, without repeats and none beyond the longest context."""
+    """`sizes` made to fit pages, without repeats and none beyond the longest context."""
     longest = longest_block(problem)
-    rounded = sorted({layout.align(size, problem.page_size) for size in sizes})
-    return tuple(size for size in rounded if size <= longest) or (longest,)
+    fitting = sorted({fit_block(size, problem) for size in sizes})
+    return tuple(size for size in fitting if size <= longest) or (longest,)
+
+
+def smaller_block(size: int, problem: Problem) -> int | None:
+    """About half a KV block, or None when it is as small as is of use."""
+    half = fit_block(size // 2, problem)
+    return half if size > layout.LANES and half < size else None
 
 
 def compute_size(bkv_sz: int, most: int) -> int:
@@ -44,18 +55,18 @@ def compute_size(bkv_sz: int, most: int) -> int:
 
 
 def check_blocks(*, bkv_sz: int, bkv_csz: int, problem: Problem) -> Infeasible | None:
-    """Whether a fetch block is whole pages and whole compute blocks.
+    """Whether a fetch block is whole pages, or a part of one, and whole compute blocks.
 
     A compute block need not be whole pages. It is a multiple of 128 keys, one vector register of
     scores, or the whole fetch block when that is smaller.
     """
-    if bkv_sz % problem.page_size:
+    if bkv_sz % problem.page_size and problem.page_size % bkv_sz:
         return Infeasible(
             limit="bkv_sz % page_size",
             need=bkv_sz,
             have=problem.page_size,
             unit="tokens",
-            hint=f"use a multiple of {problem.page_size}",
+            hint=f"use a multiple of {problem.page_size}, or a size that divides it",
         )
     if bkv_sz % bkv_csz:
         return Infeasible(

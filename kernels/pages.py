@@ -78,22 +78,24 @@ class PagedCache:
           sem: DMA semaphore; counts the bytes that `wait` takes off.
           row: First token of the buffer to fill.
           seq: Sequence index.
-          start: First position; a multiple of the page size.
+          start: First position; a multiple of the page size, or of `max_tokens` where that is a
+            part of a page.
           num_tokens: Tokens to fetch; nothing at or below 0.
-          max_tokens: Static bound on `num_tokens`, a multiple of the page size.
+          max_tokens: Static bound on `num_tokens`: whole pages, or a whole part of one.
         """
         page_size, words = self.problem.page_size, self.problem.kv_words
         first_page = div(start, page_size)
+        in_page = rem(start, page_size) if max_tokens < page_size else 0
 
         def copy_page(i: Scalar) -> None:
-            size = jnp.clip(num_tokens - i * page_size, 0, page_size)
+            size = jnp.clip(num_tokens - i * page_size, 0, min(page_size, max_tokens))
             pltpu.make_async_copy(
-                self.hbm.at[self.meta.page(seq, first_page + i), pl.ds(0, size)],
+                self.hbm.at[self.meta.page(seq, first_page + i), pl.ds(in_page, size)],
                 buffer.at[pl.ds(row + i * page_size, size), pl.ds(0, words)],
                 sem,
             ).start()
 
-        max_pages = max_tokens // page_size
+        max_pages = cdiv(max_tokens, page_size)
         if max_pages <= MAX_UNROLLED_PAGES:
             for i in range(max_pages):
                 copy_page(i)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rpa_kernels import layout, limits
+from rpa_kernels import limits
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
@@ -90,7 +90,7 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
             return config
         if seqs > 1:
             seqs //= 2
-        elif block > max(problem.page_size, layout.LANES):
-            block = layout.align(block // 2, problem.page_size)
+        elif smaller := limits.smaller_block(block, problem):
+            block = smaller
         else:
             return bad
