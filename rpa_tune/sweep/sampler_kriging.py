@@ -95,8 +95,8 @@ class KrigingSampler(AbstractSampler):
     def _close_slower(self) -> None:
         """Never asks for what is proven to be no better than the best answer."""
         measure = yardstick(self._answers, self._objective)
-        best = min((measure.loss(answer) for answer in self._answers if answer.ok), default=None)
-        for config, bound in self._below.items() if best is not None else ():
+        best = min((measure.loss(a) for a in self._answers if a.ok), default=np.inf)
+        for config, bound in self._below.items():
             if config in self._index and measure.loss(bound) >= best:
                 self._open[self._index[config]] = False
 
