@@ -18,6 +18,7 @@ from rpa_tune.cli.options import (
     read_batch,
 )
 from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_all, hostile_batches
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.models import load_model, problem_for
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
@@ -43,6 +44,8 @@ def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) 
     Example: rpa-tune verify --chip v6e --family decode --model llama3-8b --tp 4 --config bq_sz=16
     """
     tasks = make_tasks(**options)
+    if tasks[0].config.check(tasks[0].problem, load_chip(tasks[0].chip).target):
+        tasks = tasks[:1]  # what cannot exist for one batch cannot for any
     workers = workers or len(os.sched_getaffinity(0))
     verdicts: list[Verdict] = []
     for verdict in check_all(tasks, num_workers=min(workers, len(tasks)), deadline_s=deadline):
@@ -53,7 +56,8 @@ def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) 
     if as_json:
         print_json({"ok": is_right, "checks": [_to_dict(verdict) for verdict in verdicts]})
     else:
-        click.echo("right" if is_right else "WRONG")
+        cannot_exist = all(verdict.status is Status.INFEASIBLE for verdict in verdicts)
+        click.echo("right" if is_right else "cannot exist" if cannot_exist else "WRONG")
     if not is_right:
         raise click.exceptions.Exit(1)
 
@@ -111,6 +115,8 @@ def _one_batch(batch: Batch) -> Workload:
 def _print_verdict(verdict: Verdict) -> None:
     task, figures = verdict.task, verdict.figures or {}
     error = f", error {figures['max_error']:.2g} of {figures['tolerance']:.2g}" if figures else ""
+    if "rms_ratio" in figures:
+        error += f", mean {figures['rms_ratio']:.2f} of plain bfloat16's"
     click.echo(
         f"{verdict.status.value:14} {task.batch.num_seqs} sequences, {task.batch.num_tokens} "
         f"tokens, contexts to {max(task.batch.kv_lens)}, copies {task.dma_mode}{error}"

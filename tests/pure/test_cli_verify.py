@@ -51,6 +51,16 @@ def test_a_bad_config_is_infeasible_and_not_run(monkeypatch):
     assert {v.status for v in verdicts} == {Status.INFEASIBLE}
 
 
+def test_a_config_that_cannot_exist_is_said_so_once(capsys):
+    with pytest.raises(SystemExit) as exited:
+        main(["verify", "--chip", "v4", "--family", "decode", "--model", "llama3-8b",
+              "--config", "bkv_sz=8192,bkv_csz=8192"])  # fmt: skip
+    said = capsys.readouterr().out
+    assert exited.value.code == 1
+    assert said.count("vmem_bytes: need") == 1
+    assert said.endswith("cannot exist\n")
+
+
 def test_unknown_fields_are_usage_errors():
     with pytest.raises(UsageError, match="not a field"):
         tasks(config="block=3")
