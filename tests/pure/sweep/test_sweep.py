@@ -1,6 +1,6 @@
 """The main loop: what it asks, what it decides, and that it wastes nothing."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 from fake_sweep import AXES, FakeInterpreter, make_evaluators, make_study, true_us
@@ -8,6 +8,7 @@ from fake_sweep import AXES, FakeInterpreter, make_evaluators, make_study, true_
 from rpa_kernels import load_family
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.store.journal import Journal
+from rpa_tune.sweep import oracle
 from rpa_tune.sweep.sweep import BudgetSpentError, Sweep
 from rpa_tune.sweep.watch import Watch
 
@@ -126,11 +127,13 @@ def test_a_crash_is_tried_again_before_it_counts(store):
     assert disturbed.decision == calm.decision
 
 
-def test_a_spent_budget_stops_and_the_next_run_goes_on(store):
+def test_a_spent_budget_stops_and_the_next_run_goes_on(store, monkeypatch):
     study = make_study()
-    evaluators = make_evaluators(delay_s=0.02)
-    with pytest.raises(BudgetSpentError):
-        run(store, study, evaluators, deadline=time.monotonic() + 0.15)
+    evaluators = make_evaluators()
+    clock = SimpleNamespace(monotonic=lambda: len(evaluators[SIMULATED].asked))
+    with monkeypatch.context() as patched, pytest.raises(BudgetSpentError):
+        patched.setattr(oracle, "time", clock)  # a second for each answer
+        run(store, study, evaluators, deadline=3.5)
     asked = len(evaluators[SIMULATED].asked)
     assert 0 < asked < study.search.simulate
     rest = make_evaluators()
