@@ -131,9 +131,10 @@ def test_a_spent_budget_stops_and_the_next_run_goes_on(store, monkeypatch):
     study = make_study()
     evaluators = make_evaluators()
     clock = SimpleNamespace(monotonic=lambda: len(evaluators[SIMULATED].asked))
-    with monkeypatch.context() as patched, pytest.raises(BudgetSpentError):
+    with monkeypatch.context() as patched:
         patched.setattr(oracle, "time", clock)  # a second for each answer
-        run(store, study, evaluators, deadline=3.5)
+        with pytest.raises(BudgetSpentError):
+            run(store, study, evaluators, deadline=3.5)
     asked = len(evaluators[SIMULATED].asked)
     assert 0 < asked < study.search.simulate
     rest = make_evaluators()
