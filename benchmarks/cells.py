@@ -4,11 +4,14 @@ All cells of one chip, model and kind share one `Problem`, so that each kernel i
 simulated on every batch of that kind.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from rpa_kernels import layout
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.models import load_model, problem_for
 from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
 
@@ -57,13 +60,22 @@ class Group:
 
 
 def groups(chips: list[str], models: list[str], kinds: list[str], quick: bool) -> Iterator[Group]:
-    """All groups of the named chips, models and kinds; `quick` keeps a few batches of each."""
+    """All groups of the named chips, models and kinds; `quick` keeps a few batches of each.
+
+    A batch whose KV cache, with the spare pages of its bucket, exceeds a chip's HBM is left out.
+    """
     for chip in chips:
         for model in models:
             for kind in kinds:
                 batches = _batches(kind)
                 if quick:
                     batches = {name: batches[name] for name in list(batches)[:: len(batches) // 3]}
+                batches = {
+                    name: batch
+                    for name, batch in batches.items()
+                    if _cache_bytes(_problem(model, {name: batch}))
+                    <= load_chip(chip).value("hbm_bytes")
+                }
                 problem = _problem(model, batches)
                 yield Group(chip=chip, model=model, kind=kind, problem=problem, batches=batches)
 
@@ -80,6 +92,17 @@ def _problem(model_name: str, batches: dict[str, Batch]) -> Problem:
     )
     scaled = kv_dtype.startswith("float8")
     return replace(problem, k_scale=1.0, v_scale=1.0) if scaled else problem
+
+
+def _cache_bytes(problem: Problem) -> int:
+    shape = layout.kv_cache_shape(
+        num_pages=problem.num_pages,
+        page_size=problem.page_size,
+        num_kv_heads=problem.num_kv_heads,
+        head_dim=problem.head_dim,
+        kv_dtype=problem.kv_dtype,
+    )
+    return math.prod(shape) * layout.WORD_BYTES // layout.packing(problem.kv_dtype)
 
 
 def _equally_often(batches: dict[str, Batch]) -> Workload:
