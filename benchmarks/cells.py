@@ -16,6 +16,7 @@ from rpa_tune.models import load_model, problem_for
 from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
 
 PAGE_SIZE = 128
+CACHE_SHARE = 0.9  # of HBM at most; the rest is for queries, results and the program
 TRACE = "azure-conv"
 
 # Model, tensor parallelism, KV dtype, whether the layers with a window are meant.
@@ -62,7 +63,7 @@ class Group:
 def groups(chips: list[str], models: list[str], kinds: list[str], quick: bool) -> Iterator[Group]:
     """All groups of the named chips, models and kinds; `quick` keeps a few batches of each.
 
-    A batch whose KV cache, with the spare pages of its bucket, exceeds a chip's HBM is left out.
+    A batch whose KV cache, with the spare pages of its bucket, does not fit the chip's HBM is left out.
     """
     for chip in chips:
         for model in models:
@@ -74,7 +75,7 @@ def groups(chips: list[str], models: list[str], kinds: list[str], quick: bool) -
                     name: batch
                     for name, batch in batches.items()
                     if _cache_bytes(_problem(model, {name: batch}))
-                    <= load_chip(chip).value("hbm_bytes")
+                    <= CACHE_SHARE * load_chip(chip).value("hbm_bytes")
                 }
                 problem = _problem(model, batches)
                 yield Group(chip=chip, model=model, kind=kind, problem=problem, batches=batches)
