@@ -63,7 +63,7 @@ class Group:
 def groups(chips: list[str], models: list[str], kinds: list[str], quick: bool) -> Iterator[Group]:
     """All groups of the named chips, models and kinds; `quick` keeps a few batches of each.
 
-    A batch whose KV cache, with the spare pages of its bucket, does not fit the chip's HBM is left out.
+    A batch whose KV cache, with the spare pages of its bucket, does not fit the chip is left out.
     """
     for chip in chips:
         for model in models:
