@@ -16,6 +16,7 @@ from rpa_tune.compile.pool import FailureKind, Reply, TaskPool, WorkerPool
 from rpa_tune.hw.chip import load_chip
 
 TASK = "rpa_tune.evaluate.correctness:check_batch"
+_LONGEST_CHUNK_TOKENS = 256  # of queries, when pages are longer: the interpreter is slow
 _MAX_PAGES = 4  # pages of the longest hostile context beyond two blocks; the interpreter is slow
 
 
@@ -74,6 +75,7 @@ def hostile_batches(
       num_blocks: Whole blocks whose boundaries to have; the longest context has one more, begun.
     """
     longest = num_blocks * block_tokens + _MAX_PAGES * page_size
+    chunk = min(page_size, _LONGEST_CHUNK_TOKENS)
     edges = sorted(
         {
             max(1, edge + step)
@@ -88,7 +90,6 @@ def hostile_batches(
             _batch([1, 5], [longest, 5], num_decode=1, page_seed=2),
         )
     if family == "prefill":
-        chunk = page_size
         contexts = [edge for edge in edges if edge >= chunk]
         return (
             Batch(
@@ -99,8 +100,8 @@ def hostile_batches(
                 page_seed=1,
             ),
         )
-    whole = [n for n in edges if n <= 2 * page_size + 1]
-    chunks = [min(n, page_size + 1) for n in edges]
+    whole = [n for n in edges if n <= 2 * chunk + 1]
+    chunks = [min(n, chunk + 1) for n in edges]
     return (
         _batch([1, *whole], [page_size + 1, *whole], num_decode=1, page_seed=1),
         _batch(chunks, edges, num_decode=0, page_seed=2),
