@@ -28,8 +28,9 @@ from rpa_tune.errors import UsageError
 from rpa_tune.interop import wheel
 from rpa_tune.provenance import provenance
 
-# What one set of block sizes gave on the batches of a group: times in microseconds, or a reason.
-Answer = tuple[list[float], str]
+# What one set of block sizes gave on the batches of a group: times in microseconds, None for a
+# batch that was not served and no list where nothing was compiled; and the reason of what misses.
+Answer = tuple[list[float | None], str]
 
 
 def compare(group: Group, answers: list[tuple[Entry, Answer]]) -> dict:
@@ -42,7 +43,7 @@ def compare(group: Group, answers: list[tuple[Entry, Answer]]) -> dict:
             found = [
                 (times[i], entry.blocks)
                 for entry, (times, _) in answers
-                if entry.kernel == kernel and times
+                if entry.kernel == kernel and times and times[i] is not None
             ]
             if found:
                 time_us, blocks = min(found, key=lambda pair: pair[0])
@@ -52,8 +53,8 @@ def compare(group: Group, answers: list[tuple[Entry, Answer]]) -> dict:
         cells.append({"name": name, "best": best, "speedup": speedup})
     failures = [
         {"kernel": entry.kernel, "blocks": entry.blocks, "detail": detail}
-        for entry, (times, detail) in answers
-        if not times
+        for entry, (_, detail) in answers
+        if detail
     ]
     names = {"chip": group.chip, "model": group.model, "kind": group.kind}
     return {**names, "cells": cells, "failures": failures}
@@ -104,9 +105,9 @@ def print_group(result: dict) -> None:
 
 
 def print_failures(result: dict) -> None:
-    """One line on stderr for every set of block sizes without a time."""
+    """One line on stderr for every set of block sizes that misses a time."""
     for failure in result["failures"]:
-        print(f"  no time: {failure['kernel']} {failure['blocks']}: {failure['detail']}",
+        print(f"  misses: {failure['kernel']} {failure['blocks']}: {failure['detail'][:400]}",
               file=sys.stderr)  # fmt: skip
 
 
@@ -149,7 +150,7 @@ class Journal:
 def times_of(entry: Entry, reply: Reply) -> Answer:
     """Microseconds of each batch, or none and the reason."""
     if reply.failure is not None:
-        return [], f"{reply.failure.kind}: {reply.failure.detail}"
+        return [], f"{reply.failure.kind}: {' '.join(reply.failure.detail.split())}"
     if entry.kernel == "ours":
         return [t.time_us for t in reply.value.timelines], reply.value.detail
     return list(reply.value.batch_us), reply.value.detail
@@ -165,7 +166,9 @@ def run(pool: WorkerPool, entries: list[Entry], journal: Journal) -> None:
             entry, number = asked[reply.index], number + 1
             answer = times_of(entry, reply)
             journal.add(entry, answer)
-            said = answer[1].replace("\n", " ")[-160:] or f"{sum(answer[0]):,.0f} us in all"
+            served = [us for us in answer[0] if us is not None]
+            said = f"{len(served)} cells, {sum(served):,.0f} us in all"
+            said += f"; {answer[1][:160]}" if answer[1] else ""
             print(f"{number}/{len(missing)} {entry.title}: {said}", file=sys.stderr, flush=True)
 
 
