@@ -1,6 +1,8 @@
-"""The `pallas_call` plumbing that all families share: specs, aliases, compiler parameters."""
+"""What all families' launches share: specs, aliases, compiler parameters, names of refs."""
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,10 +11,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels import online_softmax
+from rpa_kernels.batch import BatchArrays
+from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
-NUM_SCALARS = 4  # kv_lens, page_indices, cu_q_lens, distribution
+Ref = Any
 
 
 def prepare_sinks(sinks: jax.Array, problem: Problem) -> jax.Array:
@@ -33,40 +37,129 @@ def uses_strided_loads(interpret: Any) -> bool:
     return not isinstance(interpret, pltpu.InterpretParams)
 
 
-def call(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refs:
+    """What a kernel body works on.
+
+    Attributes:
+      meta: The scalar arrays of the batch.
+      share: This core's scalars of the family's `split`: [own start, end), of which each may be
+        several; None when one core does everything.
+      q: `problem.q_shape`.
+      kv_new: `problem.kv_new_shape`.
+      sinks: `problem.sinks_shape`, or None.
+      out: The same buffer as `q`.
+      cache: `problem.kv_cache_shape`, to read and to write.
+      scratch: The family's scratch.
+    """
+
+    meta: Meta
+    share: tuple[Any, Any] | None
+    q: Ref
+    kv_new: Ref
+    sinks: Ref | None
+    out: Ref
+    cache: PagedCache
+    scratch: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """A family's `launch`.
+
+    Attributes:
+      kernel: The body; takes `Refs`, `problem`, `config`, `target` and `strided`, which says
+        which loads of `packed` to use.
+      kernel_name: See `KernelFamily`.
+      scratch_shapes: `(problem, config) ->` pytree of scratch.
+      split: See `KernelFamily`.
+    """
+
+    kernel: Callable[..., None]
+    kernel_name: Callable[[Problem, Any], str]
+    scratch_shapes: Callable[[Problem, Any], Any]
+    split: Callable[..., Any]
+
+    def __call__(
+        self,
+        q: jax.Array,
+        kv_new: jax.Array,
+        kv_cache: jax.Array,
+        kv_lens: jax.Array,
+        page_indices: jax.Array,
+        cu_q_lens: jax.Array,
+        distribution: jax.Array,
+        *,
+        problem: Problem,
+        config: Any,
+        target: Target,
+        interpret: Any = None,
+        sinks: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Attends the family's sequences.
+
+        Args:
+          q: `problem.q_shape`; its buffer becomes the output.
+          kv_new: `problem.kv_new_shape`.
+          kv_cache: `problem.kv_cache_shape`; updated in place.
+          kv_lens: int32[max_num_seqs].
+          page_indices: int32[max_num_seqs * pages_per_seq].
+          cu_q_lens: int32[max_num_seqs + 1].
+          distribution: int32[3].
+          problem: Static shapes and features.
+          config: Block sizes that pass `config.check`.
+          target: The chip to compile for.
+          interpret: None on the chip, else what `pallas_call` takes.
+          sinks: float32[num_q_heads] when `problem.has_sinks`.
+
+        Returns:
+          (q with the rows of the family's sequences replaced by their output, updated KV cache).
+
+        Raises:
+          ValueError: Operands do not have the problem's shapes, or sinks are missing or unexpected.
+        """
+        arrays = BatchArrays(
+            kv_lens=kv_lens,
+            page_indices=page_indices,
+            cu_q_lens=cu_q_lens,
+            distribution=distribution,
+        )
+        scalars = (kv_lens, page_indices, cu_q_lens, distribution)
+        check_operands((*scalars, q, kv_new, kv_cache), sinks, problem)
+        if target.num_cores > 1:
+            scalars = (*scalars, self.split(problem, config, arrays, target.num_cores, jnp))
+        body = functools.partial(
+            self.kernel,
+            problem=problem,
+            config=config,
+            target=target,
+            strided=uses_strided_loads(interpret),
+        )
+        return _call(
+            lambda *refs: body(_name_refs(refs, problem, target.num_cores)),
+            name=self.kernel_name(problem, config),
+            scalars=scalars,
+            arrays=(q, kv_new, kv_cache)
+            if sinks is None
+            else (q, kv_new, kv_cache, prepare_sinks(sinks, problem)),
+            scratch_shapes=self.scratch_shapes(problem, config),
+            target=target,
+            interpret=interpret,
+        )
+
+
+def _call(
     body: Callable[..., None],
     *,
     name: str,
-    operands: tuple[jax.Array, ...],
-    sinks: jax.Array | None,
+    scalars: tuple[jax.Array, ...],
+    arrays: tuple[jax.Array, ...],
     scratch_shapes: Any,
-    problem: Problem,
     target: Target,
     interpret: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs a kernel body over one batch.
-
-    Args:
-      body: Takes scalar, operand, output and scratch refs in this order.
-      name: Kernel name in dumps and profiles.
-      operands: The four scalar arrays, q, kv_new, kv_cache.
-      sinks: float32[num_q_heads], or None.
-      scratch_shapes: Pytree of scratch.
-      problem: Static shapes.
-      target: Limits of the chip.
-      interpret: None for the chip, else what `pallas_call` takes.
-
-    Returns:
-      (output in `problem.q_shape`, KV cache): the buffers of q and kv_cache, changed in place.
-
-    Raises:
-      ValueError: Operands do not have the problem's shapes, or sinks are missing or unexpected.
-    """
-    check_operands(operands, sinks, problem)
+    """The `pallas_call`: (output, KV cache) in the buffers of q and kv_cache."""
     hbm = pl.BlockSpec(memory_space=pl.ANY)
-    scalars, arrays = operands[:NUM_SCALARS], operands[NUM_SCALARS:]
-    if sinks is not None:
-        arrays = (*arrays, prepare_sinks(sinks, problem))
     # `pl.ANY` lets XLA place small arrays in VMEM or CMEM, where the kernel's copies would be
     # other copies than `traffic` counts. The memory space in their types keeps them in HBM.
     result: Any = jax.ShapeDtypeStruct
@@ -77,14 +170,14 @@ def call(
     out, cache = pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=NUM_SCALARS,
-            grid=(1,),
+            num_scalar_prefetch=len(scalars),
+            grid=(target.num_cores,),
             in_specs=[hbm] * len(arrays),
             out_specs=[hbm, hbm],
             scratch_shapes=(scratch_shapes,),
         ),
         out_shape=[result(q.shape, q.dtype), result(kv_cache.shape, kv_cache.dtype)],
-        input_output_aliases={NUM_SCALARS: 0, NUM_SCALARS + 2: 1},
+        input_output_aliases={len(scalars): 0, len(scalars) + 2: 1},
         compiler_params=_compiler_params(target),
         interpret=False if interpret is None else interpret,
         name=name,
@@ -95,10 +188,41 @@ def call(
     return out, cache
 
 
+def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
+    """Sorts out the refs of a body: scalars, operands, outputs, scratch."""
+    kv_lens, page_indices, cu_q_lens, distribution, *rest, scratch = refs
+    share = None
+    if num_cores > 1:
+        split = rest.pop(0)
+        width = split.shape[0] // (num_cores + 1)
+        core = pl.program_id(0)
+        first, end = (tuple(split[(core + i) * width + j] for j in range(width)) for i in range(2))
+        share = (first, end)
+    q, kv_new, _, *sinks, out, cache = rest
+    meta = Meta(
+        kv_lens=kv_lens,
+        page_indices=page_indices,
+        cu_q_lens=cu_q_lens,
+        distribution=distribution,
+        pages_per_seq=problem.pages_per_seq,
+    )
+    return Refs(
+        meta=meta,
+        share=share,
+        q=q,
+        kv_new=kv_new,
+        sinks=sinks[0] if sinks else None,
+        out=out,
+        cache=PagedCache(meta=meta, hbm=cache, problem=problem),
+        scratch=scratch,
+    )
+
+
 def _compiler_params(target: Target) -> pltpu.CompilerParams:
     """What the compiler is told beside the kernel."""
     return pltpu.CompilerParams(
-        dimension_semantics=("arbitrary",),
+        # With as many grid points as cores, a parallel dimension is one point a core.
+        dimension_semantics=("parallel" if target.num_cores > 1 else "arbitrary",),
         vmem_limit_bytes=target.vmem_bytes,
         # A page copy is a few bundles; its bounds check would double them. Sizes and pages
         # come from `Batch`, which refuses what does not fit.

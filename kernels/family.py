@@ -77,12 +77,17 @@ class KernelFamily:
       search_axes: `(problem, target) -> {config field: values in rising order}`.
       scratch_bytes: `(problem, config) -> bytes` of VMEM scratch after tiling.
       smem_bytes: `(problem, config) -> bytes` of SMEM.
-      traffic: `(problem, config, batch) -> Traffic`, exact for the compiled kernel.
+      split: `(problem, config, arrays, num_cores, xp=numpy) -> int32 array`, on `BatchArrays`:
+        where each core's share starts, and where the last one ends. A scalar operand of launches
+        on more than one core. None for a kernel that uses one core whatever the device has.
+      traffic: `(problem, config, batch, core=ONLY_CORE) -> Traffic` of one `cores.Core`, exact for
+        the compiled kernel.
       useful_bytes: `(problem, batch) -> bytes` that no kernel could avoid moving; for MBU.
-      mxu_flops: `(problem, config, batch) -> FLOPs` the MXU executes, padding included.
+      mxu_flops: `(problem, config, batch, core=ONLY_CORE) -> FLOPs` that a core's MXUs execute,
+        padding included.
       useful_flops: `(problem, batch) -> FLOPs` of the attention alone (causal positions, both
         matmuls, 2 FLOPs a multiply-add); for MFU.
-      num_steps: `(problem, config, batch) -> ` KV-block steps walked.
+      num_steps: `(problem, config, batch, core=ONLY_CORE) -> ` KV-block steps a core walks.
       launch: `(q, kv_new, kv_cache, kv_lens, page_indices, cu_q_lens, distribution, *, problem,
         config, target, interpret=None, sinks=None) -> (out, kv_cache)`, on inputs laid out by
         `rpa_kernels.inputs.prepare`; output rows of sequences that other families serve are
@@ -97,11 +102,12 @@ class KernelFamily:
     search_axes: Callable[[Problem, Target], dict[str, tuple[int, ...]]]
     scratch_bytes: Callable[[Problem, Any], int]
     smem_bytes: Callable[[Problem, Any], int]
-    traffic: Callable[[Problem, Any, Batch], Traffic]
+    split: Callable[..., Any] | None
+    traffic: Callable[..., Traffic]
     useful_bytes: Callable[[Problem, Batch], int]
-    mxu_flops: Callable[[Problem, Any, Batch], int]
+    mxu_flops: Callable[..., int]
     useful_flops: Callable[[Problem, Batch], int]
-    num_steps: Callable[[Problem, Any, Batch], int]
+    num_steps: Callable[..., int]
     launch: Callable[..., Any]
     kernel_name: Callable[[Problem, Any], str]
 

@@ -17,7 +17,7 @@ class Target:
       vmem_bytes: VMEM of one TensorCore.
       smem_bytes: SMEM of one TensorCore.
       mxu_size: Rows and columns of one MXU (128 or 256).
-      num_cores: TensorCores that one JAX device drives (2 with megacore).
+      num_cores: TensorCores that one JAX device drives (2 with megacore); a launch uses all.
       has_bf16_vector_units: Whether the VPU and EUP compute in bfloat16.
       has_fp8_mxu: Whether the MXU takes float8 operands, at whatever rate.
     """

@@ -186,7 +186,7 @@ def verify(
     if bad := config.check(problem, target):
         raise ValueError(f"{family.name} {config}: {bad}")
     operands = draw_operands(problem, batch, seed=seed)
-    interpret = interpreter(dma_mode)
+    interpret = interpreter(dma_mode, target.num_cores)
     try:
         with empty_ranges_overlap_nothing():
             out, cache = run_interpreted(
@@ -199,17 +199,22 @@ def verify(
     return compare(family, problem, batch, operands, out, cache, has_race=has_race)
 
 
-def interpreter(dma_mode: str) -> pltpu.InterpretParams:
+def interpreter(dma_mode: str, num_cores: int = 1) -> pltpu.InterpretParams:
     """The TPU interpreter with race detection and NaN in all memory that nobody wrote.
 
     Args:
       dma_mode: `"eager"` (copies happen when started) or `"on_wait"` (when waited for).
+      num_cores: Cores that run side by side; see `Target`.
     """
     fields = {field.name for field in dataclasses.fields(pltpu.InterpretParams)}
     # jax 0.10 always sets a flag and goes on; 0.12 raises unless told to.
     on_race = {"on_race": "warn"} if "on_race" in fields else {}
     return pltpu.InterpretParams(
-        detect_races=True, uninitialized_memory="nan", dma_execution_mode=dma_mode, **on_race
+        detect_races=True,
+        uninitialized_memory="nan",
+        dma_execution_mode=dma_mode,
+        num_cores_or_threads=num_cores,
+        **on_race,
     )
 
 

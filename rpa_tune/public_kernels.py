@@ -15,6 +15,7 @@ from typing import Any
 
 from rpa_kernels import layout, limits, useful
 from rpa_kernels.batch import Batch
+from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.family import KernelFamily, Traffic
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
@@ -150,9 +151,11 @@ def least_cached_bytes(problem: Problem, batch: Batch, slots: tuple[str, ...]) -
     return sum(batch.kv_lens[i] - batch.q_lens[i] for i in seqs) * token_bytes
 
 
-def _traffic(slots: tuple[str, ...], problem: Problem, config: Any, batch: Batch) -> Traffic:
+def _traffic(
+    slots: tuple[str, ...], problem: Problem, config: Any, batch: Batch, core: Core = ONLY_CORE
+) -> Traffic:
     """Bytes that no kernel could avoid moving, by direction; no copy is counted."""
-    del config
+    del config, core
     tokens = sum(batch.q_lens[i] for slot in slots for i in batch.family_seqs(slot))
     token_q = problem.num_q_heads * problem.head_dim * layout.dtype_bytes(problem.q_dtype)
     token_kv = 2 * problem.num_kv_heads * problem.head_dim * layout.dtype_bytes(problem.kv_dtype)
@@ -169,14 +172,18 @@ def _useful_flops(slots: tuple[str, ...], problem: Problem, batch: Batch) -> int
     return sum(useful.useful_flops(slot, problem, batch) for slot in slots)
 
 
-def _mxu_flops(slots: tuple[str, ...], problem: Problem, config: Any, batch: Batch) -> int:
-    del config
+def _mxu_flops(
+    slots: tuple[str, ...], problem: Problem, config: Any, batch: Batch, core: Core = ONLY_CORE
+) -> int:
+    del config, core
     return _useful_flops(slots, problem, batch)
 
 
-def _num_steps(slots: tuple[str, ...], problem: Problem, config: Any, batch: Batch) -> int:
+def _num_steps(
+    slots: tuple[str, ...], problem: Problem, config: Any, batch: Batch, core: Core = ONLY_CORE
+) -> int:
     """KV blocks of all contexts: each is walked at least once."""
-    del problem
+    del problem, core
     seqs = [i for slot in slots for i in batch.family_seqs(slot)]
     return sum(layout.cdiv(batch.kv_lens[i], config.bkv_sz) for i in seqs)
 
@@ -343,6 +350,7 @@ def _family(
         search_axes=axes,
         scratch_bytes=batched_scratch_bytes if batched else v3_scratch_bytes,
         smem_bytes=_smem_bytes,
+        split=None,
         traffic=partial(_traffic, slots),
         useful_bytes=partial(_useful_bytes, slots),
         mxu_flops=partial(_mxu_flops, slots),

@@ -1,11 +1,14 @@
 """Bytes, FLOPs and steps of a blockwise kernel, as plain integers. No jax."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rpa_kernels import layout, limits, useful
 from rpa_kernels.batch import Batch
 from rpa_kernels.blockwise.config import BlockwiseConfig
+from rpa_kernels.blockwise.split import cuts
+from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.family import Traffic
 from rpa_kernels.problem import Problem
 
@@ -123,8 +126,21 @@ class Block:
     cached_end: int  # position after the last key that is in the cache
 
 
-def blocks(family: str, problem: Problem, config: BlockwiseConfig, batch: Batch) -> Iterator[Block]:
-    """Query blocks in the order the kernel walks them."""
+def blocks(
+    family: str, problem: Problem, config: BlockwiseConfig, batch: Batch, core: Core = ONLY_CORE
+) -> Iterator[Block]:
+    """Query blocks of a core in the order it walks them."""
+    everything = _all_blocks(family, problem, config, batch)
+    if core.count == 1:
+        return everything
+    at = cuts(family, problem, config, batch.arrays(problem), core.count)
+    return itertools.islice(everything, int(at[core.index]), int(at[core.index + 1]))
+
+
+def _all_blocks(
+    family: str, problem: Problem, config: BlockwiseConfig, batch: Batch
+) -> Iterator[Block]:
+    """Query blocks of all sequences."""
     for i in batch.family_seqs(family):
         q_len, kv_len = batch.q_lens[i], batch.kv_lens[i]
         for start in range(0, q_len, config.bq_sz):
@@ -139,19 +155,23 @@ def blocks(family: str, problem: Problem, config: BlockwiseConfig, batch: Batch)
             )
 
 
-def num_steps(family: str, problem: Problem, config: BlockwiseConfig, batch: Batch) -> int:
+def num_steps(
+    family: str, problem: Problem, config: BlockwiseConfig, batch: Batch, core: Core = ONLY_CORE
+) -> int:
     """KV blocks over all query blocks."""
     return sum(
         layout.cdiv(b.kv_end - b.kv_first, config.bkv_sz)
-        for b in blocks(family, problem, config, batch)
+        for b in blocks(family, problem, config, batch, core)
     )
 
 
-def traffic(family: str, problem: Problem, config: BlockwiseConfig, batch: Batch) -> Traffic:
+def traffic(
+    family: str, problem: Problem, config: BlockwiseConfig, batch: Batch, core: Core = ONLY_CORE
+) -> Traffic:
     """What the DMAs move for one batch: queries, new KV, cached KV, output and cache update."""
     page, q_bytes, kv_bytes = problem.page_size, problem.q_token_bytes, problem.kv_token_bytes
     read = write = copies = 0
-    for b in blocks(family, problem, config, batch):
+    for b in blocks(family, problem, config, batch, core):
         read += (b.end - b.first) * q_bytes
         write += (b.end - b.first) * q_bytes
         copies += 2
@@ -170,11 +190,13 @@ def traffic(family: str, problem: Problem, config: BlockwiseConfig, batch: Batch
     return Traffic(read_bytes=read, write_bytes=write, num_copies=copies)
 
 
-def mxu_flops(family: str, problem: Problem, config: BlockwiseConfig, batch: Batch) -> int:
+def mxu_flops(
+    family: str, problem: Problem, config: BlockwiseConfig, batch: Batch, core: Core = ONLY_CORE
+) -> int:
     """FLOPs the MXU executes, padding and masked halves of blocks included."""
     tokens_times_keys = 0
     csz = config.bkv_csz
-    for b in blocks(family, problem, config, batch):
+    for b in blocks(family, problem, config, batch, core):
         # A block of few queries computes one granule of them; see `Kernel.attend`.
         tokens = config.bq_csz if b.end - b.first > GRANULE else min(GRANULE, config.bq_csz)
         for first in range(b.first, b.end, tokens):

@@ -6,13 +6,14 @@ from typing import Any
 from rpa_kernels import useful
 from rpa_kernels.blockwise import account
 from rpa_kernels.blockwise.config import BlockwiseConfig, default_config, search_axes
+from rpa_kernels.blockwise.split import split
 from rpa_kernels.family import KernelFamily
 
 
-def _launch(*args: Any, **kwargs: Any) -> Any:
-    from rpa_kernels.blockwise.launch import launch
+def _launch(family: str, *args: Any, **kwargs: Any) -> Any:
+    from rpa_kernels.blockwise.launch import LAUNCHES
 
-    return launch(*args, **kwargs)
+    return LAUNCHES[family](*args, **kwargs)
 
 
 def make_family(name: str) -> KernelFamily:
@@ -29,6 +30,7 @@ def make_family(name: str) -> KernelFamily:
         mxu_flops=partial(account.mxu_flops, name),
         useful_flops=partial(useful.useful_flops, name),
         num_steps=partial(account.num_steps, name),
-        launch=partial(_launch, family=name),
+        split=partial(split, name),
+        launch=partial(_launch, name),
         kernel_name=partial(account.kernel_name, name),
     )

@@ -20,6 +20,7 @@ from rpa_kernels.blockwise.attend import Attention
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.blockwise.scratch import Scratch
 from rpa_kernels.blockwise.walk import Block, Place
+from rpa_kernels.calls import Refs
 from rpa_kernels.ints import cdiv
 from rpa_kernels.layout import LANES
 from rpa_kernels.pages import Meta, PagedCache
@@ -40,8 +41,8 @@ class Kernel:
     out: Ref
     cache: PagedCache
     sinks: Ref | None
-    first_seq: Scalar
-    end_seq: Scalar
+    first: Place
+    end: Place
     scratch: Scratch
     problem: Problem
     config: BlockwiseConfig
@@ -52,6 +53,15 @@ class Kernel:
         """Reads the lengths of a step."""
         return walk.block_at(place, self.meta, self.problem, self.config)
 
+    def is_own(self, place: Place) -> Scalar:
+        """Whether a step, none before the core's first, is the core's."""
+        is_before = place.seq < self.end.seq
+        if self.target.num_cores == 1:
+            return is_before
+        # Cores may share a sequence: each has query blocks of it.
+        is_in_last = (place.seq == self.end.seq) & (place.q_block < self.end.q_block)
+        return is_before | is_in_last
+
     # Fetching KV and writing new tokens back.
 
     def start_fetch(self, slot: Scalar, place: Place, *, is_fresh: bool = False) -> Place:
@@ -59,9 +69,9 @@ class Kernel:
 
         A fresh buffer was never filled, so nothing of it can be on its way to the cache.
         """
-        block = self.block_at(place)
+        block, is_own = self.block_at(place), self.is_own(place)
 
-        @pl.when(place.seq < self.end_seq)
+        @pl.when(is_own)
         def _() -> None:
             if not is_fresh:
                 self.wait_write(slot)
@@ -79,9 +89,8 @@ class Kernel:
                 self.start_fetch_new(block, buffer, sem)
 
         following = walk.after(place, block)
-        real = place.seq < self.end_seq
         return Place(
-            *(jnp.where(real, new, old) for new, old in zip(following, place, strict=True))
+            *(jnp.where(is_own, new, old) for new, old in zip(following, place, strict=True))
         )
 
     def start_fetch_new(self, block: Block, buffer: Ref, sem: Ref) -> None:
@@ -153,7 +162,7 @@ class Kernel:
     def begin(self, parity: Scalar, block: Block) -> None:
         """Waits for a query block, starts fetching the next, and clears the softmax state."""
 
-        @pl.when(block.next_q.seq < self.end_seq)
+        @pl.when(self.is_own(block.next_q))
         def _() -> None:
             self.q_copy(1 - parity, self.block_at(block.next_q)).start()
 
@@ -291,7 +300,7 @@ class Kernel:
     def run(self) -> None:
         """Prologue, steps, epilogue; does nothing without sequences."""
 
-        @pl.when(self.first_seq < self.end_seq)
+        @pl.when(self.is_own(self.first))
         def _() -> None:
             for slot in range(self.config.num_buffers):
                 self.scratch.unwritten[slot] = 0
@@ -299,13 +308,13 @@ class Kernel:
                 self.fill_ones()
             self.scratch.unsent[0] = 0
             self.scratch.unsent[1] = 0
-            place = ahead = Place(self.first_seq, jnp.int32(0), jnp.int32(0))
+            place = ahead = self.first
             self.q_copy(0, self.block_at(place)).start()
             pages.fetch_sinks(self.sinks, self.scratch.sinks, self.scratch.sinks_sem)
             for slot in range(self.config.num_buffers - 1):
                 ahead = self.start_fetch(slot, ahead, is_fresh=True)
             jax.lax.while_loop(
-                lambda carry: carry[2].seq < self.end_seq,
+                lambda carry: self.is_own(carry[2]),
                 self.step,
                 (jnp.int32(0), jnp.int32(0), place, ahead),
             )
@@ -346,38 +355,30 @@ class Kernel:
 
 
 def blockwise_kernel(
-    *refs: Ref,
+    refs: Refs,
+    *,
     seqs: tuple[int, int],
     problem: Problem,
     config: BlockwiseConfig,
     target: Target,
     strided: bool,
 ) -> None:
-    """Body of the Pallas call; `launch.py` says what `refs` are.
+    """Body of the Pallas call.
 
     Args:
-      refs: Scalar prefetch (kv_lens, page_indices, cu_q_lens, distribution); q, kv_new, KV cache
-        and, with sinks, sinks (`problem.sinks_shape`); outputs out and KV cache; scratch.
+      refs: Operands, outputs and scratch; a share is (sequence, query block) of its start and end.
       seqs: Entries of `distribution` that bound the family's sequences.
       problem: Static shapes and features.
       config: Block sizes.
       target: What the chip can do.
       strided: Which body of `packed` to use.
     """
-    *others, scratch = refs
-    kv_lens, page_indices, cu_q_lens, distribution, q_hbm, kv_new_hbm, _, *rest = others
-    sinks = rest.pop(0) if problem.has_sinks else None
-    out_hbm, cache_hbm = rest
-    meta = Meta(
-        kv_lens=kv_lens,
-        page_indices=page_indices,
-        cu_q_lens=cu_q_lens,
-        distribution=distribution,
-        pages_per_seq=problem.pages_per_seq,
-    )
-    cache = PagedCache(meta=meta, hbm=cache_hbm, problem=problem)
+    zero = jnp.int32(0)
+    first, end = (Place(refs.meta.distribution[i], zero, zero) for i in seqs)
+    if refs.share is not None:
+        first, end = (Place(*place, zero) for place in refs.share)
     Kernel(
-        meta=meta, q=q_hbm, kv_new=kv_new_hbm, out=out_hbm, cache=cache, sinks=sinks,
-        first_seq=distribution[seqs[0]], end_seq=distribution[seqs[1]], scratch=scratch,
-        problem=problem, config=config, target=target, strided=strided,
+        meta=refs.meta, q=refs.q, kv_new=refs.kv_new, out=refs.out, cache=refs.cache,
+        sinks=refs.sinks, first=first, end=end, scratch=refs.scratch, problem=problem,
+        config=config, target=target, strided=strided,
     ).run()  # fmt: skip

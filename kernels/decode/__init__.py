@@ -2,6 +2,7 @@
 
 from rpa_kernels.decode import account
 from rpa_kernels.decode.config import DecodeConfig, default_config, search_axes
+from rpa_kernels.decode.split import split
 from rpa_kernels.family import KernelFamily
 
 
@@ -24,6 +25,7 @@ FAMILY = KernelFamily(
     mxu_flops=account.mxu_flops,
     useful_flops=account.useful_flops,
     num_steps=account.num_steps,
+    split=split,
     launch=_launch,
     kernel_name=account.kernel_name,
 )

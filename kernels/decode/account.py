@@ -2,8 +2,10 @@
 
 from rpa_kernels import layout, limits, useful
 from rpa_kernels.batch import Batch
+from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.decode import heads
 from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.decode.split import split
 from rpa_kernels.family import Traffic
 from rpa_kernels.problem import Problem
 
@@ -49,25 +51,33 @@ def smem_bytes(problem: Problem, config: DecodeConfig) -> int:
     return limits.smem_bytes(problem)
 
 
-def _spans(problem: Problem, batch: Batch) -> list[tuple[int, int]]:
-    """(first position fetched or attended, kv_len) of every decode sequence."""
+def _spans(
+    problem: Problem, config: DecodeConfig, batch: Batch, core: Core
+) -> list[tuple[int, int]]:
+    """(first position fetched or attended, kv_len) of every decode sequence of a core."""
     seqs = batch.family_seqs("decode")
+    if core.count > 1:
+        cuts = split(problem, config, batch.arrays(problem), core.count)
+        seqs = range(cuts[core.index], cuts[core.index + 1])
     return [(useful.window_start(batch.kv_lens[i] - 1, problem), batch.kv_lens[i]) for i in seqs]
 
 
-def num_items(problem: Problem, config: DecodeConfig, batch: Batch) -> int:
+def num_items(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
     """KV blocks over all sequences."""
-    return sum(layout.cdiv(end - start, config.bkv_sz) for start, end in _spans(problem, batch))
+    spans = _spans(problem, config, batch, core)
+    return sum(layout.cdiv(end - start, config.bkv_sz) for start, end in spans)
 
 
-def num_steps(problem: Problem, config: DecodeConfig, batch: Batch) -> int:
+def num_steps(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
     """Steps walked: `seqs_per_step` KV blocks each."""
-    return layout.cdiv(num_items(problem, config, batch), config.seqs_per_step)
+    return layout.cdiv(num_items(problem, config, batch, core), config.seqs_per_step)
 
 
-def traffic(problem: Problem, config: DecodeConfig, batch: Batch) -> Traffic:
+def traffic(
+    problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE
+) -> Traffic:
     """What the DMAs move for one batch: queries, new KV, cached KV, output and cache update."""
-    spans = _spans(problem, batch)
+    spans = _spans(problem, config, batch, core)
     num_seqs, new = len(spans), int(problem.update_kv_cache)
     cached = [end - new - start for start, end in spans]
     q_blocks = layout.cdiv(num_seqs, config.bq_sz)
@@ -85,11 +95,11 @@ def traffic(problem: Problem, config: DecodeConfig, batch: Batch) -> Traffic:
     )
 
 
-def mxu_flops(problem: Problem, config: DecodeConfig, batch: Batch) -> int:
+def mxu_flops(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
     """FLOPs the MXU executes, padding included: every item runs its step's longest tile count."""
     items = [
         layout.cdiv(min(config.bkv_sz, end - block), config.bkv_csz)
-        for start, end in _spans(problem, batch)
+        for start, end in _spans(problem, config, batch, core)
         for block in range(start, end, config.bkv_sz)
     ]
     width = config.seqs_per_step

@@ -18,13 +18,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from rpa_kernels import pages
+from rpa_kernels.calls import Refs
 from rpa_kernels.decode.attend import Attend, Row
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.q_blocks import QBlocks
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.decode.walk import Item, Place, Walk
 from rpa_kernels.ints import cdiv
-from rpa_kernels.pages import Meta, PagedCache
+from rpa_kernels.pages import PagedCache
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
@@ -104,9 +105,9 @@ class Kernel:
     def run(self) -> None:
         """Prologue, steps, epilogue; does nothing without decode sequences."""
 
-        @pl.when(self.walk.num_seqs > 0)
+        @pl.when(self.walk.first_seq < self.walk.end_seq)
         def _() -> None:
-            place = Place(jnp.int32(0), jnp.int32(0))
+            place = Place(jnp.int32(self.walk.first_seq), jnp.int32(0))
             self.q_blocks.start()
             ahead = place
             for slot in range(self.config.num_buffers - 1):
@@ -114,7 +115,7 @@ class Kernel:
             pages.fetch_sinks(self.sinks, self.scratch.sinks, self.scratch.sinks_sem)
             self.q_blocks.wait_first()
             jax.lax.while_loop(
-                lambda carry: carry[1].seq < self.walk.num_seqs,
+                lambda carry: carry[1].seq < self.walk.end_seq,
                 self.step,
                 (jnp.int32(0), place, ahead),
             )
@@ -136,40 +137,35 @@ class Kernel:
 
 
 def decode_kernel(
-    *refs: Ref,
+    refs: Refs,
+    *,
     problem: Problem,
     config: DecodeConfig,
     target: Target,
     strided: bool,
 ) -> None:
-    """Body of the Pallas call; `launch.py` says what `refs` are.
+    """Body of the Pallas call.
 
     Args:
-      refs: Scalar prefetch (kv_lens, page_indices, cu_q_lens, distribution); q, kv_new, KV cache
-        and, with sinks, sinks (`problem.sinks_shape`); outputs out and KV cache; scratch.
+      refs: Operands, outputs and scratch; a share is (first sequence,), (end,).
       problem: Static shapes and features.
       config: Block sizes.
       target: What the chip can do.
       strided: Which body of `packed` to use.
     """
-    *scalars, scratch = refs
-    kv_lens, page_indices, cu_q_lens, distribution, q_hbm, kv_new_hbm, _, *rest = scalars
-    sinks = rest.pop(0) if problem.has_sinks else None
-    out_hbm, cache_hbm = rest
-    meta = Meta(
-        kv_lens=kv_lens,
-        page_indices=page_indices,
-        cu_q_lens=cu_q_lens,
-        distribution=distribution,
-        pages_per_seq=problem.pages_per_seq,
-    )
-    cache = PagedCache(meta=meta, hbm=cache_hbm, problem=problem)
+    first_seq, end_seq = 0, refs.meta.distribution[0]
+    if refs.share is not None:
+        (first_seq,), (end_seq,) = refs.share
     q_blocks = QBlocks(
-        meta=meta, q=q_hbm, kv_new=kv_new_hbm, out=out_hbm, cache=cache, scratch=scratch,
-        problem=problem, config=config,
-    )  # fmt: skip
-    maths = Attend(scratch=scratch, problem=problem, config=config, target=target, strided=strided)
+        refs=refs, first_seq=first_seq, end_seq=end_seq, problem=problem, config=config
+    )
+    maths = Attend(
+        scratch=refs.scratch, problem=problem, config=config, target=target, strided=strided
+    )
+    walk = Walk(
+        meta=refs.meta, first_seq=first_seq, end_seq=end_seq, problem=problem, config=config
+    )
     Kernel(
-        walk=Walk(meta=meta, problem=problem, config=config), cache=cache, sinks=sinks,
-        scratch=scratch, q_blocks=q_blocks, maths=maths, problem=problem, config=config,
+        walk=walk, cache=refs.cache, sinks=refs.sinks, scratch=refs.scratch, q_blocks=q_blocks,
+        maths=maths, problem=problem, config=config,
     ).run()  # fmt: skip

@@ -1,9 +1,9 @@
 """Blocks of decode sequences: their queries and new KV come in, outputs and cache updates go out.
 
-Block c is sequences [c * bq_sz, (c + 1) * bq_sz) and lives in buffer c % 2. Its life: fetched
-while block c - 1 is attended to; once fetched, its new tokens are sent to the cache; once the
-walk's first item is in block c + 1, its outputs are sent. A step's items lie in at most two
-blocks, because `bq_sz >= seqs_per_step`.
+Block c is sequences [c * bq_sz, (c + 1) * bq_sz), counted from the core's first, and lives in
+buffer c % 2. Its life: fetched while block c - 1 is attended to; once fetched, its new tokens are
+sent to the cache; once the walk's first item is in block c + 1, its outputs are sent. A step's
+items lie in at most two blocks, because `bq_sz >= seqs_per_step`.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from rpa_kernels.calls import Refs
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.ints import div, rem
-from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
 
-Ref = Any
 Scalar = Any
 
 
@@ -29,29 +28,35 @@ class QBlocks:
     first item is in, and the last block that was waited for.
     """
 
-    meta: Meta
-    q: Ref
-    kv_new: Ref
-    out: Ref
-    cache: PagedCache
-    scratch: Scratch
+    refs: Refs
+    first_seq: Scalar
+    end_seq: Scalar
     problem: Problem
     config: DecodeConfig
 
     @property
-    def num_seqs(self) -> Scalar:
-        """Decode sequences in the batch."""
-        return self.meta.distribution[0]
+    def scratch(self) -> Scratch:
+        """Buffers of two blocks, semaphores, progress."""
+        scratch: Scratch = self.refs.scratch
+        return scratch
+
+    def first_of(self, block: Scalar) -> Scalar:
+        """First sequence of a block."""
+        return self.first_seq + block * self.config.bq_sz
+
+    def block_of(self, seq: Scalar) -> Scalar:
+        """Block of a sequence."""
+        return div(seq - self.first_seq, self.config.bq_sz)
 
     def rows_in(self, block: Scalar) -> Scalar:
         """Sequences in a block; 0 past the last."""
         size = self.config.bq_sz
-        return jnp.clip(self.num_seqs - block * size, 0, size)
+        return jnp.clip(self.end_seq - self.first_of(block), 0, size)
 
     def row(self, seq: Scalar, is_real: Scalar) -> tuple[Scalar, Scalar]:
         """Buffer and row of a sequence; the spare row when it is not one."""
-        size = self.config.bq_sz
-        return rem(div(seq, size), 2), jnp.where(is_real, rem(seq, size), size)
+        size, row = self.config.bq_sz, seq - self.first_seq
+        return rem(div(row, size), 2), jnp.where(is_real, rem(row, size), size)
 
     def start(self) -> None:
         """Starts fetching the first two blocks."""
@@ -67,8 +72,8 @@ class QBlocks:
 
     def advance(self, first_seq: Scalar, seqs: list[tuple[Scalar, Scalar]]) -> None:
         """Moves on to the blocks of a step whose items belong to `seqs` ((seq, is_real))."""
-        progress, size = self.scratch.progress, self.config.bq_sz
-        first = div(first_seq, size)
+        progress = self.scratch.progress
+        first = self.block_of(first_seq)
 
         @pl.when(first > progress[0])
         def _() -> None:
@@ -80,7 +85,7 @@ class QBlocks:
         last_seq = first_seq
         for seq, is_real in seqs[1:]:
             last_seq = jnp.where(is_real, seq, last_seq)
-        last = div(last_seq, size)
+        last = self.block_of(last_seq)
 
         @pl.when(last > progress[1])
         def _() -> None:
@@ -94,7 +99,7 @@ class QBlocks:
 
     def drain(self) -> None:
         """Sends what is left and waits for everything under way."""
-        last = div(self.num_seqs - 1, self.config.bq_sz)
+        last = self.block_of(self.end_seq - 1)
 
         @pl.when(self.scratch.progress[0] < last)
         def _() -> None:
@@ -114,10 +119,10 @@ class QBlocks:
         """Copies that bring a block in."""
         slot, rows = rem(block, 2), self.rows_in(block)
         # A block past the last has no rows, but its copy must start at a row that exists.
-        tokens = pl.ds(jnp.minimum(block * self.config.bq_sz, self.num_seqs - 1), rows)
-        pairs = [(self.q, self.scratch.q)]
+        tokens = pl.ds(jnp.minimum(self.first_of(block), self.end_seq - 1), rows)
+        pairs = [(self.refs.q, self.scratch.q)]
         if self.problem.update_kv_cache:
-            pairs.append((self.kv_new, self.scratch.kv_new))
+            pairs.append((self.refs.kv_new, self.scratch.kv_new))
         return [
             pltpu.make_async_copy(
                 hbm.at[tokens], vmem.at[slot, pl.ds(0, rows)], self.scratch.in_sems.at[slot]
@@ -140,7 +145,7 @@ class QBlocks:
         slot, rows = rem(block, 2), self.rows_in(block)
         return pltpu.make_async_copy(
             self.scratch.out.at[slot, pl.ds(0, rows)],
-            self.out.at[pl.ds(block * self.config.bq_sz, rows)],
+            self.refs.out.at[pl.ds(self.first_of(block), rows)],
             self.scratch.out_sems.at[slot],
         )
 
@@ -156,16 +161,16 @@ class QBlocks:
         """Starts writing a block's new tokens to the cache, one row a sequence."""
         if not self.problem.update_kv_cache:
             return
-        slot, size = rem(block, 2), self.config.bq_sz
+        slot, meta = rem(block, 2), self.refs.meta
 
         @pl.loop(0, self.rows_in(block))
         def _(row: Scalar) -> None:
-            seq = block * size + row
-            position = self.meta.kv_lens[seq] - 1
-            page = self.meta.page(seq, div(position, self.problem.page_size))
+            seq = self.first_of(block) + row
+            position = meta.kv_lens[seq] - 1
+            page = meta.page(seq, div(position, self.problem.page_size))
             pltpu.make_async_copy(
                 self.scratch.kv_new.at[slot, row],
-                self.cache.hbm.at[page, rem(position, self.problem.page_size)],
+                self.refs.cache.hbm.at[page, rem(position, self.problem.page_size)],
                 self.scratch.write_sems.at[slot],
             ).start()
 
@@ -175,4 +180,4 @@ class QBlocks:
             return
         slot = rem(block, 2)
         kv_new, sems = self.scratch.kv_new, self.scratch.write_sems
-        self.cache.wait(kv_new.at[slot], sems.at[slot], self.rows_in(block))
+        self.refs.cache.wait(kv_new.at[slot], sems.at[slot], self.rows_in(block))

@@ -1,6 +1,6 @@
 """The list of items that the decode kernel walks.
 
-An *item* is one KV block of one sequence; the list has those of all decode sequences in order.
+An *item* is one KV block of one sequence; the list has those of all the core's sequences in order.
 """
 
 from dataclasses import dataclass
@@ -38,20 +38,17 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Walk:
-    """Finds items by place."""
+    """Finds items by place; the core's own sequences are [first_seq, end_seq)."""
 
     meta: Meta
+    first_seq: Scalar
+    end_seq: Scalar
     problem: Problem
     config: DecodeConfig
 
-    @property
-    def num_seqs(self) -> Scalar:
-        """Decode sequences in the batch."""
-        return self.meta.distribution[0]
-
     def item_at(self, place: Place) -> Item:
         """Reads the lengths of one item."""
-        is_real = place.seq < self.num_seqs
+        is_real = place.seq < self.end_seq
         kv_len = self.meta.kv_lens[jnp.where(is_real, place.seq, 0)]
         base = pages.window_start(kv_len - 1, self.problem)
         start = base + place.block * self.config.bkv_sz

@@ -72,17 +72,19 @@ def _print_head(question: "Question") -> None:
 
 def _print_efficiency(metrics: dict[str, Any], chip: Chip, time_us: float) -> None:
     achieved = metrics["hbm_bytes"] / time_us * 1e-3
+    hbm_bytes_per_s = chip.hbm_bytes_per_s * chip.num_cores_per_device
     click.echo(
         f"HBM       {metrics['hbm_bytes'] / 1e6:,.1f} MB in {metrics['num_copies']:,.0f} copies, "
-        f"{achieved:,.0f} of {chip.hbm_bytes_per_s / 1e9:,.0f} GB/s; "
+        f"{achieved:,.0f} of {hbm_bytes_per_s / 1e9:,.0f} GB/s; "
         f"MBU {metrics['mbu']:.1%}, MFU {metrics['mfu']:.1%} (causal FLOPs over bf16 peak)"
     )
     spill = metrics.get("vmem_spill_bytes")
     spilled = f", {spill / 1e6:,.1f} MB of it spill slots" if spill else ""
     vmem, smem = metrics["vmem_bytes"], metrics["smem_bytes"]
+    each = " on each core" if chip.num_cores_per_device > 1 else ""
     click.echo(
         f"VMEM      {vmem / 1e6:,.1f} of {chip.vmem_bytes / 1e6:,.1f} MB{spilled}; "
-        f"SMEM {smem / 1e3:,.1f} of {chip.target.smem_bytes / 1e3:,.1f} kB"
+        f"SMEM {smem / 1e3:,.1f} of {chip.target.smem_bytes / 1e3:,.1f} kB{each}"
     )
 
 
@@ -102,6 +104,11 @@ def _print_heaviest(question: "Question", simulation: Simulation) -> None:
         f"{weighted.weight:.0%} of launches, {timeline.time_us:,.1f} us, bound by "
         f"{timeline.bound_by}"
     )
+    if len(timeline.core_cycles) > 1:
+        shares = " and ".join(
+            f"{cycles / timeline.total_cycles:.0%}" for cycles in timeline.core_cycles
+        )
+        click.echo(f"  its cores are busy for {shares} of that; loops are those of the slower one")
     click.echo("  loop             depth    entries       trips       cycles  share")
     shown = sorted(timeline.loops, key=lambda loop: -loop.cycles)[:_MAX_LOOPS]
     for loop in sorted(shown, key=lambda loop: loop.first):

@@ -32,7 +32,7 @@ def write_heaviest(
     """
     index = max(range(len(batches)), key=lambda i: batch_us[i])
     program = _load(candidate, cache_dir)
-    operands = scalar_operands(candidate.problem, batches[index])
+    operands = scalar_operands(candidate, batches[index])
     dropped = write_trace(program, load_machine(candidate.chip), operands, path)
     cut = f"; {dropped:,} slices did not fit" if dropped else ""
     click.echo(

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 from rpa_kernels.batch import Batch
+from rpa_kernels.cores import Core
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.evaluate.evaluator import (
     AbstractEvaluator,
     batches_and_weights,
     find_obstacle,
     largest,
+    launch_cores,
     mean_traffic,
     refuse,
     utilization,
@@ -58,18 +60,32 @@ class Terms:
 
 
 def compute_terms(candidate: Candidate, batch: Batch, chip: Chip, machine: Machine) -> Terms:
-    """The terms of one batch."""
+    """The terms of one batch, on the core that takes longest."""
+    terms = (_core_terms(candidate, batch, chip, machine, c) for c in launch_cores(candidate))
+    return max(terms, key=lambda terms: terms.total_us)
+
+
+def _core_terms(
+    candidate: Candidate, batch: Batch, chip: Chip, machine: Machine, core: Core
+) -> Terms:
     family, problem, config = load_family(candidate.family), candidate.problem, candidate.config
-    moved = family.traffic(problem, config, batch)
+    moved = family.traffic(problem, config, batch, core)
+    flops = family.mxu_flops(problem, config, batch, core)
     read_s = moved.read_bytes / machine.value("read_bytes_per_s")
     write_s = moved.write_bytes / machine.value("write_bytes_per_s")
     issue_s = moved.num_copies * machine.value("read_fixed_cycles") / chip.clock_hz
     return Terms(
         hbm_us=1e6 * max(read_s, write_s),
         copies_us=1e6 * (read_s + write_s + issue_s) / 2,
-        mxu_us=1e6 * family.mxu_flops(problem, config, batch) / _peak_flops_per_s(candidate, chip),
+        mxu_us=1e6 * flops / _peak_flops_per_s(candidate, chip),
         fixed_us=machine.value("launch_us"),
     )
+
+
+def _num_steps(candidate: Candidate, batch: Batch) -> int:
+    """KV-block steps of all cores."""
+    family, problem, config = load_family(candidate.family), candidate.problem, candidate.config
+    return sum(family.num_steps(problem, config, batch, c) for c in launch_cores(candidate))
 
 
 def _peak_flops_per_s(candidate: Candidate, chip: Chip) -> float:
@@ -125,8 +141,7 @@ def _evaluate(candidate: Candidate, workload: Workload) -> Evaluation:
             **asdict(mean),
             "bound_by": mean.bound_by,
             "num_steps": weighted_mean(
-                [family.num_steps(candidate.problem, candidate.config, b) for b in batches],
-                weights,
+                [_num_steps(candidate, batch) for batch in batches], weights
             ),
             **utilization(candidate, workload, time_us),
             **mean_traffic(candidate, workload),

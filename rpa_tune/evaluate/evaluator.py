@@ -5,10 +5,13 @@ broken tool.
 """
 
 import abc
+import functools
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rpa_kernels.batch import Batch
+from rpa_kernels.cores import Core, cores_of
 from rpa_kernels.family import Traffic
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile.pool import Failure, FailureKind
@@ -113,10 +116,18 @@ def mean_traffic(candidate: Candidate, workload: Workload) -> dict[str, float]:
     }
 
 
+def launch_cores(candidate: Candidate) -> tuple[Core, ...]:
+    """The TensorCores that a launch uses: all of a device, but one for a public kernel."""
+    splits = load_family(candidate.family).split is not None
+    return cores_of(load_chip(candidate.chip).num_cores_per_device if splits else 1)
+
+
 def traffic_of(candidate: Candidate, batch: Batch) -> Traffic:
-    """What the family's account says the DMAs move for one batch."""
+    """What the family's account says the DMAs of all cores move for one batch."""
     family = load_family(candidate.family)
-    return family.traffic(candidate.problem, candidate.config, batch)
+    problem, config = candidate.problem, candidate.config
+    shares = [family.traffic(problem, config, batch, core) for core in launch_cores(candidate)]
+    return functools.reduce(operator.add, shares)
 
 
 def utilization(candidate: Candidate, workload: Workload, time_us: float) -> dict[str, float]:
@@ -128,17 +139,18 @@ def utilization(candidate: Candidate, workload: Workload, time_us: float) -> dic
     ratios of means: total useful work over total time.
 
     Args:
-      candidate: Its chip gives the rates, those of one TensorCore.
+      candidate: Its chip gives the rates, those of all TensorCores of a device.
       workload: Only batches that launch the candidate's family.
       time_us: Weighted mean time of one launch.
     """
     family, chip = load_family(candidate.family), load_chip(candidate.chip)
+    cores = chip.num_cores_per_device
     batches, weights = batches_and_weights(workload)
     num_bytes = weighted_mean([family.useful_bytes(candidate.problem, b) for b in batches], weights)
     num_flops = weighted_mean([family.useful_flops(candidate.problem, b) for b in batches], weights)
     return {
-        "mbu": num_bytes / (time_us * 1e-6) / chip.hbm_bytes_per_s,
-        "mfu": num_flops / (time_us * 1e-6) / chip.bf16_flops_per_s,
+        "mbu": num_bytes / (time_us * 1e-6) / (cores * chip.hbm_bytes_per_s),
+        "mfu": num_flops / (time_us * 1e-6) / (cores * chip.bf16_flops_per_s),
     }
 
 

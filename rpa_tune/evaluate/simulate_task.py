@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.family import Traffic
-from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import worker
 from rpa_tune.compile.cache import CompileCache, Compiled
 from rpa_tune.compile.dumps import DiskFullError, unpack_bundles
 from rpa_tune.errors import DumpError
-from rpa_tune.evaluate.evaluator import traffic_of
+from rpa_tune.evaluate.evaluator import launch_cores, traffic_of
 from rpa_tune.families import public_family
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.program import Program, load_program
@@ -128,18 +128,23 @@ def simulate_batch(program: Program, candidate: Candidate, batch: Batch) -> Time
 
         operands: Mapping[int, Any] = candidates.scalar_operands(candidate, batch)
     else:
-        operands = scalar_operands(candidate.problem, batch)
+        operands = scalar_operands(candidate, batch)
     return simulate(program, load_machine(candidate.chip), operands)
 
 
-def scalar_operands(problem: Problem, batch: Batch) -> Mapping[int, Any]:
+def scalar_operands(candidate: Candidate, batch: Batch) -> Mapping[int, Any]:
     """The int32 arrays of a launch by operand index.
 
-    Every family of ours passes these four first, in this order; `rpa_kernels.calls` says so.
+    Every family of ours passes these four first, in this order, and behind them, on two cores,
+    the split; `rpa_kernels.calls` says so.
     """
+    family, problem = load_family(candidate.family), candidate.problem
     arrays = batch.arrays(problem)
-    names = (arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution)
-    return dict(enumerate(names))
+    found = [arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution]
+    num_cores = len(launch_cores(candidate))
+    if family.split is not None and num_cores > 1:
+        found.append(family.split(problem, candidate.config, arrays, num_cores))
+    return dict(enumerate(found))
 
 
 def find_mismatch(

@@ -10,10 +10,11 @@ RING = 4096  # results a unit may hold; the hardware holds far fewer
 POOL = 1 << 16  # copies in flight
 UNITS = 8
 BUFFERS = 1024
+MAX_BARRIERS = 8  # between the cores of a device; one is usual
 
 # Why the compiled loop stopped.
 DONE, DEADLOCK, HALTED, TOO_LONG, SMEM_FULL, POOL_FULL, RING_FULL, BAD_FLAG, BAD_SIZE = range(9)
-NO_MEMORY, NOT_GIVEN = 9, 10
+NO_MEMORY, NOT_GIVEN, BARRIERS_FULL = 9, 10, 11
 
 
 class State(NamedTuple):
@@ -35,7 +36,8 @@ class State(NamedTuple):
       counts: Times each block ran, [blocks].
       entered: Times each block was reached other than by a back edge, [blocks].
       stalls: [bundles, owners].
-      scalars: (cycle, unmatched pops, bundle where it stopped, detail).
+      scalars: (cycle, unmatched pops, bundle where it stopped, detail, barriers).
+      barriers: When each barrier was reached, [MAX_BARRIERS].
     """
 
     registers: npt.NDArray[np.int64]
@@ -55,6 +57,7 @@ class State(NamedTuple):
     entered: npt.NDArray[np.int64]
     stalls: npt.NDArray[np.int64]
     scalars: npt.NDArray[np.int64]
+    barriers: npt.NDArray[np.int64]
 
 
 class Inputs(NamedTuple):
@@ -64,7 +67,8 @@ class Inputs(NamedTuple):
       rows, blocks: See `encode`.
       copies: float64[3, 4]: `CopyRates` by direction.
       slowdown: See `engines.Rates`.
-      numbers: (granule bytes, narrow latency, wide latency, queue, results per eight rows).
+      numbers: (granule bytes, narrow latency, wide latency, queue, results per eight rows,
+        barrier).
       cycles_per_row: MXU time of a row.
       operand_values: Address, or value, of each operand.
       data: Scalar operands, one behind the other.

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rpa_tune.errors import UsageError
-from rpa_tune.llo.interpreter import Operands
 from rpa_tune.llo.machine import Machine
 from rpa_tune.llo.program import Program
+from rpa_tune.llo.run import Operands
 from rpa_tune.llo.simulate import simulate
 
 _STEP = 0.05  # of the logarithm, for slopes

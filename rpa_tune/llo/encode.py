@@ -27,7 +27,7 @@ FIRST, LENGTH, ROWS, BODY, END, NEXT = range(6)
 WORDS_IN, WORDS_OUT = 1, 2
 
 # Operations with effects; their operands, and what those depend on, are kept.
-_EFFECTS = (Op.STORE, Op.BRANCH, Op.HALT, Op.COPY, Op.WAIT, Op.SYNC_ADD, Op.DELAY)
+_EFFECTS = (Op.STORE, Op.BRANCH, Op.HALT, Op.COPY, Op.WAIT, Op.SYNC_ADD, Op.DELAY, Op.BARRIER)
 _KEPT = (*_EFFECTS, Op.MATMUL, Op.POP)
 
 

@@ -85,6 +85,8 @@ class Rates(NamedTuple):
       latency_wide: The same for 32-bit operands.
       queue_cycles: How far matmuls may be issued ahead of their unit.
       results_per_eight_rows: Registers popped per eight rows.
+      barrier_cycles: From both cores' arrival at a barrier until they go on; 0 where devices have
+        one core.
     """
 
     branch_delay: int
@@ -96,6 +98,7 @@ class Rates(NamedTuple):
     latency_wide: int
     queue_cycles: int
     results_per_eight_rows: int
+    barrier_cycles: int
 
 
 def rates_of(machine: Machine) -> Rates:
@@ -121,6 +124,9 @@ def rates_of(machine: Machine) -> Rates:
         latency_wide=round(machine.value("matmul_latency_f32_cycles")),
         queue_cycles=round(machine.value("matmul_queue_cycles")),
         results_per_eight_rows=int(machine.value("mxu_size")) // 128,
+        barrier_cycles=round(machine.value("barrier_cycles"))
+        if "barrier_cycles" in machine.numbers
+        else 0,
     )
 
 

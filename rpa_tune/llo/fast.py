@@ -14,11 +14,13 @@ from rpa_tune.llo import encode
 from rpa_tune.llo.arrays import (
     BAD_FLAG,
     BAD_SIZE,
+    BARRIERS_FULL,
     BUFFERS,
     DEADLOCK,
     DONE,
     FLAGS_PER_ALLOCATION,
     HALTED,
+    MAX_BARRIERS,
     NO_MEMORY,
     NOT_GIVEN,
     POOL,
@@ -33,17 +35,20 @@ from rpa_tune.llo.arrays import (
 )
 from rpa_tune.llo.encode import Encoded
 from rpa_tune.llo.engines import Direction, Owner, Rates
-from rpa_tune.llo.interpreter import Operands, Run, operand_address
+from rpa_tune.llo.interpreter import operand_address
 from rpa_tune.llo.loop import run_loop
 from rpa_tune.llo.program import ALLOCATION_BITS, Program
+from rpa_tune.llo.run import Operands, Run
 
 _SMEM_WORDS = 4096  # of an allocation, until a store needs more
 
 _encoded: "weakref.WeakKeyDictionary[Program, dict[int, Encoded]]" = weakref.WeakKeyDictionary()
 
 
-def run_fast(program: Program, rates: Rates, operands: Operands, *, max_bundles: int) -> Run:
-    """Executes a program; see `interpreter.interpret`."""
+def run_fast(
+    program: Program, rates: Rates, operands: Operands, *, core: int = 0, max_bundles: int
+) -> Run:
+    """Executes a program on one core; see `interpreter.interpret`."""
     by_delay = _encoded.setdefault(program, {})
     if rates.branch_delay not in by_delay:
         by_delay[rates.branch_delay] = encode.encode(program, rates)
@@ -51,7 +56,7 @@ def run_fast(program: Program, rates: Rates, operands: Operands, *, max_bundles:
     inputs = _inputs(program, encoded, rates, operands, max_bundles)
     words = _SMEM_WORDS
     while True:
-        state = _state(program, encoded, inputs, words)
+        state = _state(program, encoded, inputs, words, core)
         stopped = run_loop(inputs, state)
         if stopped != SMEM_FULL or words >= 1 << ALLOCATION_BITS:
             break
@@ -87,6 +92,7 @@ def _inputs(
         rates.latency_wide,
         rates.queue_cycles,
         rates.results_per_eight_rows,
+        rates.barrier_cycles,
     )
     return Inputs(
         rows=encoded.rows,
@@ -113,7 +119,7 @@ def _not_given(program: Program, index: int) -> DumpError:
     )
 
 
-def _state(program: Program, encoded: Encoded, inputs: Inputs, smem_words: int) -> State:
+def _state(program: Program, encoded: Encoded, inputs: Inputs, smem_words: int, core: int) -> State:
     """A machine before the first bundle."""
     allocations = len(program.allocation_names)
     sizes = np.full(allocations, smem_words, np.int64)
@@ -126,9 +132,13 @@ def _state(program: Program, encoded: Encoded, inputs: Inputs, smem_words: int) 
     pool = np.zeros((POOL, 4), np.int64)
     pool[:, 3] = np.arange(1, POOL + 1)
     pool[-1, 3] = -1
+    smem = np.zeros(int(bases[-1]), np.int64)
+    if program.core_id is not None:
+        allocation, word = divmod(program.core_id, 1 << ALLOCATION_BITS)
+        smem[bases[allocation - 1] + word] = core
     return State(
         registers=np.zeros(encoded.num_registers, np.int64),
-        smem=np.zeros(int(bases[-1]), np.int64),
+        smem=smem,
         smem_base=bases[:-1].astype(np.int64),
         smem_size=sizes,
         flag_count=np.zeros(flags, np.int64),
@@ -143,7 +153,8 @@ def _state(program: Program, encoded: Encoded, inputs: Inputs, smem_words: int) 
         counts=np.zeros(len(encoded.blocks), np.int64),
         entered=np.zeros(len(encoded.blocks), np.int64),
         stalls=np.zeros((len(program.bundles), len(Owner)), np.int64),
-        scalars=np.zeros(4, np.int64),
+        scalars=np.zeros(5, np.int64),
+        barriers=np.zeros(MAX_BARRIERS, np.int64),
     )
 
 
@@ -163,6 +174,7 @@ def _result(program: Program, encoded: Encoded, state: State) -> Run:
             for moved, engine in zip(state.moved, state.engine, strict=True)
         ],
         mxu_busy_cycles=float(state.mxu[:, 1].sum()),
+        barriers=state.barriers[: state.scalars[4]].tolist(),
     )
     if state.scalars[1]:
         run.unknown["MXU results popped that no matmul made"] = int(state.scalars[1])
@@ -196,6 +208,7 @@ def _error(program: Program, stopped: int, state: State, max_bundles: int) -> Du
             RING_FULL: f"more than {RING} matmul results not popped",
             BAD_FLAG: "a flag outside of its allocation",
             BAD_SIZE: "a copy of negative size",
+            BARRIERS_FULL: f"more than {MAX_BARRIERS} barriers between the cores",
             NO_MEMORY: "a copy of words of neither an operand nor a spill slot",
         }[stopped]
     return DumpError(message, where=program.where(address))

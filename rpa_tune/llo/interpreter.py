@@ -5,9 +5,7 @@ tested against it. Control flow never depends on time: a run is exact, only its 
 """
 
 import operator
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -28,8 +26,8 @@ from rpa_tune.llo.engines import (
 )
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.program import ALLOCATION_BITS, NO_REGISTER, Bundle, Instruction, Program, Term
+from rpa_tune.llo.run import Operands, Run
 
-Operands = Mapping[int, npt.NDArray[np.int32]]
 _WORD = 1 << 32
 
 _BINARY: dict[Op, Callable[[int, int], int]] = {
@@ -76,29 +74,6 @@ def operand_address(index: int) -> int:
     return (2 * index + 1) << 12
 
 
-@dataclass(kw_only=True, slots=True)
-class Run:
-    """What one execution did; `timeline.py` makes it readable.
-
-    Attributes:
-      executed: Times each bundle issued, [num_bundles].
-      entered: Times each bundle was reached other than by a back edge, [num_bundles].
-      stall_cycles: Cycles lost before each bundle per `Owner`, [num_bundles, len(Owner)].
-      end_cycle: When the last bundle had issued.
-      engines: By `Direction`: (copies, bytes, busy cycles, of which fixed).
-      mxu_busy_cycles: Sum over the units.
-      unknown: What was met and not modelled, with counts.
-    """
-
-    executed: npt.NDArray[np.int64]
-    entered: npt.NDArray[np.int64]
-    stall_cycles: npt.NDArray[np.int64]
-    end_cycle: int = 0
-    engines: list[tuple[int, int, float, float]] = field(default_factory=list)
-    mxu_busy_cycles: float = 0.0
-    unknown: Counter[str] = field(default_factory=Counter)
-
-
 class Observer(Protocol):
     """Watches an execution; times are cycles since the first bundle."""
 
@@ -124,6 +99,8 @@ class Interpreter:
         rates: Rates,
         operands: Operands,
         observer: Observer | None = None,
+        *,
+        core: int = 0,
     ) -> None:
         self.observer = observer
         self.program = program
@@ -131,7 +108,7 @@ class Interpreter:
         self.operands = operands
         self.shadow_ends = shadow_ends(program, rates)
         self.registers = [0] * len(program.register_names)
-        self.smem: dict[int, int] = {}
+        self.smem: dict[int, int] = {} if program.core_id is None else {program.core_id: core}
         self.flags: dict[int, SyncFlag] = {}
         self.engines = copy_engines(rates)
         self.units: dict[int, MatrixUnit] = {}
@@ -242,6 +219,12 @@ class Interpreter:
             self._matrix(address, item)
         elif op is Op.OPERAND:
             self._set(item, self._operand(item.terms[0].constant))
+        elif op is Op.BARRIER:
+            # The other core runs the same bundles up to here, so it is here too.
+            self.result.barriers.append(self.now)
+            self._stall(address, Owner.SYNC, self.now + self.rates.barrier_cycles)
+            if item.result != NO_REGISTER:
+                self._set(item, self._value(item.terms[0]))
         elif op is Op.DELAY:
             self._stall(address, Owner.SYNC, self.now + self._value(item.terms[0]))
         elif op is Op.HALT:
@@ -387,7 +370,12 @@ class Interpreter:
 
 
 def interpret(
-    program: Program, rates: Rates, operands: Operands, *, max_bundles: int = 1 << 40
+    program: Program,
+    rates: Rates,
+    operands: Operands,
+    *,
+    core: int = 0,
+    max_bundles: int = 1 << 40,
 ) -> Run:
-    """Executes a program; see `Interpreter.run`."""
-    return Interpreter(program, rates, operands).run(max_bundles)
+    """Executes a program on one core; see `Interpreter.run`."""
+    return Interpreter(program, rates, operands, core=core).run(max_bundles)

@@ -12,11 +12,13 @@ from rpa_tune.llo import encode
 from rpa_tune.llo.arrays import (
     BAD_FLAG,
     BAD_SIZE,
+    BARRIERS_FULL,
     BUFFERS,
     DEADLOCK,
     DONE,
     FLAGS_PER_ALLOCATION,
     HALTED,
+    MAX_BARRIERS,
     NO_MEMORY,
     NOT_GIVEN,
     POOL_FULL,
@@ -40,6 +42,7 @@ _SELECT, _NOTP = int(Op.SELECT), int(Op.NOT_PREDICATE)
 _BRANCH, _HALT, _WAIT, _SYNC_ADD = map(int, (Op.BRANCH, Op.HALT, Op.WAIT, Op.SYNC_ADD))
 _SYNC_READ, _DELAY, _COPY, _OPERAND = map(int, (Op.SYNC_READ, Op.DELAY, Op.COPY, Op.OPERAND))
 _MATMUL, _POP = int(Op.MATMUL), int(Op.POP)
+_BARRIER = int(Op.BARRIER)
 _OWN_SCALAR, _OWN_MXU, _OWN_SYNC = int(Owner.SCALAR), int(Owner.MXU_WAIT), int(Owner.SYNC)
 _OWN_READ = int(Owner.DMA_WAIT_READ)  # then DMA_WAIT_WRITE and PROLOGUE, as Direction orders them
 _WORD = 1 << 32
@@ -341,6 +344,15 @@ def run_loop(inputs: Any, state: Any) -> int:
                 registers[rows[i, _RESULT]] = wrap_word(state.flag_count[number])
             elif op == _OPERAND:
                 registers[rows[i, _RESULT]] = inputs.operand_values[a]
+            elif op == _BARRIER:
+                if state.scalars[4] == MAX_BARRIERS:
+                    state.scalars[2] = first + rows[i, _OFFSET]
+                    return BARRIERS_FULL
+                state.barriers[state.scalars[4]] = now
+                state.scalars[4] += 1
+                state.stalls[first + rows[i, _OFFSET], _OWN_SYNC] += inputs.numbers[5]
+                base += inputs.numbers[5]
+                registers[rows[i, _RESULT]] = wrap_word(a)
             elif op == _DELAY:
                 state.stalls[first + rows[i, _OFFSET], _OWN_SYNC] += a
                 base += a

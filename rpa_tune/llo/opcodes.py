@@ -82,6 +82,7 @@ class Op(IntEnum):
     POP = 43
     REMAINDER = 44
     QUOTIENT = 45
+    BARRIER = 46
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +130,11 @@ _OTHER_SLOTS: dict[str, tuple[Slot, ...]] = {
     "vsyncmov": (Slot.VLOAD,),
     "vsyncpa": (Slot.VLOAD,),
     "vpop.sfrf": (Slot.VPOP,),
+    "vpush.ccrf": (),
+    "vpop.ccrf": (Slot.VPOP,),
+    "vpush": (Slot.VSTORE,),
+    "vsyncadd.remote": (),
+    "vwait.ge.trace": (),
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rpa_tune.errors import DumpError
+from rpa_tune.llo.meetings import MeetingError, Meetings
 from rpa_tune.llo.opcodes import Meaning, Op, Slot, meaning, memory_spaces
 from rpa_tune.llo.program import (
     ALLOCATION_BITS,
@@ -39,6 +40,7 @@ _BUFFER = re.compile(r"mrb\[(\d+)\]")
 _WIDTH = re.compile(r"\.(?:bf|f|s|u)(\d+)")
 _GENERAL = re.compile(r"/\* (\w+)-to-(\w+) \*/\s*$")
 _DIVISION = re.compile(r"/\* k(Rem|DivAndRem) \*/")
+_CORE_ID = "/* core id */"
 _POINTER_SHIFT = 4  # v5e: an HBM pointer is an address shifted by this
 _HEADER_END = "= control target key end"
 _WORD = 1 << 32
@@ -70,6 +72,8 @@ class _Parser:
         self.branches: list[tuple[int, int, str]] = []
         self.pushed: dict[int, list[int]] = {}
         self.shifted: dict[int, Term] = {}
+        self.meetings = Meetings()
+        self.core_id: int | None = None
 
     def parse(self) -> Program:
         """Reads all bundles, then resolves branches."""
@@ -83,6 +87,8 @@ class _Parser:
             operands=self.operands,
             register_names=tuple(self.registers),
             allocation_names=tuple(self.allocations),
+            num_cores=self.meetings.num_cores,
+            core_id=self.core_id,
         )
 
     def _bundles(self) -> Iterator[Bundle]:
@@ -153,6 +159,8 @@ class _Parser:
         for slot in known.slots:
             slots[slot] += 1
         if known.op is None:
+            if mnemonic == "vmov" and result is not None:
+                self.meetings.constant(result, _COMMENT.sub("", rest).strip())
             if known.slots in ((Slot.VLOAD,), (Slot.VSTORE,)) and "_spill]" in rest:
                 slots[known.slots[0] + 1] += 1
             return
@@ -254,6 +262,8 @@ class _Parser:
             quotient = self._register(f"quotient of {item.result}")
             self.pushed[item.result] = [quotient, item.result]
             return (item._replace(op=Op.QUOTIENT, result=quotient), item)
+        if item.op is Op.LOAD and _CORE_ID in rest:
+            self.core_id = item.terms[0].constant
         if mnemonic == "spop.drf":
             waiting = self.pushed.get(item.terms[0].first)
             if not waiting:
@@ -265,7 +275,10 @@ class _Parser:
             # Undone, because an allocation's made-up address does not fit when shifted.
             term = item.terms[0]
             return (item._replace(terms=(self.shifted.get(term.first, term),)),)
-        return (item,)
+        try:
+            return self.meetings.parts(item, mnemonic, rest)
+        except MeetingError as error:
+            raise self._error(*error.args) from None
 
     def _check_count(self, op: Op, mnemonic: str, count: int) -> None:
         """Raises DumpError unless the operation has as many operands as it must."""
@@ -275,6 +288,8 @@ class _Parser:
             good = count == 8 if mnemonic == "dma.general" else count in (4, 7)
         elif op is Op.BRANCH:
             good = count == 0
+        elif op is Op.BARRIER:
+            good = count == (2 if mnemonic == "vwait.ge.trace" else 0)
         elif op in _UNARY:
             good = count == 1
         else:

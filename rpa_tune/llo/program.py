@@ -32,7 +32,7 @@ class Instruction(NamedTuple):
       result: Register written, or `NO_REGISTER`.
       terms: Operands in the dump's order. A select has (predicate, if true, if false), a store
         (address, value), a copy (source, granules, destination, flag, ...), a matmul or pop
-        (MXU, rows, result buffer or -1).
+        (MXU, rows, result buffer or -1), a barrier the word that the other core sends.
       predicate: Register that allows it, or `NO_REGISTER`.
       negated: Whether the predicate must be false instead of true.
       target: Bundle index a branch goes to; `len(bundles)` leaves the kernel.
@@ -97,6 +97,8 @@ class Program:
       register_names: Name of each register, for messages.
       allocation_names: Name of each allocation whose address is taken; the address of number
         `i` is `i << ALLOCATION_BITS`.
+      num_cores: TensorCores that run it together: 2 when it has a barrier, else 1.
+      core_id: SMEM address that holds the number of the core, if it is asked for.
     """
 
     path: Path
@@ -104,6 +106,8 @@ class Program:
     operands: dict[int, KernelOperand] = field(repr=False)
     register_names: tuple[str, ...] = field(repr=False)
     allocation_names: tuple[str, ...] = field(repr=False)
+    num_cores: int = 1
+    core_id: int | None = None
 
     def where(self, address: int) -> str:
         """`file:line (bundle 0x..)` of a bundle, for messages."""

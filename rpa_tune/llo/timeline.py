@@ -4,7 +4,8 @@ A `Timeline` is made from a `Run`, whoever executed it. Times are simulated, nev
 """
 
 import functools
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,10 @@ import numpy.typing as npt
 
 from rpa_tune.llo.delay_slots import printed_delay
 from rpa_tune.llo.engines import Direction, Owner, Rates
-from rpa_tune.llo.interpreter import Run
 from rpa_tune.llo.machine import Machine
 from rpa_tune.llo.opcodes import Op, Slot
 from rpa_tune.llo.program import Program
+from rpa_tune.llo.run import Run
 
 # A copy engine that is busy this share of the time limits the kernel whatever waits are seen.
 _BUSY_SHARE = 0.9
@@ -65,9 +66,13 @@ class SlotUse:
 class Timeline:
     """One simulated launch.
 
+    On two cores, bytes, copies, bundles, slots and MXU time are those of both; cycles by owner,
+    engine times, loops and what bounds it are those of the core that ends last.
+
     Attributes:
       chip: Machine it ran on.
-      total_cycles: From launch to the last bundle.
+      core_cycles: From launch to the last bundle of each core.
+      total_cycles: The same of the core that ends last.
       cycles_by_owner: Who each cycle belongs to; adds up to `total_cycles`.
       time_us: `total_cycles` at the nominal clock.
       num_bundles: Bundles executed.
@@ -88,6 +93,7 @@ class Timeline:
     """
 
     chip: str
+    core_cycles: tuple[int, ...]
     total_cycles: int
     cycles_by_owner: dict[str, int]
     time_us: float
@@ -117,10 +123,12 @@ class Timeline:
         return (self.read_bytes + self.write_bytes) / self.time_us * 1e6
 
 
-def make_timeline(program: Program, machine: Machine, rates: Rates, run: Run) -> Timeline:
-    """Reads a run."""
+def make_timeline(
+    program: Program, machine: Machine, rates: Rates, runs: Sequence[Run]
+) -> Timeline:
+    """Reads the runs of all cores."""
+    run = max(runs, key=lambda run: run.end_cycle)
     slots = slot_table(program)
-    executed_slots = run.executed @ slots
     has_vector = slots[:, _VECTOR_SLOTS].any(axis=1)
     owners = run.stall_cycles.sum(axis=0)
     owners[Owner.ISSUE] += int(run.executed[has_vector].sum())
@@ -129,7 +137,10 @@ def make_timeline(program: Program, machine: Machine, rates: Rates, run: Run) ->
     cycles_by_owner = {owner.name.lower(): int(owners[owner]) for owner in Owner}
     total = sum(cycles_by_owner.values())
     assert total == run.end_cycle + int(owners[Owner.LAUNCH])
-    num_bundles = int(run.executed.sum())
+    launch_cycles = int(owners[Owner.LAUNCH])
+    executed = np.sum([run.executed for run in runs], axis=0)
+    num_bundles = int(executed.sum())
+    executed_slots = executed @ slots
     slot_use = {
         slot.name: SlotUse(
             instructions=int(executed_slots[slot]),
@@ -137,26 +148,40 @@ def make_timeline(program: Program, machine: Machine, rates: Rates, run: Run) ->
         )
         for slot in Slot
     }
-    read, write, local = (run.engines[direction] for direction in Direction)
+    copies, num_bytes = Counter[Direction](), Counter[Direction]()
+    for each in runs:
+        for direction in Direction:
+            copies[direction] += each.engines[direction][0]
+            num_bytes[direction] += each.engines[direction][1]
     return Timeline(
         chip=machine.chip,
+        core_cycles=tuple(run.end_cycle + launch_cycles for run in runs),
         total_cycles=total,
         cycles_by_owner=cycles_by_owner,
         time_us=total / machine.value("clock_hz") * 1e6,
         num_bundles=num_bundles,
-        read_bytes=read[1],
-        write_bytes=write[1],
-        prefetch_bytes=local[1],
-        num_copies=read[0] + write[0],
-        num_prefetch_copies=local[0],
-        read_busy_cycles=read[2],
-        write_busy_cycles=write[2],
-        mxu_busy_cycles=run.mxu_busy_cycles,
+        read_bytes=num_bytes[Direction.READ],
+        write_bytes=num_bytes[Direction.WRITE],
+        prefetch_bytes=num_bytes[Direction.LOCAL],
+        num_copies=copies[Direction.READ] + copies[Direction.WRITE],
+        num_prefetch_copies=copies[Direction.LOCAL],
+        read_busy_cycles=run.engines[Direction.READ][2],
+        write_busy_cycles=run.engines[Direction.WRITE][2],
+        mxu_busy_cycles=sum(run.mxu_busy_cycles for run in runs),
         slots=slot_use,
         loops=tuple(_loops(program, rates, run, total)),
         bound_by=bound_by(cycles_by_owner, run, slot_use),
-        unknown=dict(run.unknown),
-        guesses=machine.guesses + (("copies of CMEM timed as HBM",) if uses_cmem(program) else ()),
+        unknown=dict(sum((run.unknown for run in runs), Counter())),
+        guesses=_guesses(program, machine),
+    )
+
+
+def _guesses(program: Program, machine: Machine) -> tuple[str, ...]:
+    """What the time rests on without evidence: parameters of the machine, and of the model."""
+    return (
+        *(name for name in machine.guesses if name != "barrier_cycles" or program.num_cores > 1),
+        *(("copies of CMEM timed as HBM",) if uses_cmem(program) else ()),
+        *(("each core gets half of HBM's bandwidth",) if program.num_cores > 1 else ()),
     )
 
 

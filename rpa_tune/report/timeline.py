@@ -1,7 +1,7 @@
 """A simulated launch as a Chrome trace: open the file at ui.perfetto.dev.
 
-Lanes: vector issue, scalar issue, waits by owner, every MXU, every copy queue. Issue slices are
-runs of bundles without a stall; a slice names the first and last of them.
+One process a core. Lanes: vector issue, scalar issue, waits by owner, every MXU, every copy queue.
+Issue slices are runs of bundles without a stall; a slice names the first and last of them.
 """
 
 import json
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rpa_tune.llo.engines import Direction, Owner, rates_of
-from rpa_tune.llo.interpreter import Interpreter, Operands
+from rpa_tune.llo.interpreter import Interpreter
 from rpa_tune.llo.machine import Machine
 from rpa_tune.llo.opcodes import Slot
 from rpa_tune.llo.program import Program
+from rpa_tune.llo.run import Operands
 from rpa_tune.llo.simulate import MAX_BUNDLES
 
 # Perfetto stays quick below this; a longer launch is cut, and the trace says so.
@@ -28,7 +29,8 @@ _COPY_LANES = {
 class _Recorder:
     """Collects events; an `interpreter.Observer`."""
 
-    def __init__(self, program: Program, us_per_cycle: float, start_us: float) -> None:
+    def __init__(self, program: Program, core: int, us_per_cycle: float, start_us: float) -> None:
+        self.pid = core + 1
         self.us_per_cycle = us_per_cycle
         self.start_us = start_us
         self.is_vector = [
@@ -84,7 +86,7 @@ class _Recorder:
         self.events.append(
             {
                 "ph": "X",
-                "pid": 1,
+                "pid": self.pid,
                 "tid": lane,
                 "name": name,
                 "ts": self.start_us + start * self.us_per_cycle,
@@ -93,6 +95,31 @@ class _Recorder:
             }
         )
 
+    def names(self, kernel: str) -> list[dict[str, Any]]:
+        """What processes and lanes are called."""
+        named: list[tuple[str, int, dict[str, Any]]] = [
+            ("process_name", 0, {"name": f"{kernel}, core {self.pid - 1}"}),
+            *(("thread_name", lane, {"name": name}) for lane, name in sorted(self.lanes.items())),
+            *(("thread_sort_index", lane, {"sort_index": lane}) for lane in sorted(self.lanes)),
+        ]
+        return [
+            {"ph": "M", "pid": self.pid, "name": name, "args": args}
+            | ({"tid": lane} if lane else {})
+            for name, lane, args in named
+        ]
+
+
+def _record(program: Program, machine: Machine, operands: Operands, core: int) -> _Recorder:
+    """Everything that one core does."""
+    launch_us = machine.value("launch_us")
+    recorder = _Recorder(program, core, 1e6 / machine.value("clock_hz"), launch_us)
+    recorder.events.append(
+        {"ph": "X", "pid": core + 1, "tid": _WAITS, "name": "launch", "ts": 0.0, "dur": launch_us}
+    )
+    Interpreter(program, rates_of(machine), operands, recorder, core=core).run(MAX_BUNDLES)
+    recorder.flush()
+    return recorder
+
 
 def make_trace(program: Program, machine: Machine, operands: Operands) -> dict[str, Any]:
     """The trace of one launch, as JSON data of the Chrome trace event format.
@@ -100,38 +127,19 @@ def make_trace(program: Program, machine: Machine, operands: Operands) -> dict[s
     Raises:
       DumpError: See `simulate`.
     """
-    rates = rates_of(machine)
-    launch_us = machine.value("launch_us")
-    recorder = _Recorder(program, 1e6 / machine.value("clock_hz"), launch_us)
-    Interpreter(program, rates, operands, recorder).run(MAX_BUNDLES)
-    recorder.flush()
-    launch = {"ph": "X", "pid": 1, "tid": _WAITS, "name": "launch", "ts": 0.0, "dur": launch_us}
-    process = {"name": f"{program.path.name} on {machine.chip}, simulated"}
-    names: list[dict[str, Any]] = [
-        {"ph": "M", "pid": 1, "name": "process_name", "args": process},
-        *(
-            {"ph": "M", "pid": 1, "tid": lane, "name": "thread_name", "args": {"name": name}}
-            for lane, name in sorted(recorder.lanes.items())
-        ),
-        *(
-            {
-                "ph": "M",
-                "pid": 1,
-                "tid": lane,
-                "name": "thread_sort_index",
-                "args": {"sort_index": lane},
-            }
-            for lane in sorted(recorder.lanes)
-        ),
-    ]
+    recorders = [_record(program, machine, operands, core) for core in range(program.num_cores)]
+    kernel = f"{program.path.name} on {machine.chip}, simulated"
     return {
-        "traceEvents": [*names, launch, *recorder.events],
+        "traceEvents": [
+            *(name for recorder in recorders for name in recorder.names(kernel)),
+            *(event for recorder in recorders for event in recorder.events),
+        ],
         "displayTimeUnit": "ns",
         "otherData": {
             "chip": machine.chip,
             "kernel": program.path.name,
             "guesses": ", ".join(machine.guesses),
-            "slices left out": recorder.num_dropped,
+            "slices left out": sum(recorder.num_dropped for recorder in recorders),
         },
     }
 

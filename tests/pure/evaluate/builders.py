@@ -40,6 +40,7 @@ def timeline(*, owners, traffic=None, time_us=1.0, bound_by="hbm", unknown=None,
     """A timeline in which only what is given differs from zero."""
     return Timeline(
         chip="v6e",
+        core_cycles=(sum(owners.values()),),
         total_cycles=sum(owners.values()),
         cycles_by_owner=owners,
         time_us=time_us,

@@ -97,8 +97,14 @@ def test_one_byte_or_copy_more_than_the_account_is_not(tmp_path, field):
 
 
 def test_scalar_operands_are_the_four_arrays_in_launch_order():
-    operands = scalar_operands(candidate().problem, BATCHES[1])
+    operands = scalar_operands(candidate(), BATCHES[1])
     assert operands[0].tolist() == [100, 9, 0, 0, 0, 0, 0, 0]
     assert operands[1].shape == (64,)
     assert operands[2].tolist() == [0, 1, 10, 10, 10, 10, 10, 10, 10]
     assert operands[3].tolist() == [1, 1, 2]
+    assert len(operands) == 4
+
+
+def test_two_cores_get_the_split_behind_the_four_arrays():
+    operands = scalar_operands(candidate(chip="v5p"), BATCHES[1])
+    assert operands[4].tolist() == [0, 1, 1]  # one decode sequence: one core has no work

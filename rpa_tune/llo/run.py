@@ -1,0 +1,36 @@
+"""What goes into an execution and what comes out, whichever interpreter runs it."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+# The values of a launch's scalar arrays by operand index.
+Operands = Mapping[int, npt.NDArray[np.int32]]
+
+
+@dataclass(kw_only=True, slots=True)
+class Run:
+    """What one execution did; `timeline.py` makes it readable.
+
+    Attributes:
+      executed: Times each bundle issued, [num_bundles].
+      entered: Times each bundle was reached other than by a back edge, [num_bundles].
+      stall_cycles: Cycles lost before each bundle per `Owner`, [num_bundles, len(Owner)].
+      end_cycle: When the last bundle had issued.
+      engines: By `Direction`: (copies, bytes, busy cycles, of which fixed).
+      mxu_busy_cycles: Sum over the units.
+      barriers: When the core reached each barrier with the other core, cycles.
+      unknown: What was met and not modelled, with counts.
+    """
+
+    executed: npt.NDArray[np.int64]
+    entered: npt.NDArray[np.int64]
+    stall_cycles: npt.NDArray[np.int64]
+    end_cycle: int = 0
+    engines: list[tuple[int, int, float, float]] = field(default_factory=list)
+    mxu_busy_cycles: float = 0.0
+    barriers: list[int] = field(default_factory=list)
+    unknown: Counter[str] = field(default_factory=Counter)
