@@ -83,7 +83,7 @@ def measure(chip: str) -> dict[str, Any]:
         program = load_program(path)
         parse_s = time.process_time() - started
     machine = load_machine(chip)
-    launches = [scalar_operands(PROBLEM, batch) for batch in batches()]
+    launches = [scalar_operands(candidate, batch) for batch in batches()]
     simulate(program, machine, launches[0])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.process_time()
