@@ -71,13 +71,13 @@ class Launch:
       kernel: The body; takes `Refs`, `problem`, `config`, `target` and `strided`, which says
         which loads of `packed` to use.
       kernel_name: See `KernelFamily`.
-      scratch_shapes: `(problem, config) ->` pytree of scratch.
+      scratch_shapes: `(problem, config, target) ->` pytree of scratch.
       split: See `KernelFamily`.
     """
 
     kernel: Callable[..., None]
     kernel_name: Callable[[Problem, Any], str]
-    scratch_shapes: Callable[[Problem, Any], Any]
+    scratch_shapes: Callable[[Problem, Any, Target], Any]
     split: Callable[..., Any]
 
     def __call__(
@@ -142,7 +142,7 @@ class Launch:
             arrays=(q, kv_new, kv_cache)
             if sinks is None
             else (q, kv_new, kv_cache, prepare_sinks(sinks, problem)),
-            scratch_shapes=self.scratch_shapes(problem, config),
+            scratch_shapes=self.scratch_shapes(problem, config, target),
             target=target,
             interpret=interpret,
         )

@@ -75,7 +75,7 @@ class KernelFamily:
       default_config: `(problem, target) -> config` that fits, or an `Infeasible`: the heuristic
         used when no table row matches.
       search_axes: `(problem, target) -> {config field: values in rising order}`.
-      scratch_bytes: `(problem, config) -> bytes` of VMEM scratch after tiling.
+      scratch_bytes: `(problem, config, target) -> bytes` of VMEM scratch after tiling.
       smem_bytes: `(problem, config) -> bytes` of SMEM.
       split: `(problem, config, arrays, num_cores, xp=numpy) -> int32 array`, on `BatchArrays`:
         where each core's share starts, and where the last one ends. A scalar operand of launches
@@ -83,8 +83,8 @@ class KernelFamily:
       traffic: `(problem, config, batch, core=ONLY_CORE) -> Traffic` of one `cores.Core`, exact for
         the compiled kernel.
       useful_bytes: `(problem, batch) -> bytes` that no kernel could avoid moving; for MBU.
-      mxu_flops: `(problem, config, batch, core=ONLY_CORE) -> FLOPs` that a core's MXUs execute,
-        padding included.
+      mxu_flops: `(problem, config, batch, target, core=ONLY_CORE) -> FLOPs` that a core's MXUs
+        execute, padding included.
       useful_flops: `(problem, batch) -> FLOPs` of the attention alone (causal positions, both
         matmuls, 2 FLOPs a multiply-add); for MFU.
       num_steps: `(problem, config, batch, core=ONLY_CORE) -> ` KV-block steps a core walks.
@@ -100,7 +100,7 @@ class KernelFamily:
     config_type: type[Any]
     default_config: Callable[[Problem, Target], Any]
     search_axes: Callable[[Problem, Target], dict[str, tuple[int, ...]]]
-    scratch_bytes: Callable[[Problem, Any], int]
+    scratch_bytes: Callable[[Problem, Any, Target], int]
     smem_bytes: Callable[[Problem, Any], int]
     split: Callable[..., Any] | None
     traffic: Callable[..., Traffic]

@@ -62,7 +62,7 @@ class V3Config:
             ("bkv_csz % page_size", self.bkv_csz, problem.page_size),
         ):
             bad = bad or _check_multiple(name, whole, part)
-        return bad or _check_scratch(v3_scratch_bytes(problem, self), target)
+        return bad or _check_scratch(v3_scratch_bytes(problem, self, target), target)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +82,7 @@ class Hd64Config:
         bad = limits.check_positive(bq_sz=self.bq_sz, bkv_sz=self.bkv_sz)
         bad = bad or _check_call(problem, target, is_hd64=True)
         bad = bad or _check_multiple("bkv_sz % page_size", self.bkv_sz, problem.page_size)
-        return bad or _check_scratch(v3_scratch_bytes(problem, self), target)
+        return bad or _check_scratch(v3_scratch_bytes(problem, self, target), target)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +114,7 @@ class BatchedConfig:
         bad = bad or _check_multiple("bkv_sz % page_size", self.bkv_sz, problem.page_size)
         if bad is None and problem.kv_dtype == "int8":
             bad = _refusal("kv_dtype int8", "the kernel takes floating-point caches only")
-        return bad or _check_scratch(batched_scratch_bytes(problem, self), target)
+        return bad or _check_scratch(batched_scratch_bytes(problem, self, target), target)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,14 +130,16 @@ class PublicFamily(KernelFamily):
     slots: tuple[str, ...]
 
 
-def v3_scratch_bytes(problem: Problem, config: Any) -> int:
+def v3_scratch_bytes(problem: Problem, config: Any, target: Target) -> int:
     """Bytes of the two KV and two query buffers: less than what the kernel holds in VMEM."""
+    del target
     block = config.bkv_sz * problem.kv_token_bytes + config.bq_sz * problem.q_token_bytes
     return int(2 * block)
 
 
-def batched_scratch_bytes(problem: Problem, config: Any) -> int:
+def batched_scratch_bytes(problem: Problem, config: Any, target: Target) -> int:
     """Bytes of the KV and query buffers: less than what the kernel holds in VMEM."""
+    del target
     block = config.bkv_sz * problem.kv_token_bytes + config.bq_sz * problem.q_token_bytes
     return int(config.batch_size * config.n_buffer * block)
 
@@ -173,9 +175,14 @@ def _useful_flops(slots: tuple[str, ...], problem: Problem, batch: Batch) -> int
 
 
 def _mxu_flops(
-    slots: tuple[str, ...], problem: Problem, config: Any, batch: Batch, core: Core = ONLY_CORE
+    slots: tuple[str, ...],
+    problem: Problem,
+    config: Any,
+    batch: Batch,
+    target: Target,
+    core: Core = ONLY_CORE,
 ) -> int:
-    del config, core
+    del config, target, core
     return _useful_flops(slots, problem, batch)
 
 

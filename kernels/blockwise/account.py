@@ -11,6 +11,7 @@ from rpa_kernels.blockwise.split import cuts
 from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.family import Traffic
 from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
 
 Shape = tuple[int, ...]
 
@@ -103,8 +104,9 @@ def buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[tuple[
     }
 
 
-def scratch_bytes(problem: Problem, config: BlockwiseConfig) -> int:
+def scratch_bytes(problem: Problem, config: BlockwiseConfig, target: Target) -> int:
     """VMEM scratch in bytes after tiling. Does not count what the compiler adds."""
+    del target
     named = buffers(problem, config).values()
     return sum(layout.tiled_bytes(*buffer) for copies in named for buffer in copies)
 
@@ -191,9 +193,15 @@ def traffic(
 
 
 def mxu_flops(
-    family: str, problem: Problem, config: BlockwiseConfig, batch: Batch, core: Core = ONLY_CORE
+    family: str,
+    problem: Problem,
+    config: BlockwiseConfig,
+    batch: Batch,
+    target: Target,
+    core: Core = ONLY_CORE,
 ) -> int:
     """FLOPs the MXU executes, padding and masked halves of blocks included."""
+    del target
     tokens_times_keys = 0
     csz = config.bkv_csz
     for b in blocks(family, problem, config, batch, core):

@@ -60,7 +60,7 @@ class BlockwiseConfig:
                 hint="0 or 1; 0 when K and V share a row (head_dim 64)",
             )
         return limits.check_memory(
-            scratch=scratch_bytes(problem, self), problem=problem, target=target
+            scratch=scratch_bytes(problem, self, target), problem=problem, target=target
         )
 
 

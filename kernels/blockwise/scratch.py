@@ -8,6 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 from rpa_kernels.blockwise.account import buffers
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
 
 Ref = Any
 
@@ -56,8 +57,9 @@ class Scratch(NamedTuple):
     sinks_sem: Ref
 
 
-def scratch_shapes(problem: Problem, config: BlockwiseConfig) -> Scratch:
+def scratch_shapes(problem: Problem, config: BlockwiseConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
+    del target
     vmem: dict[str, Any] = {}
     for name, copies in buffers(problem, config).items():
         refs = tuple(pltpu.VMEM(shape, jnp.dtype(dtype)) for shape, dtype in copies)

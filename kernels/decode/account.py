@@ -8,15 +8,16 @@ from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.split import split
 from rpa_kernels.family import Traffic
 from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
 
 Shape = tuple[int, ...]
 
 
-def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, str]]:
+def buffers(problem: Problem, config: DecodeConfig, target: Target) -> dict[str, tuple[Shape, str]]:
     """Every VMEM buffer of the kernel: name to (shape, dtype); `scratch.py` allocates these."""
     _, words, pack, lanes = problem.kv_new_shape
     q_token = problem.q_shape[1:]
-    groups, rows = len(heads.head_groups(problem)), heads.group_rows(problem)
+    groups, rows = len(heads.head_groups(problem, target)), heads.group_rows(problem, target)
     items = config.seqs_per_step
     wide = "float32" in (problem.q_dtype, problem.kv_dtype)
     # One row more than the blocks: where a store goes that has nothing to do.
@@ -40,9 +41,9 @@ def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, st
     return named
 
 
-def scratch_bytes(problem: Problem, config: DecodeConfig) -> int:
+def scratch_bytes(problem: Problem, config: DecodeConfig, target: Target) -> int:
     """VMEM scratch in bytes after tiling. Does not count what the compiler adds."""
-    return sum(layout.tiled_bytes(*buffer) for buffer in buffers(problem, config).values())
+    return sum(layout.tiled_bytes(*buffer) for buffer in buffers(problem, config, target).values())
 
 
 def smem_bytes(problem: Problem, config: DecodeConfig) -> int:
@@ -95,7 +96,9 @@ def traffic(
     )
 
 
-def mxu_flops(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
+def mxu_flops(
+    problem: Problem, config: DecodeConfig, batch: Batch, target: Target, core: Core = ONLY_CORE
+) -> int:
     """FLOPs the MXU executes, padding included: every item runs its step's longest tile count."""
     items = [
         layout.cdiv(min(config.bkv_sz, end - block), config.bkv_csz)
@@ -105,8 +108,8 @@ def mxu_flops(problem: Problem, config: DecodeConfig, batch: Batch, core: Core =
     width = config.seqs_per_step
     tiles = sum(max(items[i : i + width]) * width for i in range(0, len(items), width))
     # Where words are multiplied as they lie, so are the rows of other heads, and K with P.
-    pack = layout.packing(problem.kv_dtype) if heads.keeps_words(problem) else 1
-    rows = sum(group.rows(problem) for group in heads.head_groups(problem))
+    pack = layout.packing(problem.kv_dtype) if heads.keeps_words(problem, target) else 1
+    rows = sum(group.rows(problem) for group in heads.head_groups(problem, target))
     return tiles * 4 * rows * pack * config.bkv_csz * problem.padded_head_dim
 
 

@@ -44,7 +44,7 @@ class Attend:
     @property
     def groups(self) -> tuple[HeadGroup, ...]:
         """Heads that are attended to together."""
-        return heads.head_groups(self.problem)
+        return heads.head_groups(self.problem, self.target)
 
     def begin(self, rows: list[Row]) -> None:
         """Loads the items' queries and clears their softmax state."""
@@ -113,7 +113,7 @@ class Attend:
         """
         problem, count = self.problem, self.config.bkv_csz
         mxu_dtype = online_softmax.matmul_dtype(problem)
-        if heads.keeps_words(problem):
+        if heads.keeps_words(problem, self.target):
             rows = packed.load_rows(
                 self.scratch.kv,
                 (slot,),
@@ -151,7 +151,7 @@ class Attend:
           first: First token of the compute block in the item's KV block.
         """
         problem = self.problem
-        if not heads.keeps_words(problem):
+        if not heads.keeps_words(problem, self.target):
             if item is None:
                 return scores
             start = item.start + first

@@ -50,7 +50,7 @@ class DecodeConfig:
                 hint="a step may touch two blocks of queries, not three",
             )
         return limits.check_memory(
-            scratch=scratch_bytes(problem, self), problem=problem, target=target
+            scratch=scratch_bytes(problem, self, target), problem=problem, target=target
         )
 
 

@@ -8,6 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 from rpa_kernels.decode.account import buffers
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
 
 Ref = Any
 
@@ -47,12 +48,12 @@ class Scratch(NamedTuple):
     sinks_sem: Ref
 
 
-def scratch_shapes(problem: Problem, config: DecodeConfig) -> Scratch:
+def scratch_shapes(problem: Problem, config: DecodeConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
     vmem: dict[str, Any] = {"sinks": None}
     vmem |= {
         name: pltpu.VMEM(shape, jnp.dtype(dtype))
-        for name, (shape, dtype) in buffers(problem, config).items()
+        for name, (shape, dtype) in buffers(problem, config, target).items()
     }
     return Scratch(
         **vmem,

@@ -70,7 +70,7 @@ def _core_terms(
 ) -> Terms:
     family, problem, config = load_family(candidate.family), candidate.problem, candidate.config
     moved = family.traffic(problem, config, batch, core)
-    flops = family.mxu_flops(problem, config, batch, core)
+    flops = family.mxu_flops(problem, config, batch, chip.target, core)
     read_s = moved.read_bytes / machine.value("read_bytes_per_s")
     write_s = moved.write_bytes / machine.value("write_bytes_per_s")
     issue_s = moved.num_copies * machine.value("read_fixed_cycles") / chip.clock_hz
@@ -145,7 +145,7 @@ def _evaluate(candidate: Candidate, workload: Workload) -> Evaluation:
             ),
             **utilization(candidate, workload, time_us),
             **mean_traffic(candidate, workload),
-            "vmem_bytes": family.scratch_bytes(candidate.problem, candidate.config),
+            "vmem_bytes": family.scratch_bytes(candidate.problem, candidate.config, chip.target),
             "smem_bytes": family.smem_bytes(candidate.problem, candidate.config),
             "guesses": [n for n in _PARAMETERS if machine.numbers[n].confidence == "guess"],
         },

@@ -32,6 +32,7 @@ from rpa_tune.evaluate.evaluator import (
 )
 from rpa_tune.evaluate.simulate_task import TASK, SimulateAnswer, SimulateTask
 from rpa_tune.families import load_family, slots
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -153,7 +154,9 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
     time_us = weighted_mean(batch_us, weights)
     family = load_family(candidate.family)
     account = {
-        "vmem_bytes": family.scratch_bytes(candidate.problem, candidate.config),
+        "vmem_bytes": family.scratch_bytes(
+            candidate.problem, candidate.config, load_chip(candidate.chip).target
+        ),
         "smem_bytes": family.smem_bytes(candidate.problem, candidate.config),
     }
     evaluation = Evaluation(

@@ -11,6 +11,7 @@ from typing import Any
 
 from rpa_tune.candidate import Candidate, Evaluation, Status
 from rpa_tune.families import load_family
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.objective import yardstick
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import is_larger_everywhere
@@ -124,14 +125,15 @@ def dominated(
       axes: The study's axes.
     """
     scratch_bytes = load_family(candidate.family).scratch_bytes
+    target = load_chip(candidate.chip).target
     for answer in answers:
         other = answer.candidate
         if answer.status is not Status.OUT_OF_MEMORY:
             continue
         if not is_larger_everywhere(candidate.config, other.config, axes):
             continue
-        need = scratch_bytes(candidate.problem, candidate.config)
-        have = scratch_bytes(other.problem, other.config)
+        need = scratch_bytes(candidate.problem, candidate.config, target)
+        have = scratch_bytes(other.problem, other.config, target)
         if need >= have:
             detail = f"larger on every axis than {other.config}: {answer.detail}"
             return Stop(candidate=candidate, reason=DOMINATED, detail=detail)

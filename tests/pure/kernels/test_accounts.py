@@ -12,6 +12,7 @@ from rpa_kernels import FAMILIES, layout, load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.decode.heads import keeps_words
 from rpa_kernels.family import Traffic
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
@@ -74,7 +75,20 @@ def test_sequences_of_other_families_cost_nothing():
     for family, config in zip(whole, configs, strict=True):
         assert family.traffic(LLAMA, config, empty).total_bytes == 0
         assert family.num_steps(LLAMA, config, empty) == 0
-        assert family.mxu_flops(LLAMA, config, empty) == 0
+        assert family.mxu_flops(LLAMA, config, empty, V6E) == 0
+
+
+def test_words_are_multiplied_as_they_lie_where_the_mxu_takes_them():
+    float8 = dataclasses.replace(LLAMA, kv_dtype="float8_e4m3fn")
+    int8, narrow_heads = (
+        dataclasses.replace(LLAMA, **changes)
+        for changes in ({"kv_dtype": "int8"}, {"head_dim": 64})
+    )
+    for name, chip in load_chips().items():
+        assert keeps_words(float8, chip.target) == (name != "v4")
+        assert keeps_words(narrow_heads, chip.target)
+        assert not keeps_words(LLAMA, chip.target)  # a word holds K and V of one head
+        assert not keeps_words(int8, chip.target)
 
 
 lengths = st.integers(1, 4096)
@@ -99,8 +113,9 @@ def test_kernels_do_at_least_what_is_useful(kv_lens, q_len, window, causal):
     for name, batch in batches.items():
         family, config = load_family(name), DECODE if name == "decode" else BLOCKS
         traffic = family.traffic(problem, config, batch)
+        useful = family.useful_flops(problem, batch)
         if causal:  # a query of a decode batch is its sequence's last key, so causal or not is one
-            assert family.mxu_flops(problem, config, batch) >= family.useful_flops(problem, batch)
+            assert family.mxu_flops(problem, config, batch, V6E) >= useful
         assert traffic.total_bytes >= family.useful_bytes(problem, batch)
         assert family.num_steps(problem, config, batch) >= 1
 

@@ -100,11 +100,12 @@ def test_error_holds_for_the_real_kernels_accounts(conv: dict[int, Build], famil
         pages_per_seq=64,
         num_pages=4096,
     )
-    config = kernel.default_config(problem, load_chip("v6e").target)
+    target = load_chip("v6e").target
+    config = kernel.default_config(problem, target)
 
     def measure(batch: Batch) -> list[float]:
         traffic = kernel.traffic(problem, config, batch)
-        flops = kernel.mxu_flops(problem, config, batch)
+        flops = kernel.mxu_flops(problem, config, batch, target)
         return [traffic.read_bytes, traffic.write_bytes, traffic.num_copies, flops]
 
     full = np.mean([measure(step.batch()) for step in build.served.steps], axis=0)
