@@ -2,13 +2,17 @@
 
 Both cores run the same program, so that what one sends at a barrier is what the other receives.
 v5p exchanges a constant word (`vpush.ccrf`, `vpop.ccrf`) and checks it; v4 adds to a flag of the
-other core (`vsyncadd.remote`) and waits for its own (`vwait.ge.trace`).
+other core (`vsyncadd.remote`) and waits for its own (`vwait.ge.trace`). A word in SMEM tells a core
+which it is.
 """
+
+import re
 
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.program import NO_REGISTER, Instruction, Term
 
 _V4_WAIT = "/* barrier-megacore-wait */"
+_CORE_ID = re.compile(r"\bcore id \*/")  # of jax 0.12: "megacore core id :: core id"
 _CORES = 2  # that a barrier is for
 
 
@@ -21,10 +25,12 @@ class Meetings:
 
     Attributes:
       num_cores: Cores that run the program: 2 as soon as a barrier was met.
+      core_id: SMEM address of the core's number, once it was read.
     """
 
     def __init__(self) -> None:
         self.num_cores = 1
+        self.core_id: int | None = None
         self._constants: dict[str, int] = {}
         self._sent: list[int] = []
         self._received: set[int] = set()
@@ -35,12 +41,14 @@ class Meetings:
             self._constants[vector] = int(text)
 
     def parts(self, item: Instruction, mnemonic: str, rest: str) -> tuple[Instruction, ...]:
-        """What an instruction does that may be part of a barrier; itself if it is none.
+        """What an instruction does that may be part of a meeting; itself if it is none.
 
         Raises:
           MeetingError: It is a part that no barrier known has.
         """
-        if mnemonic == "vpush":
+        if item.op is Op.LOAD and _CORE_ID.search(rest):
+            self.core_id = item.terms[0].constant
+        elif mnemonic == "vpush":
             if item.terms[0].first not in self._received:
                 raise MeetingError("`vpush` of a vector", "the path must not depend on data")
         elif mnemonic == "vpush.ccrf":

@@ -40,7 +40,6 @@ _BUFFER = re.compile(r"mrb\[(\d+)\]")
 _WIDTH = re.compile(r"\.(?:bf|f|s|u)(\d+)")
 _GENERAL = re.compile(r"/\* (\w+)-to-(\w+) \*/\s*$")
 _DIVISION = re.compile(r"/\* k(Rem|DivAndRem) \*/")
-_CORE_ID = "/* core id */"
 _POINTER_SHIFT = 4  # v5e: an HBM pointer is an address shifted by this
 _HEADER_END = "= control target key end"
 _WORD = 1 << 32
@@ -73,7 +72,6 @@ class _Parser:
         self.pushed: dict[int, list[int]] = {}
         self.shifted: dict[int, Term] = {}
         self.meetings = Meetings()
-        self.core_id: int | None = None
 
     def parse(self) -> Program:
         """Reads all bundles, then resolves branches."""
@@ -81,6 +79,8 @@ class _Parser:
         if not bundles:
             raise self._error("no bundle found", "a dump has one `{ ... }` line per bundle")
         self._resolve_branches(bundles)
+        if self.meetings.num_cores > 1 and self.meetings.core_id is None:
+            raise self._error("cores meet, but none asks which it is", "`sld` of the core id")
         return Program(
             path=self.path,
             bundles=tuple(bundles),
@@ -88,7 +88,7 @@ class _Parser:
             register_names=tuple(self.registers),
             allocation_names=tuple(self.allocations),
             num_cores=self.meetings.num_cores,
-            core_id=self.core_id,
+            core_id=self.meetings.core_id,
         )
 
     def _bundles(self) -> Iterator[Bundle]:
@@ -262,8 +262,6 @@ class _Parser:
             quotient = self._register(f"quotient of {item.result}")
             self.pushed[item.result] = [quotient, item.result]
             return (item._replace(op=Op.QUOTIENT, result=quotient), item)
-        if item.op is Op.LOAD and _CORE_ID in rest:
-            self.core_id = item.terms[0].constant
         if mnemonic == "spop.drf":
             waiting = self.pushed.get(item.terms[0].first)
             if not waiting:

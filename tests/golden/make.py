@@ -4,7 +4,8 @@
     python tests/golden/make.py timelines   # simulates what is there; seconds
 
 Dumps are small kernels of our own families for every chip. They stay as they are when the kernels
-change: what they pin is the parser and the simulator.
+change: what they pin is the parser and the simulator. Those of v4 and v5p for one core are from
+before launches were split; `make.py dumps` writes the ones for two.
 """
 
 import functools
@@ -15,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
@@ -29,6 +32,7 @@ FOLDER = Path(__file__).parent
 DUMPS = FOLDER / "dumps"
 TIMELINES = FOLDER / "timelines.json"
 FAMILIES = ("decode", "mixed")
+TWO_CORES = "_2cores"
 PROBLEM = Problem(
     num_q_heads=4,
     num_kv_heads=1,
@@ -49,24 +53,35 @@ BATCHES = {
         q_lens=(1, 17, 5, 40, 1), kv_lens=(33, 17, 100, 256, 1), num_decode=1, page_seed=1
     ),
 }
+# Where the cores' shares of these batches start and end.
+SPLITS = {"decode": (0, 5, 7), "mixed": (1, 0, 3, 0, 5, 0)}
 
 
 def operands(family: str, batch: Batch | None = None) -> dict[int, Any]:
-    """Scalar operands of a golden kernel."""
+    """Scalar operands of a golden kernel for one core."""
     arrays = (batch or BATCHES[family]).arrays(PROBLEM)
     return dict(
         enumerate((arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution))
     )
 
 
+def operands_of(name: str) -> dict[int, Any]:
+    """Scalar operands of the golden dump `name`."""
+    _, family = chip_and_family(DUMPS / name)
+    found = operands(family)
+    if TWO_CORES in name:
+        found[len(found)] = np.array(SPLITS[family], np.int32)
+    return found
+
+
 def dump_files() -> list[Path]:
-    """All golden dumps: `dumps/<libtpu version>/<chip>_<family>.txt.gz`."""
+    """All golden dumps: `dumps/<libtpu version>/<chip>_<family>[_2cores].txt.gz`."""
     return sorted(DUMPS.glob("*/*.txt.gz"))
 
 
 def chip_and_family(path: Path) -> tuple[str, str]:
     """What a golden dump was compiled from."""
-    chip, family = path.name.removesuffix(".txt.gz").split("_")
+    chip, family, *_ = path.name.removesuffix(".txt.gz").split("_")
     return chip, family
 
 
@@ -87,6 +102,7 @@ def program(name: str) -> Program:
 def summary(timeline: Timeline) -> dict[str, Any]:
     """What a golden timeline pins."""
     return {
+        "core_cycles": timeline.core_cycles,
         "total_cycles": timeline.total_cycles,
         "cycles_by_owner": timeline.cycles_by_owner,
         "num_bundles": timeline.num_bundles,
@@ -105,9 +121,9 @@ def make_timelines() -> None:
     """Simulates every dump."""
     rows = {}
     for path in dump_files():
-        chip, family = chip_and_family(path)
+        chip, _ = chip_and_family(path)
         name = f"{path.parent.name}/{path.name}"
-        rows[name] = summary(simulate(program(name), load_machine(chip), operands(family)))
+        rows[name] = summary(simulate(program(name), load_machine(chip), operands_of(name)))
     TIMELINES.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
 
 
@@ -145,7 +161,8 @@ def make_dumps() -> None:
                     raise SystemExit(f"no schedule: {compiled or reply.failure}")
                 raw = compiled.bundles.read_bytes()
                 text = gzip.decompress(raw) if compiled.bundles.suffix == ".gz" else raw
-                target = folder / f"{candidate.chip}_{candidate.family}.txt.gz"
+                cores = TWO_CORES if load_chip(candidate.chip).num_cores_per_device > 1 else ""
+                target = folder / f"{candidate.chip}_{candidate.family}{cores}.txt.gz"
                 target.write_bytes(gzip.compress(text, 9, mtime=0))
 
 
