@@ -6,6 +6,7 @@ the problem was looked at, and the dispatcher answers with an exact row instead 
 "beats" means is the plan's objective (`objective.py`).
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.families import slots
 from rpa_tune.objective import EXPECTED_TIME, yardstick
 from rpa_tune.portfolio import Portfolio, portfolio_curve
-from rpa_tune.tables.key import tuning_key
+from rpa_tune.tables.key import beyond_key, tuning_key
 from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, TUNED, Clause, Evidence, TableRow
 from rpa_tune.tables.step import Lengths, Step
 from rpa_tune.workload.workload import Workload
@@ -145,6 +146,8 @@ def make_row(
     if loss * (1 + decision.error_pct / 100) < measure.loss(decision.best):
         verdict, configs, rule = TUNED, portfolio.configs, portfolio.rule
         time_us = portfolio.time_us
+    key = tuning_key(chosen.candidate.problem, chosen.candidate.chip, family)
+    by_config = {answer.candidate.config: answer for answer in answers}
     evidence = replace(
         _evidence(decision, workload),
         verdict=verdict,
@@ -152,13 +155,23 @@ def make_row(
         regret_pct=round(100 * (time_us / portfolio.oracle_us - 1), 2),
         regret_by_num_configs_pct=tuple(round(entry.regret_pct, 2) for entry in curve),
         verified=verified,
+        schedule_digest=digest_of_schedules([by_config[config] for config in configs]),
+        problem=beyond_key(chosen.candidate.problem, key),
     )
     return TableRow(
-        key=tuning_key(chosen.candidate.problem, chosen.candidate.chip, family),
+        key=key,
         configs=tuple(asdict(config) for config in configs),
         rule=rule,
         evidence=evidence,
     )
+
+
+def digest_of_schedules(answers: Sequence[Evaluation]) -> str:
+    """One digest for the schedules of a row's configs, in their order; empty if one is unknown."""
+    digests = [str(answer.metrics.get("schedule_digest") or "") for answer in answers]
+    if not all(digests):
+        return ""
+    return hashlib.sha256(",".join(digests).encode()).hexdigest()[:16]
 
 
 def study_curve(
@@ -177,7 +190,7 @@ def study_curve(
     return portfolio_curve(
         {answer.candidate.config: answer.batch_us for answer in answers if answer.ok},
         [weighted.weight for weighted in workload.batches],
-        [_lengths(weighted.batch, family) for weighted in workload.batches],
+        [served_lengths(weighted.batch, family) for weighted in workload.batches],
     )
 
 
@@ -188,13 +201,13 @@ def _batch_us(
     times = {answer.candidate.config: answer.batch_us for answer in answers if answer.ok}
     picked = []
     for i, weighted in enumerate(workload.batches):
-        lengths = _lengths(weighted.batch, family)
+        lengths = served_lengths(weighted.batch, family)
         use = next(clause.use for clause in portfolio.rule if clause.holds(lengths))
         picked.append(times[portfolio.configs[use]][i])
     return picked
 
 
-def _lengths(batch: Batch, family: str) -> Lengths:
+def served_lengths(batch: Batch, family: str) -> Lengths:
     """The sequences of a batch that a family serves."""
     step = Step.of_batch(batch)
     return sum((step.lengths(slot) for slot in slots(family)), Lengths())

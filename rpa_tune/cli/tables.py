@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rpa_tune.cli.main import print_json
+from rpa_tune.cli.recheck import check
 from rpa_tune.errors import TableError
 from rpa_tune.families import ALL_FAMILIES
 from rpa_tune.hw.chip import load_chip
@@ -78,6 +79,9 @@ def lint(folder: Path | None, as_json: bool) -> None:
         click.echo(f"{num_files} files, {len(findings)} findings")
     if findings:
         raise click.exceptions.Exit(EXIT_FINDINGS)
+
+
+tables.add_command(check)
 
 
 @tables.command()

@@ -6,6 +6,7 @@ remembers. Parsing a schedule is `llo`'s work, not ours.
 """
 
 import gzip
+import hashlib
 import json
 import re
 import zlib
@@ -21,6 +22,10 @@ class DiskFullError(DumpError):
 
 
 _BUNDLES = re.compile(r"^\d+-(?P<computation>.+)-\d+-final_bundles\.txt$")
+# What a schedule's text says beyond the instructions: comments, and the compiler's value ids, which
+# stand before the physical register.
+_COMMENT = re.compile(r"/\*.*?\*/")
+_VALUE_ID = re.compile(r"%([a-z]*)\d+")
 _TOP_LEVEL = "<top-inlining-caller>"
 
 
@@ -76,6 +81,19 @@ def unpack_bundles(bundles: Path, folder: Path) -> Path:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DumpError(f"compressed schedule is damaged: {error}", where=str(bundles)) from error
     return plain
+
+
+def schedule_digest(bundles: Path) -> str:
+    """16 hex digits over the instructions of a schedule, as plain text.
+
+    Two compiles agree when the chip is told the same: comments and value ids are left out.
+    """
+    sha = hashlib.sha256()
+    with bundles.open(encoding="utf-8") as lines:
+        for line in lines:
+            plain = _VALUE_ID.sub(r"%\1", _COMMENT.sub("", line)).strip()
+            sha.update(f"{plain}\n".encode())
+    return sha.hexdigest()[:16]
 
 
 def read_vmem_report(folder: Path, kernel_name: str) -> VmemReport | None:

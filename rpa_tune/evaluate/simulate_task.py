@@ -16,7 +16,7 @@ from rpa_kernels.family import Traffic
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import worker
 from rpa_tune.compile.cache import CompileCache, Compiled
-from rpa_tune.compile.dumps import DiskFullError, unpack_bundles
+from rpa_tune.compile.dumps import DiskFullError, schedule_digest, unpack_bundles
 from rpa_tune.errors import DumpError
 from rpa_tune.evaluate.evaluator import launch_cores, traffic_of
 from rpa_tune.families import public_family
@@ -52,8 +52,8 @@ class SimulateAnswer:
       status: OK, or what went wrong.
       detail: One line; empty when OK.
       timelines: One per batch when OK, else none.
-      costs: Seconds of each part (`lower_s`, `compile_s`, `parse_s`, `simulate_s`) and what the
-        compiler said about memory; as far as it got.
+      costs: Seconds of each part (`lower_s`, `compile_s`, `parse_s`, `simulate_s`), what the
+        compiler said about memory, and the digest of its schedule; as far as it got.
     """
 
     status: Status
@@ -76,8 +76,13 @@ def simulate_candidate(task: SimulateTask) -> SimulateAnswer:
             return SimulateAnswer(status=compiled.status, detail=compiled.detail, costs=costs)
         worker.report_phase("parse")
         started = time.perf_counter()
-        program = load_program(unpack_bundles(compiled.bundles, worker.worker_folder()))
-        costs |= {"parse_s": time.perf_counter() - started, "num_bundles": len(program.bundles)}
+        bundles = unpack_bundles(compiled.bundles, worker.worker_folder())
+        program = load_program(bundles)
+        costs |= {
+            "parse_s": time.perf_counter() - started,
+            "num_bundles": len(program.bundles),
+            "schedule_digest": schedule_digest(bundles),
+        }
         worker.report_phase("simulate")
         started = time.perf_counter()
         timelines = tuple(simulate_batch(program, task.candidate, batch) for batch in task.batches)

@@ -6,7 +6,8 @@ cache, softmax scale, mask value, the value of a soft cap or of a scale).
 """
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rpa_kernels import layout
@@ -143,6 +144,32 @@ def representative(key: TuningKey) -> Problem:
         has_sinks=key.has_sinks,
         k_scale=1.0 if key.has_scales else None,
     )
+
+
+def beyond_key(problem: Problem, key: TuningKey) -> dict[str, Any]:
+    """Fields in which a problem differs from the representative of its key.
+
+    With them `problem_of` makes the very problem again: its softmax scale, its pages, the exact
+    window, and whatever else the key rounds or leaves out.
+    """
+    usual = asdict(representative(key))
+    return {name: value for name, value in asdict(problem).items() if value != usual[name]}
+
+
+def problem_of(key: TuningKey, beyond: Mapping[str, Any]) -> Problem:
+    """The problem that `beyond_key` described.
+
+    Raises:
+      ValueError: It is no problem, or not one of this key.
+    """
+    try:
+        problem = replace(representative(key), **beyond)
+        agrees = tuning_key(problem, key.chip, key.family) == key
+    except TypeError as error:
+        raise ValueError(f"no problem: {error}") from error
+    if not agrees:
+        raise ValueError(f"{dict(beyond)} is a problem of another key")
+    return problem
 
 
 def distance(a: TuningKey, b: TuningKey) -> float | None:

@@ -3,6 +3,7 @@
 Lint returns findings instead of raising, so that one run shows everything that is wrong.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from pathlib import Path
 from rpa_tune.errors import TableError, UsageError
 from rpa_tune.families import ALL_FAMILIES, load_family
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.tables.key import representative, tuning_key
+from rpa_tune.tables.key import problem_of, representative, tuning_key
 from rpa_tune.tables.reader import read_table
-from rpa_tune.tables.row import HEURISTIC, TableRow
+from rpa_tune.tables.row import HEURISTIC, SCHEMA, TableRow
 from rpa_tune.tables.writer import render
 
 
@@ -56,8 +57,13 @@ def lint_file(path: Path, kernel_digests: Mapping[str, str]) -> list[Finding]:
     except TableError as error:
         return [Finding(rule="parse", where=error.where or str(path), message=error.args[0])]
     findings = []
-    text = render(rows, chip=path.parent.name, family=path.stem)
-    if text != path.read_text(encoding="utf-8"):
+    text, written = (
+        render(rows, chip=path.parent.name, family=path.stem),
+        path.read_text(encoding="utf-8"),
+    )
+    # A file of an older schema is written anew when its next row comes.
+    is_newest = json.loads(written.split("\n", 1)[0])["schema"] == SCHEMA
+    if is_newest and text != written:
         findings.append(
             Finding(rule="canonical", where=str(path), message="not sorted as the writer does")
         )
@@ -123,6 +129,11 @@ def _evidence_findings(row: TableRow, digests: Mapping[str, str]) -> list[tuple[
         if speedup <= needed:
             message = f"speed-up {speedup:.3f} is within the evaluator's error ({needed:.3f})"
             found.append(("evidence", message))
+    if evidence.problem is not None:
+        try:
+            problem_of(row.key, evidence.problem)
+        except ValueError as error:
+            found.append(("evidence", str(error)))
     today = digests.get(row.key.family)
     if today is not None and evidence.kernel_digest != today:
         message = f"kernel was {evidence.kernel_digest}, is {today}: sweep again"

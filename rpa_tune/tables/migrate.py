@@ -33,7 +33,15 @@ def _1_to_2(row: Row) -> Row:
     return {**row, "evidence": {**row["evidence"], **new}}
 
 
-STEPS = {"rpa-table/1": Step(into="rpa-table/2", change=_1_to_2)}
+def _2_to_3(row: Row) -> Row:
+    """Evidence says which problem of the bucket was timed."""
+    return {**row, "evidence": {**row["evidence"], "problem": None}}
+
+
+STEPS = {
+    "rpa-table/1": Step(into="rpa-table/2", change=_1_to_2),
+    "rpa-table/2": Step(into="rpa-table/3", change=_2_to_3),
+}
 
 
 def readable() -> tuple[str, ...]:

@@ -9,10 +9,11 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
+from rpa_kernels.problem import Problem
 from rpa_tune.tables.key import TuningKey
 from rpa_tune.tables.step import FEATURES, Lengths
 
-SCHEMA = "rpa-table/2"  # older ones: `migrate.py`
+SCHEMA = "rpa-table/3"  # older ones: `migrate.py`
 FIDELITIES = ("analytical", "simulated", "measured")
 TUNED, HEURISTIC = "tuned", "heuristic"  # verdicts
 MAX_CONFIGS = 8  # a serving engine compiles every one of them for every bucket
@@ -71,6 +72,8 @@ class Evidence:
       verified: How every config was compared with the reference; empty when none was.
       kernel_digest: Source digest of the kernel family.
       schedule_digest: Digest of the compiled schedules of the configs; empty when not known.
+      problem: What the key does not say of the problem that was timed (`key.beyond_key`); None
+        when not known.
       jax: Version that compiled it.
       libtpu: Version that compiled it.
       date: UTC day, `YYYY-MM-DD`.
@@ -94,6 +97,7 @@ class Evidence:
     date: str
     regret_by_num_configs_pct: tuple[float, ...] = ()
     schedule_digest: str = ""
+    problem: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -175,6 +179,7 @@ def _evidence(data: dict[str, Any]) -> Evidence:
         raise ValueError(f"evidence.regret_by_num_configs_pct must be a list to {MAX_CONFIGS}")
     for i, regret in enumerate(regrets):
         _check_finite(f"evidence.regret_by_num_configs_pct[{i}]", regret)
+    _check_problem(data.get("problem"))
     evidence: Evidence = _record(
         Evidence, "evidence", {**data, "regret_by_num_configs_pct": tuple(regrets)}
     )
@@ -190,6 +195,17 @@ def _evidence(data: dict[str, Any]) -> Evidence:
         if name.endswith("_us") and value <= 0:
             raise ValueError(f"evidence.{name}={value} must be above zero")
     return evidence
+
+
+def _check_problem(data: Any) -> None:
+    """Plain values of known fields; whether they make a problem of the key is lint's question."""
+    for name, value in _mapping("evidence.problem", data or {}).items():
+        if name not in _PROBLEM_FIELDS:
+            raise ValueError(f"evidence.problem.{name:.40} is no field of a problem")
+        if type(value) in (int, float):
+            _check_finite(f"evidence.problem.{name}", value)
+        elif value is not None and type(value) not in (str, bool):
+            raise ValueError(f"evidence.problem.{name}={value!r:.40} is not a plain value")
 
 
 def _check_finite(what: str, value: Any) -> None:
@@ -247,12 +263,14 @@ def _check_names(what: str, data: Any, known: set[str]) -> None:
 
 # Resolved once: `get_type_hints` on every row would dominate the time to load a table.
 _HINTS = {record: get_type_hints(record) for record in (TuningKey, Evidence)}
+_PROBLEM_FIELDS = {field.name for field in fields(Problem)}
 _ACCEPTS: dict[Any, tuple[type, ...]] = {
     str: (str,),
     int: (int,),
     bool: (bool,),
     float: (float, int),
     float | None: (float, int, type(None)),
+    dict[str, Any] | None: (dict, type(None)),
     tuple[float, ...]: (tuple,),
 }
 

@@ -1,13 +1,19 @@
-"""`rpa-tune tables`: show, lint, diff, merge."""
+"""`rpa-tune tables`: show, lint, check, diff, merge."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
+from fake_sweep import FormulaEvaluator, make_study, true_us
 from table_rows import default_config, make_row
 
+from rpa_tune import promote
+from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.cli import recheck as cli_recheck
 from rpa_tune.cli.main import cli
 from rpa_tune.errors import TableError
+from rpa_tune.sweep import recheck
 from rpa_tune.tables.reader import load_tables
 from rpa_tune.tables.row import Clause
 from rpa_tune.tables.writer import merge_into
@@ -86,3 +92,72 @@ def test_merge_takes_the_later_row(folder, tmp_path):
     times = {row.key.family + row.key.chip: row.evidence.time_us
              for row in load_tables([tmp_path / "out"])}  # fmt: skip
     assert times == {"decodev6e": 40.0, "mixedv6e": 50.0, "decodev5e": 50.0}
+
+
+def test_check_compares_versions_unless_told_to_recompile(tmp_path, monkeypatch):
+    study, answers = tuned_study()
+    row = promote.make_row(promote.decide(answers, answers[0]), answers, study.workload)
+    monkeypatch.setattr(recheck, "load_workload", lambda name, page_size: study.workload)
+    merge_into(tmp_path, [row])
+    result = tables("check", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "1 rows: no findings" in result.stdout
+    older = replace(row, evidence=replace(row.evidence, libtpu="0.0.1"))
+    merge_into(tmp_path, [older])
+    result = tables("check", tmp_path)
+    assert result.exit_code == 3
+    assert (
+        "versions: made with others, and not asked again\n  since: libtpu 0.0.1 -> "
+        in result.stdout
+    )
+
+
+def test_check_recompiles_reports_and_remembers(tmp_path, monkeypatch):
+    study, answers = tuned_study()
+    row = promote.make_row(promote.decide(answers, answers[0]), answers, study.workload)
+    monkeypatch.setattr(recheck, "load_workload", lambda name, page_size: study.workload)
+    merge_into(tmp_path, [row])
+    asked = []
+
+    def make_evaluator(workers, cache):
+        asked.append(FormulaEvaluator(Fidelity.SIMULATED))
+        return asked[-1]
+
+    monkeypatch.setattr(cli_recheck, "make_evaluator", make_evaluator)
+    arguments = ("check", tmp_path, "--recompile", "--store", tmp_path / "store.jsonl")
+    result = tables(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "1 rows: no findings; 1 without a digest of their schedules" in result.stdout
+    assert "row 1 of 1: " in result.stderr
+    assert asked[0].closed
+    again = tables(*arguments, "--json")
+    assert not asked[1].asked
+    document = json.loads(again.stdout)["rows"][0]
+    assert document["schedule"] == "unknown"
+    assert document["time_us"] == pytest.approx(document["time_us_then"], abs=1e-3)
+    slow = replace(row, configs=(dict.fromkeys(row.configs[0], 3),))  # no longer possible
+    merge_into(tmp_path, [slow])
+    monkeypatch.setattr(cli_recheck, "make_evaluator", lambda *_: RefusingEvaluator())
+    result = tables(*arguments)
+    assert result.exit_code == 3
+    assert "fit: configs[0] infeasible: " in result.stdout
+
+
+class RefusingEvaluator(FormulaEvaluator):
+    """Says that nothing fits."""
+
+    def __init__(self):
+        super().__init__(Fidelity.SIMULATED, statuses=lambda config: Status.INFEASIBLE)
+
+
+def tuned_study():
+    """A study, and today's answers to its heuristic and to its best config."""
+    study = make_study()
+    best = min(study.space().configs, key=true_us)
+    configs = [study.heuristic(), best]
+    answers = list(
+        FormulaEvaluator(Fidelity.SIMULATED).evaluate_all(
+            [study.candidate(config) for config in configs], study.workload
+        )
+    )
+    return study, answers

@@ -5,7 +5,12 @@ import json
 
 import pytest
 
-from rpa_tune.compile.dumps import find_bundles, read_vmem_report, unpack_bundles
+from rpa_tune.compile.dumps import (
+    find_bundles,
+    read_vmem_report,
+    schedule_digest,
+    unpack_bundles,
+)
 from rpa_tune.errors import DumpError
 
 
@@ -95,3 +100,32 @@ def test_a_damaged_packed_schedule_is_an_error_that_names_it(tmp_path, content):
     with pytest.raises(DumpError, match="damaged") as caught:
         unpack_bundles(packed, tmp_path)
     assert caught.value.where == str(packed)
+
+
+SCHEDULE = """\
+   0x3   :  { %15 = dma.hbm_to_smem /*hbm=*/%s26632_s0, 16 } /* Start region 2 */
+   0x4   :  { %p143_p2 = scmp.lt.s32.totalorder %s17459_s1, 1024 }
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_same"),
+    [
+        ("%s26632_s0", "%s7_s0", True),  # the compiler's name for a value
+        ("%15", "%16", True),
+        ("/*hbm=*/", "/*source=*/", True),
+        (" /* Start region 2 */", "", True),
+        ("%s26632_s0", "%s26632_s3", False),  # another register
+        ("1024", "1025", False),
+        ("scmp.lt", "scmp.le", False),
+        ("0x4 ", "0x5 ", False),
+    ],
+)
+def test_a_digest_covers_the_instructions_and_nothing_else(tmp_path, old, new, is_same):
+    assert old in SCHEDULE
+    digests = []
+    for name, text in (("a", SCHEDULE), ("b", SCHEDULE.replace(old, new))):
+        (tmp_path / name).write_text(text)
+        digests.append(schedule_digest(tmp_path / name))
+    assert len(digests[0]) == 16
+    assert (digests[0] == digests[1]) == is_same

@@ -180,6 +180,7 @@ LINTS = {
     "config": lambda d: d["configs"][0].update(bq_size=1),
     "stale": lambda d: d["evidence"].update(kernel_digest="0" * 16),
     "evidence": lambda d: d["evidence"].update(time_us=59.0),
+    "evidence ": lambda d: d["evidence"].update(problem={"head_dim": 256}),
     "dead_config": lambda d: d["configs"].append(d["configs"][0]),
 }
 
@@ -189,7 +190,7 @@ def test_lint_finds(tmp_path, rule):
     merge_into(tmp_path, [make_row()])
     path = tmp_path / "v6e/decode.jsonl"
     edit(path, LINTS[rule])
-    assert [finding.rule for finding in lint_file(path, DIGESTS)] == [rule]
+    assert [finding.rule for finding in lint_file(path, DIGESTS)] == [rule.strip()]
 
 
 def test_lint_finds_unknown_chips_families_and_unsorted_rows(tmp_path):

@@ -1,0 +1,173 @@
+"""`rpa-tune tables check`: are rows stale under what is installed? No TPU needed."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.cli.main import print_json
+from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.evaluate.evaluator import AbstractEvaluator
+from rpa_tune.evaluate.simulated import SimulatedEvaluator
+from rpa_tune.families import ALL_FAMILIES, public_family
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.interop.wheel import use_wheel
+from rpa_tune.public_kernels import WHEELS
+from rpa_tune.store.journal import Journal
+from rpa_tune.sweep.oracle import Oracle
+from rpa_tune.sweep.recheck import Check, ask, check_versions
+from rpa_tune.sweep.study import Study
+from rpa_tune.sweep.watch import Watch
+from rpa_tune.tables.reader import load_tables, shipped_folder
+from rpa_tune.tables.row import TableRow
+
+EXIT_FINDINGS = 3
+
+
+@click.command()
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--recompile", is_flag=True,
+              help="Compile and simulate configs and heuristics again.")  # fmt: skip
+@click.option("--chip", help="Only this chip.")
+@click.option("--family", type=click.Choice(ALL_FAMILIES), help="Only this family.")
+@click.option("--store", "store_file", type=click.Path(path_type=Path), show_default=True,
+              default=Path(".rpa-tune") / "check.jsonl", help="Answers are kept here.")  # fmt: skip
+@click.option("--cache", type=click.Path(path_type=Path), default=default_cache_dir,
+              help="Folder of compiles; default: the user's cache folder.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
+              help="Compiler processes.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def check(
+    folder: Path | None,
+    recompile: bool,
+    chip: str | None,
+    family: str | None,
+    store_file: Path,
+    cache: Path,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Finds rows of FOLDER, or of the shipped tables, that are stale under what is installed.
+
+    Without --recompile only versions and workloads are compared. With it the rows are evaluated
+    again: reported are schedules that changed, configs that no longer fit, and rows that today's
+    heuristic beats. A row whose workload cannot be made again is a finding too. What was answered
+    is in the store: the same command goes on after an interruption.
+
+    Exit codes: 0 nothing found; 2 usage; 3 findings, or a table does not parse.
+
+    Example: rpa-tune tables check tuned_tables --recompile --chip v6e
+    """
+    name = load_chip(chip).name if chip else None
+    rows = [
+        row
+        for row in load_tables([folder or shipped_folder()], chip=name)
+        if family in (None, row.key.family)
+    ]
+    if recompile:
+        if any(public_family(row.key.family) for row in rows):
+            use_wheel(cache / WHEELS)
+        evaluator = make_evaluator(workers, cache)
+        with Journal(store_file) as journal:
+            checks = _ask_all(rows, evaluator, journal, workers)
+    else:
+        checks = [check_versions(row) for row in rows]
+    if as_json:
+        print_json({"rows": [_to_dict(found) for found in checks]})
+    else:
+        for found in checks:
+            click.echo(_text(found))
+        click.echo(_summary(checks))
+    if any(found.findings for found in checks):
+        raise click.exceptions.Exit(EXIT_FINDINGS)
+
+
+def make_evaluator(workers: int, cache: Path) -> AbstractEvaluator:
+    """Who compiles and simulates."""
+    return SimulatedEvaluator(num_workers=workers, cache_dir=cache)
+
+
+def _ask_all(
+    rows: Sequence[TableRow], evaluator: AbstractEvaluator, journal: Journal, workers: int
+) -> list[Check]:
+    """Asks rows side by side, as many as there are workers."""
+    oracle = Oracle(
+        evaluators={Fidelity.SIMULATED: evaluator}, journal=journal, watch=_Lines(len(rows))
+    )
+    with ThreadPoolExecutor(workers) as threads:
+        try:
+            return list(threads.map(lambda row: ask(row, oracle), rows))
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            oracle.stop()
+            raise
+        finally:
+            evaluator.close()
+
+
+class _Lines(Watch):
+    """One line on stderr for each row and answer."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+        self._num_begun = 0
+        self._started = time.monotonic()
+
+    def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
+        """A row begins."""
+        self._num_begun += 1
+        known = f", {num_known} known" if num_known else ""
+        self._say(f"row {self._num_begun} of {self._num_rows}: {study.name}: {num} configs{known}")
+
+    def answered(self, study: Study, evaluation: Evaluation) -> None:
+        """One config has an answer."""
+        found = f"{evaluation.time_us:.1f} us" if evaluation.time_us else evaluation.status.value
+        self._say(f"{study.name}: {found}")
+
+    def _say(self, text: str) -> None:
+        click.echo(f"[{time.monotonic() - self._started:6.1f} s] {text}", err=True)
+
+
+def _text(found: Check) -> str:
+    """A row on one line, its findings below."""
+    if found.time_us is None:
+        what = "not evaluated" if found.findings else "same jax, libtpu and kernel"
+    else:
+        then = found.row.evidence.time_us
+        what = f"{found.time_us:,.1f} us (row: {then:,.1f} us), schedule {found.schedule}"
+        if found.heuristic_us is not None:
+            what += f", {found.heuristic_us / found.time_us:.2f}x today's heuristic"
+    lines = [f"{finding.rule}: {finding.message}" for finding in found.findings]
+    older = [f"{name} {then or '?'} -> {now or '?'}" for name, (then, now) in found.older.items()]
+    lines += [f"since: {', '.join(older)}"] if older else []
+    return "\n  ".join([f"{found.row.where}: {what}", *lines])
+
+
+def _summary(checks: Sequence[Check]) -> str:
+    rules = Counter(finding.rule for found in checks for finding in found.findings)
+    text = ", ".join(f"{count} {rule}" for rule, count in sorted(rules.items())) or "no findings"
+    unknown = sum(found.time_us is not None and found.schedule == "unknown" for found in checks)
+    note = f"; {unknown} without a digest of their schedules" if unknown else ""
+    return f"{len(checks)} rows: {text}{note}"
+
+
+def _to_dict(found: Check) -> dict[str, Any]:
+    key = found.row.key
+    return {
+        "where": found.row.where,
+        "chip": key.chip,
+        "family": key.family,
+        "key": key.to_dict(),
+        "older": {name: {"then": a, "now": b} for name, (a, b) in found.older.items()},
+        "schedule": found.schedule,
+        "time_us_then": found.row.evidence.time_us,
+        "time_us": found.time_us,
+        "heuristic_us": found.heuristic_us,
+        "findings": [asdict(finding) for finding in found.findings],
+    }

@@ -1,0 +1,215 @@
+"""Rows asked again under what is installed today: is a table stale? It takes no TPU.
+
+A row says which configs it promotes, on which problem and workload. All of that is made again, the
+configs and today's heuristic are compiled and simulated, and what comes out is compared with what
+the row says. `cli/recheck.py` is the command.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rpa_kernels import layout
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Evaluation, Fidelity, Status
+from rpa_tune.errors import RpaTuneError, UsageError
+from rpa_tune.families import load_family, slots
+from rpa_tune.promote import digest_of_schedules, served_lengths
+from rpa_tune.provenance import kernel_digest, versions
+from rpa_tune.sweep.oracle import Oracle
+from rpa_tune.sweep.study import Study
+from rpa_tune.tables.key import problem_of
+from rpa_tune.tables.lint import Finding
+from rpa_tune.tables.row import TUNED, TableRow
+from rpa_tune.workload.workload import Workload, load_workload
+
+# Not the config's fault: the question was not answered.
+_UNANSWERED = frozenset({Status.CRASHED, Status.COMPILE_TIMEOUT, Status.RUN_TIMEOUT})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """What became of one row.
+
+    Attributes:
+      row: As it stands in the table.
+      older: What it was made with and what is installed, where they differ: name -> (then, now).
+      schedule: `same`, `changed`, or `unknown`: the row, or an answer, has no digest.
+      time_us: Of the row's configs today, mean over the workload; None without one.
+      heuristic_us: Of today's heuristic; None without one.
+      findings: What makes the row stale, or keeps it from being asked. Their rules: `versions`
+        (made with others, and not asked again), `remake` (it cannot be asked again),
+        `unanswered`, `fit`, `schedule`, `time` (moved by more than the evaluator's error, with no
+        change of schedule that is known), `rank`.
+    """
+
+    row: TableRow
+    older: Mapping[str, tuple[str, str]]
+    schedule: str = "unknown"
+    time_us: float | None = None
+    heuristic_us: float | None = None
+    findings: tuple[Finding, ...] = ()
+
+
+def remake(row: TableRow) -> Study:
+    """The study that a row came out of; its name is where the row stands.
+
+    Raises:
+      UsageError: It cannot be made again; the message says why.
+    """
+    evidence, family = row.evidence, row.key.family
+    # The objective stands behind the name: see `promote`.
+    name = evidence.workload.rpartition(", by ")[0] or evidence.workload
+    try:
+        whole = load_workload(_parts(name), page_size=row.key.page_size)
+        workload = whole.for_family(*slots(family))
+    except (RpaTuneError, ValueError) as error:
+        raise UsageError(f"workload {name!r} cannot be made again: {error.args[0]}") from error
+    if workload.digest != evidence.workload_digest:
+        raise UsageError(
+            f"workload {name!r} has other batches today: {workload.digest}, "
+            f"the row was tuned on {evidence.workload_digest}"
+        )
+    try:
+        problem = _problem(row, whole)
+    except ValueError as error:
+        raise UsageError(f"the problem cannot be made again: {error}") from error
+    return Study(
+        name=row.where, family=family, problem=problem, chip=row.key.chip, workload=workload
+    )
+
+
+def check_versions(row: TableRow) -> Check:
+    """What can be said of a row without compiling anything."""
+    check = Check(row=row, older=older_versions(row))
+    try:
+        remake(row)
+    except UsageError as error:
+        check = _with(check, "remake", error.args[0])
+    return (
+        _with(check, "versions", "made with others, and not asked again") if check.older else check
+    )
+
+
+def ask(row: TableRow, oracle: Oracle) -> Check:
+    """Evaluates a row's configs and today's heuristic, and compares.
+
+    Args:
+      row: Its `where` must be its own.
+      oracle: Simulates, and remembers.
+
+    Raises:
+      BudgetSpentError, StoppedError: See `Oracle.ask`.
+    """
+    check = Check(row=row, older=older_versions(row))
+    family = load_family(row.key.family)
+    try:
+        configs = [family.config_from_dict(fields) for fields in row.configs]
+    except ValueError as error:
+        return _with(check, "fit", f"the kernel has no such config any more: {error}")
+    try:
+        study = remake(row)
+    except UsageError as error:
+        return _with(check, "remake", error.args[0])
+    heuristic = study.heuristic()
+    wave = dict.fromkeys([*configs, *([] if isinstance(heuristic, Infeasible) else [heuristic])])
+    candidates = [study.candidate(config) for config in wave]
+    told = oracle.ask(candidates, study, Fidelity.SIMULATED)
+    answers = {answer.candidate.config: answer for answer in told}
+    return compare(
+        check,
+        [answers[config] for config in configs],
+        answers.get(heuristic),
+        study.workload,
+    )
+
+
+def compare(
+    check: Check, answers: Sequence[Evaluation], heuristic: Evaluation | None, workload: Workload
+) -> Check:
+    """The check with what today's answers say.
+
+    A rank has flipped when today's heuristic is faster than a tuned row, or faster by more than
+    the evaluator's error than a row that pinned the heuristic of its day.
+
+    Args:
+      check: Of a row.
+      answers: To the row's configs, in their order.
+      heuristic: The answer to the heuristic's config, if it has one.
+      workload: In the order of `batch_us`.
+    """
+    row, evidence = check.row, check.row.evidence
+    for i, answer in enumerate(answers):
+        if not answer.ok:
+            rule = "unanswered" if answer.status in _UNANSWERED else "fit"
+            check = _with(check, rule, f"configs[{i}] {answer.status}: {answer.detail}")
+    if check.findings:
+        return check
+    time_us = row_time_us(row, answers, workload)
+    digest = digest_of_schedules(answers)
+    check = replace(check, time_us=time_us, heuristic_us=heuristic.time_us if heuristic else None)
+    if evidence.schedule_digest and digest:
+        check = replace(check, schedule="same" if digest == evidence.schedule_digest else "changed")
+    change_pct = 100 * (time_us / evidence.time_us - 1)
+    times = f"{evidence.time_us:,.1f} us then, {time_us:,.1f} us now ({change_pct:+.1f} %)"
+    if check.schedule == "changed":
+        check = _with(check, "schedule", f"another schedule: {times}")
+    elif abs(change_pct) > evidence.error_pct:
+        check = _with(check, "time", times)
+    margin = 1.0 if evidence.verdict == TUNED else 1 + evidence.error_pct / 100
+    if check.heuristic_us is not None and check.heuristic_us * margin < time_us:
+        message = f"today's heuristic takes {check.heuristic_us:,.1f} us, the row {time_us:,.1f} us"
+        check = _with(check, "rank", message)
+    return check
+
+
+def row_time_us(row: TableRow, answers: Sequence[Evaluation], workload: Workload) -> float:
+    """Mean time over a workload when the row's rule picks the config.
+
+    Args:
+      row: One or more configs with a rule.
+      answers: To its configs, in their order; all have times.
+      workload: In the order of `batch_us`.
+    """
+    total = sum(weighted.weight for weighted in workload.batches)
+    return (
+        sum(
+            weighted.weight
+            * answers[row.pick(served_lengths(weighted.batch, row.key.family))].batch_us[i]
+            for i, weighted in enumerate(workload.batches)
+        )
+        / total
+    )
+
+
+def older_versions(row: TableRow) -> dict[str, tuple[str, str]]:
+    """In what today's installation differs from the one that made a row."""
+    today = {
+        "jax": versions()["jax"] or "",
+        "libtpu": versions()["libtpu"] or "",
+        "kernel_digest": kernel_digest(row.key.family),
+    }
+    then = {name: getattr(row.evidence, name) for name in today}
+    return {name: (then[name], today[name]) for name in today if then[name] != today[name]}
+
+
+def _problem(row: TableRow, whole: Workload) -> Problem:
+    """The problem that was timed; what an old row does not say is what a model usually has."""
+    key, beyond = row.key, row.evidence.problem
+    if beyond is None:
+        pages = layout.next_power_of_2(whole.num_pages(key.page_size))
+        beyond = {"num_pages": pages, "sm_scale": key.head_dim**-0.5}
+    return problem_of(key, beyond)
+
+
+def _parts(name: str) -> str | dict[str, float]:
+    """A workload's name, or the weighted set that `combine` made its name from."""
+    parts = [part.split(" % ", 1) for part in name.split(" + ")]
+    if not all(len(part) == 2 and part[0].replace(".", "", 1).isdigit() for part in parts):
+        return name
+    return {part[1]: float(part[0]) for part in parts}
+
+
+def _with(check: Check, rule: str, message: str) -> Check:
+    found = Finding(rule=rule, where=check.row.where, message=message)
+    return replace(check, findings=(*check.findings, found))
