@@ -150,7 +150,7 @@ def compare(
     check = replace(check, time_us=time_us, heuristic_us=heuristic.time_us if heuristic else None)
     if evidence.schedule_digest and digest:
         check = replace(check, schedule="same" if digest == evidence.schedule_digest else "changed")
-    change_pct = 100 * (time_us / evidence.time_us - 1)
+    change_pct = round(100 * (time_us / evidence.time_us - 1), 1) + 0.0  # no minus zero
     times = f"{evidence.time_us:,.1f} us then, {time_us:,.1f} us now ({change_pct:+.1f} %)"
     if check.schedule == "changed":
         check = _with(check, "schedule", f"another schedule: {times}")
