@@ -1,25 +1,27 @@
 """rpa-tune: tunes, checks and dispatches Ragged Paged Attention kernels for TPUs.
 
-`load_dispatcher`, `ragged_paged_attention` and `Step` are what a serving engine needs; they are
-imported when first used, so that importing the package stays light.
+`load_dispatcher`, `ragged_paged_attention`, `Step` and `Artifact` are what a serving engine needs;
+they are imported when first used, so that importing the package stays light.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rpa_tune.artifact import Artifact
     from rpa_tune.dispatch import load_dispatcher, ragged_paged_attention
     from rpa_tune.tables.step import Step
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Artifact": "rpa_tune.artifact",
     "Step": "rpa_tune.tables.step",
     "load_dispatcher": "rpa_tune.dispatch",
     "ragged_paged_attention": "rpa_tune.dispatch",
 }
 
-__all__ = ["Step", "__version__", "load_dispatcher", "ragged_paged_attention"]
+__all__ = ["Artifact", "Step", "__version__", "load_dispatcher", "ragged_paged_attention"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@
 RpaTuneError
 ├── UsageError      a person's input: plan, flag, unknown chip or model      exit 2
 ├── TableError      a table does not parse or does not fit its chip          exit 3
+├── ArtifactError   compiled kernels that are damaged or not what they say   exit 3
 ├── DumpError       a compiler dump is missing or not understood             exit 1
 ├── TraceError      a request trace or capture is not what it should be      exit 2
 ├── DeviceError     no TPU, the wrong TPU, or a lost one                     exit 1
@@ -49,6 +50,12 @@ class UsageError(RpaTuneError):
 
 class TableError(RpaTuneError):
     """A tuned table does not parse or does not fit."""
+
+    exit_code = 3
+
+
+class ArtifactError(RpaTuneError):
+    """A file of compiled kernels is damaged, or not what it says."""
 
     exit_code = 3
 

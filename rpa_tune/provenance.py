@@ -46,6 +46,14 @@ def kernel_digest(family: str) -> str:
 
 
 @functools.cache
+def launch_digest() -> str:
+    """Digest of what turns a launch plan into a program: the launching code and the chip table."""
+    package = resources.files("rpa_tune")
+    launching = _files(package / "dispatch", ("runtime.py", "plan.py"))
+    return _digest([*launching, *_files(package / "hw", (".py", ".yaml"))])
+
+
+@functools.cache
 def simulator_digest() -> str:
     """Digest of the simulator and of the chip table: what a simulated time depends on."""
     package, suffixes = resources.files("rpa_tune"), (".py", ".yaml")

@@ -43,14 +43,19 @@ ALLOWED: dict[str, set[str]] = {
         "objective",
     },
     "portfolio": {"candidate", "store", "tables", "kernels"},
-    "dispatch": {"kernels", "hw", "tables"},
+    "artifact": set(),
+    "artifact_build": {"artifact", "compile", "dispatch", "hw"},
+    "dispatch": {"kernels", "hw", "tables", "artifact", "provenance"},
     "interop": {
         "candidate", "kernels", "hw", "tables", "compile", "dispatch", "llo", "public_kernels",
     },
     "report": {"candidate", "store", "tables", "llo", "hw"},
 }  # fmt: skip
 SERVING = ("kernels", "hw", "tables", "dispatch", "capture")
-TUNING = {"sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "promote"}
+TUNING = {
+    "sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "promote",
+    "artifact_build",
+}  # fmt: skip
 THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "optuna": {"rpa_tune/sweep/sampler_optuna.py"},
     "ray": {"rpa_tune/compile/ray_pool.py"},
@@ -65,6 +70,7 @@ NO_JAX = [
     "rpa_kernels.decode.config", "rpa_kernels.blockwise.account", "rpa_kernels.blockwise.config",
     "rpa_tune.hw.chip", "rpa_tune.llo.simulate", "rpa_tune.workload.workload",
     "rpa_tune.store.journal", "rpa_tune.tables.reader", "rpa_tune.space.space",
+    "rpa_tune.artifact",
 ]  # fmt: skip
 
 MAX_MODULE_LINES = 400

@@ -21,6 +21,7 @@ COMMANDS = {
     "audit": ("rpa_tune.cli.audit", "audit_command"),
     "calibrate": ("rpa_tune.cli.calibrate", "calibrate"),
     "chips": ("rpa_tune.cli.chips", "chips"),
+    "compile": ("rpa_tune.cli.compile", "compile_command"),
     "doctor": ("rpa_tune.cli.doctor", "doctor"),
     "explain": ("rpa_tune.cli.explain", "explain"),
     "portfolio": ("rpa_tune.cli.portfolio", "portfolio"),

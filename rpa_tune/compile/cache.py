@@ -110,12 +110,12 @@ class CompileCache:
         if compiled.bundles is not None:
             packed = gzip.compress(compiled.bundles.read_bytes(), compresslevel=4, mtime=0)
             size = len(packed)
-            _write_whole(self._bundles(key), packed)
+            write_whole(self._bundles(key), packed)
         fields = asdict(compiled)
         for name in ("bundles", "from_cache", "not_cached"):
             del fields[name]
         record = {"schema": _SCHEMA, "bundles_size": size, "compiled": fields}
-        _write_whole(self._record(key), json.dumps(record, sort_keys=True).encode())
+        write_whole(self._record(key), json.dumps(record, sort_keys=True).encode())
         return _with_bundles(compiled, None if size is None else self._bundles(key))
 
     def _record(self, key: str) -> Path:
@@ -130,7 +130,7 @@ def _with_bundles(compiled: Compiled, bundles: Path | None) -> Compiled:
     return Compiled(**fields)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that is either whole or not there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -177,6 +177,39 @@ def compile_call(call: Call, chip_name: str) -> Compiled:
     )
 
 
+def serialize_call(call: Call, chip_name: str) -> bytes | Compiled:
+    """The executable of a call for a chip that is not there, for a host that has the chip.
+
+    Every argument is kept, used or not, so that whoever runs it need not know which are. For a
+    worker process: what is traced afterwards says no more where it comes from.
+
+    Returns:
+      What the client's `deserialize_executable` loads, or the compiler's refusal.
+
+    Raises:
+      Exception: What tracing raises.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(target.device_free_device(chip_name))
+    arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in call.arguments]
+    worker.report_phase("lower")
+    function = jax.jit(call.function, donate_argnums=call.donated, keep_unused=True)
+    # No source locations: they would put this machine's paths into the executable.
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    lowered = function.lower(*arguments)
+    worker.report_phase("compile")
+    try:
+        executable = lowered.compile().runtime_executable()
+    except jax.errors.JaxRuntimeError as error:
+        return _refusal(str(error))
+    assert executable is not None  # jax's type says it may be, for programs without one
+    num_parameters = len(executable.get_parameter_layouts())
+    if num_parameters != len(arguments):
+        # Constants that jax hands over as hidden arguments: the loader would not know them.
+        raise AssertionError(f"{num_parameters} parameters for {len(arguments)} arguments")
+    content: bytes = executable.serialize()
+    return content
+
+
 def _refusal(message: str) -> Compiled:
     """Tells what did not fit from what did not compile."""
     for pattern in _OUT_OF_MEMORY:

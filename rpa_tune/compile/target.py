@@ -29,23 +29,35 @@ _NO_METADATA_SERVER = {
 
 
 def worker_environment(folder: Path) -> dict[str, str]:
-    """The environment of a worker process that compiles without a TPU.
-
-    Everything the parent has, except what would change the compiler's answer or its dump folder.
-    `LIBTPU_INIT_ARGS` and `XLA_FLAGS` of the parent are dropped on purpose: a stray flag would
-    change schedules that the cache keeps under the same key.
+    """The environment of a worker process that compiles without a TPU and dumps schedules.
 
     Args:
       folder: The worker's private folder; dumps go to `dump_folder(folder)`.
     """
-    dropped = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+    flags = (f"--xla_jf_dump_to={dump_folder(folder)}", *DUMP_FLAGS)
+    return build_environment(folder) | {"LIBTPU_INIT_ARGS": " ".join(flags)}
+
+
+def build_environment(folder: Path) -> dict[str, str]:
+    """The environment of a worker process that compiles without a TPU, and dumps nothing.
+
+    Everything the parent has, except what would change the compiler's answer. `LIBTPU_INIT_ARGS`
+    and `XLA_FLAGS` of the parent are dropped on purpose: a stray flag would change what caches
+    keep under the same key.
+
+    Args:
+      folder: The worker's private folder.
+    """
+    dropped = (
+        "LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR",
+        "JAX_ENABLE_COMPILATION_CACHE",
+    )  # fmt: skip
     inherited = {key: value for key, value in os.environ.items() if key not in dropped}
     return inherited | {
         "JAX_PLATFORMS": "cpu",
         **_NO_METADATA_SERVER,
         # Device-free compiles never touch a chip, so several may run side by side.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": " ".join((f"--xla_jf_dump_to={dump_folder(folder)}", *DUMP_FLAGS)),
         "TPU_LOG_DIR": str(folder / "log"),
         "TPU_STDERR_LOG_LEVEL": "2",
         "TPU_MIN_LOG_LEVEL": "2",

@@ -12,9 +12,12 @@ from rpa_kernels import FAMILIES
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
+from rpa_tune.artifact import Artifact
+from rpa_tune.dispatch.call import Arrays
+from rpa_tune.dispatch.compiled import Compiled, load_compiled
 from rpa_tune.dispatch.engine import Engine
 from rpa_tune.dispatch.plan import ORDER, Launch, LaunchPlan
-from rpa_tune.dispatch.runtime import ragged_paged_attention
+from rpa_tune.dispatch.runtime import attend
 from rpa_tune.dispatch.select import Choice, OnMiss, Source, select
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip, chip_of_device_kind, load_chip
@@ -60,11 +63,19 @@ class Dispatcher:
     chooses alike.
     """
 
-    def __init__(self, chip: Chip, tables: Tables, *, on_miss: OnMiss = "nearest") -> None:
-        """Keeps the tables; see `load_dispatcher`."""
+    def __init__(
+        self,
+        chip: Chip,
+        tables: Tables,
+        *,
+        on_miss: OnMiss = "nearest",
+        compiled: Compiled | None = None,
+    ) -> None:
+        """Keeps the tables, and executables if any; see `load_dispatcher`."""
         self.chip = chip
         self.tables = tables
         self.on_miss: OnMiss = on_miss
+        self.compiled = compiled
         self._menus: dict[Problem, _Menu] = {}
         self._logged: set[TuningKey] = set()
 
@@ -131,7 +142,7 @@ class Dispatcher:
 
     def __call__(self, *arrays: jax.Array, plan: LaunchPlan, **options: Any) -> Any:
         """Runs a plan; see `runtime.ragged_paged_attention`."""
-        return ragged_paged_attention(*arrays, plan=plan, **options)
+        return attend(Arrays(*arrays), plan=plan, compiled=self.compiled, **options)
 
     def _menu(self, problem: Problem) -> _Menu:
         """Selects for every family, and logs each key once."""
@@ -164,6 +175,7 @@ def load_dispatcher(
     chip: str | None = None,
     tables: Tables | Path | str | Sequence[Path | str] | None = None,
     on_miss: OnMiss = "nearest",
+    artifact: Artifact | Path | str | None = None,
 ) -> Dispatcher:
     """Loads tables and makes a dispatcher.
 
@@ -171,8 +183,12 @@ def load_dispatcher(
       chip: Name in the chip table, or None for the chip of the first JAX device.
       tables: Table folders laid over the shipped ones (later ones win), or `Tables` to use alone.
       on_miss: Without an exact row: `nearest`, `heuristic`, or `error`.
+      artifact: What `rpa-tune compile` wrote, to be run instead of compiling, outside of `jit`; it
+        holds machine code, so name one from a trusted place, best as `Artifact(path, sha256=...)`.
+        One made for another chip, jax, libtpu or kernel is not used, and one warning says so.
 
     Raises:
+      ArtifactError: The artefact is damaged, or not one.
       UsageError: Unknown chip, or None on a machine without a TPU; unknown `on_miss`.
       TableError: A table does not parse.
     """
@@ -186,7 +202,11 @@ def load_dispatcher(
             overlays = [tables] if isinstance(tables, Path | str) else tables
         folders = [shipped_folder(), *(Path(folder) for folder in overlays)]
         tables = load_tables(folders, chip=found.name)
-    return Dispatcher(found, tables, on_miss=on_miss)
+    compiled = None
+    if artifact is not None:
+        opened = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
+        compiled = load_compiled(opened, found)
+    return Dispatcher(found, tables, on_miss=on_miss, compiled=compiled)
 
 
 def _attached_chip() -> Chip:

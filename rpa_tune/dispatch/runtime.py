@@ -5,6 +5,8 @@ is `plan` and `interpret`, and the `attention_sink` of the public hd64 function 
 """
 
 import functools
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, Unpack
 
 import jax
@@ -14,13 +16,20 @@ import numpy as np
 from rpa_kernels import inputs, load_family
 from rpa_kernels.problem import Problem
 from rpa_tune.dispatch.call import Arrays, Features, check_lengths, problem_of
+from rpa_tune.dispatch.compiled import Compiled
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.tables.key import differences, tuning_key
 from rpa_tune.tables.step import Lengths, Step
 
 
 class Planner(Protocol):
-    """What makes plans: a `Dispatcher`."""
+    """What makes plans: a `Dispatcher`.
+
+    Attributes:
+      compiled: Executables of plans, or None.
+    """
+
+    compiled: Compiled | None
 
     def plan(self, problem: Problem, step: Step) -> LaunchPlan:
         """The kernels for one step."""
@@ -77,23 +86,52 @@ def ragged_paged_attention(
         queries, keys, values, kv_cache, kv_lens, page_indices, cu_q_lens, distribution,
         attention_sink,
     )  # fmt: skip
+    if isinstance(plan, LaunchPlan):
+        return attend(arrays, plan=plan, interpret=interpret, **features)
+    planner = plan or _attached_planner()
+    return attend(arrays, plan=planner, compiled=planner.compiled, interpret=interpret, **features)
+
+
+def attend(
+    arrays: Arrays,
+    *,
+    plan: LaunchPlan | Planner,
+    compiled: Compiled | None = None,
+    interpret: Any = None,
+    **features: Unpack[Features],
+) -> tuple[jax.Array, jax.Array]:
+    """The call of `ragged_paged_attention`, with an artefact's executables where there are any.
+
+    Args:
+      arrays: Of the call.
+      plan: What to launch, or what plans it.
+      compiled: Executables to run instead of compiling, or None.
+      interpret: As there.
+      features: As there.
+
+    Raises:
+      ArtifactError: The artefact was changed since it was opened.
+      TypeError: As there.
+      ValueError: As there.
+    """
     problem = problem_of(arrays, **features)
     on_host = all(isinstance(array, np.ndarray) for array in arrays[4:8])
     if on_host:
         check_lengths(arrays)
     if not isinstance(plan, LaunchPlan):
-        planner = plan or _attached_planner()
         has_prefill = features.get("chunk_prefill_size") is not None
         step = _step_of(arrays) if on_host else full_step(problem, has_prefill=has_prefill)
-        plan = planner.plan(problem, step)
+        plan = plan.plan(problem, step)
     _check_plan(plan, problem)
-    if isinstance(distribution, np.ndarray):
-        _check_served(plan, distribution)
-    run = _run_in_place if problem.out_dtype is None and not problem.fuses_kv else _run
-    return run(  # type: ignore[no-any-return]
-        *arrays[:4], tuple(None if x is None else jnp.asarray(x) for x in arrays[4:]),
-        problem=problem, plan=plan, interpret=interpret,
-    )  # fmt: skip
+    if isinstance(arrays.distribution, np.ndarray):
+        _check_served(plan, arrays.distribution)
+    arguments = arrays if problem.has_sinks else arrays[:-1]
+    if compiled is not None and interpret is None:
+        exact = plan if plan.problem == problem else replace(plan, problem=problem)
+        if (results := compiled.run(exact, arguments)) is not None:
+            return results
+    run = _run_in_place if _donated(problem) == _IN_PLACE else _run
+    return run(*arguments, problem=problem, plan=plan, interpret=interpret)  # type: ignore[no-any-return]
 
 
 def full_step(problem: Problem, *, has_prefill: bool) -> Step:
@@ -152,19 +190,32 @@ def _check_served(plan: LaunchPlan, distribution: Any) -> None:
         )
 
 
+def flat_call(plan: LaunchPlan) -> tuple[Callable[..., Any], tuple[int, ...]]:
+    """What is compiled for a plan: a function of the call's arrays, and which it overwrites.
+
+    Args:
+      plan: Its problem is that of the arrays.
+
+    Returns:
+      The function, and the positions of the arrays whose memory its results take.
+    """
+    function = functools.partial(_launch_all, problem=plan.problem, plan=plan, interpret=None)
+    return function, tuple(Arrays._fields.index(name) for name in _donated(plan.problem))
+
+
 def _launch_all(
     queries: jax.Array,
     keys: jax.Array,
     values: jax.Array,
     kv_cache: jax.Array,
-    metadata: tuple[Any, ...],
-    *,
+    *metadata: Any,
     problem: Problem,
     plan: LaunchPlan,
     interpret: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Lays out the operands once and chains the kernels over them."""
-    kv_lens, page_indices, cu_q_lens, distribution, sinks = metadata
+    kv_lens, page_indices, cu_q_lens, distribution = map(jnp.asarray, metadata[:4])
+    sinks = metadata[4] if problem.has_sinks else None
     distribution = jnp.stack(
         [jnp.asarray(end, jnp.int32) for end in plan.effective_distribution(*distribution)]
     )
@@ -178,8 +229,14 @@ def _launch_all(
     return inputs.finish(q, problem), kv_cache
 
 
+_IN_PLACE = ("queries", "kv_cache")
+
+
+def _donated(problem: Problem) -> tuple[str, ...]:
+    """Arguments whose memory the results take."""
+    return _IN_PLACE if problem.out_dtype is None and not problem.fuses_kv else ("kv_cache",)
+
+
 _STATIC = ("problem", "plan", "interpret")
 _run = jax.jit(_launch_all, static_argnames=_STATIC, donate_argnames="kv_cache")
-_run_in_place = jax.jit(
-    _launch_all, static_argnames=_STATIC, donate_argnames=("queries", "kv_cache")
-)
+_run_in_place = jax.jit(_launch_all, static_argnames=_STATIC, donate_argnames=_IN_PLACE)

@@ -1,0 +1,207 @@
+"""`rpa-tune compile`: a server's kernels, compiled on a machine without a TPU."""
+
+import contextlib
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rpa_kernels.layout import Q_DTYPES
+from rpa_tune.artifact import Manifest
+from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
+from rpa_tune.cli.main import print_json
+from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.cli.server import Server, server_options
+from rpa_tune.compile.pool import WorkerPool
+from rpa_tune.compile.target import build_environment
+from rpa_tune.dispatch.dispatcher import load_dispatcher
+from rpa_tune.dispatch.plan import LaunchPlan
+from rpa_tune.errors import RpaTuneError, UsageError
+from rpa_tune.hw.chip import load_chip
+
+DEFAULT_DEADLINE_S = 600.0
+# Options that are fields of a `Problem`.
+_FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
+
+
+@click.command(name="compile")
+@server_options
+@click.option(
+    "--num-pages",
+    type=click.IntRange(1),
+    help="Pages of the KV cache; default: enough for all sequences at their longest.",
+)
+@click.option(
+    "--q-dtype",
+    default="bfloat16",
+    show_default=True,
+    type=click.Choice(Q_DTYPES),
+    help="Dtype of queries.",
+)
+@click.option("--sm-scale", type=float, help="Factor on the logits; default: the model's.")
+@click.option("--k-scale", type=float, help="Scale of stored keys, for a quantised cache.")
+@click.option("--v-scale", type=float, help="Scale of stored values, for a quantised cache.")
+@click.option("--tables", type=click.Path(path_type=Path), help="Laid over the shipped tables.")
+@click.option(
+    "--on-miss",
+    default="nearest",
+    show_default=True,
+    type=click.Choice(["nearest", "heuristic", "error"]),
+    help="As the server loads its dispatcher.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="kernels.zip",
+    show_default=True,
+    help="The artefact.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=default_cache_dir,
+    help="Keeps what is compiled; default: the user's cache folder.",
+)
+@click.option(
+    "--deadline",
+    default=DEFAULT_DEADLINE_S,
+    show_default=True,
+    help="Seconds that one plan may take.",
+)
+@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@click.option("--dry-run", is_flag=True, help="List the plans, compile nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def compile_command(
+    tables: Path | None,
+    on_miss: Any,
+    output: Path,
+    cache: Path,
+    deadline: float,
+    workers: int | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compiles every kernel that a server can launch into one file, for its TPU host to load.
+
+    The options are the server's own; sizes and scales must be those of its calls. The file is for
+    the very jax, libtpu, kernels and chip it was made with: elsewhere the dispatcher says so and
+    compiles. It serves calls made outside of `jit`. Interrupted, the same command goes on.
+
+    Exit codes: 0 done; 1 the compiler refused some plans, which are left out; 2 usage.
+
+    Example: rpa-tune compile --model llama3-8b --chip v6e --max-num-seqs 64 --num-pages 4096
+    """
+    given = {name: options.pop(name) for name in _FEATURES}
+    features = {name: value for name, value in given.items() if value is not None}
+    server = Server(**options)
+    dispatcher = load_dispatcher(server.chip, tables, on_miss)
+    with _silent(logging.getLogger("rpa_tune.dispatch")):  # --dry-run says all it would
+        try:
+            plans = [
+                plan
+                for problem in server.problems(**features)
+                for plan in dispatcher.plans(problem, server.engine)
+            ]
+        except ValueError as error:
+            raise UsageError(str(error), where="the server's options") from error
+    if dry_run:
+        _list_plans(plans, as_json)
+        return
+    cores = len(os.sched_getaffinity(0))
+    with WorkerPool(
+        num_workers=min(workers or cores, len(plans)),
+        deadline_s=deadline,
+        environment=build_environment,
+    ) as pool:
+        built = _build(plans, pool, Kept(cache / "executables"))
+    if not any(one.content for one in built):
+        raise RpaTuneError(
+            f"no plan compiled: {built[0].reason}", hint="rpa-tune doctor finds what is wrong"
+        )
+    manifest, sha256 = write_built(output, load_chip(server.chip), built)
+    _report(output, manifest, sha256, built, as_json)
+    if manifest.left_out:
+        raise click.exceptions.Exit(1)
+
+
+@contextlib.contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _build(plans: list[LaunchPlan], pool: WorkerPool, kept: Kept) -> list[Built]:
+    """Compiles, with a line on stderr for each plan."""
+    built, started = [], time.monotonic()
+    for one in build_plans(plans, pool, kept):
+        built.append(one)
+        size = f"{len(one.content) / 1e6:.1f} MB" if one.content else f"left out: {one.reason}"
+        how = "kept" if one.was_kept else f"{one.seconds:.1f} s"
+        click.echo(
+            f"[{time.monotonic() - started:6.1f} s] {len(built)}/{len(plans)} "
+            f"{_name(one.plan)}: {size} ({how})",
+            err=True,
+        )
+    return built
+
+
+def _name(plan: LaunchPlan) -> str:
+    p = plan.problem
+    window = f", window {p.sliding_window}" if p.sliding_window else ""
+    return f"{p.max_num_tokens} tokens, {p.max_num_seqs} seqs{window}: {'+'.join(plan.families)}"
+
+
+def _list_plans(plans: list[LaunchPlan], as_json: bool) -> None:
+    if as_json:
+        listed = [
+            {
+                "tokens": plan.problem.max_num_tokens,
+                "seqs": plan.problem.max_num_seqs,
+                "window": plan.problem.sliding_window,
+                "families": plan.families,
+                "why": [launch.why for launch in plan.launches],
+            }
+            for plan in plans
+        ]
+        print_json({"plans": listed})
+        return
+    for plan in plans:
+        click.echo(_name(plan))
+        for launch in plan.launches:
+            click.echo(f"  {launch.family}: {launch.why}")
+    click.echo(f"{len(plans)} plans")
+
+
+def _report(path: Path, manifest: Manifest, sha256: str, built: list[Built], as_json: bool) -> None:
+    num_bytes, versions = path.stat().st_size, manifest.versions
+    counts = Counter(
+        "left out" if not one.content else "kept" if one.was_kept else "compiled" for one in built
+    )
+    if as_json:
+        print_json({
+            "artifact": str(path), "sha256": sha256, "bytes": num_bytes, "chip": manifest.chip,
+            "versions": dict(versions), "num_executables": len(manifest.executables),
+            "num_kept": counts["kept"], "left_out": list(manifest.left_out),
+        })  # fmt: skip
+        return
+    found = ", ".join(f"{count} {how}" for how, count in sorted(counts.items()))
+    made_with = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    click.echo(
+        f"{path}: {len(manifest.executables)} executables ({found}), {num_bytes / 1e6:.1f} MB"
+    )
+    click.echo(f"for {manifest.chip} ({manifest.device_kind}) with {made_with}")
+    click.echo(f"sha256 {sha256}")
+    click.echo(
+        "On the TPU host (not yet run on one): rpa_tune.load_dispatcher("
+        f'artifact=rpa_tune.Artifact("{path}", sha256="{sha256[:8]}..."))'
+    )

@@ -1,0 +1,114 @@
+"""The options that describe a serving engine, shared by `audit` and `compile`, and what they mean.
+
+The options have the engine's own names.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from rpa_kernels import layout
+from rpa_kernels.problem import Problem
+from rpa_tune.dispatch.engine import Engine
+from rpa_tune.errors import UsageError
+from rpa_tune.models import load_model
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+_OPTIONS = (
+    click.option("--model", required=True, help="Model name, or the path of a config.json."),
+    click.option("--chip", required=True, help="Chip of the server."),
+    click.option("--tp", default=1, show_default=True, help="Devices that share the heads."),
+    click.option("--max-num-seqs", default=256, show_default=True, type=click.IntRange(1),
+                 help="Most sequences in one step."),
+    click.option("--max-num-batched-tokens", default=8192, show_default=True,
+                 type=click.IntRange(1), help="Most new tokens in one step."),
+    click.option("--max-model-len", default=8192, show_default=True, type=click.IntRange(1),
+                 help="Longest context, tokens."),
+    click.option("--bucket-seqs", is_flag=True,
+                 help="The server pads to powers of two of sequences, too."),
+    click.option("--page-size", default=128, show_default=True, type=click.IntRange(1),
+                 help="Tokens in one KV cache page."),
+    click.option("--kv-dtype", default="bfloat16", show_default=True,
+                 type=click.Choice(layout.KV_DTYPES), help="Dtype of the KV cache."),
+)  # fmt: skip
+
+
+def server_options(command: Command) -> Command:
+    """Adds the options that describe a server; `Server` takes them."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """A serving engine: one attribute an option, and what it makes of them.
+
+    Attributes:
+      model: Name or path.
+      chip: Chip name.
+      tp: Devices that share the heads.
+      max_num_seqs: Most sequences in one step.
+      max_num_batched_tokens: Most new tokens in one step.
+      max_model_len: Longest context, tokens.
+      bucket_seqs: See `Engine`.
+      page_size: Tokens in one page.
+      kv_dtype: Dtype name of the KV cache.
+    """
+
+    model: str
+    chip: str
+    tp: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    bucket_seqs: bool
+    page_size: int
+    kv_dtype: str
+
+    @property
+    def engine(self) -> Engine:
+        """Which shapes it compiles."""
+        return Engine(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            bucket_seqs=self.bucket_seqs,
+        )
+
+    def problems(self, **features: Any) -> Iterator[Problem]:
+        """The problem of each kind of layer: without a window, with one, or both.
+
+        Args:
+          **features: Further fields of `Problem`, or other values than these options give.
+
+        Raises:
+          UsageError: Heads that do not divide, or sizes that no kernel has.
+        """
+        share = load_model(self.model)
+        windows = {"none": (False,), "all": (True,), "some": (False, True)}[share.windowed_layers]
+        share = share.at_tp(self.tp)
+        pages_per_seq = layout.cdiv(self.max_model_len, self.page_size)
+        for windowed in windows:
+            try:
+                problem = Problem(
+                    num_q_heads=share.num_q_heads,
+                    num_kv_heads=share.num_kv_heads,
+                    head_dim=share.head_dim,
+                    page_size=self.page_size,
+                    max_num_tokens=self.max_num_batched_tokens,
+                    max_num_seqs=self.max_num_seqs,
+                    pages_per_seq=pages_per_seq,
+                    num_pages=pages_per_seq * self.max_num_seqs,
+                    kv_dtype=self.kv_dtype,
+                    sm_scale=(share.softmax_scale_base or share.head_dim) ** -0.5,
+                    sliding_window=share.sliding_window_tokens if windowed else None,
+                    soft_cap=share.soft_cap,
+                    has_sinks=share.has_sinks,
+                )
+                yield dataclasses.replace(problem, **features)
+            except ValueError as error:
+                raise UsageError(str(error), where="the server's options") from error
