@@ -72,11 +72,12 @@ def our_entries(group: Group, search: int, cache_dir: Path) -> list[Entry]:
                 candidate=candidate, batches=tuple(group.batches.values()), cache_dir=cache_dir
             ),
         )
-        for rank, candidate in enumerate(_our_candidates(group)[:search])
+        for rank, candidate in enumerate(our_candidates(group)[:search])
     ]
 
 
-def _our_candidates(group: Group) -> list[Candidate]:
+def our_candidates(group: Group) -> list[Candidate]:
+    """The default config, then its neighbours, the best lower bound first."""
     family, chip = load_family(group.family), load_chip(group.chip)
     default = family.default_config(group.problem, chip.target)
     fields = family.config_to_dict(default)

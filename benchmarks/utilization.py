@@ -1,0 +1,152 @@
+"""How much of the machine our kernels use: shares of HBM bandwidth and of peak FLOPs, and aims.
+
+    python benchmarks/utilization.py --json benchmarks/results/utilization.json
+
+Each figure is the best of the default config and its likeliest neighbours, for one launch alone.
+The bandwidth counts bytes that no kernel could avoid, over the chip's nominal one; the FLOPs are
+causal ones over the bfloat16 peak. Times are simulated.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from cells import PAGE_SIZE, Group
+from entries import our_candidates
+
+from rpa_kernels.batch import Batch
+from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Evaluation, Status
+from rpa_tune.evaluate.simulated import SimulatedEvaluator
+from rpa_tune.provenance import provenance
+
+CHIPS = ("v4", "v5e", "v5p", "v6e", "v7x")
+# A device of these has the 256-wide MXU, which a head of 128 fills by half.
+WIDE_MXU = ("v6e", "v7x")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One launch and what is aimed at.
+
+    Attributes:
+      group: Chip, problem and the one batch.
+      metric: `mbu` or `mfu`.
+      aim: Share of the nominal peak, 0 to 1; None where no aim was set.
+    """
+
+    group: Group
+    metric: str
+    aim: float | None
+
+
+def cells(chips: tuple[str, ...]) -> Iterator[Cell]:
+    """Decode at 8K, long prefills at two head sizes, short fp8 decode of one KV head."""
+    for chip in chips:
+        heads = {"num_q_heads": 32, "num_kv_heads": 8, "head_dim": 128}
+        for num_seqs in (32, 64):
+            yield Cell(
+                group=_group(chip, f"decode 8192x{num_seqs}", _decode(8192, num_seqs), heads),
+                metric="mbu",
+                aim=0.9,
+            )
+        short = {
+            "num_q_heads": 12, "num_kv_heads": 1, "head_dim": 128, "kv_dtype": "float8_e4m3fn",
+            "k_scale": 1.0, "v_scale": 1.0,
+        }  # fmt: skip
+        yield Cell(
+            group=_group(chip, "decode 1024x32, 12 q on 1 kv, fp8", _decode(1024, 32), short),
+            metric="mbu",
+            aim=0.36 if chip == "v7x" else None,
+        )
+        for head_dim in (128, 256):
+            wide = chip in WIDE_MXU
+            aim = {128: 0.35, 256: 0.6}[head_dim] if wide else {128: 0.7, 256: None}[head_dim]
+            chunk = Batch(q_lens=(2048,), kv_lens=(34816,), num_decode=0)
+            model = {**heads, "num_q_heads": 4096 // head_dim, "head_dim": head_dim}
+            name = f"prefill 2048 after 32k, head {head_dim}"
+            yield Cell(group=_group(chip, name, chunk, model), metric="mfu", aim=aim)
+
+
+def _decode(kv_len: int, num_seqs: int) -> Batch:
+    return Batch(q_lens=(1,) * num_seqs, kv_lens=(kv_len,) * num_seqs, num_decode=num_seqs)
+
+
+def _group(chip: str, name: str, batch: Batch, model: dict[str, Any]) -> Group:
+    pages = -(-max(batch.kv_lens) // PAGE_SIZE)
+    problem = Problem(
+        **model,
+        page_size=PAGE_SIZE,
+        max_num_tokens=sum(batch.q_lens),
+        max_num_seqs=len(batch.q_lens),
+        pages_per_seq=pages,
+        num_pages=pages * len(batch.q_lens),
+        sm_scale=model["head_dim"] ** -0.5,
+    )
+    kind = "decode" if batch.num_decode else "prefill"
+    return Group(chip=chip, model=name, kind=kind, problem=problem, batches={name: batch})
+
+
+def measure(cell: Cell, search: int, evaluator: SimulatedEvaluator) -> dict[str, Any]:
+    """The best of `search` configs, as a row of the report."""
+    group = cell.group
+    candidates = our_candidates(group)[:search]
+    answers = list(evaluator.evaluate_all(candidates, group.workload))
+    found = [answer for answer in answers if answer.status is Status.OK]
+    row: dict[str, Any] = {
+        "chip": group.chip, "cell": group.model, "metric": cell.metric, "aim": cell.aim,
+        "failures": [f"{a.status}: {a.detail}" for a in answers if a.status is not Status.OK],
+    }  # fmt: skip
+    if not found:
+        return {**row, "share": None}
+    best: Evaluation = min(found, key=lambda answer: answer.time_us or 0.0)
+    default = next((a for a in found if a.candidate == candidates[0]), None)
+    return {
+        **row,
+        "share": best.metrics[cell.metric],
+        "share_default": default.metrics[cell.metric] if default else None,
+        "time_us": best.time_us,
+        "bound_by": best.metrics["bound_by"],
+        "cycles_by_owner": best.metrics["cycles_by_owner"],
+        "config": str(best.candidate.config),
+    }
+
+
+@click.command()
+@click.option("--chips", default=",".join(CHIPS), help="Comma-separated.")
+@click.option("--search", default=3, help="Configs tried for every cell.")
+@click.option("--workers", default=2, help="Worker processes.")
+@click.option("--cache", default=Path(".rpa-tune/cache"), type=Path, help="Of compiles.")
+@click.option("--json", "json_file", type=Path, help="Where the report goes.")
+def main(chips: str, search: int, workers: int, cache: Path, json_file: Path | None) -> None:
+    """Prints one line a cell."""
+    evaluator = SimulatedEvaluator(num_workers=workers, cache_dir=cache)
+    rows = []
+    try:
+        for cell in cells(tuple(chips.split(","))):
+            row = measure(cell, search, evaluator)
+            rows.append(row)
+            share = "     -" if row["share"] is None else f"{row['share']:6.1%}"
+            aim = "   -" if cell.aim is None else f"{cell.aim:4.0%}"
+            print(
+                f"{row['chip']:4} {row['cell']:34} {cell.metric} {share} aim {aim}  "
+                f"{row.get('time_us') or 0:8.1f} us  {row.get('bound_by', row['failures'])}",
+                flush=True,
+            )
+    finally:
+        evaluator.close()
+    if json_file:
+        report = {
+            "evidence": "simulated",
+            "versions": provenance("mixed"),
+            "search": search,
+            "cells": rows,
+        }
+        json_file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
