@@ -117,9 +117,10 @@ def compile_chain(chip):
     return compiled.status, compiled.hbm_allocated_bytes
 
 
-@pytest.mark.parametrize("chip", ["v4", "v6e"])
+@pytest.mark.parametrize("chip", ["v4", "v5p", "v6e"])
 def test_launches_alone_are_a_program_that_copies_nothing(pool, chip):
-    # Its results are the kernel's, which are kept in HBM and share the operands' buffers.
+    # Its results are the kernel's, which are kept in HBM and share the operands' buffers, also
+    # where two cores write to them (v4, v5p).
     (reply,) = pool.map_unordered("aot.test_kernels_compile:compile_chain", [chip])
     assert reply.failure is None, reply.failure
     status, allocated_bytes = reply.value

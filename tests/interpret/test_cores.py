@@ -32,11 +32,9 @@ ONE_SEQUENCE = {
     "prefill": Batch(q_lens=(45,), kv_lens=(181,), num_decode=0, num_prefill=1),
 }
 CASES = {
-    "llama": {},
     "window_sinks": {"sliding_window": 40, "has_sinks": True},
     "fp8": {"kv_dtype": "float8_e4m3fn", "num_q_heads": 6, "num_kv_heads": 3},
     "fused_not_causal": {"head_dim": 64, "causal": False},
-    "shared_kv": {"update_kv_cache": False},
 }
 
 
@@ -118,6 +116,7 @@ def with_split(monkeypatch, family, starts_and_ends):
         monkeypatch.setitem(module.LAUNCHES, family, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", CONFIGS)
 def test_any_division_is_right(monkeypatch, family):
     seqs = list(BATCHES[family].family_seqs(family))
