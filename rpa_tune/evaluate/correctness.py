@@ -16,8 +16,10 @@ from rpa_tune.compile.pool import FailureKind, Reply, TaskPool, WorkerPool
 from rpa_tune.hw.chip import load_chip
 
 TASK = "rpa_tune.evaluate.correctness:check_batch"
-_LONGEST_CHUNK_TOKENS = 256  # of queries, when pages are longer: the interpreter is slow
-_MAX_PAGES = 4  # pages of the longest hostile context beyond two blocks; the interpreter is slow
+# The interpreter is slow, so large pages do not make everything long.
+_MAX_PAGES = 4  # pages of the longest hostile context beyond its blocks
+_MOST_BEYOND_TOKENS = 1024  # and the most tokens of those
+_LONGEST_CHUNK_TOKENS = 256  # query tokens of a chunk, else a page
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +76,7 @@ def hostile_batches(
       block_tokens: Tokens of the config's KV block.
       num_blocks: Whole blocks whose boundaries to have; the longest context has one more, begun.
     """
-    longest = num_blocks * block_tokens + _MAX_PAGES * page_size
+    longest = num_blocks * block_tokens + min(_MAX_PAGES * page_size, _MOST_BEYOND_TOKENS)
     chunk = min(page_size, _LONGEST_CHUNK_TOKENS)
     edges = sorted(
         {
