@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rpa_kernels import layout, limits, useful
 from rpa_kernels.batch import Batch
-from rpa_kernels.blockwise.config import BlockwiseConfig
+from rpa_kernels.blockwise.config import CHAIN_ROWS, PASS_ROWS, BlockwiseConfig
 from rpa_kernels.blockwise.split import cuts
 from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.family import Traffic
@@ -15,12 +15,6 @@ from rpa_kernels.target import Target
 
 Shape = tuple[int, ...]
 
-
-# Query rows of a chain, see `attend.py`. More rows reuse each weight load of the MXU more.
-CHAIN_ROWS = 256
-# Query rows of all chains in one pass of the pipeline. More hide more of the first chain's and the
-# last chain's latency; the code grows with them.
-PASS_ROWS = 2048
 # Tokens whose query rows lie together: what a short query block computes.
 GRANULE = 16
 MAX_WIDTH = 16
@@ -77,6 +71,16 @@ def all_chains(problem: Problem, config: BlockwiseConfig) -> tuple[Chains, ...]:
     return tuple(chains_of(problem, tokens) for tokens in sizes)
 
 
+def sums_lanes(problem: Problem, config: BlockwiseConfig) -> int:
+    """Lanes that `mxu_sums` adds to V; none where K|V share a row, as ones take K's place there."""
+    return 0 if problem.fuses_kv else config.mxu_sums * layout.LANES
+
+
+def has_values(problem: Problem, config: BlockwiseConfig) -> bool:
+    """Whether V has a buffer of its own; else p is multiplied with the rows K|V as they are."""
+    return not problem.fuses_kv or bool(config.mxu_sums)
+
+
 def buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[tuple[Shape, str], ...]]:
     """Every VMEM buffer of the kernel by name, (shape, dtype); `scratch.py` allocates these."""
     _, words, pack, lanes = problem.kv_new_shape
@@ -85,14 +89,14 @@ def buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[tuple[
     heads = problem.num_kv_heads
     chains = max(c.rows * c.width for c in all_chains(problem, config))
     wide = "float32" if "float32" in (problem.q_dtype, problem.kv_dtype) else "bfloat16"
-    v_lanes = lanes + config.mxu_sums * layout.LANES
+    v_lanes = lanes + sums_lanes(problem, config)
     kv_block = (config.num_buffers, config.bkv_sz, layout.odd(words), pack, lanes)
     return {
         "kv": ((kv_block, problem.kv_dtype),),
         "q": (((2, config.bq_sz, *q_token), problem.q_dtype),),
         "out": (((2, config.bq_sz, *q_token), problem.q_dtype),),
         "k": (((heads, config.bkv_sz, lanes), wide),),
-        "v": () if problem.fuses_kv else (((heads, config.bkv_sz, v_lanes), wide),),
+        "v": (((heads, config.bkv_sz, v_lanes), wide),) if has_values(problem, config) else (),
         "scaled_q": (((*state, lanes), wide),),
         "m": (((*state, layout.LANES), "float32"),),
         "sums": () if config.mxu_sums else (((*state, layout.LANES), "float32"),),
@@ -221,7 +225,7 @@ def mxu_flops(
                 tiles -= layout.cdiv(end - start, csz) * (oldest >= end)
             tokens_times_keys += tokens * tiles * csz
     rows = problem.num_kv_heads * query_rows(problem, 1)
-    lanes = 2 * problem.padded_head_dim + config.mxu_sums * layout.LANES
+    lanes = 2 * problem.padded_head_dim + sums_lanes(problem, config)
     return tokens_times_keys * 2 * rows * lanes
 
 

@@ -9,6 +9,11 @@ from rpa_kernels.target import Target
 
 # A chain needs whole tiles of query rows, and an odd number of heads is split in two chains.
 MIN_BQ_CSZ = 16
+# Query rows of a chain, see `attend.py`. More rows reuse each weight load of the MXU more.
+CHAIN_ROWS = 256
+# Query rows of all chains in one pass of the pipeline. More hide more of the first chain's and the
+# last chain's latency; the code grows with them.
+PASS_ROWS = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +27,8 @@ class BlockwiseConfig:
       bkv_csz: Tokens of one compute block; divides `bkv_sz`.
       num_buffers: KV blocks in flight: one computes, the others fetch. 2 is double buffering.
       mxu_sums: 1 to get the softmax sums from a column of ones beside V, which saves a widening
-        and an addition for each score and is free where V fills half the columns of an MXU.
+        and an addition for each score and is free where V fills half the columns of an MXU, or
+        shares its row with K.
     """
 
     bq_sz: int
@@ -51,13 +57,9 @@ class BlockwiseConfig:
                 unit="tokens",
                 hint=f"bq_csz must be a power of two from {MIN_BQ_CSZ} that divides bq_sz",
             )
-        if self.mxu_sums not in (0, 1) or (self.mxu_sums and problem.fuses_kv):
+        if self.mxu_sums not in (0, 1):
             return Infeasible(
-                limit="mxu_sums",
-                need=self.mxu_sums,
-                have=int(not problem.fuses_kv),
-                unit="",
-                hint="0 or 1; 0 when K and V share a row (head_dim 64)",
+                limit="mxu_sums", need=self.mxu_sums, have=1, unit="", hint="must be 0 or 1"
             )
         return limits.check_memory(
             scratch=scratch_bytes(problem, self, target), problem=problem, target=target
@@ -81,43 +83,48 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
 
 
 def _default_mxu_sums(problem: Problem, target: Target) -> int:
-    """1 where V leaves half the columns of an MXU free."""
-    return int(target.mxu_size >= 2 * problem.padded_head_dim and not problem.fuses_kv)
+    """1 where ones cost no product: V leaves half the columns of an MXU free, or K's are."""
+    return int(target.mxu_size >= 2 * problem.padded_head_dim or problem.fuses_kv)
 
 
 def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeasible:
     """A config that fits, by rule of thumb.
 
-    At least 512 query rows a KV head in a compute block, so that a weight load of the MXU is
-    reused, and 2048 over all KV heads, so that the chains of a pass fill the pipeline; four
-    compute blocks in a query block, so that KV is fetched once for many queries.
+    The query rows of a compute block fill one pass of the pipeline over all KV heads. Its keys are
+    two widths of an MXU: fewer leave the latency of a product in sight, more spill scores and
+    waste more at the diagonal. Then query blocks as long as fit, so that KV is fetched and
+    unpacked once for many queries; but a chunk of 512 has a block for each core.
 
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
     most_q = max(MIN_BQ_CSZ, layout.next_power_of_2(problem.max_num_tokens))
     rows_per_token = problem.q_words * layout.packing(problem.q_dtype)
-    rows = max(512, 2048 // problem.num_kv_heads)
+    rows = max(CHAIN_ROWS, PASS_ROWS // problem.num_kv_heads)
     bq_csz = min(most_q, 256, max(MIN_BQ_CSZ, layout.next_power_of_2(rows // rows_per_token)))
-    bq = min(most_q, max(bq_csz, min(4 * bq_csz, 512)))
-    bkv, usual = (limits.block_sizes(problem, (size,))[0] for size in (1024, 512))
+    bq = min(most_q, max(bq_csz, 512 // target.num_cores))
+    keys = 2 * target.mxu_size
+    bkv = limits.block_sizes(problem, (1024,))[0]
     while True:
         config = BlockwiseConfig(
             bq_sz=bq,
-            bq_csz=min(bq, bq_csz),
+            bq_csz=bq_csz,
             bkv_sz=bkv,
-            bkv_csz=limits.compute_size(bkv, 512),
+            bkv_csz=limits.compute_size(bkv, keys),
             num_buffers=2,
             mxu_sums=_default_mxu_sums(problem, target),
         )
         bad = config.check(problem, target)
         if bad is None:
             return config
-        if bkv > usual:
-            bkv = usual
-        elif bq > MIN_BQ_CSZ:
+        smaller = limits.smaller_block(bkv, problem)
+        if smaller and bkv > max(2 * bq, keys):
+            bkv = smaller
+        elif bq > bq_csz:
             bq //= 2
-        elif smaller := limits.smaller_block(bkv, problem):
+        elif bq_csz > MIN_BQ_CSZ:
+            bq_csz //= 2  # the buffers of a pass shrink, the query block does not
+        elif smaller:
             bkv = smaller
         else:
             return bad

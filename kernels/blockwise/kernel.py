@@ -190,7 +190,7 @@ class Kernel:
     def reset(self, head: int, word: int, rows: Any) -> None:
         """Sets the softmax state of some rows to that of an empty context."""
         s = self.scratch
-        _, _, pack, lanes = self.problem.q_shape[1:]
+        pack = self.problem.q_shape[3]
         s.acc[head, rows] = jnp.zeros((rows.size, s.acc.shape[2]), jnp.float32)
         if s.sums is not None:
             s.sums[head, rows] = jnp.zeros((rows.size, LANES), jnp.float32)
@@ -204,7 +204,21 @@ class Kernel:
         if s.sums is not None:
             s.sums[head, rows] = ones
         else:
-            s.acc[head, rows, pl.ds(lanes, LANES)] = ones
+            s.acc[head, rows, self.sum_lanes()] = ones[:, : self.sum_lanes().size]
+
+    def sum_lanes(self) -> Any:
+        """Lanes of the accumulator that hold the softmax sum with `mxu_sums`."""
+        if self.problem.fuses_kv:
+            return pl.ds(0, self.problem.head_dim)
+        return pl.ds(self.problem.padded_head_dim, LANES)
+
+    def total(self, acc: jax.Array) -> jax.Array:
+        """The softmax sums of accumulated rows with `mxu_sums`, equal in all lanes."""
+        if not self.problem.fuses_kv:
+            return acc[:, self.problem.padded_head_dim :]
+        lane = jax.lax.broadcasted_iota(jnp.int32, acc.shape, 1)
+        half = self.problem.head_dim
+        return jnp.where(lane < half, acc, pltpu.roll(acc, half, 1))
 
     def finish(self, parity: Scalar, block: Block) -> None:
         """Divides by the softmax denominators and starts sending the output."""
@@ -217,7 +231,7 @@ class Kernel:
             for head in range(problem.num_kv_heads):
                 for word, rows in enumerate(self.word_rows(granule)):
                     acc = s.acc[head, rows]
-                    total = acc[:, lanes:] if s.sums is None else s.sums[head, rows]
+                    total = self.total(acc) if s.sums is None else s.sums[head, rows]
                     factor = (problem.v_scale or 1.0) / total
                     out = acc[:, :lanes] * online_softmax.spread(factor, lanes)
                     packed.store_q(
@@ -268,7 +282,10 @@ class Kernel:
             )
             s.k[head, pl.ds(start, csz)] = k.astype(s.k.dtype)
             if s.v is not None:
-                s.v[head, pl.ds(start, csz), pl.ds(0, v.shape[1])] = v.astype(s.v.dtype)
+                # A row K|V leaves the ones in K's place alone.
+                first = problem.head_dim if problem.fuses_kv else 0
+                lanes = pl.ds(first, v.shape[1] - first)
+                s.v[head, pl.ds(start, csz), lanes] = v[:, first:].astype(s.v.dtype)
 
     def attend(self, block: Block) -> None:
         """Attends the query block to the KV block; few queries take a path of their own.
@@ -288,12 +305,11 @@ class Kernel:
 
     def fill_ones(self) -> None:
         """Puts the ones beside V whose product with p is the softmax sum."""
-        v, lanes = self.scratch.v, self.problem.padded_head_dim
+        v, lanes = self.scratch.v, self.sum_lanes()
 
         @pl.loop(0, self.problem.num_kv_heads)
         def _(head: jax.Array) -> None:
-            ones = jnp.ones((v.shape[1], LANES), v.dtype)
-            v[head, :, pl.ds(lanes, LANES)] = ones
+            v[head, :, lanes] = jnp.ones((v.shape[1], lanes.size), v.dtype)
 
     # The walk.
 

@@ -21,12 +21,13 @@ class Scratch(NamedTuple):
       kv: [num_buffers, bkv_sz, padded words, packing, lanes], fetched KV blocks.
       q, out: [2, bq_sz, KV heads, q words, q packing, lanes].
       k: [KV heads, bkv_sz, lanes], the KV block at hand, unpacked.
-      v: [KV heads, bkv_sz, lanes or more], the same, then ones with `mxu_sums`; None if K|V fused.
+      v: [KV heads, bkv_sz, lanes or more], the same, with `mxu_sums` and ones behind it, or where
+        K is if K|V fused; None if fused without `mxu_sums`.
       scaled_q: [KV heads, rows, lanes].
       m, sums: [KV heads, rows, 128], running maximum and sum, equal in all lanes;
         with `mxu_sums` sums is None.
       acc: [KV heads, rows, lanes of v], running p @ V, and with `mxu_sums` the
-        running sum in the lanes after it.
+        running sum in the lanes of v that hold ones.
       s, p: [rows of a pass, bkv_csz], scores and probabilities; see `attend.py`.
       alpha: [rows of a pass, 128], factors for what was accumulated before.
       sinks: `problem.sinks_shape`, or None.

@@ -68,8 +68,13 @@ def test_decode_is_right(case):
 @pytest.mark.parametrize("case", ALL)
 def test_mixed_is_right(case):
     problem = make_problem(**case)
-    sums = int(not problem.fuses_kv and problem.head_dim <= 128)
-    check("mixed", problem, blockwise_config(mxu_sums=sums), MIXED_BATCH)
+    config = blockwise_config(mxu_sums=int(problem.head_dim <= 128))
+    check("mixed", problem, config, MIXED_BATCH)
+
+
+@pytest.mark.parametrize("case", [pytest.param(CASES["fused_sinks"], id="fused_sinks")])
+def test_mixed_without_a_copy_of_v(case):
+    check("mixed", make_problem(**case), blockwise_config(mxu_sums=0), MIXED_BATCH)
 
 
 @pytest.mark.parametrize("case", SOME)
