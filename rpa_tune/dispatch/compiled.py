@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 import jax
+import numpy as np
 from jaxlib import xla_client
 
 from rpa_kernels import FAMILIES, load_family
@@ -189,10 +190,13 @@ def plan_of(executable: Executable, target: Target) -> LaunchPlan:
 def load_executable(content: bytes, device: jax.Device) -> Any:
     """A serialised executable, ready to run on a device.
 
-    `jax.experimental.serialize_executable` would unpickle; the client's own call does not.
+    `jax.experimental.serialize_executable` would unpickle; the client's own call does not. What was
+    compiled for the first device of a host would run on that one only: the options say where.
     """
+    options = xla_client.CompileOptions()
+    options.device_assignment = xla_client.DeviceAssignment.create(np.array([[device.id]]))
     devices = xla_client.DeviceList((device,))
-    return device.client.deserialize_executable(content, executable_devices=devices)
+    return device.client.deserialize_executable(content, devices, options)
 
 
 def _describe(plan: LaunchPlan, known: Iterable[LaunchPlan]) -> str:

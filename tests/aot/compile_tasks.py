@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_tune.compile import lower
+from rpa_tune.compile import lower, target
+from rpa_tune.dispatch.runtime import flat_call
 
 
 def copy_call(*, rows, name="copy_rows", called=None):
@@ -53,3 +54,20 @@ def compile_copy(task):
     compiled = lower.compile_call(copy_call(**task), chip)
     text = compiled.bundles.read_text() if compiled.bundles else ""
     return asdict(compiled) | {"text": text}
+
+
+def memory_of_plan(task):
+    """What the compiled call of a plan allocates: bytes by kind, with donation or without."""
+    plan, donates = task
+    function, donated = flat_call(plan)
+    device = target.device_free_device(plan.target.chip)
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    arguments = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+        for a in lower.abstract_inputs(plan.problem)
+    ]
+    jitted = jax.jit(function, donate_argnums=donated if donates else ())
+    memory = jitted.lower(*arguments).compile().memory_analysis()
+    return {
+        name: getattr(memory, f"{name}_size_in_bytes") for name in ("alias", "temp", "argument")
+    }

@@ -4,7 +4,7 @@ import json
 import logging
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,15 @@ import rpa_tune
 from rpa_kernels import load_family
 from rpa_kernels.problem import Problem
 from rpa_tune.artifact import Artifact
+from rpa_tune.compile.pool import WorkerPool
+from rpa_tune.compile.target import build_environment
 from rpa_tune.dispatch.compiled import plan_of
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.dispatch.engine import Engine
 from rpa_tune.provenance import kernel_digest, versions
-from rpa_tune.tables.reader import load_tables
+from rpa_tune.tables.reader import Tables, load_tables
 from rpa_tune.tables.row import Clause
+from rpa_tune.tables.step import Step
 from rpa_tune.tables.writer import merge_into
 
 pytestmark = pytest.mark.aot
@@ -103,3 +106,21 @@ def test_a_host_without_the_chip_says_so_once_and_does_without(folder, report, c
     assert dispatcher.compiled is None
     (record,) = caplog.records
     assert "device kind TPU v6 lite there, cpu here" in record.getMessage()
+
+
+def test_a_donated_cache_is_never_copied():
+    """By the compiler's own account: the results take the arguments' memory, in any plan."""
+    problem = replace(PROBLEM, num_pages=4096)
+    cache_bytes = problem.num_pages * problem.page_size * problem.kv_token_bytes
+    q_bytes = problem.max_num_tokens * problem.num_q_heads * problem.head_dim * 2
+    dispatcher = load_dispatcher("v6e", Tables(), "heuristic")
+    plan = dispatcher.plan(problem, Step.of([1, 7], [9, 9], [1, 1, 2]))
+    assert plan.families == ("decode", "mixed")
+    with WorkerPool(num_workers=1, deadline_s=120, environment=build_environment) as pool:
+        tasks = [(plan, True), (plan, False)]
+        replies = list(pool.map_unordered("aot.compile_tasks:memory_of_plan", tasks))
+    assert [reply.failure for reply in replies] == [None, None]
+    donated, kept = (reply.value for reply in sorted(replies, key=lambda reply: reply.index))
+    assert donated["alias"] == cache_bytes + q_bytes
+    assert donated["temp"] < cache_bytes / 100
+    assert kept["alias"] == 0

@@ -111,6 +111,25 @@ def test_queries_and_cache_are_donated():
     assert [array.is_deleted() for array in arrays] == [True, False, False, True]
 
 
+@pytest.mark.parametrize("donated", [(), (0, 3)])
+def test_a_callers_jit_decides_about_donation(donated):
+    """Without it the caller's cache is as it was, though the kernels write theirs in place."""
+    batch = BATCHES["decode only"]
+    plan = DISPATCHER.plan(PROBLEM, Step.of_batch(batch))
+
+    @functools.partial(jax.jit, donate_argnums=donated)
+    def step(*arrays):
+        return DISPATCHER(*arrays, plan=plan, sm_scale=0.1, interpret=INTERPRET)
+
+    arrays = make_inputs()
+    out, cache = step(*arrays, *metadata(batch))
+    check(batch, out, cache)
+    assert [array.is_deleted() for array in arrays] == [i in donated for i in range(4)]
+    if not donated:
+        for array, before in zip(arrays, make_inputs(), strict=True):
+            np.testing.assert_array_equal(array, before)
+
+
 def test_a_plan_that_would_drop_sequences_is_refused():
     plan = DISPATCHER.plan(PROBLEM, Step.of_batch(BATCHES["decode only"]))
     with pytest.raises(ValueError, match=r"launches \('decode',\).*1 mixed"):
