@@ -23,6 +23,26 @@ from rpa_tune.workload.workload import Workload
 
 WINDOWED_LAYERS = ("none", "some", "all")
 
+# What a `config.json` may leave out, by its model type.
+# Source: github.com/huggingface/transformers, src/transformers/models/*/configuration_*.py:
+# gemma2 and qwen2 at 008e574, gemma3 at d98ac17, gpt_oss at 02b8f42.
+_GEMMA = {
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096,
+}  # fmt: skip
+_LEFT_OUT: dict[str, dict[str, Any]] = {
+    "gemma2": {**_GEMMA, "attn_logit_softcapping": 50.0},
+    "gemma3_text": _GEMMA,
+    "gpt_oss": {
+        "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64, "sliding_window": 128,
+    },
+    "qwen2": {"use_sliding_window": False},
+    "qwen3": {"use_sliding_window": False},
+    "qwen3_moe": {"use_sliding_window": False},
+}  # fmt: skip
+# Types whose layers take turns with and without the window.
+_TAKE_TURNS = ("gemma2", "gemma3_text", "gpt_oss")
+
 # Servers compile their step for powers of two, of tokens and of sequences, from here on.
 # Source: tpu-inference 0.32.0, MIN_NUM_SEQS of runner/tpu_runner.py.
 _LEAST_BUCKET = 8
@@ -35,6 +55,7 @@ class Model:
     Attributes:
       name: Name in `models.yaml`, or the path of a `config.json`.
       source: Where the numbers are from.
+      checked: Where else the same numbers were read; empty for a file.
       num_q_heads: Query heads, of the model or of one device after `at_tp`.
       num_kv_heads: KV heads, likewise.
       head_dim: Head size in elements.
@@ -55,6 +76,7 @@ class Model:
     soft_cap: float | None = None
     has_sinks: bool = False
     softmax_scale_base: float | None = None
+    checked: str = ""
 
     def __post_init__(self) -> None:
         """Refuses a window without layers, and layers without a window.
@@ -193,6 +215,7 @@ def _read_config(path: Path) -> Model:
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
         config = whole.get("text_config", whole)  # multimodal models nest the language model
+        config = {**_LEFT_OUT.get(config.get("model_type", ""), {}), **config}
         if config.get("kv_lora_rank"):
             raise UsageError("multi-head latent attention has no family yet", where=str(path))
         num_q_heads = config["num_attention_heads"]
@@ -225,5 +248,9 @@ def _windowed_layers(config: Mapping[str, Any]) -> str:
     if kinds := config.get("layer_types"):
         share = sum(kind == "sliding_attention" for kind in kinds) / len(kinds)
         return "all" if share == 1 else "some" if share else "none"
-    mixed = config.get("sliding_window_pattern") or config.get("model_type", "").startswith("gemma")
-    return "some" if mixed else "all"
+    # Qwen: the first layers have none.
+    first, num_layers = config.get("max_window_layers"), config.get("num_hidden_layers")
+    if first is not None and num_layers is not None:
+        return "none" if first >= num_layers else "some" if first > 0 else "all"
+    pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
+    return "some" if pattern or config.get("model_type") in _TAKE_TURNS else "all"

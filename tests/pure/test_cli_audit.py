@@ -65,3 +65,20 @@ def test_models_with_two_kinds_of_layers_are_audited_for_both():
     arguments = ["--model", "gemma3-27b", *SERVER[2:], "--json"]
     report = json.loads(CliRunner().invoke(cli, ["audit", *arguments]).stdout)
     assert {entry["window"] for entry in report["entries"]} == {None, 1024}
+
+
+def test_a_config_json_is_audited_like_the_model_that_is_built_in(tmp_path):
+    """Sparse, as published: heads and window are said, the rest is left to the model's type."""
+    text = {"hidden_size": 3840, "model_type": "gemma3_text", "num_attention_heads": 16,
+            "num_hidden_layers": 48, "num_key_value_heads": 8, "sliding_window": 1024}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": text, "model_type": "gemma3"}))
+    reports = [
+        json.loads(
+            CliRunner().invoke(cli, ["audit", "--model", model, *SERVER[2:], "--json"]).stdout
+        )
+        for model in (str(tmp_path), "gemma3-12b")
+    ]
+    assert reports[0] == reports[1]
+    assert len(reports[0]["entries"]) == 18  # three buckets, three families, two kinds of layers
+    result = audit("--model", tmp_path / "none.json")
+    assert isinstance(result.exception, UsageError)

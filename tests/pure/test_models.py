@@ -1,5 +1,6 @@
 """Models by name and by config.json, and the problems made from them."""
 
+import dataclasses
 import json
 
 import pytest
@@ -26,6 +27,7 @@ def test_every_model_is_whole_and_says_where_it_is_from():
         assert model.name == name
         assert model.num_q_heads % model.num_kv_heads == 0
         assert model.source.startswith("config.json of ")
+        assert model.checked.startswith(("hf ", "maxtext ", "LLM-Prof@", "slime ")), name
         assert problem_for(model, workload=SMALL, page_size=128).head_dim == model.head_dim
 
 
@@ -123,12 +125,93 @@ def test_config_json_with_its_folder_or_its_path(tmp_path):
             8,
         ),
         ({"sliding_window": 8, "layer_types": ["full_attention"] * 2}, "none", None),
+        ({"sliding_window": 8, "_sliding_window_pattern": 6}, "some", 8),
+        ({"sliding_window": 8, "model_type": "qwen2"}, "none", None),
+        (
+            {
+                "sliding_window": 8,
+                "use_sliding_window": True,
+                "model_type": "qwen2",
+                "max_window_layers": 7,
+                "num_hidden_layers": 9,
+            },
+            "some",
+            8,
+        ),
+        (
+            {
+                "sliding_window": 8,
+                "use_sliding_window": True,
+                "model_type": "qwen2",
+                "max_window_layers": 9,
+                "num_hidden_layers": 9,
+            },
+            "none",
+            None,
+        ),
+        ({"model_type": "gpt_oss"}, "some", 128),
     ],
 )
 def test_windows_of_config_json(tmp_path, fields, layers, window):
     path = config_file(tmp_path, num_attention_heads=8, head_dim=64, **fields)
     model = load_model(str(path))
     assert (model.windowed_layers, model.sliding_window_tokens) == (layers, window)
+
+
+# What attention reads of config.json files as they are published, much left to defaults by some.
+PUBLISHED = {
+    "gemma3-12b": {"model_type": "gemma3", "text_config": {
+        "hidden_size": 3840, "model_type": "gemma3_text", "num_attention_heads": 16,
+        "num_hidden_layers": 48, "num_key_value_heads": 8, "sliding_window": 1024,
+    }},
+    "gemma3-4b": {"model_type": "gemma3", "text_config": {
+        "hidden_size": 2560, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "sliding_window": 1024,
+    }},
+    "gemma2-9b": {
+        "attn_logit_softcapping": 50.0, "head_dim": 256, "hidden_size": 3584,
+        "model_type": "gemma2", "num_attention_heads": 16, "num_hidden_layers": 42,
+        "num_key_value_heads": 8, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+    },
+    "gpt-oss-20b": {
+        "head_dim": 64, "hidden_size": 2880, "model_type": "gpt_oss", "num_attention_heads": 64,
+        "num_hidden_layers": 24, "num_key_value_heads": 8, "sliding_window": 128,
+        "layer_types": ["sliding_attention", "full_attention"] * 12,
+    },
+    "mistral-small-24b": {
+        "head_dim": 128, "hidden_size": 5120, "model_type": "mistral", "num_attention_heads": 32,
+        "num_hidden_layers": 40, "num_key_value_heads": 8, "sliding_window": None,
+    },
+    "mistral-7b-v0.1": {
+        "hidden_size": 4096, "model_type": "mistral", "num_attention_heads": 32,
+        "num_hidden_layers": 32, "num_key_value_heads": 8, "sliding_window": 4096,
+    },
+    "llama3.2-1b": {
+        "head_dim": 64, "hidden_size": 2048, "model_type": "llama", "num_attention_heads": 32,
+        "num_hidden_layers": 16, "num_key_value_heads": 8,
+    },
+    "qwen2.5-72b": {
+        "hidden_size": 8192, "max_window_layers": 70, "model_type": "qwen2",
+        "num_attention_heads": 64, "num_hidden_layers": 80, "num_key_value_heads": 8,
+        "sliding_window": 131072, "use_sliding_window": False,
+    },
+    "phi-4": {
+        "hidden_size": 5120, "model_type": "phi3", "num_attention_heads": 40,
+        "num_hidden_layers": 40, "num_key_value_heads": 10, "sliding_window": None,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_json_gives_what_is_built_in(tmp_path, name):
+    read = load_model(str(config_file(tmp_path, **PUBLISHED[name])))
+    built_in = load_model(name)
+    # Only some configs say their scale: the others scale by the head size.
+    scale_base = read.softmax_scale_base or read.head_dim
+    assert scale_base == (built_in.softmax_scale_base or built_in.head_dim)
+    same = {"name": name, "source": built_in.source, "checked": built_in.checked,
+            "softmax_scale_base": built_in.softmax_scale_base}  # fmt: skip
+    assert dataclasses.replace(read, **same) == built_in
 
 
 def test_nested_text_config_sinks_and_caps(tmp_path):
