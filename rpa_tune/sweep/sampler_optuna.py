@@ -1,23 +1,21 @@
 """Optuna's TPE over a pool: the only file that imports optuna.
 
 Seeds come first, then what TPE proposes. Only members of the pool are asked for: the pool is what
-can exist, TPE proposes points of the axes, and a point that is not in the pool, or was asked for
-before, is passed over.
+can exist, TPE proposes points of the axes, and the nearest config that was not asked for yet stands
+for a point.
 """
 
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 
 from rpa_tune.candidate import Evaluation
 from rpa_tune.objective import yardstick
 from rpa_tune.space.space import Space
 from rpa_tune.sweep.sampler import AbstractSampler, Search
-
-# Proposals to draw for one question before the next of the pool is taken instead.
-_MAX_DRAWS = 64
 
 
 class TpeSampler(AbstractSampler):
@@ -29,7 +27,9 @@ class TpeSampler(AbstractSampler):
         """Asks nothing yet; see `sampler.make_sampler` for the arguments."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
-        self._waiting = list(pool)
+        self._pool = list(pool)
+        self._places = np.array([space.coordinates(config) for config in self._pool])
+        self._is_open = np.ones(len(self._pool), bool)
         self._num_seeds = num_seeds
         self._num_left = search.simulate
         self._wave = search.wave
@@ -49,11 +49,10 @@ class TpeSampler(AbstractSampler):
         """The next wave."""
         study = self._study()
         asked: list[Any] = []
-        while len(asked) < min(self._wave, self._num_left) and self._waiting:
-            config = self._waiting[0] if self._num_seeds > 0 else self._propose(study)
-            self._num_seeds -= 1
-            self._waiting.remove(config)
-            asked.append(config)
+        while len(asked) < min(self._wave, self._num_left) and self._is_open.any():
+            index = self._seed() if self._num_seeds > 0 else self._propose(study)
+            self._is_open[index] = False
+            asked.append(self._pool[index])
         self._num_left -= len(asked)
         return asked
 
@@ -83,17 +82,16 @@ class TpeSampler(AbstractSampler):
             )
         return study
 
-    def _propose(self, study: optuna.Study) -> Any:
-        """A waiting config that TPE likes, or the first one when it finds none."""
-        waiting = set(self._waiting)
-        for _ in range(_MAX_DRAWS):
-            trial = study.ask(self._distributions)
-            point = {axis.name: axis.values[trial.params[axis.name]] for axis in self._space.axes}
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            config = type(self._waiting[0])(**point)
-            if config in waiting:
-                return config
-        return self._waiting[0]
+    def _seed(self) -> int:
+        self._num_seeds -= 1
+        return int(np.argmax(self._is_open))
+
+    def _propose(self, study: optuna.Study) -> int:
+        """The open config nearest to a point that TPE likes."""
+        trial = study.ask(self._distributions)
+        point = [axis.position(axis.values[trial.params[axis.name]]) for axis in self._space.axes]
+        away = np.linalg.norm(self._places - point, axis=1)
+        return int(np.argmin(np.where(self._is_open, away, np.inf)))
 
     def _indices(self, config: Any) -> dict[str, int] | None:
         indices = {}
