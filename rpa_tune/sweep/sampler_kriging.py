@@ -130,9 +130,8 @@ class KrigingSampler(AbstractSampler):
         chosen: list[int] = []
         while len(chosen) < size and self._open.any():
             open_ones = np.flatnonzero(self._open)
-            expected, deviation = _predict(
-                kernel, self._points[known], np.array(values), self._points[open_ones]
-            )
+            process = _Process(kernel, self._points[known], np.array(values))
+            expected, deviation = process.predict(self._points[open_ones])
             gain = _expected_gain(expected, deviation, best=min(values))
             best = int(np.argmax(gain))
             chosen.append(int(open_ones[best]))
@@ -170,27 +169,40 @@ class _Kernel:
         return result
 
 
+class _Process:
+    """A Gaussian process that knows some answers; its mean is estimated with them.
+
+    The mean is that of generalised least squares: answers near each other count as hardly more
+    than one, or a cluster around the best config would pull the mean towards itself, and make all
+    that is far from it look as good.
+    """
+
+    def __init__(self, kernel: _Kernel, points: Array, values: Array) -> None:
+        self._kernel, self._points = kernel, points
+        self._factor = np.linalg.cholesky(kernel(points, points) + _NOISE * np.eye(len(points)))
+        ones = np.linalg.solve(self._factor, np.ones(len(points)))
+        white = np.linalg.solve(self._factor, values)
+        self._mean = float(ones @ white) / float(ones @ ones)
+        self._white = white - self._mean * ones
+        # Answers that are all alike still leave what is far less certain than what is near.
+        self._scale = max(float(self._white @ self._white) / len(values), 1e-12)
+
+    def log_likelihood(self) -> float:
+        """Of the answers, up to a constant, under the likeliest mean and variance."""
+        misfit = 0.5 * len(self._white) * np.log(self._scale)
+        return float(-misfit - np.log(np.diag(self._factor)).sum())
+
+    def predict(self, at: Array) -> tuple[Array, Array]:
+        """Expected values at other points, and their standard deviations."""
+        cross = np.linalg.solve(self._factor, self._kernel(self._points, at))
+        unexplained = np.maximum(self._kernel.variance(at) - (cross**2).sum(axis=0), 1e-12)
+        return self._mean + cross.T @ self._white, np.sqrt(unexplained * self._scale)
+
+
 def _most_likely_kernel(points: Array, values: Array) -> _Kernel:
     """The kernel of the grid under which the values are most likely; the first of equals."""
     kernels = [_Kernel(length, share) for share in _LINEAR_SHARES for length in _LENGTHS]
-    return max(kernels, key=lambda kernel: _log_likelihood(kernel, points, values))
-
-
-def _log_likelihood(kernel: _Kernel, points: Array, values: Array) -> float:
-    factor = np.linalg.cholesky(kernel(points, points) + _NOISE * np.eye(len(points)))
-    white = np.linalg.solve(factor, values)
-    # The variance of the values is fitted as well, which leaves these two terms.
-    return float(-0.5 * len(values) * np.log(white @ white + 1e-12) - np.log(np.diag(factor)).sum())
-
-
-def _predict(kernel: _Kernel, points: Array, values: Array, at: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of the process at other points."""
-    factor = np.linalg.cholesky(kernel(points, points) + _NOISE * np.eye(len(points)))
-    cross = np.linalg.solve(factor, kernel(points, at))
-    white = np.linalg.solve(factor, values)
-    scale = float(white @ white) / len(values)
-    variance = np.maximum(kernel.variance(at) - (cross**2).sum(axis=0), 1e-12) * scale
-    return cross.T @ white, np.sqrt(variance)
+    return max(kernels, key=lambda kernel: _Process(kernel, points, values).log_likelihood())
 
 
 def _expected_gain(mean: Array, deviation: Array, *, best: float) -> Array:
