@@ -37,8 +37,10 @@ from rpa_tune.store.shards import Shard, find_shards, parse_shard, read_others, 
 from rpa_tune.sweep.lineup import line_up
 from rpa_tune.sweep.nodes import parse_seconds
 from rpa_tune.sweep.plan import SweepPlan, load_plan
+from rpa_tune.sweep.seeds import winners_before
 from rpa_tune.sweep.study import Study, build_studies
 from rpa_tune.sweep.sweep import BudgetSpentError, StudyResult, Sweep
+from rpa_tune.tables.reader import shipped_folder
 from rpa_tune.tables.writer import merge_into
 
 EXIT_FAILURES = 3
@@ -100,11 +102,10 @@ def sweep(
     plan = _load(plan_file, chip, budget)
     store_file = store_file or Path(".rpa-tune") / f"{plan.name}.jsonl"
     pool = _make_pool(engine, workers)
-    job = _open_job(
-        build_studies(plan), store_file, parse_shard(shard_text) if shard_text else None
-    )
+    shard = parse_shard(shard_text) if shard_text else None
+    job = _open_job(build_studies(plan), store_file, shard)
     if dry_run:
-        answers = [] if fresh else [*job.known, *store.read(job.own).evaluations]
+        answers = [] if fresh else job.answers
         print_forecast(forecast(job.mine, answers, pool.num_workers, verify=verify), as_json)
         return
     if any(public_family(name) for name in plan.families):
@@ -119,6 +120,7 @@ def sweep(
                 deadline=None if plan.budget_s is None else time.monotonic() + plan.budget_s,
                 num_together=1 + math.ceil(2 * pool.num_workers / plan.search.wave),
                 num_shards=job.num_shards,
+                winners=winners_before(job.studies, job.answers, [shipped_folder(), table_folder]),
             )
             results, code, files = _run(run, job, table_folder)
     _report(results, files, table_folder, as_json=as_json, job=job, code=code)
@@ -170,6 +172,7 @@ class _Job:
       num_shards: Runs that the studies are dealt out to.
       own: The file to write to.
       known: What the other files know.
+      answers: What all files know.
     """
 
     studies: list[Study]
@@ -178,6 +181,7 @@ class _Job:
     num_shards: int
     own: Path
     known: list[Evaluation]
+    answers: list[Evaluation]
 
 
 def _open_job(studies: list[Study], store_file: Path, shard: Shard | None) -> _Job:
@@ -201,13 +205,15 @@ def _open_job(studies: list[Study], store_file: Path, shard: Shard | None) -> _J
     num_shards = max(counts, default=1)
     places = line_up(studies, num_shards)
     mine = [studies[p.index] for p in places if shard is None or p.shard == shard.index]
+    known = read_others(store_file, own)
     return _Job(
         studies=studies,
         mine=mine,
         shard=shard,
         num_shards=num_shards,
         own=own,
-        known=read_others(store_file, own),
+        known=known,
+        answers=[*known, *store.read(own).evaluations],
     )
 
 

@@ -1,42 +1,154 @@
-"""Where a search starts beside the heuristic: winners of neighbouring problems."""
+"""Where a search starts beside the heuristic: configs that won for neighbouring problems.
 
-from collections.abc import Sequence
+A winner may come from an earlier study of the same run, from the store, or from tables. A sweep
+that is resumed must ask the same questions as one that never stopped, so of the latter two only
+what the run itself does not write counts: the store's answers for other problems, or of older
+kernels, simulators and compilers; the tables' rows under other keys.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from rpa_tune.candidate import Candidate, Evaluation, Fidelity
+from rpa_tune.families import load_family
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.objective import EXPECTED_TIME, yardstick
 from rpa_tune.promote import Decision
+from rpa_tune.provenance import provenance
+from rpa_tune.store.codec import stamp_of
 from rpa_tune.sweep.study import Study
-from rpa_tune.tables.key import distance, tuning_key
+from rpa_tune.tables.key import TuningKey, distance, tuning_key
+from rpa_tune.tables.reader import load_tables
+from rpa_tune.tables.row import TableRow
 
 MAX_SEEDS = 2
 
 
-def neighbour_seeds(study: Study, decisions: Sequence[Decision]) -> list[Any]:
-    """Configs that won earlier studies of the same run, nearest problem first.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Winner:
+    """A config that won somewhere.
 
-    Only the run's own studies count: a sweep that is resumed after some of its rows were written
-    must ask the same questions as one that never stopped, so tables on disk play no part.
+    Attributes:
+      key: The problem, chip and family that it won for.
+      config: The family's config record.
+    """
+
+    key: TuningKey
+    config: Any
+
+
+def neighbour_seeds(study: Study, winners: Sequence[Winner]) -> list[Any]:
+    """The winners' configs that a study starts from, nearest problem first.
 
     Args:
       study: About to be searched.
-      decisions: Of the studies before it, in their order.
+      winners: Of any family; of equally near ones the first counts.
 
     Returns:
       At most `MAX_SEEDS` configs that fit.
     """
     key = tuning_key(study.problem, study.chip, study.family)
     target = load_chip(study.chip).target
-    ranked: list[tuple[float, int, Any]] = []
-    for decision in decisions:
-        other = decision.chosen.candidate
-        if other.family != study.family:
+    configs = nearest_first(key, winners)
+    return [c for c in configs if c.check(study.problem, target) is None][:MAX_SEEDS]
+
+
+def nearest_first(key: TuningKey, winners: Iterable[Winner]) -> list[Any]:
+    """Configs of winners that could stand in for a key, without repeats.
+
+    What fits one chip may be a good start on another, so that the chip only decides between
+    winners for the same problem.
+    """
+    ranked = []
+    for winner in winners:
+        if winner.key.family == key.family:
+            away = distance(key, replace(winner.key, chip=key.chip))
+            if away is not None:
+                ranked.append((away, winner.key.chip != key.chip, winner.config))
+    ranked.sort(key=lambda entry: entry[:2])
+    return list(dict.fromkeys(config for _, _, config in ranked))
+
+
+def decided(decisions: Iterable[Decision]) -> list[Winner]:
+    """The winners of studies of this run, in the order of the decisions."""
+    return [_winner(decision.chosen.candidate) for decision in decisions]
+
+
+def winners_before(
+    studies: Sequence[Study], answers: Iterable[Evaluation], table_folders: Iterable[Path]
+) -> list[Winner]:
+    """What won before a run: by its store, then by tables; see `Sweep.winners`.
+
+    Args:
+      studies: All of the run.
+      answers: All of its store.
+      table_folders: Those that exist are read, later ones win.
+
+    Raises:
+      TableError: A table does not parse.
+    """
+    rows = load_tables([folder for folder in table_folders if folder.is_dir()])
+    return [*winners_of_store(answers, studies), *winners_of_tables(rows, studies)]
+
+
+def winners_of_store(answers: Iterable[Evaluation], studies: Sequence[Study]) -> list[Winner]:
+    """The fastest config of each problem that a store knows, by the versions it saw last.
+
+    Args:
+      answers: All of a store, in any order.
+      studies: Of the run; today's answers to them are left out.
+    """
+    today = {study.family: stamp_of(provenance(study.family)) for study in studies}
+    own = {(study.family, study.problem, study.chip, study.workload.digest) for study in studies}
+    rounds: dict[Any, dict[Any, list[Evaluation]]] = {}
+    for answer in answers:
+        if answer.fidelity not in (Fidelity.SIMULATED, Fidelity.MEASURED) or not answer.ok:
             continue
-        # What fits one chip may be a good start on another.
-        away = distance(key, tuning_key(other.problem, study.chip, study.family))
-        if away is not None:
-            ranked.append((away, len(ranked), other.config))
-    found: list[Any] = []
-    for _, _, config in sorted(ranked, key=lambda entry: entry[:2]):
-        if config not in found and config.check(study.problem, target) is None:
-            found.append(config)
-    return found[:MAX_SEEDS]
+        asked, stamp = answer.candidate, stamp_of(answer.provenance)
+        question = (asked.family, asked.problem, asked.chip, asked.workload)
+        if question not in own or stamp != today[asked.family]:
+            rounds.setdefault(question, {}).setdefault(stamp, []).append(answer)
+    best = [_best(max(by_stamp.values(), key=_last_time)) for by_stamp in rounds.values()]
+    # Not in the order of the store: the files of shards are read in another order by each shard.
+    return [_winner(e.candidate) for e in sorted(best, key=lambda e: e.candidate.digest)]
+
+
+def winners_of_tables(rows: Iterable[TableRow], studies: Sequence[Study]) -> list[Winner]:
+    """The configs of table rows; a row of a kernel that has other fields since is left out.
+
+    Args:
+      rows: Of all families and chips.
+      studies: Of the run; rows under their keys are left out.
+    """
+    own = {tuning_key(study.problem, study.chip, study.family) for study in studies}
+    winners = []
+    for row in rows:
+        family = load_family(row.key.family)
+        for fields in row.configs if row.key not in own else ():
+            try:
+                winners.append(Winner(key=row.key, config=family.config_from_dict(fields)))
+            except ValueError:
+                continue
+    return winners
+
+
+def _winner(candidate: Candidate) -> Winner:
+    key = tuning_key(candidate.problem, candidate.chip, candidate.family)
+    return Winner(key=key, config=candidate.config)
+
+
+def _last_time(answers: Sequence[Evaluation]) -> str:
+    """When the last of them was given; ISO 8601 sorts as text."""
+    return max(str(answer.provenance.get("time") or "") for answer in answers)
+
+
+def _best(answers: Sequence[Evaluation]) -> Evaluation:
+    """The fastest at the highest fidelity among them."""
+    top = max(answer.fidelity for answer in answers)
+    measure = yardstick(answers, EXPECTED_TIME)
+    return min(
+        (answer for answer in answers if answer.fidelity is top),
+        key=lambda answer: (measure.loss(answer), answer.candidate.digest),
+    )

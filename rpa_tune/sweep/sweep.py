@@ -22,7 +22,7 @@ from rpa_tune.sweep.lineup import Place, line_up
 from rpa_tune.sweep.oracle import BudgetSpentError, Evaluators, Oracle
 from rpa_tune.sweep.rungs import Stop, climb, dominated, not_asked, timeless
 from rpa_tune.sweep.sampler import AbstractSampler, Search, make_sampler
-from rpa_tune.sweep.seeds import neighbour_seeds
+from rpa_tune.sweep.seeds import Winner, decided, neighbour_seeds
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
 from rpa_tune.tables.row import TableRow
@@ -77,6 +77,7 @@ class Sweep:
       deadline: `time.monotonic()` at which the budget is spent, or None.
       num_together: Studies that run side by side.
       num_shards: Runs that the studies are dealt out to; see `lineup.py`.
+      winners: Configs that won before this run; searches start from those of their neighbours.
       oracle: Who answers, and remembers.
     """
 
@@ -86,6 +87,7 @@ class Sweep:
     deadline: float | None = None
     num_together: int = 1
     num_shards: int = 1
+    winners: Sequence[Winner] = ()
     oracle: Oracle = field(init=False)
 
     def __post_init__(self) -> None:
@@ -162,7 +164,7 @@ class Sweep:
         self.oracle.tell("study_started", study, space)
         heuristic = study.heuristic()
         seeds = [] if isinstance(heuristic, Infeasible) else [heuristic]
-        seeds += neighbour_seeds(study, decisions)
+        seeds += neighbour_seeds(study, [*decided(decisions), *self.winners])
         pool = [study.candidate(config) for config in dict.fromkeys([*seeds, *space.configs])]
         answers: list[Evaluation] = []
         stops: list[Stop] = []

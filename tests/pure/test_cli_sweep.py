@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from fake_sweep import make_evaluators
+from table_rows import PROBLEM, default_config, make_row
 
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli import sweep as module
@@ -19,6 +21,7 @@ from rpa_tune.cli.main import cli
 from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.store import journal
 from rpa_tune.tables.reader import load_tables
+from rpa_tune.tables.writer import merge_into
 
 TESTS = Path(__file__).resolve().parents[1]
 PLAN = """\
@@ -36,6 +39,8 @@ search: {simulate: 6, wave: 3}
 def folder(tmp_path, monkeypatch):
     (tmp_path / "plan.yaml").write_text(PLAN)
     monkeypatch.chdir(tmp_path)
+    # The tables of this installation would be seeds, and change.
+    monkeypatch.setattr(module, "shipped_folder", lambda: tmp_path / "shipped")
     return tmp_path
 
 
@@ -62,6 +67,18 @@ def test_a_sweep_writes_tables_and_says_how_to_use_them(folder, evaluators):
         assert word in result.stdout, word
     assert (folder / ".rpa-tune" / "plan.jsonl").exists()
     assert all(evaluator.closed for evaluator in evaluators.values())
+
+
+def test_a_sweep_starts_from_shipped_rows_of_neighbours(folder, evaluators):
+    neighbour = replace(PROBLEM, num_q_heads=32, num_kv_heads=8)
+    config = default_config(problem=neighbour, bkv_sz=2048, bkv_csz=2048)
+    merge_into(folder / "shipped", [make_row(problem=neighbour, configs=[config])])
+    assert sweep().exit_code == 0
+    asked = [asdict(c.config) for c in evaluators[Fidelity.SIMULATED].asked]
+    assert asked[1] == config  # which is outside of the plan's axes
+    assert sweep("--store", "other.jsonl").exit_code == 0
+    again = [asdict(c.config) for c in evaluators[Fidelity.SIMULATED].asked]
+    assert again == [*asked, *asked]  # the row that was written plays no part
 
 
 def test_plain_lines_when_nobody_is_watching(folder, evaluators):
@@ -159,11 +176,12 @@ def test_a_second_sweep_on_the_same_store_is_refused(folder, evaluators):
 
 
 PROGRAM = textwrap.dedent("""
-    import sys
+    from pathlib import Path
     from fake_sweep import make_evaluators
     from rpa_tune.cli import main, sweep
     made = make_evaluators(delay_s=0.3)
     sweep.make_evaluators = lambda plan, pool, cache: made
+    sweep.shipped_folder = lambda: Path("shipped")
     main.main(["sweep", "plan.yaml"])
 """)
 
