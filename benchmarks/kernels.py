@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from cells import KINDS, MODELS, Group, groups
@@ -28,9 +28,21 @@ from rpa_tune.errors import UsageError
 from rpa_tune.interop import wheel
 from rpa_tune.provenance import provenance
 
-# What one set of block sizes gave on the batches of a group: times in microseconds, None for a
-# batch that was not served and no list where nothing was compiled; and the reason of what misses.
-Answer = tuple[list[float | None], str]
+
+class Answer(NamedTuple):
+    """What one set of block sizes gave on the batches of a group.
+
+    Attributes:
+      times_us: Microseconds of each batch, None for one that was not served; empty where nothing
+        was compiled.
+      detail: The reason of what misses.
+      compile_s: Seconds of tracing, lowering and compiling, on a machine as busy as it was; None
+        if unknown or from a cache.
+    """
+
+    times_us: list[float | None]
+    detail: str
+    compile_s: float | None = None
 
 
 def compare(group: Group, answers: list[tuple[Entry, Answer]]) -> dict:
@@ -41,9 +53,9 @@ def compare(group: Group, answers: list[tuple[Entry, Answer]]) -> dict:
         best: dict[str, Any] = {}
         for kernel in kernels:
             found = [
-                (times[i], entry.blocks)
-                for entry, (times, _) in answers
-                if entry.kernel == kernel and times and times[i] is not None
+                (answer.times_us[i], entry.blocks)
+                for entry, answer in answers
+                if entry.kernel == kernel and answer.times_us and answer.times_us[i] is not None
             ]
             if found:
                 time_us, blocks = min(found, key=lambda pair: pair[0])
@@ -52,12 +64,17 @@ def compare(group: Group, answers: list[tuple[Entry, Answer]]) -> dict:
         speedup = min(theirs) / best["ours"]["time_us"] if theirs and "ours" in best else None
         cells.append({"name": name, "best": best, "speedup": speedup})
     failures = [
-        {"kernel": entry.kernel, "blocks": entry.blocks, "detail": detail}
-        for entry, (_, detail) in answers
-        if detail
+        {"kernel": entry.kernel, "blocks": entry.blocks, "detail": answer.detail}
+        for entry, answer in answers
+        if answer.detail
+    ]
+    compiled = [
+        {"kernel": entry.kernel, "blocks": entry.blocks, "compile_s": answer.compile_s}
+        for entry, answer in answers
+        if answer.compile_s and entry.rank == 0
     ]
     names = {"chip": group.chip, "model": group.model, "kind": group.kind}
-    return {**names, "cells": cells, "failures": failures}
+    return {**names, "cells": cells, "failures": failures, "compiled": compiled}
 
 
 def summarize(results: list[dict], seconds: float) -> dict[str, Any]:
@@ -84,11 +101,14 @@ def summarize(results: list[dict], seconds: float) -> dict[str, Any]:
         "num_compared": len(compared),
         "seconds": seconds,
         "cells": cells,
-        "failures": [
-            {**{k: result[k] for k in ("chip", "model", "kind")}, **failure}
-            for result in results
-            for failure in result["failures"]
-        ],
+        **{
+            key: [
+                {**{k: result[k] for k in ("chip", "model", "kind")}, **row}
+                for result in results
+                for row in result[key]
+            ]
+            for key in ("failures", "compiled")
+        },
     }
 
 
@@ -132,7 +152,7 @@ class Journal:
                     row = json.loads(line)
                 except json.JSONDecodeError:
                     continue
-                self._answers[row["id"]] = (row["times_us"], row["detail"])
+                self._answers[row.pop("id")] = Answer(**row)
 
     def get(self, entry: Entry) -> Answer | None:
         """The answer of an earlier run."""
@@ -141,7 +161,7 @@ class Journal:
     def add(self, entry: Entry, answer: Answer) -> None:
         """Keeps an answer."""
         self._answers[entry.identity] = answer
-        row = {"id": entry.identity, "times_us": answer[0], "detail": answer[1]}
+        row = {"id": entry.identity, **answer._asdict()}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -150,10 +170,13 @@ class Journal:
 def times_of(entry: Entry, reply: Reply) -> Answer:
     """Microseconds of each batch, or none and the reason."""
     if reply.failure is not None:
-        return [], f"{reply.failure.kind}: {' '.join(reply.failure.detail.split())}"
+        return Answer([], f"{reply.failure.kind}: {' '.join(reply.failure.detail.split())}")
+    value = reply.value
     if entry.kernel == "ours":
-        return [t.time_us for t in reply.value.timelines], reply.value.detail
-    return list(reply.value.batch_us), reply.value.detail
+        seconds = value.costs.get("lower_s", 0) + value.costs.get("compile_s", 0)
+        fresh = None if value.costs.get("from_cache") else seconds
+        return Answer([t.time_us for t in value.timelines], value.detail, fresh)
+    return Answer(list(value.batch_us), value.detail, value.compile_s or None)
 
 
 def run(pool: WorkerPool, entries: list[Entry], journal: Journal) -> None:
@@ -166,9 +189,9 @@ def run(pool: WorkerPool, entries: list[Entry], journal: Journal) -> None:
             entry, number = asked[reply.index], number + 1
             answer = times_of(entry, reply)
             journal.add(entry, answer)
-            served = [us for us in answer[0] if us is not None]
+            served = [us for us in answer.times_us if us is not None]
             said = f"{len(served)} cells, {sum(served):,.0f} us in all"
-            said += f"; {answer[1][:160]}" if answer[1] else ""
+            said += f"; {answer.detail[:160]}" if answer.detail else ""
             print(f"{number}/{len(missing)} {entry.title}: {said}", file=sys.stderr, flush=True)
 
 
@@ -211,7 +234,7 @@ def main(**options: Any) -> None:
         run(pool, ranked, journal)
     results = []
     for group, entries in plan:
-        answers = [(entry, journal.get(entry) or ([], "not run")) for entry in entries]
+        answers = [(entry, journal.get(entry) or Answer([], "not run")) for entry in entries]
         results.append(compare(group, answers))
         print_group(results[-1])
         print_failures(results[-1])
