@@ -152,7 +152,8 @@ class Journal:
                     row = json.loads(line)
                 except json.JSONDecodeError:
                     continue
-                self._answers[row.pop("id")] = Answer(**row)
+                identity = row.pop("id")
+                self._answers[identity] = Answer(**row)
 
     def get(self, entry: Entry) -> Answer | None:
         """The answer of an earlier run."""
