@@ -125,10 +125,10 @@ def test_launches_alone_are_a_program_that_copies_nothing(pool, chip):
     assert reply.failure is None, reply.failure
     status, allocated_bytes = reply.value
     assert status is Status.OK
-    operands = sum(
-        2 * math.prod(shape) for shape in (LLAMA.q_shape, LLAMA.kv_new_shape, LLAMA.kv_cache_shape)
-    )
-    assert operands <= allocated_bytes < operands + 64 * 1024  # and the scalar arrays
+    shapes = (LLAMA.q_shape, LLAMA.kv_new_shape, LLAMA.kv_cache_shape)
+    operands = [2 * math.prod(shape) for shape in shapes]
+    # Beside them the scalar arrays, and what dividing the batch among two cores needs.
+    assert sum(operands) <= allocated_bytes < sum(operands) + min(operands)
 
 
 @pytest.mark.parametrize("family", ["decode", "mixed"])
