@@ -14,6 +14,8 @@ CHAIN_ROWS = 256
 # Query rows of all chains in one pass of the pipeline. More hide more of the first chain's and the
 # last chain's latency; the code grows with them.
 PASS_ROWS = 2048
+# Tokens of a KV block that fill and drain the pipeline seldom enough.
+USUAL_KV = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +71,13 @@ class BlockwiseConfig:
 def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     """Values worth trying, in rising order; `check` says which combinations can exist."""
     kv = limits.block_sizes(problem, (128, 256, 512, 1024, 2048))
+    windowed = _default_kv(problem, _default_keys(problem, target))
     most = max(16, layout.next_power_of_2(problem.max_num_tokens))
     q = tuple(n for n in (16, 32, 64, 128, 256, 512) if n <= most)
     return {
         "bq_sz": q,
         "bq_csz": tuple(n for n in q if n <= 256),
-        "bkv_sz": kv,
+        "bkv_sz": tuple(sorted({*kv, windowed})),
         "bkv_csz": tuple(sorted({n for n in (*kv, 256, 512) if n <= max(kv)})),
         "num_buffers": (2, 3),
         # Where a column of ones is free it can still lose: v7x at 4 query tokens, by 9 %.
@@ -87,13 +90,33 @@ def _default_mxu_sums(problem: Problem, target: Target) -> int:
     return int(target.mxu_size >= 2 * problem.padded_head_dim or problem.fuses_kv)
 
 
+def _default_keys(problem: Problem, target: Target) -> int:
+    """Keys of a compute block: two widths of an MXU, or less in a window.
+
+    Fewer leave the latency of a product in sight; more spill scores, and waste more at the
+    diagonal and at the edge of a window, which is where all of a narrow window is.
+    """
+    keys = 2 * target.mxu_size
+    is_narrow = problem.sliding_window is not None and problem.sliding_window < 4 * keys
+    return max(keys // 2, 256) if is_narrow else keys
+
+
+def _default_kv(problem: Problem, keys: int) -> int:
+    """Tokens of a KV block: so many that a window reaches not just a little into one more."""
+    if problem.sliding_window is None:
+        return limits.block_sizes(problem, (USUAL_KV,))[0]
+    span = problem.sliding_window + problem.page_size
+    num_blocks = max(1, round(span / USUAL_KV))
+    size = layout.align(layout.cdiv(span, num_blocks), keys)
+    return limits.block_sizes(problem, (max(size, USUAL_KV),))[0]
+
+
 def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeasible:
     """A config that fits, by rule of thumb.
 
-    The query rows of a compute block fill one pass of the pipeline over all KV heads. Its keys are
-    two widths of an MXU: fewer leave the latency of a product in sight, more spill scores and
-    waste more at the diagonal. Then query blocks as long as fit, so that KV is fetched and
-    unpacked once for many queries; but a chunk of 512 has a block for each core.
+    The query rows of a compute block fill one pass of the pipeline over all KV heads; see
+    `_default_keys` and `_default_kv` for its keys. Then query blocks as long as fit, so that KV is
+    fetched and unpacked once for many queries; but a chunk of 512 has a block for each core.
 
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
@@ -103,8 +126,9 @@ def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeas
     rows = max(CHAIN_ROWS, PASS_ROWS // problem.num_kv_heads)
     bq_csz = min(most_q, 256, max(MIN_BQ_CSZ, layout.next_power_of_2(rows // rows_per_token)))
     bq = min(most_q, max(bq_csz, 512 // target.num_cores))
-    keys = 2 * target.mxu_size
-    bkv = limits.block_sizes(problem, (1024,))[0]
+    keys = _default_keys(problem, target)
+    usual = limits.block_sizes(problem, (USUAL_KV,))[0]
+    bkv = _default_kv(problem, keys)
     while True:
         config = BlockwiseConfig(
             bq_sz=bq,
@@ -118,7 +142,9 @@ def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeas
         if bad is None:
             return config
         smaller = limits.smaller_block(bkv, problem)
-        if smaller and bkv > max(2 * bq, keys):
+        if bkv > usual:
+            bkv = usual
+        elif smaller and bkv > max(2 * bq, keys):
             bkv = smaller
         elif bq > bq_csz:
             bq //= 2

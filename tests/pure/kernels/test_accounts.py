@@ -205,3 +205,19 @@ def test_accounts_import_no_jax():
         "assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_default_blocks_follow_the_mxu_the_window_and_the_cores():
+    """The rules of thumb that `default_config` states, where memory is no limit."""
+    default = load_family("mixed").default_config
+    assert (V6E.mxu_size, V6E.num_cores) == (256, 1)
+    v5 = dataclasses.replace(V6E, mxu_size=128)
+    assert default(LLAMA, V6E).bkv_csz == 2 * default(LLAMA, v5).bkv_csz == 512
+    # 2048 query rows of 8 KV heads with 4 query heads each are one pass.
+    assert default(LLAMA, V6E).bq_csz == 64
+    assert (
+        default(LLAMA, V6E).bq_sz == 2 * default(LLAMA, dataclasses.replace(V6E, num_cores=2)).bq_sz
+    )
+    for window, blocks in ((128, (1024, 256)), (1024, (1280, 256)), (4096, (1536, 512))):
+        config = default(dataclasses.replace(LLAMA, sliding_window=window), V6E)
+        assert (config.bkv_sz, config.bkv_csz) == blocks
