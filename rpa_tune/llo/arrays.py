@@ -14,7 +14,7 @@ MAX_BARRIERS = 8  # between the cores of a device; one is usual
 
 # Why the compiled loop stopped.
 DONE, DEADLOCK, HALTED, TOO_LONG, SMEM_FULL, POOL_FULL, RING_FULL, BAD_FLAG, BAD_SIZE = range(9)
-NO_MEMORY, NOT_GIVEN, BARRIERS_FULL = 9, 10, 11
+NO_MEMORY, NOT_GIVEN, BARRIERS_FULL, BEHIND_OPERAND = 9, 10, 11, 12
 
 
 class State(NamedTuple):
@@ -68,7 +68,7 @@ class Inputs(NamedTuple):
       copies: float64[3, 4]: `CopyRates` by direction.
       slowdown: See `engines.Rates`.
       numbers: (granule bytes, narrow latency, wide latency, queue, results per eight rows,
-        barrier).
+        barrier, bytes of an HBM address).
       cycles_per_row: MXU time of a row.
       operand_values: Address, or value, of each operand.
       data: Scalar operands, one behind the other.

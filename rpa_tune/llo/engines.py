@@ -78,6 +78,7 @@ class Rates(NamedTuple):
     Attributes:
       branch_delay: Bundles between a branch and its effect.
       granule_bytes: Unit of copy sizes and flags.
+      hbm_address_bytes: Unit of addresses in HBM, before a shift that makes them pointers.
       copies: Rates by `Direction`.
       slowdown: Extra time of a read or write, as a share, while the other direction is busy.
       cycles_per_row: MXU time of one row of a matmul.
@@ -91,6 +92,7 @@ class Rates(NamedTuple):
 
     branch_delay: int
     granule_bytes: int
+    hbm_address_bytes: int
     copies: tuple[CopyRates, CopyRates, CopyRates]
     slowdown: float
     cycles_per_row: float
@@ -117,6 +119,7 @@ def rates_of(machine: Machine) -> Rates:
     return Rates(
         branch_delay=int(machine.value("branch_delay_cycles")),
         granule_bytes=int(machine.value("granule_bytes")),
+        hbm_address_bytes=int(machine.value("hbm_address_bytes")),
         copies=(copies("read"), copies("write"), copies("local")),
         slowdown=max(0.0, together / machine.value("shared_bytes_per_s") - 1),
         cycles_per_row=1 / machine.value("mxu_rows_per_cycle"),

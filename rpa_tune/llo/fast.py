@@ -15,6 +15,7 @@ from rpa_tune.llo.arrays import (
     BAD_FLAG,
     BAD_SIZE,
     BARRIERS_FULL,
+    BEHIND_OPERAND,
     BUFFERS,
     DEADLOCK,
     DONE,
@@ -35,7 +36,6 @@ from rpa_tune.llo.arrays import (
 )
 from rpa_tune.llo.encode import Encoded
 from rpa_tune.llo.engines import Direction, Owner, Rates
-from rpa_tune.llo.interpreter import operand_address
 from rpa_tune.llo.loop import run_loop
 from rpa_tune.llo.program import ALLOCATION_BITS, Program
 from rpa_tune.llo.run import Operands, Run
@@ -80,7 +80,7 @@ def _inputs(
                 raise _not_given(program, index)
             operand_values[index] = operands[index].flat[0]
             continue
-        operand_values[index] = operand_address(index)
+        operand_values[index] = Program.operand_address(index)
         data_of_operand[index] = (0, -1)
         if index in operands:
             values = np.asarray(operands[index], np.int32).reshape(-1).astype(np.int64)
@@ -93,6 +93,7 @@ def _inputs(
         rates.queue_cycles,
         rates.results_per_eight_rows,
         rates.barrier_cycles,
+        rates.hbm_address_bytes,
     )
     return Inputs(
         rows=encoded.rows,
@@ -210,5 +211,6 @@ def _error(program: Program, stopped: int, state: State, max_bundles: int) -> Du
             BAD_SIZE: "a copy of negative size",
             BARRIERS_FULL: f"more than {MAX_BARRIERS} barriers between the cores",
             NO_MEMORY: "a copy of words of neither an operand nor a spill slot",
+            BEHIND_OPERAND: f"a copy of words from behind operand {detail}",
         }[stopped]
     return DumpError(message, where=program.where(address))

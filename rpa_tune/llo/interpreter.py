@@ -34,6 +34,7 @@ _BINARY: dict[Op, Callable[[int, int], int]] = {
     Op.ADD: operator.add,
     Op.SUB: operator.sub,
     Op.MUL: operator.mul,
+    Op.MUL_HIGH_UNSIGNED: lambda a, b: (a % _WORD) * (b % _WORD) >> 32,
     Op.REMAINDER: lambda a, b: (a % _WORD) % (b % _WORD) if b else 0,
     Op.QUOTIENT: lambda a, b: (a % _WORD) // (b % _WORD) if b else 0,
     Op.AND: operator.and_,
@@ -67,11 +68,6 @@ def wrap(value: int) -> int:
     """Reduces to a signed 32-bit integer."""
     value %= _WORD
     return value - _WORD if value >= _WORD >> 1 else value
-
-
-def operand_address(index: int) -> int:
-    """A made-up address of an operand in HBM, VMEM or CMEM; no allocation starts there."""
-    return (2 * index + 1) << 12
 
 
 class Observer(Protocol):
@@ -253,7 +249,7 @@ class Interpreter:
         """The address of a memory operand, or the value of a scalar one."""
         if self.program.operands[index].space == "register":
             return int(self._operand_array(index)[0])
-        return operand_address(index)
+        return Program.operand_address(index)
 
     def _operand_array(self, index: int) -> npt.NDArray[np.int32]:
         """The values of a scalar-prefetch operand."""
@@ -298,16 +294,19 @@ class Interpreter:
         """Moves words between SMEM and an operand or, where SMEM was too small, a spill slot."""
         delivers = copy.endswith("_to_smem")
         outside = source if delivers else destination
-        for index, operand in self.program.operands.items():
-            if operand.space != "register" and outside == operand_address(index):
-                # What goes to an output is not read back.
-                if delivers:
-                    values = self._operand_array(index).tolist()
-                    self.smem.update(enumerate(values, start=destination))
-                return
+        words = granules * self.rates.granule_bytes // 4
+        if place := self.program.operand_at(outside):
+            # What goes to an output is not read back.
+            if delivers and words:
+                start = place[1] * self.rates.hbm_address_bytes // 4
+                values = self._operand_array(place[0])[start : start + words].tolist()
+                if not values:
+                    raise self._error(address, f"a {copy} copy from behind operand {place[0]}")
+                self.smem.update(enumerate(values, start=destination))
+            return
         if not self.program.is_spill(outside):
             raise self._error(address, f"a {copy} copy of neither an operand nor a spill slot")
-        for word in range(granules * self.rates.granule_bytes // 4):
+        for word in range(words):
             self.smem[destination + word] = self._load(source + word)
 
     def _flag(self, term: Term) -> SyncFlag:

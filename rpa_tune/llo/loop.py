@@ -13,6 +13,7 @@ from rpa_tune.llo.arrays import (
     BAD_FLAG,
     BAD_SIZE,
     BARRIERS_FULL,
+    BEHIND_OPERAND,
     BUFFERS,
     DEADLOCK,
     DONE,
@@ -29,7 +30,7 @@ from rpa_tune.llo.arrays import (
 )
 from rpa_tune.llo.engines import Direction, Owner
 from rpa_tune.llo.opcodes import Op
-from rpa_tune.llo.program import ALLOCATION_BITS
+from rpa_tune.llo.program import ALLOCATION_BITS, OPERAND_BITS
 from rpa_tune.llo.words import arithmetic, jit, wrap_word
 
 # The compiled code sees plain integers.
@@ -47,6 +48,7 @@ _OWN_SCALAR, _OWN_MXU, _OWN_SYNC = int(Owner.SCALAR), int(Owner.MXU_WAIT), int(O
 _OWN_READ = int(Owner.DMA_WAIT_READ)  # then DMA_WAIT_WRITE and PROLOGUE, as Direction orders them
 _WORD = 1 << 32
 _OFFSET_MASK = (1 << ALLOCATION_BITS) - 1
+_OPERAND_UNITS = 1 << OPERAND_BITS
 _NUM_DIRECTIONS, _LOCAL = len(Direction), int(Direction.LOCAL)
 _MAX_PHIS = 256
 
@@ -165,24 +167,29 @@ def _copy_words(inputs: Any, state: Any, delivers: bool, values: Any) -> int:
     """Moves words between SMEM and an operand or a spill slot; returns a stop reason."""
     source, granules, destination, _ = values
     outside = source if delivers else destination
+    words = granules * inputs.numbers[0] // 4
     for index in range(len(inputs.operand_values)):
         length = inputs.data_of_operand[index, 1]
-        if length == -2 or outside != inputs.operand_values[index]:
+        offset = outside - inputs.operand_values[index]
+        if length == -2 or offset < 0 or offset >= _OPERAND_UNITS:
             continue
-        if not delivers:
+        if not delivers or words == 0:
             return DONE
+        state.scalars[3] = index
         if length < 0:
-            state.scalars[3] = index
             return NOT_GIVEN
-        start = inputs.data_of_operand[index, 0]
-        for word in range(length):
+        first = offset * inputs.numbers[6] // 4
+        if first >= length:
+            return BEHIND_OPERAND
+        start = inputs.data_of_operand[index, 0] + first
+        for word in range(min(words, length - first)):
             if not _store(state, destination + word, inputs.data[start + word]):
                 return SMEM_FULL
         return DONE
     allocation = (outside >> ALLOCATION_BITS) - 1
     if allocation < 0 or allocation >= len(inputs.is_spill) or inputs.is_spill[allocation] == 0:
         return NO_MEMORY
-    for word in range(granules * inputs.numbers[0] // 4):
+    for word in range(words):
         if not _store(state, destination + word, _load(state, source + word)):
             return SMEM_FULL
     return DONE

@@ -83,6 +83,7 @@ class Op(IntEnum):
     REMAINDER = 44
     QUOTIENT = 45
     BARRIER = 46
+    MUL_HIGH_UNSIGNED = 47
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

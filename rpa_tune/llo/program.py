@@ -13,6 +13,8 @@ from rpa_tune.llo.opcodes import Op, Slot
 
 # Allocations get addresses this many bits apart: SMEM has at most 2**18 words on all chips.
 ALLOCATION_BITS = 18
+# Operands are put below zero, this many bits apart: no allocation is there.
+OPERAND_BITS = 20
 NO_REGISTER = -1
 
 
@@ -112,6 +114,17 @@ class Program:
     def where(self, address: int) -> str:
         """`file:line (bundle 0x..)` of a bundle, for messages."""
         return f"{self.path}:{self.bundles[address].line} (bundle {address:#x})"
+
+    @staticmethod
+    def operand_address(index: int) -> int:
+        """A made-up address of an operand in HBM, VMEM or CMEM."""
+        return -(index + 1) << OPERAND_BITS
+
+    def operand_at(self, address: int) -> tuple[int, int] | None:
+        """The operand in memory that an address is in, and how many units of address into it."""
+        index, offset = -(address >> OPERAND_BITS) - 1, address % (1 << OPERAND_BITS)
+        is_memory = index in self.operands and self.operands[index].space != "register"
+        return (index, offset) if is_memory else None
 
     def is_spill(self, address: int) -> bool:
         """Whether an address is in an allocation that holds spilled registers."""

@@ -12,6 +12,7 @@ _SHL, _SHRL, _SHRA = map(int, (Op.SHL, Op.SHR_LOGICAL, Op.SHR_ARITHMETIC))
 _MIN, _MAX, _MINU, _MAXU = map(int, (Op.MIN, Op.MAX, Op.MIN_UNSIGNED, Op.MAX_UNSIGNED))
 _EQ, _NE, _LT, _LE, _GT, _GE = map(int, (Op.EQ, Op.NE, Op.LT, Op.LE, Op.GT, Op.GE))
 _LTU, _LEU, _GTU = map(int, (Op.LT_UNSIGNED, Op.LE_UNSIGNED, Op.GT_UNSIGNED))
+_MULHI = int(Op.MUL_HIGH_UNSIGNED)
 _REMAINDER, _QUOTIENT = int(Op.REMAINDER), int(Op.QUOTIENT)
 _ORP, _ANDP, _XORP, _NANDP = map(
     int, (Op.OR_PREDICATE, Op.AND_PREDICATE, Op.XOR_PREDICATE, Op.NAND_PREDICATE)
@@ -39,6 +40,10 @@ def arithmetic(op: int, a: int, b: int) -> int:
         return a - b
     if op == _MUL:
         return a * b
+    if op == _MULHI:
+        # In halves of `b`: the whole product does not fit 64 signed bits.
+        a &= _WORD - 1
+        return (a * ((b >> 16) & 0xFFFF) + (a * (b & 0xFFFF) >> 16)) >> 16
     if op == _REMAINDER:
         return (a & (_WORD - 1)) % (b & (_WORD - 1)) if b != 0 else 0
     if op == _QUOTIENT:

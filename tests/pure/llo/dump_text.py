@@ -22,12 +22,12 @@ def operand(name, index, shape="s32[4]", space="hbm"):
     )
 
 
-def prefetch(index=0, allocation="#allocation0"):
-    """Bundles that bring operand `index` (one granule) to SMEM."""
+def prefetch(index=0, allocation="#allocation0", granules=1):
+    """Bundles that bring operand `index` to SMEM."""
     return (
         operand(f"%s90{index}_s0", index) + f"  ;;  %s91{index}_s1 = smov [{allocation}]",
-        f"%92{index} = dma.hbm_to_smem /*hbm=*/%s90{index}_s0, /*size_in_granules=*/1,"
+        f"%92{index} = dma.hbm_to_smem /*hbm=*/%s90{index}_s0, /*size_in_granules=*/{granules},"
         f" /*smem=*/%s91{index}_s1, /*dst_syncflagno=*/[#allocation9]",
-        f"%93{index} = dma.done.wait [#allocation9], 1",
-        f"%94{index} = vsyncadd [#allocation9], 4294967295",
+        f"%93{index} = dma.done.wait [#allocation9], {granules}",
+        f"%94{index} = vsyncadd [#allocation9], {(1 << 32) - granules}",
     )

@@ -39,6 +39,7 @@ BINARY = {
     "sadd.s32": lambda a, b: a + b,
     "ssub.s32": lambda a, b: a - b,
     "smul.u32": lambda a, b: a * b,
+    "smulhi.u32": lambda a, b: (a % 2**32) * (b % 2**32) // 2**32,
     "sand.u32": lambda a, b: a & b,
     "sor.u32": lambda a, b: a | b,
     "sxor.u32": lambda a, b: a ^ b,
@@ -230,7 +231,7 @@ def test_branches_in_each_others_shadow_are_refused(program_of):
 
 
 def test_large_smem_tables(program_of):
-    bundles = list(prefetch())
+    bundles = list(prefetch(granules=7500))
     bundles.append("%s1_s0 = sld [smem:[#allocation0 + $0xea5f]]")
     program = program_of(dump(*bundles, *wait_for_granules("%s1_s0")))
     table = np.zeros(60_000, np.int32)

@@ -10,9 +10,10 @@ from pure.llo.dump_text import dump, operand, prefetch
 from pure.llo.test_interpreter import RATES, _program, run_both, wait_for_granules
 
 from rpa_tune.errors import DumpError
-from rpa_tune.llo.engines import Direction
+from rpa_tune.llo.engines import Direction, rates_of
 from rpa_tune.llo.fast import run_fast
 from rpa_tune.llo.interpreter import interpret
+from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.opcodes import Slot
 
 UINT32 = st.integers(0, 2**32 - 1)
@@ -79,6 +80,47 @@ def test_scalars_from_elsewhere_are_refused(program_of, source):
         with pytest.raises(DumpError, match="neither an operand nor a spill slot") as caught:
             function(program, RATES, {}, max_bundles=10)
         assert "bundle 0x1" in caught.value.where
+
+
+def windows(offset, granules):
+    """Bundles that bring a part of operand 3 to SMEM; its first word shows in granules."""
+    return dump(
+        operand("%s70_s5", 3, "s32[20]"),
+        f"%s71_s6 = scalar_lea.hbm %s70_s5, {offset}  ;;  %s72_s7 = smov [#allocation5]",
+        f"%73 = dma.hbm_to_smem %s71_s6, {granules}, %s72_s7, [#allocation2]",
+        f"%74 = dma.done.wait [#allocation2], {granules}",
+        "%s75_s8 = sld [smem:[#allocation5]]  ;;  %s76_s9 = sld [smem:[#allocation5 + $0x8]]",
+        "%s77_s10 = sadd.s32 %s75_s8, %s76_s9",
+        *wait_for_granules("%s77_s10"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("chip", "offset", "granules", "expected"),
+    [
+        ("v6e", 0, 1, 100),  # the ninth word is not copied
+        ("v6e", 0, 2, 100 + 108),
+        ("v6e", 1, 2, 108 + 116),
+        ("v6e", 2, 16, 116),  # rounded up: the operand ends
+        ("v6e", 3, 0, 0),
+        ("v5e", 0, 2, 100 + 108),
+    ],
+)
+def test_a_window_of_an_operand_is_delivered(program_of, chip, offset, granules, expected):
+    rates = rates_of(load_machine(chip))
+    values = np.arange(100, 120, dtype=np.int32)
+    run = run_both(program_of(windows(offset, granules)), {3: values}, rates=rates)
+    assert run.engines[Direction.READ][1] == expected * rates.granule_bytes
+
+
+@pytest.mark.parametrize(("chip", "offset"), [("v6e", 3), ("v5e", 1)])
+def test_a_window_behind_an_operand_is_refused(program_of, chip, offset):
+    rates = rates_of(load_machine(chip))
+    for function in (interpret, run_fast):
+        with pytest.raises(DumpError, match="from behind operand 3") as caught:
+            function(program_of(windows(offset, 1)), rates, {3: np.zeros(20, np.int32)},
+                     max_bundles=100)  # fmt: skip
+        assert "bundle 0x2" in caught.value.where
 
 
 @settings(deadline=None, max_examples=25)
