@@ -6,7 +6,6 @@ Neighbours: `public_kernels.py` is the half that needs neither jax nor the wheel
 
 from dataclasses import asdict, replace
 from typing import Any
-from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ from rpa_tune.compile.lower import Call, compile_call
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import tpu_inference, wheel
-from rpa_tune.public_kernels import DEVICE_NAMES, PUBLIC_FAMILIES, PublicFamily
+from rpa_tune.public_kernels import PUBLIC_FAMILIES, PublicFamily
 
 _IDLE_BKV_TOKENS, _IDLE_BQ_TOKENS = 256, 16  # blocks of the case that is not tuned: small
 
@@ -59,7 +58,7 @@ def compile_public(candidate: Candidate) -> Compiled:
         kernel_name=family.kernel_name(candidate.problem, candidate.config),
         donated=(3,),
     )
-    with tpu_inference.pretend(bound.chip, bound.module):
+    with bound.pretend():
         return compile_call(call, candidate.chip)
 
 
@@ -132,22 +131,10 @@ def _choose_v3(family: PublicFamily, problem: Problem, target: Target) -> dict[s
 
 
 def _choose_hd64(family: PublicFamily, problem: Problem, target: Target) -> dict[str, int]:
-    """A row of the public table, or its own default for the chip."""
     del family
-    name = tpu_inference.MODULES["v3"].rsplit(".", 1)[0] + ".tuned_block_sizes_hd64"
-    module: Any = wheel.load_module(wheel.current_root(), name)
-    version = tpu_inference.GENERATION[target.chip]
-    with (
-        mock.patch.object(module, "get_device_name", return_value=DEVICE_NAMES[target.chip]),
-        mock.patch.object(module, "get_tpu_version", return_value=version),
-        mock.patch.object(module, "logger"),  # its `info_once` is vllm's
-    ):
-        pages, queries = module.get_tuned_block_sizes(
-            *_shape_arguments(problem, problem.head_dim),
-            problem.max_num_tokens,
-            problem.pages_per_seq,
-            problem.sliding_window,
-        )
+    pages, queries = tpu_inference.choose_hd64(
+        wheel.current_root(), load_chip(target.chip), problem
+    )
     return {"bq_sz": queries, "bkv_sz": pages * problem.page_size}
 
 

@@ -78,7 +78,7 @@ def simulate_foreign(task: ForeignTask) -> ForeignAnswer:
     names = sorted({one.name for calls in launches if not isinstance(calls, str) for one in calls})
     if not names:
         return ForeignAnswer(detail=str(launches[0]))
-    with tpu_inference.pretend(call.chip, call.module):
+    with call.pretend():
         compiled = compile_call(
             Call(
                 function=call.function,

@@ -30,6 +30,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip
 from rpa_tune.interop import wheel
+from rpa_tune.public_kernels import DEVICE_NAMES
 
 KERNELS = "tpu_inference.kernels"
 MODULES = {
@@ -85,6 +86,7 @@ class ForeignCall:
         the problem has them (hd64 only).
       arguments: Abstract arrays for `function`.
       module: The wheel's module, patched by `pretend`.
+      smem_share: Share of SMEM that the function is told.
       metadata: The compiled metadata launches that `pallas_calls` has met, by program text.
     """
 
@@ -94,7 +96,12 @@ class ForeignCall:
     function: Callable[..., Any]
     arguments: tuple[jax.ShapeDtypeStruct, ...]
     module: Any
+    smem_share: float
     metadata: dict[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, repr=False)
+
+    def pretend(self) -> contextlib.AbstractContextManager[None]:
+        """Where the function may be traced; see `pretend`."""
+        return pretend(self.chip, self.module, self.smem_share)
 
     def pallas_calls(self, batch: Batch) -> tuple[PallasCall, ...]:
         """What the function launches for `batch`, with the scalars each launch reads.
@@ -114,7 +121,7 @@ class ForeignCall:
                 self.function(*arrays[:4], *scalars, *arrays[4:])
 
         with (
-            pretend(self.chip, self.module),
+            self.pretend(),
             jax.disable_jit(),
             mock.patch.object(pl, "pallas_call", _recorder(calls, self)),
             mock.patch.object(pltpu, "with_memory_space_constraint", lambda x, _: x),
@@ -142,7 +149,7 @@ def _recorder(calls: list[PallasCall], call: ForeignCall) -> Callable[..., Any]:
             if not any(isinstance(array, jax.core.Tracer) for array in leaves):
 
                 def interpret() -> Any:
-                    with pretend(call.chip, call.module):
+                    with call.pretend():
                         return _interpret(call, partial(real, kernel, *args, **options), arrays)
 
                 # A thread of its own has jax's tracing state as at the start: jit is on again.
@@ -179,8 +186,14 @@ def _interpret(call: ForeignCall, launch: Callable[..., Any], arrays: tuple[Any,
 
 
 @contextlib.contextmanager
-def pretend(chip: Chip, module: Any) -> Iterator[None]:
-    """Answers the wheel's questions about the chip with `chip`; of SMEM it gets `SMEM_SHARE`."""
+def pretend(chip: Chip, module: Any, smem_share: float | None = None) -> Iterator[None]:
+    """Answers the wheel's questions about the chip with `chip`; of SMEM it gets a share.
+
+    Args:
+      chip: The chip to compile for.
+      module: The wheel's module whose function is traced.
+      smem_share: None: what `SMEM_SHARE` says.
+    """
     device = AbstractDevice(device_kind=chip.device_kinds[0], num_cores=1, platform="tpu")
     mesh = AbstractMesh((), (), abstract_device=device)
     with contextlib.ExitStack() as stack:
@@ -191,7 +204,8 @@ def pretend(chip: Chip, module: Any) -> Iterator[None]:
             stack.enter_context(
                 mock.patch.object(module, "get_tpu_version", return_value=GENERATION[chip.name])
             )
-        if share := SMEM_SHARE.get(module.__name__):
+        share = SMEM_SHARE.get(module.__name__, 1.0) if smem_share is None else smem_share
+        if share < 1:
             info = pltpu.get_tpu_info()
             told = dataclasses.replace(
                 info, smem_capacity_bytes=int(info.smem_capacity_bytes * share)
@@ -232,20 +246,44 @@ def bind(kernel: str, root: Path, *, chip: Chip, problem: Problem, blocks: Any) 
         "v_scale": problem.v_scale,
         "q_scale": problem.q_scale,
         "vmem_limit_bytes": chip.vmem_bytes,
-        **_block_options(kernel, root, blocks),
+        **_block_options(kernel, root, chip, problem, blocks),
     }
 
     def bound(*arrays: Any) -> Any:
         return function(*arrays, **options)
 
+    arguments = _abstract_arguments(kernel, problem)
     return ForeignCall(
         kernel=kernel,
         chip=chip,
         problem=problem,
         function=bound,
-        arguments=_abstract_arguments(kernel, problem),
+        arguments=arguments,
         module=module,
+        smem_share=_smem_share(
+            (kernel, str(root), chip.name, problem, repr(blocks)), chip, module, bound, arguments
+        ),
     )
+
+
+_smem_shares: dict[Any, float] = {}  # what tracing found, once a process
+
+
+def _smem_share(
+    key: Any, chip: Chip, module: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> float:
+    """The share of SMEM that a function is told: all of it where it refuses with less."""
+    if module.__name__ not in SMEM_SHARE:
+        return 1.0
+    if key not in _smem_shares:
+        with pretend(chip, module):
+            try:
+                jax.eval_shape(function, *arguments)
+            except ValueError:  # its schedule does not fit, or whatever it will say again
+                _smem_shares[key] = 1.0
+            else:
+                _smem_shares[key] = SMEM_SHARE[module.__name__]
+    return _smem_shares[key]
 
 
 def check_signature(kernel: str, function: Callable[..., Any]) -> None:
@@ -264,7 +302,37 @@ def check_signature(kernel: str, function: Callable[..., Any]) -> None:
         )
 
 
-def _block_options(kernel: str, root: Path, blocks: Any) -> dict[str, Any]:
+def choose_hd64(root: Path, chip: Chip, problem: Problem) -> tuple[int, int]:
+    """(pages, queries) of the hd64 kernel: a row of the public table, or its default for the chip.
+
+    The function looks them up itself, but by the name of a device that is not there.
+    """
+    name = MODULES["hd64"].rsplit(".", 1)[0] + ".tuned_block_sizes_hd64"
+    module: Any = wheel.load_module(root, name)
+    with (
+        mock.patch.object(module, "get_device_name", return_value=DEVICE_NAMES[chip.name]),
+        mock.patch.object(module, "get_tpu_version", return_value=GENERATION[chip.name]),
+        mock.patch.object(module, "logger"),  # its `info_once` is vllm's
+    ):
+        pages, queries = module.get_tuned_block_sizes(
+            jnp.dtype(problem.q_dtype),
+            jnp.dtype(problem.kv_dtype),
+            problem.num_q_heads,
+            problem.num_kv_heads,
+            problem.head_dim,
+            problem.page_size,
+            problem.max_num_tokens,
+            problem.pages_per_seq,
+            problem.sliding_window,
+        )
+    return pages, queries
+
+
+def _block_options(
+    kernel: str, root: Path, chip: Chip, problem: Problem, blocks: Any
+) -> dict[str, Any]:
+    if blocks is None and kernel == "hd64":
+        blocks = choose_hd64(root, chip, problem)
     if blocks is None and kernel != "batched":
         return {}
     if kernel == "v3":

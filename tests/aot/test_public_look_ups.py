@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from table_rows import PROBLEM, make_row
 
+from rpa_kernels.batch import Batch
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
@@ -17,6 +18,7 @@ from rpa_tune.public_kernels import PUBLIC_FAMILIES, WHEELS
 
 pytestmark = pytest.mark.aot
 HD64 = replace(PROBLEM, head_dim=64)
+BATCH = Batch(q_lens=(1, 5), kv_lens=(40, 20), num_decode=1)
 BATCHED = {"bq_sz": 1, "bq_c_sz": 1, "bkv_sz": 256, "batch_size": 4, "n_buffer": 3}
 
 
@@ -72,3 +74,24 @@ def test_the_batched_kernel_is_told_a_share_of_smem():
             told[kernel] = pltpu.get_tpu_info().smem_capacity_bytes
     assert told["batched"] == told["v3"] * 0.5
     assert told["stacked"] == told["v3"] * 0.75
+
+
+def test_hd64_is_bound_to_what_the_function_would_choose():
+    call = tpu_inference.bind(
+        "hd64", wheel.current_root(), chip=load_chip("v6e"), problem=HD64, blocks=None
+    )
+    config = chosen("public-hd64", HD64)
+    (name,) = [one.name for one in call.pallas_calls(BATCH)]
+    assert name == PUBLIC_FAMILIES["public-hd64"].kernel_name(HD64, config)
+
+
+@pytest.mark.parametrize(("kv_dtype", "share"), [("bfloat16", 0.75), ("float8_e4m3fn", 1.0)])
+def test_a_function_that_refuses_its_share_of_smem_is_told_all_of_it(kv_dtype, share):
+    problem = replace(
+        PROBLEM, num_q_heads=32, num_kv_heads=8, page_size=128, pages_per_seq=128,
+        max_num_tokens=2048, kv_dtype=kv_dtype,
+    )  # fmt: skip
+    call = tpu_inference.bind(
+        "stacked", wheel.current_root(), chip=load_chip("v6e"), problem=problem, blocks=None
+    )
+    assert call.smem_share == share
