@@ -7,9 +7,12 @@ of the tpu-inference 0.32.0 wheel with its logging switched off and its device n
 its favour; it returns block sizes for one kernel, `plan` the whole launch of a step.
 """
 
+import datetime
 import importlib
 import json
 import logging
+import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +29,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import wheel
+from rpa_tune.provenance import versions
 from rpa_tune.tables.key import tuning_key
 from rpa_tune.tables.reader import load_tables, shipped_folder
 from rpa_tune.tables.row import ALWAYS_FIRST, Evidence, TableRow
@@ -37,6 +41,7 @@ PROBLEM = Problem(
     num_q_heads=32, num_kv_heads=8, head_dim=128, page_size=128, max_num_tokens=1024,
     max_num_seqs=64, pages_per_seq=64, num_pages=2048,
 )  # fmt: skip
+CPU_INFO = Path("/proc/cpuinfo")
 NUM_ROWS = 1000  # a table larger than any we ship, to see how loading grows
 
 
@@ -49,6 +54,22 @@ def median_us(call: Callable[[], object], *, repeats: int = 30, inner: int = 200
             call()
         samples.append((time.perf_counter_ns() - start) / inner / 1000)
     return statistics.median(samples)
+
+
+def conditions() -> dict[str, Any]:
+    """What the figures are of, and how busy the machine was: others' work slows them."""
+    return {
+        "are": "measured on this CPU",
+        "date": datetime.date.today().isoformat(),
+        "cpu": next(
+            (line.split(":")[1].strip() for line in CPU_INFO.read_text().splitlines()
+             if line.startswith("model name")), platform.machine(),
+        ),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "peer": f"{wheel.PACKAGE} {wheel.VERSION}",
+        **{name: version for name, version in versions().items() if version},
+    }  # fmt: skip
 
 
 def plan_lookups() -> dict[str, float]:
@@ -164,8 +185,7 @@ def peer_lookup(cache_dir: Path) -> dict[str, Any]:
 def main(json_file: Path | None, cache: Path) -> None:
     """Measures the dispatcher on this machine."""
     logging.getLogger("rpa_tune.dispatch").setLevel(logging.ERROR)
-    figures: dict[str, Any] = {"are": "measured on this CPU", "python": sys.version.split()[0]}
-    figures |= plan_lookups() | loading() | imports() | peer_lookup(cache)
+    figures = conditions() | plan_lookups() | loading() | imports() | peer_lookup(cache)
     for name, value in figures.items():
         click.echo(f"{name:28}{value:.2f}" if isinstance(value, float) else f"{name:28}{value}")
     if json_file is not None:

@@ -42,7 +42,8 @@ def audit_command(tables: Path | None, fail_on: str, as_json: bool, **options: A
     entries: list[tuple[int | None, Entry]] = []
     for problem in server.problems():
         buckets = (bucket.problem for bucket in server.engine.buckets(problem))
-        entries += [(problem.sliding_window, entry) for entry in audit(dispatcher, buckets)]
+        found = audit(dispatcher, buckets, server.engine.families)
+        entries += [(problem.sliding_window, entry) for entry in found]
     misses = [entry for _, entry in entries if entry.coverage in _FAIL_ON[fail_on]]
     if as_json:
         listed = [{"window": window, **asdict(entry)} for window, entry in entries]

@@ -30,6 +30,8 @@ _OPTIONS = (
                  help="Longest context, tokens."),
     click.option("--bucket-seqs", is_flag=True,
                  help="The server pads to powers of two of sequences, too."),
+    click.option("--uses-prefill", is_flag=True,
+                 help="The server puts sequences into the prefill slot of the distribution."),
     click.option("--page-size", default=128, show_default=True, type=click.IntRange(1),
                  help="Tokens in one KV cache page."),
     click.option("--kv-dtype", default="bfloat16", show_default=True,
@@ -56,6 +58,7 @@ class Server:
       max_num_batched_tokens: Most new tokens in one step.
       max_model_len: Longest context, tokens.
       bucket_seqs: See `Engine`.
+      uses_prefill: See `Engine`.
       page_size: Tokens in one page.
       kv_dtype: Dtype name of the KV cache.
     """
@@ -67,6 +70,7 @@ class Server:
     max_num_batched_tokens: int
     max_model_len: int
     bucket_seqs: bool
+    uses_prefill: bool
     page_size: int
     kv_dtype: str
 
@@ -77,6 +81,7 @@ class Server:
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             bucket_seqs=self.bucket_seqs,
+            uses_prefill=self.uses_prefill,
         )
 
     def problems(self, **features: Any) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
 import enum
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rpa_kernels import FAMILIES
@@ -45,14 +45,17 @@ class Entry:
     expected_loss_pct: float | None = None
 
 
-def audit(dispatcher: Dispatcher, problems: Iterable[Problem]) -> list[Entry]:
+def audit(
+    dispatcher: Dispatcher, problems: Iterable[Problem], families: Sequence[str] = FAMILIES
+) -> list[Entry]:
     """Looks every bucket up, for every family.
 
     Args:
       dispatcher: Its tables and its way with misses are what is audited.
       problems: Shapes, for example of `Engine.buckets`.
+      families: Those whose sequences occur, for example `Engine.families`.
     """
-    return [_look_up(dispatcher, problem, family) for problem in problems for family in FAMILIES]
+    return [_look_up(dispatcher, problem, family) for problem in problems for family in families]
 
 
 def _look_up(dispatcher: Dispatcher, problem: Problem, family: str) -> Entry:

@@ -120,8 +120,7 @@ class Dispatcher:
             plan
             for bucket in engine.buckets(problem)
             for plan in self._plans(bucket.problem)
-            if bucket.can_meet(plan.families)
-            and (engine.uses_prefill or "prefill" not in plan.families)
+            if bucket.can_meet(plan.families) and set(plan.families) <= set(engine.families)
         ]
 
     def _plans(self, problem: Problem) -> list[LaunchPlan]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from rpa_kernels import layout
 from rpa_kernels.problem import Problem
+from rpa_tune.dispatch.plan import ORDER
 
 # Source: tpu-inference 0.32.0: MIN_NUM_SEQS of runner/tpu_runner.py, MIN_TOKEN_BUCKET of envs.py.
 LEAST_SEQS = 8
@@ -70,6 +71,11 @@ class Engine:
         for name in ("max_num_seqs", "max_num_batched_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families whose sequences a step can have."""
+        return tuple(family for family in ORDER if family != "prefill" or self.uses_prefill)
 
     def buckets(self, problem: Problem) -> Iterator[Bucket]:
         """Every shape that is compiled, smallest first.

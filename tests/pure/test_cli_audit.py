@@ -1,5 +1,6 @@
 """`rpa-tune audit`: every bucket, how it is covered, and the exit code for CI."""
 
+import dataclasses
 import json
 
 import pytest
@@ -53,6 +54,27 @@ def test_coverage_by_family(folder):
     assert sum(report["counts"].values()) == len(report["entries"])
 
 
+def test_only_families_that_occur_are_audited(folder):
+    for options, expected in (
+        ([], {"decode", "mixed"}),
+        (
+            ["--uses-prefill"],
+            {"decode", "prefill", "mixed"},
+        ),
+    ):
+        report = json.loads(audit("--json", *options).stdout)
+        assert {entry["family"] for entry in report["entries"]} == expected
+
+
+def test_a_server_whose_every_bucket_is_tuned_passes(folder, tmp_path):
+    problems = [dataclasses.replace(PROBLEM, max_num_tokens=n) for n in (16, 32, 64)]
+    rows = [make_row(family, problem) for problem in problems for family in ("decode", "mixed")]
+    merge_into(tmp_path / "all", rows)
+    result = audit("--tables", tmp_path / "all", "--fail-on", "nearest")
+    assert result.exit_code == 0, result.stdout
+    assert "6 look-ups: 6 exact" in result.stdout
+
+
 def test_exit_codes_are_for_ci(folder):
     assert audit("--tables", folder).exit_code == 0
     result = audit("--tables", folder, "--fail-on", "heuristic")
@@ -79,6 +101,6 @@ def test_a_config_json_is_audited_like_the_model_that_is_built_in(tmp_path):
         for model in (str(tmp_path), "gemma3-12b")
     ]
     assert reports[0] == reports[1]
-    assert len(reports[0]["entries"]) == 18  # three buckets, three families, two kinds of layers
+    assert len(reports[0]["entries"]) == 12  # three buckets, two families, two kinds of layers
     result = audit("--model", tmp_path / "none.json")
     assert isinstance(result.exception, UsageError)
