@@ -4,7 +4,9 @@
 
 Each figure is the best of the default config and its likeliest neighbours, for one launch alone.
 The bandwidth counts bytes that no kernel could avoid, over the chip's nominal one; the FLOPs are
-causal ones over the bfloat16 peak. Times are simulated.
+causal ones over the bfloat16 peak. Beside it stands how much of the time the read engine and the
+fullest issue slot are busy: one of them near 100 % is why no more can be had from that schedule.
+Times are simulated.
 """
 
 import json
@@ -19,7 +21,7 @@ from entries import our_candidates
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
-from rpa_tune.candidate import Evaluation, Status
+from rpa_tune.candidate import Status
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.provenance import provenance
 
@@ -94,25 +96,45 @@ def measure(cell: Cell, search: int, evaluator: SimulatedEvaluator) -> dict[str,
     """The best of `search` configs, as a row of the report."""
     group = cell.group
     candidates = our_candidates(group)[:search]
-    answers = list(evaluator.evaluate_all(candidates, group.workload))
-    found = [answer for answer in answers if answer.status is Status.OK]
+    simulations = list(evaluator.simulate_all(candidates, group.workload))
+    answers = [simulation.evaluation for simulation in simulations]
+    found = [s for s in simulations if s.evaluation.status is Status.OK]
     row: dict[str, Any] = {
         "chip": group.chip, "cell": group.model, "metric": cell.metric, "aim": cell.aim,
         "failures": [f"{a.status}: {a.detail}" for a in answers if a.status is not Status.OK],
     }  # fmt: skip
     if not found:
         return {**row, "share": None}
-    best: Evaluation = min(found, key=lambda answer: answer.time_us or 0.0)
-    default = next((a for a in found if a.candidate == candidates[0]), None)
+    chosen = min(found, key=lambda simulation: simulation.evaluation.time_us or 0.0)
+    best, (timeline,) = chosen.evaluation, chosen.timelines
+    default = next((a for a in answers if a.ok and a.candidate == candidates[0]), None)
+    slot = timeline.busiest_slot
     return {
         **row,
         "share": best.metrics[cell.metric],
         "share_default": default.metrics[cell.metric] if default else None,
         "time_us": best.time_us,
+        "read_engine_busy": timeline.read_busy_cycles / timeline.total_cycles,
+        "fullest_slot": {"name": slot, "share": timeline.slots[slot].share},
         "bound_by": best.metrics["bound_by"],
         "cycles_by_owner": best.metrics["cycles_by_owner"],
+        "compile_s": best.metrics.get("compile_s"),
         "config": str(best.candidate.config),
     }
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the report, for people."""
+    name = f"{row['chip']:4} {row['cell']:34} {row['metric']}"
+    if row["share"] is None:
+        return f"{name} no time: {row['failures']}"
+    aim = f"aim {row['aim']:.0%}" if row["aim"] else ""
+    slot = row["fullest_slot"]
+    return (
+        f"{name} {row['share']:6.1%} {aim:7}  {row['time_us']:8.1f} us, read engine "
+        f"{row['read_engine_busy']:4.0%}, {slot['name']} slots {slot['share']:4.0%}; "
+        f"bound by {row['bound_by']}"
+    )
 
 
 @click.command()
@@ -129,13 +151,7 @@ def main(chips: str, search: int, workers: int, cache: Path, json_file: Path | N
         for cell in cells(tuple(chips.split(","))):
             row = measure(cell, search, evaluator)
             rows.append(row)
-            share = "     -" if row["share"] is None else f"{row['share']:6.1%}"
-            aim = "   -" if cell.aim is None else f"{cell.aim:4.0%}"
-            print(
-                f"{row['chip']:4} {row['cell']:34} {cell.metric} {share} aim {aim}  "
-                f"{row.get('time_us') or 0:8.1f} us  {row.get('bound_by', row['failures'])}",
-                flush=True,
-            )
+            print(line(row), flush=True)
     finally:
         evaluator.close()
     if json_file:
