@@ -65,10 +65,16 @@ def chains_of(problem: Problem, tokens: int) -> Chains:
     )
 
 
-def all_chains(problem: Problem, config: BlockwiseConfig) -> tuple[Chains, ...]:
-    """The splits that a kernel has code for: of a compute block and, if smaller, a granule."""
-    sizes = dict.fromkeys((config.bq_csz, min(config.bq_csz, GRANULE)))
-    return tuple(chains_of(problem, tokens) for tokens in sizes)
+def all_chains(family: str, problem: Problem, config: BlockwiseConfig) -> tuple[Chains, ...]:
+    """The splits that a kernel has code for: of a compute block, and before it of a granule.
+
+    Chunks of prefill have one length, which their config fits: no second path for few queries.
+    """
+    sizes = (GRANULE, config.bq_csz) if family == "mixed" else (config.bq_csz,)
+    return tuple(
+        chains_of(problem, tokens)
+        for tokens in dict.fromkeys(min(size, config.bq_csz) for size in sizes)
+    )
 
 
 def sums_lanes(problem: Problem, config: BlockwiseConfig) -> int:
@@ -87,7 +93,7 @@ def buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[tuple[
     q_token = problem.q_shape[1:]
     state = (problem.num_kv_heads, query_rows(problem, config.bq_sz))
     heads = problem.num_kv_heads
-    chains = max(c.rows * c.width for c in all_chains(problem, config))
+    chains = max(c.rows * c.width for c in all_chains("mixed", problem, config))
     wide = "float32" if "float32" in (problem.q_dtype, problem.kv_dtype) else "bfloat16"
     v_lanes = lanes + sums_lanes(problem, config)
     kv_block = (config.num_buffers, config.bkv_sz, layout.odd(words), pack, lanes)
@@ -206,11 +212,12 @@ def mxu_flops(
 ) -> int:
     """FLOPs the MXU executes, padding and masked halves of blocks included."""
     del target
+    paths = [chains.tokens for chains in all_chains(family, problem, config)]
     tokens_times_keys = 0
     csz = config.bkv_csz
     for b in blocks(family, problem, config, batch, core):
         # A block of few queries computes one granule of them; see `Kernel.attend`.
-        tokens = config.bq_csz if b.end - b.first > GRANULE else min(GRANULE, config.bq_csz)
+        tokens = next((size for size in paths if b.end - b.first <= size), config.bq_csz)
         for first in range(b.first, b.end, tokens):
             tiles = 0
             seen = min(first + tokens, b.kv_end) if problem.causal else b.kv_end

@@ -14,11 +14,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels import online_softmax, packed, pages
-from rpa_kernels.blockwise import walk
+from rpa_kernels.blockwise import sums, walk
 from rpa_kernels.blockwise.account import GRANULE, all_chains
 from rpa_kernels.blockwise.attend import Attention
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.blockwise.scratch import Scratch
+from rpa_kernels.blockwise.split import SEQS
 from rpa_kernels.blockwise.walk import Block, Place
 from rpa_kernels.calls import Refs
 from rpa_kernels.ints import cdiv
@@ -44,6 +45,7 @@ class Kernel:
     first: Place
     end: Place
     scratch: Scratch
+    family: str
     problem: Problem
     config: BlockwiseConfig
     target: Target
@@ -204,21 +206,8 @@ class Kernel:
         if s.sums is not None:
             s.sums[head, rows] = ones
         else:
-            s.acc[head, rows, self.sum_lanes()] = ones[:, : self.sum_lanes().size]
-
-    def sum_lanes(self) -> Any:
-        """Lanes of the accumulator that hold the softmax sum with `mxu_sums`."""
-        if self.problem.fuses_kv:
-            return pl.ds(0, self.problem.head_dim)
-        return pl.ds(self.problem.padded_head_dim, LANES)
-
-    def total(self, acc: jax.Array) -> jax.Array:
-        """The softmax sums of accumulated rows with `mxu_sums`, equal in all lanes."""
-        if not self.problem.fuses_kv:
-            return acc[:, self.problem.padded_head_dim :]
-        lane = jax.lax.broadcasted_iota(jnp.int32, acc.shape, 1)
-        half = self.problem.head_dim
-        return jnp.where(lane < half, acc, pltpu.roll(acc, half, 1))
+            lanes = sums.sum_lanes(self.problem)
+            s.acc[head, rows, lanes] = ones[:, : lanes.size]
 
     def finish(self, parity: Scalar, block: Block) -> None:
         """Divides by the softmax denominators and starts sending the output."""
@@ -231,7 +220,7 @@ class Kernel:
             for head in range(problem.num_kv_heads):
                 for word, rows in enumerate(self.word_rows(granule)):
                     acc = s.acc[head, rows]
-                    total = self.total(acc) if s.sums is None else s.sums[head, rows]
+                    total = sums.total(acc, problem) if s.sums is None else s.sums[head, rows]
                     factor = (problem.v_scale or 1.0) / total
                     out = acc[:, :lanes] * online_softmax.spread(factor, lanes)
                     packed.store_q(
@@ -288,12 +277,12 @@ class Kernel:
                 s.v[head, pl.ds(start, csz), lanes] = v[:, first:].astype(s.v.dtype)
 
     def attend(self, block: Block) -> None:
-        """Attends the query block to the KV block; few queries take a path of their own.
+        """Attends the query block to the KV block; in mixed, few queries take their own path.
 
         In a batch of verifications that path does one granule of queries instead of a compute
         block of them.
         """
-        *short, full = sorted(all_chains(self.problem, self.config), key=lambda c: c.tokens)
+        *short, full = all_chains(self.family, self.problem, self.config)
         paths = [(chains, block.num_q <= chains.tokens) for chains in short]
         paths.append((full, block.num_q > short[0].tokens if short else True))
         for chains, chosen in paths:
@@ -302,14 +291,6 @@ class Kernel:
                 config=self.config, target=self.target,
             )  # fmt: skip
             pl.when(chosen)(attention.run)
-
-    def fill_ones(self) -> None:
-        """Puts the ones beside V whose product with p is the softmax sum."""
-        v, lanes = self.scratch.v, self.sum_lanes()
-
-        @pl.loop(0, self.problem.num_kv_heads)
-        def _(head: jax.Array) -> None:
-            v[head, :, lanes] = jnp.ones((v.shape[1], lanes.size), v.dtype)
 
     # The walk.
 
@@ -321,7 +302,7 @@ class Kernel:
             for slot in range(self.config.num_buffers):
                 self.scratch.unwritten[slot] = 0
             if self.config.mxu_sums:
-                self.fill_ones()
+                sums.fill_ones(self.scratch.v, self.problem)
             self.scratch.unsent[0] = 0
             self.scratch.unsent[1] = 0
             place = ahead = self.first
@@ -373,7 +354,7 @@ class Kernel:
 def blockwise_kernel(
     refs: Refs,
     *,
-    seqs: tuple[int, int],
+    family: str,
     problem: Problem,
     config: BlockwiseConfig,
     target: Target,
@@ -383,18 +364,18 @@ def blockwise_kernel(
 
     Args:
       refs: Operands, outputs and scratch; a share is (sequence, query block) of its start and end.
-      seqs: Entries of `distribution` that bound the family's sequences.
+      family: `prefill` or `mixed`.
       problem: Static shapes and features.
       config: Block sizes.
       target: What the chip can do.
       strided: Which body of `packed` to use.
     """
     zero = jnp.int32(0)
-    first, end = (Place(refs.meta.distribution[i], zero, zero) for i in seqs)
+    first, end = (Place(refs.meta.distribution[i], zero, zero) for i in SEQS[family])
     if refs.share is not None:
         first, end = (Place(*place, zero) for place in refs.share)
     Kernel(
         meta=refs.meta, q=refs.q, kv_new=refs.kv_new, out=refs.out, cache=refs.cache,
-        sinks=refs.sinks, first=first, end=end, scratch=refs.scratch, problem=problem,
-        config=config, target=target, strided=strided,
+        sinks=refs.sinks, first=first, end=end, scratch=refs.scratch, family=family,
+        problem=problem, config=config, target=target, strided=strided,
     ).run()  # fmt: skip

@@ -10,10 +10,10 @@ from rpa_kernels.blockwise.split import SEQS, split
 
 LAUNCHES = {
     family: calls.Launch(
-        kernel=partial(blockwise_kernel, seqs=seqs),
+        kernel=partial(blockwise_kernel, family=family),
         kernel_name=partial(kernel_name, family),
         scratch_shapes=scratch_shapes,
         split=partial(split, family),
     )
-    for family, seqs in SEQS.items()
+    for family in SEQS
 }

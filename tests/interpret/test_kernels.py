@@ -83,6 +83,11 @@ def test_prefill_is_right(case):
     check("prefill", make_problem(**case), config, PREFILL_BATCH)
 
 
+def test_prefill_of_chunks_that_leave_compute_blocks_partly_filled():
+    batch = Batch(q_lens=(1, 7, 7), kv_lens=(20, 160, 7), num_decode=1, num_prefill=2)
+    check("prefill", make_problem(), blockwise_config(bq_sz=32, bq_csz=32), batch)
+
+
 @pytest.mark.parametrize("family", ["decode", "mixed"])
 def test_right_without_bf16_vector_units_and_with_early_copies(family):
     config = decode_config() if family == "decode" else blockwise_config()

@@ -91,6 +91,15 @@ def test_words_are_multiplied_as_they_lie_where_the_mxu_takes_them():
         assert not keeps_words(int8, chip.target)
 
 
+def test_only_mixed_has_a_path_for_few_queries():
+    flops = {}
+    for name in ("prefill", "mixed"):
+        batch = Batch(q_lens=(4,), kv_lens=(256,), num_decode=0, num_prefill=int(name == "prefill"))
+        flops[name] = load_family(name).mxu_flops(LLAMA, BLOCKS, batch, V6E)
+    # One compute block of 64 tokens, or a granule of 16; two products with 256 keys of 128 lanes.
+    assert flops["prefill"] == 4 * flops["mixed"] == 2 * 2 * 64 * 256 * 32 * 128
+
+
 lengths = st.integers(1, 4096)
 
 
