@@ -58,11 +58,17 @@ def pool():
         yield pool
 
 
-def simulate(pool, cache_dir, named):
-    """Compiles and simulates {name: (family, problem, chip)}; checks every answer."""
+def simulate(pool, cache_dir, named, **changes):
+    """Compiles and simulates {name: (family, problem, chip)}; checks every answer.
+
+    Configs are the defaults with `changes`.
+    """
     tasks = []
     for family, problem, chip in named.values():
-        config = load_family(family).default_config(problem, load_chip(chip).target)
+        target = load_chip(chip).target
+        config = load_family(family).default_config(problem, target)
+        config = dataclasses.replace(config, **changes)
+        assert config.check(problem, target) is None
         candidate = Candidate(
             family=family, problem=problem, config=config, chip=chip, workload="test"
         )
@@ -83,6 +89,13 @@ def simulate(pool, cache_dir, named):
 @pytest.mark.parametrize("family", ["decode", "mixed"])
 def test_every_chip_compiles_and_the_account_is_exact(pool, tmp_path, family):
     simulate(pool, tmp_path, {chip: (family, LLAMA, chip) for chip in CHIPS})
+
+
+@pytest.mark.parametrize("family", ["decode", "mixed"])
+def test_kv_blocks_that_are_a_part_of_a_page_compile(pool, tmp_path, family):
+    large = dataclasses.replace(LLAMA, page_size=2048, pages_per_seq=2, num_pages=32)
+    chips = {chip: (family, large, chip) for chip in ("v4", "v6e")}
+    simulate(pool, tmp_path, chips, bkv_sz=256, bkv_csz=256)
 
 
 def test_prefill_compiles(pool, tmp_path):
