@@ -25,7 +25,7 @@ from rpa_tune.errors import UsageError
 VERSION = "0.32.0"  # of tpu-inference
 # Stands where our families have a digest of their sources. Raise the number behind the slash when
 # an adapter changes what is compiled.
-KERNEL_DIGEST = f"tpu-inference-{VERSION}/1"
+KERNEL_DIGEST = f"tpu-inference-{VERSION}/2"
 # The chips that the public kernels take, and what `get_device_name` of the wheel calls them.
 # Source: tpu-inference 0.32.0, `get_default_block_sizes` (no version 4) and utils.py; v5p announces
 # itself as `TPU v5`.

@@ -20,7 +20,14 @@ from rpa_tune.cli.forecast import forecast, print_forecast
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
-from rpa_tune.cli.tables import config_lines, regret_text, verified_text, workload_text
+from rpa_tune.cli.tables import (
+    config_lines,
+    regret_text,
+    uses_text,
+    verdict_text,
+    verified_text,
+    workload_text,
+)
 from rpa_tune.compile.pool import TaskPool, WorkerPool
 from rpa_tune.compile.ray_pool import RayPool
 from rpa_tune.errors import StoreError
@@ -314,10 +321,8 @@ def _report(
             f"Shard {job.shard} is done. Without --shard, the same command writes the tables."
         )
         return
-    chips = sorted({result.study.chip for result in results if result.decision})
-    if chips:
-        use = f'rpa_tune.load_dispatcher(chip="{chips[0]}", tables="{table_folder}")'
-        click.echo(f"Tables are in {table_folder}{unchanged}. Use them: {use}")
+    if rows := [row for result in results if (row := result.row()) is not None]:
+        click.echo(f"Tables are in {table_folder}{unchanged}. {uses_text(rows, table_folder)}")
 
 
 def _outcome(results: Sequence[StudyResult]) -> Table:
@@ -341,7 +346,7 @@ def _outcome(results: Sequence[StudyResult]) -> Table:
             _number(row.evidence.heuristic_us, 1),
             _number(row.evidence.speedup, 2),
             row.evidence.bound_by or "-",
-            f"{row.evidence.verdict}, {'verified' if row.evidence.verified else 'not verified'}",
+            verdict_text(row),
         )
     return table
 

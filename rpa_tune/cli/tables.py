@@ -1,6 +1,6 @@
 """`rpa-tune tables`: look into table files and check them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import click
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.recheck import check
 from rpa_tune.errors import TableError
-from rpa_tune.families import ALL_FAMILIES
+from rpa_tune.families import ALL_FAMILIES, public_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.export import FORMS, OURS, exporters
 from rpa_tune.provenance import kernel_digest
@@ -199,7 +199,27 @@ def workload_text(row: TableRow) -> str:
 
 def verified_text(row: TableRow) -> str:
     """Whether and how a row's configs were compared with the reference."""
+    if public_family(row.key.family):
+        return "a public kernel: its results were not looked at"
     return f"verified: {row.evidence.verified}" if row.evidence.verified else "not verified"
+
+
+def verdict_text(row: TableRow) -> str:
+    """The verdict, and whether it was verified where that is ours to do."""
+    if public_family(row.key.family):
+        return f"{row.evidence.verdict}, public kernel"
+    return f"{row.evidence.verdict}, {'verified' if row.evidence.verified else 'not verified'}"
+
+
+def uses_text(rows: Sequence[TableRow], folder: Path) -> str:
+    """What can be done with rows: ours are dispatched, those of public kernels exported."""
+    texts = []
+    if chips := sorted({row.key.chip for row in rows if not public_family(row.key.family)}):
+        use = f'rpa_tune.load_dispatcher(chip="{chips[0]}", tables="{folder}")'
+        texts.append(f"Use them: {use}")
+    if any(public_family(row.key.family) for row in rows):
+        texts.append(f"For the public kernels: rpa-tune tables export {folder} --format kwargs")
+    return "; ".join(texts)
 
 
 def config_lines(row: TableRow) -> list[str]:

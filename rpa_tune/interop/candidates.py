@@ -4,11 +4,11 @@ Neighbours: `public_kernels.py` is the half that needs neither jax nor the wheel
 `evaluate/simulate_task.py` calls this one in a worker when a candidate's family is public.
 """
 
+import functools
 from dataclasses import asdict, replace
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from rpa_kernels import layout
 from rpa_kernels.batch import Batch
@@ -21,6 +21,7 @@ from rpa_tune.compile.lower import Call, compile_call
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import tpu_inference, wheel
+from rpa_tune.interop.operands import Operands, kept_operands
 from rpa_tune.public_kernels import PUBLIC_FAMILIES, PublicFamily
 
 _IDLE_BKV_TOKENS, _IDLE_BQ_TOKENS = 256, 16  # blocks of the case that is not tuned: small
@@ -62,16 +63,24 @@ def compile_public(candidate: Candidate) -> Compiled:
         return compile_call(call, candidate.chip)
 
 
-def scalar_operands(candidate: Candidate, batch: Batch) -> dict[int, np.ndarray]:
+def scalar_operands(candidate: Candidate, batch: Batch) -> Operands:
     """The int32 arrays that the family's call reads for a batch, by operand index.
 
-    Sequences of the prefill slot are handed over as mixed ones.
+    Sequences of the prefill slot are handed over as mixed ones. What the wheel's code made is kept
+    beside the wheel.
 
     Raises:
       UsageError: The function makes no call of the expected name: the wheel is another one.
     """
+    root = wheel.current_root()
+    served = replace(batch, num_prefill=0)
+    folder = root.with_name(f"{root.name}-operands")
+    return kept_operands(folder, candidate, served, lambda: _make_operands(candidate, served))
+
+
+def _make_operands(candidate: Candidate, batch: Batch) -> Operands:
     wanted = PUBLIC_FAMILIES[candidate.family].kernel_name(candidate.problem, candidate.config)
-    calls = _bind(candidate).pallas_calls(replace(batch, num_prefill=0))
+    calls = _bind(candidate).pallas_calls(batch)
     for call in calls:
         if call.name == wanted:
             return call.operands
@@ -81,6 +90,7 @@ def scalar_operands(candidate: Candidate, batch: Batch) -> dict[int, np.ndarray]
     )
 
 
+@functools.lru_cache(maxsize=1)  # it remembers what it compiled for the batch before
 def _bind(candidate: Candidate) -> tpu_inference.ForeignCall:
     return tpu_inference.bind(
         PUBLIC_FAMILIES[candidate.family].kernel,

@@ -2,16 +2,18 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from fake_sweep import FormulaEvaluator, make_study, true_us
-from table_rows import default_config, make_row
+from table_rows import PROBLEM, default_config, make_row
 
 from rpa_tune import promote
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli import recheck as cli_recheck
 from rpa_tune.cli.main import cli
+from rpa_tune.cli.tables import uses_text, verdict_text, verified_text
 from rpa_tune.errors import TableError
 from rpa_tune.sweep import recheck
 from rpa_tune.tables.reader import load_tables
@@ -141,6 +143,22 @@ def test_check_recompiles_reports_and_remembers(tmp_path, monkeypatch):
     result = tables(*arguments)
     assert result.exit_code == 3
     assert "fit: configs[0] infeasible: " in result.stdout
+
+
+def test_rows_of_public_kernels_are_exported_and_never_called_verified():
+    config = {"bq_sz": 8, "bkv_sz": 512}
+    public = make_row("public-hd64", problem=replace(PROBLEM, head_dim=64), configs=[config])
+    ours = make_row(verified="interpreted")
+    assert verdict_text(ours) == "tuned, verified"
+    assert verdict_text(make_row()) == "tuned, not verified"
+    assert verdict_text(public) == "tuned, public kernel"
+    assert "verified" not in verified_text(public)
+    dispatch, export = "load_dispatcher(", "tables export out --format kwargs"
+    for rows, has_dispatch, has_export in (
+        ([ours], True, False), ([public], False, True), ([ours, public], True, True),
+    ):  # fmt: skip
+        text = uses_text(rows, Path("out"))
+        assert (dispatch in text, export in text) == (has_dispatch, has_export)
 
 
 class RefusingEvaluator(FormulaEvaluator):
