@@ -1,37 +1,68 @@
 """How good is the search? Against the best of recorded spaces, with no compiler.
 
-    python benchmarks/search.py truth/*.truth.json --json out.json
+    python benchmarks/search.py --json benchmarks/results/search.json
 
-Each file holds a sample of one space at both fidelities (`record.py`). A searcher may ask for a
-share of it; its regret is how much slower its best answer is than the best of the sample. The
-times behind it are simulated; the regret is a property of the search alone.
+Each file of `spaces/` holds a space, or a sample of one, at both fidelities (`record.py`). A
+searcher may ask for a share of it; its regret is how much slower its best answer is than the best
+of the space. The times behind it are simulated; the regret is a property of the search alone.
+
+The search was made with the spaces of the design half in sight. Those of the held-out half are of
+other problems, and nothing was chosen by them.
 """
 
 import gzip
+import importlib.util
 import json
 import statistics
 from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import click
 
+from rpa_kernels.problem import Problem
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import Space
 from rpa_tune.sweep.sampler import Search, make_sampler
+from rpa_tune.sweep.seeds import MAX_SEEDS, Winner, nearest_first
+from rpa_tune.tables.key import TuningKey, tuning_key
 
+SPACES = Path(__file__).parent / "spaces"
 SHARES_PCT = (5, 10, 15, 25, 50)
-# Searcher -> (sampler, whether it starts from the heuristic).
+DESIGN, HELD_OUT = "design", "held_out"
+# What a searcher starts from.
+NOTHING, HEURISTIC, NEIGHBOURS = "nothing", "the heuristic", "the heuristic and winners"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Searcher:
+    """One way to search.
+
+    Attributes:
+      kind: A sampler.
+      start: What it is given to start from.
+      repeats: With other random seeds; the mean of their regrets counts.
+    """
+
+    kind: str
+    start: str
+    repeats: int = 1
+
+
 SEARCHERS = {
-    "ladder": ("kriging", True),
-    "optuna": ("tpe", False),
-    "random": ("random", False),
-    "grid": ("exhaustive", False),
+    "ladder": Searcher(kind="kriging", start=HEURISTIC),
+    "ladder_with_neighbours": Searcher(kind="kriging", start=NEIGHBOURS),
+    "optuna": Searcher(kind="tpe", start=NOTHING, repeats=5),
+    "optuna_from_heuristic": Searcher(kind="tpe", start=HEURISTIC, repeats=5),
+    "optuna_gp": Searcher(kind="gp", start=NOTHING, repeats=2),
+    "optuna_gp_from_heuristic": Searcher(kind="gp", start=HEURISTIC, repeats=2),
+    "random": Searcher(kind="random", start=NOTHING, repeats=5),
+    "grid": Searcher(kind="exhaustive", start=NOTHING),
 }
-SEEDS = 5  # repeats of the searchers that draw
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,19 +71,31 @@ class Truth:
 
     Attributes:
       name: The file's.
-      space: Axes and the sampled configs, in axis order.
+      half: `design`, `held_out`, or empty.
+      key: What was tuned.
+      space: Axes and the recorded configs, in axis order.
       times_us: Config -> simulated time, or None when it has none.
       bounds: Config -> analytical bound, microseconds.
-      heuristic: The heuristic's config, in the sample.
-      best_us: Least simulated time.
+      heuristic: The heuristic's config, among the recorded ones.
     """
 
     name: str
+    half: str
+    key: TuningKey
     space: Space
     times_us: dict[Any, float | None]
     bounds: dict[Any, float]
     heuristic: Any
-    best_us: float
+
+    @property
+    def best(self) -> Any:
+        """The fastest config."""
+        return min((us, config) for config, us in self.times_us.items() if us is not None)[1]
+
+    @property
+    def best_us(self) -> float:
+        """Its time."""
+        return min(us for us in self.times_us.values() if us is not None)
 
 
 def load_truth(path: Path) -> Truth:
@@ -66,11 +109,12 @@ def load_truth(path: Path) -> Truth:
     times_us = {config: row["time_us"] for config, row in rows}
     return Truth(
         name=path.name.removesuffix(".gz").removesuffix(".truth.json"),
-        space=Space(family="recorded", axes=axes, configs=tuple(sorted(times_us))),
+        half=data.get("half", ""),
+        key=tuning_key(Problem(**data["problem"]), data["chip"], data["family"]),
+        space=Space(family=data["family"], axes=axes, configs=tuple(sorted(times_us))),
         times_us=times_us,
         bounds={config: row["bound_us"] for config, row in rows if row["bound_us"] is not None},
         heuristic=config_type(**data["heuristic"]),
-        best_us=min(us for us in times_us.values() if us is not None),
     )
 
 
@@ -83,24 +127,42 @@ def answer(truth: Truth, config: Any) -> Any:
     )  # fmt: skip
 
 
-def regret_pct(truth: Truth, searcher: str, *, num: int, seed: int) -> float:
+def seeds(truth: Truth, start: str, others: Sequence[Truth]) -> list[Any]:
+    """Recorded configs to start from.
+
+    Winners are those of the other problems of the design half: the tables of somebody who has
+    swept that half before.
+    """
+    if start == NOTHING:
+        return []
+    winners = [
+        Winner(key=other.key, config=tuple(other.best))
+        for other in others
+        if start == NEIGHBOURS and other.half == DESIGN and other.key != truth.key
+    ]
+    recorded = {tuple(config): config for config in truth.times_us}
+    near = [recorded[c] for c in nearest_first(truth.key, winners) if c in recorded]
+    return list(dict.fromkeys([truth.heuristic, *near[:MAX_SEEDS]]))
+
+
+def regret_pct(
+    truth: Truth, searcher: Searcher, *, num: int, seed: int = 0, others: Sequence[Truth] = ()
+) -> float:
     """How much slower than the best the best of `num` answers is, in percent."""
-    kind, is_seeded = SEARCHERS[searcher]
-    pool = list(truth.space.configs)
-    if is_seeded:
-        pool = [truth.heuristic, *(config for config in pool if config != truth.heuristic)]
-    if kind == "exhaustive":
+    first = seeds(truth, searcher.start, others)
+    pool = list(dict.fromkeys([*first, *truth.space.configs]))
+    if searcher.kind == "exhaustive":
         pool = pool[:num]
     below: Any = {
         config: SimpleNamespace(time_us=us, batch_us=(), ok=True)
         for config, us in truth.bounds.items()
     }
     sampler = make_sampler(
-        kind,
+        searcher.kind,
         truth.space,
         pool,
-        below if searcher == "ladder" else {},
-        num_seeds=int(is_seeded),
+        below,
+        num_seeds=len(first),
         search=Search(simulate=num, wave=max(2, min(8, num // 3)), seed=seed),
     )
     times = []
@@ -113,47 +175,88 @@ def regret_pct(truth: Truth, searcher: str, *, num: int, seed: int) -> float:
     return 100 * (found_us / truth.best_us - 1)
 
 
-def compare(truths: Sequence[Truth]) -> dict[str, Any]:
-    """Median and worst regret over the spaces, by searcher and share."""
-    figures: dict[str, Any] = {}
-    for searcher, (kind, _) in SEARCHERS.items():
+def regrets_pct(truths: Sequence[Truth], searcher: Searcher, share_pct: int) -> list[float]:
+    """The regret in each space after a share of its evaluations."""
+    found = []
+    for truth in truths:
+        num = max(1, round(len(truth.times_us) * share_pct / 100))
+        each = [
+            regret_pct(truth, searcher, num=num, seed=seed, others=truths)
+            for seed in range(searcher.repeats)
+        ]
+        found.append(statistics.mean(each))
+    return found
+
+
+def summary(regrets: Sequence[float]) -> dict[str, float]:
+    """Median, worst and mean, in percent."""
+    return {
+        "median_regret": statistics.median(regrets),
+        "worst_regret": max(regrets),
+        "mean_regret": statistics.mean(regrets),
+    }
+
+
+def compare(truths: Sequence[Truth], names: Sequence[str]) -> dict[str, Any]:
+    """Regrets by searcher and share: over all spaces, over each half, and of each space."""
+    halves = [half for half in (DESIGN, HELD_OUT) if any(truth.half == half for truth in truths)]
+    document: dict[str, Any] = {half: {} for half in halves}
+    document["spaces"] = {
+        truth.name: {
+            "half": truth.half,
+            "configs": len(truth.times_us),
+            "best_us": truth.best_us,
+            "heuristic_us": truth.times_us[truth.heuristic],
+        }
+        for truth in truths
+    }
+    for name in names:
         for share in SHARES_PCT:
-            regrets = []
-            for truth in truths:
-                num = max(1, round(len(truth.times_us) * share / 100))
-                seeds = range(SEEDS) if kind in ("tpe", "random") else range(1)
-                each = [regret_pct(truth, searcher, num=num, seed=seed) for seed in seeds]
-                regrets.append(statistics.mean(each))
-            figures[f"{searcher}_at_{share}_pct"] = {
-                "median_regret": statistics.median(regrets),
-                "worst_regret": max(regrets),
-            }
-    return figures
+            regrets = regrets_pct(truths, SEARCHERS[name], share)
+            figure = f"{name}_at_{share}_pct"
+            document[figure] = summary(regrets)
+            for half in halves:
+                of_half = [
+                    r for truth, r in zip(truths, regrets, strict=True) if truth.half == half
+                ]
+                document[half][figure] = summary(of_half)
+            if name.startswith("ladder"):
+                for truth, regret in zip(truths, regrets, strict=True):
+                    document["spaces"][truth.name][figure] = regret
+    return document
+
+
+def show(document: dict[str, Any]) -> None:
+    """Prints median and worst regret, overall and by half."""
+    parts = {
+        "all": document,
+        **{half: document[half] for half in (DESIGN, HELD_OUT) if half in document},
+    }
+    click.echo(f"{len(document['spaces'])} spaces; median / worst regret, % of the best simulated")
+    click.echo(f"{'':34}" + "".join(f"{part:>19}" for part in parts))
+    for name in [key for key in document if "_at_" in key]:
+        figures = [part[name] for part in parts.values()]
+        cells = [f"{f['median_regret']:.2f} / {f['worst_regret']:6.2f}" for f in figures]
+        click.echo(f"{name:34}" + "".join(f"{cell:>19}" for cell in cells))
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures.")
 def main(files: tuple[Path, ...], json_file: Path | None) -> None:
-    """Prints regret by searcher and share of evaluations."""
-    truths = [load_truth(path) for path in files]
-    click.echo(f"{len(truths)} spaces; regret in percent of the best simulated time")
-    figures = compare(truths)
-    for name, figure in figures.items():
-        click.echo(
-            f"{name:20} median {figure['median_regret']:7.2f}   worst {figure['worst_regret']:7.2f}"
-        )
+    """Prints regret by searcher and share of evaluations; FILES default to `spaces/`."""
+    truths = [load_truth(path) for path in files or sorted(SPACES.glob("*.truth.json.gz"))]
+    has_torch = importlib.util.find_spec("torch") is not None
+    if not has_torch:
+        click.echo("PyTorch is not installed: Optuna's Gaussian process is left out")
+    names = [name for name, one in SEARCHERS.items() if has_torch or one.kind != "gp"]
+    document = compare(truths, names)
+    show(document)
+    packages = ("numpy", "optuna", *(["torch"] if has_torch else []))
+    document["versions"] = {name: metadata.version(name) for name in packages}
+    document["regrets_are"] = "percent of simulated time"
     if json_file is not None:
-        spaces = {
-            truth.name: {
-                "configs": len(truth.times_us),
-                "best_us": truth.best_us,
-                "heuristic_us": truth.times_us[truth.heuristic],
-            }
-            for truth in truths
-        }
-        document = {**figures, "spaces": spaces, "regrets_are": "percent of simulated time"}
-        json_file.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+        json_file.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

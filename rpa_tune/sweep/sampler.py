@@ -15,7 +15,7 @@ from rpa_tune.candidate import Evaluation
 from rpa_tune.objective import EXPECTED_TIME
 from rpa_tune.space.space import Space
 
-SAMPLERS = ("auto", "exhaustive", "kriging", "tpe", "random")
+SAMPLERS = ("auto", "exhaustive", "kriging", "tpe", "gp", "random")
 # Kriging looks at every config of a pool for every question; above this TPE is quicker.
 MAX_KRIGING_POOL = 20_000
 
@@ -105,7 +105,7 @@ def make_sampler(
     """The sampler that a plan names; `auto` goes by the size of the pool.
 
     Args:
-      kind: `auto`, `exhaustive`, `kriging`, `tpe` or `random`.
+      kind: One of `SAMPLERS`.
       space: The axes of the configs.
       pool: What may be asked for; the heuristic and other seeds lead.
       below: Config -> its answer on the rung below, a lower bound; may lack some.
@@ -125,6 +125,6 @@ def make_sampler(
         from rpa_tune.sweep.sampler_kriging import KrigingSampler
 
         return KrigingSampler(space, pool, below, num_seeds=num_seeds, search=search)
-    from rpa_tune.sweep.sampler_optuna import TpeSampler
+    from rpa_tune.sweep.sampler_optuna import OptunaSampler
 
-    return TpeSampler(space, pool, num_seeds=num_seeds, search=search)
+    return OptunaSampler(kind, space, pool, num_seeds=num_seeds, search=search)

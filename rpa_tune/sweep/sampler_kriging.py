@@ -74,7 +74,7 @@ class KrigingSampler(AbstractSampler):
         self._answers += evaluations
 
     def _first_wave(self, size: int) -> list[int]:
-        """The seeds, the least bound, then configs apart from those but not far from the first.
+        """As many seeds as fit, the least bound, then configs apart from those but near the first.
 
         The first seed is the heuristic. Far corners of a space are seldom good and often slow
         to compile, so a spread over all of it would waste a small budget.

@@ -1,10 +1,11 @@
-"""Optuna's TPE over a pool: the only file that imports optuna.
+"""Optuna's samplers over a pool: the only file that imports optuna.
 
-Seeds come first, then what TPE proposes. Only members of the pool are asked for: the pool is what
-can exist, TPE proposes points of the axes, and the nearest config that was not asked for yet stands
-for a point.
+Seeds come first, then what Optuna proposes. Only members of the pool are asked for: the pool is
+what can exist, Optuna proposes points of the axes, and the nearest config that was not asked for
+yet stands for a point.
 """
 
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,18 +14,23 @@ import numpy as np
 import optuna
 
 from rpa_tune.candidate import Evaluation
+from rpa_tune.errors import UsageError
 from rpa_tune.objective import yardstick
 from rpa_tune.space.space import Space
 from rpa_tune.sweep.sampler import AbstractSampler, Search
 
 
-class TpeSampler(AbstractSampler):
-    """Seeds first, then tree-structured Parzen estimators."""
+class OptunaSampler(AbstractSampler):
+    """Seeds first, then tree-structured Parzen estimators, or Optuna's Gaussian process."""
 
     def __init__(
-        self, space: Space, pool: Sequence[Any], *, num_seeds: int, search: Search
+        self, kind: str, space: Space, pool: Sequence[Any], *, num_seeds: int, search: Search
     ) -> None:
-        """Asks nothing yet; see `sampler.make_sampler` for the arguments."""
+        """Asks nothing yet; see `sampler.make_sampler` for the arguments.
+
+        Raises:
+          UsageError: `kind` is `gp`, and PyTorch is not installed.
+        """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._space = space
         self._pool = list(pool)
@@ -39,11 +45,7 @@ class TpeSampler(AbstractSampler):
             axis.name: optuna.distributions.IntDistribution(0, len(axis.values) - 1)
             for axis in space.axes
         }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._tpe = optuna.samplers.TPESampler(
-                seed=search.seed, multivariate=True, n_startup_trials=search.wave
-            )
+        self._proposer = _proposer(kind, search)
 
     def ask(self) -> list[Any]:
         """The next wave."""
@@ -65,11 +67,11 @@ class TpeSampler(AbstractSampler):
 
         Made anew for every wave: a new answer can change what the old ones are compared with.
         """
-        study = optuna.create_study(sampler=self._tpe)
+        study = optuna.create_study(sampler=self._proposer)
         measure = yardstick(self._answers, self._objective)
         for answer in self._answers:
             params = self._indices(answer.candidate.config)
-            if params is None:  # a seed from outside the axes teaches TPE nothing
+            if params is None:  # a seed from outside the axes teaches nothing
                 continue
             state = optuna.trial.TrialState.COMPLETE if answer.ok else optuna.trial.TrialState.FAIL
             study.add_trial(
@@ -87,7 +89,7 @@ class TpeSampler(AbstractSampler):
         return int(np.argmax(self._is_open))
 
     def _propose(self, study: optuna.Study) -> int:
-        """The open config nearest to a point that TPE likes."""
+        """The open config nearest to a point that Optuna likes."""
         trial = study.ask(self._distributions)
         point = [axis.position(axis.values[trial.params[axis.name]]) for axis in self._space.axes]
         away = np.linalg.norm(self._places - point, axis=1)
@@ -101,3 +103,21 @@ class TpeSampler(AbstractSampler):
                 return None
             indices[axis.name] = axis.values.index(value)
         return indices
+
+
+def _proposer(kind: str, search: Search) -> optuna.samplers.BaseSampler:
+    """Optuna's sampler; the first wave is drawn, as far as it is not made of seeds."""
+    if kind == "gp" and importlib.util.find_spec("torch") is None:
+        raise UsageError(
+            "search.sampler gp is Optuna's Gaussian process, which needs PyTorch",
+            hint="pip install torch, or use kriging, which is a Gaussian process as well",
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if kind == "gp":
+            return optuna.samplers.GPSampler(
+                seed=search.seed, n_startup_trials=search.wave, deterministic_objective=True
+            )
+        return optuna.samplers.TPESampler(
+            seed=search.seed, multivariate=True, n_startup_trials=search.wave
+        )

@@ -1,5 +1,6 @@
 """Plans: what they mean, and errors that say file and line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,19 @@ def test_a_good_plan(tmp_path):
     assert names == ["v6e/llama3-8b/decode", "v6e/llama3-8b/mixed"]
 
 
+def test_a_weighted_set_of_workloads_is_one_workload(tmp_path):
+    weighted = re.sub("workload: .*", "workload: {azure-conv: 0.7, azure-code: 0.3}", GOOD)
+    alone = re.sub("workload: .*", "workload: azure-conv", GOOD)
+    studies = build_studies(plan_of(tmp_path, weighted))
+    assert [study.family for study in studies] == ["decode", "mixed"]
+    first = build_studies(plan_of(tmp_path, alone))[0].workload
+    both = studies[0].workload
+    assert len(both.batches) > len(first.batches)
+    assert sum(batch.weight for batch in both.batches) == pytest.approx(1)
+    assert "azure-conv" in both.name
+    assert "azure-code" in both.name
+
+
 def test_lists_are_crossed(tmp_path):
     text = GOOD.replace("chip: v6e", "chip: [v5e, v6e]").replace(
         "page_size: 128", "page_size: [64, 128]"
@@ -77,6 +91,15 @@ def test_layers_with_and_without_a_window_are_two_studies(tmp_path):
         ("families: [decode, mixed]\n", "", None, "missing families", ""),
         ("budget: 90s", "dtype: bf16", 11, "unknown dtype 'bf16'", "bfloat16"),
         ("budget: 90s", "workload: 3", 11, "appears twice", ""),
+        ("budget: 90s", "objective: fastest", 11, "unknown objective 'fastest'", "expected_time"),
+        ("seed: 3", "sampler: krigin", 10, "unknown sampler 'krigin'", "did you mean kriging"),
+        ("seed: 3", "configs: 9", 10, "configs=9: a row has at most 8", ""),
+        ("seed: 3", "configs: 0", 10, "must be an integer of at least 1", ""),
+        ("seed: 3", "seed: -1", 10, "must be an integer of at least 0", ""),
+        ("seed: 3", "seed: true", 10, "must be an integer", ""),
+        ("[128, 512 tokens, 8 pages]", "[]", 9, "bkv_sz has no values", ""),
+        ("  decode:", "  prefill:", 8, "unknown key 'prefill' in space", ""),
+        ("workload: {", "workload: 3 #", 6, "workload must be a preset", ""),
     ],
 )
 def test_errors_name_file_and_line(tmp_path, old, new, line, message, hint):
@@ -95,6 +118,8 @@ def test_errors_name_file_and_line(tmp_path, old, new, line, message, hint):
         ("llama3-8b", "llama3-8", 3, "unknown model 'llama3-8'"),
         ("workload: {requests", "workload: {request", 6, "unknown key"),
         ("budget: 90s", "tp: 3", 3, "cannot run at tp=3"),
+        ("workload: {", "workload: {azure-conv: 0.7, azure-cod: 0.3} # {", 6, "azure-cod"),
+        ("workload: {", "workload: {azure-conv: 0.7, azure-code: -1} # {", 6, "azure-code"),
         ("output_tokens: 20", "output_tokens: 1", 4, "never launches family 'decode'"),
     ],
 )
