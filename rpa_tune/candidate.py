@@ -84,8 +84,19 @@ class Candidate:
     @property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON form."""
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return _digest(self.to_dict())
+
+    @property
+    def study(self) -> str:
+        """The same of all but the config: candidates of one study have it in common."""
+        problem = asdict(self.problem)
+        parts = {"family": self.family, "chip": self.chip, "workload": self.workload}
+        return _digest({**parts, "problem": problem})
+
+
+def _digest(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

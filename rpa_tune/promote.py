@@ -24,7 +24,8 @@ from rpa_tune.workload.workload import Workload
 # Candidates nearer to each other than this are tied, in percent. Analytical times are lower
 # bounds and only prune. Simulated: taken over from a prototype of the simulator that was compared
 # with public device times of another engine's kernels, where the measured winner was almost
-# always within 5 % of the predicted best. Measured: run-to-run spread of a quiet TPU, a guess.
+# always within 5 % of the predicted best. Measured: run-to-run spread of a quiet TPU, a guess; a
+# larger spread of the samples counts instead.
 ERROR_PCT = {Fidelity.ANALYTICAL: 50.0, Fidelity.SIMULATED: 5.0, Fidelity.MEASURED: 1.0}
 
 
@@ -88,7 +89,9 @@ def decide(
     if not ranked:
         return None
     best = ranked[0]
-    error_pct = ERROR_PCT[best.fidelity]
+    error_pct = max(
+        ERROR_PCT[best.fidelity], round(100 * float(best.metrics.get("spread", 0.0)), 2)
+    )
     margin = 1 + error_pct / 100
 
     def beats_heuristic(evaluation: Evaluation) -> bool:

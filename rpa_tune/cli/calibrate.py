@@ -8,11 +8,17 @@ import yaml
 
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import UsageError
+from rpa_tune.evaluate.observations import measured_answers, observe
 from rpa_tune.interop.records import load_records, schedules
 from rpa_tune.llo.calibrate import Fit, Observation, fit
 from rpa_tune.llo.machine import Machine, load_machine
 from rpa_tune.llo.simulate import simulate
+from rpa_tune.store import journal as store
+from rpa_tune.store.shards import find_shards
+from rpa_tune.sweep.plan import load_plan
+from rpa_tune.sweep.study import build_studies
 
 DEFAULT_PARAMETERS = (
     "read_bytes_per_s",
@@ -28,6 +34,10 @@ DEFAULT_PARAMETERS = (
 @click.command()
 @click.argument("records", type=click.Path(path_type=Path))
 @click.option("--chip", required=True, help="Chip to fit: v5e, v6e, v7x, ...")
+@click.option("--plan", type=click.Path(path_type=Path),
+              help="The plan that a store was made by; needed with a store.")  # fmt: skip
+@click.option("--batches", default=3, show_default=True, type=click.IntRange(1),
+              help="Launches to take of each measured candidate of a store.")  # fmt: skip
 @click.option(
     "--parameter",
     "parameters",
@@ -46,6 +56,8 @@ DEFAULT_PARAMETERS = (
 def calibrate(
     records: Path,
     chip: str,
+    plan: Path | None,
+    batches: int,
     parameters: tuple[str, ...],
     output: Path | None,
     workers: int,
@@ -54,33 +66,18 @@ def calibrate(
 ) -> None:
     """Fits machine parameters to the measured times in RECORDS.
 
-    RECORDS has the form of benchmarks/data/measured_rpa.json: times of the public v3 kernel on
-    your TPU. Only device times are used. The fitted rows belong into rpa_tune/llo/machines.yaml;
+    RECORDS has the form of benchmarks/data/measured_rpa.json, times of the public v3 kernel on your
+    TPU, of which only device times are used; or it is the store of a sweep that measured. The
+    fitted rows belong into rpa_tune/llo/machines.yaml;
     parameters that the records do not determine stay near where they were.
 
     Example: rpa-tune calibrate benchmarks/data/measured_rpa.json --chip v7x --parameter clock_hz
     """
     machine = load_machine(chip)
-    chosen = [r for r in load_records(records) if r.chip == chip and r.is_device_time]
-    if not chosen:
-        raise UsageError(f"no device times of {chip}", where=str(records))
-    observations, skipped = [], []
-    for record, program in schedules(chosen, cache_dir=cache, num_workers=workers):
-        if isinstance(program, str):
-            skipped.append(f"record {record.index}: {program}")
-            continue
-        bundles = simulate(program, machine, record.operands()).num_bundles
-        if bundles / machine.value("clock_hz") * 1e6 > 1.1 * record.measured_us:
-            skipped.append(f"record {record.index}: its bundles alone take longer than measured")
-            continue
-        observations.append(
-            Observation(
-                label=f"record {record.index}",
-                program=program,
-                operands=record.operands(),
-                measured_us=record.measured_us,
-            )
-        )
+    if store.is_store(records):
+        observations, skipped = _from_store(records, plan, machine, cache, workers, batches)
+    else:
+        observations, skipped = _from_records(records, machine, cache, workers)
     result = fit(machine, observations, parameters or DEFAULT_PARAMETERS)
     rows = _rows(chip, result)
     if output is not None:
@@ -89,6 +86,66 @@ def calibrate(
         print_json({"rows": rows, "fit": _errors(observations, result), "skipped": skipped})
     else:
         _print_fit(machine, observations, result, skipped)
+
+
+def _from_store(
+    path: Path, plan: Path | None, machine: Machine, cache: Path, workers: int, batches: int
+) -> tuple[list[Observation], list[str]]:
+    """Launches that a sweep measured, and what was left out."""
+    if plan is None:
+        raise UsageError(
+            "a store does not say which batches it measured",
+            where=str(path),
+            hint="add --plan with the plan that the store was made by",
+        )
+    files = [path, *find_shards(path).values()]
+    found = [e for file in files for e in store.read(file).evaluations]
+    answers = measured_answers(found, machine.chip)
+    if not answers:
+        raise UsageError(f"no measured answers for {machine.chip}", where=str(path))
+    workloads = {s.workload.digest: s.workload for s in build_studies(load_plan(plan))}
+    observations, skipped = [], []
+    with WorkerPool(num_workers=workers) as pool:
+        for seen in observe(answers, workloads, pool, cache_dir=cache, num_batches=batches):
+            if isinstance(seen, str):
+                skipped.append(seen)
+            elif is_impossible(seen, machine):
+                skipped.append(f"{seen.label}: its bundles alone take longer than measured")
+            else:
+                observations.append(seen)
+    return observations, skipped
+
+
+def is_impossible(seen: Observation, machine: Machine) -> bool:
+    """Whether the bundles alone take longer than measured: another kernel was timed."""
+    bundles = simulate(seen.program, machine, seen.operands).num_bundles
+    return bundles / machine.value("clock_hz") * 1e6 > 1.1 * seen.measured_us
+
+
+def _from_records(
+    path: Path, machine: Machine, cache: Path, workers: int
+) -> tuple[list[Observation], list[str]]:
+    """Public launches, and what was left out."""
+    chip = machine.chip
+    chosen = [r for r in load_records(path) if r.chip == chip and r.is_device_time]
+    if not chosen:
+        raise UsageError(f"no device times of {chip}", where=str(path))
+    observations, skipped = [], []
+    for record, program in schedules(chosen, cache_dir=cache, num_workers=workers):
+        if isinstance(program, str):
+            skipped.append(f"record {record.index}: {program}")
+            continue
+        seen = Observation(
+            label=f"record {record.index}",
+            program=program,
+            operands=record.operands(),
+            measured_us=record.measured_us,
+        )
+        if is_impossible(seen, machine):
+            skipped.append(f"{seen.label}: its bundles alone take longer than measured")
+        else:
+            observations.append(seen)
+    return observations, skipped
 
 
 def _rows(chip: str, result: Fit) -> dict[str, Any]:

@@ -45,16 +45,17 @@ def forecast(
     checks = [e for e in known if e.fidelity is Fidelity.INTERPRETED]
     took = [e.metrics["evaluate_s"] for e in checks if "evaluate_s" in e.metrics]
     check_s = sum(took) / len(took) if took else _GUESSED_CHECK_S
-    checked = {(e.candidate.digest, stamp_of(e.provenance)) for e in checks}
+    checked = {(e.candidate.digest, stamp_of(e.provenance, e.fidelity)) for e in checks}
     rows = []
     for study in studies:
         space = study.space()
         num_simulated = min(study.search.simulate, len(space.configs))
         stamp = stamp_of(provenance(study.family))
+        check_stamp = stamp_of(provenance(study.family), Fidelity.INTERPRETED)
         num_known = sum(_belongs(e, study) and stamp_of(e.provenance) == stamp for e in simulated)
         todo = max(0, num_simulated - num_known)
         right = sum(
-            (stand_in(e.candidate)[0].digest, stamp) in checked
+            (stand_in(e.candidate)[0].digest, check_stamp) in checked
             for e in simulated
             if e.ok and _belongs(e, study) and stamp_of(e.provenance) == stamp
         )

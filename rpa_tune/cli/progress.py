@@ -46,7 +46,7 @@ class CountingWatch(Watch):
 
     def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
         """Counts what is known."""
-        self.tally.start_wave(study, num_known, fidelity)
+        self.tally.start_wave(study, num, num_known, fidelity)
 
     def answered(self, study: Study, evaluation: Evaluation) -> None:
         """Counts it."""
@@ -226,6 +226,7 @@ class JsonWatch(CountingWatch):
             best_us=score.best_us,
             heuristic_us=score.heuristic_us,
             num_asked=result.num_asked,
+            agreement=asdict(result.agreement) if result.agreement else None,
             **self._overall(),
         )
 

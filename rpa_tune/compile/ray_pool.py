@@ -18,7 +18,7 @@ from rpa_tune.errors import UsageError
 MAX_RETRIES = 3
 _POLL_S = 1.0
 
-_pools: dict[str, WorkerPool] = {}
+_compilers: list[WorkerPool] = []  # at most one a process of Ray
 
 
 class RayPool:
@@ -62,6 +62,7 @@ class RayPool:
             max_retries=MAX_RETRIES,
             retry_exceptions=False,
         )
+        self._needs = {"CPU": 1.0, **(resources or {})}
         # On a TPU host the environment is the host's own; a compiler's is made up.
         self._on_device = "TPU" in (resources or {})
 
@@ -70,6 +71,14 @@ class RayPool:
         """CPUs of the cluster at this moment."""
         resources: Mapping[str, float] = self._ray.cluster_resources()
         return int(resources.get("CPU", 1))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether some node that is alive has what a task needs."""
+        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        return any(
+            all(node.get(name, 0) >= need for name, need in self._needs.items()) for node in alive
+        )
 
     def map_unordered(
         self, function: str, arguments: Iterable[Any], *, deadline_s: float | None = None
@@ -116,10 +125,19 @@ class RayPool:
 
 
 def run_here(function: str, argument: Any, deadline_s: float, on_device: bool) -> Reply:
-    """Runs one task on a node: in a worker process that outlives it and serves the next one."""
-    name = "device" if on_device else "compiler"
-    if name not in _pools:
-        environment = target.device_environment if on_device else target.worker_environment
-        _pools[name] = WorkerPool(num_workers=1, environment=environment)
-    (reply,) = _pools[name].map_unordered(function, [argument], deadline_s=deadline_s)
+    """Runs one task on a node, in a worker process.
+
+    A compiler outlives its task and serves the next one. A process that has a TPU is ended with its
+    task: Ray may lend the chip to another process next.
+    """
+    if on_device:
+        with WorkerPool(num_workers=1, environment=target.device_environment) as pool:
+            return _run_one(pool, function, argument, deadline_s)
+    if not _compilers:
+        _compilers.append(WorkerPool(num_workers=1))
+    return _run_one(_compilers[0], function, argument, deadline_s)
+
+
+def _run_one(pool: WorkerPool, function: str, argument: Any, deadline_s: float) -> Reply:
+    (reply,) = pool.map_unordered(function, [argument], deadline_s=deadline_s)
     return reply

@@ -5,6 +5,7 @@ Every launch gets inputs drawn for it; no output is ever fed back. Neighbours: `
 parent's half, `device_times.py` reads the profiler.
 """
 
+import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,7 +44,10 @@ def measure(task: MeasureTask) -> MeasureAnswer:
     Raises:
       Exception: What a kernel raises while it is traced or run.
     """
-    device = jax.devices()[0]
+    try:
+        device = jax.devices()[0]
+    except RuntimeError as error:  # taken by another process, or lost: no candidate's fault
+        return MeasureAnswer(wrong_device=f"jax finds no device: {_first_line(error)}")
     if wrong := _wrong_device(device, task):
         return MeasureAnswer(wrong_device=wrong)
     make: Callable[[Candidate, Batch], Launch] = worker.resolve(task.launcher)  # type: ignore[assignment]
@@ -66,9 +70,27 @@ def measure(task: MeasureTask) -> MeasureAnswer:
     )
 
 
+def find_device(_: None = None) -> dict[str, Any]:
+    """What `jax` finds here: `_describe` and, for a TPU, the name of its `chip`.
+
+    Raises:
+      Exception: jax finds no device, or one that the chip table does not have.
+    """
+    device = jax.devices()[0]
+    is_tpu = device.platform == "tpu"
+    chip = chip_of_device_kind(device.device_kind).name if is_tpu else ""
+    return {**_describe(device), "chip": chip}
+
+
 def launch_family(candidate: Candidate, batch: Batch) -> Launch:
     """The candidate's own kernel, compiled for the device; the batch is in its arguments."""
     del batch
+    return _launch_family(candidate)
+
+
+@functools.lru_cache(maxsize=32)
+def _launch_family(candidate: Candidate) -> Launch:
+    """One function a candidate, so that it is compiled once and not for every batch."""
     family, problem = load_family(candidate.family), candidate.problem
     chip_target = load_chip(candidate.chip).target
 
@@ -80,7 +102,8 @@ def launch_family(candidate: Candidate, batch: Batch) -> Launch:
         )  # fmt: skip
         return out, cache
 
-    return launch
+    compiled: Launch = jax.jit(launch)
+    return compiled
 
 
 def launch_reference(candidate: Candidate, batch: Batch) -> Launch:
@@ -124,6 +147,10 @@ def _describe(device: Any) -> dict[str, Any]:
     }
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _check(candidate: Candidate, batches: Sequence[Batch], make: Any) -> Measurement:
     """Compares a candidate with the reference; nothing is timed that is wrong."""
     family, problem = load_family(candidate.family), candidate.problem
@@ -137,7 +164,7 @@ def _check(candidate: Candidate, batches: Sequence[Batch], make: Any) -> Measure
             exhausted = message.startswith("RESOURCE_EXHAUSTED")
             return Measurement(
                 status=Status.OUT_OF_MEMORY if exhausted else Status.RUN_FAILED,
-                detail=message.splitlines()[0],
+                detail=_first_line(error),
             )
         report = compare(family, problem, batch, operands, out, cache, has_race=False)
         if not report.ok:
@@ -173,13 +200,18 @@ def _run_round(
     drawn: Sequence[tuple[Any, ...]],
     num_repeats: int,
 ) -> list[tuple[float, ...]]:
-    """One profile of every launch `num_repeats` times, taking turns: times of each candidate."""
+    """One profile of every launch `num_repeats` times: times of each candidate.
+
+    Launches take turns, and each turn begins with another one, so that none always follows the
+    same neighbour.
+    """
     with tempfile.TemporaryDirectory(dir=worker.worker_folder()) as folder:
         with jax.profiler.trace(folder, profiler_options=_profiler_options()):
             for i in range(num_repeats):
-                for number, launch in enumerate(launches):
+                for turn in range(len(launches)):
+                    number = (i + turn) % len(launches)
                     with jax.profiler.TraceAnnotation(_annotation(number)):
-                        jax.block_until_ready(launch(*drawn[i % NUM_INPUTS]))
+                        jax.block_until_ready(launches[number](*drawn[i % NUM_INPUTS]))
         profile = read_profile(Path(folder))
         times = [
             tuple(launch_times_ns(profile, _annotation(number), _kernel_name(candidate)))

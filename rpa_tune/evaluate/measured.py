@@ -6,13 +6,14 @@ candidates, chooses what each must get right first, and turns samples into evalu
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile import target
-from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, Reply, WorkerPool
+from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, Reply, TaskPool, WorkerPool
 from rpa_tune.errors import DeviceError
 from rpa_tune.evaluate.correctness import hostile_batches
 from rpa_tune.evaluate.evaluator import (
@@ -30,8 +31,64 @@ from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
 
 TASK = "rpa_tune.evaluate.measure_task:measure"
+FIND = "rpa_tune.evaluate.measure_task:find_device"
 OWN_KERNEL = "rpa_tune.evaluate.measure_task:launch_family"
 REFERENCE = "rpa_tune.evaluate.measure_task:launch_reference"
+# Source: Linux sysfs; vendor and device ids as in jax/_src/hardware_utils.py of jax 0.10.2.
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
+_GOOGLE = "0x1ae0"
+_TPUS = ("0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # v4, v5p, v5e, v6e, v7x
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuringHost:
+    """Who can measure.
+
+    Attributes:
+      chip: Name of the chip that is there; empty when nothing can be measured.
+      device: What `measure_task.find_device` says about it.
+      reason: Why nothing can be measured; empty when it can.
+    """
+
+    chip: str = ""
+    device: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+
+def device_pool(scratch_dir: Path | None = None) -> WorkerPool:
+    """One worker process, because a chip belongs to one process at a time.
+
+    Args:
+      scratch_dir: Where profiles go; the system's temporary folder if None.
+    """
+    return WorkerPool(num_workers=1, scratch_dir=scratch_dir, environment=target.device_environment)
+
+
+def has_tpu(devices: Path = _PCI_DEVICES) -> bool:
+    """Whether a TPU is plugged into this host. Reads the list of PCI devices and nothing else."""
+    for folder in devices.glob("*"):
+        try:
+            vendor, device = ((folder / name).read_text().strip() for name in ("vendor", "device"))
+        except OSError:
+            continue
+        if vendor == _GOOGLE and device in _TPUS:
+            return True
+    return False
+
+
+def find_host(pool: TaskPool) -> MeasuringHost:
+    """Asks a worker process what it can measure on; the caller never loads libtpu.
+
+    Args:
+      pool: Whose workers have the device's own environment.
+    """
+    (reply,) = pool.map_unordered(FIND, [None])
+    if reply.failure is not None:
+        return MeasuringHost(reason=f"the TPU cannot be used: {reply.failure.detail}")
+    if not reply.value["chip"]:
+        found = f"jax finds a {reply.value['platform']} only"
+        return MeasuringHost(reason=found, device=reply.value)
+    return MeasuringHost(chip=reply.value["chip"], device=reply.value)
 
 
 class MeasuredEvaluator(AbstractEvaluator):
@@ -42,22 +99,23 @@ class MeasuredEvaluator(AbstractEvaluator):
         *,
         num_repeats: int = 20,
         max_rounds: int = 3,
-        group_size: int = 4,
+        group_size: int = 16,
         deadline_s: float = DEFAULT_DEADLINE_S,
         launcher: str = OWN_KERNEL,
         platform: str = "tpu",
-        scratch_dir: Path | None = None,
+        pool: TaskPool | None = None,
     ) -> None:
         """Starts nothing yet.
 
         Args:
           num_repeats: Timed launches of a batch and round.
           max_rounds: Rounds at most, when samples scatter or drift.
-          group_size: Candidates whose launches take turns.
+          group_size: Most candidates whose launches take turns. A chip that slows down between
+            two groups would favour one of them, so the finalists of a study should fit into one.
           deadline_s: Seconds that checking, and each batch, may take.
           launcher: What to launch for a candidate; `REFERENCE` to try the evaluator itself.
           platform: `tpu`, or `cpu` to try everything but the chip.
-          scratch_dir: Where profiles go; the system's temporary folder if None.
+          pool: Where launches run, and closed at the end; a worker process of its own if None.
         """
         self._num_repeats = num_repeats
         self._max_rounds = max_rounds
@@ -65,9 +123,7 @@ class MeasuredEvaluator(AbstractEvaluator):
         self._launcher = launcher
         self._platform = platform
         self._deadline_s = deadline_s
-        self._pool = WorkerPool(
-            num_workers=1, scratch_dir=scratch_dir, environment=target.device_environment
-        )
+        self._pool: TaskPool = pool or device_pool()
 
     @property
     def fidelity(self) -> Fidelity:
@@ -99,7 +155,7 @@ class MeasuredEvaluator(AbstractEvaluator):
         self._pool.close()
 
     def _measure(self, group: Sequence[Candidate], workload: Workload) -> Iterator[Evaluation]:
-        """Measures candidates side by side; one by one if one of them spoils it for all."""
+        """Measures candidates side by side; in halves while one of them spoils it for all."""
         task = self._task(group, workload)
         (reply,) = self._pool.map_unordered(TASK, [task], deadline_s=self._deadline_s)
         if reply.failure is None:
@@ -110,8 +166,9 @@ class MeasuredEvaluator(AbstractEvaluator):
             for candidate, found in zip(group, reply.value.measurements, strict=True):
                 yield _conclude(candidate, workload, found, reply)
         elif len(group) > 1:
-            for candidate in group:
-                yield from self._measure([candidate], workload)
+            middle = len(group) // 2
+            yield from self._measure(group[:middle], workload)
+            yield from self._measure(group[middle:], workload)
         else:
             yield Evaluation(
                 candidate=group[0],

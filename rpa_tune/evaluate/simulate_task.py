@@ -101,6 +101,15 @@ def simulate_candidate(task: SimulateTask) -> SimulateAnswer:
     return SimulateAnswer(status=Status.OK, timelines=timelines, costs=costs)
 
 
+def compile_schedule(task: SimulateTask) -> Compiled:
+    """Compiles a candidate, or finds its schedule in the cache.
+
+    Raises:
+      Exception: What the kernel raises while it is traced, or a dump that is not understood.
+    """
+    return _compile(task)
+
+
 def _compile(task: SimulateTask) -> Compiled:
     """The compiled candidate; jax is loaded, but not before the deadline is running."""
     from rpa_tune.compile.lower import compile_candidate

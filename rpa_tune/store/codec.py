@@ -17,12 +17,21 @@ SCHEMA = "rpa-store/1"
 STAMP_KEYS = ("kernel", "simulator", "jax", "libtpu")
 
 
-def stamp_of(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+# Answers that do not depend on the simulator: a better one does not undo what a TPU took.
+_NOT_SIMULATED = (Fidelity.MEASURED, Fidelity.INTERPRETED)
+
+
+def stamp_of(
+    provenance: Mapping[str, Any], fidelity: Fidelity = Fidelity.SIMULATED
+) -> tuple[str, ...]:
     """The part of a provenance that decides whether an answer still holds.
 
-    Analytical answers carry no compiler versions; a missing key counts as the empty string.
+    Args:
+      provenance: A missing key counts as the empty string.
+      fidelity: How the answer was got.
     """
-    return tuple(str(provenance.get(key) or "") for key in STAMP_KEYS)
+    ignored = ("simulator",) if fidelity in _NOT_SIMULATED else ()
+    return tuple("" if key in ignored else str(provenance.get(key) or "") for key in STAMP_KEYS)
 
 
 def to_dict(evaluation: Evaluation) -> dict[str, Any]:

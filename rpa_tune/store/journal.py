@@ -1,5 +1,7 @@
 """The store: an append-only file of evaluations, one JSON line each, schema in line 1.
 
+When a study ends, a line of another kind says what it came to (`notes.py`).
+
 What it promises:
 - A killed writer loses nothing that `append` returned from; a power cut loses at most the last
   `sync_interval_s` seconds.
@@ -22,7 +24,8 @@ from filelock import FileLock, Timeout
 
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.errors import StoreError
-from rpa_tune.store import codec
+from rpa_tune.store import codec, notes
+from rpa_tune.store.notes import StudyNote
 
 # Answers that say more about the machine than about the candidate: a worker that died, a disk that
 # was full. Asked for once more at once, and once more by every run that finds one in the store.
@@ -39,12 +42,14 @@ class Contents:
     Attributes:
       evaluations: All answers in the order they were written.
       end_bytes: Where the last whole line ends; a writer goes on from here.
+      notes: What studies came to, in the order they were written.
       damaged_lines: Line numbers that do not decode, because they are damaged or name a config
         that the kernels no longer have; kept in the file, left out here.
     """
 
     evaluations: tuple[Evaluation, ...]
     end_bytes: int
+    notes: tuple[StudyNote, ...] = ()
     damaged_lines: tuple[int, ...] = ()
 
 
@@ -68,17 +73,30 @@ def read(path: Path) -> Contents:
             raise StoreError("not a store: line 1 is no header", where=f"{path}:1")
         return Contents(evaluations=(), end_bytes=0)
     _check_header(lines[0], path)
-    evaluations, damaged = [], []
+    evaluations, found, damaged = [], [], []
     for number, line in enumerate(lines[1:], start=2):
         try:
-            evaluations.append(codec.decode(line))
+            if notes.is_note(line):
+                found.append(notes.decode(line))
+            else:
+                evaluations.append(codec.decode(line))
         except (ValueError, KeyError, TypeError):
             damaged.append(number)
     return Contents(
         evaluations=tuple(evaluations),
         end_bytes=len(data) - len(torn),
+        notes=tuple(found),
         damaged_lines=tuple(damaged),
     )
+
+
+def is_store(path: Path) -> bool:
+    """Whether a file begins as a store does, of whatever version."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MARK)) == _MARK
+    except OSError:
+        return False
 
 
 def has_writer(path: Path) -> bool:
@@ -122,6 +140,7 @@ class Journal:
         self._synced_at = time.monotonic()
         self._answers: dict[Key, Evaluation] = {}
         self._attempts: dict[Key, int] = {}
+        self._notes: dict[str, StudyNote] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(str(path) + ".lock")
@@ -152,6 +171,7 @@ class Journal:
             _sync_folder(path.parent)
         for evaluation in () if ignore_known else (*also_known, *contents.evaluations):
             self._index(evaluation)
+        self._notes = {note.study: note for note in contents.notes}
         # The machine may have been mended since: what earlier runs tried counts as one attempt.
         self._attempts = dict.fromkeys(self._attempts, 1)
 
@@ -182,6 +202,16 @@ class Journal:
         self._index(evaluation)
         if time.monotonic() - self._synced_at >= self._sync_interval_s:
             self.sync()
+
+    def append_note(self, note: StudyNote) -> None:
+        """Writes what a study came to, unless the last note about it says the same.
+
+        Raises:
+          StoreError: The disk is full or failing. What was written before stays whole.
+        """
+        if self._notes.get(note.study) != note:
+            self._write(notes.encode(note))
+            self._notes[note.study] = note
 
     def find(
         self, candidate: Candidate, fidelity: Fidelity, stamp: Sequence[str]
@@ -225,7 +255,7 @@ class Journal:
             self._lock.release()
 
     def _index(self, evaluation: Evaluation) -> None:
-        stamp = codec.stamp_of(evaluation.provenance)
+        stamp = codec.stamp_of(evaluation.provenance, evaluation.fidelity)
         key = (evaluation.candidate.digest, evaluation.fidelity, stamp)
         self._answers[key] = evaluation
         self._attempts[key] = self._attempts.get(key, 0) + 1
@@ -240,6 +270,9 @@ class Journal:
             os.ftruncate(self._file, self._end_bytes)
             raise _unwritable(self.path, error) from error
         self._end_bytes += len(line)
+
+
+_MARK = b'{"schema":"rpa-store/'
 
 
 def _header() -> bytes:

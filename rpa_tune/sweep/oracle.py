@@ -13,6 +13,7 @@ from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.journal import MAX_ATTEMPTS, Journal
+from rpa_tune.store.notes import StudyNote
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
 
@@ -68,7 +69,7 @@ class Oracle:
           BudgetSpentError: The budget ran out.
           StoppedError: `stop` was called.
         """
-        stamp = stamp_of(provenance(study.family))
+        stamp = stamp_of(provenance(study.family), fidelity)
         keys = {(candidate.digest, fidelity) for candidate in wave}
         with self._monitor:
             while keys & self._being_asked:
@@ -99,6 +100,11 @@ class Oracle:
         """Evaluations that a study cost."""
         with self._monitor:
             return self._num_asked_by.get(study.name, 0)
+
+    def note(self, note: StudyNote) -> None:
+        """Stores what a study came to."""
+        with self._monitor:
+            self._journal.append_note(note)
 
     def tell(self, event: str, *arguments: object) -> None:
         """Calls a method of the watch, while nobody else does."""

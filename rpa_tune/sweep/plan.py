@@ -146,7 +146,7 @@ def _search(node: Node | None, objective: Node | None) -> Search:
     return Search(
         objective=objective.choice(OBJECTIVES, "objective") if objective else default.objective,
         simulate=_integer(entries, "simulate", default.simulate),
-        measure=_integer(entries, "measure", default.measure),
+        measure=_integer(entries, "measure", default.measure, at_least=0),
         wave=_integer(entries, "wave", default.wave),
         configs=configs,
         sampler=entries["sampler"].choice(SAMPLERS, "sampler") if "sampler" in entries else "auto",

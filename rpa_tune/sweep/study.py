@@ -50,6 +50,11 @@ class Study:
         """The family's own choice, which every search has to beat."""
         return load_family(self.family).default_config(self.problem, load_chip(self.chip).target)
 
+    @property
+    def digest(self) -> str:
+        """`Candidate.study` of its candidates."""
+        return self.candidate(None).study
+
     def candidate(self, config: Any) -> Candidate:
         """The candidate of one config."""
         return Candidate(

@@ -8,7 +8,7 @@ store.
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rpa_kernels.infeasible import Infeasible
@@ -18,6 +18,8 @@ from rpa_tune.families import load_family, public_family
 from rpa_tune.promote import Decision, decide, make_row
 from rpa_tune.space.space import Space
 from rpa_tune.store.journal import Journal
+from rpa_tune.store.notes import Stopped, StudyNote
+from rpa_tune.sweep.agreement import Agreement, compare
 from rpa_tune.sweep.lineup import Place, line_up
 from rpa_tune.sweep.oracle import BudgetSpentError, Evaluators, Oracle
 from rpa_tune.sweep.rungs import Stop, climb, dominated, not_asked, timeless
@@ -42,6 +44,7 @@ class StudyResult:
       stops: Candidates that were left behind on the way, with reasons.
       num_asked: Evaluations that the store did not know.
       verified: How the row's configs were compared with the reference; empty when they were not.
+      agreement: Measured against simulated; None when nothing was measured.
     """
 
     study: Study
@@ -51,6 +54,20 @@ class StudyResult:
     stops: tuple[Stop, ...]
     num_asked: int
     verified: str = ""
+    agreement: Agreement | None = None
+
+    def note(self) -> StudyNote:
+        """What the store keeps of it beside the answers."""
+        return StudyNote(
+            name=self.study.name,
+            study=self.study.digest,
+            verdict=self.decision.verdict if self.decision else "",
+            stopped=tuple(
+                Stopped(reason=s.reason, detail=s.detail, config=asdict(s.candidate.config))
+                for s in self.stops
+            ),
+            agreement=asdict(self.agreement) if self.agreement else None,
+        )
 
     def row(self) -> TableRow | None:
         """The table row, or None without a decision."""
@@ -72,6 +89,7 @@ class Sweep:
     Attributes:
       evaluators: By fidelity; the studies climb them in rising order. An interpreting one is no
         rung: it says whether what is about to be promoted is right. Without it nobody asks.
+      chip_here: The chip that the measuring evaluator has; studies of others are not measured.
       journal: The store, open for writing.
       watch: Who is told.
       deadline: `time.monotonic()` at which the budget is spent, or None.
@@ -88,6 +106,7 @@ class Sweep:
     num_together: int = 1
     num_shards: int = 1
     winners: Sequence[Winner] = ()
+    chip_here: str = ""
     oracle: Oracle = field(init=False)
 
     def __post_init__(self) -> None:
@@ -145,6 +164,7 @@ class Sweep:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 decisions[index] = outcome.decision
+                self.oracle.note(outcome.note())
                 self.oracle.tell("study_finished", outcome)
                 yield outcome
         finally:
@@ -169,7 +189,8 @@ class Sweep:
         answers: list[Evaluation] = []
         stops: list[Stop] = []
         below: dict[Any, Evaluation] = {}
-        for fidelity in sorted(set(self.evaluators) - {Fidelity.INTERPRETED}):
+        agreement: Agreement | None = None
+        for fidelity in self._rungs(study):
             if fidelity is Fidelity.MEASURED and answers:
                 pool, halved = climb(answers, study.search, always=[heuristic])
                 stops += halved
@@ -181,6 +202,8 @@ class Sweep:
             answers, skipped = self._ask(study, space, sampler, fidelity)
             stops += [*skipped, *timeless(answers)]
             stops += not_asked(pool, answers, skipped, below, objective=study.search.objective)
+            if fidelity is Fidelity.MEASURED:
+                agreement = compare(below, answers, study.search.objective)
             below = {answer.candidate.config: answer for answer in answers if answer.ok}
             pool = [candidate for candidate in pool if candidate.config in below]
         result = self._verified(
@@ -191,10 +214,19 @@ class Sweep:
                 answers=tuple(answers),
                 stops=tuple(stops),
                 num_asked=0,
+                agreement=agreement,
             ),
             heuristic,
         )
         return replace(result, num_asked=self.oracle.num_asked_by(study))
+
+    def _rungs(self, study: Study) -> list[Fidelity]:
+        """What a study climbs. Its finalists are measured where its chip is."""
+        rungs = set(self.evaluators) - {Fidelity.INTERPRETED}
+        is_measured = study.chip == self.chip_here and study.search.measure > 0
+        if not is_measured or public_family(study.family):
+            rungs -= {Fidelity.MEASURED}
+        return sorted(rungs)
 
     def _verified(self, result: StudyResult, heuristic: Any) -> StudyResult:
         """The result once every config of its row is right; a wrong one makes way for the next.

@@ -15,13 +15,17 @@ class Score:
     def __init__(self, study: Study) -> None:
         """Knows no time yet."""
         self._heuristic: Any = study.heuristic()
+        self._fidelity = Fidelity.ANALYTICAL
         self.best_us: float | None = None
         self.heuristic_us: float | None = None
 
     def add(self, evaluation: Evaluation) -> None:
-        """Takes note of a time; a bound is none."""
+        """Takes note of a time; a bound is none, and a measured time ends simulated ones."""
         if evaluation.fidelity is Fidelity.ANALYTICAL or evaluation.time_us is None:
             return
+        if evaluation.fidelity > self._fidelity:
+            self._fidelity = evaluation.fidelity
+            self.best_us = self.heuristic_us = None
         if self.best_us is None or evaluation.time_us < self.best_us:
             self.best_us = evaluation.time_us
         if evaluation.candidate.config == self._heuristic:
@@ -60,8 +64,10 @@ class Tally:
         most = min(study.search.simulate, len(space.configs)) + study.search.configs
         self._left[study.name] = most
 
-    def start_wave(self, study: Study, num_known: int, fidelity: Fidelity) -> None:
-        """What the store knows costs nothing."""
+    def start_wave(self, study: Study, num: int, num_known: int, fidelity: Fidelity) -> None:
+        """What the store knows costs nothing. How many are measured is known only now."""
+        if fidelity is Fidelity.MEASURED:
+            self._left[study.name] = self._left.get(study.name, 0) + num
         if fidelity is not Fidelity.ANALYTICAL:
             self._take(study, num_known)
 

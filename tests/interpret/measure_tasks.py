@@ -4,7 +4,7 @@ import os
 
 import jax.numpy as jnp
 
-from rpa_tune.evaluate.measure_task import launch_reference
+from rpa_tune.evaluate.measure_task import find_device, launch_reference
 
 
 def launch_odd_one_out(candidate, batch):
@@ -22,3 +22,8 @@ def launch_odd_one_out(candidate, batch):
         os.abort()
 
     return {8: launch, 16: wrong, 32: raising, 64: deadly}[candidate.config.bq_sz]
+
+
+def find_v6e(nothing):
+    """This CPU, as if it were a v6e."""
+    return {**find_device(nothing), "chip": "v6e"}

@@ -1,17 +1,24 @@
 """`rpa-tune calibrate`: its errors; the fit itself is tested with the simulator."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fake_sweep import FormulaEvaluator
 from golden import make
 
+from rpa_tune.candidate import Fidelity
 from rpa_tune.cli.calibrate import calibrate
 from rpa_tune.errors import UsageError
+from rpa_tune.evaluate import observations
 from rpa_tune.interop import records
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.simulate import simulate
+from rpa_tune.store import journal
+from rpa_tune.sweep.plan import load_plan
+from rpa_tune.sweep.study import build_studies
 
 DATA = Path(__file__).parents[2] / "benchmarks" / "data" / "measured_rpa.json"
 
@@ -43,6 +50,61 @@ def golden_schedules(monkeypatch):
 
     monkeypatch.setattr("rpa_tune.cli.calibrate.schedules", schedules)
     return program
+
+
+PLAN = """\
+chip: v6e
+model: llama3-8b
+families: [decode]
+page_size: 128
+workload: {requests: {count: 8, prompt_tokens: 100, output_tokens: 400}, compress: {batches: 4}}
+"""
+
+
+@pytest.fixture
+def measured_store(tmp_path, monkeypatch):
+    """A store of a sweep that measured, whose schedules are the golden kernel."""
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    (study,) = build_studies(load_plan(tmp_path / "plan.yaml"))
+    program = make.program("0.0.42.1/v6e_decode.txt.gz")
+    monkeypatch.setattr(observations, "COMPILE", "pure.evaluate.fake_tasks:no_schedule")
+    monkeypatch.setattr(observations, "_load", lambda bundles: program)
+    monkeypatch.setattr(observations, "scalar_operands", lambda *_: make.operands("decode"))
+    slow = load_machine("v6e").with_values(
+        {"read_latency_cycles": 2000.0}, source="test", confidence="guess"
+    )
+    us = simulate(program, slow, make.operands("decode")).time_us
+    shaky, steady, refused = (study.candidate(config) for config in study.space().configs[:3])
+    evaluator = FormulaEvaluator(Fidelity.MEASURED)
+    with journal.Journal(tmp_path / "store.jsonl") as store:
+        for candidate, is_steady in ((shaky, False), (steady, True)):
+            answer = evaluator.answer(candidate)
+            metrics = {"is_steady": is_steady}
+            store.append(replace(answer, time_us=us, batch_us=(us,) * 3, metrics=metrics))
+        store.append(replace(evaluator.answer(refused), fidelity=Fidelity.SIMULATED))
+    return tmp_path
+
+
+def test_reads_the_measured_answers_of_a_store(measured_store):
+    store, plan = measured_store / "store.jsonl", measured_store / "plan.yaml"
+    options = ("--chip", "v6e", "--parameter", "read_latency_cycles", "--cache", measured_store)
+    result = invoke(store, "--plan", plan, *options, "--json")
+    assert result.exception is None, result.exception
+    answer = json.loads(result.stdout)
+    assert [line.split(": ")[1] for line in answer["skipped"]] == ["its samples were not steady"]
+    assert len(answer["fit"]) == 3
+    assert all(abs(row["error"]) < 0.1 for row in answer["fit"])
+    fitted = answer["rows"]["v6e"]["read_latency_cycles"]["value"]
+    assert fitted > 1.2 * load_machine("v6e").value("read_latency_cycles")
+    assert len(json.loads(invoke(store, "--plan", plan, *options, "--batches", 1, "--json").stdout)
+               ["fit"]) == 1  # fmt: skip
+
+
+def test_a_store_needs_its_plan_and_measured_answers(measured_store):
+    store, plan = measured_store / "store.jsonl", measured_store / "plan.yaml"
+    assert "--plan" in invoke(store, "--chip", "v6e").exception.hint
+    result = invoke(store, "--chip", "v5e", "--plan", plan)
+    assert "no measured answers for v5e" in str(result.exception)
 
 
 def test_fits_and_writes_rows_for_the_machine_table(golden_schedules, tmp_path):

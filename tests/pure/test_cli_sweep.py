@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fake_sweep import make_evaluators
+from fake_sweep import FormulaEvaluator, make_evaluators
 from table_rows import PROBLEM, default_config, make_row
 
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli import sweep as module
 from rpa_tune.cli.main import cli
+from rpa_tune.compile.failure import Reply
 from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.store import journal
 from rpa_tune.tables.reader import load_tables
@@ -47,7 +48,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def evaluators(monkeypatch):
     made = make_evaluators()
-    monkeypatch.setattr(module, "make_evaluators", lambda plan, pool, cache: dict(made))
+    monkeypatch.setattr(module, "make_evaluators", lambda *_: dict(made))
+    monkeypatch.setattr(module, "has_tpu", lambda: False)
     return made
 
 
@@ -180,7 +182,7 @@ PROGRAM = textwrap.dedent("""
     from fake_sweep import make_evaluators
     from rpa_tune.cli import main, sweep
     made = make_evaluators(delay_s=0.3)
-    sweep.make_evaluators = lambda plan, pool, cache: made
+    sweep.make_evaluators = lambda *_: made
     sweep.shipped_folder = lambda: Path("shipped")
     main.main(["sweep", "plan.yaml"])
 """)
@@ -220,6 +222,63 @@ def test_bad_plans_exit_with_2_and_the_line(folder):
 
 
 TWO_CHIPS = PLAN.replace("chip: v6e", "chip: [v6e, v5e, v7x]")
+
+
+def test_without_a_tpu_nothing_is_measured_and_the_output_says_so(folder, evaluators):
+    assert "Nothing was measured: this host has no TPU." in sweep().stdout
+    assert json.loads(sweep("--json").stdout)["measuring"]["reason"] == "this host has no TPU"
+    (folder / "plan.yaml").write_text(PLAN.replace("simulate: 6", "simulate: 6, measure: 0"))
+    assert "Nothing was measured: the plan measures none." in sweep().stdout
+
+
+DEVICE = {
+    "platform": "tpu", "device_kind": "TPU v6 lite", "num_devices": 4, "num_hosts": 1,
+    "coords": [0, 0, 0], "flags": {"LIBTPU_INIT_ARGS": "--some"}, "chip": "v6e",
+}  # fmt: skip
+
+
+class FakePool:
+    def __init__(self, value):
+        self.value = value
+        self.closed = False
+
+    def map_unordered(self, function, arguments, *, deadline_s=None):
+        yield Reply(index=0, seconds=0.0, value=self.value)
+
+    def close(self):
+        self.closed = True
+
+
+def test_on_a_tpu_host_the_best_are_measured_and_the_output_says_on_what(
+    folder, evaluators, monkeypatch
+):
+    made = FormulaEvaluator(Fidelity.MEASURED, scale=1.1)
+    monkeypatch.setattr(module, "has_tpu", lambda: True)
+    monkeypatch.setattr(module, "device_pool", lambda: FakePool(DEVICE))
+    with_it = {**evaluators, Fidelity.MEASURED: made}
+    monkeypatch.setattr(module, "make_evaluators", lambda *args: with_it if args[3] else evaluators)
+    result = sweep()
+    assert result.exit_code == 0, result.output
+    assert 4 <= len(made.asked) <= 5
+    assert made.closed
+    assert "Expected time of one launch over the workload, measured" in result.stdout
+    assert "on a TPU v6 lite (4 devices, 1 hosts, at [0, 0, 0])" in result.stdout
+    assert "LIBTPU_INIT_ARGS=--some" in result.stdout
+    assert "measured at 1.10x their simulated time (median), rank correlation 1.00" in result.stdout
+    (row,) = load_tables([folder / "tuned_tables"])
+    assert row.evidence.fidelity == "measured"
+    study = json.loads(sweep("--json").stdout)["studies"][0]
+    assert study["agreement"]["regret_pct"] == 0.0
+
+
+def test_a_tpu_that_the_plan_does_not_name_measures_nothing(folder, evaluators, monkeypatch):
+    pool = FakePool(DEVICE)
+    monkeypatch.setattr(module, "has_tpu", lambda: True)
+    monkeypatch.setattr(module, "device_pool", lambda: pool)
+    result = sweep("--chip", "v5e")
+    assert result.exit_code == 0
+    assert "the TPU that is there is a v6e, which the plan does not name" in result.stdout
+    assert pool.closed
 
 
 def test_shards_and_a_last_run_write_the_tables(folder, evaluators):

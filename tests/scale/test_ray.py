@@ -28,7 +28,7 @@ def cluster(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", paths)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     made.victims = [made.add_node(num_cpus=1) for _ in range(2)]
-    made.add_node(num_cpus=1, resources={"TPU": 1})
+    made.with_tpu = made.add_node(num_cpus=1, resources={"TPU": 1})
     ray.init(address=made.address, log_to_driver=False)
     yield made
     ray.shutdown()
@@ -100,3 +100,34 @@ def test_a_sweep_on_a_cluster_writes_the_same_table(cluster, tmp_path, monkeypat
         assert result.exit_code == 0, result.output
         rows[engine] = [(r.key, r.configs, r.rule) for r in load_tables([tmp_path / engine])]
     assert rows["ray"] == rows["local"] != []
+
+
+def test_a_sweep_on_a_cluster_measures_where_the_tpus_are(cluster, tmp_path, monkeypatch):
+    """Everything but the chip: finalists go to the one node that has a TPU, and to no other."""
+    from click.testing import CliRunner
+    from pure.test_cli_sweep import PLAN
+
+    from rpa_tune.candidate import Fidelity
+    from rpa_tune.cli.main import cli
+    from rpa_tune.evaluate import measured, simulated
+    from rpa_tune.store import journal
+
+    monkeypatch.setattr(simulated, "TASK", "pure.evaluate.builders:answer")
+    monkeypatch.setattr(measured, "FIND", "scale.ray_tasks:find_v6e")
+    monkeypatch.setattr(measured, "TASK", "scale.ray_tasks:measure")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    command = ["sweep", "plan.yaml", "--no-verify", "--engine", "ray", "--store", "s.jsonl"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    assert "Measured for v6e on a made up" in result.stdout
+    found = [e for e in journal.read(tmp_path / "s.jsonl").evaluations
+             if e.fidelity is Fidelity.MEASURED]  # fmt: skip
+    assert 4 <= len(found) <= 5
+    (raylet,) = cluster.with_tpu.all_processes["raylet"]
+    assert {e.provenance["device"]["raylet"] for e in found} == {raylet.process.pid}
+
+
+def test_a_cluster_without_a_tpu_says_so(cluster):
+    assert RayPool(resources={"TPU": 1}).has_room
+    assert not RayPool(resources={"TPU": 2}).has_room

@@ -7,6 +7,7 @@ import time
 from pure.evaluate.builders import answer
 
 from rpa_tune.candidate import Status
+from rpa_tune.compile.cache import Compiled
 from rpa_tune.compile.worker import report_phase
 from rpa_tune.evaluate.simulate_task import SimulateAnswer
 
@@ -34,3 +35,8 @@ def simulate(task):
     return answer(
         task, lower_s=0.25, compile_s=0.5, simulate_s=0.1, from_cache=False, vmem_bytes=4096
     )
+
+
+def no_schedule(task):
+    """A compile whose schedule nobody reads."""
+    return Compiled(status=Status.OK, bundles=task.cache_dir / "schedule")

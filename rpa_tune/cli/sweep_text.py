@@ -1,0 +1,179 @@
+"""What `rpa-tune sweep` prints at its end: a table for people, or one JSON document."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from rpa_tune.candidate import Status
+from rpa_tune.cli.main import print_json
+from rpa_tune.cli.tables import (
+    config_lines,
+    regret_text,
+    uses_text,
+    verdict_text,
+    verified_text,
+    workload_text,
+)
+from rpa_tune.evaluate.measured import MeasuringHost
+from rpa_tune.store.shards import Shard
+from rpa_tune.sweep.sweep import StudyResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      results: Of the studies that were decided, in the order of the plan.
+      files: Tables that changed.
+      table_folder: Where they are.
+      shard: Which part of the sweep this was; None for all.
+      num_studies: Studies that the run was to do.
+      host: What could be measured on, or why nothing could.
+      code: Exit code.
+    """
+
+    results: Sequence[StudyResult]
+    files: Sequence[Path]
+    table_folder: Path
+    shard: Shard | None
+    num_studies: int
+    host: MeasuringHost
+    code: int
+
+
+def print_outcome(outcome: Outcome, *, as_json: bool) -> None:
+    """Prints a table for people, or one JSON document."""
+    if as_json:
+        print_json(
+            {
+                "exit_code": outcome.code,
+                "studies": [_result_to_dict(result) for result in outcome.results],
+                "num_studies": outcome.num_studies,
+                "tables": [str(path) for path in outcome.files],
+                "measuring": asdict(outcome.host),
+            }
+        )
+        return
+    if outcome.results:
+        Console(width=max(120, Console().width)).print(_table(outcome.results))
+    for result in outcome.results:
+        _print_result(result)
+    click.echo(_host_text(outcome.host))
+    if outcome.shard is not None:
+        click.echo(
+            f"Shard {outcome.shard} is done. Without --shard, the same command writes the tables."
+        )
+        return
+    unchanged = "" if outcome.files else " (unchanged)"
+    if rows := [row for result in outcome.results if (row := result.row()) is not None]:
+        uses = uses_text(rows, outcome.table_folder)
+        click.echo(f"Tables are in {outcome.table_folder}{unchanged}. {uses}")
+
+
+def _print_result(result: StudyResult) -> None:
+    name = result.study.name
+    if (row := result.row()) is not None:
+        click.echo(f"{name}: {workload_text(row)}; {regret_text(row)}; {verified_text(row)}")
+    if result.agreement is not None:
+        click.echo(f"{name}: {result.agreement}")
+    for stop in result.stops:
+        if stop.reason == Status.WRONG_ANSWER:
+            click.echo(f"{name}: WRONG: {stop.candidate.config}: {stop.detail}")
+    if result.decision is None:
+        click.echo(f"{name}: no config works: {_summary(result)}")
+
+
+def _host_text(host: MeasuringHost) -> str:
+    """On what was measured, or why nothing was."""
+    if not host.chip:
+        return f"Nothing was measured: {host.reason}."
+    device = host.device
+    flags = ", ".join(f"{name}={value}" for name, value in device["flags"].items()) or "none"
+    return (
+        f"Measured for {host.chip} on a {device['device_kind']} "
+        f"({device['num_devices']} devices, {device['num_hosts']} hosts, at {device['coords']}); "
+        f"flags: {flags}."
+    )
+
+
+def _table(results: Sequence[StudyResult]) -> Table:
+    """Per study: the chosen config, its time, the heuristic's, the speed-up, what bounds it."""
+    rows = [row for result in results if (row := result.row())]
+    how = " or ".join(sorted({row.evidence.fidelity for row in rows})) or "simulated"
+    title = f"Expected time of one launch over the workload, {how}"
+    table = Table(title=title, show_lines=True)
+    table.add_column("study", no_wrap=True)
+    table.add_column("config", min_width=24)
+    for name in ("time us", "heuristic us", "speed-up"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("bound by")
+    table.add_column("verdict")
+    for result in results:
+        row = result.row()
+        if row is None:
+            table.add_row(result.study.name, "none", "-", "-", "-", "-", "no config works")
+            continue
+        table.add_row(
+            result.study.name,
+            "\n".join(config_lines(row)),
+            f"{row.evidence.time_us:,.1f}",
+            _number(row.evidence.heuristic_us, 1),
+            _number(row.evidence.speedup, 2),
+            row.evidence.bound_by or "-",
+            verdict_text(row) + (f", {row.evidence.fidelity}" if " or " in how else ""),
+        )
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _summary(result: StudyResult) -> str:
+    """Why nothing works: reasons with counts, and one example."""
+    counts = Counter(stop.reason for stop in result.stops)
+    counts.update({f"rejected by {limit}": n for limit, n in result.space.rejected.items()})
+    text = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    example = next((stop.detail for stop in result.stops if stop.detail), "")
+    return f"{text}; for example {example}" if example else text
+
+
+def _result_to_dict(result: StudyResult) -> dict[str, Any]:
+    decision = result.decision
+    row = result.row()
+    return {
+        "study": result.study.name,
+        "chip": result.study.chip,
+        "family": result.study.family,
+        "workload": result.study.workload.name,
+        "workload_source": result.study.workload.source,
+        "workload_digest": result.study.workload.digest,
+        "verdict": row.evidence.verdict if row else "none",
+        "config": row.configs[0] if row else None,
+        "time_us": row.evidence.time_us if row else None,
+        "heuristic_us": row.evidence.heuristic_us if row else None,
+        "speedup": row.evidence.speedup if row else None,
+        "bound_by": row.evidence.bound_by if row else None,
+        "verified": row.evidence.verified if row else "",
+        "regret_by_num_configs_pct": row.evidence.regret_by_num_configs_pct if row else (),
+        "best_us": decision.best.time_us if decision else None,
+        "fidelity": row.evidence.fidelity if row else None,
+        "agreement": asdict(result.agreement) if result.agreement else None,
+        "row": row.to_dict() if row else None,
+        "num_feasible": len(result.space.configs),
+        "rejected": dict(result.space.rejected),
+        "num_evaluated": len(result.answers),
+        "num_asked": result.num_asked,
+        "statuses": dict(Counter(answer.status.value for answer in result.answers)),
+        "stopped": [
+            {"config": asdict(stop.candidate.config), "reason": stop.reason, "detail": stop.detail}
+            for stop in result.stops
+        ],
+    }
