@@ -89,6 +89,6 @@ def _launches(
         yield Observation(
             label=f"{name} batch {i}",
             program=program,
-            operands=scalar_operands(answer.candidate.problem, batches[i]),
+            operands=scalar_operands(answer.candidate, batches[i]),
             measured_us=answer.batch_us[i],
         )
