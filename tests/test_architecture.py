@@ -57,7 +57,7 @@ TUNING = {
     "artifact_build",
 }  # fmt: skip
 THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
-    "optuna": {"rpa_tune/sweep/sampler_optuna.py"},
+    "optuna": {"rpa_tune/sweep/sampler_optuna.py", "rpa_tune/sweep/exchange.py"},
     "ray": {"rpa_tune/compile/ray_pool.py"},
     "pandas": {"report"},
     "click": {"cli"},

@@ -5,9 +5,10 @@ import os
 import shlex
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -19,7 +20,7 @@ from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatc
 from rpa_tune.cli.sweep_text import Outcome, print_outcome
 from rpa_tune.compile.pool import TaskPool, WorkerPool
 from rpa_tune.compile.ray_pool import RayPool
-from rpa_tune.errors import StoreError
+from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.interpreted import InterpretedEvaluator
@@ -46,6 +47,9 @@ from rpa_tune.sweep.sweep import BudgetSpentError, StudyResult, Sweep
 from rpa_tune.tables.reader import shipped_folder
 from rpa_tune.tables.writer import merge_into
 
+if TYPE_CHECKING:
+    from rpa_tune.sweep.exchange import Exchange
+
 EXIT_FAILURES = 3
 EXIT_BUDGET = 75
 EXIT_INTERRUPTED = 130
@@ -70,6 +74,9 @@ _LEAST_CHECK_DEADLINE_S = 300.0
               help="Compare with the reference what is about to be promoted.")  # fmt: skip
 @click.option("--shard", "shard_text", metavar="I/N",
               help="Run the I-th of N parts, with a store file of its own.")  # fmt: skip
+@click.option("--storage", metavar="FILE|URL",
+              help="Share the work with other runs, each with a --store of its own, through a "
+              "journal file or postgresql://USER@HOST/DATABASE.")  # fmt: skip
 @click.option("--engine", type=click.Choice(("local", "ray")), default="local", show_default=True,
               help="Where to compile: processes here, or a Ray cluster.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -121,6 +128,7 @@ class _Options:
     cache: Path
     verify: bool
     shard_text: str | None
+    storage: str | None
     engine: str
     as_json: bool
 
@@ -130,6 +138,8 @@ class _Options:
         Args:
           store_file: What `--store` is, or would be.
         """
+        from rpa_tune.sweep.exchange import hide_password
+
         words: list[object] = ["rpa-tune", "sweep", self.plan_file]
         given = {
             "--chip": self.chip,
@@ -138,6 +148,7 @@ class _Options:
             "--cache": self.cache,
             "--engine": None if self.engine == "local" else self.engine,
             "--shard": self.shard_text,
+            "--storage": None if self.storage is None else hide_password(self.storage),
         }
         for name, value in given.items():
             words += [] if value is None else [name, value]
@@ -152,7 +163,7 @@ def _tune(
     if any(public_family(name) for name in plan.families):
         use_wheel(asked.cache / WHEELS)
     host, measuring = find_measuring_host(asked.engine, plan)
-    with tempfile.TemporaryDirectory() as no_cache:
+    with tempfile.TemporaryDirectory() as no_cache, _open_exchange(asked) as exchange:
         cache = Path(no_cache) if asked.fresh else asked.cache
         made = make_evaluators(plan, pool, cache, measuring)
         if not asked.verify:
@@ -169,6 +180,7 @@ def _tune(
                     job.studies, job.answers, [shipped_folder(), asked.table_folder]
                 ),
                 chip_here=host.chip,
+                exchange=exchange,
             )
             results, code, files = _run(run, job, asked.table_folder)
     return run, Outcome(
@@ -201,6 +213,20 @@ def _make_pool(asked: _Options) -> WorkerPool | RayPool:
     if asked.engine == "ray":
         return RayPool(num_workers=asked.workers, address=os.environ.get("RAY_ADDRESS"))
     return WorkerPool(num_workers=asked.workers or _num_cores())
+
+
+def _open_exchange(asked: _Options) -> "AbstractContextManager[Exchange | None]":
+    """What runs share their work through, if they do."""
+    if asked.storage is None:
+        return nullcontext()
+    if asked.fresh:
+        raise UsageError(
+            "--fresh asks again what is known, and --storage takes what others know",
+            hint="for a new start give all runs a new --storage",
+        )
+    from rpa_tune.sweep.exchange import Exchange
+
+    return Exchange(asked.storage)
 
 
 def find_measuring_host(engine: str, plan: SweepPlan) -> tuple[MeasuringHost, TaskPool | None]:

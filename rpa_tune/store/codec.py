@@ -62,13 +62,12 @@ def encode(evaluation: Evaluation) -> bytes:
     return text.encode() + b"\n"
 
 
-def decode(line: bytes) -> Evaluation:
-    """Reads one line.
+def from_dict(data: Mapping[str, Any]) -> Evaluation:
+    """Inverse of `to_dict`.
 
     Raises:
-      ValueError, KeyError, TypeError: The line is damaged, or is not an evaluation.
+      ValueError, KeyError, TypeError: It is damaged, or is not an evaluation.
     """
-    data = json.loads(line)
     candidate = Candidate.from_dict(data["candidate"])
     if candidate.digest != data["digest"]:
         raise ValueError(f"digest is {candidate.digest}, but the line says {data['digest']}")
@@ -82,3 +81,12 @@ def decode(line: bytes) -> Evaluation:
         metrics=data["metrics"],
         provenance=data["provenance"],
     )
+
+
+def decode(line: bytes) -> Evaluation:
+    """Reads one line.
+
+    Raises:
+      ValueError, KeyError, TypeError: The line is damaged, or is not an evaluation.
+    """
+    return from_dict(json.loads(line))

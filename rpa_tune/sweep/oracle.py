@@ -1,12 +1,14 @@
 """Answers to candidates: from the store, or from an evaluator, and then into the store.
 
 Studies that run side by side in threads share one oracle. It lets one of them at a time touch the
-store and the watch, and asks nothing twice: a study waits for what another one is asking.
+store and the watch, and asks nothing twice: a study waits for what another one is asking. With an
+exchange, it waits for what another run is asking, too.
 """
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
@@ -16,6 +18,9 @@ from rpa_tune.store.journal import MAX_ATTEMPTS, Journal
 from rpa_tune.store.notes import StudyNote
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
+
+if TYPE_CHECKING:
+    from rpa_tune.sweep.exchange import Exchange
 
 Evaluators = Mapping[Fidelity, AbstractEvaluator]
 
@@ -38,6 +43,7 @@ class Oracle:
         journal: Journal,
         watch: Watch,
         deadline: float | None = None,
+        exchange: "Exchange | None" = None,
     ) -> None:
         """Asks nothing yet.
 
@@ -46,7 +52,9 @@ class Oracle:
           journal: The store, open for writing.
           watch: Who is told.
           deadline: `time.monotonic()` at which the budget is spent, or None.
+          exchange: Shares the work with other runs; None when there are none.
         """
+        self._exchange = exchange
         self.evaluators = evaluators
         self.watch = watch
         self.num_asked = 0
@@ -85,9 +93,9 @@ class Oracle:
                 if not todo:
                     break
                 self._check()
-                for evaluation in self.evaluators[fidelity].evaluate_all(todo, study.workload):
+                for evaluation, is_new in self._evaluate(todo, study, fidelity, stamp):
                     answers[evaluation.candidate.digest] = evaluation
-                    self._keep(evaluation, study)
+                    self._keep(evaluation, study, is_new)
                 with self._monitor:
                     todo = [c for c in todo if self._journal.find(c, fidelity, stamp) is None]
         finally:
@@ -119,11 +127,28 @@ class Oracle:
         for evaluator in self.evaluators.values():
             evaluator.close()
 
-    def _keep(self, evaluation: Evaluation, study: Study) -> None:
+    def _evaluate(
+        self, todo: Sequence[Candidate], study: Study, fidelity: Fidelity, stamp: Sequence[str]
+    ) -> Iterator[tuple[Evaluation, bool]]:
+        """Answers, and whether this run found them. Bounds are not worth sharing."""
+        evaluator = self.evaluators[fidelity]
+        if self._exchange is None or fidelity is Fidelity.ANALYTICAL:
+            for evaluation in evaluator.evaluate_all(todo, study.workload):
+                yield evaluation, True
+            return
+        yield from self._exchange.share(
+            todo,
+            lambda mine: evaluator.evaluate_all(mine, study.workload),
+            fidelity=fidelity,
+            stamp=stamp,
+            check=self._check,
+        )
+
+    def _keep(self, evaluation: Evaluation, study: Study, is_new: bool) -> None:
         with self._monitor:
             self._journal.append(evaluation)
-            self.num_asked += 1
-            self._num_asked_by[study.name] = self._num_asked_by.get(study.name, 0) + 1
+            self.num_asked += is_new
+            self._num_asked_by[study.name] = self._num_asked_by.get(study.name, 0) + is_new
             self.watch.answered(study, evaluation)
             self._check()
 

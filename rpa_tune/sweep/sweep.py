@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation, Fidelity
@@ -28,6 +28,9 @@ from rpa_tune.sweep.seeds import Winner, decided, neighbour_seeds
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
 from rpa_tune.tables.row import TableRow
+
+if TYPE_CHECKING:
+    from rpa_tune.sweep.exchange import Exchange
 
 __all__ = ["BudgetSpentError", "StudyResult", "Sweep"]
 
@@ -96,6 +99,7 @@ class Sweep:
       num_together: Studies that run side by side.
       num_shards: Runs that the studies are dealt out to; see `lineup.py`.
       winners: Configs that won before this run; searches start from those of their neighbours.
+      exchange: Shares every study with other runs; None when there are none. Closed by its owner.
       oracle: Who answers, and remembers.
     """
 
@@ -107,6 +111,7 @@ class Sweep:
     num_shards: int = 1
     winners: Sequence[Winner] = ()
     chip_here: str = ""
+    exchange: "Exchange | None" = None
     oracle: Oracle = field(init=False)
 
     def __post_init__(self) -> None:
@@ -116,6 +121,7 @@ class Sweep:
             journal=self.journal,
             watch=self.watch,
             deadline=self.deadline,
+            exchange=self.exchange,
         )
 
     @property
@@ -155,6 +161,8 @@ class Sweep:
         try:
             while places or threads:
                 ready = [p for p in places if all(t in decisions for t in p.teachers)]
+                if self.exchange is not None:
+                    self.exchange.shuffle(ready)
                 for place in ready[: self.num_together - len(threads)]:
                     places.remove(place)
                     threads[place.index] = threading.Thread(target=work, args=(place,))

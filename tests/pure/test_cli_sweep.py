@@ -314,6 +314,24 @@ def test_the_last_run_finishes_what_a_dead_shard_left(folder, evaluators):
     assert [(r.key, r.configs) for r in tables[0]] == [(r.key, r.configs) for r in tables[1]]
 
 
+def test_runs_with_a_storage_take_what_the_others_know(folder, evaluators):
+    assert sweep("--storage", "share.log", "--store", "a.jsonl").exit_code == 0
+    asked = len(evaluators[Fidelity.SIMULATED].asked)
+    result = sweep("--storage", "share.log", "--store", "b.jsonl", "--tables", "other")
+    assert result.exit_code == 0
+    assert len(evaluators[Fidelity.SIMULATED].asked) == asked
+    tables = [folder / name / "v6e/decode.jsonl" for name in ("tuned_tables", "other")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+    refused = sweep("--storage", "share.log", "--fresh").exception
+    assert isinstance(refused, UsageError)
+    evaluators[Fidelity.SIMULATED].delay_s = 0.2
+    url = "--storage share.log"
+    spent = sweep("--storage", "share.log", "--store", "c.jsonl", "--chip", "v5e",
+                  "--budget", "0.5s")  # fmt: skip
+    assert spent.exit_code == 75
+    assert url in spent.stderr
+
+
 def test_events_for_machines_are_json_lines_with_stable_names(folder, evaluators):
     result = sweep("--json")
     events = [json.loads(line) for line in result.stderr.splitlines()]

@@ -1,0 +1,278 @@
+"""Several runs that share one sweep, candidate by candidate, through an Optuna storage.
+
+Every run climbs every study, asks the same questions and keeps its own store; a question goes to
+whichever run is first to have a worker free, and the others read its answer. So all of them end
+with the same table, and nothing is evaluated twice. The storage is a journal file on a shared
+folder or a PostgreSQL database; each question is a trial in it, so Optuna's own tools show the
+sweep.
+
+A run says that it lives by counting up a number. Whoever waits for it gives it up when the number
+has stood still for `grace_s` on its own clock; clocks of different hosts are never compared.
+"""
+
+import contextlib
+import hashlib
+import os
+import random
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import optuna
+import sqlalchemy.exc
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from rpa_tune.candidate import Candidate, Evaluation, Fidelity
+from rpa_tune.errors import StoreError, UsageError
+from rpa_tune.store import codec
+from rpa_tune.store.journal import MAX_ATTEMPTS, TRANSIENT
+
+Evaluate = Callable[[Iterable[Candidate]], Iterator[Evaluation]]
+
+_RUNS = "rpa-tune runs"  # the study whose attributes are the counters of the runs
+_POLL_S = 0.2
+_SCHEMA_ATTEMPTS = 10
+_ANY_INT = optuna.distributions.IntDistribution(0, 2**31 - 1)
+
+
+class Exchange:
+    """What one run takes from the others and gives to them. Any number of threads may ask."""
+
+    def __init__(self, storage: str, *, beat_s: float = 5.0, grace_s: float = 60.0) -> None:
+        """Connects, and says from now on that this run lives.
+
+        Args:
+          storage: A file, or the URL of a database.
+          beat_s: Seconds between two signs of life.
+          grace_s: Without a sign of life for this long, a run is given up.
+
+        Raises:
+          StoreError: The storage cannot be used.
+          UsageError: What it needs is not installed.
+        """
+        self._storage = _open(storage)
+        self._beat_s = beat_s
+        self._grace_s = grace_s
+        self._run = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex[:8]}"
+        self._seen: dict[str, tuple[Any, float]] = {}  # run -> its counter, and since when
+        self._mine: dict[tuple[int, str], int] = {}  # (Optuna study, candidate) -> trial
+        self._lock = threading.Lock()
+        self._is_closing = threading.Event()
+        self._runs_id = self._study_id(_RUNS)
+        self._storage.set_study_user_attr(self._runs_id, self._run, 0)
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+
+    def __enter__(self) -> Self:
+        """The exchange; `close` follows."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes."""
+        self.close()
+
+    def shuffle(self, items: list[Any]) -> None:
+        """Puts things into an order of this run's own, so that runs start in different places."""
+        random.Random(self._run).shuffle(items)
+
+    def share(
+        self,
+        candidates: Sequence[Candidate],
+        evaluate: Evaluate,
+        *,
+        fidelity: Fidelity,
+        stamp: Sequence[str],
+        check: Callable[[], None],
+    ) -> Iterator[tuple[Evaluation, bool]]:
+        """An answer to each candidate, and whether this run found it.
+
+        Args:
+          candidates: Of one study.
+          evaluate: Answers what falls to this run; takes candidates as workers become free.
+          fidelity: How answers are got.
+          stamp: The versions that answers depend on; others are not taken.
+          check: Called while waiting; what it raises ends the call.
+        """
+        if not candidates:
+            return
+        versions = hashlib.sha256("\0".join(stamp).encode()).hexdigest()[:8]
+        name = f"{candidates[0].study} {fidelity.name.lower()} {versions}"
+        study_id = self._study_id(name)
+        waiting = list(candidates)
+        while waiting:
+            found: list[Evaluation] = []
+            busy: list[Candidate] = []
+            for answer in evaluate(self._take_all(study_id, waiting, found, busy)):
+                self._publish(study_id, answer)
+                yield answer, True
+            for answer in found:
+                yield answer, False
+            if len(busy) == len(waiting):
+                check()
+                time.sleep(_POLL_S)
+            waiting = busy
+
+    def close(self) -> None:
+        """Gives back what this run was asked and did not answer."""
+        self._is_closing.set()
+        self._heart.join()
+        with self._lock:
+            for trial_id in self._mine.values():
+                self._give_up(trial_id)
+            self._mine.clear()
+
+    def _take_all(
+        self,
+        study_id: int,
+        candidates: Sequence[Candidate],
+        found: list[Evaluation],
+        busy: list[Candidate],
+    ) -> Iterator[Candidate]:
+        """Those that are this run's to answer; the others go into `found` and `busy`."""
+        for candidate in candidates:
+            taken = self._take(study_id, candidate)
+            if taken is None:
+                yield candidate
+            elif isinstance(taken, Evaluation):
+                found.append(taken)
+            else:
+                busy.append(candidate)
+
+    def _take(self, study_id: int, candidate: Candidate) -> Evaluation | FrozenTrial | None:
+        """Somebody's answer, or the trial of whoever is at it, or None when it is ours."""
+        with self._lock:
+            taken = self._look(study_id, candidate)
+            if taken is not None:
+                return taken
+            attributes = {"candidate": candidate.digest, "run": self._run}
+            fields = asdict(candidate.config).items()
+            params = {name: value for name, value in fields if type(value) is int}
+            trial_id = self._storage.create_new_trial(
+                study_id,
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params=params,
+                    distributions=dict.fromkeys(params, _ANY_INT),
+                    user_attrs=attributes,
+                ),
+            )
+            # Two may have found nothing and begun: trials are numbered, the first one counts.
+            taken = self._look(study_id, candidate)
+            number = self._storage.get_trial_number_from_id(trial_id)
+            if isinstance(taken, FrozenTrial) and taken.number == number:
+                self._mine[study_id, candidate.digest] = trial_id
+                return None
+            self._give_up(trial_id)
+            return taken
+
+    def _look(self, study_id: int, candidate: Candidate) -> Evaluation | FrozenTrial | None:
+        """The answer that counts, else the first live trial, else None."""
+        trials = self._storage.get_all_trials(study_id, deepcopy=False)
+        trials = [t for t in trials if t.user_attrs.get("candidate") == candidate.digest]
+        answers = [
+            codec.from_dict(t.user_attrs["answer"])
+            for t in trials
+            if t.state.is_finished() and "answer" in t.user_attrs
+        ]
+        if answers and (answers[-1].status not in TRANSIENT or len(answers) >= MAX_ATTEMPTS):
+            return answers[-1]
+        for trial in trials:
+            if trial.state.is_finished():
+                continue
+            if self._is_alive(trial.user_attrs["run"]):
+                return trial
+            number = trial.number
+            self._give_up(self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
+        return None
+
+    def _publish(self, study_id: int, answer: Evaluation) -> None:
+        """Tells the others. An answer that comes after this run was given up is not told."""
+        with self._lock, contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            trial_id = self._mine.pop((study_id, answer.candidate.digest))
+            self._storage.set_trial_user_attr(trial_id, "answer", codec.to_dict(answer))
+            if answer.time_us is None:
+                self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            else:
+                values = [answer.time_us]
+                self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
+
+    def _give_up(self, trial_id: int) -> None:
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+
+    def _is_alive(self, run: str) -> bool:
+        if run == self._run:
+            return True
+        counter = self._storage.get_study_user_attrs(self._runs_id).get(run)
+        known, since = self._seen.get(run, (None, 0.0))
+        if counter != known:
+            self._seen[run] = (counter, time.monotonic())
+            return True
+        return time.monotonic() - since < self._grace_s
+
+    def _beat(self) -> None:
+        count = 0
+        while not self._is_closing.wait(self._beat_s):
+            count += 1
+            with contextlib.suppress(optuna.exceptions.StorageInternalError):  # the next may work
+                self._storage.set_study_user_attr(self._runs_id, self._run, count)
+
+    def _study_id(self, name: str) -> int:
+        try:
+            directions = [optuna.study.StudyDirection.MINIMIZE]
+            return self._storage.create_new_study(directions, name)
+        except optuna.exceptions.DuplicatedStudyError:
+            return self._storage.get_study_id_from_name(name)
+
+
+def _open(storage: str) -> BaseStorage:
+    """The storage behind a file name or a URL."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        if "://" not in storage:
+            Path(storage).parent.mkdir(parents=True, exist_ok=True)
+            return JournalStorage(JournalFileBackend(storage))
+        return _open_database(re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", storage))
+    except ImportError as error:
+        raise UsageError(
+            f"--storage needs a driver that is not installed: {error.name or error}",
+            hint="pip install 'rpa-tune[postgres]'",
+        ) from error
+    except Exception as error:  # of the operating system, SQLAlchemy or the driver
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise StoreError(
+            f"cannot use the storage: {reason}",
+            where=hide_password(storage),
+            hint="--storage takes a file, or postgresql://USER@HOST/DATABASE",
+        ) from error
+
+
+def _open_database(url: str) -> BaseStorage:
+    """Optuna's tables in a database. Of several that make them at once, all but one fail once."""
+    for attempt in range(_SCHEMA_ATTEMPTS):
+        try:
+            return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+            if attempt == _SCHEMA_ATTEMPTS - 1:
+                raise
+            time.sleep(random.uniform(0.2, 1.0))
+    raise AssertionError("unreachable")
+
+
+def hide_password(storage: str) -> str:
+    """A URL as it may be printed."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", storage)

@@ -1,0 +1,231 @@
+"""Runs that share a sweep through an Optuna storage: a journal file, and a real PostgreSQL."""
+
+import contextlib
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from fake_sweep import FormulaEvaluator, make_study
+
+from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.errors import RpaTuneError
+from rpa_tune.store import journal
+from rpa_tune.sweep.exchange import Exchange, hide_password
+
+TESTS = Path(__file__).resolve().parents[2]
+# One of several runs of the same two studies. Takes questions one at a time, as workers do.
+PROGRAM = textwrap.dedent("""
+    import sys, time
+    from dataclasses import replace
+    from pathlib import Path
+    from fake_sweep import FormulaEvaluator, make_evaluators, make_study
+    from rpa_tune.candidate import Fidelity
+    from rpa_tune.store.journal import Journal
+    from rpa_tune.sweep.exchange import Exchange
+    from rpa_tune.sweep.sweep import Sweep
+    from rpa_tune.sweep.watch import Watch
+    from rpa_tune.tables.writer import merge_into
+
+    folder, storage, delay_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+
+    class OneByOne(FormulaEvaluator):
+        def evaluate_all(self, candidates, workload):
+            for candidate in candidates:
+                time.sleep(delay_s)
+                answer = self.answer(candidate, len(workload.batches))
+                yield replace(answer, metrics={**answer.metrics, "run": folder.name})
+
+    studies = [make_study(simulate=20), make_study(simulate=20, chip="v5e", name="second")]
+    evaluators = {**make_evaluators(), Fidelity.SIMULATED: OneByOne(Fidelity.SIMULATED)}
+    with (Exchange(storage, beat_s=0.1, grace_s=2.0) as exchange,
+          Journal(folder / "store.jsonl") as store):
+        sweep = Sweep(evaluators=evaluators, journal=store, watch=Watch(), exchange=exchange,
+                      num_together=2)
+        print("ready", flush=True)
+        for result in sweep.run(studies):
+            merge_into(folder / "tables", [result.row()])
+""")
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """The URL of a database server of our own, on a folder and a port of its own."""
+    pytest.importorskip("psycopg", reason="needs the extra rpa-tune[postgres]")
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    found = shutil.which("initdb") or (installed and str(installed[-1]))
+    if not found:
+        pytest.skip("PostgreSQL is not installed: no initdb")
+    user = None
+    if os.getuid() == 0:  # the server refuses to run as root
+        try:
+            user = pwd.getpwnam("postgres")
+        except KeyError:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+    as_user = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid}
+    # Not pytest's folder, which nobody else may enter; sockets need a short path anyway.
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    if user is not None:
+        os.chown(folder, user.pw_uid, user.pw_gid)
+    programs, port = Path(found).parent, free_port()
+    data = folder / "data"
+    init = [programs / "initdb", "-D", data, "-U", "tuner", "--auth=trust", "--no-sync"]
+    subprocess.run(init, check=True, capture_output=True, cwd=folder, **as_user)
+    control = [programs / "pg_ctl", "-D", data, "-w", "-l", folder / "log"]
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    subprocess.run([*control, "-o", options, "start"], check=True, capture_output=True,
+                   cwd=folder, **as_user)  # fmt: skip
+    try:
+        yield f"postgresql://tuner@127.0.0.1:{port}/postgres"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], capture_output=True, cwd=folder,
+                       **as_user)  # fmt: skip
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["journal file", "postgresql"])
+def storage(request, tmp_path):
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres")
+        with contextlib.suppress(Exception):
+            empty(url)
+        return url
+    return str(tmp_path / "storage.log")
+
+
+def empty(url):
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+
+
+def start(folder, storage, delay_s=0.03):
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder), storage, str(delay_s)],
+        env={**os.environ, "PYTHONPATH": str(TESTS)}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+
+
+def table_bytes(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in (folder / "tables").rglob("*.jsonl")}
+
+
+def simulated(folder):
+    found = journal.read(folder / "store.jsonl").evaluations
+    return {e.candidate.digest: e for e in found if e.fidelity is Fidelity.SIMULATED}
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exchange") / "calm"
+    finish(start(folder, str(folder.parent / "storage.log"), 0.0))
+    assert len(table_bytes(folder)) == 2
+    return folder
+
+
+def test_several_runs_share_the_work_and_end_with_the_same_table(tmp_path, storage, calm):
+    runs = [start(tmp_path / name, storage) for name in "abc"]
+    for run in runs:
+        finish(run)
+    who = {}
+    for name in "abc":
+        assert table_bytes(tmp_path / name) == table_bytes(calm)
+        found = simulated(tmp_path / name)
+        assert found.keys() == simulated(calm).keys()
+        who[name] = {digest: e.metrics["run"] for digest, e in found.items()}
+    assert who["a"] == who["b"] == who["c"]  # one answer each, and nobody asked twice
+    assert set(who["a"].values()) == set("abc")  # and everybody had some to give
+
+
+def test_a_run_that_is_killed_is_not_waited_for(tmp_path, storage, calm):
+    dead = start(tmp_path / "dead", storage)
+    assert dead.stdout.readline() == "ready\n"
+    time.sleep(random.Random(0).uniform(0.2, 0.6))
+    dead.send_signal(signal.SIGKILL)
+    dead.communicate()
+    kept = simulated(tmp_path / "dead")
+    assert len(kept) < len(simulated(calm))
+    finish(start(tmp_path / "other", storage))
+    assert table_bytes(tmp_path / "other") == table_bytes(calm)
+    found = simulated(tmp_path / "other")
+    assert all(found[digest].metrics["run"] == "dead" for digest in kept)
+
+
+def share(exchange, candidates, evaluator, stamp=("1",)):
+    workload = make_study().workload
+    return list(exchange.share(
+        candidates, lambda mine: evaluator.evaluate_all(mine, workload),
+        fidelity=Fidelity.SIMULATED, stamp=stamp, check=lambda: None,
+    ))  # fmt: skip
+
+
+def test_answers_of_other_versions_are_not_taken(tmp_path):
+    study = make_study()
+    candidates = [study.candidate(config) for config in study.space().configs[:3]]
+    with Exchange(str(tmp_path / "s")) as one, Exchange(str(tmp_path / "s")) as other:
+        first = share(one, candidates, FormulaEvaluator(Fidelity.SIMULATED))
+        assert [is_new for _, is_new in first] == [True] * 3
+        again = share(other, candidates, FormulaEvaluator(Fidelity.SIMULATED))
+        assert [(e, False) for e, _ in first] == again
+        newer = share(other, candidates, FormulaEvaluator(Fidelity.SIMULATED), stamp=("2",))
+        assert [is_new for _, is_new in newer] == [True] * 3
+
+
+def test_a_crash_is_tried_once_more_by_whoever_comes_next(tmp_path):
+    study = make_study()
+    (candidate,) = [study.candidate(config) for config in study.space().configs[:1]]
+    crashing = FormulaEvaluator(Fidelity.SIMULATED, statuses=lambda c: Status.CRASHED)
+    with Exchange(str(tmp_path / "s")) as one, Exchange(str(tmp_path / "s")) as other:
+        assert share(one, [candidate], crashing)[0][1]
+        assert share(other, [candidate], crashing)[0][1]
+        assert not share(one, [candidate], FormulaEvaluator(Fidelity.SIMULATED))[0][1]
+
+
+def test_what_was_begun_is_given_back_at_the_end(tmp_path):
+    study = make_study()
+    candidates = [study.candidate(config) for config in study.space().configs[:2]]
+    one = Exchange(str(tmp_path / "s"), grace_s=600.0)
+    begun = one.share(
+        candidates, lambda mine: (FormulaEvaluator(Fidelity.SIMULATED).answer(c) for c in mine),
+        fidelity=Fidelity.SIMULATED, stamp=("1",), check=lambda: None,
+    )  # fmt: skip
+    next(begun)
+    one.close()
+    with Exchange(str(tmp_path / "s")) as other:
+        answers = share(other, candidates, FormulaEvaluator(Fidelity.SIMULATED))
+    assert sorted(is_new for _, is_new in answers) == [False, True]
+
+
+def test_storages_that_cannot_be_used_say_why():
+    with pytest.raises(RpaTuneError) as refused:
+        Exchange(f"postgresql://me:secret@127.0.0.1:{free_port()}/none")
+    assert "secret" not in str(refused.value)
+    assert "postgres" in str(refused.value)
+    with pytest.raises(RpaTuneError, match="cannot use the storage"):
+        Exchange("/proc/no/such/file")
+    assert hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert hide_password("some/file") == "some/file"
