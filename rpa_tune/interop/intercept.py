@@ -17,7 +17,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,20 +139,33 @@ def install(dispatcher: Dispatcher, *, interpret: Any = None) -> StandIn:
     return stand_in
 
 
-def check_drift(function: Any, where: str) -> None:
+def check_drift(
+    function: Any,
+    where: str,
+    *,
+    leading: tuple[str, ...] = LEADING,
+    known: Set[str] = _KNOWN,
+    hint: str = f"rpa-tune knows tpu-inference {VERSION}",
+) -> None:
     """Refuses a public function that the stand-in could not take the place of.
+
+    Args:
+      function: What the engine has.
+      where: Its module and name.
+      leading: Its arrays, in order.
+      known: Every parameter that the stand-in understands.
+      hint: For whoever has another version.
 
     Raises:
       UsageError: It is gone, its arrays come in another order, or it has an unknown parameter.
     """
-    hint = f"rpa-tune knows tpu-inference {VERSION}"
     if function is None:
         raise UsageError("the public function is gone", where=where, hint=hint)
     names = list(inspect.signature(function).parameters)
-    if tuple(names[: len(LEADING)]) != LEADING:
-        got = names[: len(LEADING)]
+    if tuple(names[: len(leading)]) != leading:
+        got = names[: len(leading)]
         raise UsageError(f"signature has drifted: arrays are {got}", where=where, hint=hint)
-    if unknown := sorted(set(names) - _KNOWN):
+    if unknown := sorted(set(names) - known):
         raise UsageError(
             f"signature has drifted: unknown parameters {unknown}", where=where, hint=hint
         )

@@ -46,34 +46,39 @@ def current_root() -> Path:
     return _root
 
 
-def fetch_wheel(folder: Path) -> Path:
-    """Downloads the wheel with pip and unpacks it, unless that was done before.
+def fetch_wheel(
+    folder: Path, *, name: str = PACKAGE, version: str = VERSION, package: str = PACKAGE
+) -> Path:
+    """Downloads a wheel with pip and unpacks it, unless that was done before.
 
     Args:
       folder: Where the unpacked package goes; made if missing.
+      name: Of the project, as its wheel spells it.
+      version: Of the project.
+      package: Top folder in the wheel.
 
     Returns:
-      `folder / "tpu_inference-<version>"`, which holds the package folder.
+      `folder / "<name>-<version>"`, which holds the package folder.
 
     Raises:
       UsageError: pip could not get the wheel.
     """
-    root = folder / f"{PACKAGE}-{VERSION}"
-    if (root / PACKAGE).is_dir():
+    root = folder / f"{name}-{version}"
+    if (root / package).is_dir():
         return root
     folder.mkdir(parents=True, exist_ok=True)
     # The wheel declares Python 3.12; its kernel modules run on 3.11 too.
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
         "--no-deps", "--only-binary=:all:", "--python-version", "3.12",
-        "--dest", str(folder), f"tpu-inference=={VERSION}",
+        "--dest", str(folder), f"{name}=={version}",
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob(f"{PACKAGE}-{VERSION}-*.whl"))
+    wheels = list(folder.glob(f"{name}-{version}-*.whl"))
     if run.returncode or not wheels:
         reason = (run.stderr.strip().splitlines() or ["no wheel"])[-1]
         raise UsageError(
-            f"could not download tpu-inference {VERSION}: {reason}",
+            f"could not download {name} {version}: {reason}",
             hint="it is a public wheel on PyPI; check the network and pip's index settings",
         )
     partial = folder / f".{root.name}.{os.getpid()}.partial"
