@@ -10,6 +10,7 @@ is always in it. What a store knows already is not asked again. Times are simula
 import gzip
 import json
 import random
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -59,7 +60,7 @@ def record(
     Returns:
       The file of the truth.
     """
-    name = "_".join([*study.name.replace(" ", "-").split("/"), study.workload.name])
+    name = re.sub(r"[^\w.-]+", "-", "_".join([*study.name.split("/"), study.workload.name]))
     stamp = stamp_of(provenance(study.family))
     candidates = [study.candidate(config) for config in sample_of(study, sample)]
     known: dict[Fidelity, list[Evaluation]] = {}

@@ -1,5 +1,6 @@
 """Samplers: what they ask for, what they never ask for, and that answers alone decide."""
 
+import importlib.util
 import random
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import pytest
 from fake_sweep import FormulaEvaluator, make_study, true_us
 
 from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.errors import UsageError
 from rpa_tune.sweep.sampler import make_sampler
 
 KINDS = ("kriging", "tpe", "random")
@@ -127,3 +129,18 @@ def test_a_proposal_that_cannot_exist_becomes_its_nearest_neighbour():
     assert len(set(asked)) == 9
     best = min(few, key=true_us)
     assert best in asked
+
+
+def test_optunas_process_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="needs PyTorch") as caught:
+        play("gp", pool_from())
+    assert "kriging" in caught.value.hint
+
+
+def test_optunas_process_where_there_is_pytorch():
+    pytest.importorskip("torch", reason="Optuna's GPSampler needs PyTorch")
+    asked = asked_by("gp", pool_from(), simulate=12, wave=4)
+    assert asked[0] == SEED
+    assert len(set(asked)) == 12
+    assert min(map(true_us, asked)) < true_us(SEED)
