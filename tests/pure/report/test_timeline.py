@@ -58,3 +58,17 @@ def test_a_long_launch_is_cut_and_says_so(monkeypatch):
     monkeypatch.setattr(report, "MAX_EVENTS", 10)
     trace = report.make_trace(make.program(NAMES[0]), load_machine("v6e"), make.operands("decode"))
     assert trace["otherData"]["slices left out"] > 0
+
+
+def test_each_core_is_a_process_of_its_own():
+    name = f"0.0.42.1/v5p_decode{make.TWO_CORES}.txt.gz"
+    machine, operands = load_machine("v5p"), make.operands_of(name)
+    trace = report.make_trace(make.program(name), machine, operands)
+    timeline = simulate(make.program(name), machine, operands)
+    events = [e for e in trace["traceEvents"] if e["ph"] == "X"]
+    names = [e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"]
+    assert [name.rpartition(", ")[2] for name in names] == ["core 0", "core 1"]
+    for core, cycles in enumerate(timeline.core_cycles):
+        own = [e for e in events if e["pid"] == core + 1]
+        end_us = max(e["ts"] + e["dur"] for e in own if "bundles" in e.get("args", {}))
+        assert end_us == pytest.approx(cycles / machine.value("clock_hz") * 1e6, rel=1e-6)
