@@ -155,8 +155,8 @@ def make_row(
         _evidence(decision, workload),
         verdict=verdict,
         time_us=round(time_us, 3),
-        regret_pct=round(100 * (time_us / portfolio.oracle_us - 1), 2),
-        regret_by_num_configs_pct=tuple(round(entry.regret_pct, 2) for entry in curve),
+        regret_pct=_regret_pct(100 * (time_us / portfolio.oracle_us - 1)),
+        regret_by_num_configs_pct=tuple(_regret_pct(entry.regret_pct) for entry in curve),
         verified=verified,
         schedule_digest=digest_of_schedules([by_config[config] for config in configs]),
         problem=beyond_key(chosen.candidate.problem, key),
@@ -167,6 +167,11 @@ def make_row(
         rule=rule,
         evidence=evidence,
     )
+
+
+def _regret_pct(value: float) -> float:
+    """Rounded; a sum of floats that ends just below nothing is nothing."""
+    return max(0.0, round(value, 2))
 
 
 def digest_of_schedules(answers: Sequence[Evaluation]) -> str:

@@ -62,7 +62,9 @@ def print_outcome(outcome: Outcome, *, as_json: bool) -> None:
         )
         return
     if outcome.results:
-        Console(width=max(120, Console().width)).print(_table(outcome.results))
+        # The other columns take 100 characters; names are not wrapped, and nothing is cropped.
+        needed = 100 + max(len(result.study.name) for result in outcome.results)
+        Console(width=max(120, Console().width, needed)).print(_table(outcome.results))
     for result in outcome.results:
         _print_result(result)
     click.echo(_host_text(outcome.host))

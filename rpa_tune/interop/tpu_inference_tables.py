@@ -21,7 +21,7 @@ from rpa_tune.tables.row import TableRow
 _KERNELS = "tpu_inference.kernels"
 _HD64 = f"{_KERNELS}.ragged_paged_attention.v3.tuned_block_sizes_hd64"
 _BATCHED = f"{_KERNELS}.experimental.batched_rpa.tuned_params"
-_NO_TABLE = f"tpu-inference {VERSION} reads no table for it; use --format kwargs or env"
+_NO_TABLE = f"tpu-inference {VERSION} reads no table for it; use --format kwargs, or env for v3"
 
 
 def export_tables(rows: Iterable[TableRow]) -> Export:

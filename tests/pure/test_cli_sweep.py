@@ -90,6 +90,15 @@ def test_plain_lines_when_nobody_is_watching(folder, evaluators):
     assert sum(" us; best " in line for line in lines) == 6
 
 
+def test_a_long_name_does_not_crop_the_verdict(folder, evaluators):
+    (folder / "plan.yaml").write_text(PLAN.replace("llama3-8b", "gemma3-27b"))
+    lines = sweep().stdout.splitlines()
+    (header,) = [line for line in lines if "heuristic us" in line]
+    assert "v6e/gemma3-27b/window 1024/decode" in "".join(lines)
+    assert header.count("┃") == 8
+    assert not [line for line in lines if line.startswith("│") and not line.endswith("│")]
+
+
 def test_json_is_one_document_on_stdout(folder, evaluators):
     document = json.loads(sweep("--json").stdout)
     study = document["studies"][0]
