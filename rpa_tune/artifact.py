@@ -208,9 +208,13 @@ def _check_size(file: IO[bytes], path: Path) -> None:
 
 
 def _read_manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
-    names = [info.filename for info in archive.infolist()]
+    members = archive.infolist()
+    names = [info.filename for info in members]
     if names[:1] != [MANIFEST]:
         raise ArtifactError(f"the first member is not {MANIFEST}", where=str(path))
+    if members[0].header_offset:  # a zip reader would not mind what is before it
+        raise ArtifactError("not an artefact: it does not begin with its first member",
+                            where=str(path))  # fmt: skip
     text = _read_bounded(archive, MANIFEST, MAX_MANIFEST_BYTES, path)
     try:
         manifest = manifest_from_dict(json.loads(text))

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jax
@@ -13,6 +13,7 @@ from interpret.test_compiled import CHIP, executable
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from table_rows import make_row
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
@@ -24,19 +25,25 @@ from rpa_tune.tables.step import Step
 
 TP = 2
 WHOLE = Problem(
-    num_q_heads=8, num_kv_heads=4, head_dim=128, page_size=16, max_num_tokens=16,
+    num_q_heads=4, num_kv_heads=2, head_dim=128, page_size=16, max_num_tokens=16,
     max_num_seqs=4, pages_per_seq=4, num_pages=24, sm_scale=0.1,
 )  # fmt: skip
-SHARE = replace(WHOLE, num_q_heads=8 // TP, num_kv_heads=4 // TP)
+SHARE = replace(WHOLE, num_q_heads=4 // TP, num_kv_heads=2 // TP)
 BATCH = Batch(q_lens=(1, 1, 9), kv_lens=(1, 16, 40), num_decode=2, page_seed=3)
 HEADS, CACHE = P(None, "tp", None), P(None, None, "tp", None, None)
 SPECS = (HEADS, HEADS, HEADS, CACHE, P(), P(), P(), P())
+# Small blocks, so that the interpreter copies little.
+SMALL = {
+    "decode": {"bkv_sz": 128, "bkv_csz": 128, "seqs_per_step": 1, "num_buffers": 2, "bq_sz": 8},
+    "mixed": {"bq_sz": 16, "bq_csz": 16, "bkv_sz": 128, "bkv_csz": 128, "num_buffers": 2,
+              "mxu_sums": 0},
+}  # fmt: skip
 INTERPRET = pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode="on_wait")
 
 
 def make_arrays():
     rng = np.random.default_rng(0)
-    shapes = [(16, 8, 128), (16, 4, 128), (16, 4, 128), WHOLE.kv_cache_shape]
+    shapes = [(16, 4, 128), (16, 2, 128), (16, 2, 128), WHOLE.kv_cache_shape]
     b = BATCH.arrays(WHOLE)
     rest = (b.kv_lens, b.page_indices, b.cu_q_lens, b.distribution)
     return [*(jnp.asarray(rng.standard_normal(s), jnp.bfloat16) for s in shapes),
@@ -45,10 +52,10 @@ def make_arrays():
 
 def sharded():
     """One jitted step on the mesh: each device attends with its heads, and donates its cache."""
-    dispatcher = Dispatcher(CHIP, Tables(), on_miss="heuristic")
+    rows = [make_row(f, p, configs=[SMALL[f]]) for f in SMALL for p in (SHARE, WHOLE)]
+    dispatcher, other_host = (Dispatcher(CHIP, Tables(order)) for order in (rows, rows[::-1]))
     mesh = Mesh(np.array(jax.devices()[:TP]), ("tp",))
-    plans = [Dispatcher(CHIP, Tables(), on_miss="heuristic").plan(SHARE, Step.of_batch(BATCH))
-             for _ in range(TP)]  # as every host of a mesh would plan for itself  # fmt: skip
+    plans = [host.plan(SHARE, Step.of_batch(BATCH)) for host in (dispatcher, other_host)]
 
     def share(*arrays):
         return dispatcher(*arrays, plan=plans[0], sm_scale=0.1, interpret=INTERPRET)
@@ -67,7 +74,7 @@ def sharded():
                                           interpret=INTERPRET)  # fmt: skip
     used = slice(0, BATCH.num_tokens)
     return {
-        "families": plans[0].families,
+        "configs": {one.family: asdict(one.config) for one in plans[0].launches},
         "plans_are_equal": len(set(plans)) == 1,
         "num_devices": len(out.sharding.device_set),
         "output_is_equal": bool((np.asarray(out)[used] == np.asarray(expected)[used]).all()),

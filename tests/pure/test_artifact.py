@@ -9,6 +9,8 @@ import zipfile
 from dataclasses import replace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rpa_tune import artifact
 from rpa_tune.artifact import Artifact, Executable, Manifest, write_artifact
@@ -103,6 +105,46 @@ def test_any_flipped_bit_is_refused(path):
         assert opened.manifest == make_manifest()
         unnoticed.append(at)
     assert len(unnoticed) < len(range(0, len(whole), 97)) / 3
+
+
+def test_any_truncation_and_any_bytes_around_are_refused(path):
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), 41), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ArtifactError):
+            Artifact(path)
+    for content in (whole + b"x", b"x" + whole, whole + whole, whole[1:]):
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError):
+            Artifact(path)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    edits=st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 40), st.binary(max_size=40)), min_size=1,
+        max_size=4,
+    )
+)  # fmt: skip
+def test_a_file_edited_anyhow_is_refused_or_means_the_same(path, edits):
+    """Cuts, insertions and overwrites at any place: an `ArtifactError`, or the very content."""
+    whole = path.read_bytes()
+    content = whole
+    for place, num_cut, inserted in edits:
+        at = int(place * len(content))
+        content = content[:at] + inserted + content[at + num_cut :]
+    path.write_bytes(content)
+    try:
+        opened = Artifact(path)
+        found = [opened.read(e) for e in opened.manifest.executables]
+    except ArtifactError:
+        return
+    finally:
+        path.write_bytes(whole)
+    assert opened.manifest == make_manifest()
+    assert found == list(CONTENTS.values())
 
 
 def test_a_flipped_bit_in_an_executable_is_refused(path):
