@@ -41,7 +41,7 @@ from rpa_tune.store.shards import Shard, find_shards, parse_shard, read_others, 
 from rpa_tune.sweep.lineup import line_up
 from rpa_tune.sweep.nodes import parse_seconds
 from rpa_tune.sweep.plan import SweepPlan, load_plan
-from rpa_tune.sweep.seeds import winners_before
+from rpa_tune.sweep.seeds import Winner, winners_before
 from rpa_tune.sweep.study import Study, build_studies
 from rpa_tune.sweep.sweep import BudgetSpentError, StudyResult, Sweep
 from rpa_tune.tables.reader import shipped_folder
@@ -176,9 +176,7 @@ def _tune(
                 deadline=None if plan.budget_s is None else time.monotonic() + plan.budget_s,
                 num_together=1 + math.ceil(2 * pool.num_workers / plan.search.wave),
                 num_shards=job.num_shards,
-                winners=winners_before(
-                    job.studies, job.answers, [shipped_folder(), asked.table_folder]
-                ),
+                winners=_winners(asked, job),
                 chip_here=host.chip,
                 exchange=exchange,
             )
@@ -192,6 +190,17 @@ def _tune(
         host=host,
         code=code,
     )
+
+
+def _winners(asked: _Options, job: "_Job") -> list[Winner]:
+    """What won before this run.
+
+    Runs that share a storage must ask the same questions, whatever lies beside each of them: for
+    them only what is installed counts.
+    """
+    if asked.storage is not None:
+        return winners_before(job.studies, [], [shipped_folder()])
+    return winners_before(job.studies, job.answers, [shipped_folder(), asked.table_folder])
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Optuna's samplers over a pool. `exchange.py` is the other file that imports optuna.
+"""Optuna's samplers over a pool.
 
 Seeds come first, then what Optuna proposes. Only members of the pool are asked for: the pool is
 what can exist, Optuna proposes points of the axes, and the nearest config that was not asked for

@@ -83,6 +83,22 @@ def test_a_sweep_starts_from_shipped_rows_of_neighbours(folder, evaluators):
     assert again == [*asked, *asked]  # the row that was written plays no part
 
 
+def test_runs_with_a_storage_start_alike_whatever_lies_beside_them(folder, evaluators):
+    neighbour = replace(PROBLEM, num_q_heads=32, num_kv_heads=8)
+    config = default_config(problem=neighbour, bkv_sz=2048, bkv_csz=2048)
+    merge_into(folder / "tables of one host", [make_row(problem=neighbour, configs=[config])])
+    alone = sweep("--tables", "tables of one host", "--store", "a.jsonl")
+    assert alone.exit_code == 0
+    assert config in [asdict(c.config) for c in evaluators[Fidelity.SIMULATED].asked]
+    evaluators[Fidelity.SIMULATED].asked.clear()
+    for name in ("tables of one host", "none"):
+        store = ("--tables", name, "--store", f"{name}.jsonl")
+        assert sweep("--storage", "share.log", *store).exit_code == 0
+    asked = [asdict(c.config) for c in evaluators[Fidelity.SIMULATED].asked]
+    assert len(asked) == 6  # the second run found all of its questions answered
+    assert config not in asked
+
+
 def test_plain_lines_when_nobody_is_watching(folder, evaluators):
     result = sweep()
     lines = result.stderr.splitlines()
