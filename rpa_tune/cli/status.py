@@ -1,7 +1,12 @@
 """`rpa-tune status`: what a store holds, while a sweep writes to it or long after."""
 
+import itertools
+import math
+import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,76 +15,239 @@ import click
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.main import print_json
 from rpa_tune.errors import StoreError
-from rpa_tune.store import journal
+from rpa_tune.store import codec, journal
+from rpa_tune.store.journal import Contents
+from rpa_tune.store.notes import StudyNote, StudyPlan
+from rpa_tune.store.shards import find_shards
+from rpa_tune.sweep.agreement import Agreement
+
+# The rate is that of the last answers: earlier ones may be of a run that ended long ago.
+_RATE_OVER = 50
+_PAUSE_OF_MEDIANS = 20.0  # a gap of so many median gaps, and of a minute, parts two runs
+_LEAST_PAUSE_S = 60.0
 
 
 @click.command()
 @click.argument("store_file", metavar="STORE", type=click.Path(path_type=Path))
+@click.option("--stops", is_flag=True, help="Say why each candidate stopped, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def status(store_file: Path, as_json: bool) -> None:
-    """Summarises STORE by study: answers, failures, best time. Never blocks a running sweep.
+def status(store_file: Path, stops: bool, as_json: bool) -> None:
+    """Summarises STORE and its shards by study. Never blocks a running sweep.
+
+    Answers and failures, the best time against the heuristic's, why candidates stopped, how many
+    evaluations are left at most, and how long they will take at the rate of the last ones.
 
     Exit codes: 0 done; 1 no such store, or not a store.
 
     Example: rpa-tune status .rpa-tune/quickstart.jsonl
     """
-    if not store_file.is_file():
+    shards = find_shards(store_file)
+    paths = [path for path in (store_file, *shards.values()) if path.is_file()]
+    if not paths:
         raise StoreError("no such store", where=str(store_file))
-    contents = journal.read(store_file)
-    checks = [e for e in contents.evaluations if e.fidelity is Fidelity.INTERPRETED]
-    others = [e for e in contents.evaluations if e.fidelity is not Fidelity.INTERPRETED]
-    studies = [_summarize(name, group) for name, group in _by_study(others)]
-    verified = dict(Counter(check.status.value for check in checks))
-    running = journal.has_writer(store_file)
+    found = _Found(
+        contents={path: journal.read(path) for path in paths},
+        running=[path.name for path in paths if journal.has_writer(path)],
+    )
+    document = found.to_dict(with_stops=stops or as_json)
     if as_json:
-        print_json(
-            {
-                "running": running,
-                "answers": len(contents.evaluations),
-                "damaged_lines": list(contents.damaged_lines),
-                "studies": studies,
-                "verified": verified,
-            }
-        )
+        print_json(document)
         return
-    for study in studies:
-        statuses = ", ".join(f"{count} {name}" for name, count in study["statuses"].items())
-        best = "no time yet" if study["best_us"] is None else f"best {study['best_us']:,.1f} us"
-        click.echo(
-            f"{study['study']}: {study['analytical']:,} bounds, {study['evaluated']:,} evaluated "
-            f"({statuses or 'none'}), {best}, last answer {study['last']}"
-        )
-    if verified:
-        counts = ", ".join(f"{count} {name}" for name, count in verified.items())
+    for study in document["studies"]:
+        _print_study(study)
+    if document["verified"]:
+        counts = ", ".join(f"{count} {name}" for name, count in document["verified"].items())
         click.echo(f"configs verified under the interpreter: {counts}")
-    damaged = f", {len(contents.damaged_lines)} lines unreadable" if contents.damaged_lines else ""
-    state = "a sweep is writing" if running else "no sweep is writing"
-    click.echo(f"{len(contents.evaluations):,} answers{damaged}; {state}")
+    click.echo(_overall_text(document))
 
 
-def _by_study(evaluations: Iterable[Evaluation]) -> list[tuple[str, list[Evaluation]]]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """What a store and its shards hold.
+
+    Attributes:
+      contents: By file.
+      running: Names of the files that somebody is writing to.
+    """
+
+    contents: Mapping[Path, Contents]
+    running: Sequence[str]
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """The last answer of each candidate, fidelity and stamp, in the order of their time."""
+        answers: dict[Any, Evaluation] = {}
+        for contents in self.contents.values():
+            for e in contents.evaluations:
+                stamp = codec.stamp_of(e.provenance, e.fidelity)
+                answers[e.candidate.digest, e.fidelity, stamp] = e
+        return sorted(answers.values(), key=lambda e: str(e.provenance.get("time", "")))
+
+    def to_dict(self, *, with_stops: bool) -> dict[str, Any]:
+        """What is printed."""
+        evaluations = self.evaluations
+        checks = [e for e in evaluations if e.fidelity is Fidelity.INTERPRETED]
+        others = [e for e in evaluations if e.fidelity is not Fidelity.INTERPRETED]
+        dear = [e for e in others if e.fidelity is not Fidelity.ANALYTICAL]
+        plans = {p.study: p for c in self.contents.values() for p in c.plans}
+        # A run without --shard begins what a shard has ended: one ending is enough.
+        notes = {n.study: n for c in self.contents.values() for n in c.notes}
+        groups = _by_study(others)
+        for plan in plans.values():
+            groups.setdefault(plan.study, [])
+        studies = [
+            _summarize(group, plans.get(study), notes.get(study), with_stops=with_stops)
+            for study, group in groups.items()
+        ]
+        rate = _rate_per_s(dear)
+        left = sum(study["evaluations_left"] or 0 for study in studies)
+        return {
+            "running": bool(self.running),
+            "writers": list(self.running),
+            "files": [str(path) for path in self.contents],
+            "answers": len(evaluations),
+            "damaged_lines": [n for c in self.contents.values() for n in c.damaged_lines],
+            "studies": studies,
+            "studies_finished": sum(study["verdict"] is not None for study in studies),
+            "evaluations_left": left,
+            "rate_per_s": None if rate is None else round(rate, 4),
+            "left_s": None if not rate else math.ceil(left / rate),
+            "verified": dict(Counter(check.status.value for check in checks)),
+        }
+
+
+def _by_study(evaluations: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
     """Answers about one family, problem, chip and workload, in order of appearance."""
-    groups: dict[Any, list[Evaluation]] = {}
+    groups: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations:
-        candidate = evaluation.candidate
-        key = (candidate.chip, candidate.family, candidate.problem, candidate.workload)
-        groups.setdefault(key, []).append(evaluation)
-    named = []
-    for (chip, family, problem, workload), group in groups.items():
-        shape = f"{problem.num_q_heads}/{problem.num_kv_heads} heads of {problem.head_dim}"
-        name = f"{chip}/{family}, {shape}, {problem.kv_dtype}, page {problem.page_size}, {workload}"
-        named.append((name, group))
-    return named
+        groups.setdefault(evaluation.candidate.study, []).append(evaluation)
+    return groups
 
 
-def _summarize(name: str, group: list[Evaluation]) -> dict[str, Any]:
+def _rate_per_s(dear: Sequence[Evaluation]) -> float | None:
+    """Answers a second lately, up to the last pause; None when there are too few to say."""
+    texts = [str(e.provenance.get("time", "")) for e in dear]
+    times = [datetime.fromisoformat(text).timestamp() for text in texts if text]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    gaps = gaps[-_RATE_OVER:]
+    if not gaps:
+        return None
+    pause = max(_LEAST_PAUSE_S, _PAUSE_OF_MEDIANS * statistics.median(gaps))
+    for index in range(len(gaps) - 1, -1, -1):
+        if gaps[index] > pause:
+            gaps = gaps[index + 1 :]
+            break
+    return len(gaps) / sum(gaps) if sum(gaps) else None
+
+
+def _summarize(
+    group: Sequence[Evaluation],
+    plan: StudyPlan | None,
+    note: StudyNote | None,
+    *,
+    with_stops: bool,
+) -> dict[str, Any]:
     dear = [e for e in group if e.fidelity is not Fidelity.ANALYTICAL]
-    times = [e.time_us for e in dear if e.time_us is not None]
-    return {
-        "study": name,
+    timed = [e for e in dear if e.time_us is not None]
+    highest = max((e.fidelity for e in timed), default=None)
+    times = [e.time_us or 0.0 for e in timed if e.fidelity is highest]
+    heuristic = [
+        e.time_us for e in timed
+        if e.fidelity is highest and plan and asdict(e.candidate.config) == plan.heuristic
+    ]  # fmt: skip
+    stopped = Counter(stop.reason for stop in note.stopped) if note else Counter()
+    summary: dict[str, Any] = {
+        "study": _name(group[0]) if group else plan.name if plan else "",
+        "name": plan.name if plan else None,
         "analytical": len(group) - len(dear),
         "evaluated": len(dear),
         "statuses": dict(Counter(e.status.value for e in dear)),
+        "fidelity": None if highest is None else highest.name.lower(),
         "best_us": min(times, default=None),
+        "heuristic_us": heuristic[-1] if heuristic else None,
+        "verdict": note.verdict if note else None,
+        "evaluations_left": _num_left(dear, plan, note),
+        "stopped": dict(stopped.most_common()),
+        "agreement": note.agreement if note else None,
         "last": max((str(e.provenance.get("time", "")) for e in group), default=""),
     }
+    if with_stops:
+        summary["stops"] = [asdict(stop) for stop in note.stopped] if note else []
+    return summary
+
+
+def _num_left(
+    dear: Sequence[Evaluation], plan: StudyPlan | None, note: StudyNote | None
+) -> int | None:
+    """Simulations to come, at most; None when the store does not say what was planned."""
+    if plan is None:
+        return None
+    if note is not None:
+        return 0
+    done = sum(
+        e.fidelity is Fidelity.SIMULATED and codec.stamp_of(e.provenance) == plan.stamp
+        for e in dear
+    )
+    return max(0, plan.num_evaluations - done)
+
+
+def _name(evaluation: Evaluation) -> str:
+    candidate = evaluation.candidate
+    problem = candidate.problem
+    shape = f"{problem.num_q_heads}/{problem.num_kv_heads} heads of {problem.head_dim}"
+    return (
+        f"{candidate.chip}/{candidate.family}, {shape}, {problem.kv_dtype}, "
+        f"page {problem.page_size}, {candidate.workload}"
+    )
+
+
+def _print_study(study: Mapping[str, Any]) -> None:
+    statuses = ", ".join(f"{count} {name}" for name, count in study["statuses"].items())
+    name = f"{study['name']} ({study['study']})" if study["name"] else study["study"]
+    parts = [
+        f"{study['analytical']:,} bounds",
+        f"{study['evaluated']:,} evaluated ({statuses or 'none'})",
+        _best_text(study),
+    ]
+    if study["verdict"] is not None:
+        parts.append(study["verdict"] or "no config works")
+    elif study["evaluations_left"] is not None:
+        parts.append(f"at most {study['evaluations_left']} left")
+    parts += [f"last answer {study['last']}"] if study["last"] else []
+    click.echo(f"{name}: {', '.join(parts)}")
+    if study["stopped"]:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in study["stopped"].items())
+        click.echo(f"  stopped: {counts}")
+    if study["agreement"]:
+        click.echo(f"  {Agreement(**study['agreement'])}")
+    for stop in study.get("stops", ()):
+        config = ", ".join(f"{field}={value}" for field, value in stop["config"].items())
+        click.echo(f"  {stop['reason']}: {config}: {stop['detail']}")
+
+
+def _best_text(study: Mapping[str, Any]) -> str:
+    if study["best_us"] is None:
+        return "no time yet"
+    text = f"best {study['best_us']:,.1f} us {study['fidelity']}"
+    if study["heuristic_us"]:
+        text += f" ({study['heuristic_us'] / study['best_us']:.2f}x the heuristic)"
+    return text
+
+
+def _overall_text(document: Mapping[str, Any]) -> str:
+    damaged = document["damaged_lines"]
+    parts = [f"{document['answers']:,} answers"]
+    parts[0] += f", {len(damaged)} lines unreadable" if damaged else ""
+    if len(document["files"]) > 1:
+        parts[0] += f" in {len(document['files'])} files"
+    if any(study["name"] or study["verdict"] is not None for study in document["studies"]):
+        parts.append(f"{document['studies_finished']} of {len(document['studies'])} studies ended")
+    if document["evaluations_left"]:
+        text = f"at most {document['evaluations_left']:,} evaluations left"
+        if document["left_s"] is not None:
+            minute = 60 * document["rate_per_s"]
+            text += f", about {document['left_s']:,} s at {minute:.1f} a minute"
+        parts.append(text)
+    writers = ", ".join(document["writers"])
+    parts.append(f"a sweep is writing {writers}" if writers else "no sweep is writing")
+    return "; ".join(parts)

@@ -1,6 +1,6 @@
 """The store: an append-only file of evaluations, one JSON line each, schema in line 1.
 
-When a study ends, a line of another kind says what it came to (`notes.py`).
+Lines of another kind say what is planned for a study and what it came to (`notes.py`).
 
 What it promises:
 - A killed writer loses nothing that `append` returned from; a power cut loses at most the last
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.errors import StoreError
 from rpa_tune.store import codec, notes
-from rpa_tune.store.notes import StudyNote
+from rpa_tune.store.notes import StudyNote, StudyPlan
 
 # Answers that say more about the machine than about the candidate: a worker that died, a disk that
 # was full. Asked for once more at once, and once more by every run that finds one in the store.
@@ -33,6 +33,7 @@ TRANSIENT = frozenset({Status.CRASHED})
 MAX_ATTEMPTS = 2
 
 Key = tuple[str, Fidelity, tuple[str, ...]]
+_StudyKey = tuple[str, str]  # its name, and `Candidate.study`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,13 +43,15 @@ class Contents:
     Attributes:
       evaluations: All answers in the order they were written.
       end_bytes: Where the last whole line ends; a writer goes on from here.
-      notes: What studies came to, in the order they were written.
+      plans: The last plan of each study.
+      notes: What studies came to since they were last planned.
       damaged_lines: Line numbers that do not decode, because they are damaged or name a config
         that the kernels no longer have; kept in the file, left out here.
     """
 
     evaluations: tuple[Evaluation, ...]
     end_bytes: int
+    plans: tuple[StudyPlan, ...] = ()
     notes: tuple[StudyNote, ...] = ()
     damaged_lines: tuple[int, ...] = ()
 
@@ -73,11 +76,13 @@ def read(path: Path) -> Contents:
             raise StoreError("not a store: line 1 is no header", where=f"{path}:1")
         return Contents(evaluations=(), end_bytes=0)
     _check_header(lines[0], path)
-    evaluations, found, damaged = [], [], []
+    evaluations, damaged = [], []
+    planned: dict[_StudyKey, StudyPlan] = {}
+    ended: dict[_StudyKey, StudyNote] = {}
     for number, line in enumerate(lines[1:], start=2):
         try:
             if notes.is_note(line):
-                found.append(notes.decode(line))
+                _note(notes.decode(line), planned, ended)
             else:
                 evaluations.append(codec.decode(line))
         except (ValueError, KeyError, TypeError):
@@ -85,9 +90,24 @@ def read(path: Path) -> Contents:
     return Contents(
         evaluations=tuple(evaluations),
         end_bytes=len(data) - len(torn),
-        notes=tuple(found),
+        plans=tuple(planned.values()),
+        notes=tuple(ended.values()),
         damaged_lines=tuple(damaged),
     )
+
+
+def _note(
+    note: StudyPlan | StudyNote,
+    planned: dict["_StudyKey", StudyPlan],
+    ended: dict["_StudyKey", StudyNote],
+) -> None:
+    """A study that is planned anew has not ended yet."""
+    key = (note.name, note.study)
+    if isinstance(note, StudyPlan):
+        planned[key] = note
+        ended.pop(key, None)
+    else:
+        ended[key] = note
 
 
 def is_store(path: Path) -> bool:
@@ -140,7 +160,6 @@ class Journal:
         self._synced_at = time.monotonic()
         self._answers: dict[Key, Evaluation] = {}
         self._attempts: dict[Key, int] = {}
-        self._notes: dict[str, StudyNote] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(str(path) + ".lock")
@@ -171,7 +190,8 @@ class Journal:
             _sync_folder(path.parent)
         for evaluation in () if ignore_known else (*also_known, *contents.evaluations):
             self._index(evaluation)
-        self._notes = {note.study: note for note in contents.notes}
+        self._planned = {(plan.name, plan.study): plan for plan in contents.plans}
+        self._ended = {(note.name, note.study): note for note in contents.notes}
         # The machine may have been mended since: what earlier runs tried counts as one attempt.
         self._attempts = dict.fromkeys(self._attempts, 1)
 
@@ -203,15 +223,16 @@ class Journal:
         if time.monotonic() - self._synced_at >= self._sync_interval_s:
             self.sync()
 
-    def append_note(self, note: StudyNote) -> None:
-        """Writes what a study came to, unless the last note about it says the same.
+    def append_note(self, note: StudyPlan | StudyNote) -> None:
+        """Writes what is planned for a study or what it came to, unless the store says the same.
 
         Raises:
           StoreError: The disk is full or failing. What was written before stays whole.
         """
-        if self._notes.get(note.study) != note:
+        key = (note.name, note.study)
+        if note not in (self._planned.get(key), self._ended.get(key)):
             self._write(notes.encode(note))
-            self._notes[note.study] = note
+            _note(note, self._planned, self._ended)
 
     def find(
         self, candidate: Candidate, fidelity: Fidelity, stamp: Sequence[str]

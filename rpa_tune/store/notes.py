@@ -1,8 +1,8 @@
-"""What a study came to, as one line of the store beside its answers.
+"""What is planned for a study and what it came to, as lines of the store beside its answers.
 
-Answers say what was asked; a note says what followed: the verdict, why each candidate stopped, and
-how far the simulator agreed with what was measured. Nothing is decided from notes, so a store
-without them is whole.
+Answers say what was asked. A plan says how much will be; a note says what followed: the verdict,
+why each candidate stopped, and how far the simulator agreed with what was measured. Nothing is
+decided from either, so a store without them is whole; `rpa-tune status` shows them.
 """
 
 import json
@@ -10,7 +10,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-KEY = "study_note"  # the one key of such a line
+# The one key of such a line.
+PLAN_KEY = "study_plan"
+NOTE_KEY = "study_note"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyPlan:
+    """The beginning of one study; whatever was noted about it before belongs to the past.
+
+    Attributes:
+      name: In the plan.
+      study: `Candidate.study` of its candidates.
+      num_evaluations: Candidates that will be simulated, at most.
+      heuristic: Fields of the config that is to be beaten; None when there is none.
+      stamp: Versions that its answers depend on; see `codec.stamp_of`.
+    """
+
+    name: str
+    study: str
+    num_evaluations: int
+    heuristic: Mapping[str, Any] | None
+    stamp: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,27 +68,30 @@ class StudyNote:
     agreement: Mapping[str, Any] | None = None
 
 
-def encode(note: StudyNote) -> bytes:
+def encode(note: StudyPlan | StudyNote) -> bytes:
     """One line, newline included.
 
     Raises:
       ValueError: A number is not finite.
     """
-    text = json.dumps({KEY: asdict(note)}, separators=(",", ":"), allow_nan=False)
+    key = PLAN_KEY if isinstance(note, StudyPlan) else NOTE_KEY
+    text = json.dumps({key: asdict(note)}, separators=(",", ":"), allow_nan=False)
     return text.encode() + b"\n"
 
 
 def is_note(line: bytes) -> bool:
-    """Whether a line claims to be a note."""
-    return line.startswith(b'{"' + KEY.encode() + b'":')
+    """Whether a line claims to be a plan or a note."""
+    return line.startswith((b'{"' + PLAN_KEY.encode() + b'":', b'{"' + NOTE_KEY.encode() + b'":'))
 
 
-def decode(line: bytes) -> StudyNote:
+def decode(line: bytes) -> StudyPlan | StudyNote:
     """Reads one line.
 
     Raises:
-      ValueError, KeyError, TypeError: The line is damaged, or is not a note.
+      ValueError, KeyError, TypeError: The line is damaged, or is neither.
     """
-    fields = json.loads(line)[KEY]
+    ((key, fields),) = json.loads(line).items()
+    if key == PLAN_KEY:
+        return StudyPlan(**{**fields, "stamp": tuple(fields["stamp"])})
     stopped = tuple(Stopped(**stop) for stop in fields["stopped"])
     return StudyNote(**{**fields, "stopped": stopped})

@@ -15,7 +15,7 @@ from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.journal import MAX_ATTEMPTS, Journal
-from rpa_tune.store.notes import StudyNote
+from rpa_tune.store.notes import StudyNote, StudyPlan
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
 
@@ -109,8 +109,8 @@ class Oracle:
         with self._monitor:
             return self._num_asked_by.get(study.name, 0)
 
-    def note(self, note: StudyNote) -> None:
-        """Stores what a study came to."""
+    def note(self, note: StudyPlan | StudyNote) -> None:
+        """Stores what is planned for a study, or what it came to."""
         with self._monitor:
             self._journal.append_note(note)
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rpa_kernels.infeasible import Infeasible
@@ -13,7 +13,10 @@ from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.families import load_family, public_family, slots
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models import load_model, problem_for
+from rpa_tune.provenance import provenance
 from rpa_tune.space.space import Space, build_space
+from rpa_tune.store.codec import stamp_of
+from rpa_tune.store.notes import StudyPlan
 from rpa_tune.sweep.plan import SweepPlan
 from rpa_tune.sweep.sampler import Search
 from rpa_tune.workload.workload import Workload, load_workload
@@ -54,6 +57,17 @@ class Study:
     def digest(self) -> str:
         """`Candidate.study` of its candidates."""
         return self.candidate(None).study
+
+    def note(self) -> StudyPlan:
+        """What the store keeps of it before it begins."""
+        heuristic = self.heuristic()
+        return StudyPlan(
+            name=self.name,
+            study=self.digest,
+            num_evaluations=self.search.simulate,
+            heuristic=None if isinstance(heuristic, Infeasible) else asdict(heuristic),
+            stamp=stamp_of(provenance(self.family)),
+        )
 
     def candidate(self, config: Any) -> Candidate:
         """The candidate of one config."""

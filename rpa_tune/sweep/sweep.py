@@ -145,6 +145,8 @@ class Sweep:
         """
         places = [p for p in line_up(studies, self.num_shards) if shard in (0, p.shard)]
         self.oracle.tell("sweep_started", [studies[place.index] for place in places])
+        for place in places:
+            self.oracle.note(studies[place.index].note())
         decisions: dict[int, Decision | None] = {}
         ended: queue.SimpleQueue[tuple[int, StudyResult | BaseException]] = queue.SimpleQueue()
         threads: dict[int, threading.Thread] = {}

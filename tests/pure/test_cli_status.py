@@ -1,14 +1,18 @@
-"""`rpa-tune status`: a running store, a dead one, and files that are none."""
+"""`rpa-tune status`: a running store, a dead one, shards, and files that are none."""
 
 import json
+from dataclasses import replace
 
+import pytest
 from click.testing import CliRunner
-from fake_sweep import FormulaEvaluator, make_study
+from fake_sweep import FormulaEvaluator, make_evaluators, make_study, stamp
 
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli.main import cli
 from rpa_tune.errors import StoreError
 from rpa_tune.store.journal import Journal
+from rpa_tune.sweep.sweep import Sweep
+from rpa_tune.sweep.watch import Watch
 
 
 def status(*arguments):
@@ -30,18 +34,113 @@ def test_a_running_and_a_dead_store(tmp_path):
             journal.append(failing.answer(study.candidate(config)))
         running = json.loads(status(path, "--json").stdout)
     assert running["running"]
+    assert running["writers"] == ["store.jsonl"]
     summary = running["studies"][0]
     assert (summary["analytical"], summary["evaluated"]) == (1, 3)
     assert summary["statuses"] == {"ok": 2, "out_of_memory": 1}
     assert summary["best_us"] == min(
         failing.answer(study.candidate(c)).time_us for c in configs[:2]
     )
+    assert summary["evaluations_left"] is None  # nothing was planned
     with path.open("ab") as file:
         file.write(b'{"torn": ')
     dead = status(path).stdout
     assert "v6e/decode, 8/2 heads of 128" in dead
     assert "1 out_of_memory" in dead
     assert "4 answers; no sweep is writing" in dead
+
+
+class TenSecondsEach(FormulaEvaluator):
+    """Answers one after the other, an hour after what came before."""
+
+    def __init__(self, fidelity, start=0):
+        super().__init__(fidelity)
+        self.number = start
+
+    def answer(self, candidate, num_batches=2):
+        self.number += 1
+        minute, second = divmod(10 * self.number, 60)
+        time = f"2026-01-02T04:{minute:02}:{second:02}+00:00"
+        answer = super().answer(candidate, num_batches)
+        return replace(answer, provenance={**stamp(candidate.family), "time": time})
+
+
+@pytest.fixture
+def half_done(tmp_path):
+    """The first of two studies is done, the second one has 4 of 12 answers."""
+    studies = [make_study(), make_study(chip="v5e", name="v5e/fake/decode")]
+    path = tmp_path / "store.jsonl"
+    evaluators = {**make_evaluators(), Fidelity.SIMULATED: TenSecondsEach(Fidelity.SIMULATED)}
+    with Journal(path) as journal:
+        sweep = Sweep(evaluators=evaluators, journal=journal, watch=Watch())
+        for result in sweep.run(studies):
+            first = result
+            break
+        rest = TenSecondsEach(Fidelity.SIMULATED, start=12)
+        known = {e.candidate.digest for e in journal.evaluations()}
+        heuristic = studies[1].heuristic()
+        configs = [heuristic, *(c for c in studies[1].space().configs if c != heuristic)]
+        todo = [c for c in map(studies[1].candidate, configs) if c.digest not in known]
+        for candidate in todo[:4]:
+            journal.append(rest.answer(candidate))
+    return path, studies, first
+
+
+def test_rate_time_left_and_best_against_the_heuristic(half_done):
+    path, studies, first = half_done
+    found = json.loads(status(path, "--json").stdout)
+    assert (found["studies_finished"], len(found["studies"])) == (1, 2)
+    done, begun = found["studies"]
+    assert (done["name"], begun["name"]) == (studies[0].name, studies[1].name)
+    assert done["verdict"] == first.decision.verdict
+    assert done["heuristic_us"] / done["best_us"] > 1
+    assert begun["verdict"] is None
+    num_known = begun["statuses"]["ok"]
+    assert found["evaluations_left"] == begun["evaluations_left"] == 12 - num_known
+    assert found["rate_per_s"] == pytest.approx(0.1, rel=0.2)
+    assert found["left_s"] == pytest.approx(10 * (12 - num_known), rel=0.2)
+    text = status(path).stdout
+    assert f"({done['heuristic_us'] / done['best_us']:.2f}x the heuristic)" in text
+    assert f"at most {12 - num_known} evaluations left, about" in text
+
+
+def test_why_candidates_stopped_is_kept_in_the_store(half_done):
+    path, _, first = half_done
+    (stopped, _) = [s["stops"] for s in json.loads(status(path, "--json").stdout)["studies"]]
+    assert [(s["reason"], s["detail"]) for s in stopped] == [
+        (s.reason, s.detail) for s in first.stops
+    ]
+    assert stopped
+    assert f"  {stopped[0]['reason']}: bkv_sz=" in status(path, "--stops").stdout
+    assert "  stopped: " in status(path).stdout
+
+
+def test_a_study_that_is_planned_anew_has_not_ended(half_done):
+    path, studies, _ = half_done
+    with Journal(path) as journal:
+        journal.append_note(replace(studies[0].note(), stamp=("other", "versions", "", "")))
+    done, _ = json.loads(status(path, "--json").stdout)["studies"]
+    assert done["verdict"] is None
+    assert done["evaluations_left"] == 12
+
+
+def test_shards_are_merged(tmp_path):
+    store = tmp_path / "s.jsonl"
+    studies = [make_study(), make_study(chip="v5e", name="v5e/fake/decode")]
+    for number in (1, 2):
+        path = tmp_path / f"s.{number}-of-2.jsonl"
+        with Journal(path) as journal:
+            sweep = Sweep(
+                evaluators=make_evaluators(), journal=journal, watch=Watch(), num_shards=2
+            )
+            list(sweep.run(studies, shard=number))
+            found = json.loads(status(store, "--json").stdout)
+            assert found["writers"] == [path.name]
+    found = json.loads(status(store, "--json").stdout)
+    assert found["studies_finished"] == len(found["studies"]) == 2
+    assert {study["name"] for study in found["studies"]} == {s.name for s in studies}
+    assert not found["running"]
+    assert "answers in 2 files; 2 of 2 studies ended; no sweep is writing" in status(store).stdout
 
 
 def test_files_that_are_no_stores(tmp_path):
