@@ -21,6 +21,7 @@ from rpa_tune.interop.wheel import use_wheel
 from rpa_tune.public_kernels import WHEELS
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
+from rpa_tune.sweep.plan import SweepPlan, load_plan
 from rpa_tune.sweep.recheck import Check, ask, check_versions
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
@@ -36,6 +37,8 @@ EXIT_FINDINGS = 3
               help="Compile and simulate configs and heuristics again.")  # fmt: skip
 @click.option("--chip", help="Only this chip.")
 @click.option("--family", type=click.Choice(ALL_FAMILIES), help="Only this family.")
+@click.option("--plan", "plan_files", multiple=True, type=click.Path(path_type=Path),
+              help="Sweep plan with the workload of nameless rows; repeatable.")  # fmt: skip
 @click.option("--store", "store_file", type=click.Path(path_type=Path), show_default=True,
               default=Path(".rpa-tune") / "check.jsonl", help="Answers are kept here.")  # fmt: skip
 @click.option("--cache", type=click.Path(path_type=Path), default=default_cache_dir,
@@ -48,6 +51,7 @@ def check(
     recompile: bool,
     chip: str | None,
     family: str | None,
+    plan_files: tuple[Path, ...],
     store_file: Path,
     cache: Path,
     workers: int,
@@ -57,14 +61,15 @@ def check(
 
     Without --recompile only versions and workloads are compared. With it the rows are evaluated
     again: reported are schedules that changed, configs that no longer fit, and rows that today's
-    heuristic beats. A row whose workload cannot be made again is a finding too. What was answered
-    is in the store: the same command goes on after an interruption.
+    heuristic beats. A row whose workload cannot be made again is a finding too: see --plan. What
+    was answered is in the store: the same command goes on after an interruption.
 
     Exit codes: 0 nothing found; 2 usage; 3 findings, or a table does not parse.
 
     Example: rpa-tune tables check tuned_tables --recompile --chip v6e
     """
     name = load_chip(chip).name if chip else None
+    plans = [load_plan(file) for file in plan_files]
     rows = [
         row
         for row in load_tables([folder or shipped_folder()], chip=name)
@@ -75,9 +80,9 @@ def check(
             use_wheel(cache / WHEELS)
         evaluator = make_evaluator(workers, cache)
         with Journal(store_file) as journal:
-            checks = _ask_all(rows, evaluator, journal, workers)
+            checks = _ask_all(rows, plans, evaluator, journal, workers)
     else:
-        checks = [check_versions(row) for row in rows]
+        checks = [check_versions(row, plans) for row in rows]
     if as_json:
         print_json({"rows": [_to_dict(found) for found in checks]})
     else:
@@ -94,7 +99,11 @@ def make_evaluator(workers: int, cache: Path) -> AbstractEvaluator:
 
 
 def _ask_all(
-    rows: Sequence[TableRow], evaluator: AbstractEvaluator, journal: Journal, workers: int
+    rows: Sequence[TableRow],
+    plans: Sequence[SweepPlan],
+    evaluator: AbstractEvaluator,
+    journal: Journal,
+    workers: int,
 ) -> list[Check]:
     """Asks rows side by side, as many as there are workers."""
     oracle = Oracle(
@@ -102,7 +111,7 @@ def _ask_all(
     )
     with ThreadPoolExecutor(workers) as threads:
         try:
-            return list(threads.map(lambda row: ask(row, oracle), rows))
+            return list(threads.map(lambda row: ask(row, oracle, plans), rows))
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             oracle.stop()

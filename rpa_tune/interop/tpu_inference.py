@@ -276,13 +276,14 @@ def _smem_share(
     if module.__name__ not in SMEM_SHARE:
         return 1.0
     if key not in _smem_shares:
+        _smem_shares[key] = SMEM_SHARE[module.__name__]
         with pretend(chip, module):
             try:
                 jax.eval_shape(function, *arguments)
-            except ValueError:  # its schedule does not fit, or whatever it will say again
+            except ValueError:  # its schedule does not fit
                 _smem_shares[key] = 1.0
-            else:
-                _smem_shares[key] = SMEM_SHARE[module.__name__]
+            except Exception:  # no matter of SMEM: it is said again when it is compiled
+                pass
     return _smem_shares[key]
 
 

@@ -17,6 +17,7 @@ from rpa_tune.families import load_family, slots
 from rpa_tune.promote import digest_of_schedules, served_lengths
 from rpa_tune.provenance import kernel_digest, versions
 from rpa_tune.sweep.oracle import Oracle
+from rpa_tune.sweep.plan import SweepPlan
 from rpa_tune.sweep.study import Study
 from rpa_tune.tables.key import problem_of
 from rpa_tune.tables.lint import Finding
@@ -51,39 +52,32 @@ class Check:
     findings: tuple[Finding, ...] = ()
 
 
-def remake(row: TableRow) -> Study:
+def remake(row: TableRow, plans: Sequence[SweepPlan] = ()) -> Study:
     """The study that a row came out of; its name is where the row stands.
+
+    Args:
+      row: Says which batches it was tuned on, by name and digest.
+      plans: Their workloads are tried too: one that only a plan describes has no name.
 
     Raises:
       UsageError: It cannot be made again; the message says why.
     """
-    evidence, family = row.evidence, row.key.family
-    # The objective stands behind the name: see `promote`.
-    name = evidence.workload.rpartition(", by ")[0] or evidence.workload
-    try:
-        whole = load_workload(_parts(name), page_size=row.key.page_size)
-        workload = whole.for_family(*slots(family))
-    except (RpaTuneError, ValueError) as error:
-        raise UsageError(f"workload {name!r} cannot be made again: {error.args[0]}") from error
-    if workload.digest != evidence.workload_digest:
-        raise UsageError(
-            f"workload {name!r} has other batches today: {workload.digest}, "
-            f"the row was tuned on {evidence.workload_digest}"
-        )
+    whole, workload = _workload(row, plans)
     try:
         problem = _problem(row, whole)
     except ValueError as error:
         raise UsageError(f"the problem cannot be made again: {error}") from error
     return Study(
-        name=row.where, family=family, problem=problem, chip=row.key.chip, workload=workload
-    )
+        name=row.where, family=row.key.family, problem=problem, chip=row.key.chip,
+        workload=workload,
+    )  # fmt: skip
 
 
-def check_versions(row: TableRow) -> Check:
-    """What can be said of a row without compiling anything."""
+def check_versions(row: TableRow, plans: Sequence[SweepPlan] = ()) -> Check:
+    """What can be said of a row without compiling anything; `plans` as in `remake`."""
     check = Check(row=row, older=older_versions(row))
     try:
-        remake(row)
+        remake(row, plans)
     except UsageError as error:
         check = _with(check, "remake", error.args[0])
     return (
@@ -91,12 +85,13 @@ def check_versions(row: TableRow) -> Check:
     )
 
 
-def ask(row: TableRow, oracle: Oracle) -> Check:
+def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> Check:
     """Evaluates a row's configs and today's heuristic, and compares.
 
     Args:
       row: Its `where` must be its own.
       oracle: Simulates, and remembers.
+      plans: See `remake`.
 
     Raises:
       BudgetSpentError, StoppedError: See `Oracle.ask`.
@@ -108,7 +103,7 @@ def ask(row: TableRow, oracle: Oracle) -> Check:
     except ValueError as error:
         return _with(check, "fit", f"the kernel has no such config any more: {error}")
     try:
-        study = remake(row)
+        study = remake(row, plans)
     except UsageError as error:
         return _with(check, "remake", error.args[0])
     heuristic = study.heuristic()
@@ -191,6 +186,28 @@ def older_versions(row: TableRow) -> dict[str, tuple[str, str]]:
     }
     then = {name: getattr(row.evidence, name) for name in today}
     return {name: (then[name], today[name]) for name in today if then[name] != today[name]}
+
+
+def _workload(row: TableRow, plans: Sequence[SweepPlan]) -> tuple[Workload, Workload]:
+    """The workload that a row was tuned on, and its part that the row's family serves."""
+    evidence = row.evidence
+    # The objective stands behind the name: see `promote`.
+    name = evidence.workload.rpartition(", by ")[0] or evidence.workload
+    reasons = []
+    for source in (_parts(name), *(plan.workload for plan in plans)):
+        try:
+            whole = load_workload(source, page_size=row.key.page_size)
+            workload = whole.for_family(*slots(row.key.family))
+        except (RpaTuneError, ValueError) as error:
+            reasons.append(f"workload {name!r} cannot be made again: {error.args[0]}")
+            continue
+        if workload.digest == evidence.workload_digest:
+            return whole, workload
+        reasons.append(
+            f"workload {name!r} has other batches today: {workload.digest}, "
+            f"the row was tuned on {evidence.workload_digest}"
+        )
+    raise UsageError(reasons[0])
 
 
 def _problem(row: TableRow, whole: Workload) -> Problem:

@@ -13,6 +13,7 @@ from rpa_tune.promote import decide, make_row
 from rpa_tune.provenance import kernel_digest, versions
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
+from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.recheck import ask, check_versions, compare, remake
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
@@ -180,6 +181,21 @@ def test_a_workload_that_cannot_be_made_again_is_said(study, tmp_path):
         found = check(other, Compiler(), tmp_path)
         assert rules(found) == ["remake"]
         assert text in found.findings[0].message
+
+
+def test_a_workload_without_a_name_is_that_of_a_plan(study, workload_file, tmp_path):
+    row = tune(study, tmp_path / "t", Compiler())
+    evidence = replace(row.evidence, workload="custom")
+    nameless = replace(row, evidence=evidence)
+    text = "chip: v6e\nmodel: gemma2-9b\nfamilies: [decode]\npage_size: 128\nworkload: {}\n"
+    plans = []
+    for i, name in enumerate(("azure-code", workload_file)):
+        (tmp_path / f"{i}.yaml").write_text(text.format(name))
+        plans.append(load_plan(tmp_path / f"{i}.yaml"))
+    assert rules(check_versions(nameless)) == ["remake"]
+    assert rules(check_versions(nameless, plans[:1])) == ["remake"]
+    assert rules(check_versions(nameless, plans)) == []
+    assert remake(nameless, plans).workload.digest == study.workload.digest
 
 
 def test_a_row_judged_by_another_objective_is_made_again(study, tmp_path):
