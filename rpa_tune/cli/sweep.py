@@ -1,6 +1,5 @@
 """`rpa-tune sweep`: a plan in, tables out."""
 
-import math
 import os
 import shlex
 import tempfile
@@ -38,7 +37,7 @@ from rpa_tune.interop.wheel import use_wheel
 from rpa_tune.public_kernels import WHEELS
 from rpa_tune.store import journal as store
 from rpa_tune.store.shards import Shard, find_shards, parse_shard, read_others, require_idle
-from rpa_tune.sweep.lineup import line_up
+from rpa_tune.sweep.lineup import line_up, num_side_by_side
 from rpa_tune.sweep.nodes import parse_seconds
 from rpa_tune.sweep.plan import SweepPlan, load_plan
 from rpa_tune.sweep.seeds import Winner, winners_before
@@ -174,7 +173,7 @@ def _tune(
                 journal=journal,
                 watch=_make_watch(asked.as_json),
                 deadline=None if plan.budget_s is None else time.monotonic() + plan.budget_s,
-                num_together=1 + math.ceil(2 * pool.num_workers / plan.search.wave),
+                num_together=num_side_by_side(pool.num_workers),
                 num_shards=job.num_shards,
                 winners=_winners(asked, job),
                 chip_here=host.chip,

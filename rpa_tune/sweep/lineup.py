@@ -27,6 +27,15 @@ class Place:
     teachers: tuple[int, ...]
 
 
+def num_side_by_side(num_workers: int) -> int:
+    """Studies to have open at once, so that workers find work.
+
+    A study may have but one task to give: the slowest of a wave, or the check of a winner. So many
+    open studies use 97 % of 16 cores, a third of them 52 % (simulated, benchmarks/sweep_cost.py).
+    """
+    return 1 + num_workers
+
+
 def line_up(studies: Sequence[Study], num_shards: int = 1) -> list[Place]:
     """A place for every study, in the order of the plan.
 
