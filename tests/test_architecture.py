@@ -167,6 +167,7 @@ def test_dispatcher_loads_no_tuning_package():
     heavy = {"optuna", "pandas", "click", "rich", "numba"}  # jax itself loads libtpu if it is there
     loaded = loaded_after("import rpa_tune.dispatch.runtime, rpa_tune; rpa_tune.load_dispatcher")
     assert not heavy & loaded
+    assert "rpa_tune.artifact" not in loaded  # paid for by those who load one
 
 
 def test_promised_modules_need_no_jax():

@@ -4,7 +4,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -12,18 +12,19 @@ from rpa_kernels import FAMILIES
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
-from rpa_tune.artifact import Artifact
 from rpa_tune.dispatch.call import Arrays
-from rpa_tune.dispatch.compiled import Compiled, load_compiled
 from rpa_tune.dispatch.engine import Engine
 from rpa_tune.dispatch.plan import ORDER, Launch, LaunchPlan
-from rpa_tune.dispatch.runtime import attend
+from rpa_tune.dispatch.runtime import Executables, attend
 from rpa_tune.dispatch.select import Choice, OnMiss, Source, select
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip, chip_of_device_kind, load_chip
 from rpa_tune.tables.key import TuningKey, tuning_key
 from rpa_tune.tables.reader import Tables, load_tables, shipped_folder
 from rpa_tune.tables.step import Step
+
+if TYPE_CHECKING:
+    from rpa_tune.artifact import Artifact
 
 _log = logging.getLogger("rpa_tune.dispatch")
 _ABSENT = -1
@@ -69,7 +70,7 @@ class Dispatcher:
         tables: Tables,
         *,
         on_miss: OnMiss = "nearest",
-        compiled: Compiled | None = None,
+        compiled: Executables | None = None,
     ) -> None:
         """Keeps the tables, and executables if any; see `load_dispatcher`."""
         self.chip = chip
@@ -174,7 +175,7 @@ def load_dispatcher(
     chip: str | None = None,
     tables: Tables | Path | str | Sequence[Path | str] | None = None,
     on_miss: OnMiss = "nearest",
-    artifact: Artifact | Path | str | None = None,
+    artifact: "Artifact | Path | str | None" = None,
 ) -> Dispatcher:
     """Loads tables and makes a dispatcher.
 
@@ -203,6 +204,10 @@ def load_dispatcher(
         tables = load_tables(folders, chip=found.name)
     compiled = None
     if artifact is not None:
+        # Here, because a server without an artefact need not pay for the import.
+        from rpa_tune.artifact import Artifact
+        from rpa_tune.dispatch.compiled import load_compiled
+
         opened = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
         compiled = load_compiled(opened, found)
     return Dispatcher(found, tables, on_miss=on_miss, compiled=compiled)

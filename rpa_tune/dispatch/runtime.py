@@ -5,7 +5,7 @@ is `plan` and `interpret`, and the `attention_sink` of the public hd64 function 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, Unpack
 
@@ -16,10 +16,17 @@ import numpy as np
 from rpa_kernels import inputs, load_family
 from rpa_kernels.problem import Problem
 from rpa_tune.dispatch.call import Arrays, Features, check_lengths, problem_of
-from rpa_tune.dispatch.compiled import Compiled
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.tables.key import differences, tuning_key
 from rpa_tune.tables.step import Lengths, Step
+
+
+class Executables(Protocol):
+    """Plans that need no compile: a `compiled.Compiled`."""
+
+    def run(self, plan: LaunchPlan, arguments: Sequence[Any]) -> tuple[jax.Array, jax.Array] | None:
+        """Runs a plan, or returns None when it has to be compiled."""
+        ...
 
 
 class Planner(Protocol):
@@ -29,7 +36,7 @@ class Planner(Protocol):
       compiled: Executables of plans, or None.
     """
 
-    compiled: Compiled | None
+    compiled: Executables | None
 
     def plan(self, problem: Problem, step: Step) -> LaunchPlan:
         """The kernels for one step."""
@@ -96,7 +103,7 @@ def attend(
     arrays: Arrays,
     *,
     plan: LaunchPlan | Planner,
-    compiled: Compiled | None = None,
+    compiled: Executables | None = None,
     interpret: Any = None,
     **features: Unpack[Features],
 ) -> tuple[jax.Array, jax.Array]:
