@@ -203,7 +203,9 @@ def _name(evaluation: Evaluation) -> str:
 
 def _print_study(study: Mapping[str, Any]) -> None:
     statuses = ", ".join(f"{count} {name}" for name, count in study["statuses"].items())
-    name = f"{study['name']} ({study['study']})" if study["name"] else study["study"]
+    name = study["study"]
+    if study["name"] and study["name"] != name:
+        name = f"{study['name']} ({name})"
     parts = [
         f"{study['analytical']:,} bounds",
         f"{study['evaluated']:,} evaluated ({statuses or 'none'})",
