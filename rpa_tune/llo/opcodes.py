@@ -34,7 +34,11 @@ class Slot(IntEnum):
 
 
 class Op(IntEnum):
-    """Operations of the scalar path; `interpreter.py` is their definition."""
+    """Operations of the scalar path; `interpreter.py` is their definition.
+
+    Append, never renumber: the numbers are in the compiled code of `words.py` and `loop.py`, which
+    is cached until one of those files changes.
+    """
 
     NOP = 0
     MOV = 1

@@ -125,7 +125,8 @@ def compare(
     """The check with what today's answers say.
 
     A rank has flipped when today's heuristic is faster than a tuned row, or faster by more than
-    the evaluator's error than a row that pinned the heuristic of its day.
+    the evaluator's error than a row that pinned the heuristic of its day; and when one config of
+    a row with several is faster alone than with the row's rule.
 
     Args:
       check: Of a row.
@@ -154,6 +155,14 @@ def compare(
     margin = 1.0 if evidence.verdict == TUNED else 1 + evidence.error_pct / 100
     if check.heuristic_us is not None and check.heuristic_us * margin < time_us:
         message = f"today's heuristic takes {check.heuristic_us:,.1f} us, the row {time_us:,.1f} us"
+        check = _with(check, "rank", message)
+    alone_us = [answer.time_us or 0.0 for answer in answers]
+    # A rule is promoted for gaining on every single config, in time unless an objective is named.
+    if len(answers) > 1 and ", by " not in evidence.workload and min(alone_us) < time_us:
+        fastest = alone_us.index(min(alone_us))
+        message = (
+            f"configs[{fastest}] alone takes {min(alone_us):,.1f} us, the row {time_us:,.1f} us"
+        )
         check = _with(check, "rank", message)
     return check
 

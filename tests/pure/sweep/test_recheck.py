@@ -220,13 +220,18 @@ def test_a_rule_picks_the_time_of_each_batch(study, tmp_path):
     two = replace(row, configs=tuple(asdict(config) for config in configs), rule=rule)
     answers = [
         Evaluation(candidate=study.candidate(config), fidelity=Fidelity.SIMULATED,
-                   status=Status.OK, time_us=us[0], batch_us=us,
+                   status=Status.OK, time_us=sum(us) / 2, batch_us=us,
                    metrics={"schedule_digest": "a"})
         for config, us in zip(configs, ((30.0, 7.0), (5.0, 50.0)), strict=True)
     ]  # fmt: skip
     found = compare(check_versions(two), answers, None, study.workload)
     assert found.time_us == (30.0 + 50.0) / 2
-    assert rules(found) == ["schedule"]  # two schedules are not the one of the row
+    # Two schedules are not the one of the row, and the first alone is faster than with the rule.
+    assert rules(found) == ["schedule", "rank"]
+    assert "configs[0] alone takes 18.5 us, the row 40.0 us" in found.findings[1].message
+    other_way = replace(two, rule=(replace(rule[0], use=0), Clause(use=1)))
+    found = compare(check_versions(other_way), answers, None, study.workload)
+    assert (found.time_us, rules(found)) == ((5.0 + 7.0) / 2, ["schedule"])
 
 
 def test_versions_are_compared_without_asking(study, tmp_path):
