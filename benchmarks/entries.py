@@ -138,10 +138,10 @@ def public_entries(group: Group, search: int, root: Path) -> list[Entry]:
 
 
 def _v3_blocks(group: Group) -> list[Any]:
-    """(bq_sz, bkv_sz, bq_csz, bkv_csz), the likeliest first."""
+    """(bq_sz, bkv_sz, bq_csz, bkv_csz); first what its own choice, of long blocks, serves badly."""
     idle_d, idle_m = (1, 512, 1, 512), (32, 512, 32, 512)
     if group.kind == "decode":
-        sizes = [(2048, 512), (1024, 512), (4096, 1024), (2048, 1024), (512, 512), (1024, 256)]
+        sizes = [(512, 512), (2048, 512), (1024, 512), (4096, 1024), (2048, 1024), (1024, 256)]
         return [{"d": (1, kv, 1, csz), "m": idle_m} for kv, csz in sizes]
     q = 4 if max(next(iter(group.batches.values())).q_lens) == 4 else 128
     sizes4 = [
@@ -152,14 +152,14 @@ def _v3_blocks(group: Group) -> list[Any]:
 
 
 def _hd64_blocks(group: Group) -> list[Any]:
-    """(pages, queries) of one block."""
+    """(pages, queries) of one block, the likeliest first."""
     queries = (8, 32) if group.kind == "decode" else (64, 128)
     return [(pages, q) for pages in (8, 16, 4) for q in queries]
 
 
 def _batched_blocks(group: Group, buffers: int) -> list[Any]:
     """Fields of the public BlockSizes for both cases; the idle case gets small ones."""
-    decodes = [(1024, 8), (512, 8), (1024, 4), (2048, 4), (512, 16), (2048, 2)]
+    decodes = [(512, 8), (1024, 8), (1024, 4), (2048, 4), (512, 16), (2048, 2)]
     prefills = [(128, 1024), (64, 1024), (128, 512), (256, 1024), (64, 512), (256, 512)]
     if group.kind != "decode":
         decodes = [(512, 4)] * len(prefills)

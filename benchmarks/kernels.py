@@ -230,7 +230,11 @@ def main(**options: Any) -> None:
     chosen = groups(chips, models, kinds, options["quick"])
     plan = list(entries_of(chosen, options["kernels"], options["search"], work))
     # The first choices of all kernels come first: a run that is cut short has all groups.
-    ranked = sorted((entry for _, entries in plan for entry in entries), key=lambda e: e.rank)
+    order = ("ours", "v3", "hd64", "batched", "stacked")  # quick to compile before slow
+    ranked = sorted(
+        (entry for _, entries in plan for entry in entries),
+        key=lambda entry: (entry.rank, order.index(entry.kernel)),
+    )
     with WorkerPool(num_workers=options["workers"], deadline_s=options["deadline"]) as pool:
         run(pool, ranked, journal)
     results = []
