@@ -59,7 +59,8 @@ class Exchange:
           StoreError: The storage cannot be used.
           UsageError: What it needs is not installed.
         """
-        self._storage = _open(storage)
+        self._name = storage
+        self._storage, self._disconnect = _open(storage)
         self._beat_s = beat_s
         self._grace_s = grace_s
         self._run = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex[:8]}"
@@ -130,10 +131,11 @@ class Exchange:
         """Gives back what this run was asked and did not answer."""
         self._is_closing.set()
         self._heart.join()
-        with self._lock:
+        with self._lock, contextlib.suppress(StoreError), self._usable():
             for trial_id in self._mine.values():
                 self._give_up(trial_id)
-            self._mine.clear()
+        self._storage.remove_session()
+        self._disconnect()
 
     def _take_all(
         self,
@@ -154,7 +156,7 @@ class Exchange:
 
     def _take(self, study_id: int, candidate: Candidate) -> Evaluation | FrozenTrial | None:
         """Somebody's answer, or the trial of whoever is at it, or None when it is ours."""
-        with self._lock:
+        with self._lock, self._usable():
             taken = self._look(study_id, candidate)
             if taken is not None:
                 return taken
@@ -201,7 +203,8 @@ class Exchange:
 
     def _publish(self, study_id: int, answer: Evaluation) -> None:
         """Tells the others. An answer that comes after this run was given up is not told."""
-        with self._lock, contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        late = contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError)
+        with self._lock, self._usable(), late:
             trial_id = self._mine.pop((study_id, answer.candidate.digest))
             self._storage.set_trial_user_attr(trial_id, "answer", codec.to_dict(answer))
             if answer.time_us is None:
@@ -228,24 +231,46 @@ class Exchange:
         count = 0
         while not self._is_closing.wait(self._beat_s):
             count += 1
-            with contextlib.suppress(optuna.exceptions.StorageInternalError):  # the next may work
+            with contextlib.suppress(StoreError), self._usable():  # the next may work
                 self._storage.set_study_user_attr(self._runs_id, self._run, count)
+        self._storage.remove_session()
 
     def _study_id(self, name: str) -> int:
+        with self._usable():
+            return self._make_study(name)
+
+    def _make_study(self, name: str) -> int:
         try:
             directions = [optuna.study.StudyDirection.MINIMIZE]
             return self._storage.create_new_study(directions, name)
         except optuna.exceptions.DuplicatedStudyError:
             return self._storage.get_study_id_from_name(name)
 
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Says what it means when the storage fails under way."""
+        try:
+            yield
+        except (optuna.exceptions.StorageInternalError, OSError) as error:
+            cause = error.__cause__ or error
+            raise StoreError(
+                f"lost the storage: {_first_line(cause)}",
+                where=hide_password(self._name),
+                hint="what was answered is in the store; run the same command to go on",
+            ) from error
 
-def _open(storage: str) -> BaseStorage:
-    """The storage behind a file name or a URL."""
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _open(storage: str) -> tuple[BaseStorage, Callable[[], None]]:
+    """The storage behind a file name or a URL, and what ends the connection to it."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         if "://" not in storage:
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
-            return JournalStorage(JournalFileBackend(storage))
+            return JournalStorage(JournalFileBackend(storage)), lambda: None
         return _open_database(re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", storage))
     except ImportError as error:
         raise UsageError(
@@ -253,19 +278,19 @@ def _open(storage: str) -> BaseStorage:
             hint="pip install 'rpa-tune[postgres]'",
         ) from error
     except Exception as error:  # of the operating system, SQLAlchemy or the driver
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StoreError(
-            f"cannot use the storage: {reason}",
+            f"cannot use the storage: {_first_line(error)}",
             where=hide_password(storage),
             hint="--storage takes a file, or postgresql://USER@HOST/DATABASE",
         ) from error
 
 
-def _open_database(url: str) -> BaseStorage:
+def _open_database(url: str) -> tuple[BaseStorage, Callable[[], None]]:
     """Optuna's tables in a database. Of several that make them at once, all but one fail once."""
     for attempt in range(_SCHEMA_ATTEMPTS):
         try:
-            return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+            database = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            return get_storage(database), database.engine.dispose
         except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
             if attempt == _SCHEMA_ATTEMPTS - 1:
                 raise

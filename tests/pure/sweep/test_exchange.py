@@ -18,7 +18,7 @@ import pytest
 from fake_sweep import FormulaEvaluator, make_study
 
 from rpa_tune.candidate import Fidelity, Status
-from rpa_tune.errors import RpaTuneError
+from rpa_tune.errors import RpaTuneError, StoreError
 from rpa_tune.store import journal
 from rpa_tune.sweep.exchange import Exchange, hide_password
 
@@ -218,6 +218,34 @@ def test_what_was_begun_is_given_back_at_the_end(tmp_path):
     with Exchange(str(tmp_path / "s")) as other:
         answers = share(other, candidates, FormulaEvaluator(Fidelity.SIMULATED))
     assert sorted(is_new for _, is_new in answers) == [False, True]
+
+
+@pytest.mark.parametrize("failing", ["get_all_trials", "set_trial_state_values"])
+def test_a_storage_that_is_lost_under_way_is_one_clear_error(tmp_path, monkeypatch, failing):
+    study = make_study()
+    candidates = [study.candidate(config) for config in study.space().configs[:2]]
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with Exchange(str(tmp_path / "s")) as one:
+        monkeypatch.setattr(one._storage, failing, fail)
+        with pytest.raises(StoreError, match=r"lost the storage: .*No space left") as lost:
+            share(one, candidates, FormulaEvaluator(Fidelity.SIMULATED))
+    assert "run the same command" in lost.value.hint
+
+
+def test_a_database_that_goes_away_is_one_clear_error(tmp_path, postgres):
+    import psycopg
+
+    empty(postgres)
+    study = make_study()
+    candidates = [study.candidate(config) for config in study.space().configs[:2]]
+    with Exchange(postgres) as one:
+        with psycopg.connect(postgres, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+        with pytest.raises(StoreError, match="lost the storage"):
+            share(one, candidates, FormulaEvaluator(Fidelity.SIMULATED))
 
 
 def test_storages_that_cannot_be_used_say_why():
