@@ -26,8 +26,13 @@ from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.provenance import provenance
 
 CHIPS = ("v4", "v5e", "v5p", "v6e", "v7x")
-# A device of these has the 256-wide MXU, which a head of 128 fills by half.
-WIDE_MXU = ("v6e", "v7x")
+# By chip and head size. A head of 128 fills a 256-wide MXU (v6e, v7x) by half.
+AIMS_OF_PREFILL = {
+    "v5e": {128: 0.7},
+    "v5p": {128: 0.7},
+    "v6e": {128: 0.35, 256: 0.6},
+    "v7x": {128: 0.35, 256: 0.6},
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,8 +70,7 @@ def cells(chips: tuple[str, ...]) -> Iterator[Cell]:
             aim=0.36 if chip == "v7x" else None,
         )
         for head_dim in (128, 256):
-            wide = chip in WIDE_MXU
-            aim = {128: 0.35, 256: 0.6}[head_dim] if wide else {128: 0.7, 256: None}[head_dim]
+            aim = AIMS_OF_PREFILL.get(chip, {}).get(head_dim)
             chunk = Batch(q_lens=(2048,), kv_lens=(34816,), num_decode=0)
             model = {**heads, "num_q_heads": 4096 // head_dim, "head_dim": head_dim}
             name = f"prefill 2048 after 32k, head {head_dim}"

@@ -217,6 +217,8 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(folder, evaluators):
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "PYTHONPATH": str(TESTS)},
+        # A shell's background jobs, CI's perhaps, begin with the signal ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         for line in process.stderr:
             if " us; best " in line:
