@@ -11,11 +11,11 @@ No jax. Neighbours: `artifact_build.py` compiles; `dispatch/compiled.py` loads a
 """
 
 import hashlib
+import io
 import json
 import os
 import re
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rpa_tune.errors import ArtifactError
+from rpa_tune.files import write_whole
 
 SCHEMA = "rpa-artifact/1"
 MANIFEST = "manifest.json"
@@ -153,28 +154,16 @@ def write_artifact(path: Path, manifest: Manifest, contents: Mapping[str, bytes]
     Raises:
       ArtifactError: It cannot be written.
     """
-    temporary = ""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        _add(archive, MANIFEST, manifest.to_json().encode())
+        for executable in manifest.executables:
+            _add(archive, executable.name, contents[executable.name])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w+b", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = file.name
-            with zipfile.ZipFile(file, "w") as archive:
-                _add(archive, MANIFEST, manifest.to_json().encode())
-                for executable in manifest.executables:
-                    _add(archive, executable.name, contents[executable.name])
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        write_whole(path, packed.getvalue())
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise ArtifactError(f"cannot write: {error.strerror}", where=str(path)) from error
-    return digest
+    return hashlib.sha256(packed.getbuffer()).hexdigest()
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from rpa_tune.artifact import Executable, Manifest, write_artifact
-from rpa_tune.compile.cache import write_whole
 from rpa_tune.compile.failure import TaskPool
 from rpa_tune.compile.lower import Call, abstract_inputs, serialize_call
 from rpa_tune.dispatch.compiled import package_versions, source_digests
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.dispatch.runtime import flat_call
+from rpa_tune.files import write_whole
 from rpa_tune.hw.chip import Chip
 
 _SCHEMA = 1  # of what is kept
@@ -63,7 +63,6 @@ class Kept:
     def save(self, key: str, content: bytes) -> None:
         """Keeps an executable if there is room."""
         with contextlib.suppress(OSError):  # a lost one is compiled again
-            self._folder.mkdir(parents=True, exist_ok=True)
             digest = hashlib.sha256(content).digest()
             write_whole(self._folder / f"{key}.bin", digest + content)
 

@@ -26,11 +26,12 @@ import queue
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
+
+from rpa_tune.closing import Closing
 
 SCHEMA = "rpa-capture/1"
 QUEUE_STEPS = 4096  # steps that wait for the writer before further ones are dropped and counted
@@ -43,7 +44,7 @@ Int32Array = npt.NDArray[np.int32]
 _Item = tuple[float, Int32Array, Int32Array, Int32Array]
 
 
-class Capture:
+class Capture(Closing):
     """A bounded recording of one process's launches."""
 
     def __init__(
@@ -119,19 +120,6 @@ class Capture:
         with contextlib.suppress(queue.Full):  # a disk that hangs must not hang the exit
             self._queue.put(None, timeout=CLOSE_S)
         self._thread.join(timeout=CLOSE_S)
-
-    def __enter__(self) -> Self:
-        """Starts with the object itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Closes the file."""
-        self.close()
 
     def _give_up(self, error: Exception) -> None:
         """Stops recording for good, and says so once."""

@@ -6,11 +6,9 @@ that is there is whole, whatever was killed when. The compiler's refusals are ke
 would refuse again; crashes and timeouts are not.
 """
 
-import contextlib
 import gzip
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import target
 from rpa_tune.families import load_family
+from rpa_tune.files import write_whole
 from rpa_tune.provenance import kernel_digest, versions
 
 _SCHEMA = "rpa-compile/1"
@@ -104,8 +103,6 @@ class CompileCache:
         Raises:
           OSError: It cannot be written; nothing half-written is left.
         """
-        folder = self._record(key).parent
-        folder.mkdir(parents=True, exist_ok=True)
         size = None
         if compiled.bundles is not None:
             packed = gzip.compress(compiled.bundles.read_bytes(), compresslevel=4, mtime=0)
@@ -128,17 +125,3 @@ class CompileCache:
 def _with_bundles(compiled: Compiled, bundles: Path | None) -> Compiled:
     fields: dict[str, Any] = asdict(compiled) | {"bundles": bundles}
     return Compiled(**fields)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is either whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()

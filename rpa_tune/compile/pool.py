@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from rpa_tune.closing import Closing
 from rpa_tune.compile import target
 from rpa_tune.compile.crew import Crew, Outcome
 from rpa_tune.compile.failure import (
@@ -88,7 +88,7 @@ class _Stream:
         self.box.put(reply)
 
 
-class WorkerPool:
+class WorkerPool(Closing):
     """Runs tasks in child processes; a task that goes wrong costs itself only.
 
     Any number of threads may ask at once; whoever asked first is served first. A thread of the
@@ -130,19 +130,6 @@ class WorkerPool:
         self._streams: list[_Stream] = []
         self._is_closing = False
         self._bell: tuple[Connection[Any, Any], Connection[Any, Any]] | None = None
-
-    def __enter__(self) -> Self:
-        """The pool; `close` follows."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the pool."""
-        self.close()
 
     @property
     def pids(self) -> list[int]:

@@ -17,7 +17,8 @@ import numpy as np
 
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Candidate
-from rpa_tune.compile.cache import compile_key, write_whole
+from rpa_tune.compile.cache import compile_key
+from rpa_tune.files import write_whole
 
 Operands = Mapping[int, np.ndarray]
 
@@ -45,6 +46,5 @@ def kept_operands(
     named: dict[str, Any] = {str(i): array for i, array in operands.items()}
     np.savez_compressed(packed, **named)
     with contextlib.suppress(OSError):  # they are asked for again when the disk has room
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(path, packed.getvalue())
     return operands

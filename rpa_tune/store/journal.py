@@ -18,11 +18,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock, Timeout
 
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.closing import Closing
 from rpa_tune.errors import StoreError
 from rpa_tune.store import codec, notes
 from rpa_tune.store.notes import StudyNote, StudyPlan
@@ -132,7 +132,7 @@ def has_writer(path: Path) -> bool:
     return False
 
 
-class Journal:
+class Journal(Closing):
     """The one writer of a store, and an index of what it holds. Use as a context manager."""
 
     def __init__(
@@ -194,19 +194,6 @@ class Journal:
         self._ended = {(note.name, note.study): note for note in contents.notes}
         # The machine may have been mended since: what earlier runs tried counts as one attempt.
         self._attempts = dict.fromkeys(self._attempts, 1)
-
-    def __enter__(self) -> "Journal":
-        """The journal itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
-        self.close()
 
     def __len__(self) -> int:
         """Answers that count: one per candidate, fidelity and stamp."""

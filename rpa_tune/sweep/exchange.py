@@ -22,8 +22,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import optuna
 import sqlalchemy.exc
@@ -32,6 +31,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
+from rpa_tune.closing import Closing
 from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.store import codec
 from rpa_tune.store.journal import MAX_ATTEMPTS, TRANSIENT
@@ -44,7 +44,7 @@ _SCHEMA_ATTEMPTS = 10
 _ANY_INT = optuna.distributions.IntDistribution(0, 2**31 - 1)
 
 
-class Exchange:
+class Exchange(Closing):
     """What one run takes from the others and gives to them. Any number of threads may ask."""
 
     def __init__(self, storage: str, *, beat_s: float = 5.0, grace_s: float = 60.0) -> None:
@@ -72,19 +72,6 @@ class Exchange:
         self._storage.set_study_user_attr(self._runs_id, self._run, 0)
         self._heart = threading.Thread(target=self._beat, daemon=True)
         self._heart.start()
-
-    def __enter__(self) -> Self:
-        """The exchange; `close` follows."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes."""
-        self.close()
 
     def shuffle(self, items: list[Any]) -> None:
         """Puts things into an order of this run's own, so that runs start in different places."""

@@ -5,13 +5,12 @@ old file or the new one, never half of one.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rpa_tune.errors import TableError
+from rpa_tune.files import write_whole
 from rpa_tune.tables.reader import read_table
 from rpa_tune.tables.row import SCHEMA, TableRow
 
@@ -58,31 +57,14 @@ def render(rows: Iterable[TableRow], *, chip: str, family: str) -> str:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Replaces a file in one step that survives a power cut: write, fsync, rename, fsync.
+    """Replaces a table file; see `write_whole`.
 
     Raises:
       TableError: The disk is full or failing; the old file is untouched.
     """
-    temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-        ) as file:
-            temporary = file.name
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(path, text.encode())
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise TableError(
             f"cannot write the table: {error.strerror or error}",
             where=str(path),

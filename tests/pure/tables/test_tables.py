@@ -7,9 +7,10 @@ import pytest
 from table_rows import PROBLEM, default_config, make_row
 
 from rpa_kernels import FAMILIES
+from rpa_tune import files
 from rpa_tune.errors import TableError
 from rpa_tune.provenance import kernel_digest
-from rpa_tune.tables import reader, writer
+from rpa_tune.tables import reader
 from rpa_tune.tables.changes import diff_tables
 from rpa_tune.tables.lint import lint_file, lint_folder
 from rpa_tune.tables.reader import Tables, load_tables, read_table, shipped_folder
@@ -75,7 +76,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writer.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(TableError, match="No space left on device"):
         merge_into(tmp_path, [make_row(time_us=40.0)])
     assert [p.name for p in (tmp_path / "v6e").iterdir()] == ["decode.jsonl"]
