@@ -1,7 +1,7 @@
 """Models → attention problems: whose heads, and how big the arrays of a server are.
 
-`problem_for` is the one place that turns a model, a degree of tensor parallelism and a workload
-into a `Problem`; sweeps and commands both call it, so that they mean the same kernel.
+`Model.problem` is the one place that turns a model into a `Problem`. `problem_for` takes the sizes
+from a workload; sweeps and commands both call it, so that they mean the same kernel.
 """
 
 import dataclasses
@@ -88,6 +88,28 @@ class Model:
             raise ValueError(f"windowed_layers={self.windowed_layers!r} not in {WINDOWED_LAYERS}")
         if (self.windowed_layers == "none") != (self.sliding_window_tokens is None):
             raise ValueError(f"{self.name}: a window needs layers, and layers need a window")
+
+    def problem(self, *, windowed: bool, **others: Any) -> Problem:
+        """The attention of one of its layers.
+
+        Args:
+          windowed: Whether the layer has the window.
+          **others: Sizes, dtypes and features, as fields of `Problem`; the model's own may be
+            given too, and win.
+
+        Raises:
+          ValueError: A size or dtype that no kernel has.
+        """
+        own = {
+            "num_q_heads": self.num_q_heads,
+            "num_kv_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "sm_scale": (self.softmax_scale_base or self.head_dim) ** -0.5,
+            "sliding_window": self.sliding_window_tokens if windowed else None,
+            "soft_cap": self.soft_cap,
+            "has_sinks": self.has_sinks,
+        }
+        return Problem(**own | others)
 
     def at_tp(self, tp: int) -> "Model":
         """The share of one device under tensor parallelism; KV heads are repeated when few.
@@ -187,13 +209,10 @@ def problem_for(
         raise UsageError(f"{model.name} has {has}, but windowed={windowed} was asked for")
     if page_size < 1:
         raise UsageError(f"page_size={page_size} must be at least 1")
-    share = model.at_tp(tp)
     pages_per_seq = layout.cdiv(workload.max_context_tokens, page_size)
     try:
-        return Problem(
-            num_q_heads=share.num_q_heads,
-            num_kv_heads=share.num_kv_heads,
-            head_dim=share.head_dim,
+        return model.at_tp(tp).problem(
+            windowed=windowed,
             page_size=page_size,
             max_num_tokens=layout.next_power_of_2(max(workload.max_num_tokens, _LEAST_BUCKET)),
             max_num_seqs=layout.next_power_of_2(max(workload.max_num_seqs, _LEAST_BUCKET)),
@@ -201,10 +220,6 @@ def problem_for(
             num_pages=layout.next_power_of_2(workload.num_pages(page_size)),
             q_dtype=q_dtype,
             kv_dtype=kv_dtype,
-            sm_scale=(share.softmax_scale_base or share.head_dim) ** -0.5,
-            sliding_window=share.sliding_window_tokens if windowed else None,
-            soft_cap=share.soft_cap,
-            has_sinks=share.has_sinks,
         )
     except ValueError as error:
         raise UsageError(str(error), where=f"the problem of {model.name}") from error

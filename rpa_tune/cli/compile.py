@@ -15,7 +15,7 @@ from rpa_kernels.layout import Q_DTYPES
 from rpa_tune.artifact import Manifest
 from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
 from rpa_tune.cli.main import print_json
-from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.cli.options import cache_option
 from rpa_tune.cli.server import Server, server_options
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.target import build_environment
@@ -62,12 +62,7 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
     show_default=True,
     help="The artefact.",
 )
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    default=default_cache_dir,
-    help="Keeps what is compiled; default: the user's cache folder.",
-)
+@cache_option
 @click.option(
     "--deadline",
     default=DEFAULT_DEADLINE_S,

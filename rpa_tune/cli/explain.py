@@ -11,12 +11,12 @@ from rpa_tune.cli.explain_text import print_simulation
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.options import (
     batch_option,
+    cache_option,
     candidate_options,
     make_config,
     parse_config,
     read_batch,
 )
-from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.cli.trace import write_heaviest
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
@@ -50,12 +50,7 @@ class Question:
 @candidate_options
 @click.option("--workload", help="Preset, trace or workload file; see `rpa-tune workloads`.")
 @batch_option
-@click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
-    default=default_cache_dir,
-    help="Folder of compiles; default: the user's cache folder.",
-)
+@cache_option
 @click.option(
     "--deadline",
     default=DEFAULT_DEADLINE_S,

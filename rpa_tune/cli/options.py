@@ -1,4 +1,4 @@
-"""The options that name a candidate, shared by `explain` and `verify`, and what they mean."""
+"""Options that several commands share: a candidate, a batch, where compiles are kept."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.layout import KV_DTYPES, Q_DTYPES
 from rpa_kernels.problem import Problem
+from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -33,6 +34,11 @@ _OPTIONS = (
                  help="Dtype of the KV cache."),
     click.option("--windowed/--not-windowed", default=None,
                  help="A layer with the model's sliding window, or one without."),
+)  # fmt: skip
+
+cache_option = click.option(
+    "--cache", type=click.Path(path_type=Path), default=default_cache_dir,
+    help="Folder of compiles; default: the user's cache folder.",
 )  # fmt: skip
 
 batch_option = click.option(

@@ -12,7 +12,7 @@ import click
 
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.main import print_json
-from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.cli.options import cache_option
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families import ALL_FAMILIES, public_family
@@ -41,8 +41,7 @@ EXIT_FINDINGS = 3
               help="Sweep plan with the workload of nameless rows; repeatable.")  # fmt: skip
 @click.option("--store", "store_file", type=click.Path(path_type=Path), show_default=True,
               default=Path(".rpa-tune") / "check.jsonl", help="Answers are kept here.")  # fmt: skip
-@click.option("--cache", type=click.Path(path_type=Path), default=default_cache_dir,
-              help="Folder of compiles; default: the user's cache folder.")  # fmt: skip
+@cache_option
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
               help="Compiler processes.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

@@ -3,7 +3,6 @@
 The options have the engine's own names.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -97,23 +96,16 @@ class Server:
         windows = {"none": (False,), "all": (True,), "some": (False, True)}[share.windowed_layers]
         share = share.at_tp(self.tp)
         pages_per_seq = layout.cdiv(self.max_model_len, self.page_size)
+        given = {
+            "page_size": self.page_size,
+            "max_num_tokens": self.max_num_batched_tokens,
+            "max_num_seqs": self.max_num_seqs,
+            "pages_per_seq": pages_per_seq,
+            "num_pages": pages_per_seq * self.max_num_seqs,
+            "kv_dtype": self.kv_dtype,
+        }
         for windowed in windows:
             try:
-                problem = Problem(
-                    num_q_heads=share.num_q_heads,
-                    num_kv_heads=share.num_kv_heads,
-                    head_dim=share.head_dim,
-                    page_size=self.page_size,
-                    max_num_tokens=self.max_num_batched_tokens,
-                    max_num_seqs=self.max_num_seqs,
-                    pages_per_seq=pages_per_seq,
-                    num_pages=pages_per_seq * self.max_num_seqs,
-                    kv_dtype=self.kv_dtype,
-                    sm_scale=(share.softmax_scale_base or share.head_dim) ** -0.5,
-                    sliding_window=share.sliding_window_tokens if windowed else None,
-                    soft_cap=share.soft_cap,
-                    has_sinks=share.has_sinks,
-                )
-                yield dataclasses.replace(problem, **features)
+                yield share.problem(windowed=windowed, **given | features)
             except ValueError as error:
                 raise UsageError(str(error), where="the server's options") from error

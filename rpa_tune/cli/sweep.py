@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.forecast import forecast, print_forecast
-from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.cli.options import cache_option
 from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
 from rpa_tune.cli.sweep_text import Outcome, print_outcome
 from rpa_tune.compile.pool import TaskPool, WorkerPool
@@ -67,8 +67,7 @@ _LEAST_CHECK_DEADLINE_S = 300.0
               help="Answers are kept here; default .rpa-tune/PLAN.jsonl.")  # fmt: skip
 @click.option("--tables", "table_folder", type=click.Path(path_type=Path), show_default=True,
               default=Path("tuned_tables"), help="Rows are written here.")  # fmt: skip
-@click.option("--cache", type=click.Path(path_type=Path), default=default_cache_dir,
-              help="Folder of compiles; default: the user's cache folder.")  # fmt: skip
+@cache_option
 @click.option("--verify/--no-verify", default=True, show_default=True,
               help="Compare with the reference what is about to be promoted.")  # fmt: skip
 @click.option("--shard", "shard_text", metavar="I/N",
