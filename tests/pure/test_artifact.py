@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rpa_tune import artifact
+from rpa_tune import artifact, files
 from rpa_tune.artifact import Artifact, Executable, Manifest, write_artifact
 from rpa_tune.errors import ArtifactError
 
@@ -306,7 +306,7 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(ArtifactError, match="No space left"):
         write_artifact(path, make_manifest(chip="v5e"), CONTENTS)
     assert [p.name for p in path.parent.iterdir()] == ["kernels.zip"]

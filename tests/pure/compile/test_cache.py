@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pure.evaluate.builders import candidate
 
+from rpa_tune import files
 from rpa_tune.candidate import Status
 from rpa_tune.compile import cache as module
 from rpa_tune.compile.cache import CompileCache, Compiled, compile_key
@@ -82,7 +83,7 @@ def test_a_full_disk_leaves_nothing_half_written(cache, tmp_path, monkeypatch):
     def full(fd):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         cache.save("ab", original)
     assert cache.load("ab") is None
