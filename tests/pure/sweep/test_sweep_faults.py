@@ -121,7 +121,9 @@ def test_an_accident_costs_its_candidate_only_and_is_recorded_as_what_it_was(
     tmp_path, calm, accident
 ):
     phase, what, times, status, detail = ACCIDENTS[accident]
-    result = sweep(tmp_path, accidents={VICTIM: [phase, what, times]}, deadline_s=1.0)
+    # Nothing but what hangs may run into its deadline, however busy the machine.
+    deadline_s = 1.0 if what == "hang" else 60.0
+    result = sweep(tmp_path, accidents={VICTIM: [phase, what, times]}, deadline_s=deadline_s)
     assert table(result) == table(calm)
     victim, others = [], []
     for answer in result.answers:
@@ -138,9 +140,8 @@ def test_an_accident_costs_its_candidate_only_and_is_recorded_as_what_it_was(
     assert Counter(s.reason for s in note.stopped) == Counter(s.reason for s in result.stops)
     # A second run asks again about nothing but what blames the machine, and only once more.
     asked = len((tmp_path / "asked").read_text().splitlines())
-    assert table(sweep(tmp_path, accidents={VICTIM: [phase, what, 99]}, deadline_s=1.0)) == table(
-        calm
-    )
+    result = sweep(tmp_path, accidents={VICTIM: [phase, what, 99]}, deadline_s=deadline_s)
+    assert table(result) == table(calm)
     again = len((tmp_path / "asked").read_text().splitlines()) - asked
     assert again == {"aborts": 1, "grows beyond its cap": 1,
                      "is killed as if memory had run out": 2}.get(accident, 0)  # fmt: skip
