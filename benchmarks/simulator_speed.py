@@ -25,7 +25,7 @@ from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.evaluate.simulate_task import TASK, SimulateTask, scalar_operands
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.llo.machine import load_machine
-from rpa_tune.llo.program import load_program
+from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.simulate import simulate
 from rpa_tune.provenance import provenance
 

@@ -18,7 +18,7 @@ from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import DumpError, RpaTuneError
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.llo.program import load_program
+from rpa_tune.llo.parse import load_program
 from rpa_tune.provenance import versions
 
 _PYTHON = (3, 11)

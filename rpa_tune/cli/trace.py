@@ -13,7 +13,8 @@ from rpa_tune.compile.cache import CompileCache, compile_key
 from rpa_tune.errors import DumpError
 from rpa_tune.evaluate.simulate_task import scalar_operands
 from rpa_tune.llo.machine import load_machine
-from rpa_tune.llo.program import Program, load_program
+from rpa_tune.llo.parse import load_program
+from rpa_tune.llo.program import Program
 from rpa_tune.report.timeline import write_trace
 
 

@@ -13,7 +13,8 @@ from rpa_tune.compile.dumps import unpack_bundles
 from rpa_tune.compile.pool import TaskPool
 from rpa_tune.evaluate.simulate_task import SimulateTask, scalar_operands
 from rpa_tune.llo.calibrate import Observation
-from rpa_tune.llo.program import Program, load_program
+from rpa_tune.llo.parse import load_program
+from rpa_tune.llo.program import Program
 from rpa_tune.workload.workload import Workload
 
 COMPILE = "rpa_tune.evaluate.simulate_task:compile_schedule"

@@ -21,7 +21,8 @@ from rpa_tune.errors import DumpError
 from rpa_tune.evaluate.evaluator import launch_cores, traffic_of
 from rpa_tune.families import public_family
 from rpa_tune.llo.machine import load_machine
-from rpa_tune.llo.program import Program, load_program
+from rpa_tune.llo.parse import load_program
+from rpa_tune.llo.program import Program
 from rpa_tune.llo.simulate import simulate
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.public_kernels import WHEELS, least_cached_bytes

@@ -28,7 +28,8 @@ from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import tpu_inference, wheel
-from rpa_tune.llo.program import Program, load_program
+from rpa_tune.llo.parse import load_program
+from rpa_tune.llo.program import Program
 
 TASK = "rpa_tune.interop.records:compile_record"
 CASES = ("decode", "prefill", "mixed")

@@ -16,7 +16,8 @@ from rpa_tune.errors import DumpError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import tpu_inference
 from rpa_tune.llo.machine import load_machine
-from rpa_tune.llo.program import Program, load_program
+from rpa_tune.llo.parse import load_program
+from rpa_tune.llo.program import Program
 from rpa_tune.llo.simulate import Timeline, simulate
 from rpa_tune.public_kernels import least_cached_bytes
 

@@ -48,8 +48,12 @@ _TERMS = {Op.LOAD: 1, Op.STORE: 2, Op.SELECT: 3, Op.WAIT: 2, Op.SYNC_ADD: 2, Op.
 _UNARY = (Op.MOV, Op.NOT_PREDICATE, Op.SYNC_READ, Op.DELAY)
 
 
-def parse_program(path: Path) -> Program:
-    """Parses a dump; see `program.load_program`."""
+def load_program(path: Path) -> Program:
+    """Parses a `*-final_bundles.txt` dump.
+
+    Raises:
+      DumpError: The file is missing, empty, or not understood; says file and line.
+    """
     try:
         text = path.read_text()
     except OSError as error:

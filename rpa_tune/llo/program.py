@@ -135,14 +135,3 @@ class Program:
     def slot_total(self, slot: Slot) -> int:
         """Instructions of one slot over the whole text, loops counted once."""
         return sum(bundle.slots[slot] for bundle in self.bundles)
-
-
-def load_program(path: Path) -> Program:
-    """Parses a `*-final_bundles.txt` dump.
-
-    Raises:
-      DumpError: The file is missing, empty, or not understood; says file and line.
-    """
-    from rpa_tune.llo.parse import parse_program
-
-    return parse_program(Path(path))

@@ -24,7 +24,8 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip, load_chips
 from rpa_tune.llo.machine import load_machine
-from rpa_tune.llo.program import Program, load_program
+from rpa_tune.llo.parse import load_program
+from rpa_tune.llo.program import Program
 from rpa_tune.llo.simulate import simulate
 from rpa_tune.llo.timeline import Timeline
 

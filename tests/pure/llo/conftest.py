@@ -1,6 +1,6 @@
 import pytest
 
-from rpa_tune.llo.program import load_program
+from rpa_tune.llo.parse import load_program
 
 
 @pytest.fixture

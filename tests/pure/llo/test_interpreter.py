@@ -93,7 +93,7 @@ def _program(*bundles):
     import tempfile
     from pathlib import Path
 
-    from rpa_tune.llo.program import load_program
+    from rpa_tune.llo.parse import load_program
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "toy-final_bundles.txt"

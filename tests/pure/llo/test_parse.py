@@ -98,7 +98,7 @@ def test_a_changed_format_is_an_error(program_of, text, says):
 
 
 def test_a_missing_file_is_an_error(tmp_path):
-    from rpa_tune.llo.program import load_program
+    from rpa_tune.llo.parse import load_program
 
     with pytest.raises(DumpError, match="cannot read dump"):
         load_program(tmp_path / "nothing.txt")
