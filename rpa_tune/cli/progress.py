@@ -78,10 +78,8 @@ class PlainWatch(CountingWatch):
         self._say(f"{study.name}: {fidelity.name.lower()} {num:,} candidates{known}")
 
     def answered(self, study: Study, evaluation: Evaluation) -> None:
-        """Says what a dear evaluation found."""
+        """Says what it found."""
         super().answered(study, evaluation)
-        if evaluation.fidelity is Fidelity.ANALYTICAL:
-            return
         time_us, score = evaluation.time_us, self.tally.scores[study.name]
         if evaluation.ok and evaluation.fidelity is Fidelity.INTERPRETED:
             self._say(f"{study.name}: right: {evaluation.metrics.get('how', '')}")
@@ -138,9 +136,10 @@ class RichWatch(CountingWatch):
         self._bars[study.name] = self._progress.add_task(study.name, total=0, score="")
 
     def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
-        """Lengthens the bar by the wave."""
+        """Lengthens the bar by the wave; of bounds, no answers are told."""
         super().wave_started(study, fidelity, num, num_known)
         bar = self._bars[study.name]
+        num = 0 if fidelity is Fidelity.ANALYTICAL else num
         self._progress.update(
             bar,
             total=(self._progress.tasks[self._progress.task_ids.index(bar)].total or 0) + num,
@@ -197,10 +196,8 @@ class JsonWatch(CountingWatch):
                   num_known=num_known)  # fmt: skip
 
     def answered(self, study: Study, evaluation: Evaluation) -> None:
-        """`answered`, for all but bounds."""
+        """`answered`."""
         super().answered(study, evaluation)
-        if evaluation.fidelity is Fidelity.ANALYTICAL:
-            return
         score = self.tally.scores[study.name]
         self.emit(
             "answered",

@@ -79,6 +79,8 @@ class _Found:
         answers: dict[Any, Evaluation] = {}
         for contents in self.contents.values():
             for e in contents.evaluations:
+                if e.fidelity is Fidelity.ANALYTICAL:
+                    continue  # of an older version: bounds are not stored any more
                 stamp = codec.stamp_of(e.provenance, e.fidelity)
                 answers[e.candidate.digest, e.fidelity, stamp] = e
         return sorted(answers.values(), key=lambda e: str(e.provenance.get("time", "")))
@@ -87,19 +89,18 @@ class _Found:
         """What is printed."""
         evaluations = self.evaluations
         checks = [e for e in evaluations if e.fidelity is Fidelity.INTERPRETED]
-        others = [e for e in evaluations if e.fidelity is not Fidelity.INTERPRETED]
-        dear = [e for e in others if e.fidelity is not Fidelity.ANALYTICAL]
+        timed = [e for e in evaluations if e.fidelity is not Fidelity.INTERPRETED]
         plans = {p.study: p for c in self.contents.values() for p in c.plans}
         # A run without --shard begins what a shard has ended: one ending is enough.
         notes = {n.study: n for c in self.contents.values() for n in c.notes}
-        groups = _by_study(others)
+        groups = _by_study(timed)
         for plan in plans.values():
             groups.setdefault(plan.study, [])
         studies = [
             _summarize(group, plans.get(study), notes.get(study), with_stops=with_stops)
             for study, group in groups.items()
         ]
-        rate = _rate_per_s(dear)
+        rate = _rate_per_s(timed)
         left = sum(study["evaluations_left"] or 0 for study in studies)
         return {
             "running": bool(self.running),
@@ -124,9 +125,9 @@ def _by_study(evaluations: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
     return groups
 
 
-def _rate_per_s(dear: Sequence[Evaluation]) -> float | None:
+def _rate_per_s(answers: Sequence[Evaluation]) -> float | None:
     """Answers a second lately, up to the last pause; None when there are too few to say."""
-    texts = [str(e.provenance.get("time", "")) for e in dear]
+    texts = [str(e.provenance.get("time", "")) for e in answers]
     times = [datetime.fromisoformat(text).timestamp() for text in texts if text]
     gaps = [after - before for before, after in itertools.pairwise(times)]
     gaps = gaps[-_RATE_OVER:]
@@ -147,8 +148,7 @@ def _summarize(
     *,
     with_stops: bool,
 ) -> dict[str, Any]:
-    dear = [e for e in group if e.fidelity is not Fidelity.ANALYTICAL]
-    timed = [e for e in dear if e.time_us is not None]
+    timed = [e for e in group if e.time_us is not None]
     highest = max((e.fidelity for e in timed), default=None)
     times = [e.time_us or 0.0 for e in timed if e.fidelity is highest]
     heuristic = [
@@ -159,14 +159,13 @@ def _summarize(
     summary: dict[str, Any] = {
         "study": _name(group[0]) if group else plan.name if plan else "",
         "name": plan.name if plan else None,
-        "analytical": len(group) - len(dear),
-        "evaluated": len(dear),
-        "statuses": dict(Counter(e.status.value for e in dear)),
+        "evaluated": len(group),
+        "statuses": dict(Counter(e.status.value for e in group)),
         "fidelity": None if highest is None else highest.name.lower(),
         "best_us": min(times, default=None),
         "heuristic_us": heuristic[-1] if heuristic else None,
         "verdict": note.verdict if note else None,
-        "evaluations_left": _num_left(dear, plan, note),
+        "evaluations_left": _num_left(group, plan, note),
         "stopped": dict(stopped.most_common()),
         "agreement": note.agreement if note else None,
         "last": max((str(e.provenance.get("time", "")) for e in group), default=""),
@@ -177,7 +176,7 @@ def _summarize(
 
 
 def _num_left(
-    dear: Sequence[Evaluation], plan: StudyPlan | None, note: StudyNote | None
+    group: Sequence[Evaluation], plan: StudyPlan | None, note: StudyNote | None
 ) -> int | None:
     """Simulations to come, at most; None when the store does not say what was planned."""
     if plan is None:
@@ -186,7 +185,7 @@ def _num_left(
         return 0
     done = sum(
         e.fidelity is Fidelity.SIMULATED and codec.stamp_of(e.provenance) == plan.stamp
-        for e in dear
+        for e in group
     )
     return max(0, plan.num_evaluations - done)
 
@@ -207,7 +206,6 @@ def _print_study(study: Mapping[str, Any]) -> None:
     if study["name"] and study["name"] != name:
         name = f"{study['name']} ({name})"
     parts = [
-        f"{study['analytical']:,} bounds",
         f"{study['evaluated']:,} evaluated ({statuses or 'none'})",
         _best_text(study),
     ]

@@ -4,26 +4,19 @@ Bounds leave out what only a schedule shows (vector work, dependencies, pipeline
 rank configs of one family poorly when those decide; they are for pruning and for sanity.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from rpa_kernels.batch import Batch
-from rpa_kernels.cores import Core
+from rpa_kernels.family import Traffic
+from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
-from rpa_tune.evaluate.evaluator import (
-    AbstractEvaluator,
-    batches_and_weights,
-    find_obstacle,
-    largest,
-    launch_cores,
-    mean_traffic,
-    refuse,
-    utilization,
-    weighted_mean,
-)
-from rpa_tune.families import load_family, slots
+from rpa_tune.evaluate.account import account_of
+from rpa_tune.evaluate.evaluator import AbstractEvaluator, find_obstacle, largest, refuse
+from rpa_tune.families import slots
 from rpa_tune.hw.chip import Chip, load_chip
-from rpa_tune.llo.machine import Machine, load_machine
+from rpa_tune.llo.machine import load_machine
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
 
@@ -59,39 +52,53 @@ class Terms:
         return largest({name.removesuffix("_us"): us for name, us in asdict(self).items()})
 
 
-def compute_terms(candidate: Candidate, batch: Batch, chip: Chip, machine: Machine) -> Terms:
-    """The terms of one batch, on the core that takes longest."""
-    terms = (_core_terms(candidate, batch, chip, machine, c) for c in launch_cores(candidate))
-    return max(terms, key=lambda terms: terms.total_us)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """What a chip can do at best, for the dtypes of one problem.
+
+    Attributes:
+      read_bytes_per_s: HBM to VMEM.
+      write_bytes_per_s: VMEM to HBM.
+      copy_s: Fixed cost of a copy.
+      flops_per_s: Peak of the MXUs of one core.
+      launch_us: Before a kernel begins.
+    """
+
+    read_bytes_per_s: float
+    write_bytes_per_s: float
+    copy_s: float
+    flops_per_s: float
+    launch_us: float
+
+    def terms(self, moved: Traffic, flops: int) -> Terms:
+        """The terms of one core."""
+        read_s = moved.read_bytes / self.read_bytes_per_s
+        write_s = moved.write_bytes / self.write_bytes_per_s
+        issue_s = moved.num_copies * self.copy_s
+        return Terms(
+            hbm_us=1e6 * max(read_s, write_s),
+            copies_us=1e6 * (read_s + write_s + issue_s) / 2,
+            mxu_us=1e6 * flops / self.flops_per_s,
+            fixed_us=self.launch_us,
+        )
 
 
-def _core_terms(
-    candidate: Candidate, batch: Batch, chip: Chip, machine: Machine, core: Core
-) -> Terms:
-    family, problem, config = load_family(candidate.family), candidate.problem, candidate.config
-    moved = family.traffic(problem, config, batch, core)
-    flops = family.mxu_flops(problem, config, batch, chip.target, core)
-    read_s = moved.read_bytes / machine.value("read_bytes_per_s")
-    write_s = moved.write_bytes / machine.value("write_bytes_per_s")
-    issue_s = moved.num_copies * machine.value("read_fixed_cycles") / chip.clock_hz
-    return Terms(
-        hbm_us=1e6 * max(read_s, write_s),
-        copies_us=1e6 * (read_s + write_s + issue_s) / 2,
-        mxu_us=1e6 * flops / _peak_flops_per_s(candidate, chip),
-        fixed_us=machine.value("launch_us"),
+def rates_of(problem: Problem, chip: Chip) -> Rates:
+    """The rates of a chip."""
+    machine = load_machine(chip.name)
+    return Rates(
+        read_bytes_per_s=machine.value("read_bytes_per_s"),
+        write_bytes_per_s=machine.value("write_bytes_per_s"),
+        copy_s=machine.value("read_fixed_cycles") / chip.clock_hz,
+        flops_per_s=_peak_flops_per_s(problem, chip),
+        launch_us=machine.value("launch_us"),
     )
 
 
-def _num_steps(candidate: Candidate, batch: Batch) -> int:
-    """KV-block steps of all cores."""
-    family, problem, config = load_family(candidate.family), candidate.problem, candidate.config
-    return sum(family.num_steps(problem, config, batch, c) for c in launch_cores(candidate))
-
-
-def _peak_flops_per_s(candidate: Candidate, chip: Chip) -> float:
+def _peak_flops_per_s(problem: Problem, chip: Chip) -> float:
     """Fastest rate at which the MXUs may multiply this problem's dtypes."""
     fp8 = chip.numbers["fp8_flops_per_s"].value
-    if candidate.problem.kv_dtype.startswith("float8") and fp8:
+    if problem.kv_dtype.startswith("float8") and fp8:
         return max(fp8, chip.bf16_flops_per_s)
     return chip.bf16_flops_per_s
 
@@ -108,29 +115,35 @@ class AnalyticalEvaluator(AbstractEvaluator):
         self, candidates: Iterable[Candidate], workload: Workload
     ) -> Iterator[Evaluation]:
         """One bound per candidate, in the order given; see `AbstractEvaluator`."""
+        stamp = functools.cache(provenance)
+        own = functools.cache(lambda family: workload.for_family(*slots(family)))
         for candidate in candidates:
             if obstacle := find_obstacle(candidate, workload):
                 yield refuse(candidate, self.fidelity, obstacle)
             else:
-                yield _evaluate(candidate, workload.for_family(*slots(candidate.family)))
+                family = candidate.family
+                yield _evaluate(candidate, own(family), stamp(family))
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def _evaluate(candidate: Candidate, workload: Workload) -> Evaluation:
-    family, chip = load_family(candidate.family), load_chip(candidate.chip)
-    machine = load_machine(candidate.chip)
-    batches, weights = batches_and_weights(workload)
-    terms = [compute_terms(candidate, batch, chip, machine) for batch in batches]
+def _evaluate(candidate: Candidate, own: Workload, stamp: dict[str, Any]) -> Evaluation:
+    config, account = candidate.config, account_of(candidate, own)
+    rates = rates_of(candidate.problem, load_chip(candidate.chip))
+    terms = [  # of each batch, on the core that takes longest
+        max(map(rates.terms, moved, flops), key=lambda terms: terms.total_us)
+        for moved, flops in zip(account.traffic(config), account.mxu_flops(config), strict=True)
+    ]
     batch_us = tuple(t.total_us for t in terms)
-    time_us = weighted_mean(batch_us, weights)
+    time_us = account.mean(batch_us)
     mean = Terms(
-        hbm_us=weighted_mean([t.hbm_us for t in terms], weights),
-        copies_us=weighted_mean([t.copies_us for t in terms], weights),
-        mxu_us=weighted_mean([t.mxu_us for t in terms], weights),
-        fixed_us=weighted_mean([t.fixed_us for t in terms], weights),
+        hbm_us=account.mean([t.hbm_us for t in terms]),
+        copies_us=account.mean([t.copies_us for t in terms]),
+        mxu_us=account.mean([t.mxu_us for t in terms]),
+        fixed_us=rates.launch_us,
     )
+    numbers = load_machine(candidate.chip).numbers
     return Evaluation(
         candidate=candidate,
         fidelity=Fidelity.ANALYTICAL,
@@ -140,14 +153,11 @@ def _evaluate(candidate: Candidate, workload: Workload) -> Evaluation:
         metrics={
             **asdict(mean),
             "bound_by": mean.bound_by,
-            "num_steps": weighted_mean(
-                [_num_steps(candidate, batch) for batch in batches], weights
-            ),
-            **utilization(candidate, workload, time_us),
-            **mean_traffic(candidate, workload),
-            "vmem_bytes": family.scratch_bytes(candidate.problem, candidate.config, chip.target),
-            "smem_bytes": family.smem_bytes(candidate.problem, candidate.config),
-            "guesses": [n for n in _PARAMETERS if machine.numbers[n].confidence == "guess"],
+            "num_steps": account.mean([sum(cores) for cores in account.num_steps(config)]),
+            **account.utilization(time_us),
+            **account.mean_traffic(config),
+            **account.memory(config),
+            "guesses": [name for name in _PARAMETERS if numbers[name].confidence == "guess"],
         },
-        provenance=provenance(candidate.family),
+        provenance=stamp,
     )

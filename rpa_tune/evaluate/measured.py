@@ -15,16 +15,13 @@ from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile import target
 from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, Reply, TaskPool, WorkerPool
 from rpa_tune.errors import DeviceError
+from rpa_tune.evaluate.account import account_of, batches_and_weights
 from rpa_tune.evaluate.correctness import hostile_batches
 from rpa_tune.evaluate.evaluator import (
     AbstractEvaluator,
-    batches_and_weights,
     find_obstacle,
-    mean_traffic,
     refuse,
     status_of_failure,
-    utilization,
-    weighted_mean,
 )
 from rpa_tune.evaluate.measurement import Measurement, MeasureTask, spread
 from rpa_tune.provenance import provenance
@@ -232,10 +229,9 @@ def _conclude(
             detail=found.detail,
             provenance=stamp,
         )
-    kept = workload.for_family(candidate.family)
-    _, weights = batches_and_weights(kept)
+    account = account_of(candidate, workload.for_family(candidate.family))
     batch_us = tuple(samples.time_us for samples in found.samples)
-    time_us = weighted_mean(batch_us, weights)
+    time_us = account.mean(batch_us)
     spreads = [spread(samples.rounds_ns[-1]) for samples in found.samples]
     return Evaluation(
         candidate=candidate,
@@ -244,8 +240,8 @@ def _conclude(
         time_us=time_us,
         batch_us=batch_us,
         metrics={
-            **utilization(candidate, kept, time_us),
-            **mean_traffic(candidate, kept),
+            **account.utilization(time_us),
+            **account.mean_traffic(candidate.config),
             "spread": max(spreads),
             "is_steady": all(samples.is_steady for samples in found.samples),
             "samples_ns": [[list(r) for r in samples.rounds_ns] for samples in found.samples],

@@ -18,7 +18,7 @@ from rpa_tune.compile import worker
 from rpa_tune.compile.cache import CompileCache, Compiled
 from rpa_tune.compile.dumps import DiskFullError, schedule_digest, unpack_bundles
 from rpa_tune.errors import DumpError
-from rpa_tune.evaluate.evaluator import launch_cores, traffic_of
+from rpa_tune.evaluate.account import launch_cores, traffic_of
 from rpa_tune.families import public_family
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program

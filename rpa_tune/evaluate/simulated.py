@@ -18,21 +18,17 @@ from rpa_tune.compile.pool import (
     TaskPool,
     WorkerPool,
 )
+from rpa_tune.evaluate.account import account_of, batches_and_weights, weighted_mean
 from rpa_tune.evaluate.evaluator import (
     AbstractEvaluator,
-    batches_and_weights,
     find_obstacle,
     largest,
-    mean_traffic,
     plain,
     refuse,
     status_of_failure,
-    utilization,
-    weighted_mean,
 )
 from rpa_tune.evaluate.simulate_task import TASK, SimulateAnswer, SimulateTask
-from rpa_tune.families import load_family, slots
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.families import slots
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -149,16 +145,10 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
             )
         )
     kept = workload.for_family(*slots(candidate.family))
+    account = account_of(candidate, kept)
     _, weights = batches_and_weights(kept)
     batch_us = tuple(timeline.time_us for timeline in answer.timelines)
-    time_us = weighted_mean(batch_us, weights)
-    family = load_family(candidate.family)
-    account = {
-        "vmem_bytes": family.scratch_bytes(
-            candidate.problem, candidate.config, load_chip(candidate.chip).target
-        ),
-        "smem_bytes": family.smem_bytes(candidate.problem, candidate.config),
-    }
+    time_us = account.mean(batch_us)
     evaluation = Evaluation(
         candidate=candidate,
         fidelity=Fidelity.SIMULATED,
@@ -167,9 +157,9 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
         batch_us=batch_us,
         metrics={
             **summarize(answer.timelines, weights),
-            **utilization(candidate, kept, time_us),
-            **mean_traffic(candidate, kept),
-            **account,
+            **account.utilization(time_us),
+            **account.mean_traffic(candidate.config),
+            **account.memory(candidate.config),
             **metrics,
         },
         provenance=provenance(candidate.family),

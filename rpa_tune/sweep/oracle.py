@@ -1,5 +1,7 @@
 """Answers to candidates: from the store, or from an evaluator, and then into the store.
 
+Bounds are the exception: they are computed sooner than read, so no store keeps them.
+
 Studies that run side by side in threads share one oracle. It lets one of them at a time touch the
 store and the watch, and asks nothing twice: a study waits for what another one is asking. With an
 exchange, it waits for what another run is asking, too.
@@ -77,6 +79,8 @@ class Oracle:
           BudgetSpentError: The budget ran out.
           StoppedError: `stop` was called.
         """
+        if fidelity is Fidelity.ANALYTICAL:
+            return self._bounds(wave, study)
         stamp = stamp_of(provenance(study.family), fidelity)
         keys = {(candidate.digest, fidelity) for candidate in wave}
         with self._monitor:
@@ -127,12 +131,21 @@ class Oracle:
         for evaluator in self.evaluators.values():
             evaluator.close()
 
+    def _bounds(self, wave: Sequence[Candidate], study: Study) -> list[Evaluation]:
+        """Lower bounds of a wave, in its order."""
+        self.tell("wave_started", study, Fidelity.ANALYTICAL, len(wave), 0)
+        bounds = {}
+        for bound in self.evaluators[Fidelity.ANALYTICAL].evaluate_all(wave, study.workload):
+            bounds[bound.candidate] = bound
+            self._check()
+        return [bounds[candidate] for candidate in wave]
+
     def _evaluate(
         self, todo: Sequence[Candidate], study: Study, fidelity: Fidelity, stamp: Sequence[str]
     ) -> Iterator[tuple[Evaluation, bool]]:
-        """Answers, and whether this run found them. Bounds are not worth sharing."""
+        """Answers, and whether this run found them."""
         evaluator = self.evaluators[fidelity]
-        if self._exchange is None or fidelity is Fidelity.ANALYTICAL:
+        if self._exchange is None:
             for evaluation in evaluator.evaluate_all(todo, study.workload):
                 yield evaluation, True
             return

@@ -20,8 +20,8 @@ class Score:
         self.heuristic_us: float | None = None
 
     def add(self, evaluation: Evaluation) -> None:
-        """Takes note of a time; a bound is none, and a measured time ends simulated ones."""
-        if evaluation.fidelity is Fidelity.ANALYTICAL or evaluation.time_us is None:
+        """Takes note of a time; a measured one ends simulated ones."""
+        if evaluation.time_us is None:
             return
         if evaluation.fidelity > self._fidelity:
             self._fidelity = evaluation.fidelity
@@ -42,7 +42,7 @@ class Score:
 
 
 class Tally:
-    """Counts of a run. Bounds cost microseconds and are not counted."""
+    """Counts of a run; of bounds, nobody tells it."""
 
     def __init__(self) -> None:
         """Starts the clock."""
@@ -68,15 +68,13 @@ class Tally:
         """What the store knows costs nothing. How many are measured is known only now."""
         if fidelity is Fidelity.MEASURED:
             self._left[study.name] = self._left.get(study.name, 0) + num
-        if fidelity is not Fidelity.ANALYTICAL:
-            self._take(study, num_known)
+        self._take(study, num_known)
 
     def add(self, study: Study, evaluation: Evaluation) -> None:
         """An answer came."""
         self.scores[study.name].add(evaluation)
-        if evaluation.fidelity is not Fidelity.ANALYTICAL:
-            self.num_new += 1
-            self._take(study, 1)
+        self.num_new += 1
+        self._take(study, 1)
 
     def finish_study(self, study: Study) -> None:
         """A study is decided."""

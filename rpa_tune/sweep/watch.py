@@ -37,7 +37,7 @@ class Watch:
         """`num` candidates are asked at `fidelity`; the store knows `num_known` of them."""
 
     def answered(self, study: "Study", evaluation: Evaluation) -> None:
-        """An evaluator answered; the answer is in the store."""
+        """An evaluator answered, and the answer is in the store. Bounds are not told."""
 
     def study_finished(self, result: "StudyResult") -> None:
         """A study is decided."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rpa_kernels.batch import Batch
@@ -32,11 +32,14 @@ class Workload:
       name: Preset name, file, or what a person called it.
       source: What it is and where it comes from, in words.
       batches: Batches with weights that sum to 1.
+      digest: 16 hex digits over batches and weights: its identity in a store. Name and source are
+        left out, so that renaming does not lose answers.
     """
 
     name: str
     source: str
     batches: tuple[WeightedBatch, ...]
+    digest: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuses weights that are no shares.
@@ -51,16 +54,8 @@ class Workload:
         total = sum(wb.weight for wb in self.batches)
         if abs(total - 1.0) > 1e-6:
             raise ValueError(f"workload {self.name!r} has weights that sum to {total}, not 1")
-
-    @property
-    def digest(self) -> str:
-        """16 hex digits over batches and weights: its identity in a store.
-
-        Name and source are left out, so that renaming does not lose answers.
-        """
-        content = self.to_dict()["batches"]
-        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        # Made once: every candidate carries it.
+        object.__setattr__(self, "digest", _digest(self.to_dict()["batches"]))
 
     @property
     def max_num_seqs(self) -> int:
@@ -133,6 +128,11 @@ class Workload:
             source=data["source"],
             batches=tuple(_weighted_batch(entry) for entry in data["batches"]),
         )
+
+
+def _digest(batches: Sequence[Mapping[str, Any]]) -> str:
+    canonical = json.dumps(batches, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def combine(parts: Sequence[Workload], weights: Sequence[float]) -> Workload:

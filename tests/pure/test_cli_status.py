@@ -27,7 +27,7 @@ def test_a_running_and_a_dead_store(tmp_path):
         Fidelity.SIMULATED,
         statuses=lambda c: Status.OUT_OF_MEMORY if c == configs[2] else Status.OK,
     )
-    bound = FormulaEvaluator(Fidelity.ANALYTICAL)
+    bound = FormulaEvaluator(Fidelity.ANALYTICAL)  # stores of older versions have them
     with Journal(path) as journal:
         journal.append(bound.answer(study.candidate(configs[0])))
         for config in configs:
@@ -36,7 +36,7 @@ def test_a_running_and_a_dead_store(tmp_path):
     assert running["running"]
     assert running["writers"] == ["store.jsonl"]
     summary = running["studies"][0]
-    assert (summary["analytical"], summary["evaluated"]) == (1, 3)
+    assert summary["evaluated"] == 3
     assert summary["statuses"] == {"ok": 2, "out_of_memory": 1}
     assert summary["best_us"] == min(
         failing.answer(study.candidate(c)).time_us for c in configs[:2]
@@ -47,7 +47,7 @@ def test_a_running_and_a_dead_store(tmp_path):
     dead = status(path).stdout
     assert "v6e/decode, 8/2 heads of 128" in dead
     assert "1 out_of_memory" in dead
-    assert "4 answers; no sweep is writing" in dead
+    assert "3 answers; no sweep is writing" in dead
 
 
 class TenSecondsEach(FormulaEvaluator):

@@ -4,7 +4,7 @@ from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Status
-from rpa_tune.evaluate.evaluator import traffic_of
+from rpa_tune.evaluate.account import traffic_of
 from rpa_tune.evaluate.simulate_task import SimulateAnswer
 from rpa_tune.llo.opcodes import Slot
 from rpa_tune.llo.timeline import SlotUse, Timeline

@@ -8,7 +8,8 @@ from pure.evaluate.contract import EvaluatorContract
 
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Status
-from rpa_tune.evaluate.analytical import AnalyticalEvaluator, Terms, compute_terms
+from rpa_tune.evaluate.account import account_of
+from rpa_tune.evaluate.analytical import AnalyticalEvaluator, Terms, rates_of
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -22,7 +23,11 @@ class TestAnalyticalIsAnEvaluator(EvaluatorContract):
 
 
 def terms(batch, chip="v6e", **config):
-    return compute_terms(candidate(chip=chip, **config), batch, load_chip(chip), load_machine(chip))
+    asked = candidate(chip=chip, **config)
+    own = Workload(name="one", source="", batches=(WeightedBatch(batch=batch, weight=1.0),))
+    account, rates = account_of(asked, own), rates_of(asked.problem, load_chip(chip))
+    ((moved, *_),), ((flops, *_),) = account.traffic(asked.config), account.mxu_flops(asked.config)
+    return rates.terms(moved, flops)
 
 
 def test_the_longest_term_bounds_and_the_launch_is_added():

@@ -8,7 +8,7 @@ from pure.evaluate.contract import EvaluatorContract
 
 from rpa_tune.candidate import Status
 from rpa_tune.evaluate import simulated
-from rpa_tune.evaluate.evaluator import traffic_of
+from rpa_tune.evaluate.account import traffic_of
 from rpa_tune.evaluate.simulate_task import SimulateTask, find_mismatch, scalar_operands
 from rpa_tune.evaluate.simulated import SimulatedEvaluator, summarize
 

@@ -7,7 +7,7 @@ from fake_sweep import AXES, FakeInterpreter, make_evaluators, make_study, true_
 
 from rpa_kernels import load_family
 from rpa_tune.candidate import Fidelity, Status
-from rpa_tune.store.journal import Journal
+from rpa_tune.store.journal import Journal, read
 from rpa_tune.sweep import oracle
 from rpa_tune.sweep.sweep import BudgetSpentError, Sweep
 from rpa_tune.sweep.watch import Watch
@@ -60,11 +60,22 @@ def test_a_second_run_asks_nothing_and_decides_the_same(store):
     first = run(store, study, make_evaluators())
     evaluators = make_evaluators()
     second = run(store, study, evaluators)
-    assert not evaluators[Fidelity.ANALYTICAL].asked
     assert not evaluators[SIMULATED].asked
     assert (second.decision, second.answers) == (first.decision, first.answers)
     assert first.num_asked > 0
     assert second.num_asked == 0
+
+
+def test_bounds_are_computed_anew_and_not_stored(store):
+    study = make_study()
+    first, second = make_evaluators(), make_evaluators()
+    run(store, study, first)
+    found = {evaluation.fidelity for evaluation in read(store).evaluations}
+    assert found == {SIMULATED, Fidelity.INTERPRETED}
+    run(store, study, second)
+    for evaluators in (first, second):
+        asked = {candidate.config for candidate in evaluators[Fidelity.ANALYTICAL].asked}
+        assert asked == {study.heuristic(), *study.space().configs}
 
 
 def test_the_order_of_answers_does_not_matter(tmp_path):
