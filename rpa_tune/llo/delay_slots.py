@@ -9,14 +9,22 @@ from rpa_tune.llo.program import Program
 def printed_delay(program: Program, address: int, rates: Rates) -> int:
     """Delay bundles of a branch that the dump prints; the rest cost a cycle each all the same.
 
-    Empty slots in front of the next region are left out by some libtpu versions: what is printed
-    ends where the next region or label starts.
+    Empty slots in front of the next region are left out by some libtpu versions. What is printed
+    ends where the next region or label starts. That is not always marked: then it ends with the
+    first empty bundles behind the end of a region.
     """
-    for distance in range(1, rates.branch_delay + 1):
-        following = address + distance
-        if following >= len(program.bundles) or program.bundles[following].is_entry:
-            return distance - 1
-    return rates.branch_delay
+    bundles = program.bundles[address + 1 : address + 1 + rates.branch_delay]
+    for distance, bundle in enumerate(bundles):
+        if bundle.is_entry:
+            return distance
+    exits = [distance for distance, bundle in enumerate(bundles, start=1) if bundle.is_exit]
+    is_empty = [bool(exits) and not any(bundle.slots) for bundle in bundles]
+    printed = exits[-1] if exits else 0
+    while printed < len(bundles) and not is_empty[printed]:
+        printed += 1
+    while printed < len(bundles) and is_empty[printed]:
+        printed += 1
+    return printed
 
 
 def shadow_ends(program: Program, rates: Rates) -> dict[int, int]:

@@ -140,6 +140,7 @@ class _Parser:
             label=head[2] or "",
             depth=head[3].count(">"),
             is_entry=is_entry,
+            is_exit="End region" in comment,
             instructions=_executable_order(found),
             slots=tuple(slots),
         )

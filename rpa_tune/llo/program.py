@@ -58,6 +58,7 @@ class Bundle(NamedTuple):
       label: `LB` at a loop's body, `PF` behind a predicated region, else empty.
       depth: Loop nesting depth.
       is_entry: Whether a region starts here, so that code before it ends at this bundle.
+      is_exit: Whether a region ends here; empty bundles behind it may belong to it still.
       instructions: In an order in which each can be executed: phis first, then by use, stores
         and side effects in the dump's order.
       slots: Instructions per slot, indexed by `Slot`.
@@ -67,6 +68,7 @@ class Bundle(NamedTuple):
     label: str
     depth: int
     is_entry: bool
+    is_exit: bool
     instructions: tuple[Instruction, ...]
     slots: tuple[int, ...]
 

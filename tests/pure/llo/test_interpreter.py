@@ -178,6 +178,25 @@ def test_delay_slots_execute_and_left_out_ones_cost_a_cycle(program_of):
     assert run.stall_cycles[1, Owner.SCALAR] == rates.branch_delay - 1
 
 
+def test_delay_slots_end_with_their_region_where_the_next_has_no_mark(program_of):
+    rates = rates_of(load_machine("v7x"))
+    program = program_of(
+        dump(
+            "%p1_p0 = scmp.eq.s32.totalorder %s1_s0, 0",
+            "%60 = sbr.rel (%p1_p0) target = $region5",
+            ("", "%s2_s0 = smov 3", "End region 3"),
+            "%s3_s1 = smov 5",  # of the next region, taken into the shadow
+            "",
+            *["%s2_s0 = smov 4"] * 4,
+            ("PF", "", "Start/End empty region 5"),
+            *wait_for_granules("%s2_s0"),
+        )
+    )
+    run = run_both(program, rates=rates)
+    assert run.engines[0][1] == 3 * rates.granule_bytes, "the slot ran, the code behind did not"
+    assert run.stall_cycles[1, Owner.SCALAR] == rates.branch_delay - 3
+
+
 def test_selects_and_predicates(program_of):
     program = program_of(
         dump(
