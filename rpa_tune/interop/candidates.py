@@ -21,7 +21,7 @@ from rpa_tune.compile.lower import Call, compile_call
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import tpu_inference, wheel
-from rpa_tune.interop.operands import Operands, kept_operands
+from rpa_tune.interop.operands import Operands, kept_calls
 from rpa_tune.public_kernels import PUBLIC_FAMILIES, PublicFamily
 
 _IDLE_BKV_TOKENS, _IDLE_BQ_TOKENS = 256, 16  # blocks of the case that is not tuned: small
@@ -72,15 +72,14 @@ def scalar_operands(candidate: Candidate, batch: Batch) -> Operands:
     Raises:
       UsageError: The function makes no call of the expected name: the wheel is another one.
     """
-    root = wheel.current_root()
     served = replace(batch, num_prefill=0)
-    folder = root.with_name(f"{root.name}-operands")
-    return kept_operands(folder, candidate, served, lambda: _make_operands(candidate, served))
-
-
-def _make_operands(candidate: Candidate, batch: Batch) -> Operands:
-    wanted = PUBLIC_FAMILIES[candidate.family].kernel_name(candidate.problem, candidate.config)
-    calls = _bind(candidate).pallas_calls(batch)
+    family, problem = PUBLIC_FAMILIES[candidate.family], candidate.problem
+    calls = kept_calls(
+        wheel.current_root(),
+        (family.kernel, candidate.chip, problem, block_sizes(candidate), None, served),
+        lambda: _bind(candidate).pallas_calls(served),
+    )
+    wanted = family.kernel_name(problem, candidate.config)
     for call in calls:
         if call.name == wanted:
             return call.operands

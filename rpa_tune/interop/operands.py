@@ -1,50 +1,79 @@
-"""Scalar operands of public launches, kept on disk: a batched kernel's schedule takes minutes.
+"""Launches of public functions, kept on disk. No jax, no wheel.
 
-One launch is one `.npz` of int32 arrays, named by what decides them; nothing in it is pickled.
+The launches for one batch are one `.npz` of int32 arrays beside the unpacked wheel, named by what
+decides them; nothing in it is pickled.
 """
 
 import contextlib
 import hashlib
+import importlib.metadata
 import io
-import json
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from rpa_kernels.batch import Batch
-from rpa_tune.candidate import Candidate
-from rpa_tune.compile.cache import compile_key
 from rpa_tune.files import write_whole
+from rpa_tune.public_kernels import KERNEL_DIGEST
 
-Operands = Mapping[int, np.ndarray]
+Operands = dict[int, npt.NDArray[np.int32]]
 
 
-def kept_operands(
-    folder: Path, candidate: Candidate, batch: Batch, make: Callable[[], Operands]
-) -> Operands:
-    """The operands of a launch: read if they were kept, else made and kept.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PallasCall:
+    """One `pallas_call` that a public function makes.
+
+    Attributes:
+      name: The `name=` of the call, found again in compiler dumps.
+      operands: int32 arrays the kernel reads as scalars, by operand index.
+    """
+
+    name: str
+    operands: Operands
+
+
+def kept_calls(
+    root: Path, decides: tuple[Any, ...], make: Callable[[], tuple[PallasCall, ...]]
+) -> tuple[PallasCall, ...]:
+    """The launches for a batch: read if they were kept, else made and kept.
 
     Args:
-      folder: Made when the first operands are kept.
-      candidate: Its workload plays no part.
-      batch: The launch.
+      root: Folder of the unpacked wheel.
+      decides: Plain records of what was bound, and the batch.
       make: Called when they are not there, or not readable.
     """
-    content = f"{compile_key(candidate)} {json.dumps(asdict(batch), sort_keys=True)}"
-    path = folder / f"{hashlib.sha256(content.encode()).hexdigest()}.npz"
-    with (
-        contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile),
-        np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays,
-    ):
-        return {int(name): arrays[name] for name in arrays.files}
-    operands = make()
-    packed = io.BytesIO()
-    named: dict[str, Any] = {str(i): array for i, array in operands.items()}
-    np.savez_compressed(packed, **named)
+    content = repr((KERNEL_DIGEST, importlib.metadata.version("jax"), decides))
+    name = f"{hashlib.sha256(content.encode()).hexdigest()}.npz"
+    path = root.with_name(f"{root.name}-operands") / name
+    with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return _unpack(path.read_bytes())
+    calls = make()
     with contextlib.suppress(OSError):  # they are asked for again when the disk has room
-        write_whole(path, packed.getvalue())
-    return operands
+        write_whole(path, _pack(calls))
+    return calls
+
+
+def _pack(calls: tuple[PallasCall, ...]) -> bytes:
+    """Arrays by `<place of the call> <operand> <name of the call>`."""
+    named: dict[str, Any] = {
+        f"{place} {operand} {call.name}": array
+        for place, call in enumerate(calls)
+        for operand, array in call.operands.items()
+    }
+    packed = io.BytesIO()
+    np.savez_compressed(packed, **named)
+    return packed.getvalue()
+
+
+def _unpack(content: bytes) -> tuple[PallasCall, ...]:
+    found: dict[str, PallasCall] = {}
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        for label in arrays.files:
+            place, operand, name = label.split(" ", 2)
+            call = found.setdefault(place, PallasCall(name=name, operands={}))
+            call.operands[int(operand)] = arrays[label]
+    return tuple(found.values())

@@ -4,9 +4,10 @@ The foreign twin of `evaluate.simulated`: same compiler flags, same parser, same
 its cycles and ours are comparable side by side.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
@@ -15,6 +16,8 @@ from rpa_tune.compile.lower import Call, compile_call
 from rpa_tune.errors import DumpError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import tpu_inference
+from rpa_tune.interop.launches import ScheduleTooLongError
+from rpa_tune.interop.operands import PallasCall, kept_calls
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
@@ -53,7 +56,7 @@ class ForeignAnswer:
     Attributes:
       detail: Why times are missing; empty when none is.
       batch_us: Time of all Pallas calls of the function, one entry a batch, in microseconds; None
-        for a batch that the function cannot serve; empty when it does not compile.
+        for a batch that was not served; empty when none was.
       call_us: The same by Pallas call name; empty for a batch without a time.
       compile_s: Seconds of lowering and compiling.
       unknown: What the simulator did not model, counted.
@@ -66,19 +69,57 @@ class ForeignAnswer:
     unknown: dict[str, int] = field(default_factory=dict)
 
 
+class _Refusal(NamedTuple):
+    """Why a batch has no time, and whether more SMEM may help."""
+
+    reason: str
+    is_smem: bool = False
+
+
+_Row = dict[str, Timeline] | _Refusal
+
+
 def simulate_foreign(task: ForeignTask) -> ForeignAnswer:
-    """Compiles the function once and simulates every Pallas call it makes for every batch.
+    """Compiles the function and simulates every Pallas call it makes for every batch.
+
+    The function is told the share of SMEM that is fastest. Batches whose schedule is too long for
+    it are served by a second compile that is told all, as the function would be without us.
 
     Raises:
       Exception: What the function raises when it is traced for compiling.
     """
-    call = tpu_inference.bind(
-        task.kernel, task.root, chip=load_chip(task.chip), problem=task.problem, blocks=task.blocks
-    )
-    launches = [_launches(call, batch) for batch in task.batches]
-    names = sorted({one.name for calls in launches if not isinstance(calls, str) for one in calls})
+    call = _bind(task, None)
+    rows, compile_s = _serve(task, call, dict(enumerate(task.batches)))
+    short = [i for i, row in rows.items() if isinstance(row, _Refusal) and row.is_smem]
+    if short and call.smem_share < 1:
+        again, more_s = _serve(task, _bind(task, 1.0), {i: task.batches[i] for i in short})
+        rows, compile_s = rows | again, compile_s + more_s
+    return _answer([rows[i] for i in range(len(task.batches))], compile_s)
+
+
+def _bind(task: ForeignTask, smem_share: float | None) -> tpu_inference.ForeignCall:
+    return tpu_inference.bind(
+        task.kernel, task.root, chip=load_chip(task.chip), problem=task.problem,
+        blocks=task.blocks, smem_share=smem_share,
+    )  # fmt: skip
+
+
+def _serve(
+    task: ForeignTask, call: tpu_inference.ForeignCall, batches: dict[int, Batch]
+) -> tuple[dict[int, _Row], float]:
+    """A row for each batch, and the seconds of the compile."""
+    worker.report_phase("launches")
+    rows: dict[int, _Row] = {}
+    launches: dict[int, tuple[PallasCall, ...]] = {}
+    for i, batch in batches.items():
+        found = _launches(task, call, batch)
+        if isinstance(found, _Refusal):
+            rows[i] = found
+        else:
+            launches[i] = found
+    names = sorted({one.name for calls in launches.values() for one in calls})
     if not names:
-        return ForeignAnswer(detail=str(launches[0]))
+        return rows, 0.0
     with call.pretend():
         compiled = compile_call(
             Call(
@@ -90,61 +131,61 @@ def simulate_foreign(task: ForeignTask) -> ForeignAnswer:
             task.chip,
         )
     if compiled.bundles is None:
-        return ForeignAnswer(detail=f"{compiled.status}: {compiled.detail}")
+        refusal = _Refusal(f"{compiled.status}: {compiled.detail}")
+        return rows | dict.fromkeys(launches, refusal), compiled.lower_s
     worker.report_phase("simulate")
     folder = target.dump_folder(worker.worker_folder())
     programs = {name: load_program(dumps.find_bundles(folder, name)) for name in names}
-    rows = [
-        _timelines(programs, task, batch, calls)
-        for batch, calls in zip(task.batches, launches, strict=True)
-    ]
-    found = [{} if isinstance(row, str) else row for row in rows]
-    reasons = [f"batch {i}: {row}" for i, row in enumerate(rows) if isinstance(row, str)]
-    return ForeignAnswer(
-        detail="; ".join(reasons),
-        batch_us=tuple(sum(t.time_us for t in row.values()) if row else None for row in found),
-        call_us=tuple({name: t.time_us for name, t in row.items()} for row in found),
-        compile_s=compiled.lower_s + compiled.compile_s,
-        unknown=_sum_unknown([t for row in found for t in row.values()]),
-    )
+    for i, calls in launches.items():
+        rows[i] = _simulate(programs, task, batches[i], calls)
+    return rows, compiled.lower_s + compiled.compile_s
 
 
 def _launches(
-    call: tpu_inference.ForeignCall, batch: Batch
-) -> tuple[tpu_inference.PallasCall, ...] | str:
+    task: ForeignTask, call: tpu_inference.ForeignCall, batch: Batch
+) -> tuple[PallasCall, ...] | _Refusal:
     """The calls for a batch, or why the function cannot make them."""
+    decides = (task.kernel, task.chip, task.problem, task.blocks, call.smem_share, batch)
     try:
-        return call.pallas_calls(batch)
+        return kept_calls(task.root, decides, lambda: call.pallas_calls(batch))
     except Exception as error:  # the function's own, whatever it is; other batches may be served
         *_, last = str(error).strip().splitlines() or [""]
-        return f"{type(error).__name__}: {last.strip()}"
+        reason = f"{type(error).__name__}: {last.strip()}"
+        return _Refusal(reason, is_smem=isinstance(error, ScheduleTooLongError))
 
 
-def _timelines(
-    programs: dict[str, Program],
-    task: ForeignTask,
-    batch: Batch,
-    calls: tuple[tpu_inference.PallasCall, ...] | str,
-) -> dict[str, Timeline] | str:
+def _simulate(
+    programs: dict[str, Program], task: ForeignTask, batch: Batch, calls: tuple[PallasCall, ...]
+) -> _Row:
     """Each call's simulated launch, or why there is none that serves the batch."""
-    if isinstance(calls, str):
-        return calls
     machine = load_machine(task.chip)
     try:
         row = {one.name: simulate(programs[one.name], machine, one.operands) for one in calls}
     except DumpError as error:
-        return " ".join(str(error).split())
+        return _Refusal(" ".join(str(error).split()))
     read_bytes = sum(timeline.read_bytes for timeline in row.values())
     least = least_cached_bytes(task.problem, batch, _ALL_SLOTS)
     if read_bytes < least:
         # Its schedule has a fixed length; what does not fit is dropped without a word.
-        return f"reads {read_bytes:,} of {least:,} cached bytes: its schedule is too short"
+        reason = f"reads {read_bytes:,} of {least:,} cached bytes: its schedule is too short"
+        return _Refusal(reason, is_smem=True)
     return row
 
 
-def _sum_unknown(timelines: list[Timeline]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for timeline in timelines:
-        for name, count in timeline.unknown.items():
-            total[name] = total.get(name, 0) + count
-    return total
+def _answer(rows: list[_Row], compile_s: float) -> ForeignAnswer:
+    """One answer for all batches; a reason that all of them share is said once."""
+    served = [row for row in rows if not isinstance(row, _Refusal)]
+    reasons = [row.reason if isinstance(row, _Refusal) else "" for row in rows]
+    if not served and len(set(reasons)) == 1:
+        return ForeignAnswer(detail=reasons[0], compile_s=compile_s)
+    unknown: Counter[str] = Counter()
+    for timeline in (timeline for row in served for timeline in row.values()):
+        unknown.update(timeline.unknown)
+    found = [{} if isinstance(row, _Refusal) else row for row in rows]
+    return ForeignAnswer(
+        detail="; ".join(f"batch {i}: {reason}" for i, reason in enumerate(reasons) if reason),
+        batch_us=tuple(sum(t.time_us for t in row.values()) if row else None for row in found),
+        call_us=tuple({name: t.time_us for name, t in row.items()} for row in found),
+        compile_s=compile_s,
+        unknown=dict(unknown),
+    )

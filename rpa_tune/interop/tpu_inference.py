@@ -6,11 +6,9 @@ like ours. Block sizes and the VMEM limit are always explicit: off a TPU the pub
 cannot look them up.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import inspect
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +17,6 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh
@@ -30,6 +27,8 @@ from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip
 from rpa_tune.interop import wheel
+from rpa_tune.interop.launches import Recorder
+from rpa_tune.interop.operands import PallasCall
 from rpa_tune.public_kernels import DEVICE_NAMES
 
 KERNELS = "tpu_inference.kernels"
@@ -58,21 +57,6 @@ REQUIRED = {
     "stacked": {"decode_block_sizes", "prefill_block_sizes", "vmem_limit_bytes"},
 }
 
-_CHECK_NUMBER = re.compile(r"(?<=select_n False:bool\[\] )\d+(?=:i32\[\] -1:i32\[\])")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class PallasCall:
-    """One `pallas_call` that a foreign function makes.
-
-    Attributes:
-      name: The `name=` of the call, found again in compiler dumps.
-      operands: int32 arrays the kernel reads as scalars, by operand index.
-    """
-
-    name: str
-    operands: dict[int, np.ndarray]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ForeignCall:
@@ -87,7 +71,7 @@ class ForeignCall:
       arguments: Abstract arrays for `function`.
       module: The wheel's module, patched by `pretend`.
       smem_share: Share of SMEM that the function is told.
-      metadata: The compiled metadata launches that `pallas_calls` has met, by program text.
+      recorder: What finds its launches.
     """
 
     kernel: str
@@ -97,7 +81,7 @@ class ForeignCall:
     arguments: tuple[jax.ShapeDtypeStruct, ...]
     module: Any
     smem_share: float
-    metadata: dict[str, Callable[..., Any]] = dataclasses.field(default_factory=dict, repr=False)
+    recorder: Recorder = dataclasses.field(repr=False)
 
     def pretend(self) -> contextlib.AbstractContextManager[None]:
         """Where the function may be traced; see `pretend`."""
@@ -106,83 +90,11 @@ class ForeignCall:
     def pallas_calls(self, batch: Batch) -> tuple[PallasCall, ...]:
         """What the function launches for `batch`, with the scalars each launch reads.
 
-        Runs the wrapper's own metadata code on the CPU, with every `pallas_call` replaced by a
-        recorder; no kernel runs.
+        Raises:
+          ScheduleTooLongError: With this share of SMEM the function would drop work.
+          Exception: What the function raises.
         """
-        calls: list[PallasCall] = []
-        arrays = batch.arrays(self.problem)
-        scalars = [
-            jnp.asarray(a)
-            for a in (arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution)
-        ]
-
-        def call(*arrays: Any) -> None:
-            with jax.ensure_compile_time_eval():
-                self.function(*arrays[:4], *scalars, *arrays[4:])
-
-        with (
-            self.pretend(),
-            jax.disable_jit(),
-            mock.patch.object(pl, "pallas_call", _recorder(calls, self)),
-            mock.patch.object(pltpu, "with_memory_space_constraint", lambda x, _: x),
-        ):
-            jax.eval_shape(call, *self.arguments[:4], *self.arguments[len(LEADING) :])
-        return tuple(calls)
-
-
-def _interpreter(kernel: str) -> Any:
-    # The plain interpreter is ten times faster, but refuses the batched kernel's dynamic slices.
-    return True if kernel == "stacked" else pltpu.InterpretParams()
-
-
-def _recorder(calls: list[PallasCall], call: ForeignCall) -> Callable[..., Any]:
-    """A stand-in for `pl.pallas_call` that appends what it would have launched to `calls`.
-
-    A launch whose arrays are all known is metadata for a later one: it is run under the
-    interpreter. The others return abstract arrays.
-    """
-    real = pl.pallas_call
-
-    def record(kernel: Any, *args: Any, **options: Any) -> Any:
-        def run(*arrays: Any) -> Any:
-            leaves = jax.tree.leaves(arrays)
-            if not any(isinstance(array, jax.core.Tracer) for array in leaves):
-
-                def interpret() -> Any:
-                    with call.pretend():
-                        return _interpret(call, partial(real, kernel, *args, **options), arrays)
-
-                # A thread of its own has jax's tracing state as at the start: jit is on again.
-                with concurrent.futures.ThreadPoolExecutor(1) as thread:
-                    return thread.submit(interpret).result()
-            # A grid size that is an array becomes an operand, before the others.
-            grid = options["grid_spec"].grid if "grid_spec" in options else ()
-            sizes = [jnp.asarray(size)[None] for size in grid if not isinstance(size, int)]
-            found = {
-                i: np.asarray(array)
-                for i, array in enumerate([*sizes, *leaves])
-                if not isinstance(array, jax.core.Tracer) and array.dtype == jnp.int32
-            }
-            calls.append(PallasCall(name=options["name"], operands=found))
-            # Results derived from a traced array stay abstract: nothing of their size is made.
-            seed = next(x for x in leaves if isinstance(x, jax.core.Tracer)).reshape(-1)[0]
-            return jax.tree.map(
-                lambda s: jnp.broadcast_to(seed.astype(s.dtype), s.shape), options["out_shape"]
-            )
-
-        return run
-
-    return record
-
-
-def _interpret(call: ForeignCall, launch: Callable[..., Any], arrays: tuple[Any, ...]) -> Any:
-    """Runs a metadata launch; a program that was met before is not compiled again."""
-    # `pl.debug_check` numbers its checks through the life of the process: 1 in the first trace of
-    # a kernel, 5 in the third. The number is no part of the program.
-    program = _CHECK_NUMBER.sub("", str(jax.make_jaxpr(launch())(*arrays)))
-    if program not in call.metadata:
-        call.metadata[program] = jax.jit(launch(interpret=_interpreter(call.kernel)))
-    return call.metadata[program](*arrays)
+        return self.recorder.calls(self.problem, batch)
 
 
 @contextlib.contextmanager
@@ -214,7 +126,15 @@ def pretend(chip: Chip, module: Any, smem_share: float | None = None) -> Iterato
         yield
 
 
-def bind(kernel: str, root: Path, *, chip: Chip, problem: Problem, blocks: Any) -> ForeignCall:
+def bind(
+    kernel: str,
+    root: Path,
+    *,
+    chip: Chip,
+    problem: Problem,
+    blocks: Any,
+    smem_share: float | None = None,
+) -> ForeignCall:
     """Binds a public function to a problem and block sizes.
 
     Args:
@@ -225,19 +145,13 @@ def bind(kernel: str, root: Path, *, chip: Chip, problem: Problem, blocks: Any) 
       blocks: v3: `{"d": 4-tuple, "m": 4-tuple}` of (bq_sz, bkv_sz, bq_csz, bkv_csz) in tokens;
         hd64: (pages, queries); batched and stacked: `{"decode": {...}, "prefill": {...}}` with
         the fields of the public BlockSizes; None: what the function chooses itself.
+      smem_share: Share of SMEM that it is told; None: what `SMEM_SHARE` says, or all of it where it
+        refuses with less.
 
     Raises:
       UsageError: An unknown kernel, a chip the public kernels refuse, or a drifted signature.
     """
-    if kernel not in MODULES:
-        raise UsageError(f"unknown public kernel {kernel!r}", hint=f"one of {sorted(MODULES)}")
-    if chip.name not in GENERATION:
-        raise UsageError(f"the public kernels refuse {chip.name}")
-    if problem.has_sinks and kernel != "hd64":
-        raise UsageError(f"the public {kernel} kernel has no attention sinks")
-    module = wheel.load_module(root, MODULES[kernel])
-    function = getattr(module, FUNCTIONS.get(kernel, "ragged_paged_attention"))
-    check_signature(kernel, function)
+    function, module = _load_function(kernel, root, chip, problem)
     options: dict[str, Any] = {
         "sm_scale": problem.sm_scale,
         "sliding_window": problem.sliding_window,
@@ -253,6 +167,12 @@ def bind(kernel: str, root: Path, *, chip: Chip, problem: Problem, blocks: Any) 
         return function(*arrays, **options)
 
     arguments = _abstract_arguments(kernel, problem)
+    if smem_share is None:
+        key = (kernel, str(root), chip.name, problem, repr(blocks))
+        smem_share = _smem_share(key, chip, module, bound, arguments)
+    else:
+        # jit remembers a trace by its arguments, and SMEM is none of them.
+        jax.clear_caches()
     return ForeignCall(
         kernel=kernel,
         chip=chip,
@@ -260,10 +180,25 @@ def bind(kernel: str, root: Path, *, chip: Chip, problem: Problem, blocks: Any) 
         function=bound,
         arguments=arguments,
         module=module,
-        smem_share=_smem_share(
-            (kernel, str(root), chip.name, problem, repr(blocks)), chip, module, bound, arguments
-        ),
+        smem_share=smem_share,
+        recorder=Recorder(bound, arguments, partial(pretend, chip, module, smem_share)),
     )
+
+
+def _load_function(
+    kernel: str, root: Path, chip: Chip, problem: Problem
+) -> tuple[Callable[..., Any], Any]:
+    """(function, its module), if there is one that could serve the problem."""
+    if kernel not in MODULES:
+        raise UsageError(f"unknown public kernel {kernel!r}", hint=f"one of {sorted(MODULES)}")
+    if chip.name not in GENERATION:
+        raise UsageError(f"the public kernels refuse {chip.name}")
+    if problem.has_sinks and kernel != "hd64":
+        raise UsageError(f"the public {kernel} kernel has no attention sinks")
+    module = wheel.load_module(root, MODULES[kernel])
+    function = getattr(module, FUNCTIONS.get(kernel, "ragged_paged_attention"))
+    check_signature(kernel, function)
+    return function, module
 
 
 _smem_shares: dict[Any, float] = {}  # what tracing found, once a process

@@ -1,45 +1,54 @@
-"""Operands of public launches are made once, and made again when what is kept is damaged."""
+"""Launches of public functions are made once, and made again when what is kept is damaged."""
 
 import errno
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from pure.interop.test_guards import BATCH, candidate
 
 from rpa_tune.interop import operands
-from rpa_tune.interop.operands import kept_operands
+from rpa_tune.interop.operands import PallasCall, kept_calls
 
-ARRAYS = {0: np.arange(5, dtype=np.int32), 13: np.array([[-1, 7]], np.int32)}
+CALLS = (
+    PallasCall(name="RPAd-p128 b", operands={0: np.arange(5, dtype=np.int32)}),
+    PallasCall(name="RPAm", operands={13: np.array([[-1, 7]], np.int32), 2: np.ones(1, np.int32)}),
+)
 
 
 class Maker:
-    """Makes the arrays, and counts."""
+    """Makes the launches, and counts."""
 
     def __init__(self):
         self.calls = 0
 
     def __call__(self):
         self.calls += 1
-        return ARRAYS
+        return CALLS
 
 
-def ask(folder, make, *, name="public-stacked-decode", batch=BATCH, **changes):
-    found = kept_operands(folder, replace(candidate(name), **changes), batch, make)
-    assert list(found) == list(ARRAYS)
-    for i, array in ARRAYS.items():
-        assert found[i].dtype == np.int32
-        np.testing.assert_array_equal(found[i], array)
+def ask(folder, make, *decides):
+    found = kept_calls(folder / "wheel-1.0", decides, make)
+    assert [call.name for call in found] == [call.name for call in CALLS]
+    for call, wanted in zip(found, CALLS, strict=True):
+        assert call.operands.keys() == wanted.operands.keys()
+        for i, array in wanted.operands.items():
+            assert call.operands[i].dtype == np.int32
+            np.testing.assert_array_equal(call.operands[i], array)
 
 
-def test_operands_are_made_once_for_a_launch(tmp_path):
+def only_file(folder):
+    (file,) = folder.glob("*/*")
+    return file
+
+
+def test_launches_are_made_once_for_what_decides_them(tmp_path, monkeypatch):
     make = Maker()
-    ask(tmp_path / "new", make)
-    ask(tmp_path / "new", make, workload="another")
+    ask(tmp_path / "new", make, "stacked", 1)
+    ask(tmp_path / "new", make, "stacked", 1)
     assert make.calls == 1
-    ask(tmp_path / "new", make, batch=replace(BATCH, kv_lens=(101, 51, 26)))
-    ask(tmp_path / "new", make, chip="v7x")
-    ask(tmp_path / "new", make, name="public-stacked-mixed")
+    ask(tmp_path / "new", make, "stacked", 2)
+    ask(tmp_path / "new", make, "batched", 1)
+    monkeypatch.setattr(operands.importlib.metadata, "version", lambda name: "99")
+    ask(tmp_path / "new", make, "stacked", 1)
     assert make.calls == 4
 
 
@@ -47,19 +56,19 @@ def test_operands_are_made_once_for_a_launch(tmp_path):
 def test_a_damaged_file_is_made_again(tmp_path, content):
     make = Maker()
     ask(tmp_path, make)
-    (file,) = tmp_path.iterdir()
+    file = only_file(tmp_path)
     file.write_bytes(file.read_bytes()[:-40] if content is None else content)
     ask(tmp_path, make)
     ask(tmp_path, make)
     assert make.calls == 2
 
 
-def test_a_pickle_is_not_loaded(tmp_path):
+@pytest.mark.parametrize("label", ["0 0 name", "0"])
+def test_a_pickle_is_not_loaded_nor_a_name_of_another_form(tmp_path, label):
     make = Maker()
     ask(tmp_path, make)
-    (file,) = tmp_path.iterdir()
-    with file.open("wb") as out:
-        np.savez(out, **{"0": np.array([object()])})
+    with only_file(tmp_path).open("wb") as out:
+        np.savez(out, **{label: np.array([object()])})
     ask(tmp_path, make)
     assert make.calls == 2
 
