@@ -1,0 +1,74 @@
+"""Fills jax's own compilation cache for a TPU that is not there: programs of a caller's own `jit`.
+
+An artefact's executables are whole programs, so they cannot become part of a caller's. A caller's
+whole program can be compiled here instead, as jax would on the TPU host; jax looks it up there by a
+key made of the program, versions, flags and topology. docs/serving.md says what has to be alike.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
+
+from rpa_tune.errors import UsageError
+from rpa_tune.hw.chip import load_chip
+
+_OPTIONS: dict[str, Any] = {
+    # A kernel's source locations are inside its custom call, where jax does not strip them from the
+    # key: with them a program that lies elsewhere, or a line further down, is another one.
+    "jax_traceback_in_locations_limit": 0,
+    "jax_enable_compilation_cache": True,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
+def devices(chip_name: str, topology: str | None = None) -> list[jax.Device]:
+    """Devices to lower and compile for, in the order of the host's own.
+
+    Args:
+      chip_name: Name in the chip table.
+      topology: That of the host, such as `v6e:2x4`; it is part of jax's key. What the chip table
+        says if None.
+
+    Raises:
+      UsageError: libtpu does not know the topology.
+    """
+    chip = load_chip(chip_name)
+    name = topology or chip.topology
+    try:
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, **dict(chip.topology_options)
+        )
+    except jax.errors.JaxRuntimeError as error:
+        *_, last = str(error).strip().splitlines()
+        raise UsageError(
+            f"no topology {name!r}: {last:.200}", hint=f"{chip.topology!r} is one of {chip_name}"
+        ) from error
+    return list(found.devices)
+
+
+@contextlib.contextmanager
+def jax_cache(folder: Path | str) -> Iterator[None]:
+    """Where programs are compiled into jax's cache in `folder`, under keys that no path changes.
+
+    What was traced before has source locations: it is forgotten, here and at the end.
+    """
+    options = {"jax_compilation_cache_dir": str(folder), **_OPTIONS}
+    before = {name: getattr(jax.config, name) for name in options}
+    try:
+        _configure(options)
+        yield
+    finally:
+        _configure(before)
+
+
+def _configure(options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    jax.clear_caches()
