@@ -13,7 +13,8 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from rpa_kernels import FAMILIES
-from rpa_tune.public_kernels import KERNEL_DIGEST, PUBLIC_FAMILIES
+from rpa_tune.public_configs import KERNEL_DIGEST
+from rpa_tune.public_kernels import PUBLIC_FAMILIES
 
 _PACKAGES = {"rpa_tune": "rpa-tune", "jax": "jax", "jaxlib": "jaxlib", "libtpu": "libtpu"}
 DIGEST_LENGTH = 16  # hex digits kept of a SHA-256

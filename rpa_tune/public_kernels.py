@@ -17,104 +17,21 @@ from rpa_kernels import layout, limits, useful
 from rpa_kernels.batch import Batch
 from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.family import KernelFamily, Traffic
-from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_tune.errors import UsageError
+from rpa_tune.public_configs import (
+    BatchedConfig,
+    Hd64Config,
+    V3Config,
+    batched_scratch_bytes,
+    check_call,
+    refusal,
+    v3_scratch_bytes,
+    why_untraceable,
+)
 
-VERSION = "0.32.0"  # of tpu-inference
-# Stands where our families have a digest of their sources. Raise the number behind the slash when
-# an adapter changes what is compiled.
-KERNEL_DIGEST = f"tpu-inference-{VERSION}/2"
-# The chips that the public kernels take, and what `get_device_name` of the wheel calls them.
-# Source: tpu-inference 0.32.0, `get_default_block_sizes` (no version 4) and utils.py; v5p announces
-# itself as `TPU v5`.
-DEVICE_NAMES = {"v5e": "TPU v5e", "v5p": "TPU v5", "v6e": "TPU v6e", "v7x": "TPU v7"}
-WHEELS = "wheels"  # folder of the compile cache that keeps the unpacked wheel
 _STACKED_BUFFERS = 2  # Source: NUM_BUFFERS in stacked_rpa/{decode,prefill}/block_sizes.py
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class V3Config:
-    """Block sizes of one case of the v3 kernel; its `{d,m}_block_sizes` in this order.
-
-    Attributes:
-      bq_sz: Tokens of a query block.
-      bkv_sz: Tokens of a KV block that is fetched; whole pages.
-      bq_csz: Tokens of a query block that is computed at once; divides `bq_sz`.
-      bkv_csz: Tokens of a KV block that is computed at once; divides `bkv_sz`, whole pages.
-    """
-
-    bq_sz: int
-    bkv_sz: int
-    bq_csz: int
-    bkv_csz: int
-
-    def check(self, problem: Problem, target: Target) -> Infeasible | None:
-        """None when the kernel takes these blocks, else the limit they break."""
-        bad = limits.check_positive(
-            bq_sz=self.bq_sz, bkv_sz=self.bkv_sz, bq_csz=self.bq_csz, bkv_csz=self.bkv_csz
-        )
-        bad = bad or _check_call(problem, target)
-        for name, whole, part in (
-            ("bq_sz % bq_csz", self.bq_sz, self.bq_csz),
-            ("bkv_sz % bkv_csz", self.bkv_sz, self.bkv_csz),
-            ("bkv_csz % page_size", self.bkv_csz, problem.page_size),
-        ):
-            bad = bad or _check_multiple(name, whole, part)
-        return bad or _check_scratch(v3_scratch_bytes(problem, self, target), target)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hd64Config:
-    """Block sizes of the hd64 kernel, which serves all sequences in one call.
-
-    Attributes:
-      bq_sz: Its `num_queries_per_block`.
-      bkv_sz: Its `num_kv_pages_per_block`, in tokens.
-    """
-
-    bq_sz: int
-    bkv_sz: int
-
-    def check(self, problem: Problem, target: Target) -> Infeasible | None:
-        """None when the kernel takes these blocks, else the limit they break."""
-        bad = limits.check_positive(bq_sz=self.bq_sz, bkv_sz=self.bkv_sz)
-        bad = bad or _check_call(problem, target, is_hd64=True)
-        bad = bad or _check_multiple("bkv_sz % page_size", self.bkv_sz, problem.page_size)
-        return bad or _check_scratch(v3_scratch_bytes(problem, self, target), target)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BatchedConfig:
-    """Block sizes of the batched kernel, and of the stacked one, whose `n_buffer` is 2.
-
-    Attributes:
-      bq_sz: Tokens of a query block.
-      bq_c_sz: Tokens of a query block that is computed at once; divides `bq_sz`.
-      bkv_sz: Tokens of a KV block; whole pages.
-      batch_size: Sequences, or parts of one, that are handled together.
-      n_buffer: KV blocks in flight.
-    """
-
-    bq_sz: int
-    bq_c_sz: int
-    bkv_sz: int
-    batch_size: int
-    n_buffer: int
-
-    def check(self, problem: Problem, target: Target) -> Infeasible | None:
-        """None when the kernel takes these blocks, else the limit they break."""
-        bad = limits.check_positive(
-            bq_sz=self.bq_sz, bq_c_sz=self.bq_c_sz, bkv_sz=self.bkv_sz,
-            batch_size=self.batch_size, n_buffer=self.n_buffer,
-        )  # fmt: skip
-        bad = bad or _check_call(problem, target)
-        bad = bad or _check_multiple("bq_sz % bq_c_sz", self.bq_sz, self.bq_c_sz)
-        bad = bad or _check_multiple("bkv_sz % page_size", self.bkv_sz, problem.page_size)
-        if bad is None and problem.kv_dtype == "int8":
-            bad = _refusal("kv_dtype int8", "the kernel takes floating-point caches only")
-        return bad or _check_scratch(batched_scratch_bytes(problem, self, target), target)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,20 +45,6 @@ class PublicFamily(KernelFamily):
 
     kernel: str
     slots: tuple[str, ...]
-
-
-def v3_scratch_bytes(problem: Problem, config: Any, target: Target) -> int:
-    """Bytes of the two KV and two query buffers: less than what the kernel holds in VMEM."""
-    del target
-    block = config.bkv_sz * problem.kv_token_bytes + config.bq_sz * problem.q_token_bytes
-    return int(2 * block)
-
-
-def batched_scratch_bytes(problem: Problem, config: Any, target: Target) -> int:
-    """Bytes of the KV and query buffers: less than what the kernel holds in VMEM."""
-    del target
-    block = config.bkv_sz * problem.kv_token_bytes + config.bq_sz * problem.q_token_bytes
-    return int(config.batch_size * config.n_buffer * block)
 
 
 def least_cached_bytes(problem: Problem, batch: Batch, slots: tuple[str, ...]) -> int:
@@ -200,41 +103,6 @@ def _smem_bytes(problem: Problem, config: Any) -> int:
     return limits.smem_bytes(problem)
 
 
-def _refusal(limit: str, hint: str) -> Infeasible:
-    return Infeasible(limit=limit, need=1, have=0, unit="", hint=hint)
-
-
-def _check_call(problem: Problem, target: Target, *, is_hd64: bool = False) -> Infeasible | None:
-    """What no block sizes can mend. Source: the functions' own input checks."""
-    if target.chip not in DEVICE_NAMES:
-        return _refusal("chip", f"the public kernels know {', '.join(DEVICE_NAMES)}")
-    if problem.fuses_kv != is_hd64:
-        return _refusal("head_dim", "public-hd64 takes head_dim 64, the others do not")
-    if problem.has_sinks and not is_hd64:
-        return _refusal("sinks", "only public-hd64 takes attention sinks")
-    has_default_output = problem.out_dtype in (None, problem.q_dtype)
-    if not problem.causal or not problem.update_kv_cache or not has_default_output:
-        hint = "public kernels are tuned with a causal mask, a cache update and the default output"
-        return _refusal("features", hint)
-    return None
-
-
-def _check_multiple(limit: str, whole: int, part: int) -> Infeasible | None:
-    if whole % part:
-        return Infeasible(limit=limit, need=whole, have=part, unit="tokens")
-    return None
-
-
-def _check_scratch(scratch: int, target: Target) -> Infeasible | None:
-    """Only what cannot fit: the compiler has the last word on the rest."""
-    if scratch > target.vmem_bytes:
-        return Infeasible(
-            limit="vmem_bytes", need=scratch, have=target.vmem_bytes, unit="bytes",
-            hint="buffers alone exceed VMEM",
-        )  # fmt: skip
-    return None
-
-
 def _refuse_launch(*_: Any, **__: Any) -> Any:
     raise UsageError(
         "public kernels are tuned, not launched",
@@ -245,8 +113,10 @@ def _refuse_launch(*_: Any, **__: Any) -> Any:
 def _default_config(name: str, problem: Problem, target: Target) -> Any:
     """What the public function chooses itself; needs the wheel."""
     family = PUBLIC_FAMILIES[name]
-    if bad := _check_call(problem, target, is_hd64=family.config_type is Hd64Config):
+    if bad := check_call(problem, target, is_hd64=family.config_type is Hd64Config):
         return bad
+    if reason := why_untraceable(family.kernel):
+        return refusal("jax", reason)
     # By name, so that reading tables and stores never loads the tuning half.
     candidates = importlib.import_module("rpa_tune.interop.candidates")
     return candidates.default_config(family, problem, target)

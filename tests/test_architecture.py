@@ -25,16 +25,17 @@ ALLOWED: dict[str, set[str]] = {
     "candidate": {"kernels", "families"},
     "families": {"kernels", "public_kernels"},
     "objective": {"candidate"},
-    "public_kernels": {"kernels"},
+    "public_configs": {"kernels"},
+    "public_kernels": {"kernels", "public_configs"},
     "models": {"kernels", "workload"},
-    "provenance": {"kernels", "public_kernels"},
+    "provenance": {"kernels", "public_configs", "public_kernels"},
     "space": {"candidate", "kernels", "hw"},
     "tables": {"candidate", "kernels", "hw", "families"},
     "compile": {"candidate", "kernels", "hw", "provenance", "families"},
     "store": {"candidate"},
     "evaluate": {
         "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance",
-        "interop", "families", "public_kernels",
+        "interop", "families", "public_configs", "public_kernels",
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "space", "evaluate", "store", "models",
@@ -49,7 +50,8 @@ ALLOWED: dict[str, set[str]] = {
     "artifact_build": {"artifact", "compile", "dispatch", "hw"},
     "dispatch": {"kernels", "hw", "tables", "artifact", "provenance"},
     "interop": {
-        "candidate", "kernels", "hw", "tables", "compile", "dispatch", "llo", "public_kernels",
+        "candidate", "kernels", "hw", "tables", "compile", "dispatch", "llo",
+        "public_configs", "public_kernels",
     },
     "report": {"candidate", "store", "tables", "llo", "hw"},
 }  # fmt: skip

@@ -18,7 +18,7 @@ from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families import ALL_FAMILIES, public_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.wheel import use_wheel
-from rpa_tune.public_kernels import WHEELS
+from rpa_tune.public_configs import WHEELS
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import SweepPlan, load_plan

@@ -34,7 +34,7 @@ from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families import public_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.wheel import use_wheel
-from rpa_tune.public_kernels import WHEELS
+from rpa_tune.public_configs import WHEELS
 from rpa_tune.store import journal as store
 from rpa_tune.store.shards import Shard, find_shards, parse_shard, read_others, require_idle
 from rpa_tune.sweep.lineup import line_up, num_side_by_side

@@ -25,7 +25,8 @@ from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
 from rpa_tune.llo.simulate import simulate
 from rpa_tune.llo.timeline import Timeline
-from rpa_tune.public_kernels import WHEELS, least_cached_bytes
+from rpa_tune.public_configs import WHEELS
+from rpa_tune.public_kernels import least_cached_bytes
 
 TASK = "rpa_tune.evaluate.simulate_task:simulate_candidate"
 

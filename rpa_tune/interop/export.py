@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rpa_tune.errors import UsageError
-from rpa_tune.public_kernels import PUBLIC_FAMILIES, VERSION
+from rpa_tune.public_configs import VERSION
+from rpa_tune.public_kernels import PUBLIC_FAMILIES
 from rpa_tune.tables.key import TuningKey
 from rpa_tune.tables.row import TableRow
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rpa_tune.files import write_whole
-from rpa_tune.public_kernels import KERNEL_DIGEST
+from rpa_tune.public_configs import KERNEL_DIGEST
 
 Operands = dict[int, npt.NDArray[np.int32]]
 

@@ -12,6 +12,8 @@ The engine's call differs from ours in four ways, all mended here when it is tra
 * The page list is ragged: a sequence's pages start at `cu_kv_lens[i] // page_size`.
 * Decode steps call every sequence mixed; leading sequences of one token go to the decode kernel.
 * The updated cache comes back without its page axis.
+
+An engine that is loaded and whose function has drifted is refused when this module is imported.
 """
 
 import functools
@@ -27,7 +29,7 @@ from rpa_tune.dispatch.call import Features
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.runtime import ragged_paged_attention
 from rpa_tune.errors import UsageError
-from rpa_tune.interop.intercept import StandIn, check_drift
+from rpa_tune.interop.stand_in import StandIn, check_drift
 
 VERSION = "0.0.2"  # of sglang-jax, whose function is known
 KERNEL = "sgl_jax.srt.layers.attention.flash_attn_kernel.flash_attention"
@@ -167,3 +169,7 @@ def decode_first(cu_q_lens: jax.Array, distribution: jax.Array) -> jax.Array:
     is_one &= jnp.arange(is_one.shape[0]) < num_seqs
     num_decode = jnp.cumprod(is_one.astype(jnp.int32)).sum(dtype=jnp.int32)
     return jnp.stack([num_decode, jnp.maximum(num_decode, distribution[1]), num_seqs])
+
+
+if KERNEL in sys.modules:
+    check_signature(getattr(sys.modules[KERNEL], FUNCTION, None))

@@ -29,7 +29,7 @@ from rpa_tune.hw.chip import Chip
 from rpa_tune.interop import wheel
 from rpa_tune.interop.launches import Recorder
 from rpa_tune.interop.operands import PallasCall
-from rpa_tune.public_kernels import DEVICE_NAMES
+from rpa_tune.public_configs import DEVICE_NAMES, why_untraceable
 
 KERNELS = "tpu_inference.kernels"
 MODULES = {
@@ -149,7 +149,8 @@ def bind(
         refuses with less.
 
     Raises:
-      UsageError: An unknown kernel, a chip the public kernels refuse, or a drifted signature.
+      UsageError: An unknown kernel, a chip the public kernels refuse, a drifted signature, or a
+        kernel that this jax does not trace.
     """
     function, module = _load_function(kernel, root, chip, problem)
     options: dict[str, Any] = {
@@ -195,6 +196,8 @@ def _load_function(
         raise UsageError(f"the public kernels refuse {chip.name}")
     if problem.has_sinks and kernel != "hd64":
         raise UsageError(f"the public {kernel} kernel has no attention sinks")
+    if reason := why_untraceable(kernel):
+        raise UsageError(reason, hint="jax 0.10.2 traces it")
     module = wheel.load_module(root, MODULES[kernel])
     function = getattr(module, FUNCTIONS.get(kernel, "ragged_paged_attention"))
     check_signature(kernel, function)

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 
 from rpa_kernels import layout
 from rpa_tune.interop.export import Export, case_of, comment, sort_out
-from rpa_tune.public_kernels import DEVICE_NAMES, PUBLIC_FAMILIES, VERSION
+from rpa_tune.public_configs import DEVICE_NAMES, VERSION
+from rpa_tune.public_kernels import PUBLIC_FAMILIES
 from rpa_tune.tables.key import TuningKey
 from rpa_tune.tables.row import TableRow
 

@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 from rpa_tune.errors import UsageError
-from rpa_tune.public_kernels import VERSION as VERSION
+from rpa_tune.public_configs import VERSION as VERSION
 
 PACKAGE = "tpu_inference"
 _root: Path | None = None

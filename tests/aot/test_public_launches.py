@@ -15,7 +15,7 @@ from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import launches, tpu_inference, wheel
-from rpa_tune.public_kernels import WHEELS
+from rpa_tune.public_configs import WHEELS
 
 pytestmark = pytest.mark.aot
 LONG = replace(

@@ -7,6 +7,7 @@ the wheel's own reference are what PyPI ships.
 
 import inspect
 import os
+import runpy
 import sys
 import types
 
@@ -21,7 +22,7 @@ from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import sglang_jax, wheel
-from rpa_tune.public_kernels import WHEELS
+from rpa_tune.public_configs import WHEELS
 
 pytestmark = pytest.mark.aot
 SRT = "sgl_jax.srt"
@@ -185,3 +186,10 @@ def test_a_backend_that_holds_another_function_is_refused(backend, monkeypatch):
     with pytest.raises(UsageError, match="does not hold the function") as caught:
         sglang_jax.install(load_dispatcher(chip="v6e"))
     assert sglang_jax.KERNEL in caught.value.where
+
+
+def test_a_loaded_engine_that_has_drifted_is_refused_at_import(backend, monkeypatch):
+    drifted = {"ragged_paged_attention": lambda queries, keys, custom_mask: None}
+    monkeypatch.setitem(sys.modules, sglang_jax.KERNEL, types.SimpleNamespace(**drifted))
+    with pytest.raises(UsageError, match=r"arrays are \['queries', 'keys', 'custom_mask'\]"):
+        runpy.run_path(sglang_jax.__file__)

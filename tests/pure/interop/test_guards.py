@@ -1,12 +1,17 @@
 """A public schedule that drops work is no answer."""
 
-from dataclasses import dataclass
+import importlib.metadata
+from dataclasses import dataclass, replace
 
+import pytest
 from table_rows import PROBLEM
 
 from rpa_kernels.batch import Batch
+from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Candidate
 from rpa_tune.evaluate.simulate_task import find_mismatch
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.public_configs import why_untraceable
 from rpa_tune.public_kernels import PUBLIC_FAMILIES, least_cached_bytes
 
 BATCH = Batch(q_lens=(1, 1, 5), kv_lens=(101, 51, 25), num_decode=2)
@@ -36,3 +41,19 @@ def test_a_schedule_that_reads_too_little_is_not_understood():
     assert find_mismatch(decode, (BATCH,), (enough,)) == ""
     assert "schedule is too short" in find_mismatch(decode, (BATCH, BATCH), (enough, short))
     assert find_mismatch(candidate("public-batched-mixed"), (BATCH,), (short,)) == ""
+
+
+@pytest.mark.parametrize(
+    ("kernel", "jax", "traces"),
+    [("stacked", "0.10.2", True), ("stacked", "0.12.0.1", False), ("stacked", "1.0", False),
+     ("batched", "0.12.0.1", True)],
+)  # fmt: skip
+def test_a_kernel_that_this_jax_does_not_trace_says_so(monkeypatch, kernel, jax, traces):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: jax)
+    assert (why_untraceable(kernel) == "") is traces
+    if not traces:
+        name = f"public-{kernel}-decode"
+        problem = replace(PROBLEM, page_size=128)
+        refused = PUBLIC_FAMILIES[name].default_config(problem, load_chip("v6e").target)
+        assert isinstance(refused, Infeasible)
+        assert f"does not trace under jax {jax}" in str(refused)

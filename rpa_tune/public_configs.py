@@ -1,0 +1,167 @@
+"""What the public RPA kernels of tpu-inference are told: block sizes, and what they refuse.
+
+No jax, no wheel. Neighbour: `public_kernels.py` makes families of them.
+"""
+
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any
+
+from rpa_kernels import limits
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+
+VERSION = "0.32.0"  # of tpu-inference
+# Stands where our families have a digest of their sources. Raise the number behind the slash when
+# an adapter changes what is compiled or simulated.
+KERNEL_DIGEST = f"tpu-inference-{VERSION}/3"
+# The chips that the public kernels take, and what `get_device_name` of the wheel calls them.
+# Source: tpu-inference 0.32.0, `get_default_block_sizes` (no version 4) and utils.py; v5p announces
+# itself as `TPU v5`.
+DEVICE_NAMES = {"v5e": "TPU v5e", "v5p": "TPU v5", "v6e": "TPU v6e", "v7x": "TPU v7"}
+WHEELS = "wheels"  # folder of the compile cache that keeps the unpacked wheel
+# From this jax on the stacked kernel does not trace: `wait_in_slot` of jax's own pipeline is None.
+# Source: observed with jax 0.12.0.1; it traces with 0.10.2.
+_STACKED_ENDS_WITH_JAX = (0, 12)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class V3Config:
+    """Block sizes of one case of the v3 kernel; its `{d,m}_block_sizes` in this order.
+
+    Attributes:
+      bq_sz: Tokens of a query block.
+      bkv_sz: Tokens of a KV block that is fetched; whole pages.
+      bq_csz: Tokens of a query block that is computed at once; divides `bq_sz`.
+      bkv_csz: Tokens of a KV block that is computed at once; divides `bkv_sz`, whole pages.
+    """
+
+    bq_sz: int
+    bkv_sz: int
+    bq_csz: int
+    bkv_csz: int
+
+    def check(self, problem: Problem, target: Target) -> Infeasible | None:
+        """None when the kernel takes these blocks, else the limit they break."""
+        bad = limits.check_positive(
+            bq_sz=self.bq_sz, bkv_sz=self.bkv_sz, bq_csz=self.bq_csz, bkv_csz=self.bkv_csz
+        )
+        bad = bad or check_call(problem, target)
+        for name, whole, part in (
+            ("bq_sz % bq_csz", self.bq_sz, self.bq_csz),
+            ("bkv_sz % bkv_csz", self.bkv_sz, self.bkv_csz),
+            ("bkv_csz % page_size", self.bkv_csz, problem.page_size),
+        ):
+            bad = bad or _check_multiple(name, whole, part)
+        return bad or _check_scratch(v3_scratch_bytes(problem, self, target), target)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hd64Config:
+    """Block sizes of the hd64 kernel, which serves all sequences in one call.
+
+    Attributes:
+      bq_sz: Its `num_queries_per_block`.
+      bkv_sz: Its `num_kv_pages_per_block`, in tokens.
+    """
+
+    bq_sz: int
+    bkv_sz: int
+
+    def check(self, problem: Problem, target: Target) -> Infeasible | None:
+        """None when the kernel takes these blocks, else the limit they break."""
+        bad = limits.check_positive(bq_sz=self.bq_sz, bkv_sz=self.bkv_sz)
+        bad = bad or check_call(problem, target, is_hd64=True)
+        bad = bad or _check_multiple("bkv_sz % page_size", self.bkv_sz, problem.page_size)
+        return bad or _check_scratch(v3_scratch_bytes(problem, self, target), target)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchedConfig:
+    """Block sizes of the batched kernel, and of the stacked one, whose `n_buffer` is 2.
+
+    Attributes:
+      bq_sz: Tokens of a query block.
+      bq_c_sz: Tokens of a query block that is computed at once; divides `bq_sz`.
+      bkv_sz: Tokens of a KV block; whole pages.
+      batch_size: Sequences, or parts of one, that are handled together.
+      n_buffer: KV blocks in flight.
+    """
+
+    bq_sz: int
+    bq_c_sz: int
+    bkv_sz: int
+    batch_size: int
+    n_buffer: int
+
+    def check(self, problem: Problem, target: Target) -> Infeasible | None:
+        """None when the kernel takes these blocks, else the limit they break."""
+        bad = limits.check_positive(
+            bq_sz=self.bq_sz, bq_c_sz=self.bq_c_sz, bkv_sz=self.bkv_sz,
+            batch_size=self.batch_size, n_buffer=self.n_buffer,
+        )  # fmt: skip
+        bad = bad or check_call(problem, target)
+        bad = bad or _check_multiple("bq_sz % bq_c_sz", self.bq_sz, self.bq_c_sz)
+        bad = bad or _check_multiple("bkv_sz % page_size", self.bkv_sz, problem.page_size)
+        if bad is None and problem.kv_dtype == "int8":
+            bad = refusal("kv_dtype int8", "the kernel takes floating-point caches only")
+        return bad or _check_scratch(batched_scratch_bytes(problem, self, target), target)
+
+
+def v3_scratch_bytes(problem: Problem, config: Any, target: Target) -> int:
+    """Bytes of the two KV and two query buffers: less than what the kernel holds in VMEM."""
+    del target
+    block = config.bkv_sz * problem.kv_token_bytes + config.bq_sz * problem.q_token_bytes
+    return int(2 * block)
+
+
+def batched_scratch_bytes(problem: Problem, config: Any, target: Target) -> int:
+    """Bytes of the KV and query buffers: less than what the kernel holds in VMEM."""
+    del target
+    block = config.bkv_sz * problem.kv_token_bytes + config.bq_sz * problem.q_token_bytes
+    return int(config.batch_size * config.n_buffer * block)
+
+
+def why_untraceable(kernel: str) -> str:
+    """Why a kernel cannot be traced with the jax that is installed; empty if it can."""
+    version = importlib.metadata.version("jax")
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if kernel == "stacked" and (major, minor) >= _STACKED_ENDS_WITH_JAX:
+        return f"the stacked kernel of tpu-inference {VERSION} does not trace under jax {version}"
+    return ""
+
+
+def refusal(limit: str, hint: str) -> Infeasible:
+    return Infeasible(limit=limit, need=1, have=0, unit="", hint=hint)
+
+
+def check_call(problem: Problem, target: Target, *, is_hd64: bool = False) -> Infeasible | None:
+    """What no block sizes can mend. Source: the functions' own input checks."""
+    if target.chip not in DEVICE_NAMES:
+        return refusal("chip", f"the public kernels know {', '.join(DEVICE_NAMES)}")
+    if problem.fuses_kv != is_hd64:
+        return refusal("head_dim", "public-hd64 takes head_dim 64, the others do not")
+    if problem.has_sinks and not is_hd64:
+        return refusal("sinks", "only public-hd64 takes attention sinks")
+    has_default_output = problem.out_dtype in (None, problem.q_dtype)
+    if not problem.causal or not problem.update_kv_cache or not has_default_output:
+        hint = "public kernels are tuned with a causal mask, a cache update and the default output"
+        return refusal("features", hint)
+    return None
+
+
+def _check_multiple(limit: str, whole: int, part: int) -> Infeasible | None:
+    if whole % part:
+        return Infeasible(limit=limit, need=whole, have=part, unit="tokens")
+    return None
+
+
+def _check_scratch(scratch: int, target: Target) -> Infeasible | None:
+    """Only what cannot fit: the compiler has the last word on the rest."""
+    if scratch > target.vmem_bytes:
+        return Infeasible(
+            limit="vmem_bytes", need=scratch, have=target.vmem_bytes, unit="bytes",
+            hint="buffers alone exceed VMEM",
+        )  # fmt: skip
+    return None
