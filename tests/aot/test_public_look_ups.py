@@ -12,7 +12,7 @@ from rpa_kernels.batch import Batch
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop import candidates, tpu_inference, wheel
+from rpa_tune.interop import tpu_inference, wheel
 from rpa_tune.interop.tpu_inference_tables import export_tables
 from rpa_tune.public_configs import WHEELS, why_untraceable
 from rpa_tune.public_kernels import PUBLIC_FAMILIES
@@ -34,7 +34,7 @@ def root():
 
 
 def chosen(name, problem):
-    return candidates.default_config(PUBLIC_FAMILIES[name], problem, load_chip("v6e").target)
+    return PUBLIC_FAMILIES[name].default_config(problem, load_chip("v6e").target)
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC_FAMILIES))
@@ -82,7 +82,7 @@ def test_the_batched_kernel_is_told_a_share_of_smem():
 
 @pytest.mark.skipif(why_untraceable("stacked") == "", reason="this jax traces it")
 def test_a_kernel_that_this_jax_does_not_trace_is_not_bound():
-    with pytest.raises(UsageError, match="stacked kernel of tpu-inference .* does not trace"):
+    with pytest.raises(UsageError, match=r"the stacked kernel .* does not trace"):
         tpu_inference.bind(
             "stacked", wheel.current_root(), chip=load_chip("v6e"), problem=PROBLEM, blocks=None
         )
