@@ -161,6 +161,7 @@ def _summarize(
         "name": plan.name if plan else None,
         "evaluated": len(group),
         "statuses": dict(Counter(e.status.value for e in group)),
+        "measured": dict(Counter(e.status.value for e in group if e.fidelity is Fidelity.MEASURED)),
         "fidelity": None if highest is None else highest.name.lower(),
         "best_us": min(times, default=None),
         "heuristic_us": heuristic[-1] if heuristic else None,
@@ -210,7 +211,7 @@ def _print_study(study: Mapping[str, Any]) -> None:
         _best_text(study),
     ]
     if study["verdict"] is not None:
-        parts.append(study["verdict"] or "no config works")
+        parts.append(study["verdict"] or _why_none(study))
     elif study["evaluations_left"] is not None:
         parts.append(f"at most {study['evaluations_left']} left")
     parts += [f"last answer {study['last']}"] if study["last"] else []
@@ -223,6 +224,13 @@ def _print_study(study: Mapping[str, Any]) -> None:
     for stop in study.get("stops", ()):
         config = ", ".join(f"{field}={value}" for field, value in stop["config"].items())
         click.echo(f"  {stop['reason']}: {config}: {stop['detail']}")
+
+
+def _why_none(study: Mapping[str, Any]) -> str:
+    if not study["measured"]:
+        return "no config works"
+    counts = ", ".join(f"{count} {name}" for name, count in study["measured"].items())
+    return f"no config works on the device ({counts})"
 
 
 def _best_text(study: Mapping[str, Any]) -> str:

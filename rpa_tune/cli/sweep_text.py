@@ -89,7 +89,7 @@ def _print_result(result: StudyResult) -> None:
         if stop.reason == Status.WRONG_ANSWER:
             click.echo(f"{name}: WRONG: {stop.candidate.config}: {stop.detail}")
     if result.decision is None:
-        click.echo(f"{name}: no config works: {_summary(result)}")
+        click.echo(f"{name}: {_why_none(result)}")
 
 
 def _host_text(host: MeasuringHost) -> str:
@@ -138,13 +138,30 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
-def _summary(result: StudyResult) -> str:
-    """Why nothing works: reasons with counts, and one example."""
-    counts = Counter(stop.reason for stop in result.stops)
-    counts.update({f"rejected by {limit}": n for limit, n in result.space.rejected.items()})
-    text = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-    example = next((stop.detail for stop in result.stops if stop.detail), "")
-    return f"{text}; for example {example}" if example else text
+def _why_none(result: StudyResult) -> str:
+    """Why nothing works: reasons with counts, an example, and what could be done about it."""
+    best = result.simulated_best
+    if best is not None:
+        counts = Counter(answer.status.value for answer in result.answers)
+        details = [answer.detail for answer in result.answers if answer.detail]
+        where = f"no config works on the device, of {len(result.answers)} tried"
+        rest = f". Simulated, the best was {best.candidate.config}, {best.time_us or 0.0:,.1f} us; "
+        rest += "for a row from simulated times set search.measure to 0 in the plan"
+    else:
+        counts = Counter(stop.reason for stop in result.stops)
+        counts.update({f"rejected by {limit}": n for limit, n in result.space.rejected.items()})
+        details = [stop.detail for stop in result.stops if stop.detail]
+        where, rest = "no config works", ""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    example = f"; for example {details[0]}" if details else ""
+    return f"{where}: {reasons}{example}{rest}"
+
+
+def _simulated_best(result: StudyResult) -> dict[str, Any] | None:
+    best = result.simulated_best
+    if best is None:
+        return None
+    return {"config": asdict(best.candidate.config), "time_us": best.time_us}
 
 
 def _result_to_dict(result: StudyResult) -> dict[str, Any]:
@@ -166,6 +183,7 @@ def _result_to_dict(result: StudyResult) -> dict[str, Any]:
         "verified": row.evidence.verified if row else "",
         "regret_by_num_configs_pct": row.evidence.regret_by_num_configs_pct if row else (),
         "best_us": decision.best.time_us if decision else None,
+        "simulated_best": _simulated_best(result),
         "fidelity": row.evidence.fidelity if row else None,
         "agreement": asdict(result.agreement) if result.agreement else None,
         "row": row.to_dict() if row else None,

@@ -1,8 +1,8 @@
 """The ladder: which candidates climb to the next fidelity, and why the others stop.
 
-Analytical answers cost microseconds and every config gets one; they close what cannot win. The
-search chooses `Search.simulate` of the rest to be simulated, and the best `Search.measure` of those
-are measured where there is a TPU. Whoever is left behind has a `Stop` with the reason.
+Every config gets a lower bound, which closes what cannot win. The search chooses `Search.simulate`
+of the rest to be simulated, and where there is a TPU the best of those are measured, until
+`Search.measure` have a measured time. Whoever is left behind has a `Stop` with the reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from rpa_tune.hw.chip import load_chip
 from rpa_tune.objective import yardstick
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import is_larger_everywhere
-from rpa_tune.sweep.sampler import Search
+from rpa_tune.sweep.sampler import AbstractSampler, Search
 
 # Reasons beside the statuses of evaluations that gave no time.
 BOUNDED = "bounded"  # its lower bound is above the best time found
@@ -84,31 +84,63 @@ def not_asked(
     return stops
 
 
-def climb(
-    answers: Sequence[Evaluation], search: Search, *, always: Sequence[Any]
-) -> tuple[list[Candidate], list[Stop]]:
-    """The best of the simulated, to be measured, and stops for the others that have a time.
+class Finalists(AbstractSampler):
+    """Who is measured: the best of the simulated, and for each that fails the next best.
 
-    Args:
-      answers: Of the rung; those without a time have their stops elsewhere.
-      search: How many climb, and by which objective.
-      always: Configs that climb whatever their loss: the heuristic must be compared at every
-        fidelity with what is to replace it.
-
-    Returns:
-      (candidates from the least loss upwards, stops)
+    What the simulator likes may not compile, fit or be right on the device. As long as fewer than
+    `Search.measure` have a measured time, there is somebody to ask.
     """
-    measure = yardstick(answers, search.objective)
-    ranked = sorted((answer for answer in answers if answer.ok), key=measure.loss)
-    climbing, stops = [], []
-    for rank, answer in enumerate(ranked, start=1):
-        if rank <= search.measure or answer.candidate.config in always:
-            climbing.append(answer.candidate)
-            continue
-        detail = f"{measure.show(measure.loss(answer))} is rank {rank} of {len(ranked)}"
-        detail = f"{detail}; the best {search.measure} climb on"
-        stops.append(Stop(candidate=answer.candidate, reason=HALVED, detail=detail))
-    return climbing, stops
+
+    def __init__(
+        self, simulated: Sequence[Evaluation], search: Search, *, always: Sequence[Any]
+    ) -> None:
+        """Ranks them.
+
+        Args:
+          simulated: Answers of the rung; those without a time have their stops elsewhere.
+          search: How many climb, and by which objective.
+          always: Configs that climb whatever their loss, beside the others: the heuristic must be
+            compared at every fidelity with what is to replace it.
+        """
+        self._yardstick = yardstick(simulated, search.objective)
+        self._ranked = sorted((a for a in simulated if a.ok), key=self._yardstick.loss)
+        self._wanted = self._missing = search.measure
+        self._always = always
+        self._asked: list[Any] = []
+        self._beside: list[Any] = []
+
+    @property
+    def best(self) -> Evaluation | None:
+        """What the simulator thinks best."""
+        return self._ranked[0] if self._ranked else None
+
+    def ask(self) -> list[Any]:
+        """As many as are missing, from the least loss upwards."""
+        waiting = [
+            a.candidate.config for a in self._ranked if a.candidate.config not in self._asked
+        ]
+        wave, rest = waiting[: self._missing], waiting[self._missing :]
+        if not self._asked:
+            self._beside = [config for config in rest if config in self._always]
+            wave += self._beside
+        self._asked += wave
+        return wave
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Counts those that have a time; who was asked beside the others is none of them."""
+        timed = [e.candidate.config for e in evaluations if e.ok]
+        self._missing -= sum(config not in self._beside for config in timed)
+
+    def left_behind(self) -> list[Stop]:
+        """Stops for those that have a simulated time and were not asked for."""
+        stops = []
+        for rank, answer in enumerate(self._ranked, start=1):
+            if answer.candidate.config not in self._asked:
+                loss = self._yardstick.show(self._yardstick.loss(answer))
+                detail = f"{loss} is rank {rank} of {len(self._ranked)}"
+                detail += f"; {self._wanted} with a measured time are enough"
+                stops.append(Stop(candidate=answer.candidate, reason=HALVED, detail=detail))
+        return stops
 
 
 def dominated(

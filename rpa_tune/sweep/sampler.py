@@ -39,8 +39,8 @@ class Search:
     Attributes:
       objective: What is to be least, one of `objective.OBJECTIVES`.
       simulate: Candidates of one study that reach the simulator.
-      measure: Candidates of those that are measured, where there is a TPU; the heuristic is
-        measured beside them. 0 measures nothing.
+      measure: Candidates of those that get a measured time, where there is a TPU; the heuristic
+        is measured beside them. 0 measures nothing.
       wave: Candidates that are chosen together, before the answers to them are known.
       configs: Most configs of one table row; a serving engine compiles them all.
       sampler: One of `SAMPLERS`.

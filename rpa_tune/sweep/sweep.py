@@ -22,7 +22,7 @@ from rpa_tune.store.notes import Stopped, StudyNote
 from rpa_tune.sweep.agreement import Agreement, compare
 from rpa_tune.sweep.lineup import Place, line_up
 from rpa_tune.sweep.oracle import BudgetSpentError, Evaluators, Oracle
-from rpa_tune.sweep.rungs import Stop, climb, dominated, not_asked, timeless
+from rpa_tune.sweep.rungs import Finalists, Stop, dominated, not_asked, timeless
 from rpa_tune.sweep.sampler import AbstractSampler, Search, make_sampler
 from rpa_tune.sweep.seeds import Winner, decided, neighbour_seeds
 from rpa_tune.sweep.study import Study
@@ -48,6 +48,8 @@ class StudyResult:
       num_asked: Evaluations that the store did not know.
       verified: How the row's configs were compared with the reference; empty when they were not.
       agreement: Measured against simulated; None when nothing was measured.
+      simulated_best: What the simulator thought best of those that were measured; None when
+        nothing was, or had a simulated time.
     """
 
     study: Study
@@ -58,6 +60,7 @@ class StudyResult:
     num_asked: int
     verified: str = ""
     agreement: Agreement | None = None
+    simulated_best: Evaluation | None = None
 
     def note(self) -> StudyNote:
         """What the store keeps of it beside the answers."""
@@ -90,8 +93,9 @@ class Sweep:
     """What all studies of a run share.
 
     Attributes:
-      evaluators: By fidelity; the studies climb them in rising order. An interpreting one is no
-        rung: it says whether what is about to be promoted is right. Without it nobody asks.
+      evaluators: By fidelity: an analytical and a simulating one, and a measuring one where there
+        is a TPU. An interpreting one is no rung: it says whether what is about to be promoted is
+        right. Without it nobody asks.
       chip_here: The chip that the measuring evaluator has; studies of others are not measured.
       journal: The store, open for writing.
       watch: Who is told.
@@ -195,15 +199,29 @@ class Sweep:
         heuristic = study.heuristic()
         seeds = [] if isinstance(heuristic, Infeasible) else [heuristic]
         seeds += neighbour_seeds(study, [*decided(decisions), *self.winners])
+        answers, stops = self._search(study, space, seeds)
+        result = StudyResult(
+            study=study,
+            space=space,
+            decision=_decide(answers, heuristic, study.search),
+            answers=tuple(answers),
+            stops=tuple(stops),
+            num_asked=0,
+        )
+        if self._is_measured(study):
+            result = self._measured(result, heuristic)
+        result = self._verified(result, heuristic)
+        return replace(result, num_asked=self.oracle.num_asked_by(study))
+
+    def _search(
+        self, study: Study, space: Space, seeds: Sequence[Any]
+    ) -> tuple[list[Evaluation], list[Stop]]:
+        """Bounds all of a space, and simulates some: their answers, and why others have none."""
         pool = [study.candidate(config) for config in dict.fromkeys([*seeds, *space.configs])]
         answers: list[Evaluation] = []
         stops: list[Stop] = []
         below: dict[Any, Evaluation] = {}
-        agreement: Agreement | None = None
-        for fidelity in self._rungs(study):
-            if fidelity is Fidelity.MEASURED and answers:
-                pool, halved = climb(answers, study.search, always=[heuristic])
-                stops += halved
+        for fidelity in (Fidelity.ANALYTICAL, Fidelity.SIMULATED):
             num_seeds = sum(candidate.config in seeds for candidate in pool)
             sampler = make_sampler(
                 _sampler_kind(fidelity, study.search), space, [c.config for c in pool], below,
@@ -212,31 +230,32 @@ class Sweep:
             answers, skipped = self._ask(study, space, sampler, fidelity)
             stops += [*skipped, *timeless(answers)]
             stops += not_asked(pool, answers, skipped, below, objective=study.search.objective)
-            if fidelity is Fidelity.MEASURED:
-                agreement = compare(below, answers, study.search.objective)
             below = {answer.candidate.config: answer for answer in answers if answer.ok}
             pool = [candidate for candidate in pool if candidate.config in below]
-        result = self._verified(
-            StudyResult(
-                study=study,
-                space=space,
-                decision=_decide(answers, heuristic, study.search),
-                answers=tuple(answers),
-                stops=tuple(stops),
-                num_asked=0,
-                agreement=agreement,
-            ),
-            heuristic,
-        )
-        return replace(result, num_asked=self.oracle.num_asked_by(study))
+        return answers, stops
 
-    def _rungs(self, study: Study) -> list[Fidelity]:
-        """What a study climbs. Its finalists are measured where its chip is."""
-        rungs = set(self.evaluators) - {Fidelity.INTERPRETED}
-        is_measured = study.chip == self.chip_here and study.search.measure > 0
-        if not is_measured or public_family(study.family):
-            rungs -= {Fidelity.MEASURED}
-        return sorted(rungs)
+    def _is_measured(self, study: Study) -> bool:
+        """Whether a study's finalists are measured: where its chip is."""
+        is_here = Fidelity.MEASURED in self.evaluators and study.chip == self.chip_here
+        return is_here and study.search.measure > 0 and not public_family(study.family)
+
+    def _measured(self, result: StudyResult, heuristic: Any) -> StudyResult:
+        """The result by what the device says about the finalists.
+
+        A config that fails there is never promoted, and neither is one that nobody measured.
+        """
+        study = result.study
+        finalists = Finalists(result.answers, study.search, always=[heuristic])
+        answers, skipped = self._ask(study, result.space, finalists, Fidelity.MEASURED)
+        simulated = {answer.candidate.config: answer for answer in result.answers if answer.ok}
+        return replace(
+            result,
+            decision=_decide(answers, heuristic, study.search),
+            answers=tuple(answers),
+            stops=(*result.stops, *skipped, *timeless(answers), *finalists.left_behind()),
+            agreement=compare(simulated, answers, study.search.objective),
+            simulated_best=finalists.best,
+        )
 
     def _verified(self, result: StudyResult, heuristic: Any) -> StudyResult:
         """The result once every config of its row is right; a wrong one makes way for the next.
@@ -285,11 +304,7 @@ class Sweep:
 
 
 def _sampler_kind(fidelity: Fidelity, search: Search) -> str:
-    """Only who is simulated is searched for.
-
-    Analytical answers cost microseconds, so that every config gets one; who is measured was chosen
-    from the answers below.
-    """
+    """Only who is simulated is searched for: every config gets its bound."""
     return search.sampler if fidelity is Fidelity.SIMULATED else "exhaustive"
 
 

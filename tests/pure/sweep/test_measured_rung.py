@@ -3,9 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 from fake_sweep import FormulaEvaluator, make_evaluators, make_study, true_us
 
 from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.cli.main import cli
+from rpa_tune.cli.sweep_text import _why_none
 from rpa_tune.promote import decide
 from rpa_tune.store import journal as store
 from rpa_tune.sweep.agreement import compare
@@ -90,6 +93,59 @@ def test_a_wrong_answer_on_the_device_is_not_promoted(tmp_path):
     result, _ = run(tmp_path, statuses=lambda c: Status.WRONG_ANSWER if c == best else Status.OK)
     assert result.decision.chosen.candidate.config != best
     assert [s.reason for s in result.stops if s.candidate.config == best] == ["wrong_answer"]
+
+
+def test_finalists_that_fail_on_the_device_make_way_for_the_next(tmp_path):
+    study = make_study(simulate=12)
+    calm, _ = run(tmp_path / "calm", study=study)
+    simulated = [e for e in store.read(tmp_path / "calm" / "store.jsonl").evaluations
+                 if e.fidelity is Fidelity.SIMULATED]  # fmt: skip
+    ranked = [e.candidate.config for e in sorted(simulated, key=lambda e: e.time_us)]
+    worst = set(ranked[: study.search.measure])
+    assert study.heuristic() not in worst
+    ranked.remove(study.heuristic())
+
+    def statuses(config):
+        return Status.RUN_FAILED if config in worst else Status.OK
+
+    result, measured = run(tmp_path, study=study, statuses=statuses)
+    asked = {candidate.config for candidate in measured.asked}
+    assert asked == {*ranked[: 2 * study.search.measure], study.heuristic()}
+    assert result.row().evidence.fidelity == "measured"
+    assert result.decision.chosen.candidate.config not in worst
+    assert result.agreement.num_configs == len(asked) - len(worst & asked)
+    assert len(calm.answers) < len(result.answers)
+    again, asked_again = run(tmp_path, study=study, statuses=statuses)
+    assert (again.decision, asked_again.asked) == (result.decision, [])
+
+
+@pytest.mark.parametrize("status", [Status.WRONG_ANSWER, Status.COMPILE_FAILED])
+def test_when_all_fail_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path, status):
+    """No simulated time takes the place of a measurement that failed."""
+    result, measured = run(tmp_path, statuses=lambda config: status)
+    simulated = [e for e in store.read(tmp_path / "store.jsonl").evaluations
+                 if e.fidelity is Fidelity.SIMULATED]  # fmt: skip
+    assert {c.config for c in measured.asked} == {e.candidate.config for e in simulated}
+    assert len(measured.asked) == len(simulated)
+    assert (result.decision, result.row()) == (None, None)
+    best = min(simulated, key=lambda e: e.time_us)
+    assert result.simulated_best == best
+    said = _why_none(result)
+    assert f"no config works on the device, of {len(simulated)} tried" in said
+    assert f"{len(simulated)} {status.value}; for example made up" in said
+    assert f"{best.candidate.config}, {best.time_us:,.1f} us" in said
+    assert "search.measure" in said
+    shown = CliRunner().invoke(cli, ["status", str(tmp_path / "store.jsonl")]).stdout
+    assert f"no config works on the device ({len(simulated)} {status.value})" in shown
+
+
+def test_when_all_run_out_of_memory_none_that_is_larger_is_tried(tmp_path):
+    result, measured = run(tmp_path, statuses=lambda config: Status.OUT_OF_MEMORY)
+    assert result.row() is None
+    reasons = [stop.reason for stop in result.stops]
+    simulated = reasons.count("out_of_memory") + reasons.count("dominated")
+    assert len(measured.asked) < simulated == 12
+    assert len(measured.asked) == reasons.count("out_of_memory")
 
 
 def answers(times, fidelity):

@@ -16,8 +16,8 @@ from rpa_tune.sweep.rungs import (
     DOMINATED,
     HALVED,
     NOT_CHOSEN,
+    Finalists,
     Stop,
-    climb,
     dominated,
     not_asked,
 )
@@ -80,27 +80,64 @@ def test_only_running_out_of_memory_dominates(status):
     assert not any(dominated(DECODE.candidate(c), told, DECODE.space().axes) for c in configs)
 
 
+def measure_all(finalists, fails=()):
+    """Asks until there are no more questions; the waves, as configs."""
+    waves = []
+    while wave := finalists.ask():
+        waves.append(wave)
+        told = [answer(DECODE, c, Status.RUN_FAILED if c in fails else Status.OK) for c in wave]
+        finalists.tell(told)
+    return waves
+
+
 @pytest.mark.parametrize("measure", [1, 3, 100])
 def test_the_best_climb_and_the_heuristic_with_them(measure):
     configs = DECODE.space().configs[::3]
     slowest = max(configs, key=true_us)
     answers = [answer(DECODE, c, OUT if i % 5 == 4 else Status.OK) for i, c in enumerate(configs)]
     answers += [answer(DECODE, slowest)] * (slowest not in [a.candidate.config for a in answers])
-    timed = sorted((a for a in answers if a.ok), key=lambda a: a.time_us)
-    search = replace(DECODE.search, measure=measure)
-    climbing, stops = climb(answers, search, always=[slowest])
-    best = [a.candidate for a in timed[:measure]]
-    assert climbing[: len(best)] == best
-    assert {c.config for c in climbing} == {c.config for c in best} | {slowest} & {
-        a.candidate.config for a in timed
-    }
-    assert {s.candidate.config for s in stops} == {a.candidate.config for a in timed} - {
-        c.config for c in climbing
-    }
+    ranked = [a.candidate.config for a in sorted(answers, key=lambda a: a.time_us or 0) if a.ok]
+    finalists = Finalists(answers, replace(DECODE.search, measure=measure), always=[slowest])
+    (wave,) = measure_all(finalists)
+    assert wave[:measure] == ranked[:measure]
+    assert set(wave) == {*ranked[:measure], slowest} & set(ranked)
+    stops = finalists.left_behind()
+    assert {s.candidate.config for s in stops} == set(ranked) - set(wave)
     for stop in stops:
-        rank = 1 + [a.candidate for a in timed].index(stop.candidate)
         assert stop.reason == HALVED
-        assert f"rank {rank} of {len(timed)}" in stop.detail
+        rank = 1 + ranked.index(stop.candidate.config)
+        assert f"rank {rank} of {len(ranked)}" in stop.detail
+
+
+def test_who_fails_makes_way_for_the_next_best():
+    ranked = sorted(DECODE.space().configs[::3], key=true_us)
+    heuristic = ranked[-1]
+    answers = [answer(DECODE, config) for config in reversed(ranked)]
+    search = replace(DECODE.search, measure=3)
+    fails = {ranked[0], ranked[2], ranked[3], ranked[6]}
+    finalists = Finalists(answers, search, always=[heuristic])
+    waves = measure_all(finalists, fails)
+    assert waves == [[*ranked[:3], heuristic], ranked[3:5], ranked[5:6]]
+    left = {stop.candidate.config for stop in finalists.left_behind()}
+    assert left == set(ranked[6:]) - {heuristic}
+
+
+def test_when_all_fail_all_are_asked_once():
+    ranked = sorted(DECODE.space().configs[::5], key=true_us)
+    answers = [answer(DECODE, config) for config in ranked]
+    finalists = Finalists(answers, replace(DECODE.search, measure=4), always=[ranked[0]])
+    waves = measure_all(finalists, fails=ranked)
+    assert [config for wave in waves for config in wave] == ranked
+    assert max(map(len, waves)) == 4
+    assert not finalists.left_behind()
+    assert finalists.best.candidate.config == ranked[0]
+
+
+def test_a_heuristic_that_fails_leaves_no_place_free():
+    ranked = sorted(DECODE.space().configs[::5], key=true_us)
+    answers = [answer(DECODE, config) for config in ranked]
+    finalists = Finalists(answers, replace(DECODE.search, measure=2), always=[ranked[-1]])
+    assert measure_all(finalists, fails=ranked[-1:]) == [[*ranked[:2], ranked[-1]]]
 
 
 def test_the_climb_goes_by_the_objective():
@@ -114,9 +151,9 @@ def test_the_climb_goes_by_the_objective():
     # Against the best of each batch, 10 and 8: at worst 15/8, 20/10 and 29/8.
     for objective, best in ((EXPECTED_TIME, fast), (WORST_REGRET, steady)):
         search = replace(DECODE.search, measure=1, objective=objective)
-        climbing, stops = climb(answers, search, always=[])
-        assert [candidate.config for candidate in climbing] == [best]
-        assert len(stops) == 2
+        finalists = Finalists(answers, search, always=[])
+        assert measure_all(finalists) == [[best]]
+        assert len(finalists.left_behind()) == 2
 
 
 def test_everybody_left_behind_has_the_right_reason():
