@@ -6,8 +6,8 @@ On paper: all seconds of work over the number of cores. By simulation: the studi
 which a sweep runs them (`sweep.lineup`: most wait for others' winners), in waves that wait for
 their slowest candidate, over workers and one parent process per run, whose own work is done by one
 core. Task durations are drawn from those of real stores; what the parent does for a study is
-measured on this machine with an evaluator that answers at once. Without stores the durations come
-from the file that `--json` names.
+measured on this machine with an evaluator that answers at once, as the mean over the chips. Without
+stores the durations come from the file that `--json` names.
 """
 
 import datetime
@@ -46,7 +46,7 @@ FAMILIES = ("decode", "mixed", "prefill")
 STANDS_IN = {"prefill": "mixed"}  # two sets of configs of one kernel; see ARCHITECTURE.md
 NUM_CHIPS, NUM_PROBLEMS = 5, 40
 PLAN = """\
-chip: v6e
+chip: [v4, v5e, v5p, v6e, v7x]
 model: llama3-8b
 families: [decode, mixed]
 page_size: 128
@@ -303,7 +303,14 @@ def main(stores: tuple[Path, ...], json_file: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "plan.yaml").write_text(PLAN)
         studies = build_studies(load_plan(Path(folder) / "plan.yaml"))
-    parent = {study.family: measure_parent(study) for study in studies}
+    measured = {study.name: measure_parent(study) for study in studies}
+    by_family: dict[str, list[list[float]]] = {}
+    for study in studies:
+        by_family.setdefault(study.family, []).append(measured[study.name])
+    parent = {
+        family: [statistics.mean(spans) for spans in zip(*found, strict=True)]
+        for family, found in by_family.items()
+    }
     parent |= {family: parent[other] for family, other in STANDS_IN.items()}
     durations = Durations(simulate=simulate, verify=verify, parent=parent)
     search = Search()
@@ -316,6 +323,9 @@ def main(stores: tuple[Path, ...], json_file: Path) -> None:
         "num_studies": len(families),
         "search": {"simulate": search.simulate, "wave": search.wave, "configs": search.configs},
         "rows": rows,
+        "parent_s_by_study": {
+            name: [round(s, 3) for s in spans] for name, spans in measured.items()
+        },
         "parent_s": {family: [round(s, 3) for s in spans] for family, spans in parent.items()},
         "stands_in": {f: o for f, o in STANDS_IN.items() if simulate[f] == simulate[o]},
         "durations_s": {"simulate": simulate, "verify": verify},
