@@ -1,13 +1,14 @@
 """rpa-tune: tunes, checks and dispatches Ragged Paged Attention kernels for TPUs.
 
-`load_dispatcher`, `ragged_paged_attention`, `Step` and `Artifact` are what a serving engine needs;
-they are imported when first used, so that importing the package stays light.
+`load_dispatcher`, `ragged_paged_attention`, `Problem`, `Step` and `Artifact` are what a serving
+engine needs; they are imported when first used, so that importing the package stays light.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rpa_kernels.problem import Problem
     from rpa_tune.artifact import Artifact
     from rpa_tune.dispatch import load_dispatcher, ragged_paged_attention
     from rpa_tune.tables.step import Step
@@ -16,12 +17,20 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Artifact": "rpa_tune.artifact",
+    "Problem": "rpa_kernels.problem",
     "Step": "rpa_tune.tables.step",
     "load_dispatcher": "rpa_tune.dispatch",
     "ragged_paged_attention": "rpa_tune.dispatch",
 }
 
-__all__ = ["Artifact", "Step", "__version__", "load_dispatcher", "ragged_paged_attention"]
+__all__ = [
+    "Artifact",
+    "Problem",
+    "Step",
+    "__version__",
+    "load_dispatcher",
+    "ragged_paged_attention",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,3 +38,8 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The serving names, imported or not."""
+    return sorted({*globals(), *__all__})

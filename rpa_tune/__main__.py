@@ -13,7 +13,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.exit(
             f"error: the command line needs the package {error.name!r}, which is not installed\n"
-            "hint: pip install 'rpa-tune[tune]'"
+            "hint: pip install '.[tune]' in the checkout of rpa-tune"
         )
     run()
 

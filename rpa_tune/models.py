@@ -229,6 +229,8 @@ def _read_config(path: Path) -> Model:
     """A model from the `config.json` that Hugging Face repositories carry."""
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(whole, dict):
+            raise TypeError(f"a JSON {type(whole).__name__}, not an object")
         config = whole.get("text_config", whole)  # multimodal models nest the language model
         config = {**_LEFT_OUT.get(config.get("model_type", ""), {}), **config}
         if config.get("kv_lora_rank"):
@@ -249,10 +251,12 @@ def _read_config(path: Path) -> Model:
             softmax_scale_base=config.get("query_pre_attn_scalar"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UsageError(
-            f"not the config.json of a model: {type(error).__name__}: {error}",
+            f"not the config.json of a model: {reason}",
             where=str(path),
-            hint="num_attention_heads, num_key_value_heads and head_dim are needed",
+            hint="num_attention_heads and head_dim (or hidden_size) are needed, and "
+            "num_key_value_heads where they are fewer",
         ) from error
 
 

@@ -8,6 +8,8 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import rpa_tune
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"rpa_kernels": "kernels", "rpa_tune": "rpa_tune", "rpa_tuned_tables": "tuned_tables"}
 
@@ -34,6 +36,12 @@ def test_version_is_said_once():
     version = re.search(r'__version__ = "(.+)"', init)
     assert version
     assert version.group(1) == pyproject()["project"]["version"]
+
+
+def test_the_serving_names_are_listed_and_there():
+    assert set(rpa_tune.__all__) <= set(dir(rpa_tune))
+    for name in rpa_tune.__all__:
+        assert getattr(rpa_tune, name) is not None
 
 
 def test_base_install_is_light():
@@ -65,5 +73,5 @@ def test_the_base_install_says_what_the_command_line_needs():
     code = "import sys; sys.modules['click'] = None; from rpa_tune.__main__ import main; main()"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert "rpa-tune[tune]" in run.stderr
+    assert "pip install '.[tune]'" in run.stderr
     assert "Traceback" not in run.stderr

@@ -14,7 +14,7 @@ import click
 from rpa_kernels.layout import Q_DTYPES
 from rpa_tune.artifact import Manifest
 from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
-from rpa_tune.cli.main import print_json
+from rpa_tune.cli.main import counted, print_json
 from rpa_tune.cli.options import cache_option
 from rpa_tune.cli.server import Server, server_options
 from rpa_tune.compile.pool import WorkerPool
@@ -174,7 +174,7 @@ def _list_plans(plans: list[LaunchPlan], as_json: bool) -> None:
         click.echo(_name(plan))
         for launch in plan.launches:
             click.echo(f"  {launch.family}: {launch.why}")
-    click.echo(f"{len(plans)} plans")
+    click.echo(counted(len(plans), "plan"))
 
 
 def _report(path: Path, manifest: Manifest, sha256: str, built: list[Built], as_json: bool) -> None:
@@ -191,12 +191,11 @@ def _report(path: Path, manifest: Manifest, sha256: str, built: list[Built], as_
         return
     found = ", ".join(f"{count} {how}" for how, count in sorted(counts.items()))
     made_with = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    click.echo(
-        f"{path}: {len(manifest.executables)} executables ({found}), {num_bytes / 1e6:.1f} MB"
-    )
+    made = counted(len(manifest.executables), "executable")
+    click.echo(f"{path}: {made} ({found}), {num_bytes / 1e6:.1f} MB")
     click.echo(f"for {manifest.chip} ({manifest.device_kind}) with {made_with}")
     click.echo(f"sha256 {sha256}")
     click.echo(
         "On the TPU host (not yet run on one): rpa_tune.load_dispatcher("
-        f'artifact=rpa_tune.Artifact("{path}", sha256="{sha256[:8]}..."))'
+        f'artifact=rpa_tune.Artifact("{path}", sha256="{sha256}"))'
     )

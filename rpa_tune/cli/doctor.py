@@ -22,7 +22,7 @@ from rpa_tune.llo.parse import load_program
 from rpa_tune.provenance import versions
 
 _PYTHON = (3, 11)
-_INSTALL = "pip install 'rpa-tune[tune]'"
+_INSTALL = "pip install '.[tune]' in the checkout of rpa-tune"
 _NEEDED = ("jax", "jaxlib", "libtpu", "numpy", "click", "optuna", "pandas", "rich")
 # Compilers whose schedules the parser's golden tests hold.
 _KNOWN_LIBTPU = ("0.0.42.1", "0.0.50.1")

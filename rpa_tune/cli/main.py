@@ -63,6 +63,11 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, sort_keys=True, allow_nan=False))
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs the command line and exits with a documented code."""
     try:

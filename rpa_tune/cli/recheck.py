@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.cli.main import print_json
+from rpa_tune.cli.main import counted, print_json
 from rpa_tune.cli.options import cache_option
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
@@ -162,7 +162,7 @@ def _summary(checks: Sequence[Check]) -> str:
     text = ", ".join(f"{count} {rule}" for rule, count in sorted(rules.items())) or "no findings"
     unknown = sum(found.time_us is not None and found.schedule == "unknown" for found in checks)
     note = f"; {unknown} without a digest of their schedules" if unknown else ""
-    return f"{len(checks)} rows: {text}{note}"
+    return f"{counted(len(checks), 'row')}: {text}{note}"
 
 
 def _to_dict(found: Check) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rpa_tune.cli.main import print_json
+from rpa_tune.cli.main import counted, print_json
 from rpa_tune.cli.recheck import check
 from rpa_tune.errors import TableError
 from rpa_tune.families import ALL_FAMILIES, public_family
@@ -55,7 +55,7 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
     for row in rows:
         evidence = [_evidence_text(row), regret_text(row)]
         click.echo("\n  ".join([_key_text(row), *config_lines(row), *evidence]))
-    click.echo(f"{len(rows)} rows")
+    click.echo(counted(len(rows), "row"))
 
 
 @tables.command()
@@ -76,7 +76,7 @@ def lint(folder: Path | None, as_json: bool) -> None:
     else:
         for finding in findings:
             click.echo(str(finding))
-        click.echo(f"{num_files} files, {len(findings)} findings")
+        click.echo(f"{counted(num_files, 'file')}, {counted(len(findings), 'finding')}")
     if findings:
         raise click.exceptions.Exit(EXIT_FINDINGS)
 
@@ -101,7 +101,7 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
     else:
         for change in changes:
             click.echo(str(change))
-        click.echo(f"{len(changes)} rows differ")
+        click.echo(f"{counted(len(changes), 'row')} changed")
     if changes:
         raise click.exceptions.Exit(1)
 
@@ -133,7 +133,9 @@ def export(folder: Path | None, form: str, chip: str | None, output: Path | None
         click.echo(f"left out: {_key_text(left.row)}: {left.why}", err=True)
     if ours:
         click.echo(f"left out: {len(ours)} {OURS}", err=True)
-    click.echo(f"{len(found.exported)} rows exported, {len(found.left_out)} left out", err=True)
+    click.echo(
+        f"{counted(len(found.exported), 'row')} exported, {len(found.left_out)} left out", err=True
+    )
     if public or not found.exported:
         raise click.exceptions.Exit(EXIT_FINDINGS)
 
@@ -152,7 +154,7 @@ def merge(sources: tuple[Path, ...], target: Path) -> None:
     changed = merge_into(target, merged)
     for path in changed:
         click.echo(f"wrote {path}")
-    click.echo(f"{len(merged)} rows merged, {len(changed)} files changed")
+    click.echo(f"{counted(len(merged), 'row')} merged, {counted(len(changed), 'file')} changed")
 
 
 def _existing(folder: Path) -> Path:

@@ -48,7 +48,7 @@ class RayPool:
         except ImportError as error:
             raise UsageError(
                 "--engine ray needs Ray, which is not installed",
-                hint="pip install 'rpa-tune[ray]'",
+                hint="pip install '.[ray]' in the checkout of rpa-tune",
             ) from error
         if not ray.is_initialized():
             ray.init(address=address, log_to_driver=False, include_dashboard=False)

@@ -91,7 +91,9 @@ class Compiled:
     def _find(self, plan: LaunchPlan, arguments: Sequence[Any]) -> tuple[Any, jax.Device] | None:
         """The loaded executable and its device, or None when there is none, which is said."""
         if any(isinstance(argument, jax.core.Tracer) for argument in arguments):
-            self._say("executables cannot be part of a traced function")
+            self._say(
+                "executables cannot be part of a traced function (docs/serving.md: your own jit)"
+            )
             return None
         executable = self._executables.get(plan)
         if executable is None:

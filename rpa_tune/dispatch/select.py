@@ -15,7 +15,7 @@ from rpa_tune.dispatch.heuristic import heuristic
 from rpa_tune.errors import TableError
 from rpa_tune.tables.key import TuningKey, differences, tuning_key
 from rpa_tune.tables.reader import Tables
-from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, Clause, TableRow
+from rpa_tune.tables.row import HEURISTIC, TableRow
 
 OnMiss = Literal["nearest", "heuristic", "error"]
 # Beyond this distance (see `tables.key.distance`) a row says less than the heuristic, which knows
@@ -40,8 +40,7 @@ class Choice:
       source: Exact row, nearest row, or heuristic.
       why: One line for a log.
       configs: Config records; one of them serves a step.
-      rule: Which one, by the step's lengths.
-      row: The row, or None for the heuristic.
+      row: The row, whose rule picks among the configs; or None for the heuristic, which has one.
       distance: How far the row's key is; 0 for an exact row, None for the heuristic.
     """
 
@@ -49,7 +48,6 @@ class Choice:
     source: Source
     why: str
     configs: tuple[Any, ...]
-    rule: tuple[Clause, ...] = ALWAYS_FIRST
     row: TableRow | None = None
     distance: float | None = None
 
@@ -81,8 +79,7 @@ def select(
         if not isinstance(configs, str):
             why = f"exact: {_name(row)}"
             return Choice(
-                key=key, source=Source.EXACT, why=why, configs=configs, rule=row.rule,
-                row=row, distance=0.0,
+                key=key, source=Source.EXACT, why=why, configs=configs, row=row, distance=0.0
             )  # fmt: skip
         reason = f"{_name(row)} does not serve this problem ({configs})"
     if on_miss == "error":
@@ -123,7 +120,6 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
             source=Source.NEAREST,
             why=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed})",
             configs=configs,
-            rule=near.row.rule,
             row=near.row,
             distance=near.distance,
         )

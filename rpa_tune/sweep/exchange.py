@@ -262,7 +262,7 @@ def _open(storage: str) -> tuple[BaseStorage, Callable[[], None]]:
     except ImportError as error:
         raise UsageError(
             f"--storage needs a driver that is not installed: {error.name or error}",
-            hint="pip install 'rpa-tune[postgres]'",
+            hint="pip install '.[postgres]' in the checkout of rpa-tune",
         ) from error
     except Exception as error:  # of the operating system, SQLAlchemy or the driver
         raise StoreError(

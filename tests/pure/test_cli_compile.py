@@ -6,6 +6,7 @@ from typing import ClassVar
 import pytest
 from click.testing import CliRunner
 
+import rpa_tune
 from rpa_tune import artifact_build
 from rpa_tune.artifact import Artifact
 from rpa_tune.cli import compile as command
@@ -82,6 +83,13 @@ def test_every_plan_of_the_server_is_compiled_and_kept(run, pool, tmp_path):
     pool.asked.clear()
     again = json.loads(run("--json").stdout)
     assert (again["num_kept"], again["sha256"], pool.asked) == (5, report["sha256"], [])
+
+
+def test_the_line_for_the_host_opens_the_file(run, tmp_path):
+    line = run().stdout.strip().splitlines()[-1]
+    expression = line[line.index("rpa_tune.Artifact") : -1]  # inside of load_dispatcher(artifact=)
+    artifact = eval(expression, {"rpa_tune": rpa_tune})
+    assert artifact.path == tmp_path / "k.zip"
 
 
 def test_sizes_dtypes_and_scales_are_those_that_were_given(run, pool):

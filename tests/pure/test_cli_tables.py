@@ -44,7 +44,7 @@ def test_show_prints_rows_with_evidence(folder):
     ):
         assert text in result.stdout, text
     assert "2 rows" in tables("show", folder, "--chip", "v6e").stdout
-    assert "1 rows" in tables("show", folder, "--family", "mixed").stdout
+    assert "1 row" in tables("show", folder, "--family", "mixed").stdout
     rows = json.loads(tables("show", folder, "--json", "--chip", "v5e").stdout)
     assert [row["chip"] for row in rows] == ["v5e"]
     assert rows[0]["evidence"]["workload"] == "made-up"
@@ -103,7 +103,7 @@ def test_check_compares_versions_unless_told_to_recompile(tmp_path, monkeypatch)
     merge_into(tmp_path, [row])
     result = tables("check", tmp_path)
     assert result.exit_code == 0, result.output
-    assert "1 rows: no findings" in result.stdout
+    assert "1 row: no findings" in result.stdout
     older = replace(row, evidence=replace(row.evidence, libtpu="0.0.1"))
     merge_into(tmp_path, [older])
     result = tables("check", tmp_path)
@@ -129,7 +129,7 @@ def test_check_recompiles_reports_and_remembers(tmp_path, monkeypatch):
     arguments = ("check", tmp_path, "--recompile", "--store", tmp_path / "store.jsonl")
     result = tables(*arguments)
     assert result.exit_code == 0, result.output
-    assert "1 rows: no findings; 1 without a digest of their schedules" in result.stdout
+    assert "1 row: no findings; 1 without a digest of their schedules" in result.stdout
     assert "row 1 of 1: " in result.stderr
     assert asked[0].closed
     again = tables(*arguments, "--json")

@@ -224,12 +224,19 @@ def test_nested_text_config_sinks_and_caps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "{", '{"num_attention_heads": 8}', '{"num_attention_heads": "x"}']
+    ("content", "reason"),
+    [
+        ("[]", "a JSON list, not an object"),
+        ("{", "Expecting property name"),
+        ('{"num_attention_heads": 8}', "'hidden_size' is missing"),
+        ('{"num_attention_heads": "x"}', "'hidden_size' is missing"),
+        ('{"hidden_size": 8}', "'num_attention_heads' is missing"),
+    ],
 )
-def test_a_file_that_describes_no_model_is_named(tmp_path, content):
+def test_a_file_that_describes_no_model_is_named_with_the_reason(tmp_path, content, reason):
     path = tmp_path / "config.json"
     path.write_text(content)
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match=f"not the config.json of a model: {reason}") as caught:
         load_model(str(path))
     assert str(path) in str(caught.value)
 
