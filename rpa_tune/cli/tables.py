@@ -54,7 +54,7 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
         return
     for row in rows:
         evidence = [_evidence_text(row), regret_text(row)]
-        click.echo("\n  ".join([_key_text(row), *config_lines(row), *evidence]))
+        click.echo("\n  ".join([str(row.key), *config_lines(row), *evidence]))
     click.echo(counted(len(rows), "row"))
 
 
@@ -130,7 +130,7 @@ def export(folder: Path | None, form: str, chip: str | None, output: Path | None
     ours = [left for left in found.left_out if left.why == OURS]
     public = [left for left in found.left_out if left.why != OURS]
     for left in public:
-        click.echo(f"left out: {_key_text(left.row)}: {left.why}", err=True)
+        click.echo(f"left out: {left.row.key}: {left.why}", err=True)
     if ours:
         click.echo(f"left out: {len(ours)} {OURS}", err=True)
     click.echo(
@@ -166,19 +166,6 @@ def _existing(folder: Path) -> Path:
 def _to_dict(row: TableRow) -> dict[str, object]:
     place = {"chip": row.key.chip, "family": row.key.family, "where": row.where}
     return {**place, **row.to_dict()}
-
-
-def _key_text(row: TableRow) -> str:
-    """The key on one line: sizes that people ask for first."""
-    key = row.key
-    extras = [f"window {key.sliding_window_tokens}"] if key.sliding_window_tokens else []
-    extras += [name for name in ("has_soft_cap", "has_sinks", "has_scales") if getattr(key, name)]
-    return (
-        f"{key.chip} {key.family}: {key.num_q_heads}/{key.num_kv_heads} heads of {key.head_dim}, "
-        f"{key.kv_dtype}, page {key.page_size}, {key.max_num_seqs} seqs, "
-        f"{key.max_num_tokens} tokens, context {key.max_context_tokens}"
-        + "".join(f", {extra}" for extra in extras)
-    )
 
 
 def _evidence_text(row: TableRow) -> str:

@@ -13,13 +13,13 @@ theirs. What a form cannot say is never dropped in silence: `Export.left_out` na
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from rpa_tune.errors import UsageError
 from rpa_tune.public_configs import VERSION
 from rpa_tune.public_kernels import PUBLIC_FAMILIES
-from rpa_tune.tables.key import TuningKey
+from rpa_tune.tables.key import differences
 from rpa_tune.tables.row import TableRow
 
 FORMS = ("kwargs", "env", "tpu-inference", "sglang-jax")
@@ -136,18 +136,14 @@ def export_env(rows: Iterable[TableRow]) -> Export:
         value = ",".join(str(size) for size in v3_tuple(row.configs[0]))
         known, other = lines.setdefault(name, (value, row))
         if known != value:
+            changed = differences(other.key, row.key).items()
             raise UsageError(
                 f"{name} is one value for the process, but the rows say {known} and {value}: they "
-                f"differ in {', '.join(_differences(other.key, row.key))}",
+                f"differ in {', '.join(f'{part} ({a}, {b})' for part, (a, b) in changed)}",
                 hint="choose one problem: --chip, or a folder with the rows of one engine",
             )
     export.text = "".join(f"export {name}={value}\n" for name, (value, _) in sorted(lines.items()))
     return export
-
-
-def _differences(a: TuningKey, b: TuningKey) -> list[str]:
-    left, right = asdict(a), asdict(b)
-    return [f"{name} ({left[name]}, {right[name]})" for name in left if left[name] != right[name]]
 
 
 def comment(row: TableRow) -> str:

@@ -28,12 +28,7 @@ class Change:
 
     def __str__(self) -> str:
         """A headline, and a line for each field."""
-        key = self.key
-        head = (
-            f"{self.kind} {key.chip}/{key.family}: {key.num_q_heads}/{key.num_kv_heads} heads "
-            f"of {key.head_dim}, {key.kv_dtype}, page {key.page_size}, {key.max_num_seqs} seqs, "
-            f"{key.max_num_tokens} tokens, context {key.max_context_tokens}"
-        )
+        head = f"{self.kind} {self.key}"
         return "\n".join(
             [head, *(f"  {n}: {old} -> {new}" for n, (old, new) in self.fields.items())]
         )

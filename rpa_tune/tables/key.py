@@ -64,6 +64,29 @@ class TuningKey:
         del fields["chip"], fields["family"]
         return fields
 
+    def __str__(self) -> str:
+        """One line for people, sizes that they ask for first; no two keys read alike."""
+        flags = {
+            "not causal": not self.causal,
+            "no cache update": not self.update_kv_cache,
+            "soft cap": self.has_soft_cap,
+            "sinks": self.has_sinks,
+            "scales": self.has_scales,
+        }
+        dtypes = {"KV": self.kv_dtype, "queries": self.q_dtype, "output": self.out_dtype}
+        same = len(set(dtypes.values())) == 1
+        parts = [
+            f"{self.num_q_heads}/{self.num_kv_heads} heads of {self.head_dim}",
+            self.kv_dtype if same else ", ".join(f"{n} {dtype}" for n, dtype in dtypes.items()),
+            f"page {self.page_size}",
+            f"{self.max_num_seqs} seqs",
+            f"{self.max_num_tokens} tokens",
+            f"context {self.max_context_tokens}",
+            *([f"window {self.sliding_window_tokens}"] if self.sliding_window_tokens else []),
+            *(name for name, holds in flags.items() if holds),
+        ]
+        return f"{self.chip} {self.family}: {', '.join(parts)}"
+
 
 # How much a doubling of each size counts when two keys are compared. A guess until measured
 # rows can say better: the shape of the heads decides the kernel's inner loop, the page size its

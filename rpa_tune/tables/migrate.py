@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
+class Migration:
     """From one schema to the next.
 
     Attributes:
@@ -39,8 +39,8 @@ def _2_to_3(row: Row) -> Row:
 
 
 STEPS = {
-    "rpa-table/1": Step(into="rpa-table/2", change=_1_to_2),
-    "rpa-table/2": Step(into="rpa-table/3", change=_2_to_3),
+    "rpa-table/1": Migration(into="rpa-table/2", change=_1_to_2),
+    "rpa-table/2": Migration(into="rpa-table/3", change=_2_to_3),
 }
 
 

@@ -63,7 +63,13 @@ FEATURES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One step of a serving engine, told apart by family."""
+    """One step of a serving engine: its sequences by the slot of the distribution they are in.
+
+    Attributes:
+      decode: Sequences of one new token.
+      prefill: Sequences in the prefill slot.
+      mixed: All others.
+    """
 
     decode: Lengths = Lengths()
     prefill: Lengths = Lengths()

@@ -78,7 +78,7 @@ def test_diff_exits_with_1_when_rows_differ(folder, tmp_path):
     assert tables("diff", folder, folder).exit_code == 0
     result = tables("diff", folder, tmp_path / "new")
     assert result.exit_code == 1
-    assert "removed v5e/decode" in result.stdout
+    assert "removed v5e decode" in result.stdout
     assert "evidence.time_us: 50.0 -> 40.0" in result.stdout
     kinds = [
         c["kind"] for c in json.loads(tables("diff", folder, tmp_path / "new", "--json").stdout)

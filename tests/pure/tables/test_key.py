@@ -1,6 +1,6 @@
 """The key: one bucketing, idempotent, and a distance between keys."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings
@@ -88,3 +88,17 @@ def test_a_window_is_near_to_none_as_it_reaches_the_context():
     away = [distance(key, window) for window in windows]
     assert away == sorted(away)
     assert away[0] > 0
+
+
+def test_no_two_keys_read_alike():
+    key = tuning_key(PROBLEM, "v6e", "decode")
+    others = {str: "other", int: 4096, bool: None}
+    texts = {str(key)}
+    for field in fields(key):
+        value = getattr(key, field.name)
+        other = others[type(value)]
+        texts.add(str(replace(key, **{field.name: not value if other is None else other})))
+    assert len(texts) == 1 + len(fields(key))
+    assert str(key) == (
+        "v6e decode: 8/2 heads of 128, bfloat16, page 16, 8 seqs, 32 tokens, context 256"
+    )
