@@ -89,7 +89,8 @@ def compile_command(
     the very jax, libtpu, kernels and chip it was made with: elsewhere the dispatcher says so and
     compiles. It serves calls made outside of `jit`. Interrupted, the same command goes on.
 
-    Exit codes: 0 done; 1 the compiler refused some plans, which are left out; 2 usage.
+    Exit codes: 0 done; 1 the compiler refused some plans, which are left out; 2 usage; 3 the file
+    cannot be written, or a table does not parse.
 
     Example: rpa-tune compile --model llama3-8b --chip v6e --max-num-seqs 64 --num-pages 4096
     """

@@ -77,6 +77,11 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         message, *rest = str(error).splitlines()
         click.echo("\n".join([f"error: {message}", *rest]), err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise  # no file that a person named
+        click.echo(f"error: {error.strerror}\n  in {error.filename}", err=True)
+        sys.exit(1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -68,7 +68,7 @@ def replace_file(path: Path, text: str) -> None:
         raise TableError(
             f"cannot write the table: {error.strerror or error}",
             where=str(path),
-            hint="the answers are safe in the store; make room and run the sweep again",
+            hint="run the command again where there is room: what a sweep asked is in its store",
         ) from error
 
 

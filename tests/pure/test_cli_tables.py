@@ -12,7 +12,7 @@ from table_rows import PROBLEM, default_config, make_row
 from rpa_tune import promote
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli import recheck as cli_recheck
-from rpa_tune.cli.main import cli
+from rpa_tune.cli.main import cli, main
 from rpa_tune.cli.tables import uses_text, verdict_text, verified_text
 from rpa_tune.errors import TableError
 from rpa_tune.sweep import recheck
@@ -179,3 +179,11 @@ def tuned_study():
         )
     )
     return study, answers
+
+
+def test_a_file_that_cannot_be_written_is_an_error_of_one_line(folder, tmp_path, capsys):
+    target = tmp_path / "missing" / "blocks.json"
+    with pytest.raises(SystemExit) as ended:
+        main(["tables", "export", str(folder), "--format", "kwargs", "--output", str(target)])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == f"error: No such file or directory\n  in {target}\n"
