@@ -30,9 +30,9 @@ class Launch:
 class LaunchPlan:
     """The kernels that serve one step.
 
-    Sequences of a family that the plan does not launch are served by mixed, which takes any
-    length; so a used prefill slot is never dropped. Only a plan without mixed leaves out
-    sequences, and is for steps that have none.
+    Sequences of a family that the plan does not launch are served by the next one that it does:
+    prefill and mixed take any length. So only a plan without mixed leaves out sequences, and is for
+    steps that have none.
 
     Attributes:
       problem: Static shapes it was made for.
@@ -48,12 +48,10 @@ class LaunchPlan:
         """Refuses what cannot be launched in turn.
 
         Raises:
-          ValueError: A family twice, out of order, or unknown; or prefill without decode while
-            mixed would have to serve the sequences before it.
+          ValueError: A family twice, out of order, or unknown.
         """
-        places = [ORDER.index(launch.family) for launch in self.launches]
-        if places != sorted(set(places)):
-            raise ValueError(f"launches {self.families} are not in the order {ORDER}")
+        if self.families != tuple(family for family in ORDER if family in self.families):
+            raise ValueError(f"launches {self.families} are not each one of {ORDER}, in this order")
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -63,7 +61,7 @@ class LaunchPlan:
     def effective_distribution(
         self, decode_end: Any, prefill_end: Any, num_seqs: Any
     ) -> tuple[Any, Any, Any]:
-        """The distribution the kernels are given, so that mixed takes over what nobody serves.
+        """The distribution the kernels are given: who serves what nobody was launched for.
 
         Args:
           decode_end: First entry of the caller's distribution; an int or a traced scalar.
@@ -74,11 +72,11 @@ class LaunchPlan:
           Three entries of the same kind.
         """
         families = self.families
-        if "mixed" not in families or "prefill" in families:
-            return decode_end, prefill_end, num_seqs
-        if "decode" in families:
-            return decode_end, decode_end, num_seqs
-        return 0, 0, num_seqs
+        if "decode" not in families and ("prefill" in families or "mixed" in families):
+            decode_end = 0
+        if "prefill" not in families and "mixed" in families:
+            prefill_end = decode_end
+        return decode_end, prefill_end, num_seqs
 
     def unserved(self, distribution: tuple[int, int, int]) -> str | None:
         """Which sequences of a batch this plan would leave out, or None when it serves all."""

@@ -17,7 +17,7 @@ from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.dispatch.runtime import ragged_paged_attention
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.tables.reader import Tables
-from rpa_tune.tables.step import Step
+from rpa_tune.tables.step import Lengths, Step
 
 PROBLEM = Problem(
     num_q_heads=4, num_kv_heads=2, head_dim=128, page_size=16, max_num_tokens=32,
@@ -85,6 +85,13 @@ def test_mixed_alone_serves_any_batch():
     mixed = DISPATCHER.plan(PROBLEM, Step.of([7], [9], [0, 0, 1]))
     assert mixed.families == ("mixed",)
     check(batch, *run(batch, mixed))
+
+
+def test_prefill_serves_the_decode_sequences_of_a_plan_without_decode():
+    batch = BATCHES["prefill slot"]
+    plan = DISPATCHER.plan(PROBLEM, replace(Step.of_batch(batch), decode=Lengths()))
+    assert plan.families == ("prefill", "mixed")
+    check(batch, *run(batch, plan, chunk_prefill_size=8))
 
 
 def test_a_plan_is_static_to_an_outer_jit():

@@ -1,5 +1,6 @@
 """Selection: exact, nearest, heuristic, and that each says which."""
 
+import itertools
 import logging
 from dataclasses import asdict, replace
 
@@ -107,6 +108,29 @@ def test_a_plan_says_what_it_would_leave_out():
     assert plan.unserved((1, 3, 4)) == "2 prefill, 1 mixed"
     both = dispatcher().plan(PROBLEM, BOTH)
     assert both.effective_distribution(1, 3, 4) == (1, 1, 4)
+
+
+@pytest.mark.parametrize("families", [
+    one for n in range(4) for one in itertools.combinations(("decode", "prefill", "mixed"), n)
+])  # fmt: skip
+def test_what_is_not_launched_is_served_by_the_next_that_is(families):
+    configs = {name: choice.configs[0] for name, choice in dispatcher().choices(PROBLEM).items()}
+    launches = tuple(Launch(family=name, config=configs[name]) for name in families)
+    plan = LaunchPlan(problem=PROBLEM, target=CHIP.target, launches=launches)
+    left = {"decode": 1, "prefill": 2, "mixed": 3}  # sequences of the batch
+    for place, name in enumerate(left):
+        if set(families) & set(list(left)[max(place, 1) :]) or name in families:
+            left[name] = 0  # it, or a later one that takes any length
+    text = ", ".join(f"{count} {name}" for name, count in left.items() if count)
+    assert plan.unserved((1, 3, 6)) == (text or None)
+
+
+def test_a_plan_of_families_out_of_order_or_twice_is_refused():
+    config = dispatcher().choices(PROBLEM)["mixed"].configs[0]
+    for families in (("mixed", "decode"), ("mixed", "mixed"), ("chunked",)):
+        launches = tuple(Launch(family=name, config=config) for name in families)
+        with pytest.raises(ValueError, match="in this order"):
+            LaunchPlan(problem=PROBLEM, target=CHIP.target, launches=launches)
 
 
 def test_plans_are_hashable_and_the_same_for_the_same_step():
