@@ -211,7 +211,7 @@ def test_a_caller_that_traces_gets_a_compile(path, compiles, warnings):
     step(*make_arrays())
     assert compiles == [PROBLEM]
     (warning,) = warnings()
-    assert "cannot be part of a traced function; compiling instead" in warning
+    assert "cannot be part of a traced function (docs/serving.md" in warning
 
 
 def test_the_interpreter_is_never_replaced(path, compiles):
