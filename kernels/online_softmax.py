@@ -77,10 +77,11 @@ def exponentials(s: jax.Array, m: jax.Array, target: Target, dtype: jnp.dtype) -
 
 
 def weigh(p: jax.Array, v: jax.Array) -> jax.Array:
-    """P @ V: float32[rows, lanes] of p [rows, keys] and v [keys, lanes]."""
-    return jax.lax.dot_general(
-        p.astype(v.dtype), v, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )
+    """P @ V: float32[rows, lanes] of p [rows, keys] and v [keys, lanes].
+
+    p is not rounded to the dtype of v, which may be float8: it would lose its accuracy.
+    """
+    return jax.lax.dot_general(p, v, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def spread(x: jax.Array, width: int) -> jax.Array:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from rpa_kernels import layout, limits, useful
 from rpa_kernels.batch import Batch
-from rpa_kernels.blockwise.config import CHAIN_ROWS, PASS_ROWS, BlockwiseConfig
+from rpa_kernels.blockwise.chains import all_chains, query_rows
+from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.blockwise.split import cuts
 from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.family import Traffic
@@ -14,67 +15,6 @@ from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
 Shape = tuple[int, ...]
-
-# Tokens whose query rows lie together: what a short query block computes.
-GRANULE = 16
-MAX_WIDTH = 16
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chains:
-    """How the query rows of a query compute block are split into chains; see `attend.py`.
-
-    Attributes:
-      tokens: Query tokens of the compute block.
-      rows: Query rows of a chain.
-      parts: Chains of one KV head.
-      width: Chains of one pass: several heads, or some of one head's parts.
-      num_groups: Passes for all chains.
-    """
-
-    tokens: int
-    rows: int
-    parts: int
-    width: int
-    num_groups: int
-
-
-def query_rows(problem: Problem, tokens: int) -> int:
-    """Query rows of one KV head for some tokens, padding included."""
-    return tokens * problem.q_words * layout.packing(problem.q_dtype)
-
-
-def chains_of(problem: Problem, tokens: int) -> Chains:
-    """The split with the fewest parts of at most `CHAIN_ROWS` rows, and several chains in all."""
-    rows, heads = query_rows(problem, tokens), problem.num_kv_heads
-    parts = next(
-        parts
-        for parts in range(1, rows + 1)
-        if rows % parts == 0
-        and heads * parts > 1
-        and (rows // parts <= CHAIN_ROWS or rows // parts % (2 * layout.SUBLANES))
-    )
-    chain = rows // parts
-    width = max(
-        width
-        for width in range(1, max(2, min(MAX_WIDTH, PASS_ROWS // chain)) + 1)
-        if heads * parts % width == 0 and (width % parts == 0 or parts % width == 0)
-    )
-    return Chains(
-        tokens=tokens, rows=chain, parts=parts, width=width, num_groups=heads * parts // width
-    )
-
-
-def all_chains(family: str, problem: Problem, config: BlockwiseConfig) -> tuple[Chains, ...]:
-    """The splits that a kernel has code for: of a compute block, and before it of a granule.
-
-    Chunks of prefill have one length, which their config fits: no second path for few queries.
-    """
-    sizes = (GRANULE, config.bq_csz) if family == "mixed" else (config.bq_csz,)
-    return tuple(
-        chains_of(problem, tokens)
-        for tokens in dict.fromkeys(min(size, config.bq_csz) for size in sizes)
-    )
 
 
 def sums_lanes(problem: Problem, config: BlockwiseConfig) -> int:
@@ -87,37 +27,52 @@ def has_values(problem: Problem, config: BlockwiseConfig) -> bool:
     return not problem.fuses_kv or bool(config.mxu_sums)
 
 
-def buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[tuple[Shape, str], ...]]:
+def kv_dtype(problem: Problem, target: Target) -> str:
+    """Dtype of unpacked K and V: what q and p are multiplied in, or float8 as it was stored.
+
+    Widening float8 for each element costs more than taking it out of its word.
+    """
+    if "float32" in (problem.q_dtype, problem.kv_dtype):
+        return "float32"
+    keeps = problem.kv_dtype.startswith("float8") and target.has_fp8_mxu
+    return problem.kv_dtype if keeps else "bfloat16"
+
+
+def buffers(
+    problem: Problem, config: BlockwiseConfig, target: Target
+) -> dict[str, tuple[tuple[Shape, str], ...]]:
     """Every VMEM buffer of the kernel by name, (shape, dtype); `scratch.py` allocates these."""
     _, words, pack, lanes = problem.kv_new_shape
     q_token = problem.q_shape[1:]
     state = (problem.num_kv_heads, query_rows(problem, config.bq_sz))
     heads = problem.num_kv_heads
-    chains = max(c.rows * c.width for c in all_chains("mixed", problem, config))
+    paths = all_chains("mixed", problem, config)
+    pass_rows = max(c.rows * c.width for c in paths)
+    score_rows = max(c.rows * c.width * c.keys // config.bkv_csz for c in paths)
     wide = "float32" if "float32" in (problem.q_dtype, problem.kv_dtype) else "bfloat16"
+    unpacked = kv_dtype(problem, target)
     v_lanes = lanes + sums_lanes(problem, config)
     kv_block = (config.num_buffers, config.bkv_sz, layout.odd(words), pack, lanes)
     return {
         "kv": ((kv_block, problem.kv_dtype),),
         "q": (((2, config.bq_sz, *q_token), problem.q_dtype),),
         "out": (((2, config.bq_sz, *q_token), problem.q_dtype),),
-        "k": (((heads, config.bkv_sz, lanes), wide),),
-        "v": (((heads, config.bkv_sz, v_lanes), wide),) if has_values(problem, config) else (),
+        "k": (((heads, config.bkv_sz, lanes), unpacked),),
+        "v": (((heads, config.bkv_sz, v_lanes), unpacked),) if has_values(problem, config) else (),
         "scaled_q": (((*state, lanes), wide),),
         "m": (((*state, layout.LANES), "float32"),),
         "sums": () if config.mxu_sums else (((*state, layout.LANES), "float32"),),
         "acc": (((*state, v_lanes), "float32"),),
-        "s": (((chains, config.bkv_csz), "float32"),),
-        "p": (((chains, config.bkv_csz), wide),),
-        "alpha": (((chains, layout.LANES), "float32"),),
+        "s": (((score_rows, config.bkv_csz), "float32"),),
+        "p": (((score_rows, config.bkv_csz), wide),),
+        "alpha": (((pass_rows, layout.LANES), "float32"),),
         "sinks": ((problem.sinks_shape, "float32"),) if problem.has_sinks else (),
     }
 
 
 def scratch_bytes(problem: Problem, config: BlockwiseConfig, target: Target) -> int:
     """VMEM scratch in bytes after tiling. Does not count what the compiler adds."""
-    del target
-    named = buffers(problem, config).values()
+    named = buffers(problem, config, target).values()
     return sum(layout.tiled_bytes(*buffer) for copies in named for buffer in copies)
 
 
@@ -212,12 +167,13 @@ def mxu_flops(
 ) -> int:
     """FLOPs the MXU executes, padding and masked halves of blocks included."""
     del target
-    paths = [chains.tokens for chains in all_chains(family, problem, config)]
+    paths = all_chains(family, problem, config)
     tokens_times_keys = 0
-    csz = config.bkv_csz
     for b in blocks(family, problem, config, batch, core):
-        # A block of few queries computes one granule of them; see `Kernel.attend`.
-        tokens = next((size for size in paths if b.end - b.first <= size), config.bq_csz)
+        # A block of few queries computes one granule of them; see `walk.on_path`.
+        fitting = [path for path in paths if b.end - b.first <= path.tokens]
+        path = fitting[-1] if fitting else paths[0]
+        tokens, csz = path.tokens, path.keys
         for first in range(b.first, b.end, tokens):
             tiles = 0
             seen = min(first + tokens, b.kv_end) if problem.causal else b.kv_end

@@ -14,8 +14,12 @@ each chain of a group has its own rows of the buffers:
 
 Nothing in a pass waits for anything else in it, except that the score buffer is read before it
 is written again. Indices of a group are one dynamic start and static steps, which lets the
-compiler tell its chains apart. The code is two passes long (one with masks, one without),
-whatever the block sizes.
+compiler tell its chains apart. The code is two passes long (one with masks, one without) for
+each split of `chains.py`, whatever the block sizes.
+
+The softmax of few rows takes less time than a product needs to return. Their splits have larger
+KV compute blocks, whose scores lie in the buffers one `bkv_csz` of keys below the other, and
+`lag` more chains between the stages.
 """
 
 from dataclasses import dataclass
@@ -27,7 +31,7 @@ from jax.experimental import pallas as pl
 
 from rpa_kernels import online_softmax
 from rpa_kernels.blockwise import walk
-from rpa_kernels.blockwise.account import GRANULE, Chains
+from rpa_kernels.blockwise.chains import Chains
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.blockwise.scratch import Scratch
 from rpa_kernels.blockwise.walk import Block
@@ -36,6 +40,7 @@ from rpa_kernels.mask import mask_scores
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
+Ref = Any
 Scalar = Any
 
 
@@ -65,7 +70,8 @@ class Attention:
         @pl.when(begin < end)
         def _() -> None:
             first = Group(begin, self.tiles(begin).first, jnp.int32(0))
-            self.score(first, 0)
+            for chain in range(self.chains.lag):
+                self.score(first, chain)
             jax.lax.while_loop(
                 lambda group: group.q_tile < end, lambda group: self.step(group, end), first
             )
@@ -83,9 +89,7 @@ class Attention:
 
     def tiles(self, q_tile: Scalar) -> walk.Tiles:
         """KV compute blocks that a query compute block walks."""
-        return walk.tiles_of(
-            self.block, q_tile, self.chains.tokens, self.config.bkv_csz, self.problem
-        )
+        return walk.tiles_of(self.block, q_tile, self.chains.tokens, self.chains.keys, self.problem)
 
     def step(self, group: Group, end: Scalar) -> Group:
         """One pass; returns the next group."""
@@ -119,14 +123,23 @@ class Attention:
         )
 
     def attend(self, group: Group, ahead: Group, *, masked: bool) -> None:
-        """One pass over the chains of a group; the first was scored by the pass before."""
-        for chain in range(self.chains.width):
-            if chain + 1 < self.chains.width:
-                self.score(group, chain + 1)
-            else:
-                self.score(ahead, 0)
-            self.soften(group, chain, masked=masked)
-            self.weigh(group, chain)
+        """One pass over the chains of a group; the first were scored by the pass before."""
+        width, lag = self.chains.width, self.chains.lag
+        if width == 1:
+            # The only chain's score buffer has to be read before it is written again.
+            self.soften(group, 0, masked=masked)
+            self.score(ahead, 0)
+            self.weigh(group, 0)
+            return
+        for chain in range(width + lag - 1):
+            if chain < width:
+                if chain + lag < width:
+                    self.score(group, chain + lag)
+                else:
+                    self.score(ahead, chain + lag - width)
+                self.soften(group, chain, masked=masked)
+            if chain >= lag - 1:
+                self.weigh(group, chain - lag + 1)
 
     def place(self, group: Group, chain: int) -> tuple[Scalar, Any, Any]:
         """KV head of a chain, its rows of the query compute block, and of the pass's buffers."""
@@ -148,28 +161,46 @@ class Attention:
 
     def keys(self, group: Group) -> Any:
         """Rows of the KV block that a group looks at."""
-        start = group.kv_tile * self.config.bkv_csz
-        return pl.ds(pl.multiple_of(start, self.config.bkv_csz), self.config.bkv_csz)
+        keys = self.chains.keys
+        return pl.ds(pl.multiple_of(group.kv_tile * keys, keys), keys)
+
+    def folds(self, chain: int) -> list[Any]:
+        """Rows of the score buffers that hold each `bkv_csz` of a chain's keys."""
+        c = self.chains
+        starts = range(
+            chain * c.rows, c.rows * c.width * c.keys // self.config.bkv_csz, c.rows * c.width
+        )
+        return [pl.ds(start, c.rows) for start in starts]
+
+    def load(self, ref: Ref, chain: int) -> jax.Array:
+        """Scores or probabilities of a chain: [rows, keys]."""
+        return jnp.concatenate([ref[rows] for rows in self.folds(chain)], axis=1)
+
+    def store(self, ref: Ref, chain: int, value: jax.Array) -> None:
+        """Stores what `load` loads."""
+        csz = self.config.bkv_csz
+        for i, rows in enumerate(self.folds(chain)):
+            ref[rows] = value[:, i * csz : (i + 1) * csz]
 
     def score(self, group: Group, chain: int) -> None:
         """Stage one of a chain."""
-        s, (head, first, own) = self.scratch, self.place(group, chain)
+        s, (head, first, _) = self.scratch, self.place(group, chain)
         q = s.scaled_q[head, self.rows(group, first)]
-        s.s[own] = online_softmax.scores(q, s.k[head, self.keys(group)], self.problem)
+        self.store(s.s, chain, online_softmax.scores(q, s.k[head, self.keys(group)], self.problem))
 
     def soften(self, group: Group, chain: int, *, masked: bool) -> None:
         """Stage two of a chain."""
         s, (head, first, own) = self.scratch, self.place(group, chain)
         at = (head, self.rows(group, first))
-        scores = s.s[own]
+        scores = self.load(s.s, chain)
         if masked:
-            k_start = self.block.kv_start + group.kv_tile * self.config.bkv_csz
+            k_start = self.block.kv_start + group.kv_tile * self.chains.keys
             q_pos = self.q_positions(group.q_tile, first)
             scores = mask_scores(scores, q_pos, k_start, self.block.kv_end, self.problem)
         m_old = s.m[at]
         m = jnp.maximum(m_old, jnp.max(scores, axis=1, keepdims=True))
         p = online_softmax.exponentials(
-            scores, online_softmax.spread(m, scores.shape[1]), self.target, s.k.dtype
+            scores, online_softmax.spread(m, scores.shape[1]), self.target, s.p.dtype
         )
         alpha = jnp.exp2(m_old - m)
         s.m[at] = m
@@ -177,14 +208,14 @@ class Attention:
         if s.sums is not None:
             total = jnp.sum(p.astype(jnp.float32), axis=1, keepdims=True)
             s.sums[at] = alpha * s.sums[at] + total
-        s.p[own] = p.astype(s.p.dtype)
+        self.store(s.p, chain, p.astype(s.p.dtype))
 
     def weigh(self, group: Group, chain: int) -> None:
         """Stage three of a chain."""
         s, (head, first, own) = self.scratch, self.place(group, chain)
         at = (head, self.rows(group, first))
         values = (s.k if s.v is None else s.v)[head, self.keys(group)]
-        pv = online_softmax.weigh(s.p[own], values)
+        pv = online_softmax.weigh(self.load(s.p, chain), values)
         s.acc[at] = online_softmax.spread(s.alpha[own], pv.shape[1]) * s.acc[at] + pv
 
     def q_positions(self, q_tile: Scalar, first: Scalar) -> jax.Array:
@@ -193,7 +224,8 @@ class Attention:
         Rows are in the order granule, word, token, part of the word.
         """
         _, words, pack, _ = self.problem.q_shape[1:]
+        size = self.chains.granule
         row = first + jax.lax.broadcasted_iota(jnp.int32, (self.chains.rows, 1), 0)
-        token = (row >> (pack.bit_length() - 1)) & (GRANULE - 1)
-        granule = div(row, GRANULE * pack * words)
-        return self.block.q_first + q_tile * self.chains.tokens + granule * GRANULE + token
+        token = (row >> (pack.bit_length() - 1)) & (size - 1)
+        granule = div(row, size * pack * words)
+        return self.block.q_first + q_tile * self.chains.tokens + granule * size + token

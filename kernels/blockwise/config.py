@@ -1,6 +1,6 @@
 """Block sizes of the prefill and mixed families. No jax."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rpa_kernels import layout, limits
 from rpa_kernels.infeasible import Infeasible
@@ -111,6 +111,18 @@ def _default_kv(problem: Problem, keys: int) -> int:
     return limits.block_sizes(problem, (max(size, USUAL_KV),))[0]
 
 
+def _with_third_buffer(
+    config: BlockwiseConfig, problem: Problem, target: Target
+) -> BlockwiseConfig:
+    """One more KV block in flight where it fits: few queries take less time than a copy's latency.
+
+    Not in a window, which is one or two KV blocks, and the first would wait behind the others.
+    """
+    third = replace(config, num_buffers=3)
+    fits = problem.sliding_window is None and third.check(problem, target) is None
+    return third if fits else config
+
+
 def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeasible:
     """A config that fits, by rule of thumb.
 
@@ -140,7 +152,7 @@ def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeas
         )
         bad = config.check(problem, target)
         if bad is None:
-            return config
+            return _with_third_buffer(config, problem, target)
         smaller = limits.smaller_block(bkv, problem)
         if bkv > usual:
             bkv = usual

@@ -13,17 +13,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels import online_softmax, packed, pages
+from rpa_kernels import packed, pages
 from rpa_kernels.blockwise import sums, walk
-from rpa_kernels.blockwise.account import GRANULE, all_chains
 from rpa_kernels.blockwise.attend import Attention
+from rpa_kernels.blockwise.chains import Chains, all_chains
 from rpa_kernels.blockwise.config import BlockwiseConfig
+from rpa_kernels.blockwise.q_blocks import QBlocks
 from rpa_kernels.blockwise.scratch import Scratch
 from rpa_kernels.blockwise.split import SEQS
 from rpa_kernels.blockwise.walk import Block, Place
 from rpa_kernels.calls import Refs
 from rpa_kernels.ints import cdiv
-from rpa_kernels.layout import LANES
 from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
@@ -37,15 +37,14 @@ class Kernel:
     """Refs and statics of one kernel call; methods are its phases."""
 
     meta: Meta
-    q: Ref
     kv_new: Ref
-    out: Ref
     cache: PagedCache
     sinks: Ref | None
     first: Place
     end: Place
     scratch: Scratch
-    family: str
+    q_blocks: QBlocks
+    paths: tuple[Chains, ...]
     problem: Problem
     config: BlockwiseConfig
     target: Target
@@ -142,106 +141,18 @@ class Kernel:
         self.cache.wait(kv.at[slot], sems.at[slot], unwritten[slot])
         self.scratch.unwritten[slot] = 0
 
-    # Queries in, outputs out.
-
-    def q_copy(self, parity: Scalar, block: Block) -> Any:
-        """Copy that brings a query block in."""
-        return pltpu.make_async_copy(
-            self.q.at[pl.ds(block.token, block.num_q)],
-            self.scratch.q.at[parity, pl.ds(0, block.num_q)],
-            self.scratch.q_sems.at[parity],
-        )
-
-    def wait_send(self, parity: Scalar) -> None:
-        """Waits until an output buffer is sent."""
-        unsent = self.scratch.unsent[parity]
-
-        @pl.when(unsent > 0)
-        def _() -> None:
-            rows = self.scratch.out.at[parity, pl.ds(0, unsent)]
-            pltpu.make_async_copy(rows, rows, self.scratch.out_sems.at[parity]).wait()
-
-    def begin(self, parity: Scalar, block: Block) -> None:
-        """Waits for a query block, starts fetching the next, and clears the softmax state."""
-
-        @pl.when(self.is_own(block.next_q))
-        def _() -> None:
-            self.q_copy(1 - parity, self.block_at(block.next_q)).start()
-
-        self.q_copy(parity, block).wait()
-        s = self.scratch
-
-        @pl.loop(0, cdiv(block.num_q, GRANULE))
-        def _(granule: jax.Array) -> None:
-            for head in range(self.problem.num_kv_heads):
-                for word, rows in enumerate(self.word_rows(granule)):
-                    q = packed.load_q(
-                        s.q, (parity,), head=head, word=word, start=granule * GRANULE,
-                        count=GRANULE, strided=self.strided,
-                    )  # fmt: skip
-                    s.scaled_q[head, rows] = online_softmax.scale_q(q, self.problem)
-                    self.reset(head, word, rows)
-
-    def word_rows(self, granule: Scalar) -> list[Any]:
-        """Rows of the softmax state that hold each word of a granule's queries."""
-        _, words, pack, _ = self.problem.q_shape[1:]
-        count = GRANULE * pack
-        starts = [(granule * words + word) * count for word in range(words)]
-        return [pl.ds(pl.multiple_of(start, count), count) for start in starts]
-
-    def reset(self, head: int, word: int, rows: Any) -> None:
-        """Sets the softmax state of some rows to that of an empty context."""
-        s = self.scratch
-        pack = self.problem.q_shape[3]
-        s.acc[head, rows] = jnp.zeros((rows.size, s.acc.shape[2]), jnp.float32)
-        if s.sums is not None:
-            s.sums[head, rows] = jnp.zeros((rows.size, LANES), jnp.float32)
-        if s.sinks is None:
-            s.m[head, rows] = jnp.full((rows.size, LANES), online_softmax.MASKED, jnp.float32)
-            return
-        # An attention sink is a key with this score and no value.
-        sink = s.sinks[head, pl.ds(word * pack, pack)]
-        s.m[head, rows] = jnp.tile(sink, (rows.size // pack, 1))
-        ones = jnp.ones((rows.size, LANES), jnp.float32)
-        if s.sums is not None:
-            s.sums[head, rows] = ones
-        else:
-            lanes = sums.sum_lanes(self.problem)
-            s.acc[head, rows, lanes] = ones[:, : lanes.size]
-
-    def finish(self, parity: Scalar, block: Block) -> None:
-        """Divides by the softmax denominators and starts sending the output."""
-        self.wait_send(parity)
-        s, problem = self.scratch, self.problem
-        lanes = problem.q_shape[4]
-
-        @pl.loop(0, cdiv(block.num_q, GRANULE))
-        def _(granule: jax.Array) -> None:
-            for head in range(problem.num_kv_heads):
-                for word, rows in enumerate(self.word_rows(granule)):
-                    acc = s.acc[head, rows]
-                    total = sums.total(acc, problem) if s.sums is None else s.sums[head, rows]
-                    factor = (problem.v_scale or 1.0) / total
-                    out = acc[:, :lanes] * online_softmax.spread(factor, lanes)
-                    packed.store_q(
-                        s.out, (parity,), out.astype(s.out.dtype), head=head, word=word,
-                        start=granule * GRANULE, strided=self.strided,
-                    )  # fmt: skip
-
-        s.unsent[parity] = block.num_q
-        pltpu.make_async_copy(
-            s.out.at[parity, pl.ds(0, block.num_q)],
-            self.out.at[pl.ds(block.token, block.num_q)],
-            s.out_sems.at[parity],
-        ).start()
-
     # Attention.
 
     def unpack(self, slot: Scalar, block: Block) -> None:
         """Takes K and V of every head out of a KV block, once for all query rows."""
         csz = self.config.bkv_csz
+        # Few queries look at more keys at a time: of those past the end they read zeros, too.
+        num_tiles = cdiv(block.num_kv, csz)
+        for chains in self.paths[1:]:
+            wide = cdiv(block.num_kv, chains.keys) * (chains.keys // csz)
+            num_tiles = jnp.where(block.num_q <= chains.tokens, wide, num_tiles)
 
-        @pl.loop(0, cdiv(block.num_kv, csz))
+        @pl.loop(0, num_tiles)
         def _(tile: jax.Array) -> None:
             start = tile * csz
             is_full = start + csz <= block.num_kv
@@ -277,20 +188,15 @@ class Kernel:
                 s.v[head, pl.ds(start, csz), lanes] = v[:, first:].astype(s.v.dtype)
 
     def attend(self, block: Block) -> None:
-        """Attends the query block to the KV block; in mixed, few queries take their own path.
-
-        In a batch of verifications that path does one granule of queries instead of a compute
-        block of them.
-        """
-        *short, full = all_chains(self.family, self.problem, self.config)
-        paths = [(chains, block.num_q <= chains.tokens) for chains in short]
-        paths.append((full, block.num_q > short[0].tokens if short else True))
-        for chains, chosen in paths:
-            attention = Attention(
+        """Attends the query block to the KV block."""
+        walk.on_path(
+            block,
+            self.paths,
+            lambda chains: Attention(
                 block=block, chains=chains, scratch=self.scratch, problem=self.problem,
                 config=self.config, target=self.target,
-            )  # fmt: skip
-            pl.when(chosen)(attention.run)
+            ).run(),
+        )  # fmt: skip
 
     # The walk.
 
@@ -303,10 +209,9 @@ class Kernel:
                 self.scratch.unwritten[slot] = 0
             if self.config.mxu_sums:
                 sums.fill_ones(self.scratch.v, self.problem)
-            self.scratch.unsent[0] = 0
-            self.scratch.unsent[1] = 0
+            self.q_blocks.reset()
             place = ahead = self.first
-            self.q_copy(0, self.block_at(place)).start()
+            self.q_blocks.start(0, self.block_at(place))
             pages.fetch_sinks(self.sinks, self.scratch.sinks, self.scratch.sinks_sem)
             for slot in range(self.config.num_buffers - 1):
                 ahead = self.start_fetch(slot, ahead, is_fresh=True)
@@ -317,8 +222,7 @@ class Kernel:
             )
             for slot in range(self.config.num_buffers):
                 self.wait_write(slot)
-            self.wait_send(0)
-            self.wait_send(1)
+            self.q_blocks.drain()
 
     def step(
         self, carry: tuple[Scalar, Scalar, Place, Place]
@@ -331,7 +235,11 @@ class Kernel:
 
         @pl.when(place.kv_block == 0)
         def _() -> None:
-            self.begin(parity, block)
+            @pl.when(self.is_own(block.next_q))
+            def _() -> None:
+                self.q_blocks.start(1 - parity, self.block_at(block.next_q))
+
+            self.q_blocks.begin(parity, block)
 
         kv, sems = self.scratch.kv, self.scratch.kv_sems
         self.cache.wait(kv.at[slot], sems.at[slot], block.num_kv)
@@ -341,7 +249,7 @@ class Kernel:
 
         @pl.when(block.is_last_kv)
         def _() -> None:
-            self.finish(parity, block)
+            self.q_blocks.finish(parity, block)
 
         return (
             jnp.where(slot == last_slot, 0, slot + 1),
@@ -374,8 +282,12 @@ def blockwise_kernel(
     first, end = (Place(refs.meta.distribution[i], zero, zero) for i in SEQS[family])
     if refs.share is not None:
         first, end = (Place(*place, zero) for place in refs.share)
+    paths = all_chains(family, problem, config)
+    q_blocks = QBlocks(
+        q=refs.q, out=refs.out, scratch=refs.scratch, paths=paths, problem=problem, strided=strided
+    )
     Kernel(
-        meta=refs.meta, q=refs.q, kv_new=refs.kv_new, out=refs.out, cache=refs.cache,
-        sinks=refs.sinks, first=first, end=end, scratch=refs.scratch, family=family,
-        problem=problem, config=config, target=target, strided=strided,
+        meta=refs.meta, kv_new=refs.kv_new, cache=refs.cache, sinks=refs.sinks, first=first,
+        end=end, scratch=refs.scratch, q_blocks=q_blocks, paths=paths, problem=problem,
+        config=config, target=target, strided=strided,
     ).run()  # fmt: skip

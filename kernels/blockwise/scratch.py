@@ -28,7 +28,8 @@ class Scratch(NamedTuple):
         with `mxu_sums` sums is None.
       acc: [KV heads, rows, lanes of v], running p @ V, and with `mxu_sums` the
         running sum in the lanes of v that hold ones.
-      s, p: [rows of a pass, bkv_csz], scores and probabilities; see `attend.py`.
+      s, p: [rows of a pass, bkv_csz], scores and probabilities; more rows for more keys; see
+        `attend.py`.
       alpha: [rows of a pass, 128], factors for what was accumulated before.
       sinks: `problem.sinks_shape`, or None.
       unwritten: int32[num_buffers] in SMEM, tokens of each KV buffer on their way to the cache.
@@ -60,9 +61,8 @@ class Scratch(NamedTuple):
 
 def scratch_shapes(problem: Problem, config: BlockwiseConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
-    del target
     vmem: dict[str, Any] = {}
-    for name, copies in buffers(problem, config).items():
+    for name, copies in buffers(problem, config, target).items():
         refs = tuple(pltpu.VMEM(shape, jnp.dtype(dtype)) for shape, dtype in copies)
         vmem[name] = refs if len(refs) > 1 else refs[0] if refs else None
     return Scratch(

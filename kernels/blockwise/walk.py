@@ -1,11 +1,15 @@
 """Scalars of the walk: which query block and KV block a step is, and which comes next."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from rpa_kernels import pages
+from rpa_kernels.blockwise.chains import Chains
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.ints import cdiv, div
 from rpa_kernels.pages import Meta
@@ -82,6 +86,23 @@ def after(place: Place, block: Block) -> Place:
         jnp.where(last, block.next_q.q_block, place.q_block),
         jnp.where(last, 0, place.kv_block + 1),
     )
+
+
+def on_path(block: Block, paths: Sequence[Chains], act: Callable[[Chains], None]) -> None:
+    """Does `act` with the shortest split that holds a query block, chosen at run time.
+
+    Args:
+      block: The step.
+      paths: The split of whole compute blocks, then ever shorter ones.
+      act: What to do; there is code for it on every path.
+    """
+    longest, *shorter = paths
+    if not shorter:
+        act(longest)
+        return
+    is_long = block.num_q > shorter[0].tokens
+    pl.when(is_long)(partial(act, longest))
+    pl.when(jnp.logical_not(is_long))(partial(on_path, block, shorter, act))
 
 
 class Tiles(NamedTuple):

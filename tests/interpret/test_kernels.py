@@ -15,6 +15,7 @@ from interpret.kernel_cases import (
 
 from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
+from rpa_kernels.blockwise.chains import all_chains
 from rpa_kernels.verify import verify
 
 # Features, several a case where they do not hide one another. Slow ones repeat a path.
@@ -75,6 +76,30 @@ def test_mixed_is_right(case):
 @pytest.mark.parametrize("case", [pytest.param(CASES["fused_sinks"], id="fused_sinks")])
 def test_mixed_without_a_copy_of_v(case):
     check("mixed", make_problem(**case), blockwise_config(mxu_sums=0), MIXED_BATCH)
+
+
+# Tails and verifications on each path for few queries, which look at two compute blocks of keys.
+SHORT_BATCH = Batch(q_lens=(4, 7, 16, 3, 17), kv_lens=(200, 150, 16, 256, 129), num_decode=0)
+SHORT_CASES = {
+    "llama": {},
+    "one_odd_head": {"num_q_heads": 3, "num_kv_heads": 1, "sliding_window": 70},
+    "fused_sinks": {"head_dim": 64, "num_q_heads": 6, "has_sinks": True},
+    "fp8": {"kv_dtype": "float8_e4m3fn", "k_scale": 0.5, "v_scale": 2.0},
+    "wide_q": {"q_dtype": "float32"},
+}
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, id=name) for name, c in SHORT_CASES.items()])
+@pytest.mark.parametrize("target", [V6E, V5E])
+def test_mixed_of_few_queries_is_right(case, target):
+    problem = make_problem(**case)
+    config = blockwise_config(
+        bq_sz=32, bq_csz=32, bkv_sz=256, mxu_sums=int(target is V6E or problem.fuses_kv)
+    )
+    whole, *short = all_chains("mixed", problem, config)
+    assert len(short) >= 2
+    assert short[-1].keys == 2 * whole.keys
+    check("mixed", problem, config, SHORT_BATCH, target=target)
 
 
 @pytest.mark.parametrize("case", SOME)

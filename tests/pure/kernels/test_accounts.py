@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from rpa_kernels import FAMILIES, layout, load_family
 from rpa_kernels.batch import Batch
+from rpa_kernels.blockwise import account
+from rpa_kernels.blockwise.chains import SHORT_SCORES, all_chains
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.heads import keeps_words
@@ -91,13 +93,59 @@ def test_words_are_multiplied_as_they_lie_where_the_mxu_takes_them():
         assert not keeps_words(int8, chip.target)
 
 
-def test_only_mixed_has_a_path_for_few_queries():
+def test_only_mixed_has_paths_for_few_queries():
     flops = {}
-    for name in ("prefill", "mixed"):
-        batch = Batch(q_lens=(4,), kv_lens=(256,), num_decode=0, num_prefill=int(name == "prefill"))
-        flops[name] = load_family(name).mxu_flops(LLAMA, BLOCKS, batch, V6E)
-    # One compute block of 64 tokens, or a granule of 16; two products with 256 keys of 128 lanes.
-    assert flops["prefill"] == 4 * flops["mixed"] == 2 * 2 * 64 * 256 * 32 * 128
+    config = dataclasses.replace(BLOCKS, bkv_csz=BLOCKS.bkv_sz)
+    for name, q_len in (("prefill", 4), ("mixed", 4), ("mixed", 5), ("mixed", 16), ("mixed", 17)):
+        batch = Batch(
+            q_lens=(q_len,), kv_lens=(256,), num_decode=0, num_prefill=int(name == "prefill")
+        )
+        flops[name, q_len] = load_family(name).mxu_flops(LLAMA, config, batch, V6E)
+    # A compute block of 64 tokens, or 4, 8 or 16 of them; two products with keys of 128 lanes.
+    whole = flops["prefill", 4]
+    assert whole == 2 * 2 * 64 * config.bkv_sz * 32 * 128
+    assert [flops["mixed", n] for n in (4, 5, 16, 17)] == [
+        whole // 16,
+        whole // 8,
+        whole // 4,
+        whole,
+    ]
+
+
+def test_few_queries_look_at_more_keys():
+    whole, *short = all_chains("mixed", LLAMA, BLOCKS)
+    assert [chains.tokens for chains in short] == [16, 8, 4]
+    for chains in short:
+        assert chains.keys % whole.keys == 0
+        assert BLOCKS.bkv_sz % chains.keys == 0
+        assert chains.keys == whole.keys or chains.rows * chains.keys <= SHORT_SCORES
+    # One query head takes one word of a token: only eight tokens fill a tile.
+    narrow = dataclasses.replace(LLAMA, num_q_heads=LLAMA.num_kv_heads)
+    assert [chains.tokens for chains in all_chains("mixed", narrow, BLOCKS)[1:]] == [16, 8]
+
+
+def test_a_third_buffer_where_it_fits_and_no_window_is():
+    family, target = load_family("mixed"), load_chips()["v7x"].target
+    few_heads = dataclasses.replace(LLAMA, num_q_heads=8, num_kv_heads=1)
+    for problem, num_buffers in (
+        (few_heads, 3),
+        (dataclasses.replace(few_heads, sliding_window=1024), 2),
+    ):
+        assert family.default_config(problem, target).num_buffers == num_buffers
+    # All of a small VMEM goes into longer blocks first.
+    config = family.default_config(LLAMA, target)
+    third = dataclasses.replace(config, num_buffers=3)
+    assert (config.num_buffers == 3) == (third.check(LLAMA, target) is None)
+
+
+@pytest.mark.parametrize("chip", ["v4", "v6e"])
+def test_float8_is_kept_where_the_mxu_takes_it(chip):
+    target = load_chips()[chip].target
+    problem = dataclasses.replace(LLAMA, kv_dtype="float8_e4m3fn")
+    unpacked = account.buffers(problem, BLOCKS, target)["k"][0][1]
+    assert unpacked == ("float8_e4m3fn" if target.has_fp8_mxu else "bfloat16")
+    wide = dataclasses.replace(problem, q_dtype="float32")
+    assert account.buffers(wide, BLOCKS, target)["k"][0][1] == "float32"
 
 
 lengths = st.integers(1, 4096)

@@ -1,0 +1,108 @@
+"""How the query rows of a query compute block are split into chains; see `attend.py`. No jax."""
+
+from dataclasses import dataclass
+
+from rpa_kernels import layout
+from rpa_kernels.blockwise.config import CHAIN_ROWS, PASS_ROWS, BlockwiseConfig
+from rpa_kernels.problem import Problem
+
+# Tokens whose query rows lie together, where there are many.
+GRANULE = 16
+# Tokens of the splits for blocks of few queries.
+SHORT_TOKENS = (16, 8, 4)
+# Scores of such a chain at most, for one or two passes a KV block: each pass shows the latency of
+# its first and its last product, which few rows do not fill.
+SHORT_SCORES = 64 * layout.SUBLANES * layout.LANES
+SHORT_LAG = 2
+MAX_WIDTH = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chains:
+    """A split of the query rows of a query compute block.
+
+    Attributes:
+      tokens: Query tokens of the compute block.
+      granule: Tokens whose query rows lie together.
+      keys: Tokens of a KV compute block.
+      rows: Query rows of a chain.
+      parts: Chains of one KV head.
+      width: Chains of one pass: several heads, or some of one head's parts.
+      num_groups: Passes for all chains.
+      lag: Chains from the one that is scored back to the one that is softened; weighed is the
+        one `lag - 1` before that.
+    """
+
+    tokens: int
+    granule: int
+    keys: int
+    rows: int
+    parts: int
+    width: int
+    num_groups: int
+    lag: int
+
+
+def query_rows(problem: Problem, tokens: int) -> int:
+    """Query rows of one KV head for some tokens, padding included."""
+    return tokens * problem.q_words * layout.packing(problem.q_dtype)
+
+
+def all_chains(family: str, problem: Problem, config: BlockwiseConfig) -> tuple[Chains, ...]:
+    """The splits that a kernel has code for: of a compute block, then of fewer and fewer tokens.
+
+    Blocks of few queries have their own in `mixed`: fewer rows, and more keys at a time. Chunks
+    of prefill have one length, which their config fits.
+    """
+    whole = _chains_of(problem, tokens=config.bq_csz, granule=GRANULE, keys=config.bkv_csz)
+    if family != "mixed":
+        return (whole,)
+    tile = layout.SUBLANES * layout.packing(problem.q_dtype)
+    short = (
+        _chains_of(problem, tokens=n, granule=n, keys=_short_keys(problem, config, n))
+        for n in SHORT_TOKENS
+        if n < config.bq_csz and query_rows(problem, n) % tile == 0
+    )
+    return (whole, *short)
+
+
+def _chains_of(problem: Problem, *, tokens: int, granule: int, keys: int) -> Chains:
+    """The split with the fewest parts of at most `CHAIN_ROWS` rows.
+
+    Of many queries there are two chains at least, so that the products of one run beside the
+    softmax of the other; of few, parts would only repeat the loads of weights.
+    """
+    rows, heads = query_rows(problem, tokens), problem.num_kv_heads
+    least = 1 if tokens == granule else 2
+    parts = next(
+        parts
+        for parts in range(1, rows + 1)
+        if rows % parts == 0
+        and heads * parts >= least
+        and (rows // parts <= CHAIN_ROWS or rows // parts % (2 * layout.SUBLANES))
+    )
+    chain = rows // parts
+    width = max(
+        width
+        for width in range(1, max(2, min(MAX_WIDTH, PASS_ROWS // chain)) + 1)
+        if heads * parts % width == 0 and (width % parts == 0 or parts % width == 0)
+    )
+    return Chains(
+        tokens=tokens,
+        granule=granule,
+        keys=keys,
+        rows=chain,
+        parts=parts,
+        width=width,
+        num_groups=heads * parts // width,
+        # The softmax of few rows is shorter than a product's latency.
+        lag=1 if tokens > granule or width < 2 * SHORT_LAG else SHORT_LAG,
+    )
+
+
+def _short_keys(problem: Problem, config: BlockwiseConfig, tokens: int) -> int:
+    """Keys that few queries look at together: whole compute blocks that divide a KV block."""
+    most = SHORT_SCORES // query_rows(problem, tokens)
+    sizes = range(config.bkv_csz, config.bkv_sz + 1, config.bkv_csz)
+    fitting = [size for size in sizes if config.bkv_sz % size == 0 and size <= most]
+    return max(fitting, default=config.bkv_csz)

@@ -1,0 +1,154 @@
+"""Query blocks: fetched one ahead, prepared for the products, and their outputs sent."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from rpa_kernels import online_softmax, packed
+from rpa_kernels.blockwise import sums, walk
+from rpa_kernels.blockwise.chains import Chains, query_rows
+from rpa_kernels.blockwise.scratch import Scratch
+from rpa_kernels.blockwise.walk import Block
+from rpa_kernels.ints import cdiv
+from rpa_kernels.layout import LANES
+from rpa_kernels.problem import Problem
+
+Ref = Any
+Scalar = Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QBlocks:
+    """Refs and statics; a parity says which of two buffers a block is in.
+
+    Attributes:
+      q: Prepared queries in HBM.
+      out: Outputs in HBM.
+      scratch: Scratch refs.
+      paths: `all_chains`; the one that a block takes says how its rows are grouped.
+      problem: Static shapes and features.
+      strided: Which body of `packed` to use.
+    """
+
+    q: Ref
+    out: Ref
+    scratch: Scratch
+    paths: tuple[Chains, ...]
+    problem: Problem
+    strided: bool
+
+    def start(self, parity: Scalar, block: Block) -> None:
+        """Starts fetching a query block."""
+        self._fetch(parity, block).start()
+
+    def begin(self, parity: Scalar, block: Block) -> None:
+        """Waits for a query block, prepares it and clears its softmax state."""
+        self._fetch(parity, block).wait()
+        walk.on_path(block, self.paths, lambda chains: self._load(parity, block, chains.granule))
+
+    def finish(self, parity: Scalar, block: Block) -> None:
+        """Divides by the softmax denominators and starts sending the output."""
+        self._wait_sent(parity)
+        walk.on_path(block, self.paths, lambda chains: self._divide(parity, block, chains.granule))
+        s = self.scratch
+        s.unsent[parity] = block.num_q
+        pltpu.make_async_copy(
+            s.out.at[parity, pl.ds(0, block.num_q)],
+            self.out.at[pl.ds(block.token, block.num_q)],
+            s.out_sems.at[parity],
+        ).start()
+
+    def reset(self) -> None:
+        """Before the first block: nothing is on its way out."""
+        self.scratch.unsent[0] = 0
+        self.scratch.unsent[1] = 0
+
+    def drain(self) -> None:
+        """Waits until all outputs are sent."""
+        self._wait_sent(0)
+        self._wait_sent(1)
+
+    def _fetch(self, parity: Scalar, block: Block) -> Any:
+        """Copy that brings a query block in."""
+        return pltpu.make_async_copy(
+            self.q.at[pl.ds(block.token, block.num_q)],
+            self.scratch.q.at[parity, pl.ds(0, block.num_q)],
+            self.scratch.q_sems.at[parity],
+        )
+
+    def _wait_sent(self, parity: Scalar) -> None:
+        """Waits until an output buffer is sent."""
+        unsent = self.scratch.unsent[parity]
+
+        @pl.when(unsent > 0)
+        def _() -> None:
+            rows = self.scratch.out.at[parity, pl.ds(0, unsent)]
+            pltpu.make_async_copy(rows, rows, self.scratch.out_sems.at[parity]).wait()
+
+    def _load(self, parity: Scalar, block: Block, size: int) -> None:
+        """Prepares queries, and clears their softmax state, in granules of `size` tokens."""
+        s, problem = self.scratch, self.problem
+
+        @pl.loop(0, cdiv(block.num_q, size))
+        def _(granule: jax.Array) -> None:
+            rows = self._rows(granule, size)
+            for head in range(problem.num_kv_heads):
+                words = [
+                    packed.load_q(
+                        s.q, (parity,), head=head, word=word, start=granule * size, count=size,
+                        strided=self.strided,
+                    )
+                    for word in range(problem.q_words)
+                ]  # fmt: skip
+                q = jnp.concatenate(words, axis=0)
+                s.scaled_q[head, rows] = online_softmax.scale_q(q, problem)
+                self._clear(head, rows, size)
+
+    def _rows(self, granule: Scalar, size: int) -> Any:
+        """Rows of the softmax state that hold a granule of `size` tokens."""
+        count = query_rows(self.problem, size)
+        return pl.ds(pl.multiple_of(granule * count, count), count)
+
+    def _clear(self, head: int, rows: Any, size: int) -> None:
+        """Sets the softmax state of a granule of `size` tokens to that of an empty context."""
+        s = self.scratch
+        words, pack = self.problem.q_shape[2:4]
+        s.acc[head, rows] = jnp.zeros((rows.size, s.acc.shape[2]), jnp.float32)
+        if s.sums is not None:
+            s.sums[head, rows] = jnp.zeros((rows.size, LANES), jnp.float32)
+        if s.sinks is None:
+            s.m[head, rows] = jnp.full((rows.size, LANES), online_softmax.MASKED, jnp.float32)
+            return
+        # An attention sink is a key with this score and no value.
+        sinks = [s.sinks[head, pl.ds(word * pack, pack)] for word in range(words)]
+        s.m[head, rows] = jnp.concatenate([jnp.tile(sink, (size, 1)) for sink in sinks], axis=0)
+        ones = jnp.ones((rows.size, LANES), jnp.float32)
+        if s.sums is not None:
+            s.sums[head, rows] = ones
+        else:
+            lanes = sums.sum_lanes(self.problem)
+            s.acc[head, rows, lanes] = ones[:, : lanes.size]
+
+    def _divide(self, parity: Scalar, block: Block, size: int) -> None:
+        """Stores outputs: what was accumulated over the denominators, in granules of `size`."""
+        s, problem = self.scratch, self.problem
+        _, words, pack, lanes = problem.q_shape[1:]
+
+        @pl.loop(0, cdiv(block.num_q, size))
+        def _(granule: jax.Array) -> None:
+            rows = self._rows(granule, size)
+            for head in range(problem.num_kv_heads):
+                acc = s.acc[head, rows]
+                total = sums.total(acc, problem) if s.sums is None else s.sums[head, rows]
+                factor = (problem.v_scale or 1.0) / total
+                out = acc[:, :lanes] * online_softmax.spread(factor, lanes)
+                for word in range(words):
+                    own = out[word * size * pack : (word + 1) * size * pack]
+                    packed.store_q(
+                        s.out, (parity,), own.astype(s.out.dtype), head=head, word=word,
+                        start=granule * size, strided=self.strided,
+                    )  # fmt: skip
