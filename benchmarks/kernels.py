@@ -28,6 +28,8 @@ from rpa_tune.errors import UsageError
 from rpa_tune.interop import wheel
 from rpa_tune.provenance import provenance
 
+QUICK_TO_COMPILE_FIRST = ("ours", "v3", "hd64", "batched", "stacked")
+
 
 class Answer(NamedTuple):
     """What one set of block sizes gave on the batches of a group.
@@ -207,14 +209,15 @@ def run(pool: WorkerPool, entries: list[Entry], journal: Journal) -> None:
 
 
 def entries_of(
-    chosen: Iterable[Group], search: int, search_public: int, work: Path
+    chosen: Iterable[Group], search: int, search_public: int, opponents: list[str], work: Path
 ) -> Iterator[tuple[Group, list[Entry]]]:
-    """The entries of each group: so many block sizes for ours, so many for each public kernel."""
+    """The entries of each group: so many block sizes for ours, so many for each opponent."""
     root = wheel.fetch_wheel(work) if search_public else None
     for group in chosen:
         entries = our_entries(group, search, work / "cache")
         if root is not None:
-            entries += public_entries(group, search_public, root)
+            public = public_entries(group, search_public, root)
+            entries += [entry for entry in public if entry.kernel in opponents]
         yield group, entries
 
 
@@ -224,6 +227,7 @@ def entries_of(
 @click.option("--kinds", default="all", help="decode, prefill, mixed, or all.")
 @click.option("--search", default=4, help="Block sizes tried for ours; 0 for none.")
 @click.option("--search-public", default=4, help="The same for each public kernel.")
+@click.option("--opponents", default="all", help="v3, hd64, batched, stacked, or all.")
 @click.option("--ask/--no-ask", default=True, help="Or report what the journal has.")
 @click.option("--quick", is_flag=True, help="About three batches of each kind.")
 @click.option("--workers", default=2, help="Worker processes.")
@@ -236,15 +240,15 @@ def main(**options: Any) -> None:
     chips = _chosen(options["chips"], ["v4", "v5e", "v5p", "v6e", "v7x"], "chips")
     models = _chosen(options["models"], list(MODELS), "models")
     kinds = _chosen(options["kinds"], list(KINDS), "kinds")
+    opponents = _chosen(options["opponents"], list(QUICK_TO_COMPILE_FIRST[1:]), "opponents")
     work = options["work_dir"].resolve()
     journal = Journal(work / "kernels.jsonl")
     chosen = groups(chips, models, kinds, options["quick"])
-    plan = list(entries_of(chosen, options["search"], options["search_public"], work))
+    plan = list(entries_of(chosen, options["search"], options["search_public"], opponents, work))
     # The first choices of all kernels come first: a run that is cut short has all groups.
-    order = ("ours", "v3", "hd64", "batched", "stacked")  # quick to compile before slow
     ranked = sorted(
         (entry for _, entries in plan for entry in entries),
-        key=lambda entry: (entry.rank, order.index(entry.kernel)),
+        key=lambda entry: (entry.rank, QUICK_TO_COMPILE_FIRST.index(entry.kernel)),
     )
     if options["ask"]:
         with WorkerPool(num_workers=options["workers"], deadline_s=options["deadline"]) as pool:
