@@ -122,10 +122,6 @@ def _default_config(name: str, problem: Problem, target: Target) -> Any:
     return candidates.default_config(family, problem, target)
 
 
-def _sizes(problem: Problem, values: tuple[int, ...]) -> tuple[int, ...]:
-    return limits.block_sizes(problem, values)
-
-
 def _queries(problem: Problem, values: tuple[int, ...]) -> tuple[int, ...]:
     fitting = tuple(value for value in values if value <= problem.max_num_tokens)
     return fitting or values[:1]
@@ -135,9 +131,9 @@ def _v3_decode_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ..
     del target
     return {
         "bq_sz": (1,),
-        "bkv_sz": _sizes(problem, (256, 512, 1024, 2048, 4096, 8192)),
+        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048, 4096, 8192)),
         "bq_csz": (1,),
-        "bkv_csz": _sizes(problem, (256, 512, 1024, 2048)),
+        "bkv_csz": limits.block_sizes(problem, (256, 512, 1024, 2048)),
     }
 
 
@@ -145,9 +141,9 @@ def _v3_mixed_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...
     del target
     return {
         "bq_sz": _queries(problem, (16, 32, 64, 128, 256)),
-        "bkv_sz": _sizes(problem, (256, 512, 1024, 2048, 4096)),
+        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048, 4096)),
         "bq_csz": _queries(problem, (16, 32, 64, 128)),
-        "bkv_csz": _sizes(problem, (256, 512, 1024)),
+        "bkv_csz": limits.block_sizes(problem, (256, 512, 1024)),
     }
 
 
@@ -155,7 +151,7 @@ def _hd64_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     del target
     return {
         "bq_sz": _queries(problem, (8, 16, 32, 64, 128)),
-        "bkv_sz": _sizes(problem, (128, 256, 512, 1024, 2048, 4096)),
+        "bkv_sz": limits.block_sizes(problem, (128, 256, 512, 1024, 2048, 4096)),
     }
 
 
@@ -164,7 +160,7 @@ def _batched_decode_axes(problem: Problem, target: Target) -> dict[str, tuple[in
     return {
         "bq_sz": (1,),
         "bq_c_sz": (1,),
-        "bkv_sz": _sizes(problem, (256, 512, 1024, 2048, 4096)),
+        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048, 4096)),
         "batch_size": (1, 2, 4, 8, 16),
         "n_buffer": (2, 3, 4),
     }
@@ -175,7 +171,7 @@ def _batched_mixed_axes(problem: Problem, target: Target) -> dict[str, tuple[int
     return {
         "bq_sz": _queries(problem, (16, 32, 64, 128, 256)),
         "bq_c_sz": _queries(problem, (16, 32, 64, 128, 256)),
-        "bkv_sz": _sizes(problem, (256, 512, 1024, 2048)),
+        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048)),
         "batch_size": (1, 2),
         "n_buffer": (2, 3),
     }
@@ -185,8 +181,8 @@ def _stacked(axes: Callable[..., Any], problem: Problem, target: Target) -> Any:
     return {**axes(problem, target), "n_buffer": (_STACKED_BUFFERS,)}
 
 
-def _v3_name(letter: str, problem: Problem, config: Any) -> str:
-    """Name of the Pallas call. Source: `scope_name` in v3/kernel.py."""
+def v3_name(letter: str, problem: Problem, config: V3Config) -> str:
+    """Name of the Pallas call of a case: `d`, `p` or `m`. Source: `scope_name` in v3/kernel.py."""
     blocks = f"bq_{config.bq_sz}_{config.bq_csz}-bkv_{config.bkv_sz}_{config.bkv_csz}"
     return f"RPA{letter}-p_{problem.page_size}-{blocks}" + _window("-sw_", problem)
 
@@ -241,8 +237,8 @@ def _family(
 PUBLIC_FAMILIES = {
     family.name: family
     for family in (
-        _family("v3", "decode", V3Config, _v3_decode_axes, partial(_v3_name, "d")),
-        _family("v3", "mixed", V3Config, _v3_mixed_axes, partial(_v3_name, "m")),
+        _family("v3", "decode", V3Config, _v3_decode_axes, partial(v3_name, "d")),
+        _family("v3", "mixed", V3Config, _v3_mixed_axes, partial(v3_name, "m")),
         _family("hd64", "", Hd64Config, _hd64_axes, _hd64_name),
         _family("batched", "decode", BatchedConfig, _batched_decode_axes,
                 partial(_batched_name, "d")),

@@ -30,6 +30,8 @@ from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import tpu_inference, wheel
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
+from rpa_tune.public_configs import V3Config
+from rpa_tune.public_kernels import v3_name
 
 TASK = "rpa_tune.interop.records:compile_record"
 CASES = ("decode", "prefill", "mixed")
@@ -192,18 +194,14 @@ def compile_record(task: CompileTask) -> str:
         vmem_limit_bytes=chip.vmem_bytes,
         **_blocks(record),
     )
-    letter = record.case[0]
     bq, bkv, bq_compute, bkv_compute = record.blocks
-    # Source: `scope_name` in the public kernel.
-    name = f"RPA{letter}-p_{record.problem.page_size}-bq_{bq}_{bq_compute}-bkv_{bkv}_{bkv_compute}"
-    if record.problem.sliding_window is not None:
-        name += f"-sw_{record.problem.sliding_window}"
+    config = V3Config(bq_sz=bq, bkv_sz=bkv, bq_csz=bq_compute, bkv_csz=bkv_compute)
     with tpu_inference.pretend(chip, module):
         compiled = compile_call(
             Call(
                 function=function,
                 arguments=abstract_inputs(record.problem),
-                kernel_name=name,
+                kernel_name=v3_name(record.case[0], record.problem, config),
                 donated=(3,),
             ),
             record.chip,
