@@ -17,6 +17,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.space.space import Space
@@ -109,12 +110,18 @@ class RichWatch(CountingWatch):
     def __init__(self, console: Console) -> None:
         """Draws on `console`."""
         super().__init__()
+        # Of 80 characters names get what figures leave, and are wrapped rather than cropped.
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[score]}"), console=console,
-        )  # fmt: skip
+            TextColumn("{task.description}", table_column=Column(overflow="fold")),
+            BarColumn(bar_width=12, table_column=Column(no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[score]}"),
+            console=console,
+        )
         self._overall = self._progress.add_task("sweep", total=0, score="")
         self._bars: dict[str, TaskID] = {}
+        self._asked: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         """Starts drawing."""
@@ -139,20 +146,18 @@ class RichWatch(CountingWatch):
         """Lengthens the bar by the wave; of bounds, no answers are told."""
         super().wave_started(study, fidelity, num, num_known)
         bar = self._bars[study.name]
-        num = 0 if fidelity is Fidelity.ANALYTICAL else num
-        self._progress.update(
-            bar,
-            total=(self._progress.tasks[self._progress.task_ids.index(bar)].total or 0) + num,
-            description=f"{study.name} {fidelity.name.lower()}",
-        )
+        if fidelity is not Fidelity.ANALYTICAL:
+            self._asked[study.name] = self._asked.get(study.name, 0) + num
+        total = self._asked.get(study.name, 0)
+        self._progress.update(bar, total=total, description=f"{study.name} {fidelity.name.lower()}")
         self._progress.advance(bar, num_known)
         self._show_overall()
 
     def answered(self, study: Study, evaluation: Evaluation) -> None:
         """Advances the bars."""
         super().answered(study, evaluation)
-        score = str(self.tally.scores[study.name])
-        self._progress.update(self._bars[study.name], advance=1, score=score)
+        score = self.tally.scores[study.name]
+        self._progress.update(self._bars[study.name], advance=1, score=score.brief())
         self._show_overall()
 
     def study_finished(self, result: StudyResult) -> None:
@@ -170,7 +175,7 @@ class RichWatch(CountingWatch):
             self._overall,
             completed=done,
             total=done + self.tally.num_left,
-            score=f"{self.tally.num_finished} of {self.tally.num_studies} studies",
+            score=f"{self.tally.num_finished}/{self.tally.num_studies} studies",
         )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.candidate import Fidelity
 from rpa_tune.cli.forecast import forecast, print_forecast
 from rpa_tune.cli.options import cache_option
 from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
+from rpa_tune.cli.sweep_job import Job, open_job
 from rpa_tune.cli.sweep_text import Outcome, print_outcome
 from rpa_tune.compile.pool import TaskPool, WorkerPool
 from rpa_tune.compile.ray_pool import RayPool
-from rpa_tune.errors import StoreError, UsageError
+from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.interpreted import InterpretedEvaluator
@@ -36,15 +38,13 @@ from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.wheel import use_wheel
 from rpa_tune.public_configs import WHEELS
 from rpa_tune.store import journal as store
-from rpa_tune.store.shards import Shard, find_shards, parse_shard, read_others, require_idle
-from rpa_tune.sweep.lineup import line_up, num_side_by_side
+from rpa_tune.sweep.lineup import num_side_by_side
 from rpa_tune.sweep.nodes import parse_seconds
 from rpa_tune.sweep.plan import SweepPlan, load_plan
 from rpa_tune.sweep.seeds import Winner, winners_before
-from rpa_tune.sweep.study import Study, build_studies
 from rpa_tune.sweep.sweep import BudgetSpentError, StudyResult, Sweep
 from rpa_tune.tables.reader import shipped_folder
-from rpa_tune.tables.writer import merge_into
+from rpa_tune.tables.writer import merge_into, require_writable
 
 if TYPE_CHECKING:
     from rpa_tune.sweep.exchange import Exchange
@@ -97,7 +97,7 @@ def sweep(**options: Any) -> None:
     asked = _Options(**options)
     plan = _load(asked)
     pool = _make_pool(asked)
-    job = _open_job(plan, asked)
+    job = open_job(plan, asked.store_file, asked.shard_text)
     if asked.dry_run:
         answers = [] if asked.fresh else job.answers
         rows = forecast(job.mine, answers, pool.num_workers, verify=asked.verify)
@@ -141,6 +141,7 @@ class _Options:
         words: list[object] = ["rpa-tune", "sweep", self.plan_file]
         given = {
             "--chip": self.chip,
+            "--workers": self.workers,
             "--store": store_file,
             "--tables": self.table_folder,
             "--cache": self.cache,
@@ -155,9 +156,11 @@ class _Options:
 
 
 def _tune(
-    asked: _Options, plan: SweepPlan, pool: WorkerPool | RayPool, job: "_Job"
+    asked: _Options, plan: SweepPlan, pool: WorkerPool | RayPool, job: Job
 ) -> tuple[Sweep, Outcome]:
     """Runs the studies."""
+    if job.shard is None:
+        require_writable(asked.table_folder)
     if any(public_family(name) for name in plan.families):
         use_wheel(asked.cache / WHEELS)
     host, measuring = find_measuring_host(asked.engine, plan)
@@ -190,7 +193,7 @@ def _tune(
     )
 
 
-def _winners(asked: _Options, job: "_Job") -> list[Winner]:
+def _winners(asked: _Options, job: Job) -> list[Winner]:
     """What won before this run.
 
     Runs that share a storage must ask the same questions, whatever lies beside each of them: for
@@ -270,68 +273,6 @@ def _make_watch(as_json: bool) -> CountingWatch:
     return RichWatch(console) if console.is_terminal else PlainWatch(console)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Job:
-    """What this run does of a sweep.
-
-    Attributes:
-      studies: All of the plan.
-      mine: Those that this run does.
-      shard: Which part that is; None for all.
-      num_shards: Runs that the studies are dealt out to.
-      store_file: What `--store` is, or would be.
-      own: The file to write to.
-      known: What the other files know.
-      answers: What all files know.
-    """
-
-    studies: list[Study]
-    mine: list[Study]
-    shard: Shard | None
-    num_shards: int
-    store_file: Path
-    own: Path
-    known: list[Evaluation]
-    answers: list[Evaluation]
-
-
-def _open_job(plan: SweepPlan, asked: _Options) -> _Job:
-    """Looks at what lies beside the store.
-
-    Raises:
-      StoreError: The shards beside the store are no parts of this sweep, or not yet at their end.
-    """
-    studies = build_studies(plan)
-    store_file = asked.store_file or Path(".rpa-tune") / f"{plan.name}.jsonl"
-    shard = parse_shard(asked.shard_text) if asked.shard_text else None
-    found = find_shards(store_file)
-    own = store_file if shard is None else shard.path(store_file)
-    counts = {other.count for other in found} | ({shard.count} if shard else set())
-    if shard and len(counts) > 1:
-        raise StoreError(
-            f"shard {shard} does not belong to the shards beside the store, of which there are "
-            f"{min(counts - {shard.count})}",
-            where=str(store_file),
-            hint="remove those, or use another --store",
-        )
-    if shard is None:
-        require_idle(found, store_file)
-    num_shards = max(counts, default=1)
-    places = line_up(studies, num_shards)
-    mine = [studies[p.index] for p in places if shard is None or p.shard == shard.index]
-    known = read_others(store_file, own)
-    return _Job(
-        studies=studies,
-        mine=mine,
-        shard=shard,
-        num_shards=num_shards,
-        store_file=store_file,
-        own=own,
-        known=known,
-        answers=[*known, *store.read(own).evaluations],
-    )
-
-
 def make_evaluators(
     plan: SweepPlan, pool: TaskPool, cache: Path, measuring: TaskPool | None
 ) -> dict[Fidelity, AbstractEvaluator]:
@@ -357,11 +298,13 @@ def make_evaluators(
     return made
 
 
-def _run(run: Sweep, job: _Job, table_folder: Path) -> tuple[list[StudyResult], int, list[Path]]:
+def _run(run: Sweep, job: Job, table_folder: Path) -> tuple[list[StudyResult], int, list[Path]]:
     """Runs the studies; a run of all of them writes each one's row as soon as it is decided."""
     results: list[StudyResult] = []
     files: list[Path] = []
     code = 0
+    # A batch system that wants its host back says so as a person does with Ctrl-C.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with run.watch:
             for result in run.run(job.studies, shard=job.shard.index if job.shard else 0):
@@ -376,6 +319,7 @@ def _run(run: Sweep, job: _Job, table_folder: Path) -> tuple[list[StudyResult], 
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     finally:
+        signal.signal(signal.SIGTERM, before)
         for evaluator in run.evaluators.values():
             evaluator.close()
     results.sort(key=lambda result: job.studies.index(result.study))

@@ -7,6 +7,7 @@ asks for a CPU; measuring asks for a TPU, which only TPU hosts have.
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from rpa_tune.compile import target
@@ -89,7 +90,7 @@ class RayPool:
         at most `MAX_RETRIES` times; then it is reported as DIED.
         """
         limit_s = deadline_s or self._deadline_s
-        started = time.monotonic()
+        submitted = time.monotonic()
         waiting = {
             self._task.remote(function, argument, limit_s, self._on_device): index
             for index, argument in enumerate(arguments)
@@ -101,7 +102,7 @@ class RayPool:
                     raise UsageError("the pool was closed")
                 for reference in done:
                     index = waiting.pop(reference)
-                    yield self._collect(reference, index, time.monotonic() - started)
+                    yield self._collect(reference, index, time.monotonic() - submitted)
         finally:
             for reference in waiting:
                 self._ray.cancel(reference, force=True)
@@ -110,7 +111,8 @@ class RayPool:
         """Ends the calls that still wait. The cluster goes on; it is not ours."""
         self._is_closed = True
 
-    def _collect(self, reference: Any, index: int, seconds: float) -> Reply:
+    def _collect(self, reference: Any, index: int, since_submitted_s: float) -> Reply:
+        """A node's reply; its seconds are the node's, without the time in Ray's queue."""
         try:
             reply: Reply = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
@@ -120,8 +122,8 @@ class RayPool:
                 detail=f"lost on the cluster: {type(error).__name__}",
                 log=str(error),
             )
-            return Reply(index=index, seconds=seconds, failure=failure)
-        return Reply(index=index, seconds=reply.seconds, value=reply.value, failure=reply.failure)
+            return Reply(index=index, seconds=since_submitted_s, failure=failure)
+        return replace(reply, index=index)
 
 
 def run_here(function: str, argument: Any, deadline_s: float, on_device: bool) -> Reply:

@@ -66,11 +66,11 @@ def _answer(connection: Connection, function: str, argument: Any) -> None:
     try:
         connection.send(("value", resolve(function)(argument)))
     except Exception as error:  # whatever a task does wrong costs that task only
-        detail = f"{type(error).__name__}: {_one_line(str(error))}"
+        detail = f"{type(error).__name__}: {one_line(str(error))}"
         connection.send(("error", detail, traceback.format_exc()))
 
 
-def _one_line(message: str) -> str:
+def one_line(message: str) -> str:
     """The line of a message that says most: the first, or the last if it carries a traceback."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if not lines:

@@ -47,11 +47,10 @@ def measure(task: MeasureTask) -> MeasureAnswer:
     try:
         device = jax.devices()[0]
     except RuntimeError as error:  # taken by another process, or lost: no candidate's fault
-        return MeasureAnswer(wrong_device=f"jax finds no device: {_first_line(error)}")
+        return MeasureAnswer(wrong_device=f"jax finds no device: {worker.one_line(str(error))}")
     if wrong := _wrong_device(device, task):
         return MeasureAnswer(wrong_device=wrong)
     make: Callable[[Candidate, Batch], Launch] = worker.resolve(task.launcher)  # type: ignore[assignment]
-    worker.report_phase("check")
     found = {c.digest: _check(c, task.check_batches, make) for c in task.candidates}
     right = [c for c in task.candidates if found[c.digest].status is Status.OK]
     samples: dict[str, list[BatchSamples]] = {c.digest: [] for c in right}
@@ -147,24 +146,26 @@ def _describe(device: Any) -> dict[str, Any]:
     }
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _check(candidate: Candidate, batches: Sequence[Batch], make: Any) -> Measurement:
     """Compares a candidate with the reference; nothing is timed that is wrong."""
     family, problem = load_family(candidate.family), candidate.problem
     for seed, batch in enumerate(batches):
         operands = draw_operands(problem, batch, seed=seed)
+        arguments = _arguments(operands)
+        # What tracing raises ends the task, whose phase then says that the kernel did not compile.
+        worker.report_phase("compile")
+        failed = Status.COMPILE_FAILED
         try:
-            out, cache = jax.jit(make(candidate, batch))(*_arguments(operands))
+            launch = jax.jit(make(candidate, batch)).lower(*arguments).compile()
+            worker.report_phase("check")
+            failed = Status.RUN_FAILED
+            out, cache = launch(*arguments)
             out.block_until_ready()
         except jax.errors.JaxRuntimeError as error:
-            message = str(error)
-            exhausted = message.startswith("RESOURCE_EXHAUSTED")
+            exhausted = str(error).startswith("RESOURCE_EXHAUSTED")
             return Measurement(
-                status=Status.OUT_OF_MEMORY if exhausted else Status.RUN_FAILED,
-                detail=_first_line(error),
+                status=Status.OUT_OF_MEMORY if exhausted else failed,
+                detail=worker.one_line(str(error)),
             )
         report = compare(family, problem, batch, operands, out, cache, has_race=False)
         if not report.ok:

@@ -109,7 +109,7 @@ class MeasuredEvaluator(AbstractEvaluator):
           max_rounds: Rounds at most, when samples scatter or drift.
           group_size: Most candidates whose launches take turns. A chip that slows down between
             two groups would favour one of them, so the finalists of a study should fit into one.
-          deadline_s: Seconds that checking, and each batch, may take.
+          deadline_s: Seconds that each compile, each check and each timed batch may take.
           launcher: What to launch for a candidate; `REFERENCE` to try the evaluator itself.
           platform: `tpu`, or `cpu` to try everything but the chip.
           pool: Where launches run, and closed at the end; a worker process of its own if None.

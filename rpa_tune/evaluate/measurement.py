@@ -58,7 +58,7 @@ class Measurement:
     """What was found about one candidate.
 
     Attributes:
-      status: OK, WRONG_ANSWER, OUT_OF_MEMORY, COMPILE_FAILED or RUN_FAILED.
+      status: OK, COMPILE_FAILED, OUT_OF_MEMORY, RUN_FAILED or WRONG_ANSWER.
       detail: One line; empty when OK.
       samples: One entry a batch when OK.
     """

@@ -72,7 +72,7 @@ def simulate_candidate(task: SimulateTask) -> SimulateAnswer:
     """
     costs: dict[str, Any] = {}
     try:
-        compiled = _compile(task)
+        compiled = compile_schedule(task)
         costs |= _compile_costs(compiled)
         if compiled.status is not Status.OK or compiled.bundles is None:
             return SimulateAnswer(status=compiled.status, detail=compiled.detail, costs=costs)
@@ -109,11 +109,7 @@ def compile_schedule(task: SimulateTask) -> Compiled:
     Raises:
       Exception: What the kernel raises while it is traced, or a dump that is not understood.
     """
-    return _compile(task)
-
-
-def _compile(task: SimulateTask) -> Compiled:
-    """The compiled candidate; jax is loaded, but not before the deadline is running."""
+    # Here, so that jax is loaded while the deadline is running.
     from rpa_tune.compile.lower import compile_candidate
 
     cache = CompileCache(task.cache_dir)

@@ -94,12 +94,13 @@ class SimulatedEvaluator(AbstractEvaluator):
     ) -> Iterator[Simulation]:
         """The same with the timelines, for whoever wants to look inside."""
         sent: list[Candidate] = []
-        refused: list[Candidate] = []
+        refused: list[Simulation] = []
 
         def tasks() -> Iterator[SimulateTask]:
             for candidate in candidates:
-                if find_obstacle(candidate, workload):
-                    refused.append(candidate)
+                if obstacle := find_obstacle(candidate, workload):
+                    answer = refuse(candidate, self.fidelity, obstacle)
+                    refused.append(Simulation(evaluation=answer))
                     continue
                 batches, _ = batches_and_weights(workload.for_family(*slots(candidate.family)))
                 sent.append(candidate)
@@ -108,16 +109,8 @@ class SimulatedEvaluator(AbstractEvaluator):
                 )
 
         for reply in self._pool.map_unordered(TASK, tasks(), deadline_s=self._deadline_s):
-            yield from self._refusals(refused, workload)
             yield _conclude(sent[reply.index], reply, workload)
-        yield from self._refusals(refused, workload)
-
-    def _refusals(self, refused: list[Candidate], workload: Workload) -> Iterator[Simulation]:
-        """Answers for what has been found infeasible since the last call."""
-        while refused:
-            candidate = refused.pop()
-            obstacle = find_obstacle(candidate, workload)
-            yield Simulation(evaluation=refuse(candidate, self.fidelity, obstacle))
+        yield from refused
 
     def close(self) -> None:
         """Ends the workers."""

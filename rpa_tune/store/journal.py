@@ -12,6 +12,7 @@ What it promises:
 - Lines are never edited. The last answer of a candidate, fidelity and stamp counts.
 """
 
+import errno
 import json
 import os
 import time
@@ -310,8 +311,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> StoreError:
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "make room" if is_full else "make it writable, or use another --store,"
     return StoreError(
         f"cannot write to the store: {error.strerror or error}",
         where=str(path),
-        hint="what was stored before is whole; make room and run the same command to go on",
+        hint=f"what was stored before is whole; {remedy} and run the same command to go on",
     )

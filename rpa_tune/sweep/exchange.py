@@ -38,6 +38,8 @@ from rpa_tune.store.journal import MAX_ATTEMPTS, TRANSIENT
 
 Evaluate = Callable[[Iterable[Candidate]], Iterator[Evaluation]]
 
+_POSTGRES = r"^postgres(ql)?(\+psycopg)?://"
+_STORAGE_HINT = "--storage takes a file, or postgresql://USER@HOST/DATABASE"
 _RUNS = "rpa-tune runs"  # the study whose attributes are the counters of the runs
 _POLL_S = 0.2
 _SCHEMA_ATTEMPTS = 10
@@ -253,12 +255,16 @@ def _first_line(error: BaseException) -> str:
 
 def _open(storage: str) -> tuple[BaseStorage, Callable[[], None]]:
     """The storage behind a file name or a URL, and what ends the connection to it."""
+    if "://" in storage and not re.match(_POSTGRES, storage):
+        raise UsageError(
+            "not a storage that runs can share", where=hide_password(storage), hint=_STORAGE_HINT
+        )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         if "://" not in storage:
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(storage)), lambda: None
-        return _open_database(re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", storage))
+        return _open_database(re.sub(_POSTGRES, "postgresql+psycopg://", storage))
     except ImportError as error:
         raise UsageError(
             f"--storage needs a driver that is not installed: {error.name or error}",
@@ -268,7 +274,7 @@ def _open(storage: str) -> tuple[BaseStorage, Callable[[], None]]:
         raise StoreError(
             f"cannot use the storage: {_first_line(error)}",
             where=hide_password(storage),
-            hint="--storage takes a file, or postgresql://USER@HOST/DATABASE",
+            hint=_STORAGE_HINT,
         ) from error
 
 

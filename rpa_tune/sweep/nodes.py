@@ -105,7 +105,9 @@ class Node:
             return self.integer(what)
         count, unit = _split_unit(self, what)
         scale = {"tokens": 1, "token": 1, "pages": page_size, "page": page_size}
-        if unit not in scale or count != int(count):
+        if count != int(count):
+            raise UsageError(f"{what}={self.value!r} is not a whole number", where=self.where)
+        if unit not in scale:
             raise UsageError(
                 f"{what}={self.value!r} has an unknown unit {unit!r}",
                 where=self.where,
@@ -130,8 +132,9 @@ def parse_seconds(value: Any, what: str, *, where: str = "") -> float:
     """
     count, unit = _split_unit(Node(value=value, where=where), what)
     if unit not in _SECONDS:
+        wrong = f"an unknown unit {unit!r}" if unit else "no unit"
         raise UsageError(
-            f"{what}={value!r} has an unknown unit {unit!r}",
+            f"{what}={value!r} has {wrong}",
             where=where,
             hint="use s, m or h, for example 90s, 5m or 1.5h",
         )

@@ -149,7 +149,9 @@ def _search(node: Node | None, objective: Node | None) -> Search:
         measure=_integer(entries, "measure", default.measure, at_least=0),
         wave=_integer(entries, "wave", default.wave),
         configs=configs,
-        sampler=entries["sampler"].choice(SAMPLERS, "sampler") if "sampler" in entries else "auto",
+        sampler=entries["sampler"].choice(SAMPLERS, "sampler")
+        if "sampler" in entries
+        else default.sampler,
         deadline_s=deadline.seconds("deadline") if deadline else default.deadline_s,
         seed=_integer(entries, "seed", default.seed, at_least=0),
     )

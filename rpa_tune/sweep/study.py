@@ -124,6 +124,7 @@ def _problems(
     """One problem, or two for a model with and without a sliding window."""
     with _blame(plan, "model"):
         model = load_model(model_name)
+    with _blame(plan, "tp" if "tp" in plan.lines else "model"):
         kinds = {"none": (False,), "all": (True,), "some": (False, True)}
         return [
             problem_for(
@@ -152,10 +153,14 @@ def _labels(plan: SweepPlan, chip: str, model: str, problem: Problem, tp: int) -
 @contextmanager
 def _blame(plan: SweepPlan, key: str) -> Iterator[None]:
     """Gives an error about a person's input the line of the plan's key."""
+    line = plan.lines.get(key, str(plan.path))
     try:
         yield
     except RpaTuneError as error:
-        error.where = error.where or plan.lines.get(key, str(plan.path))
+        if error.where in ("", key):
+            error.where = line
+        elif error.where.startswith(f"{key}."):  # a place inside the key's own mapping
+            error.where = f"{line} ({error.where})"
         raise
     except ValueError as error:
-        raise UsageError(str(error), where=plan.lines.get(key, str(plan.path))) from error
+        raise UsageError(str(error), where=line) from error

@@ -31,6 +31,17 @@ class Score:
         if evaluation.candidate.config == self._heuristic:
             self.heuristic_us = evaluation.time_us
 
+    def brief(self) -> str:
+        """For a bar: the best time and what it gains; empty without a time."""
+        if self.best_us is None:
+            return ""
+        text = f"{self.best_us:,.1f} us"
+        return (
+            text
+            if self.heuristic_us is None
+            else f"{text}, {self.heuristic_us / self.best_us:.2f}x"
+        )
+
     def __str__(self) -> str:
         """For people; empty without a time."""
         if self.best_us is None:

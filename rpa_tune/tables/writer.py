@@ -5,6 +5,7 @@ old file or the new one, never half of one.
 """
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,24 @@ def merge_into(folder: Path, rows: Iterable[TableRow]) -> list[Path]:
             replace_file(path, text)
             changed.append(path)
     return changed
+
+
+def require_writable(folder: Path) -> None:
+    """Refuses a table folder that can be seen to be of no use, before hours are spent on rows.
+
+    Args:
+      folder: Need not be there yet.
+
+    Raises:
+      TableError: It, or what it would be made in, is no folder that can be written to.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise TableError(
+            "tables cannot be written here",
+            where=str(folder),
+            hint=f"{there} is no folder that can be written to; use another --tables",
+        )
 
 
 def render(rows: Iterable[TableRow], *, chip: str, family: str) -> str:

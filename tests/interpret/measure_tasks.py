@@ -2,26 +2,39 @@
 
 import os
 
+import jax
 import jax.numpy as jnp
 
 from rpa_tune.evaluate.measure_task import find_device, launch_reference
 
 
 def launch_odd_one_out(candidate, batch):
-    """Right for 8 queries a block; wrong, raising or deadly for others."""
+    """Right for 8 queries a block; each of the others goes wrong in a way of its own."""
     launch = launch_reference(candidate, batch)
 
     def wrong(*operands):
         out, cache = launch(*operands)
         return out * 1.5, cache
 
-    def raising(*operands):
+    def untraceable(*operands):
         return jnp.zeros(3) + jnp.zeros(4), None
+
+    def uncompilable(*operands):
+        shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+        return jax.ffi.ffi_call("a target that nobody has", shape)(), None
+
+    def failing(*operands):
+        def fail():
+            raise RuntimeError("made up")
+
+        shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+        return jax.pure_callback(fail, shape), None
 
     def deadly(*operands):
         os.abort()
 
-    return {8: launch, 16: wrong, 32: raising, 64: deadly}[candidate.config.bq_sz]
+    kinds = (launch, wrong, untraceable, uncompilable, failing, deadly)
+    return dict(zip((8, 16, 24, 32, 40, 64), kinds, strict=True))[candidate.config.bq_sz]
 
 
 def find_v6e(nothing):

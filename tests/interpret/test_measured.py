@@ -55,13 +55,17 @@ def test_right_answers_are_timed_and_every_sample_is_kept(make):
 
 def test_one_bad_kernel_does_not_spoil_its_group(make):
     evaluator = make(launcher="interpret.measure_tasks:launch_odd_one_out", max_rounds=1)
-    asked = [candidate(bq_sz=n) for n in (8, 16, 32, 64)]
+    asked = [candidate(bq_sz=n) for n in (8, 16, 24, 32, 40, 64)]
     answers = {e.candidate.config.bq_sz: e for e in evaluator.evaluate_all(asked, WORKLOAD)}
     assert answers[8].status is Status.OK
     assert answers[16].status is Status.WRONG_ANSWER
     assert "exceeds tolerance" in answers[16].detail
     assert answers[16].time_us is None
-    assert answers[32].status is Status.RUN_FAILED
+    assert answers[24].status is Status.COMPILE_FAILED
+    assert answers[32].status is Status.COMPILE_FAILED
+    assert "a target that nobody has" in answers[32].detail
+    assert answers[40].status is Status.RUN_FAILED
+    assert "made up" in answers[40].detail
     assert answers[64].status is Status.CRASHED
 
 

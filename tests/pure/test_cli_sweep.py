@@ -1,5 +1,6 @@
 """`rpa-tune sweep` from plan to table, with evaluators that answer by formula."""
 
+import io
 import json
 import os
 import re
@@ -12,15 +13,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fake_sweep import FormulaEvaluator, make_evaluators
+from fake_sweep import FormulaEvaluator, make_evaluators, make_study
+from rich.console import Console
 from table_rows import PROBLEM, default_config, make_row
 
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli import sweep as module
 from rpa_tune.cli.main import cli
+from rpa_tune.cli.progress import RichWatch
 from rpa_tune.compile.failure import Reply
-from rpa_tune.errors import StoreError, UsageError
+from rpa_tune.errors import StoreError, TableError, UsageError
 from rpa_tune.store import journal
+from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.tables.reader import load_tables
 from rpa_tune.tables.writer import merge_into
 
@@ -203,26 +207,28 @@ def test_a_second_sweep_on_the_same_store_is_refused(folder, evaluators):
 
 
 PROGRAM = textwrap.dedent("""
+    import signal
     from pathlib import Path
     from fake_sweep import make_evaluators
     from rpa_tune.cli import main, sweep
     made = make_evaluators(delay_s=0.3)
     sweep.make_evaluators = lambda *_: made
     sweep.shipped_folder = lambda: Path("shipped")
+    # A shell's background jobs, CI's perhaps, begin with the signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main.main(["sweep", "plan.yaml"])
 """)
 
 
-def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(folder, evaluators):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_batch_system_end_it_cleanly_and_it_says_how_to_go_on(folder, evaluators, how):
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "PYTHONPATH": str(TESTS)},
-        # A shell's background jobs, CI's perhaps, begin with the signal ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         for line in process.stderr:
             if " us; best " in line:
-                process.send_signal(signal.SIGINT)
+                process.send_signal(how)
                 break
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -376,3 +382,53 @@ def test_events_for_machines_are_json_lines_with_stable_names(folder, evaluators
     assert events[-1]["studies_finished"] == events[-1]["num_studies"] == 1
     documented = (TESTS.parent / "docs" / "events.md").read_text()
     assert all(f"`{name}`" in documented for event in events for name in event)
+
+
+def test_tables_that_cannot_be_written_are_found_out_before_anything_is_asked(folder, evaluators):
+    (folder / "file").write_text("")
+    result = sweep("--tables", "file/tables")
+    assert isinstance(result.exception, TableError)
+    assert "file is no folder" in result.exception.hint
+    assert not evaluators[Fidelity.SIMULATED].asked
+    assert sweep("--tables", "new/tables").exit_code == 0
+    assert list(load_tables([folder / "new" / "tables"]))
+
+
+def test_what_goes_on_is_the_command_that_was_given(folder, evaluators, monkeypatch):
+    monkeypatch.setattr(Oracle, "_check", raise_interrupt)
+    result = sweep("--workers", "2", "--no-verify", "--fresh")
+    assert result.exit_code == 130
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("interrupted")]
+    command = line.partition("go on with: ")[2]
+    assert command.startswith("rpa-tune sweep plan.yaml --workers 2 --store ")
+    assert "--no-verify" in command
+    assert "--fresh" not in command
+
+
+def raise_interrupt(oracle):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["v6e/llama3-8b/decode", "v6e/llama3-405b/page 128/tp 16/decode"])
+def test_bars_show_all_their_figures_on_80_columns(name):
+    study = make_study(name=name)
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    watch = RichWatch(console)
+    with watch:
+        watch.sweep_started([study] * 120)
+        watch.study_started(study, study.space())
+        watch.wave_started(study, Fidelity.ANALYTICAL, 24, 0)
+        watch.wave_started(study, Fidelity.SIMULATED, 12, 3)
+        for config in (study.heuristic(), *study.space().configs[:3]):
+            answer = make_evaluators()[Fidelity.SIMULATED].answer(study.candidate(config))
+            watch.answered(study, replace(answer, time_us=12 * answer.time_us))
+        score = watch.tally.scores[name]
+        console.file.seek(0)
+        console.file.truncate()
+        watch._progress.refresh()
+        shown = console.file.getvalue()
+    assert "…" not in shown
+    assert " 7/12 " in shown
+    assert score.brief() in shown
+    assert f"{score.heuristic_us / score.best_us:.2f}x" in score.brief()
+    assert "0/120 studies" in shown

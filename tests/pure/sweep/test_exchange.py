@@ -255,5 +255,9 @@ def test_storages_that_cannot_be_used_say_why():
     assert "postgres" in str(refused.value)
     with pytest.raises(RpaTuneError, match="cannot use the storage"):
         Exchange("/proc/no/such/file")
+    with pytest.raises(RpaTuneError, match="not a storage") as unknown:
+        Exchange("mysql://me:secret@host/db")
+    assert "secret" not in str(unknown.value)
+    assert "postgresql://" in unknown.value.hint
     assert hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     assert hide_password("some/file") == "some/file"
