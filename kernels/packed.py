@@ -164,17 +164,6 @@ def load_rows(
     return pltpu.bitcast(words, ref.dtype)
 
 
-def roll_lanes(x: jax.Array) -> jax.Array:
-    """Moves each column of [rows, columns] up by one; what goes to column 128 * n is arbitrary."""
-    if x.shape[1] % layout.LANES:
-        return jnp.roll(x, 1, axis=1)
-    parts = [
-        pltpu.roll(x[:, start : start + layout.LANES], 1, axis=1)
-        for start in range(0, x.shape[1], layout.LANES)
-    ]
-    return jnp.concatenate(parts, axis=1)
-
-
 def load_q(
     ref: Ref, lead: tuple[Scalar, ...], *, head: int, word: int, start: Scalar, count: int,
     strided: bool,

@@ -13,11 +13,11 @@ from rpa_kernels.target import Target
 Shape = tuple[int, ...]
 
 
-def buffers(problem: Problem, config: DecodeConfig, target: Target) -> dict[str, tuple[Shape, str]]:
+def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, str]]:
     """Every VMEM buffer of the kernel: name to (shape, dtype); `scratch.py` allocates these."""
     _, words, pack, lanes = problem.kv_new_shape
     q_token = problem.q_shape[1:]
-    groups, rows = len(heads.head_groups(problem, target)), heads.group_rows(problem, target)
+    groups, rows = len(heads.head_groups(problem)), heads.group_rows(problem)
     items = config.seqs_per_step
     wide = "float32" in (problem.q_dtype, problem.kv_dtype)
     # One row more than the blocks: where a store goes that has nothing to do.
@@ -43,7 +43,8 @@ def buffers(problem: Problem, config: DecodeConfig, target: Target) -> dict[str,
 
 def scratch_bytes(problem: Problem, config: DecodeConfig, target: Target) -> int:
     """VMEM scratch in bytes after tiling. Does not count what the compiler adds."""
-    return sum(layout.tiled_bytes(*buffer) for buffer in buffers(problem, config, target).values())
+    del target
+    return sum(layout.tiled_bytes(*buffer) for buffer in buffers(problem, config).values())
 
 
 def smem_bytes(problem: Problem, config: DecodeConfig) -> int:
@@ -100,6 +101,7 @@ def mxu_flops(
     problem: Problem, config: DecodeConfig, batch: Batch, target: Target, core: Core = ONLY_CORE
 ) -> int:
     """FLOPs the MXU executes, padding included: every item runs its step's longest tile count."""
+    del target
     items = [
         layout.cdiv(min(config.bkv_sz, end - block), config.bkv_csz)
         for start, end in _spans(problem, config, batch, core)
@@ -107,9 +109,9 @@ def mxu_flops(
     ]
     width = config.seqs_per_step
     tiles = sum(max(items[i : i + width]) * width for i in range(0, len(items), width))
-    # Where words are multiplied as they lie, so are the rows of other heads, and K with P.
-    pack = layout.packing(problem.kv_dtype) if heads.keeps_words(problem, target) else 1
-    rows = sum(group.rows(problem) for group in heads.head_groups(problem, target))
+    # Where words are multiplied as they lie, so are the rows of other heads.
+    pack = layout.packing(problem.kv_dtype) if heads.keeps_words(problem) else 1
+    rows = sum(group.rows(problem) for group in heads.head_groups(problem))
     return tiles * 4 * rows * pack * config.bkv_csz * problem.padded_head_dim
 
 

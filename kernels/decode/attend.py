@@ -44,7 +44,7 @@ class Attend:
     @property
     def groups(self) -> tuple[HeadGroup, ...]:
         """Heads that are attended to together."""
-        return heads.head_groups(self.problem, self.target)
+        return heads.head_groups(self.problem)
 
     def begin(self, rows: list[Row]) -> None:
         """Loads the items' queries and clears their softmax state."""
@@ -112,37 +112,29 @@ class Attend:
             save the sum from a NaN in them. In K the mask of the scores does.
         """
         problem, count = self.problem, self.config.bkv_csz
-        mxu_dtype = online_softmax.matmul_dtype(problem)
-        if heads.keeps_words(problem, self.target):
-            rows = packed.load_rows(
-                self.scratch.kv,
-                (slot,),
-                word=group.word,
-                start=start,
-                count=count,
-                num_rows=group.count * heads.rows_of_kv(problem),
-                num_valid=num_valid if value else None,
-                strided=self.strided,
+        where: dict[str, Any] = {
+            "start": start,
+            "count": count,
+            "num_valid": num_valid if value else None,
+            "strided": self.strided,
+        }
+        if heads.keeps_words(problem):
+            kv = packed.load_rows(
+                self.scratch.kv, (slot,), word=group.word, num_rows=group.count, **where
             )
-            narrow = problem.kv_dtype.startswith("float8") and self.target.has_fp8_mxu
-            return rows if narrow and mxu_dtype == jnp.bfloat16 else rows.astype(mxu_dtype)
-        kv = packed.load_kv(
-            self.scratch.kv,
-            (slot,),
-            head=group.first,
-            start=start,
-            count=count,
-            fused=problem.fuses_kv,
-            dtype=problem.kv_dtype,
-            num_valid=num_valid if value else None,
-            strided=self.strided,
-        )
-        return kv[value].astype(mxu_dtype)
+        else:
+            kv = packed.load_kv(
+                self.scratch.kv, (slot,), head=group.first, fused=problem.fuses_kv,
+                dtype=problem.kv_dtype, **where,
+            )[value]  # fmt: skip
+        mxu_dtype = online_softmax.matmul_dtype(problem)
+        is_narrow = problem.kv_dtype.startswith("float8") and self.target.has_fp8_mxu
+        return kv if is_narrow and mxu_dtype == jnp.bfloat16 else kv.astype(mxu_dtype)
 
     def mask(
         self, scores: jax.Array, group: HeadGroup, item: Item | None, first: Scalar
     ) -> jax.Array:
-        """Masks scores: of keys that the query must not see, of other heads, and of V.
+        """Masks scores: of keys that the query must not see, and of other heads.
 
         Args:
           scores: float32[rows, columns]; a column is a row of the words.
@@ -151,21 +143,18 @@ class Attend:
           first: First token of the compute block in the item's KV block.
         """
         problem = self.problem
-        if not heads.keeps_words(problem, self.target):
+        if not heads.keeps_words(problem):
             if item is None:
                 return scores
             start = item.start + first
             return mask_scores(scores, item.kv_len - 1, start, item.kv_len, problem)
-        pack, kv_rows = layout.packing(problem.kv_dtype), heads.rows_of_kv(problem)
-        if kv_rows > 1:
-            # V is the row after K: there its weight is wanted. What comes round is never seen.
-            scores = packed.roll_lanes(scores)
+        pack = layout.packing(problem.kv_dtype)
         row = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
         column = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
         per_head = heads.rows_per_head(problem)
-        part = kv_rows - 1
+        part = jnp.zeros_like(column)
         for head in range(1, group.count):
-            part = jnp.where(row >= head * per_head, head * kv_rows + kv_rows - 1, part)
+            part = jnp.where(row >= head * per_head, head, part)
         seen = (column & (pack - 1)) == part
         if item is not None:
             start = item.start + first

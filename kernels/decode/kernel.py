@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from rpa_kernels import pages
 from rpa_kernels.calls import Refs
 from rpa_kernels.decode.attend import Attend, Row
 from rpa_kernels.decode.config import DecodeConfig
@@ -39,7 +38,6 @@ class Kernel:
 
     walk: Walk
     cache: PagedCache
-    sinks: Ref | None
     scratch: Scratch
     q_blocks: QBlocks
     maths: Attend
@@ -109,10 +107,10 @@ class Kernel:
         def _() -> None:
             place = Place(jnp.int32(self.walk.first_seq), jnp.int32(0))
             self.q_blocks.start()
-            ahead = place
-            for slot in range(self.config.num_buffers - 1):
-                ahead = self.start_fetch(slot, ahead)
-            pages.fetch_sinks(self.sinks, self.scratch.sinks, self.scratch.sinks_sem)
+            # A loop, though a short one: within straight code the compiler moves the copies of
+            # queries behind those of KV, and the first step waits for all of them.
+            ahead = jax.lax.fori_loop(0, self.config.num_buffers, self.start_fetch, place)
+            self.q_blocks.start_fetch(1)
             self.q_blocks.wait_first()
             jax.lax.while_loop(
                 lambda carry: carry[1].seq < self.walk.end_seq,
@@ -122,18 +120,29 @@ class Kernel:
             self.q_blocks.drain()
 
     def step(self, carry: tuple[Scalar, Place, Place]) -> tuple[Scalar, Place, Place]:
-        """One step: prefetch, wait, attend, join."""
+        """One step: wait, attend, join, and fetch the step `num_buffers` ahead."""
         slot, place, ahead = carry
-        last_slot = self.config.num_buffers - 1
-        free = jnp.where(slot == 0, last_slot, slot - 1)
-        ahead = self.start_fetch(free, ahead)
         items, following = self.walk.items_from(place)
         self.q_blocks.advance(items[0].seq, [(item.seq, item.is_real) for item in items])
         self.maths.begin(self.rows(items))
         self.wait_fetch(slot, items)
         self.attend(slot, items)
-        self.maths.join(items, self.rows(items))
-        return jnp.where(slot == last_slot, 0, slot + 1), following, ahead
+        rows = self.rows(items)
+
+        def fetch_and_join(ahead: Place) -> Place:
+            # One block of code: the join's vector work leaves the scalar slots to the copies.
+            following = self.start_fetch(slot, ahead)
+            self.maths.join(items, rows)
+            return following
+
+        def join(ahead: Place) -> Place:
+            self.maths.join(items, rows)
+            return ahead
+
+        # The last steps have nothing to fetch, and the last one's output waits for its join.
+        ahead = jax.lax.cond(ahead.seq < self.walk.end_seq, fetch_and_join, join, ahead)
+        is_last = slot == self.config.num_buffers - 1
+        return jnp.where(is_last, 0, slot + 1), following, ahead
 
 
 def decode_kernel(
@@ -166,6 +175,6 @@ def decode_kernel(
         meta=refs.meta, first_seq=first_seq, end_seq=end_seq, problem=problem, config=config
     )
     Kernel(
-        walk=walk, cache=refs.cache, sinks=refs.sinks, scratch=refs.scratch, q_blocks=q_blocks,
-        maths=maths, problem=problem, config=config,
+        walk=walk, cache=refs.cache, scratch=refs.scratch, q_blocks=q_blocks, maths=maths,
+        problem=problem, config=config,
     ).run()  # fmt: skip

@@ -59,15 +59,16 @@ class QBlocks:
         return rem(div(row, size), 2), jnp.where(is_real, rem(row, size), size)
 
     def start(self) -> None:
-        """Starts fetching the first two blocks."""
+        """Starts fetching the first block, and the attention sinks with it."""
         self.scratch.progress[0] = 0
         self.scratch.progress[1] = 0
-        self.start_fetch(0)
-        self.start_fetch(1)
+        for copy in (*self._sinks_copy(), *self._in_copies(0)):
+            copy.start()
 
     def wait_first(self) -> None:
-        """Waits for the first block and starts its cache updates."""
-        self.wait_fetch(0)
+        """Waits for what `start` began, and starts the block's cache updates."""
+        for copy in (*self._sinks_copy(), *self._in_copies(0)):
+            copy.wait()
         self.start_writes(0)
 
     def advance(self, first_seq: Scalar, seqs: list[tuple[Scalar, Scalar]]) -> None:
@@ -114,6 +115,14 @@ class QBlocks:
             self.wait_send(last - 1)
 
         self.wait_send(last)
+
+    def _sinks_copy(self) -> list[Any]:
+        """The copy that brings the attention sinks in, if there are any."""
+        if self.refs.sinks is None:
+            return []
+        return [
+            pltpu.make_async_copy(self.refs.sinks, self.scratch.sinks, self.scratch.in_sems.at[0])
+        ]
 
     def _in_copies(self, block: Scalar) -> list[Any]:
         """Copies that bring a block in."""

@@ -25,7 +25,7 @@ class Scratch(NamedTuple):
       m, sums, acc: [head groups, rows, ...], softmax state of the sequence the step began in.
       sinks: `problem.sinks_shape`, or None.
       progress: int32[2] in SMEM; see `q_blocks.QBlocks`.
-      kv_sems: [num_buffers]; in_sems, out_sems, write_sems: [2]; sinks_sem: one.
+      kv_sems: [num_buffers]; in_sems, out_sems, write_sems: [2].
     """
 
     kv: Ref
@@ -45,15 +45,15 @@ class Scratch(NamedTuple):
     in_sems: Ref
     out_sems: Ref
     write_sems: Ref
-    sinks_sem: Ref
 
 
 def scratch_shapes(problem: Problem, config: DecodeConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
+    del target
     vmem: dict[str, Any] = {"sinks": None}
     vmem |= {
         name: pltpu.VMEM(shape, jnp.dtype(dtype))
-        for name, (shape, dtype) in buffers(problem, config, target).items()
+        for name, (shape, dtype) in buffers(problem, config).items()
     }
     return Scratch(
         **vmem,
@@ -62,5 +62,4 @@ def scratch_shapes(problem: Problem, config: DecodeConfig, target: Target) -> Sc
         in_sems=pltpu.SemaphoreType.DMA((2,)),
         out_sems=pltpu.SemaphoreType.DMA((2,)),
         write_sems=pltpu.SemaphoreType.DMA((2,)),
-        sinks_sem=pltpu.SemaphoreType.DMA,
     )

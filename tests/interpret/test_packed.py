@@ -87,19 +87,6 @@ def test_load_rows(dtype, lanes):
             np.testing.assert_array_equal(bits(rows).reshape(expected.shape), expected)
 
 
-def test_roll_lanes_moves_columns_up():
-    for columns in (64, 256):
-        x = jnp.arange(8 * columns, dtype=jnp.float32).reshape(8, columns)
-        (rolled,) = run(
-            lambda x_ref, out_ref: out_ref.__setitem__(..., packed.roll_lanes(x_ref[...])),
-            x, jax.ShapeDtypeStruct(x.shape, x.dtype),
-        )  # fmt: skip
-        kept = [c for c in range(columns) if c % layout.LANES]
-        np.testing.assert_array_equal(
-            np.asarray(rolled)[:, kept], np.asarray(x)[:, [c - 1 for c in kept]]
-        )
-
-
 @pytest.mark.parametrize("dtype", layout.Q_DTYPES)
 @pytest.mark.parametrize(("heads", "words", "lanes"), [(1, 4, 128), (3, 2, 128), (2, 1, 256)])
 def test_load_q(dtype, heads, words, lanes):
