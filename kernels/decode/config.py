@@ -63,32 +63,42 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
         "bkv_csz": tuple(sorted({*sizes, *(n for n in (128, 256, 512) if n <= max(sizes))})),
         "seqs_per_step": (1, 2, 4, 8),
         "num_buffers": (2, 3, 4),
-        "bq_sz": (8, 32),
+        "bq_sz": (16, 32),
     }
 
 
 def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasible:
     """A config that fits, by rule of thumb: blocks of 512 tokens, about 2 MiB in a step.
 
+    Where one block of 512 is more than that, two of 256: as many bytes and as much code in a step,
+    and tails and windows leave less of a block empty.
+
+    Four buffers, where they fit: the tail of a sequence takes as long to attend to as a whole
+    block but is fetched sooner, and the more steps are under way the longer the read engine has
+    work beside tails. Queries of 16 sequences at a time are never behind the KV of their steps.
+
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
-    block = limits.block_sizes(problem, (512,))[0]
-    seqs = 4
+    block, seqs, buffers = limits.block_sizes(problem, (512,))[0], 4, 4
     while seqs > 1 and seqs * block * problem.kv_token_bytes > 2 << 20:
         seqs //= 2
+    if block * problem.kv_token_bytes > 2 << 20:
+        block, seqs = limits.block_sizes(problem, (256,))[0], 2
     while True:
         config = DecodeConfig(
             bkv_sz=block,
             bkv_csz=limits.compute_size(block, 512),
             seqs_per_step=seqs,
-            num_buffers=3,
-            bq_sz=8,
+            num_buffers=buffers,
+            bq_sz=16,
         )
         bad = config.check(problem, target)
         if bad is None:
             return config
-        if seqs > 1:
+        if buffers > 3:
+            buffers -= 1
+        elif seqs > 1:
             seqs //= 2
         elif smaller := limits.smaller_block(block, problem):
             block = smaller
