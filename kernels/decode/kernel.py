@@ -131,9 +131,9 @@ class Kernel:
 
         def fetch_and_join(ahead: Place) -> Place:
             # One block of code: the join's vector work leaves the scalar slots to the copies.
-            following = self.start_fetch(slot, ahead)
+            after = self.start_fetch(slot, ahead)
             self.maths.join(items, rows)
-            return following
+            return after
 
         def join(ahead: Place) -> Place:
             self.maths.join(items, rows)
