@@ -20,6 +20,8 @@ class Target:
       num_cores: TensorCores that one JAX device drives (2 with megacore); a launch uses all.
       has_bf16_vector_units: Whether the VPU and EUP compute in bfloat16.
       has_fp8_mxu: Whether the MXU takes float8 operands, at whatever rate.
+      has_result_buffers: Whether results of an MXU lie in buffers and are popped by address; else
+        they are popped in the order of the products.
     """
 
     chip: str
@@ -29,3 +31,4 @@ class Target:
     num_cores: int
     has_bf16_vector_units: bool
     has_fp8_mxu: bool
+    has_result_buffers: bool

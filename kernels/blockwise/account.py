@@ -47,8 +47,8 @@ def buffers(
     state = (problem.num_kv_heads, query_rows(problem, config.bq_sz))
     heads = problem.num_kv_heads
     paths = all_chains("mixed", problem, config)
-    pass_rows = max(c.rows * c.width for c in paths)
-    score_rows = max(c.rows * c.width * c.keys // config.bkv_csz for c in paths)
+    held = max(c.rows * c.num_slots for c in paths)
+    score_rows = max(c.rows * c.num_slots * c.keys // config.bkv_csz for c in paths)
     wide = "float32" if "float32" in (problem.q_dtype, problem.kv_dtype) else "bfloat16"
     unpacked = kv_dtype(problem, target)
     v_lanes = lanes + sums_lanes(problem, config)
@@ -65,7 +65,7 @@ def buffers(
         "acc": (((*state, v_lanes), "float32"),),
         "s": (((score_rows, config.bkv_csz), "float32"),),
         "p": (((score_rows, config.bkv_csz), wide),),
-        "alpha": (((pass_rows, layout.LANES), "float32"),),
+        "alpha": (((held, layout.LANES), "float32"),),
         "sinks": ((problem.sinks_shape, "float32"),) if problem.has_sinks else (),
     }
 

@@ -7,15 +7,18 @@ A *chain* is the work of some query rows of one KV head on one KV compute block:
     weigh    p @ V     MXU       into the accumulator
 
 Done one after another, each stage would wait for the last: a matrix product returns about 200
-cycles after it is issued. So a pass of the loop works on three *groups* of chains at once, and
-each chain of a group has its own rows of the buffers:
+cycles after it is issued. So a pass of the loop works on a *group* of chains, staggered:
 
-    for each chain:    weigh of the group before   |   soften of this group   |   score of the next
+    chain c - 1   weigh      MXU
+    chain c + 1   score      MXU    the last chain's turn scores the first one of the next pass
+    chain c       soften     VPU
 
-Nothing in a pass waits for anything else in it, except that the score buffer is read before it
-is written again. Indices of a group are one dynamic start and static steps, which lets the
-compiler tell its chains apart. The code is two passes long (one with masks, one without) for
-each split of `chains.py`, whatever the block sizes.
+No stage waits for another one of its turn. The compiler sees all turns of a pass as one block of
+instructions and fills the units; at the end of a pass they drain, some 250 cycles, so passes are
+long. Buffers have slots for a few chains, and a slot is read before it is written again. Indices of
+a group are one dynamic start and static steps, which lets the compiler tell its chains apart. The
+code is two passes long (one with masks, one without) for each split of `chains.py`, whatever the
+block sizes.
 
 The softmax of few rows takes less time than a product needs to return. Their splits have larger
 KV compute blocks, whose scores lie in the buffers one `bkv_csz` of keys below the other, and
@@ -72,9 +75,32 @@ class Attention:
             first = Group(begin, self.tiles(begin).first, jnp.int32(0))
             for chain in range(self.chains.lag):
                 self.score(first, chain)
-            jax.lax.while_loop(
-                lambda group: group.q_tile < end, lambda group: self.step(group, end), first
+            if self.weighs_late:
+                self.clear_last(first)
+            before, _ = jax.lax.while_loop(
+                lambda groups: groups[1].q_tile < end,
+                lambda groups: (groups[1], self.step(*groups, end)),
+                (first, first),
             )
+            if self.weighs_late:
+                self.weigh(before, self.chains.width - 1)
+
+    @property
+    def weighs_late(self) -> bool:
+        """Whether a chain is weighed one turn later, and a pass's last one in the next pass.
+
+        With result buffers the compiler gives each product a unit of its own, and that of p @ V
+        would idle at the head of a pass until the first chain is softened. Units whose results
+        come in order share both products, and have the scores to begin with.
+        """
+        return self.target.has_result_buffers and not self.chains.is_short
+
+    def clear_last(self, group: Group) -> None:
+        """Makes the last chain's slot one that adds nothing when the first pass weighs it."""
+        s, last = self.scratch, self.chains.width - 1
+        self.store(s.p, last, jnp.zeros((self.chains.rows, self.chains.keys), s.p.dtype))
+        own = self.place(group, last)[2]
+        s.alpha[own] = jnp.ones((own.size, s.alpha.shape[1]), s.alpha.dtype)
 
     def q_tiles(self) -> tuple[Scalar, Scalar]:
         """Query compute blocks that see a key of the KV block."""
@@ -91,8 +117,8 @@ class Attention:
         """KV compute blocks that a query compute block walks."""
         return walk.tiles_of(self.block, q_tile, self.chains.tokens, self.chains.keys, self.problem)
 
-    def step(self, group: Group, end: Scalar) -> Group:
-        """One pass; returns the next group."""
+    def step(self, before: Group, group: Group, end: Scalar) -> Group:
+        """One pass, after that of `before`; returns the next group."""
         tiles = self.tiles(group.q_tile)
         following = self.after(group, tiles)
         is_last = following.q_tile >= end
@@ -102,11 +128,11 @@ class Attention:
 
         @pl.when(is_full)
         def _() -> None:
-            self.attend(group, ahead, masked=False)
+            self.attend(before, group, ahead, masked=False)
 
         @pl.when(jnp.logical_not(is_full))
         def _() -> None:
-            self.attend(group, ahead, masked=True)
+            self.attend(before, group, ahead, masked=True)
 
         return following
 
@@ -122,27 +148,26 @@ class Attention:
             jnp.where(more_groups, group.index + 1, 0),
         )
 
-    def attend(self, group: Group, ahead: Group, *, masked: bool) -> None:
+    def attend(self, before: Group, group: Group, ahead: Group, *, masked: bool) -> None:
         """One pass over the chains of a group; the first were scored by the pass before."""
-        width, lag = self.chains.width, self.chains.lag
-        if width == 1:
-            # The only chain's score buffer has to be read before it is written again.
-            self.soften(group, 0, masked=masked)
-            self.score(ahead, 0)
-            self.weigh(group, 0)
-            return
+        width, lag, num_slots = self.chains.width, self.chains.lag, self.chains.num_slots
         for chain in range(width + lag - 1):
+            if self.weighs_late:
+                self.weigh(*((group, chain - 1) if chain else (before, width - 1)))
             if chain < width:
-                if chain + lag < width:
-                    self.score(group, chain + lag)
-                else:
-                    self.score(ahead, chain + lag - width)
-                self.soften(group, chain, masked=masked)
-            if chain >= lag - 1:
+                ahead_by = chain + lag
+                scored = (group, ahead_by) if ahead_by < width else (ahead, ahead_by - width)
+                if scored[1] % num_slots != chain % num_slots:
+                    self.score(*scored)
+                    self.soften(group, chain, masked=masked)
+                else:  # one slot for both: it has to be read before it is written
+                    self.soften(group, chain, masked=masked)
+                    self.score(*scored)
+            if not self.weighs_late and chain >= lag - 1:
                 self.weigh(group, chain - lag + 1)
 
     def place(self, group: Group, chain: int) -> tuple[Scalar, Any, Any]:
-        """KV head of a chain, its rows of the query compute block, and of the pass's buffers."""
+        """KV head of a chain, its rows of the query compute block, and those of its slot."""
         c = self.chains
         if c.width >= c.parts:
             head = group.index * (c.width // c.parts) + chain // c.parts
@@ -151,7 +176,7 @@ class Attention:
             turns = c.parts // c.width
             head = div(group.index, turns)
             first = rem(group.index, turns) * (c.width * c.rows) + chain * c.rows
-        return head, first, pl.ds(chain * c.rows, c.rows)
+        return head, first, pl.ds(chain % c.num_slots * c.rows, c.rows)
 
     def rows(self, group: Group, first: Scalar) -> Any:
         """Rows of the query block that start at row `first` of a query compute block."""
@@ -167,9 +192,9 @@ class Attention:
     def folds(self, chain: int) -> list[Any]:
         """Rows of the score buffers that hold each `bkv_csz` of a chain's keys."""
         c = self.chains
-        starts = range(
-            chain * c.rows, c.rows * c.width * c.keys // self.config.bkv_csz, c.rows * c.width
-        )
+        step = c.rows * c.num_slots
+        end = step * c.keys // self.config.bkv_csz
+        starts = range(chain % c.num_slots * c.rows, end, step)
         return [pl.ds(start, c.rows) for start in starts]
 
     def load(self, ref: Ref, chain: int) -> jax.Array:

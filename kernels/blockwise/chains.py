@@ -15,6 +15,8 @@ SHORT_TOKENS = (16, 8, 4)
 SHORT_SCORES = 64 * layout.SUBLANES * layout.LANES
 SHORT_LAG = 2
 MAX_WIDTH = 16
+# Chains of many queries whose scores are held at once: the others' slots are free again.
+SLOTS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +43,16 @@ class Chains:
     width: int
     num_groups: int
     lag: int
+
+    @property
+    def is_short(self) -> bool:
+        """Whether it is a split of few queries."""
+        return self.tokens == self.granule
+
+    @property
+    def num_slots(self) -> int:
+        """Chains that the buffers of scores and probabilities hold at a time."""
+        return self.width if self.is_short else min(self.width, SLOTS)
 
 
 def query_rows(problem: Problem, tokens: int) -> int:

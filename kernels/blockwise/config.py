@@ -11,11 +11,16 @@ from rpa_kernels.target import Target
 MIN_BQ_CSZ = 16
 # Query rows of a chain, see `attend.py`. More rows reuse each weight load of the MXU more.
 CHAIN_ROWS = 256
-# Query rows of all chains in one pass of the pipeline. More hide more of the first chain's and the
-# last chain's latency; the code grows with them.
-PASS_ROWS = 2048
+# Query rows of all chains in one pass of the pipeline, at most. More hide more of the first chain's
+# and the last chain's latency; the code grows with them.
+PASS_ROWS = 4096
+# Tokens of a chunk that is long: so many, for each sequence, that half as many passes pay for the
+# rows that a compute block of twice the tokens wastes at the diagonal and behind the last query.
+LONG_CHUNK = 512
 # Tokens of a KV block that fill and drain the pipeline seldom enough.
 USUAL_KV = 1024
+# KV heads of a device, at most, whose passes over that are too few.
+FEW_HEADS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,10 +106,19 @@ def _default_keys(problem: Problem, target: Target) -> int:
     return max(keys // 2, 256) if is_narrow else keys
 
 
+def _is_long(problem: Problem) -> bool:
+    """Whether all sequences can have long chunks at once."""
+    return problem.max_num_tokens >= LONG_CHUNK * problem.max_num_seqs
+
+
 def _default_kv(problem: Problem, keys: int) -> int:
-    """Tokens of a KV block: so many that a window reaches not just a little into one more."""
+    """Tokens of a KV block: so many that a window reaches not just a little into one more.
+
+    Few heads make few passes of a KV block, between which the pipeline drains.
+    """
     if problem.sliding_window is None:
-        return limits.block_sizes(problem, (USUAL_KV,))[0]
+        is_short = problem.num_kv_heads <= FEW_HEADS and _is_long(problem)
+        return limits.block_sizes(problem, (USUAL_KV * (1 + is_short),))[0]
     span = problem.sliding_window + problem.page_size
     num_blocks = max(1, round(span / USUAL_KV))
     size = layout.align(layout.cdiv(span, num_blocks), keys)
@@ -126,16 +140,20 @@ def _with_third_buffer(
 def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeasible:
     """A config that fits, by rule of thumb.
 
-    The query rows of a compute block fill one pass of the pipeline over all KV heads; see
-    `_default_keys` and `_default_kv` for its keys. Then query blocks as long as fit, so that KV is
-    fetched and unpacked once for many queries; but a chunk of 512 has a block for each core.
+    The query rows of a compute block fill one pass of the pipeline over all KV heads, or half a
+    pass where chunks may be short or heads are wide; see `_default_keys` and `_default_kv` for its
+    keys. Then query blocks as long as fit, so that KV is fetched and unpacked once for many
+    queries; but a chunk of 512 has a block for each core.
 
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
     most_q = max(MIN_BQ_CSZ, layout.next_power_of_2(problem.max_num_tokens))
     rows_per_token = problem.q_words * layout.packing(problem.q_dtype)
-    rows = max(CHAIN_ROWS, PASS_ROWS // problem.num_kv_heads)
+    # Chains of wide heads have twice the code.
+    is_half = problem.padded_head_dim > layout.LANES or not _is_long(problem)
+    pass_rows = PASS_ROWS // 2 if is_half else PASS_ROWS
+    rows = max(CHAIN_ROWS, pass_rows // problem.num_kv_heads)
     bq_csz = min(most_q, 256, max(MIN_BQ_CSZ, layout.next_power_of_2(rows // rows_per_token)))
     bq = min(most_q, max(bq_csz, 512 // target.num_cores))
     keys = _default_keys(problem, target)

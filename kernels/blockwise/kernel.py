@@ -24,12 +24,16 @@ from rpa_kernels.blockwise.split import SEQS
 from rpa_kernels.blockwise.walk import Block, Place
 from rpa_kernels.calls import Refs
 from rpa_kernels.ints import cdiv
+from rpa_kernels.layout import LANES
 from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
 Ref = Any
 Scalar = Any
+
+# 32-bit words of a head that are unpacked together: 16 vector registers.
+UNPACKED = 16 * 8 * LANES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,25 +171,37 @@ class Kernel:
 
     def unpack_tile(self, slot: Scalar, start: Scalar, num_valid: Scalar | None) -> None:
         """Unpacks one compute block; tokens past `num_valid` become zero."""
-        s, problem, csz = self.scratch, self.problem, self.config.bkv_csz
+        csz, lanes = self.config.bkv_csz, self.scratch.kv.shape[-1]
+        # The words of one part stay in registers for both K and V.
+        size = UNPACKED // lanes
+        size = csz if csz % size else size
+        for offset in range(0, csz, size):
+            left = None if num_valid is None else num_valid - offset
+            self.unpack_tokens(slot, start + offset, size, left)
+
+    def unpack_tokens(
+        self, slot: Scalar, start: Scalar, size: int, num_valid: Scalar | None
+    ) -> None:
+        """Unpacks all heads of `size` tokens."""
+        s, problem, tokens = self.scratch, self.problem, pl.ds(start, size)
         for head in range(problem.num_kv_heads):
             k, v = packed.load_kv(
                 s.kv,
                 (slot,),
                 head=head,
                 start=start,
-                count=csz,
+                count=size,
                 fused=problem.fuses_kv,
                 dtype=problem.kv_dtype,
                 num_valid=num_valid,
                 strided=self.strided,
             )
-            s.k[head, pl.ds(start, csz)] = k.astype(s.k.dtype)
+            s.k[head, tokens] = k.astype(s.k.dtype)
             if s.v is not None:
                 # A row K|V leaves the ones in K's place alone.
                 first = problem.head_dim if problem.fuses_kv else 0
                 lanes = pl.ds(first, v.shape[1] - first)
-                s.v[head, pl.ds(start, csz), lanes] = v[:, first:].astype(s.v.dtype)
+                s.v[head, tokens, lanes] = v[:, first:].astype(s.v.dtype)
 
     def attend(self, block: Block) -> None:
         """Attends the query block to the KV block."""

@@ -28,9 +28,9 @@ class Scratch(NamedTuple):
         with `mxu_sums` sums is None.
       acc: [KV heads, rows, lanes of v], running p @ V, and with `mxu_sums` the
         running sum in the lanes of v that hold ones.
-      s, p: [rows of a pass, bkv_csz], scores and probabilities; more rows for more keys; see
-        `attend.py`.
-      alpha: [rows of a pass, 128], factors for what was accumulated before.
+      s, p: [rows of `num_slots` chains, bkv_csz], scores and probabilities; more rows for more
+        keys; see `attend.py`.
+      alpha: [rows of `num_slots` chains, 128], factors for what was accumulated before.
       sinks: `problem.sinks_shape`, or None.
       unwritten: int32[num_buffers] in SMEM, tokens of each KV buffer on their way to the cache.
       unsent: int32[2] in SMEM, tokens of each output buffer on their way out.

@@ -99,6 +99,7 @@ class Chip:
             num_cores=self.num_cores_per_device,
             has_bf16_vector_units=bool(self.value("has_bf16_vector_units")),
             has_fp8_mxu=bool(self.value("has_fp8_mxu")),
+            has_result_buffers=bool(self.value("has_result_buffers")),
         )
 
 

@@ -7,6 +7,7 @@ from interpret.kernel_cases import (
     PREFILL_BATCH,
     V5E,
     V6E,
+    V7X,
     blockwise_config,
     decode_config,
     make_problem,
@@ -118,6 +119,26 @@ def test_right_without_bf16_vector_units_and_with_early_copies(family):
     config = decode_config() if family == "decode" else blockwise_config()
     batch = DECODE_BATCH if family == "decode" else MIXED_BATCH
     check(family, make_problem(), config, batch, target=V5E, dma_mode="eager")
+
+
+@pytest.mark.parametrize("family", ["prefill", "mixed"])
+def test_blockwise_that_weighs_the_last_chain_of_a_pass_in_the_next_one(family):
+    config = blockwise_config(bq_sz=32, bq_csz=32, bkv_sz=256, mxu_sums=1)
+    batch = PREFILL_BATCH if family == "prefill" else MIXED_BATCH
+    check(family, make_problem(sliding_window=70), config, batch, target=V7X)
+
+
+@pytest.mark.parametrize("target", [V6E, V7X], ids=lambda target: target.chip)
+@pytest.mark.parametrize("num_kv_heads", [5, 17])
+def test_a_last_chain_in_the_slot_of_the_first(num_kv_heads, target):
+    # Five heads are one pass of five chains, seventeen as many passes of one.
+    problem = make_problem(num_q_heads=num_kv_heads, num_kv_heads=num_kv_heads)
+    config = blockwise_config(bq_sz=32, bq_csz=32)
+    (chains,) = all_chains("prefill", problem, config)
+    assert not chains.is_short
+    assert (chains.width - 1) % chains.num_slots == 0
+    batch = Batch(q_lens=(20,), kv_lens=(150,), num_decode=0, num_prefill=1)
+    check("prefill", problem, config, batch, target=target)
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 3])
