@@ -17,8 +17,8 @@ No stage waits for another one of its turn. The compiler sees all turns of a pas
 instructions and fills the units; at the end of a pass they drain, some 250 cycles, so passes are
 long. Buffers have slots for a few chains, and a slot is read before it is written again. Indices of
 a group are one dynamic start and static steps, which lets the compiler tell its chains apart. The
-code is two passes long (one with masks, one without) for each split of `chains.py`, whatever the
-block sizes.
+code is two passes long (one with masks, one without), and one for each split for few queries
+(`chains.py`), whatever the block sizes.
 
 The softmax of few rows takes less time than a product needs to return. Their splits have larger
 KV compute blocks, whose scores lie in the buffers one `bkv_csz` of keys below the other, and
@@ -124,6 +124,10 @@ class Attention:
         is_last = following.q_tile >= end
         # Past the last group there is nothing to score; scoring this one again does no harm.
         ahead = Group(*(jnp.where(is_last, a, b) for a, b in zip(group, following, strict=True)))
+        if self.chains.is_short:
+            # A mask on few rows costs nothing that shows; a second body is a quarter of all code.
+            self.attend(before, group, ahead, masked=True)
+            return following
         is_full = jnp.logical_and(group.kv_tile >= tiles.full_first, group.kv_tile < tiles.full_end)
 
         @pl.when(is_full)
