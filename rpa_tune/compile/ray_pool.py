@@ -5,6 +5,7 @@ one worker, so that deadlines, memory caps and crashes are handled as they are a
 asks for a CPU; measuring asks for a TPU, which only TPU hosts have.
 """
 
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from rpa_tune.errors import UsageError
 # How often a task starts again after the process or the node it ran on was lost.
 MAX_RETRIES = 3
 _POLL_S = 1.0
+_ANSWER_S = 10.0
 
 _compilers: list[WorkerPool] = []  # at most one a process of Ray
 
@@ -42,7 +44,7 @@ class RayPool:
           deadline_s: Seconds that one phase of a task may take.
 
         Raises:
-          UsageError: Ray is not installed.
+          UsageError: Ray is not installed, or nobody answers at the address.
         """
         try:
             import ray
@@ -52,6 +54,8 @@ class RayPool:
                 hint="pip install '.[ray]' in the checkout of rpa-tune",
             ) from error
         if not ray.is_initialized():
+            if address is not None:
+                require_answer(address)
             ray.init(address=address, log_to_driver=False, include_dashboard=False)
         self._ray: Any = ray
         self._deadline_s = deadline_s
@@ -124,6 +128,28 @@ class RayPool:
             )
             return Reply(index=index, seconds=since_submitted_s, failure=failure)
         return replace(reply, index=index)
+
+
+def require_answer(address: str) -> None:
+    """Refuses an address where nobody listens, which Ray itself would try for minutes.
+
+    Args:
+      address: `HOST:PORT` or `ray://HOST:PORT`; names that Ray looks up itself are let through.
+
+    Raises:
+      UsageError: Nobody listens.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise UsageError(
+            f"no Ray cluster answers: {error.strerror or error}",
+            where=f"RAY_ADDRESS={address}",
+            hint="`ray start --head` starts one; without RAY_ADDRESS one is started here",
+        ) from error
 
 
 def run_here(function: str, argument: Any, deadline_s: float, on_device: bool) -> Reply:

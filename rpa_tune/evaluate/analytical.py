@@ -104,7 +104,7 @@ def _peak_flops_per_s(problem: Problem, chip: Chip) -> float:
 
 
 class AnalyticalEvaluator(AbstractEvaluator):
-    """Lower bounds from the families' accounts; thousands a second."""
+    """Lower bounds from the families' accounts."""
 
     @property
     def fidelity(self) -> Fidelity:
