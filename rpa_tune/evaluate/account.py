@@ -172,6 +172,15 @@ def traffic_of(candidate: Candidate, batch: Batch) -> Traffic:
     return functools.reduce(operator.add, shares)
 
 
+def mxu_flops_of(candidate: Candidate, batch: Batch) -> int:
+    """What the family's account says the MXUs of all cores execute for one batch."""
+    family, target = load_family(candidate.family), load_chip(candidate.chip).target
+    problem, config = candidate.problem, candidate.config
+    return sum(
+        family.mxu_flops(problem, config, batch, target, core) for core in launch_cores(candidate)
+    )
+
+
 def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
     """Mean of per-batch figures over launches."""
     return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)

@@ -18,8 +18,9 @@ from rpa_tune.compile import worker
 from rpa_tune.compile.cache import CompileCache, Compiled
 from rpa_tune.compile.dumps import DiskFullError, schedule_digest, unpack_bundles
 from rpa_tune.errors import DumpError
-from rpa_tune.evaluate.account import launch_cores, traffic_of
+from rpa_tune.evaluate.account import launch_cores, mxu_flops_of, traffic_of
 from rpa_tune.families import public_family
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
@@ -162,11 +163,12 @@ def scalar_operands(candidate: Candidate, batch: Batch) -> Mapping[int, Any]:
 def find_mismatch(
     candidate: Candidate, batches: tuple[Batch, ...], timelines: tuple[Timeline, ...]
 ) -> str:
-    """Where the compiled schedule's copies differ from the kernel's account; empty if nowhere.
+    """Where a simulation differs from the kernel's account; empty if nowhere.
 
-    A difference means that the account, the parser or the simulator is wrong, so no time that
-    rests on them can be trusted. A public kernel has no exact account: only a schedule that reads
-    less than the cached K and V is caught.
+    Copies must be equal, and matmuls no fewer than the account's FLOPs need: a kernel that skips
+    work copies all the same. A difference means that the kernel, the account, the parser or the
+    simulator is wrong, so no time that rests on them can be trusted. A public kernel has no exact
+    account: only a schedule that reads less than the cached K and V is caught.
     """
     if family := public_family(candidate.family):
         for i, (batch, timeline) in enumerate(zip(batches, timelines, strict=True)):
@@ -187,7 +189,20 @@ def find_mismatch(
         )
         if moved != account:
             return f"batch {i}: schedule moves {_figures(moved)}, account says {_figures(account)}"
+        most, least = most_mxu_flops(candidate, timeline), mxu_flops_of(candidate, batch)
+        if most < least:
+            return (
+                f"batch {i}: schedule multiplies at most {most:,} FLOPs, account says {least:,}: "
+                "work is skipped"
+            )
     return ""
+
+
+def most_mxu_flops(candidate: Candidate, timeline: Timeline) -> int:
+    """FLOPs of the matmuls that were executed, had each used every row and column of its MXU."""
+    chip = load_chip(candidate.chip)
+    rows = timeline.mxu_busy_cycles * chip.value("mxu_rows_per_cycle")
+    return round(2 * rows * chip.value("mxu_size") ** 2)
 
 
 def _figures(traffic: Traffic) -> str:

@@ -159,6 +159,8 @@ def meaning(mnemonic: str) -> Meaning | None:
         return Meaning(op=Op.COPY, slots=(Slot.SALU,))
     if mnemonic.startswith("inlined_call_operand."):
         return Meaning(op=Op.OPERAND)
+    if mnemonic in table["no_slot"]:
+        return Meaning(op=None)
     stem, *parts = mnemonic.split(".")
     slots = table["vector"].get(stem)
     if slots is None:

@@ -40,7 +40,7 @@ _BUFFER = re.compile(r"mrb\[(\d+)\]")
 _WIDTH = re.compile(r"\.(?:bf|f|s|u)(\d+)")
 _GENERAL = re.compile(r"/\* (\w+)-to-(\w+) \*/\s*$")
 _DIVISION = re.compile(r"/\* k(Rem|DivAndRem) \*/")
-_POINTER_SHIFT = 4  # v5e: an HBM pointer is an address shifted by this
+_POINTER_SHIFT = 4  # pointers into VMEM, and on v5e into HBM, are addresses shifted by this
 _HEADER_END = "= control target key end"
 _WORD = 1 << 32
 _LAST = (Op.STORE, Op.COPY, Op.SYNC_ADD, Op.BRANCH, Op.HALT)
@@ -274,7 +274,7 @@ class _Parser:
             return (item._replace(terms=(Term(0, waiting.pop(0)),)),)
         if item.op is Op.SHL and item.terms[1] == Term(_POINTER_SHIFT):
             self.shifted[item.result] = item.terms[0]
-        elif mnemonic == "int_to_ptr.hbm":
+        elif mnemonic in ("int_to_ptr.hbm", "int_to_ptr.vmem"):
             # Undone, because an allocation's made-up address does not fit when shifted.
             term = item.terms[0]
             return (item._replace(terms=(self.shifted.get(term.first, term),)),)

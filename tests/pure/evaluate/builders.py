@@ -4,8 +4,9 @@ from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Status
-from rpa_tune.evaluate.account import traffic_of
+from rpa_tune.evaluate.account import mxu_flops_of, traffic_of
 from rpa_tune.evaluate.simulate_task import SimulateAnswer
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.llo.opcodes import Slot
 from rpa_tune.llo.timeline import SlotUse, Timeline
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -36,7 +37,9 @@ def candidate(*, chip="v6e", workload=WORKLOAD, problem=PROBLEM, **config):
     )
 
 
-def timeline(*, owners, traffic=None, time_us=1.0, bound_by="hbm", unknown=None, guesses=()):
+def timeline(
+    *, owners, traffic=None, mxu_busy=0.0, time_us=1.0, bound_by="hbm", unknown=None, guesses=()
+):
     """A timeline in which only what is given differs from zero."""
     return Timeline(
         chip="v6e",
@@ -52,7 +55,7 @@ def timeline(*, owners, traffic=None, time_us=1.0, bound_by="hbm", unknown=None,
         num_prefetch_copies=0,
         read_busy_cycles=0.0,
         write_busy_cycles=0.0,
-        mxu_busy_cycles=0.0,
+        mxu_busy_cycles=mxu_busy,
         slots={slot.name: SlotUse(instructions=0, share=0.0) for slot in Slot},
         loops=(),
         bound_by=bound_by,
@@ -61,12 +64,20 @@ def timeline(*, owners, traffic=None, time_us=1.0, bound_by="hbm", unknown=None,
     )
 
 
+def mxu_busy_cycles(candidate, batch):
+    """The least time in which the MXUs of a chip do what the account says."""
+    chip = load_chip(candidate.chip)
+    a_cycle = 2 * chip.value("mxu_rows_per_cycle") * chip.value("mxu_size") ** 2
+    return mxu_flops_of(candidate, batch) / a_cycle
+
+
 def answer(task, **changes):
     """What a worker would answer if every cycle were spent on `bkv_sz`."""
     timelines = tuple(
         timeline(
             owners={"issue": task.candidate.config.bkv_sz * batch.num_seqs, "launch": 10},
             traffic=traffic_of(task.candidate, batch),
+            mxu_busy=mxu_busy_cycles(task.candidate, batch),
             time_us=float(task.candidate.config.bkv_sz * batch.num_seqs),
         )
         for batch in task.batches

@@ -8,7 +8,7 @@ from pure.evaluate.contract import EvaluatorContract
 
 from rpa_tune.candidate import Status
 from rpa_tune.evaluate import simulated
-from rpa_tune.evaluate.account import traffic_of
+from rpa_tune.evaluate.account import mxu_flops_of, traffic_of
 from rpa_tune.evaluate.simulate_task import SimulateTask, find_mismatch, scalar_operands
 from rpa_tune.evaluate.simulated import SimulatedEvaluator, summarize
 
@@ -94,6 +94,19 @@ def test_one_byte_or_copy_more_than_the_account_is_not(tmp_path, field):
     assert mismatch.startswith("batch 1: schedule moves ")
     assert f"{value + 1:,}" in mismatch
     assert f"account says {traffic_of(candidate(), BATCHES[1]).read_bytes:,} bytes" in mismatch
+
+
+def test_copies_alone_are_no_proof_that_a_batch_was_attended(tmp_path):
+    task = SimulateTask(candidate=candidate(), batches=BATCHES, cache_dir=tmp_path)
+    first, second = answer(task).timelines
+    least = mxu_flops_of(candidate(), BATCHES[1])
+    # On v6e an MXU does 2 rows a cycle, each with 256 x 256 weights.
+    assert second.mxu_busy_cycles == least / (4 * 256**2)
+    lazy = dataclasses.replace(second, mxu_busy_cycles=second.mxu_busy_cycles - 1)
+    assert find_mismatch(candidate(), BATCHES, (first, lazy)) == (
+        f"batch 1: schedule multiplies at most {least - 4 * 256**2:,} FLOPs, "
+        f"account says {least:,}: work is skipped"
+    )
 
 
 def test_scalar_operands_are_the_four_arrays_in_launch_order():

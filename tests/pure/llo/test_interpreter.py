@@ -197,6 +197,46 @@ def test_delay_slots_end_with_their_region_where_the_next_has_no_mark(program_of
     assert run.stall_cycles[1, Owner.SCALAR] == rates.branch_delay - 3
 
 
+def test_delay_slots_end_with_empty_ones_where_neither_region_has_a_mark(program_of):
+    rates = rates_of(load_machine("v7x"))
+    program = program_of(
+        dump(
+            "%p1_p0 = scmp.eq.s32.totalorder %s1_s0, 0",
+            ("", "%s8_s8 = smov 7", "End region 2"),
+            "%60 = sbr.rel (%p1_p0) target = $region5",
+            "%s2_s0 = smov 3",
+            "",
+            "%s4_s1 = smov 4  ;;  %61 = dma.done.wait [#allocation30], 9",  # nobody copies
+            ("", "%s2_s0 = smov 4", "Start region 116"),
+            "",
+            ("PF", "", "Start/End empty region 5"),
+            *wait_for_granules("%s2_s0"),
+        )
+    )
+    run = run_both(program, rates=rates)
+    assert run.engines[0][1] == 3 * rates.granule_bytes
+    assert run.stall_cycles[2, Owner.SCALAR] == rates.branch_delay - 2
+
+
+def test_empty_delay_slots_may_stand_between_others(program_of):
+    rates = rates_of(load_machine("v7x"))
+    program = program_of(
+        dump(
+            "%p1_p0 = scmp.eq.s32.totalorder %s1_s0, 0",
+            "%60 = sbr.rel (%p1_p0) target = $region5",
+            "",
+            "%s2_s0 = smov 3",
+            "",
+            ("", "%s2_s0 = smov 4", "Start region 9"),
+            ("PF", "", "Start/End empty region 5"),
+            *wait_for_granules("%s2_s0"),
+        )
+    )
+    run = run_both(program, rates=rates)
+    assert run.engines[0][1] == 3 * rates.granule_bytes
+    assert run.stall_cycles[1, Owner.SCALAR] == rates.branch_delay - 3
+
+
 def test_selects_and_predicates(program_of):
     program = program_of(
         dump(

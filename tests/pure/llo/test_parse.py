@@ -24,6 +24,29 @@ def test_reads_slots_labels_and_depth(program_of):
     assert second.is_entry
 
 
+def test_vector_carries_take_a_slot_and_decide_nothing(program_of):
+    # A division of a vector by a constant, v5e and v5p.
+    program = program_of(
+        dump(
+            "%vm44_vm0 = vc.u32 %v36_v11, %v40_v19  ;;  %v46_v27 = vadd.s32 %v40_v19, %v36_v11",
+            "%v45_v31 = vsel /*vm=*/%vm44_vm0, /*on_true_vy=*/1, /*on_false_vx=*/%v320_v30",
+        )
+    )
+    assert [bundle.slots[Slot.VALU] for bundle in program.bundles] == [2, 1]
+    assert not any(bundle.instructions for bundle in program.bundles)
+
+
+def test_halves_of_a_wide_product_share_a_slot(program_of):
+    # The same, v6e and v7x.
+    program = program_of(
+        dump(
+            "%v2_v3 = vmul.u32.u64.low 3435973837, %v1_v0  ;;  %v3_v4 = vmul.u32.u64.high"
+            " /*lhs_vy=*/3435973837, /*rhs_vx=*/%v1_v0, /*low=*/%v2_v3"
+        )
+    )
+    assert program.bundles[0].slots[Slot.VALU] == 1
+
+
 def test_orders_a_bundle_by_use(program_of):
     program = program_of(dump("%s2_s1 = sadd.s32 1, %s1_s0  ;;  %s1_s0 = smov 4"))
     assert [item.op for item in program.bundles[0].instructions] == [Op.MOV, Op.ADD]
