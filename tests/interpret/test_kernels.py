@@ -109,6 +109,13 @@ def test_prefill_is_right(case):
     check("prefill", make_problem(**case), config, PREFILL_BATCH)
 
 
+def test_mixed_of_query_blocks_of_several_compute_blocks():
+    # Too many queries for any of the paths for few, and for one turn of the path for many.
+    batch = Batch(q_lens=(1, 33, 17, 3), kv_lens=(20, 150, 17, 63), num_decode=1)
+    problem = make_problem(max_num_tokens=64)
+    check("mixed", problem, blockwise_config(bq_sz=48, bq_csz=16), batch)
+
+
 def test_prefill_of_chunks_that_leave_compute_blocks_partly_filled():
     batch = Batch(q_lens=(1, 7, 7), kv_lens=(20, 160, 7), num_decode=1, num_prefill=2)
     check("prefill", make_problem(), blockwise_config(bq_sz=32, bq_csz=32), batch)
