@@ -1,6 +1,5 @@
 """What the public functions launch: the metadata their kernels read, and schedules too long."""
 
-import os
 from dataclasses import replace
 from functools import partial
 
@@ -11,13 +10,10 @@ from jax.experimental.pallas import tpu as pltpu
 from table_rows import PROBLEM
 
 from rpa_kernels.batch import Batch
-from rpa_tune.cli.paths import default_cache_dir
-from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop import launches, tpu_inference, wheel
-from rpa_tune.public_configs import WHEELS
+from rpa_tune.interop import launches, tpu_inference
 
-pytestmark = pytest.mark.aot
+pytestmark = [pytest.mark.aot, pytest.mark.usefixtures("tpu_inference_root")]
 LONG = replace(
     PROBLEM, page_size=128, pages_per_seq=256, num_pages=32768, max_num_tokens=128, max_num_seqs=128
 )
@@ -28,20 +24,10 @@ BLOCKS = {
 STEPS, ACTUAL_STEPS = 3, 11  # operands of a batched kernel: the first by step, their number
 
 
-@pytest.fixture(scope="module", autouse=True)
-def root():
-    try:
-        return wheel.use_wheel(default_cache_dir() / WHEELS)
-    except UsageError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no tpu-inference wheel: {error}")
-
-
 @pytest.fixture(scope="module")
-def bind():
+def bind(tpu_inference_root):
     return partial(
-        tpu_inference.bind, "batched", wheel.current_root(), chip=load_chip("v6e"), problem=LONG,
+        tpu_inference.bind, "batched", tpu_inference_root, chip=load_chip("v6e"), problem=LONG,
         blocks=BLOCKS,
     )  # fmt: skip
 

@@ -1,7 +1,6 @@
 """The engine's own look-up, out of the real wheel, finds what was exported."""
 
 import importlib
-import os
 import sys
 from dataclasses import replace
 
@@ -9,28 +8,17 @@ import pytest
 from table_rows import PROBLEM, make_row
 
 from rpa_kernels.batch import Batch
-from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import tpu_inference, wheel
 from rpa_tune.interop.tpu_inference_tables import export_tables
-from rpa_tune.public_configs import WHEELS, why_untraceable
+from rpa_tune.public_configs import why_untraceable
 from rpa_tune.public_kernels import PUBLIC_FAMILIES
 
-pytestmark = pytest.mark.aot
+pytestmark = [pytest.mark.aot, pytest.mark.usefixtures("tpu_inference_root")]
 HD64 = replace(PROBLEM, head_dim=64)
 BATCH = Batch(q_lens=(1, 5), kv_lens=(40, 20), num_decode=1)
 BATCHED = {"bq_sz": 1, "bq_c_sz": 1, "bkv_sz": 256, "batch_size": 4, "n_buffer": 3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def root():
-    try:
-        return wheel.use_wheel(default_cache_dir() / WHEELS)
-    except UsageError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no tpu-inference wheel: {error}")
 
 
 def chosen(name, problem):
