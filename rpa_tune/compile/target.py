@@ -56,6 +56,9 @@ def build_environment(folder: Path) -> dict[str, str]:
     return inherited | {
         "JAX_PLATFORMS": "cpu",
         **_NO_METADATA_SERVER,
+        # The interpreter runs two TensorCores as two calls inside a third. XLA has as many threads
+        # as the host has CPUs, and on one CPU they would wait for each other forever.
+        "PJRT_NPROC": str(max(4, os.cpu_count() or 1)),
         # Device-free compiles never touch a chip, so several may run side by side.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_LOG_DIR": str(folder / "log"),

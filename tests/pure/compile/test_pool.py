@@ -90,6 +90,8 @@ def test_arguments_are_taken_as_workers_become_free(good_pool):
 def test_workers_are_told_what_libtpu_reads_at_start(good_pool):
     (flags,) = run(good_pool, "environment", ["LIBTPU_INIT_ARGS"])
     (platform,) = run(good_pool, "environment", ["JAX_PLATFORMS"])
+    (num_threads,) = run(good_pool, "environment", ["PJRT_NPROC"])
+    assert int(num_threads.value) >= 4  # two interpreted cores need three
     assert "final_bundles" in flags.value
     assert platform.value == "cpu"
 
