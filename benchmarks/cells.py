@@ -29,6 +29,7 @@ MODELS: dict[str, tuple[str, int, str, bool]] = {
     "gpt-oss-20b": ("gpt-oss-20b", 1, "bfloat16", False),
 }
 KINDS = ("decode", "prefill", "mixed")
+OPPONENTS = ("v3", "hd64", "batched", "stacked")  # public kernels, quick to compile before slow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,15 +12,15 @@ run can be stopped and taken up again. Times are simulated.
 """
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any, NamedTuple
 
 import click
-from cells import KINDS, MODELS, Group, groups
+from cells import KINDS, MODELS, OPPONENTS, Group, groups
 from entries import Entry, our_entries, public_entries
 
 from rpa_tune.compile.pool import Reply, WorkerPool
@@ -28,7 +28,7 @@ from rpa_tune.errors import UsageError
 from rpa_tune.interop import wheel
 from rpa_tune.provenance import provenance
 
-QUICK_TO_COMPILE_FIRST = ("ours", "v3", "hd64", "batched", "stacked")
+QUICK_TO_COMPILE_FIRST = ("ours", *OPPONENTS)
 
 
 class Answer(NamedTuple):
@@ -81,12 +81,8 @@ def compare(group: Group, answers: list[tuple[Entry, Answer]]) -> dict:
 
 def geomeans(cells: list[dict]) -> dict[str, float | None]:
     """Of our speed-ups, by kind."""
-    logs = {
-        kind: [math.log(cell["speedup"]) for cell in cells if cell["kind"] == kind]
-        for kind in KINDS
-    }
-    return {kind: math.exp(sum(found) / len(found)) if found else None
-            for kind, found in logs.items()}  # fmt: skip
+    found = {kind: [cell["speedup"] for cell in cells if cell["kind"] == kind] for kind in KINDS}
+    return {kind: geometric_mean(ratios) if ratios else None for kind, ratios in found.items()}
 
 
 def summarize(results: list[dict], seconds: float) -> dict[str, Any]:
@@ -240,7 +236,7 @@ def main(**options: Any) -> None:
     chips = _chosen(options["chips"], ["v4", "v5e", "v5p", "v6e", "v7x"], "chips")
     models = _chosen(options["models"], list(MODELS), "models")
     kinds = _chosen(options["kinds"], list(KINDS), "kinds")
-    opponents = _chosen(options["opponents"], list(QUICK_TO_COMPILE_FIRST[1:]), "opponents")
+    opponents = _chosen(options["opponents"], list(OPPONENTS), "opponents")
     work = options["work_dir"].resolve()
     journal = Journal(work / "kernels.jsonl")
     chosen = groups(chips, models, kinds, options["quick"])

@@ -7,28 +7,22 @@ where no public kernel served any of them. Times are simulated, as in the report
 """
 
 import json
-import math
 from collections import Counter
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import click
-from cells import KINDS, MODELS
+from cells import KINDS, MODELS, OPPONENTS
 
 CHIPS = ("v5e", "v5p", "v6e", "v7x")
-OPPONENTS = ("v3", "hd64", "batched", "stacked")
-
-
-def geomean(values: list[float]) -> float:
-    """Of one value or more."""
-    return math.exp(sum(math.log(value) for value in values) / len(values))
 
 
 def entry(speedups: list[float]) -> str:
     """`mean (worst to best)`."""
     if not speedups:
         return "-"
-    return f"{geomean(speedups):.2f} ({min(speedups):.2f} to {max(speedups):.2f})"
+    return f"{geometric_mean(speedups):.2f} ({min(speedups):.2f} to {max(speedups):.2f})"
 
 
 def speedups(cells: list[dict[str, Any]], **wanted: str) -> list[float]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
+from rpa_tune.compile import target
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 
@@ -38,18 +38,15 @@ def devices(chip_name: str, topology: str | None = None) -> list[jax.Device]:
     Raises:
       UsageError: libtpu does not know the topology.
     """
-    chip = load_chip(chip_name)
-    name = topology or chip.topology
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=name, **dict(chip.topology_options)
-        )
+        return list(target.device_free_devices(chip_name, topology))
     except jax.errors.JaxRuntimeError as error:
         *_, last = str(error).strip().splitlines()
+        usual = load_chip(chip_name).topology
         raise UsageError(
-            f"no topology {name!r}: {last:.200}", hint=f"{chip.topology!r} is one of {chip_name}"
+            f"no topology {topology or usual!r}: {last:.200}",
+            hint=f"{usual!r} is one of {chip_name}",
         ) from error
-    return list(found.devices)
 
 
 @contextlib.contextmanager

@@ -56,9 +56,7 @@ def build_environment(folder: Path) -> dict[str, str]:
     return inherited | {
         "JAX_PLATFORMS": "cpu",
         **_NO_METADATA_SERVER,
-        # The interpreter runs two TensorCores as two calls inside a third. XLA has as many threads
-        # as the host has CPUs, and on one CPU they would wait for each other forever.
-        "PJRT_NPROC": str(max(4, os.cpu_count() or 1)),
+        "PJRT_NPROC": num_xla_threads(),
         # Device-free compiles never touch a chip, so several may run side by side.
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "TPU_LOG_DIR": str(folder / "log"),
@@ -77,6 +75,15 @@ def device_environment(folder: Path) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "ALLOW_MULTIPLE_LIBTPU_LOAD"}
 
 
+def num_xla_threads() -> str:
+    """`PJRT_NPROC`: the threads of XLA on the CPU, no fewer than the interpreter needs.
+
+    It runs two TensorCores as two calls inside a third. XLA by itself has as many threads as the
+    host has CPUs, and on one CPU they would wait for each other forever.
+    """
+    return str(max(4, os.cpu_count() or 1))
+
+
 def compiler_flags() -> dict[str, str]:
     """The flags of this process that change what the compiler makes; for provenance."""
     names = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_PLATFORMS")
@@ -89,19 +96,30 @@ def dump_folder(folder: Path) -> Path:
 
 
 @functools.cache
-def device_free_device(chip_name: str) -> Any:
-    """A `jax.Device` of a chip that need not be there, good for lowering and compiling only.
+def device_free_devices(chip_name: str, topology: str | None = None) -> tuple[Any, ...]:
+    """`jax.Device`s that need not be there, good for lowering and compiling only.
 
     Args:
       chip_name: Name in the chip table.
+      topology: Such as `v6e:2x4`; what the chip table says if None.
+
+    Raises:
+      JaxRuntimeError: libtpu does not know the topology.
     """
     from jax.experimental import topologies
 
     chip: Chip = load_chip(chip_name)
-    topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=chip.topology, **dict(chip.topology_options)
+    found = topologies.get_topology_desc(
+        platform="tpu",
+        topology_name=topology or chip.topology,
+        **dict(chip.topology_options),
     )
-    return topology.devices[0]
+    return tuple(found.devices)
+
+
+def device_free_device(chip_name: str) -> Any:
+    """The first of a chip's `device_free_devices`: what a kernel is compiled for."""
+    return device_free_devices(chip_name)[0]
 
 
 def set_up_worker(_: None = None) -> None:

@@ -36,11 +36,9 @@ class Score:
         if self.best_us is None:
             return ""
         text = f"{self.best_us:,.1f} us"
-        return (
-            text
-            if self.heuristic_us is None
-            else f"{text}, {self.heuristic_us / self.best_us:.2f}x"
-        )
+        if self.heuristic_us is not None:
+            text += f", {self.heuristic_us / self.best_us:.2f}x"
+        return text
 
     def __str__(self) -> str:
         """For people; empty without a time."""

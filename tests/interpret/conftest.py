@@ -1,5 +1,7 @@
-"""Threads for the interpreter on a machine of one CPU; see `compile.target.build_environment`."""
+"""Threads enough for two interpreted cores, whatever the machine has."""
 
 import os
 
-os.environ.setdefault("PJRT_NPROC", str(max(4, os.cpu_count() or 1)))
+from rpa_tune.compile.target import num_xla_threads
+
+os.environ.setdefault("PJRT_NPROC", num_xla_threads())
