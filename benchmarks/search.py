@@ -27,7 +27,8 @@ import click
 from rpa_kernels.problem import Problem
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import Space
-from rpa_tune.sweep.sampler import Search, make_sampler
+from rpa_tune.sweep.sampler import Search
+from rpa_tune.sweep.sampler_choice import make_sampler
 from rpa_tune.sweep.seeds import MAX_SEEDS, Winner, nearest_first
 from rpa_tune.tables.key import TuningKey, tuning_key
 

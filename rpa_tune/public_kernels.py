@@ -4,7 +4,7 @@ One family is one Pallas call of a public function: `public-v3-decode` is the ca
 decode sequences, tuned while the function's other call gets small blocks. The kernels are not
 ours, so there is no exact account: bytes, FLOPs and scratch are floors that no kernel goes below,
 good for bounding and for noticing a schedule that drops work. What needs the wheel (the function's
-own choice of blocks, compiling) is in `interop/candidates.py`, loaded when asked for.
+own choice of blocks, compiling) is in `interop/`, loaded when asked for.
 """
 
 import importlib
@@ -17,6 +17,7 @@ from rpa_kernels import layout, limits, useful
 from rpa_kernels.batch import Batch
 from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.family import KernelFamily, Traffic
+from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_tune.errors import UsageError
@@ -118,8 +119,10 @@ def _default_config(name: str, problem: Problem, target: Target) -> Any:
     if reason := why_untraceable(family.kernel):
         return refusal("jax", reason)
     # By name, so that reading tables and stores never loads the tuning half.
-    candidates = importlib.import_module("rpa_tune.interop.candidates")
-    return candidates.default_config(family, problem, target)
+    own_choice = importlib.import_module("rpa_tune.interop.own_choice")
+    is_decode = "decode" in family.slots
+    fields = own_choice.block_sizes(family.kernel, is_decode, problem, target)
+    return fields if isinstance(fields, Infeasible) else family.config_type(**fields)
 
 
 def _queries(problem: Problem, values: tuple[int, ...]) -> tuple[int, ...]:

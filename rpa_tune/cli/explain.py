@@ -1,49 +1,26 @@
 """`rpa-tune explain`: one candidate under the glass."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rpa_tune.candidate import Candidate
 from rpa_tune.cli.explain_text import print_simulation
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.options import (
     batch_option,
     cache_option,
     candidate_options,
-    make_config,
-    parse_config,
-    read_batch,
 )
+from rpa_tune.cli.question import Question, resolve_question
 from rpa_tune.cli.trace import write_heaviest
-from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator, Simulation
-from rpa_tune.models import load_model, problem_for
-from rpa_tune.workload.workload import Workload, load_workload
 
 DEFAULT_DEADLINE_S = 600.0
 # Keys that the JSON form always has; null without a time.
 ALWAYS = ("total_cycles", "cycles_by_owner", "mbu", "mfu", "bound_by", "hbm_bytes", "vmem_bytes")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
-    """What `explain` was asked, resolved.
-
-    Attributes:
-      candidate: What to evaluate.
-      workload: The batches that launch its family.
-      model: As the person said it.
-      is_default: Whether the config is the family's own choice.
-    """
-
-    candidate: Candidate
-    workload: Workload
-    model: str
-    is_default: bool
 
 
 @click.command()
@@ -94,48 +71,6 @@ def explain(
             cache_dir=cache,
             path=trace,
         )
-
-
-def resolve_question(
-    *,
-    chip: str,
-    family: str,
-    model: str,
-    workload: str | None,
-    batch_file: Path | None,
-    config_text: str,
-    **shape: Any,
-) -> Question:
-    """Turns options into a candidate and its workload.
-
-    Args:
-      chip: Chip name.
-      family: Family name.
-      model: Model name or path.
-      workload: Preset or file, unless `batch_file` is given.
-      batch_file: JSON file with one batch.
-      config_text: `k=v,...`.
-      **shape: `tp`, `page_size`, `q_dtype`, `kv_dtype` and `windowed` of `problem_for`.
-
-    Raises:
-      UsageError: Whatever is wrong with them.
-    """
-    if (workload is None) == (batch_file is None):
-        raise UsageError("one of --workload and --batch is needed, and only one")
-    if batch_file is not None:
-        batches = read_batch(batch_file)
-    else:
-        batches = load_workload(str(workload), page_size=shape["page_size"])
-    problem = problem_for(load_model(model), workload=batches, **shape)
-    try:
-        own = batches.for_family(family)
-    except ValueError as error:
-        raise UsageError(str(error), hint="another --family, or another --workload") from error
-    config = make_config(family, problem, chip, parse_config(config_text))
-    candidate = Candidate(
-        family=family, problem=problem, config=config, chip=chip, workload=own.digest
-    )
-    return Question(candidate=candidate, workload=own, model=model, is_default=not config_text)
 
 
 def to_dict(question: Question, simulation: Simulation) -> dict[str, Any]:

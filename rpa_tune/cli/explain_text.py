@@ -1,17 +1,15 @@
 """What `rpa-tune explain` prints for people."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from rpa_kernels.batch import Batch
+from rpa_tune.cli.question import Question
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import Simulation
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.llo.timeline import Timeline
-
-if TYPE_CHECKING:
-    from rpa_tune.cli.explain import Question
 
 _BAR = 40  # characters of a full bar
 _MAX_LOOPS = 8
@@ -36,7 +34,7 @@ BOUNDS = {
 }
 
 
-def print_simulation(question: "Question", simulation: Simulation) -> None:
+def print_simulation(question: Question, simulation: Simulation) -> None:
     """Prints everything that is known about one candidate."""
     evaluation = simulation.evaluation
     _print_head(question)
@@ -58,7 +56,7 @@ def print_simulation(question: "Question", simulation: Simulation) -> None:
     _print_doubts(metrics)
 
 
-def _print_head(question: "Question") -> None:
+def _print_head(question: Question) -> None:
     candidate, problem = question.candidate, question.candidate.problem
     fields = " ".join(f"{k}={v}" for k, v in candidate.to_dict()["config"].items())
     window = f", window {problem.sliding_window}" if problem.sliding_window else ""
@@ -96,7 +94,7 @@ def _print_owners(cycles_by_owner: dict[str, int]) -> None:
             click.echo(f"  {owner:16}{cycles:>14,}  {cycles / total:>6.1%}  {_bar(cycles / total)}")
 
 
-def _print_heaviest(question: "Question", simulation: Simulation) -> None:
+def _print_heaviest(question: Question, simulation: Simulation) -> None:
     """Loops and slots of the batch that most of the time goes into."""
     weighted, timeline = simulation.heaviest(question.workload)
     click.echo(

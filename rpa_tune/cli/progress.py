@@ -21,8 +21,8 @@ from rich.table import Column
 
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.space.space import Space
+from rpa_tune.sweep.result import StudyResult
 from rpa_tune.sweep.study import Study
-from rpa_tune.sweep.sweep import StudyResult
 from rpa_tune.sweep.tally import Tally
 from rpa_tune.sweep.watch import Watch
 

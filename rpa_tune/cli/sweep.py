@@ -40,9 +40,11 @@ from rpa_tune.public_configs import WHEELS
 from rpa_tune.store import journal as store
 from rpa_tune.sweep.lineup import num_side_by_side
 from rpa_tune.sweep.nodes import parse_seconds
+from rpa_tune.sweep.oracle import BudgetSpentError
 from rpa_tune.sweep.plan import SweepPlan, load_plan
+from rpa_tune.sweep.result import StudyResult
 from rpa_tune.sweep.seeds import Winner, winners_before
-from rpa_tune.sweep.sweep import BudgetSpentError, StudyResult, Sweep
+from rpa_tune.sweep.sweep import Sweep
 from rpa_tune.tables.reader import shipped_folder
 from rpa_tune.tables.writer import merge_into, require_writable
 

@@ -22,7 +22,7 @@ from rpa_tune.cli.tables import (
 )
 from rpa_tune.evaluate.measured import MeasuringHost
 from rpa_tune.store.shards import Shard
-from rpa_tune.sweep.sweep import StudyResult
+from rpa_tune.sweep.result import StudyResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,8 @@ from rpa_tune.cli.recheck import check
 from rpa_tune.errors import TableError
 from rpa_tune.families import ALL_FAMILIES, public_family
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop.export import FORMS, OURS, exporters
+from rpa_tune.interop.export import FORMS, exporters
+from rpa_tune.interop.export_rows import OURS
 from rpa_tune.provenance import kernel_digest
 from rpa_tune.tables.changes import diff_tables
 from rpa_tune.tables.lint import lint_folder

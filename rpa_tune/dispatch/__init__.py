@@ -1,9 +1,9 @@
 """Chooses and launches kernels in a serving engine. Needs jax, numpy and yaml only."""
 
+from rpa_tune.dispatch.attention import ragged_paged_attention
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.dispatch.engine import Engine
 from rpa_tune.dispatch.plan import Launch, LaunchPlan
-from rpa_tune.dispatch.runtime import ragged_paged_attention
 from rpa_tune.dispatch.select import Choice, Source
 
 __all__ = [

@@ -1,8 +1,4 @@
-"""Runs a launch plan: the public RPA v3 call, with a plan in place of block sizes.
-
-Arguments, meaning and refusals are those of the public function (`call.py`); what this call adds
-is `plan` and `interpret`, and the `attention_sink` of the public hd64 function for every head_dim.
-"""
+"""Runs a launch plan on the arrays of a call."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -41,62 +37,6 @@ class Planner(Protocol):
     def plan(self, problem: Problem, step: Step) -> LaunchPlan:
         """The kernels for one step."""
         ...
-
-
-def ragged_paged_attention(
-    queries: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    kv_cache: jax.Array,
-    kv_lens: jax.Array,
-    page_indices: jax.Array,
-    cu_q_lens: jax.Array,
-    distribution: jax.Array,
-    attention_sink: jax.Array | None = None,
-    *,
-    plan: LaunchPlan | Planner | None = None,
-    interpret: Any = None,
-    **features: Unpack[Features],
-) -> tuple[jax.Array, jax.Array]:
-    """Ragged paged attention over decode, prefill and mixed sequences of one batch.
-
-    Donates what the public functions donate: the cache is updated in its own place, and the output
-    takes that of the queries (not for head_dim 64).
-
-    Args:
-      queries: [max_num_tokens, num_q_heads, head_dim], bfloat16 or float32.
-      keys: New keys, [max_num_tokens, num_kv_heads, head_dim] in the cache's dtype.
-      values: New values, the same shape.
-      kv_cache: [num_pages, page_size, packed heads, packing, padded head_dim].
-      kv_lens: int32[max_num_seqs], contexts in tokens, new tokens included.
-      page_indices: int32[max_num_seqs * pages_per_seq].
-      cu_q_lens: int32[max_num_seqs + 1].
-      distribution: int32[3], (end of decode, end of prefill, number of sequences).
-      attention_sink: float32[num_q_heads], or None.
-      plan: From `Dispatcher.plan`, static to `jit`; or a `Dispatcher` to plan with; or None for
-        that of the attached TPU. They plan for this step's lengths when the four metadata arrays
-        are NumPy's, else for a full step of every family.
-      interpret: None to run on the TPU, or `pltpu.InterpretParams`.
-      features: See `Features`.
-
-    Returns:
-      (output [max_num_tokens, num_q_heads, head_dim], updated KV cache). Rows of the output past
-      the last sequence mean nothing.
-
-    Raises:
-      TypeError: A keyword that the public function does not have.
-      ValueError: Shapes, dtypes, features or, in NumPy metadata, lengths that cannot be; or a
-        plan for something else.
-      UsageError: No plan, and no TPU.
-    """
-    arrays = Arrays(
-        queries, keys, values, kv_cache, kv_lens, page_indices, cu_q_lens, distribution,
-        attention_sink,
-    )  # fmt: skip
-    if isinstance(plan, LaunchPlan):
-        return attend(arrays, plan=plan, interpret=interpret, **features)
-    planner = plan or _attached_planner()
-    return attend(arrays, plan=planner, compiled=planner.compiled, interpret=interpret, **features)
 
 
 def attend(
@@ -166,14 +106,6 @@ def _step_of(arrays: Arrays) -> Step:
     num_seqs = int(arrays.distribution[2])
     q_lens = np.diff(arrays.cu_q_lens[: num_seqs + 1])
     return Step.of(q_lens.tolist(), arrays.kv_lens[:num_seqs].tolist(), arrays.distribution)
-
-
-@functools.cache
-def _attached_planner() -> Planner:
-    # Not at the top: the dispatcher's own call is this module's.
-    from rpa_tune.dispatch.dispatcher import load_dispatcher
-
-    return load_dispatcher()
 
 
 def _check_plan(plan: LaunchPlan, problem: Problem) -> None:

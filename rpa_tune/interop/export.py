@@ -12,79 +12,18 @@ theirs. What a form cannot say is never dropped in silence: `Export.left_out` na
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rpa_tune.errors import UsageError
+from rpa_tune.interop import sglang_jax_tables, tpu_inference_tables
+from rpa_tune.interop.export_rows import Export, case_of, sort_out, v3_tuple
 from rpa_tune.public_configs import VERSION
 from rpa_tune.public_kernels import PUBLIC_FAMILIES
 from rpa_tune.tables.key import differences
 from rpa_tune.tables.row import TableRow
 
 FORMS = ("kwargs", "env", "tpu-inference", "sglang-jax")
-OURS = "rows of our own kernels are used through the dispatcher, not by the public kernels"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeftOut:
-    """A row that a form cannot say.
-
-    Attributes:
-      row: Which.
-      why: One line.
-    """
-
-    row: TableRow
-    why: str
-
-
-@dataclass(kw_only=True, slots=True)
-class Export:
-    """What came out of an export.
-
-    Attributes:
-      text: For stdout or a file.
-      exported: Rows that the text says.
-      left_out: Rows that it does not.
-    """
-
-    text: str = ""
-    exported: list[TableRow] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-
-    def leave_out(self, row: TableRow, why: str) -> None:
-        """Notes a row that the form cannot say."""
-        self.left_out.append(LeftOut(row=row, why=why))
-
-
-def sort_out(rows: Iterable[TableRow], kernels: Sequence[str], why_not: str) -> Export:
-    """An export with the rows of some public kernels in `exported`; the others are left out.
-
-    Args:
-      rows: Any rows.
-      kernels: `v3`, `hd64`, `batched`, `stacked`: those that the form has a place for.
-      why_not: Said of the other public kernels.
-    """
-    export = Export()
-    for row in rows:
-        family = PUBLIC_FAMILIES.get(row.key.family)
-        if family is None:
-            export.leave_out(row, OURS)
-        elif family.kernel not in kernels:
-            export.leave_out(row, f"{family.kernel}: {why_not}")
-        elif len(row.configs) > 1:
-            why = f"a rule over {len(row.configs)} configs; the engine has one config a problem"
-            export.leave_out(row, why)
-        else:
-            export.exported.append(row)
-    return export
-
-
-def case_of(row: TableRow) -> str:
-    """`decode`, `mixed`, or empty for a kernel that serves all sequences in one call."""
-    _, _, case = row.key.family.removeprefix("public-").partition("-")
-    return case
 
 
 def keywords(row: TableRow) -> dict[str, Any]:
@@ -100,11 +39,6 @@ def keywords(row: TableRow) -> dict[str, Any]:
         del fields["bq_c_sz"]
     name = "decode_block_sizes" if case_of(row) == "decode" else "prefill_block_sizes"
     return {name: fields}
-
-
-def v3_tuple(config: dict[str, int]) -> tuple[int, int, int, int]:
-    """(bq_sz, bkv_sz, bq_csz, bkv_csz)."""
-    return (config["bq_sz"], config["bkv_sz"], config["bq_csz"], config["bkv_csz"])
 
 
 def export_kwargs(rows: Iterable[TableRow]) -> Export:
@@ -146,20 +80,8 @@ def export_env(rows: Iterable[TableRow]) -> Export:
     return export
 
 
-def comment(row: TableRow) -> str:
-    """Where an exported line comes from, as the comment above it."""
-    evidence = row.evidence
-    gain = "" if evidence.speedup is None else f", {evidence.speedup:.2f}x the function's own"
-    return (
-        f"# {evidence.verdict}, {evidence.fidelity} {evidence.time_us:,.1f} us{gain}; "
-        f"{evidence.workload} {evidence.workload_digest}; libtpu {evidence.libtpu}, {evidence.date}"
-    )
-
-
 def exporters() -> dict[str, Callable[[Iterable[TableRow]], Export]]:
     """Every form by name."""
-    from rpa_tune.interop import sglang_jax_tables, tpu_inference_tables
-
     return {
         "kwargs": export_kwargs,
         "env": export_env,

@@ -13,9 +13,9 @@ import functools
 import sys
 from typing import Any
 
+from rpa_tune.dispatch.attention import ragged_paged_attention
 from rpa_tune.dispatch.call import Features
 from rpa_tune.dispatch.dispatcher import Dispatcher
-from rpa_tune.dispatch.runtime import ragged_paged_attention
 from rpa_tune.errors import UsageError
 from rpa_tune.interop.stand_in import StandIn, check_drift
 from rpa_tune.interop.tpu_inference import FUNCTIONS, LEADING, MODULES

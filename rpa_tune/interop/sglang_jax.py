@@ -25,9 +25,9 @@ import jax
 import jax.numpy as jnp
 
 from rpa_kernels import layout
+from rpa_tune.dispatch.attention import ragged_paged_attention
 from rpa_tune.dispatch.call import Features
 from rpa_tune.dispatch.dispatcher import Dispatcher
-from rpa_tune.dispatch.runtime import ragged_paged_attention
 from rpa_tune.errors import UsageError
 from rpa_tune.interop.stand_in import StandIn, check_drift
 

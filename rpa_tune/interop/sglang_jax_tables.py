@@ -13,7 +13,7 @@ v6e and v7 in others.
 from collections.abc import Iterable
 
 from rpa_kernels import layout
-from rpa_tune.interop.export import Export, case_of, comment, sort_out, v3_tuple
+from rpa_tune.interop.export_rows import Export, case_of, comment, sort_out, v3_tuple
 from rpa_tune.tables.key import TuningKey
 from rpa_tune.tables.row import TableRow
 

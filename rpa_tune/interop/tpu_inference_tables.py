@@ -13,7 +13,7 @@ So v3 rows go through keyword arguments or environment variables.
 from collections.abc import Iterable
 
 from rpa_kernels import layout
-from rpa_tune.interop.export import Export, case_of, comment, sort_out
+from rpa_tune.interop.export_rows import Export, case_of, comment, sort_out
 from rpa_tune.public_configs import DEVICE_NAMES, VERSION
 from rpa_tune.public_kernels import PUBLIC_FAMILIES
 from rpa_tune.tables.key import TuningKey

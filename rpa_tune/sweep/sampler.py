@@ -7,17 +7,14 @@ asks the same questions, and the store answers those that were asked before.
 
 import abc
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rpa_tune.candidate import Evaluation
 from rpa_tune.objective import EXPECTED_TIME
-from rpa_tune.space.space import Space
 
 SAMPLERS = ("auto", "exhaustive", "kriging", "tpe", "gp", "random")
-# Kriging looks at every config of a pool for every question; above this TPE is quicker.
-MAX_KRIGING_POOL = 20_000
 
 
 class AbstractSampler(abc.ABC):
@@ -78,7 +75,7 @@ class RandomSampler(AbstractSampler):
     """The seeds, then any; what a smarter sampler has to beat."""
 
     def __init__(self, pool: Sequence[Any], *, num_seeds: int, search: Search) -> None:
-        """See `make_sampler`."""
+        """See `sampler_choice.make_sampler`."""
         rest = list(pool[num_seeds:])
         random.Random(search.seed).shuffle(rest)
         self._waiting = [*pool[:num_seeds], *rest][: search.simulate]
@@ -91,40 +88,3 @@ class RandomSampler(AbstractSampler):
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Nothing to learn."""
-
-
-def make_sampler(
-    kind: str,
-    space: Space,
-    pool: Sequence[Any],
-    below: Mapping[Any, Evaluation],
-    *,
-    num_seeds: int,
-    search: Search,
-) -> AbstractSampler:
-    """The sampler that a plan names; `auto` goes by the size of the pool.
-
-    Args:
-      kind: One of `SAMPLERS`.
-      space: The axes of the configs.
-      pool: What may be asked for; the heuristic and other seeds lead.
-      below: Config -> its answer on the rung below, a lower bound; may lack some.
-      num_seeds: How many of the pool are seeds.
-      search: How many to ask for, how many together, and the seed of random choices.
-    """
-    if kind == "auto":
-        if len(pool) <= search.simulate:
-            kind = "exhaustive"
-        else:
-            kind = "kriging" if len(pool) <= MAX_KRIGING_POOL else "tpe"
-    if kind == "exhaustive":
-        return ExhaustiveSampler(pool)
-    if kind == "random":
-        return RandomSampler(pool, num_seeds=num_seeds, search=search)
-    if kind == "kriging":
-        from rpa_tune.sweep.sampler_kriging import KrigingSampler
-
-        return KrigingSampler(space, pool, below, num_seeds=num_seeds, search=search)
-    from rpa_tune.sweep.sampler_optuna import OptunaSampler
-
-    return OptunaSampler(kind, space, pool, num_seeds=num_seeds, search=search)

@@ -8,84 +8,29 @@ store.
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.families import load_family, public_family
-from rpa_tune.promote import Decision, decide, make_row
+from rpa_tune.promote import Decision, decide
 from rpa_tune.space.space import Space
 from rpa_tune.store.journal import Journal
-from rpa_tune.store.notes import Stopped, StudyNote
-from rpa_tune.sweep.agreement import Agreement, compare
+from rpa_tune.sweep.agreement import compare
 from rpa_tune.sweep.lineup import Place, line_up
-from rpa_tune.sweep.oracle import BudgetSpentError, Evaluators, Oracle
+from rpa_tune.sweep.oracle import Evaluators, Oracle
+from rpa_tune.sweep.result import StudyResult
 from rpa_tune.sweep.rungs import Finalists, Stop, dominated, not_asked, timeless
-from rpa_tune.sweep.sampler import AbstractSampler, Search, make_sampler
+from rpa_tune.sweep.sampler import AbstractSampler, Search
+from rpa_tune.sweep.sampler_choice import make_sampler
 from rpa_tune.sweep.seeds import Winner, decided, neighbour_seeds
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
-from rpa_tune.tables.row import TableRow
 
 if TYPE_CHECKING:
     from rpa_tune.sweep.exchange import Exchange
-
-__all__ = ["BudgetSpentError", "StudyResult", "Sweep"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudyResult:
-    """What came out of one study.
-
-    Attributes:
-      study: What was searched.
-      space: Where.
-      decision: What a table should say, or None when nothing has a time.
-      answers: Answers of the highest fidelity, in the order they were asked for.
-      stops: Candidates that were left behind on the way, with reasons.
-      num_asked: Evaluations that the store did not know.
-      verified: How the row's configs were compared with the reference; empty when they were not.
-      agreement: Measured against simulated; None when nothing was measured.
-      simulated_best: What the simulator thought best of those that were measured; None when
-        nothing was, or had a simulated time.
-    """
-
-    study: Study
-    space: Space
-    decision: Decision | None
-    answers: tuple[Evaluation, ...]
-    stops: tuple[Stop, ...]
-    num_asked: int
-    verified: str = ""
-    agreement: Agreement | None = None
-    simulated_best: Evaluation | None = None
-
-    def note(self) -> StudyNote:
-        """What the store keeps of it beside the answers."""
-        return StudyNote(
-            name=self.study.name,
-            study=self.study.digest,
-            verdict=self.decision.verdict if self.decision else "",
-            stopped=tuple(
-                Stopped(reason=s.reason, detail=s.detail, config=asdict(s.candidate.config))
-                for s in self.stops
-            ),
-            agreement=asdict(self.agreement) if self.agreement else None,
-        )
-
-    def row(self) -> TableRow | None:
-        """The table row, or None without a decision."""
-        if self.decision is None:
-            return None
-        return make_row(
-            self.decision,
-            self.answers,
-            self.study.workload,
-            max_configs=self.study.search.configs,
-            verified=self.verified,
-        )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.space.space import Space
-
-if TYPE_CHECKING:
-    from rpa_tune.sweep.study import Study
-    from rpa_tune.sweep.sweep import StudyResult
+from rpa_tune.sweep.result import StudyResult
+from rpa_tune.sweep.study import Study
 
 
 class Watch:
@@ -27,17 +25,17 @@ class Watch:
     ) -> None:
         """The sweep has ended."""
 
-    def sweep_started(self, studies: "Sequence[Study]") -> None:
+    def sweep_started(self, studies: Sequence[Study]) -> None:
         """The studies of this run are known."""
 
-    def study_started(self, study: "Study", space: Space) -> None:
+    def study_started(self, study: Study, space: Space) -> None:
         """A study begins; its space is known."""
 
-    def wave_started(self, study: "Study", fidelity: Fidelity, num: int, num_known: int) -> None:
+    def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
         """`num` candidates are asked at `fidelity`; the store knows `num_known` of them."""
 
-    def answered(self, study: "Study", evaluation: Evaluation) -> None:
+    def answered(self, study: Study, evaluation: Evaluation) -> None:
         """An evaluator answered, and the answer is in the store. Bounds are not told."""
 
-    def study_finished(self, result: "StudyResult") -> None:
+    def study_finished(self, result: StudyResult) -> None:
         """A study is decided."""

@@ -25,7 +25,7 @@ from rpa_tune import artifact_build
 from rpa_tune.artifact import Artifact
 from rpa_tune.artifact_build import Built, write_built
 from rpa_tune.compile.lower import abstract_inputs
-from rpa_tune.dispatch import runtime
+from rpa_tune.dispatch import ragged_paged_attention, runtime
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.errors import ArtifactError
 from rpa_tune.hw.chip import load_chip
@@ -140,7 +140,7 @@ def test_sinks_are_an_argument_of_their_own(tmp_path, compiles):
 
 
 def test_an_unplanned_call_finds_its_executable(path, compiles):
-    out, _ = runtime.ragged_paged_attention(*make_arrays(), plan=load(path), sm_scale=0.5)
+    out, _ = ragged_paged_attention(*make_arrays(), plan=load(path), sm_scale=0.5)
     np.testing.assert_array_equal(out, stand_in(*make_arrays())[0])
     assert compiles == []
 

@@ -12,9 +12,9 @@ from jax.experimental.pallas import tpu as pltpu
 from rpa_kernels import reference
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
+from rpa_tune.dispatch.attention import ragged_paged_attention
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.plan import LaunchPlan
-from rpa_tune.dispatch.runtime import ragged_paged_attention
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.tables.reader import Tables
 from rpa_tune.tables.step import Lengths, Step

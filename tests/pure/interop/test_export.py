@@ -9,7 +9,8 @@ from table_rows import PROBLEM, make_row
 
 from rpa_tune.cli.tables import tables
 from rpa_tune.errors import UsageError
-from rpa_tune.interop.export import FORMS, OURS, export_env, export_kwargs, exporters
+from rpa_tune.interop.export import FORMS, export_env, export_kwargs, exporters
+from rpa_tune.interop.export_rows import OURS
 from rpa_tune.interop.sglang_jax_tables import table_key
 from rpa_tune.interop.tpu_inference_tables import hd64_key
 from rpa_tune.tables.lint import lint_folder

@@ -52,6 +52,7 @@ PROGRAM = textwrap.dedent("""
         sweep = Sweep(evaluators=evaluators, journal=store, watch=Watch(), exchange=exchange,
                       num_together=2)
         print("ready", flush=True)
+        sys.stdin.readline()
         for result in sweep.run(studies):
             merge_into(folder / "tables", [result.row()])
 """)
@@ -116,13 +117,25 @@ def empty(url):
         connection.execute("CREATE SCHEMA public")
 
 
-def start(folder, storage, delay_s=0.03):
+def prepare(folder, storage, delay_s=0.03):
+    """A run that waits for `go`."""
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(folder), storage, str(delay_s)],
-        env={**os.environ, "PYTHONPATH": str(TESTS)}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS)}, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def go(process):
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def start(folder, storage, delay_s=0.03):
+    process = prepare(folder, storage, delay_s)
+    go(process)
+    return process
 
 
 def finish(process):
@@ -148,7 +161,11 @@ def calm(tmp_path_factory):
 
 
 def test_several_runs_share_the_work_and_end_with_the_same_table(tmp_path, storage, calm):
-    runs = [start(tmp_path / name, storage) for name in "abc"]
+    runs = [prepare(tmp_path / name, storage) for name in "abc"]
+    for run in runs:
+        assert run.stdout.readline() == "ready\n", run.stderr.read()
+    for run in runs:
+        go(run)
     for run in runs:
         finish(run)
     who = {}

@@ -9,7 +9,7 @@ from fake_sweep import FormulaEvaluator, make_study, true_us
 
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.errors import UsageError
-from rpa_tune.sweep.sampler import make_sampler
+from rpa_tune.sweep.sampler_choice import make_sampler
 
 KINDS = ("kriging", "tpe", "random")
 STUDY = make_study(num_buffers=(2, 3, 4))

@@ -9,7 +9,8 @@ from rpa_kernels import load_family
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.store.journal import Journal, read
 from rpa_tune.sweep import oracle
-from rpa_tune.sweep.sweep import BudgetSpentError, Sweep
+from rpa_tune.sweep.oracle import BudgetSpentError
+from rpa_tune.sweep.sweep import Sweep
 from rpa_tune.sweep.watch import Watch
 
 SIMULATED = Fidelity.SIMULATED

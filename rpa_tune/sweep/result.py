@@ -1,0 +1,65 @@
+"""What came out of one study, as its callers, the store and the tables want it."""
+
+from dataclasses import asdict, dataclass
+
+from rpa_tune.candidate import Evaluation
+from rpa_tune.promote import Decision, make_row
+from rpa_tune.space.space import Space
+from rpa_tune.store.notes import Stopped, StudyNote
+from rpa_tune.sweep.agreement import Agreement
+from rpa_tune.sweep.rungs import Stop
+from rpa_tune.sweep.study import Study
+from rpa_tune.tables.row import TableRow
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyResult:
+    """What came out of one study.
+
+    Attributes:
+      study: What was searched.
+      space: Where.
+      decision: What a table should say, or None when nothing has a time.
+      answers: Answers of the highest fidelity, in the order they were asked for.
+      stops: Candidates that were left behind on the way, with reasons.
+      num_asked: Evaluations that the store did not know.
+      verified: How the row's configs were compared with the reference; empty when they were not.
+      agreement: Measured against simulated; None when nothing was measured.
+      simulated_best: What the simulator thought best of those that were measured; None when
+        nothing was, or had a simulated time.
+    """
+
+    study: Study
+    space: Space
+    decision: Decision | None
+    answers: tuple[Evaluation, ...]
+    stops: tuple[Stop, ...]
+    num_asked: int
+    verified: str = ""
+    agreement: Agreement | None = None
+    simulated_best: Evaluation | None = None
+
+    def note(self) -> StudyNote:
+        """What the store keeps of it beside the answers."""
+        return StudyNote(
+            name=self.study.name,
+            study=self.study.digest,
+            verdict=self.decision.verdict if self.decision else "",
+            stopped=tuple(
+                Stopped(reason=s.reason, detail=s.detail, config=asdict(s.candidate.config))
+                for s in self.stops
+            ),
+            agreement=asdict(self.agreement) if self.agreement else None,
+        )
+
+    def row(self) -> TableRow | None:
+        """The table row, or None without a decision."""
+        if self.decision is None:
+            return None
+        return make_row(
+            self.decision,
+            self.answers,
+            self.study.workload,
+            max_configs=self.study.search.configs,
+            verified=self.verified,
+        )
