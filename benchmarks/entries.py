@@ -9,7 +9,7 @@ from typing import Any
 
 from cells import Group
 
-from rpa_kernels import load_family
+from rpa_kernels import layout, load_family
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.evaluate import simulate_task
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
@@ -165,9 +165,15 @@ def _batched_blocks(group: Group, buffers: int) -> list[Any]:
         decodes = [(512, 4)] * len(prefills)
     else:
         prefills = [(32, 512)] * len(decodes)
+    least_kv = 0
+    if group.problem.sliding_window is not None and buffers == 2:
+        # The stacked decode kernel takes a window in one block, and a page may lie across its end.
+        least_kv = layout.align(group.problem.sliding_window + group.problem.page_size, 512)
     blocks = []
     for (kv, seqs), (q, prefill_kv) in zip(decodes, prefills, strict=True):
-        decode = {"bq_sz": 1, "bkv_sz": kv, "batch_size": seqs, "n_buffer": buffers}
+        decode = {
+            "bq_sz": 1, "bkv_sz": max(kv, least_kv), "batch_size": seqs, "n_buffer": buffers,
+        }  # fmt: skip
         prefill = {
             "bq_sz": q, "bq_c_sz": q, "bkv_sz": prefill_kv, "batch_size": 1, "n_buffer": buffers,
         }  # fmt: skip
