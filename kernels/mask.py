@@ -23,7 +23,7 @@ def mask_scores(
 
     Args:
       s: float32[rows, keys].
-      q_pos: int32[rows, 1], position of each row's query.
+      q_pos: int32[rows, 1], position of each row's query; or a scalar, that of all.
       k_start: Position of the first key.
       k_end: Position after the last key that exists.
       problem: Says whether attention is causal and how far a query looks back.

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rpa_kernels.operands import matmul_dtype
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
@@ -45,12 +46,6 @@ def scale_q(q: jax.Array, problem: Problem) -> jax.Array:
     factor = score_factor(problem)
     factor = factor / problem.soft_cap if problem.soft_cap else factor * LOG2_E
     return (q.astype(jnp.float32) * factor).astype(matmul_dtype(problem))
-
-
-def matmul_dtype(problem: Problem) -> jnp.dtype:
-    """Dtype that q, k, p and v are multiplied in: float32 if q or the cache is, else bfloat16."""
-    wide = "float32" in (problem.q_dtype, problem.kv_dtype)
-    return jnp.dtype("float32" if wide else "bfloat16")
 
 
 def scores(q: jax.Array, k: jax.Array, problem: Problem) -> jax.Array:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rpa_kernels import layout, limits, useful
+from rpa_kernels import layout, limits, operands, useful
 from rpa_kernels.batch import Batch
 from rpa_kernels.blockwise.chains import all_chains, query_rows
 from rpa_kernels.blockwise.config import BlockwiseConfig
@@ -27,21 +27,10 @@ def has_values(problem: Problem, config: BlockwiseConfig) -> bool:
     return not problem.fuses_kv or bool(config.mxu_sums)
 
 
-def kv_dtype(problem: Problem, target: Target) -> str:
-    """Dtype of unpacked K and V: what q and p are multiplied in, or float8 as it was stored.
-
-    Widening float8 for each element costs more than taking it out of its word.
-    """
-    if "float32" in (problem.q_dtype, problem.kv_dtype):
-        return "float32"
-    keeps = problem.kv_dtype.startswith("float8") and target.has_fp8_mxu
-    return problem.kv_dtype if keeps else "bfloat16"
-
-
 def buffers(
     problem: Problem, config: BlockwiseConfig, target: Target
-) -> dict[str, tuple[tuple[Shape, str], ...]]:
-    """Every VMEM buffer of the kernel by name, (shape, dtype); `scratch.py` allocates these."""
+) -> dict[str, tuple[Shape, str]]:
+    """Every VMEM buffer of the kernel: name to (shape, dtype); `scratch.py` allocates these."""
     _, words, pack, lanes = problem.kv_new_shape
     q_token = problem.q_shape[1:]
     state = (problem.num_kv_heads, query_rows(problem, config.bq_sz))
@@ -49,31 +38,33 @@ def buffers(
     paths = all_chains("mixed", problem, config)
     held = max(c.rows * c.num_slots for c in paths)
     score_rows = max(c.rows * c.num_slots * c.keys // config.bkv_csz for c in paths)
-    wide = "float32" if "float32" in (problem.q_dtype, problem.kv_dtype) else "bfloat16"
-    unpacked = kv_dtype(problem, target)
+    wide, unpacked = operands.matmul_dtype(problem), operands.kv_dtype(problem, target)
     v_lanes = lanes + sums_lanes(problem, config)
     kv_block = (config.num_buffers, config.bkv_sz, layout.odd(words), pack, lanes)
-    return {
-        "kv": ((kv_block, problem.kv_dtype),),
-        "q": (((2, config.bq_sz, *q_token), problem.q_dtype),),
-        "out": (((2, config.bq_sz, *q_token), problem.q_dtype),),
-        "k": (((heads, config.bkv_sz, lanes), unpacked),),
-        "v": (((heads, config.bkv_sz, v_lanes), unpacked),) if has_values(problem, config) else (),
-        "scaled_q": (((*state, lanes), wide),),
-        "m": (((*state, layout.LANES), "float32"),),
-        "sums": () if config.mxu_sums else (((*state, layout.LANES), "float32"),),
-        "acc": (((*state, v_lanes), "float32"),),
-        "s": (((score_rows, config.bkv_csz), "float32"),),
-        "p": (((score_rows, config.bkv_csz), wide),),
-        "alpha": (((held, layout.LANES), "float32"),),
-        "sinks": ((problem.sinks_shape, "float32"),) if problem.has_sinks else (),
+    named = {
+        "kv": (kv_block, problem.kv_dtype),
+        "q": ((2, config.bq_sz, *q_token), problem.q_dtype),
+        "out": ((2, config.bq_sz, *q_token), problem.q_dtype),
+        "k": ((heads, config.bkv_sz, lanes), unpacked),
+        "scaled_q": ((*state, lanes), wide),
+        "m": ((*state, layout.LANES), "float32"),
+        "acc": ((*state, v_lanes), "float32"),
+        "s": ((score_rows, config.bkv_csz), "float32"),
+        "p": ((score_rows, config.bkv_csz), wide),
+        "alpha": ((held, layout.LANES), "float32"),
     }
+    if has_values(problem, config):
+        named["v"] = ((heads, config.bkv_sz, v_lanes), unpacked)
+    if not config.mxu_sums:
+        named["sums"] = ((*state, layout.LANES), "float32")
+    if problem.has_sinks:
+        named["sinks"] = (problem.sinks_shape, "float32")
+    return named
 
 
 def scratch_bytes(problem: Problem, config: BlockwiseConfig, target: Target) -> int:
     """VMEM scratch in bytes after tiling. Does not count what the compiler adds."""
-    named = buffers(problem, config, target).values()
-    return sum(layout.tiled_bytes(*buffer) for copies in named for buffer in copies)
+    return sum(layout.tiled_bytes(*buffer) for buffer in buffers(problem, config, target).values())
 
 
 def smem_bytes(problem: Problem, config: BlockwiseConfig) -> int:

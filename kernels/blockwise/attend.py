@@ -9,16 +9,16 @@ A *chain* is the work of some query rows of one KV head on one KV compute block:
 Done one after another, each stage would wait for the last: a matrix product returns about 200
 cycles after it is issued. So a pass of the loop works on a *group* of chains, staggered:
 
-    chain c - 1   weigh      MXU
+    chain c - 1   weigh      MXU    or chain c, once softened; see `weighs_late`
     chain c + 1   score      MXU    the last chain's turn scores the first one of the next pass
     chain c       soften     VPU
 
-No stage waits for another one of its turn. The compiler sees all turns of a pass as one block of
-instructions and fills the units; at the end of a pass they drain, some 250 cycles, so passes are
-long. Buffers have slots for a few chains, and a slot is read before it is written again. Indices of
-a group are one dynamic start and static steps, which lets the compiler tell its chains apart. The
-code is two passes long (one with masks, one without), and one for each split for few queries
-(`chains.py`), whatever the block sizes.
+Weighed late, no stage waits for another one of its turn. The compiler sees all turns of a pass as
+one block of instructions and fills the units; at the end of a pass they drain, some 250 cycles, so
+passes are long. Buffers have slots for a few chains, and a slot is read before it is written again.
+Indices of a group are one dynamic start and static steps, which lets the compiler tell its chains
+apart. The code is two passes long (one with masks, one without), and one for each split for few
+queries (`chains.py`), whatever the block sizes.
 
 The softmax of few rows takes less time than a product needs to return. Their splits have larger
 KV compute blocks, whose scores lie in the buffers one `bkv_csz` of keys below the other, and

@@ -19,7 +19,7 @@ PASS_ROWS = 4096
 LONG_CHUNK = 512
 # Tokens of a KV block that fill and drain the pipeline seldom enough.
 USUAL_KV = 1024
-# KV heads of a device, at most, whose passes over that are too few.
+# KV heads of a device, at most, whose passes over so many are too few.
 FEW_HEADS = 2
 
 
@@ -117,8 +117,8 @@ def _default_kv(problem: Problem, keys: int) -> int:
     Few heads make few passes of a KV block, between which the pipeline drains.
     """
     if problem.sliding_window is None:
-        is_short = problem.num_kv_heads <= FEW_HEADS and _is_long(problem)
-        return limits.block_sizes(problem, (USUAL_KV * (1 + is_short),))[0]
+        drains_often = problem.num_kv_heads <= FEW_HEADS and _is_long(problem)
+        return limits.block_sizes(problem, (2 * USUAL_KV if drains_often else USUAL_KV,))[0]
     span = problem.sliding_window + problem.page_size
     num_blocks = max(1, round(span / USUAL_KV))
     size = layout.align(layout.cdiv(span, num_blocks), keys)

@@ -151,10 +151,11 @@ class Kernel:
         """Takes K and V of every head out of a KV block, once for all query rows."""
         csz = self.config.bkv_csz
         # Few queries look at more keys at a time: of those past the end they read zeros, too.
-        num_tiles = cdiv(block.num_kv, csz)
-        for chains in self.paths[1:]:
-            wide = cdiv(block.num_kv, chains.keys) * (chains.keys // csz)
-            num_tiles = jnp.where(block.num_q <= chains.tokens, wide, num_tiles)
+        num_tiles = walk.on_path_value(
+            block,
+            self.paths,
+            lambda chains: cdiv(block.num_kv, chains.keys) * (chains.keys // csz),
+        )
 
         @pl.loop(0, num_tiles)
         def _(tile: jax.Array) -> None:

@@ -61,10 +61,11 @@ class Scratch(NamedTuple):
 
 def scratch_shapes(problem: Problem, config: BlockwiseConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
-    vmem: dict[str, Any] = {}
-    for name, copies in buffers(problem, config, target).items():
-        refs = tuple(pltpu.VMEM(shape, jnp.dtype(dtype)) for shape, dtype in copies)
-        vmem[name] = refs if len(refs) > 1 else refs[0] if refs else None
+    vmem: dict[str, Any] = dict.fromkeys(("v", "sums", "sinks"))
+    vmem |= {
+        name: pltpu.VMEM(shape, jnp.dtype(dtype))
+        for name, (shape, dtype) in buffers(problem, config, target).items()
+    }
     return Scratch(
         **vmem,
         unwritten=pltpu.SMEM((config.num_buffers,), jnp.int32),

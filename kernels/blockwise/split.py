@@ -23,8 +23,8 @@ def split(
     xp: Any = np,
 ) -> Any:
     """(sequence, query block in it) that each core starts at, and the end: int32[2 * cores + 2]."""
-    at = cuts(family, problem, config, arrays, num_cores, xp)
     ends = _block_ends(family, config, arrays, xp)
+    at = _cuts(problem, config, arrays, ends, num_cores, xp)
     seq, q_block = _place(at, ends, xp)
     is_end = at >= ends[-1]
     seq = xp.where(is_end, arrays.distribution[SEQS[family][1]], seq)
@@ -39,13 +39,25 @@ def cuts(
     num_cores: int,
     xp: Any = np,
 ) -> Any:
-    """The same as numbers of query blocks over all sequences: int32[num_cores + 1].
+    """The same as numbers of query blocks over all sequences: int32[num_cores + 1]."""
+    ends = _block_ends(family, config, arrays, xp)
+    return _cuts(problem, config, arrays, ends, num_cores, xp)
+
+
+def _cuts(
+    problem: Problem,
+    config: BlockwiseConfig,
+    arrays: BatchArrays,
+    ends: Any,
+    num_cores: int,
+    xp: Any,
+) -> Any:
+    """`cuts`, given the `_block_ends`.
 
     Balances pairs of a query and a KV compute block. A KV compute block by itself, fetched and
     unpacked once for the query block, counts as one pair more; so does a query compute block,
     with its diagonal, which is masked, and its output (v5p, prefill 2048: 162.2 to 146.7 us).
     """
-    ends = _block_ends(family, config, arrays, xp)
     most = problem.max_num_tokens // config.bq_sz + problem.max_num_seqs
     block = xp.arange(most)
     seq, q_block = _place(block, ends, xp)

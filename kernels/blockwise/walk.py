@@ -105,6 +105,17 @@ def on_path(block: Block, paths: Sequence[Chains], act: Callable[[Chains], None]
     pl.when(jnp.logical_not(is_long))(partial(on_path, block, shorter, act))
 
 
+def on_path_value(
+    block: Block, paths: Sequence[Chains], value: Callable[[Chains], Scalar]
+) -> Scalar:
+    """A scalar of the split that `on_path` acts with, without a branch."""
+    longest, *shorter = paths
+    chosen = value(longest)
+    for chains in shorter:
+        chosen = jnp.where(block.num_q <= chains.tokens, value(chains), chosen)
+    return chosen
+
+
 class Tiles(NamedTuple):
     """KV compute blocks of one query compute block: [first, end) are visible in part or whole."""
 

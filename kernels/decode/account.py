@@ -1,6 +1,6 @@
 """Bytes, FLOPs and steps of the decode kernel, as plain integers. No jax."""
 
-from rpa_kernels import layout, limits, useful
+from rpa_kernels import layout, limits, operands, useful
 from rpa_kernels.batch import Batch
 from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.decode import heads
@@ -19,7 +19,6 @@ def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, st
     q_token = problem.q_shape[1:]
     groups, rows = len(heads.head_groups(problem)), heads.group_rows(problem)
     items = config.seqs_per_step
-    wide = "float32" in (problem.q_dtype, problem.kv_dtype)
     # One row more than the blocks: where a store goes that has nothing to do.
     bkv, bq = items * config.bkv_sz + 1, config.bq_sz + 1
     kv_blocks = (config.num_buffers, bkv, layout.odd(words), pack, lanes)
@@ -28,7 +27,7 @@ def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, st
         "kv_new": ((2, bq, words, pack, lanes), problem.kv_dtype),
         "q": ((2, bq, *q_token), problem.q_dtype),
         "out": ((2, bq, *q_token), problem.q_dtype),
-        "scaled_q": ((items, groups, rows, lanes), "float32" if wide else "bfloat16"),
+        "scaled_q": ((items, groups, rows, lanes), operands.matmul_dtype(problem)),
         "item_m": ((items, groups, rows, layout.LANES), "float32"),
         "item_sums": ((items, groups, rows, layout.LANES), "float32"),
         "item_acc": ((items, groups, rows, lanes), "float32"),

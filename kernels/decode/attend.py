@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from rpa_kernels import layout, online_softmax, packed
+from rpa_kernels import layout, online_softmax, operands, packed
 from rpa_kernels.decode import heads
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.heads import HeadGroup
@@ -62,7 +62,7 @@ class Attend:
     def tile(self, slot: Scalar, items: list[Item], first: Scalar, *, masked: bool) -> None:
         """Attends every item to compute block [first, first + bkv_csz) of its KV block."""
         s, problem, groups = self.scratch, self.problem, self.groups
-        mxu_dtype = online_softmax.matmul_dtype(problem)
+        mxu_dtype = jnp.dtype(operands.matmul_dtype(problem))
 
         def state(chain: int) -> tuple[Any, ...]:
             g, i = divmod(chain, len(groups))
@@ -89,11 +89,7 @@ class Attend:
         def weigh(chain: int, carried: tuple[jax.Array, ...]) -> None:
             p, alpha = carried
             *_, acc = state(chain)
-            # Not rounded to the dtype of V, which may be float8: p would lose its accuracy.
-            pv = jax.lax.dot_general(
-                p.astype(mxu_dtype), load(chain, value=True), (((1,), (0,)), ((), ())),
-                preferred_element_type=jnp.float32,
-            )  # fmt: skip
+            pv = online_softmax.weigh(p.astype(mxu_dtype), load(chain, value=True))
             acc[...] = spread(alpha, acc.shape[1]) * acc[...] + pv
 
         staggered(len(items) * len(groups), (score, soften, weigh), CHAIN_LAG)
@@ -127,9 +123,7 @@ class Attend:
                 self.scratch.kv, (slot,), head=group.first, fused=problem.fuses_kv,
                 dtype=problem.kv_dtype, **where,
             )[value]  # fmt: skip
-        mxu_dtype = online_softmax.matmul_dtype(problem)
-        is_narrow = problem.kv_dtype.startswith("float8") and self.target.has_fp8_mxu
-        return kv if is_narrow and mxu_dtype == jnp.bfloat16 else kv.astype(mxu_dtype)
+        return kv.astype(operands.kv_dtype(problem, self.target))
 
     def mask(
         self, scores: jax.Array, group: HeadGroup, item: Item | None, first: Scalar

@@ -140,10 +140,10 @@ def test_a_third_buffer_where_it_fits_and_no_window_is():
 def test_float8_is_kept_where_the_mxu_takes_it(chip):
     target = load_chips()[chip].target
     problem = dataclasses.replace(LLAMA, kv_dtype="float8_e4m3fn")
-    unpacked = account.buffers(problem, BLOCKS, target)["k"][0][1]
+    unpacked = account.buffers(problem, BLOCKS, target)["k"][1]
     assert unpacked == ("float8_e4m3fn" if target.has_fp8_mxu else "bfloat16")
     wide = dataclasses.replace(problem, q_dtype="float32")
-    assert account.buffers(wide, BLOCKS, target)["k"][0][1] == "float32"
+    assert account.buffers(wide, BLOCKS, target)["k"][1] == "float32"
 
 
 lengths = st.integers(1, 4096)
