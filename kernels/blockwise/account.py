@@ -35,9 +35,10 @@ def buffers(
     q_token = problem.q_shape[1:]
     state = (problem.num_kv_heads, query_rows(problem, config.bq_sz))
     heads = problem.num_kv_heads
-    paths = all_chains("mixed", problem, config)
+    paths = all_chains("mixed", problem, config, target)
     held = max(c.rows * c.num_slots for c in paths)
     score_rows = max(c.rows * c.num_slots * c.keys // config.bkv_csz for c in paths)
+    mask_rows = max(c.rows * c.num_masks * c.keys // config.bkv_csz for c in paths)
     wide, unpacked = operands.matmul_dtype(problem), operands.kv_dtype(problem, target)
     v_lanes = lanes + sums_lanes(problem, config)
     kv_block = (config.num_buffers, config.bkv_sz, layout.odd(words), pack, lanes)
@@ -57,6 +58,8 @@ def buffers(
         named["v"] = ((heads, config.bkv_sz, v_lanes), unpacked)
     if not config.mxu_sums:
         named["sums"] = ((*state, layout.LANES), "float32")
+    if mask_rows:
+        named["most"] = ((mask_rows, config.bkv_csz), "float32")
     if problem.has_sinks:
         named["sinks"] = (problem.sinks_shape, "float32")
     return named
@@ -157,14 +160,13 @@ def mxu_flops(
     core: Core = ONLY_CORE,
 ) -> int:
     """FLOPs the MXU executes, padding and masked halves of blocks included."""
-    del target
-    paths = all_chains(family, problem, config)
+    paths = all_chains(family, problem, config, target)
     tokens_times_keys = 0
     for b in blocks(family, problem, config, batch, core):
         # A block of few queries computes one granule of them; see `walk.on_path`.
         fitting = [path for path in paths if b.end - b.first <= path.tokens]
         path = fitting[-1] if fitting else paths[0]
-        tokens, csz = path.tokens, path.keys
+        tokens, csz = path.tokens, path.edge_keys
         for first in range(b.first, b.end, tokens):
             tiles = 0
             seen = min(first + tokens, b.kv_end) if problem.causal else b.kv_end

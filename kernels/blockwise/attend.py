@@ -20,12 +20,19 @@ Indices of a group are one dynamic start and static steps, which lets the compil
 apart. The code is two passes long (one with masks, one without), and one for each split for few
 queries (`chains.py`), whatever the block sizes.
 
+Where some queries do not see some keys (the diagonal, the ends of a window and of the context) a
+pass has a mask, which all heads share, and where that gains half the keys: an *edge*. Of a KV
+compute block at the diagonal that leaves out the half that nobody sees. What one pass does for
+another one (its first score, its last weighing) is done for whole KV compute blocks: an edge takes
+its half of the scores, and leaves zeros in the other half of the probabilities.
+
 The softmax of few rows takes less time than a product needs to return. Their splits have larger
 KV compute blocks, whose scores lie in the buffers one `bkv_csz` of keys below the other, and
 `lag` more chains between the stages.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -48,10 +55,10 @@ Scalar = Any
 
 
 class Group(NamedTuple):
-    """Chains of one pass: query compute block, KV compute block, and which group of that."""
+    """Chains of one pass: query compute block, edge of the KV block, which group of them."""
 
     q_tile: Scalar
-    kv_tile: Scalar
+    kv_edge: Scalar
     index: Scalar
 
 
@@ -74,7 +81,7 @@ class Attention:
         def _() -> None:
             first = Group(begin, self.tiles(begin).first, jnp.int32(0))
             for chain in range(self.chains.lag):
-                self.score(first, chain)
+                self.score(first, chain, is_edge=False)
             if self.weighs_late:
                 self.clear_last(first)
             before, _ = jax.lax.while_loop(
@@ -83,7 +90,7 @@ class Attention:
                 (first, first),
             )
             if self.weighs_late:
-                self.weigh(before, self.chains.width - 1)
+                self.weigh(before, self.chains.width - 1, is_edge=False)
 
     @property
     def weighs_late(self) -> bool:
@@ -114,61 +121,71 @@ class Attention:
         return begin, end
 
     def tiles(self, q_tile: Scalar) -> walk.Tiles:
-        """KV compute blocks that a query compute block walks."""
-        return walk.tiles_of(self.block, q_tile, self.chains.tokens, self.chains.keys, self.problem)
+        """Edges of KV compute blocks that a query compute block walks."""
+        c = self.chains
+        return walk.tiles_of(self.block, q_tile, c.tokens, c.edge_keys, self.problem)
 
     def step(self, before: Group, group: Group, end: Scalar) -> Group:
         """One pass, after that of `before`; returns the next group."""
-        tiles = self.tiles(group.q_tile)
-        following = self.after(group, tiles)
+        tiles, num_edges = self.tiles(group.q_tile), self.chains.num_edges
+        start, stop = group.kv_edge, group.kv_edge + num_edges
+        is_full = (start >= tiles.full_first) & (stop <= tiles.full_end)
+        is_full &= rem(start, num_edges) == 0
+        following = self.after(group, jnp.where(is_full, num_edges, 1), tiles)
         is_last = following.q_tile >= end
         # Past the last group there is nothing to score; scoring this one again does no harm.
         ahead = Group(*(jnp.where(is_last, a, b) for a, b in zip(group, following, strict=True)))
         if self.chains.is_short:
             # A mask on few rows costs nothing that shows; a second body is a quarter of all code.
-            self.attend(before, group, ahead, masked=True)
+            self.attend(before, group, ahead, is_edge=True)
             return following
-        is_full = jnp.logical_and(group.kv_tile >= tiles.full_first, group.kv_tile < tiles.full_end)
 
         @pl.when(is_full)
         def _() -> None:
-            self.attend(before, group, ahead, masked=False)
+            self.attend(before, group, ahead, is_edge=False)
 
         @pl.when(jnp.logical_not(is_full))
         def _() -> None:
-            self.attend(before, group, ahead, masked=True)
+            self.attend(before, group, ahead, is_edge=True)
 
         return following
 
-    def after(self, group: Group, tiles: walk.Tiles) -> Group:
-        """The group after `group`, whose query compute block walks `tiles`."""
+    def after(self, group: Group, num_edges: Scalar, tiles: walk.Tiles) -> Group:
+        """The group after `group`, which takes `num_edges` of the edges that its queries walk."""
         more_groups = group.index + 1 < self.chains.num_groups
-        more_tiles = group.kv_tile + 1 < tiles.end
+        kv_edge = group.kv_edge + num_edges
+        more_tiles = kv_edge < tiles.end
         next_q = group.q_tile + 1
-        next_tile = jnp.where(more_tiles, group.kv_tile + 1, self.tiles(next_q).first)
+        next_edge = jnp.where(more_tiles, kv_edge, self.tiles(next_q).first)
         return Group(
             jnp.where(jnp.logical_or(more_groups, more_tiles), group.q_tile, next_q),
-            jnp.where(more_groups, group.kv_tile, next_tile),
+            jnp.where(more_groups, group.kv_edge, next_edge),
             jnp.where(more_groups, group.index + 1, 0),
         )
 
-    def attend(self, before: Group, group: Group, ahead: Group, *, masked: bool) -> None:
+    def attend(self, before: Group, group: Group, ahead: Group, *, is_edge: bool) -> None:
         """One pass over the chains of a group; the first were scored by the pass before."""
         width, lag, num_slots = self.chains.width, self.chains.lag, self.chains.num_slots
         for chain in range(width + lag - 1):
             if self.weighs_late:
-                self.weigh(*((group, chain - 1) if chain else (before, width - 1)))
+                if chain:
+                    self.weigh(group, chain - 1, is_edge=is_edge)
+                else:
+                    self.weigh(before, width - 1, is_edge=False)
+            if is_edge and chain < self.chains.num_masks:
+                self.keep_mask(group, chain)
             if chain < width:
                 ahead_by = chain + lag
                 scored = (group, ahead_by) if ahead_by < width else (ahead, ahead_by - width)
+                score = partial(self.score, *scored, is_edge=is_edge and ahead_by < width)
                 if scored[1] % num_slots != chain % num_slots:
-                    self.score(*scored)
-                    self.soften(group, chain, masked=masked)
+                    score()
+                    self.soften(group, chain, is_edge=is_edge)
                 else:  # one slot for both: it has to be read before it is written
-                    self.soften(group, chain, masked=masked)
-                    self.score(*scored)
+                    self.soften(group, chain, is_edge=is_edge)
+                    score()
             if not self.weighs_late and chain >= lag - 1:
-                self.weigh(group, chain - lag + 1)
+                self.weigh(group, chain - lag + 1, is_edge=is_edge)
 
     def place(self, group: Group, chain: int) -> tuple[Scalar, Any, Any]:
         """KV head of a chain, its rows of the query compute block, and those of its slot."""
@@ -188,44 +205,44 @@ class Attention:
         start = group.q_tile * (c.rows * c.parts) + first
         return pl.ds(pl.multiple_of(start, c.rows), c.rows)
 
-    def keys(self, group: Group) -> Any:
-        """Rows of the KV block that a group looks at."""
-        keys = self.chains.keys
-        return pl.ds(pl.multiple_of(group.kv_tile * keys, keys), keys)
-
-    def folds(self, chain: int) -> list[Any]:
-        """Rows of the score buffers that hold each `bkv_csz` of a chain's keys."""
+    def keys(self, group: Group, *, is_edge: bool) -> Any:
+        """Rows of the KV block of a group's edge, or those of its KV compute block."""
         c = self.chains
-        step = c.rows * c.num_slots
-        end = step * c.keys // self.config.bkv_csz
-        starts = range(chain % c.num_slots * c.rows, end, step)
-        return [pl.ds(start, c.rows) for start in starts]
+        if is_edge:
+            return pl.ds(pl.multiple_of(group.kv_edge * c.edge_keys, c.edge_keys), c.edge_keys)
+        return pl.ds(pl.multiple_of(div(group.kv_edge, c.num_edges) * c.keys, c.keys), c.keys)
 
-    def load(self, ref: Ref, chain: int) -> jax.Array:
-        """Scores or probabilities of a chain: [rows, keys]."""
-        return jnp.concatenate([ref[rows] for rows in self.folds(chain)], axis=1)
+    def folds(self, ref: Ref, chain: int, keys: int) -> list[Any]:
+        """Where a buffer holds the first `keys` of a chain's keys, each `bkv_csz` of them apart."""
+        c, csz = self.chains, self.config.bkv_csz
+        num_slots = c.num_masks if ref is self.scratch.most else c.num_slots
+        first, step = chain % num_slots * c.rows, c.rows * num_slots
+        lanes = pl.ds(0, min(keys, csz))
+        return [(pl.ds(first + step * fold, c.rows), lanes) for fold in range(-(-keys // csz))]
+
+    def load(self, ref: Ref, chain: int, keys: int) -> jax.Array:
+        """Scores or probabilities of a chain, or what its scores are at most: [rows, keys]."""
+        return jnp.concatenate([ref[part] for part in self.folds(ref, chain, keys)], axis=1)
 
     def store(self, ref: Ref, chain: int, value: jax.Array) -> None:
         """Stores what `load` loads."""
         csz = self.config.bkv_csz
-        for i, rows in enumerate(self.folds(chain)):
-            ref[rows] = value[:, i * csz : (i + 1) * csz]
+        for i, part in enumerate(self.folds(ref, chain, value.shape[1])):
+            ref[part] = value[:, i * csz : (i + 1) * csz]
 
-    def score(self, group: Group, chain: int) -> None:
+    def score(self, group: Group, chain: int, *, is_edge: bool) -> None:
         """Stage one of a chain."""
         s, (head, first, _) = self.scratch, self.place(group, chain)
         q = s.scaled_q[head, self.rows(group, first)]
-        self.store(s.s, chain, online_softmax.scores(q, s.k[head, self.keys(group)], self.problem))
+        k = s.k[head, self.keys(group, is_edge=is_edge)]
+        self.store(s.s, chain, online_softmax.scores(q, k, self.problem))
 
-    def soften(self, group: Group, chain: int, *, masked: bool) -> None:
+    def soften(self, group: Group, chain: int, *, is_edge: bool) -> None:
         """Stage two of a chain."""
         s, (head, first, own) = self.scratch, self.place(group, chain)
         at = (head, self.rows(group, first))
-        scores = self.load(s.s, chain)
-        if masked:
-            k_start = self.block.kv_start + group.kv_tile * self.chains.keys
-            q_pos = self.q_positions(group.q_tile, first)
-            scores = mask_scores(scores, q_pos, k_start, self.block.kv_end, self.problem)
+        keys = self.chains.keys
+        scores = self.edge_scores(group, chain) if is_edge else self.load(s.s, chain, keys)
         m_old = s.m[at]
         m = jnp.maximum(m_old, jnp.max(scores, axis=1, keepdims=True))
         p = online_softmax.exponentials(
@@ -237,14 +254,60 @@ class Attention:
         if s.sums is not None:
             total = jnp.sum(p.astype(jnp.float32), axis=1, keepdims=True)
             s.sums[at] = alpha * s.sums[at] + total
-        self.store(s.p, chain, p.astype(s.p.dtype))
+        p = p.astype(s.p.dtype)
+        if is_edge and self.weighs_late and chain == self.chains.width - 1:
+            p = self.whole(group, p)
+        self.store(s.p, chain, p)
 
-    def weigh(self, group: Group, chain: int) -> None:
+    def edge_scores(self, group: Group, chain: int) -> jax.Array:
+        """Masked scores of a chain: [rows, edge_keys]."""
+        c, s = self.chains, self.scratch
+        if chain < c.lag:  # scored in the pass before, with the whole KV compute block
+            whole = self.load(s.s, chain, c.keys)
+            scores, *others = jnp.split(whole, c.num_edges, axis=1)
+            for i, other in enumerate(others, 1):
+                scores = jnp.where(self.is_at(group, i), other, scores)
+        else:
+            scores = self.load(s.s, chain, c.edge_keys)
+        if c.num_masks:
+            return jnp.minimum(scores, self.load(s.most, chain, c.edge_keys))
+        return self.mask(scores, group, self.place(group, chain)[1])
+
+    def whole(self, group: Group, p: jax.Array) -> jax.Array:
+        """Probabilities of an edge, [rows, edge_keys], as those of the KV compute block."""
+        if self.chains.num_edges == 1:
+            return p
+        edges = range(self.chains.num_edges)
+        parts = [jnp.where(self.is_at(group, i), p, jnp.zeros_like(p)) for i in edges]
+        return jnp.concatenate(parts, axis=1)
+
+    def is_at(self, group: Group, index: int) -> Scalar:
+        """Whether a group looks at edge `index` of its KV compute block."""
+        return rem(group.kv_edge, self.chains.num_edges) == index
+
+    def keep_mask(self, group: Group, chain: int) -> None:
+        """Keeps what the scores of a chain are at most, for it and the same part of other heads.
+
+        To load it is one `vmin` for each register of scores, to compute it two or more.
+        """
+        c = self.chains
+        anything = jnp.full((c.rows, c.edge_keys), jnp.inf, jnp.float32)
+        most = self.mask(anything, group, self.place(group, chain)[1])
+        self.store(self.scratch.most, chain, most)
+
+    def mask(self, scores: jax.Array, group: Group, first: Scalar) -> jax.Array:
+        """Masks scores of the rows from `first` on: [rows, edge_keys]."""
+        k_start = self.block.kv_start + group.kv_edge * self.chains.edge_keys
+        q_pos = self.q_positions(group.q_tile, first)
+        return mask_scores(scores, q_pos, k_start, self.block.kv_end, self.problem)
+
+    def weigh(self, group: Group, chain: int, *, is_edge: bool) -> None:
         """Stage three of a chain."""
-        s, (head, first, own) = self.scratch, self.place(group, chain)
+        c, s, (head, first, own) = self.chains, self.scratch, self.place(group, chain)
         at = (head, self.rows(group, first))
-        values = (s.k if s.v is None else s.v)[head, self.keys(group)]
-        pv = online_softmax.weigh(self.load(s.p, chain), values)
+        values = (s.k if s.v is None else s.v)[head, self.keys(group, is_edge=is_edge)]
+        p = self.load(s.p, chain, c.edge_keys if is_edge else c.keys)
+        pv = online_softmax.weigh(p, values)
         s.acc[at] = online_softmax.spread(s.alpha[own], pv.shape[1]) * s.acc[at] + pv
 
     def q_positions(self, q_tile: Scalar, first: Scalar) -> jax.Array:

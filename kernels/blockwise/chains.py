@@ -1,10 +1,11 @@
 """How the query rows of a query compute block are split into chains; see `attend.py`. No jax."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rpa_kernels import layout
 from rpa_kernels.blockwise.config import CHAIN_ROWS, PASS_ROWS, BlockwiseConfig
 from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
 
 # Tokens whose query rows lie together, where there are many.
 GRANULE = 16
@@ -17,6 +18,10 @@ SHORT_LAG = 2
 MAX_WIDTH = 16
 # Chains of many queries whose scores are held at once: the others' slots are free again.
 SLOTS = 4
+# Heads, at least, that share a mask: to load one is as good as to compute half of one.
+MASK_HEADS = 4
+# Keys of a pass at an edge where a pass of all keys has twice as many: the columns of a large MXU.
+EDGE_KEYS = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +32,10 @@ class Chains:
       tokens: Query tokens of the compute block.
       granule: Tokens whose query rows lie together.
       keys: Tokens of a KV compute block.
+      edge_keys: Tokens of an *edge*: a part of one, or all, that has a pass of its own, with a
+        mask, where some queries do not see some keys. Edges that no query sees have none.
+      num_masks: Masks that a pass at an edge keeps, one for each part of a head; 0 where few heads
+        would share one.
       rows: Query rows of a chain.
       parts: Chains of one KV head.
       width: Chains of one pass: several heads, or some of one head's parts.
@@ -38,6 +47,8 @@ class Chains:
     tokens: int
     granule: int
     keys: int
+    edge_keys: int
+    num_masks: int
     rows: int
     parts: int
     width: int
@@ -50,6 +61,11 @@ class Chains:
         return self.tokens == self.granule
 
     @property
+    def num_edges(self) -> int:
+        """Edges of a KV compute block."""
+        return self.keys // self.edge_keys
+
+    @property
     def num_slots(self) -> int:
         """Chains that the buffers of scores and probabilities hold at a time."""
         return self.width if self.is_short else min(self.width, SLOTS)
@@ -60,7 +76,9 @@ def query_rows(problem: Problem, tokens: int) -> int:
     return tokens * problem.q_words * layout.packing(problem.q_dtype)
 
 
-def all_chains(family: str, problem: Problem, config: BlockwiseConfig) -> tuple[Chains, ...]:
+def all_chains(
+    family: str, problem: Problem, config: BlockwiseConfig, target: Target
+) -> tuple[Chains, ...]:
     """The splits that a kernel has code for: of a compute block, then of fewer and fewer tokens.
 
     Blocks of few queries have their own in `mixed`: fewer rows, and more keys at a time. Chunks
@@ -68,14 +86,27 @@ def all_chains(family: str, problem: Problem, config: BlockwiseConfig) -> tuple[
     """
     whole = _chains_of(problem, tokens=config.bq_csz, granule=GRANULE, keys=config.bkv_csz)
     if family != "mixed":
-        return (whole,)
+        return (_with_edges(whole, target),)
     tile = layout.SUBLANES * layout.packing(problem.q_dtype)
     short = (
         _chains_of(problem, tokens=n, granule=n, keys=_short_keys(problem, config, n))
         for n in SHORT_TOKENS
         if n < config.bq_csz and query_rows(problem, n) % tile == 0
     )
-    return (whole, *short)
+    return tuple(_with_edges(chains, target) for chains in (whole, *short))
+
+
+def _with_edges(chains: Chains, target: Target) -> Chains:
+    """Keeps masks, and halves the keys of a pass at an edge, where that gains.
+
+    A smaller MXU is busy for so long that a mask costs nothing, and has no slots to spare for one
+    more rescaling of the accumulator. Half the keys need many query rows to hide their latencies.
+    """
+    if target.mxu_size < EDGE_KEYS or chains.width < MASK_HEADS * chains.parts:
+        return chains
+    is_long = chains.rows * chains.width >= PASS_ROWS and chains.keys == 2 * EDGE_KEYS
+    edge_keys = EDGE_KEYS if is_long and not chains.is_short else chains.keys
+    return replace(chains, num_masks=chains.parts, edge_keys=edge_keys)
 
 
 def _chains_of(problem: Problem, *, tokens: int, granule: int, keys: int) -> Chains:
@@ -103,6 +134,8 @@ def _chains_of(problem: Problem, *, tokens: int, granule: int, keys: int) -> Cha
         tokens=tokens,
         granule=granule,
         keys=keys,
+        edge_keys=keys,
+        num_masks=0,
         rows=chain,
         parts=parts,
         width=width,

@@ -299,7 +299,7 @@ def blockwise_kernel(
     first, end = (Place(refs.meta.distribution[i], zero, zero) for i in SEQS[family])
     if refs.share is not None:
         first, end = (Place(*place, zero) for place in refs.share)
-    paths = all_chains(family, problem, config)
+    paths = all_chains(family, problem, config, target)
     q_blocks = QBlocks(
         q=refs.q, out=refs.out, scratch=refs.scratch, paths=paths, problem=problem, strided=strided
     )

@@ -31,6 +31,8 @@ class Scratch(NamedTuple):
       s, p: [rows of `num_slots` chains, bkv_csz], scores and probabilities; more rows for more
         keys; see `attend.py`.
       alpha: [rows of `num_slots` chains, 128], factors for what was accumulated before.
+      most: [rows of `num_masks` chains, bkv_csz], what the scores of an edge are at most, laid out
+        as they are: infinity, or `MASKED`; None where no split keeps masks.
       sinks: `problem.sinks_shape`, or None.
       unwritten: int32[num_buffers] in SMEM, tokens of each KV buffer on their way to the cache.
       unsent: int32[2] in SMEM, tokens of each output buffer on their way out.
@@ -49,6 +51,7 @@ class Scratch(NamedTuple):
     s: Ref
     p: Ref
     alpha: Ref
+    most: Ref | None
     sinks: Ref | None
     unwritten: Ref
     unsent: Ref
@@ -61,7 +64,7 @@ class Scratch(NamedTuple):
 
 def scratch_shapes(problem: Problem, config: BlockwiseConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
-    vmem: dict[str, Any] = dict.fromkeys(("v", "sums", "sinks"))
+    vmem: dict[str, Any] = dict.fromkeys(("v", "sums", "most", "sinks"))
     vmem |= {
         name: pltpu.VMEM(shape, jnp.dtype(dtype))
         for name, (shape, dtype) in buffers(problem, config, target).items()

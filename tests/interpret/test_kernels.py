@@ -16,6 +16,7 @@ from interpret.kernel_cases import (
 
 from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
+from rpa_kernels.blockwise import chains as splits
 from rpa_kernels.blockwise.chains import all_chains
 from rpa_kernels.verify import verify
 
@@ -97,7 +98,7 @@ def test_mixed_of_few_queries_is_right(case, target):
     config = blockwise_config(
         bq_sz=32, bq_csz=32, bkv_sz=256, mxu_sums=int(target is V6E or problem.fuses_kv)
     )
-    whole, *short = all_chains("mixed", problem, config)
+    whole, *short = all_chains("mixed", problem, config, target)
     assert len(short) >= 2
     assert short[-1].keys == 2 * whole.keys
     check("mixed", problem, config, SHORT_BATCH, target=target)
@@ -141,11 +142,41 @@ def test_a_last_chain_in_the_slot_of_the_first(num_kv_heads, target):
     # Five heads are one pass of five chains, seventeen as many passes of one.
     problem = make_problem(num_q_heads=num_kv_heads, num_kv_heads=num_kv_heads)
     config = blockwise_config(bq_sz=32, bq_csz=32)
-    (chains,) = all_chains("prefill", problem, config)
+    (chains,) = all_chains("prefill", problem, config, target)
     assert not chains.is_short
     assert (chains.width - 1) % chains.num_slots == 0
     batch = Batch(q_lens=(20,), kv_lens=(150,), num_decode=0, num_prefill=1)
     check("prefill", problem, config, batch, target=target)
+
+
+EDGE_CASES = {
+    "llama": {},
+    "window": {"sliding_window": 170},
+    "not_causal": {"causal": False, "update_kv_cache": False, "soft_cap": 2.0},
+    "fused_sinks": {"head_dim": 64, "has_sinks": True},
+}
+
+
+@pytest.mark.parametrize("target", [V6E, V7X], ids=lambda target: target.chip)
+@pytest.mark.parametrize("case", [pytest.param(c, id=name) for name, c in EDGE_CASES.items()])
+def test_passes_of_half_the_keys_at_edges(monkeypatch, case, target):
+    monkeypatch.setattr(splits, "PASS_ROWS", 256)
+    monkeypatch.setattr(splits, "EDGE_KEYS", 128)
+    problem = make_problem(
+        num_q_heads=8, num_kv_heads=4, max_num_tokens=128, pages_per_seq=32, **case
+    )
+    config = blockwise_config(
+        bq_sz=64,
+        bq_csz=32,
+        bkv_sz=512,
+        bkv_csz=256,
+        mxu_sums=int(target is V7X or problem.fuses_kv),
+    )
+    whole, *_ = all_chains("mixed", problem, config, target)
+    assert (whole.num_edges, whole.num_masks, whole.width) == (2, 1, 4)
+    # Ends and windows in the first and in the second half of a compute block.
+    batch = Batch(q_lens=(1, 40, 20, 17), kv_lens=(20, 390, 130, 300), num_decode=1)
+    check("mixed", problem, config, batch, target=target)
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 3])

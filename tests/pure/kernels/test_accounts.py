@@ -111,7 +111,7 @@ def test_only_mixed_has_paths_for_few_queries():
 
 
 def test_few_queries_look_at_more_keys():
-    whole, *short = all_chains("mixed", LLAMA, BLOCKS)
+    whole, *short = all_chains("mixed", LLAMA, BLOCKS, V6E)
     assert [chains.tokens for chains in short] == [16, 8, 4]
     for chains in short:
         assert chains.keys % whole.keys == 0
@@ -119,7 +119,23 @@ def test_few_queries_look_at_more_keys():
         assert chains.keys == whole.keys or chains.rows * chains.keys <= SHORT_SCORES
     # One query head takes one word of a token: only eight tokens fill a tile.
     narrow = dataclasses.replace(LLAMA, num_q_heads=LLAMA.num_kv_heads)
-    assert [chains.tokens for chains in all_chains("mixed", narrow, BLOCKS)[1:]] == [16, 8]
+    assert [chains.tokens for chains in all_chains("mixed", narrow, BLOCKS, V6E)[1:]] == [16, 8]
+
+
+def test_edges_of_half_a_compute_block_where_mxus_are_wide_and_passes_long():
+    config = BlockwiseConfig(
+        bq_sz=128, bq_csz=128, bkv_sz=1024, bkv_csz=512, num_buffers=2, mxu_sums=0
+    )
+    # The first 128 queries of a prompt see the first quarter of a KV compute block.
+    batch = Batch(q_lens=(128,), kv_lens=(128,), num_decode=0)
+    narrow = dataclasses.replace(V6E, mxu_size=128)
+    flops = [load_family("mixed").mxu_flops(LLAMA, config, batch, t) for t in (V6E, narrow)]
+    assert flops == [4 * 128 * keys * 32 * 128 for keys in (256, 512)]
+    few_heads = dataclasses.replace(LLAMA, num_q_heads=8, num_kv_heads=2)
+    short_passes = dataclasses.replace(config, bq_csz=64)
+    for problem, blocks in ((few_heads, config), (LLAMA, short_passes)):
+        whole, *_ = all_chains("mixed", problem, blocks, V6E)
+        assert whole.num_edges == 1
 
 
 def test_a_third_buffer_where_it_fits_and_no_window_is():
