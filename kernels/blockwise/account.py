@@ -58,6 +58,8 @@ def buffers(
         named["v"] = ((heads, config.bkv_sz, v_lanes), unpacked)
     if not config.mxu_sums:
         named["sums"] = ((*state, layout.LANES), "float32")
+    if target.has_result_buffers:
+        named["top"] = ((held, layout.LANES), "float32")
     if mask_rows:
         named["most"] = ((mask_rows, config.bkv_csz), "float32")
     if problem.has_sinks:

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from rpa_kernels import online_softmax
-from rpa_kernels.blockwise import walk
+from rpa_kernels.blockwise import sums, walk
 from rpa_kernels.blockwise.chains import Chains
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.blockwise.scratch import Scratch
@@ -232,10 +232,14 @@ class Attention:
 
     def score(self, group: Group, chain: int, *, is_edge: bool) -> None:
         """Stage one of a chain."""
-        s, (head, first, _) = self.scratch, self.place(group, chain)
+        s, (head, first, own) = self.scratch, self.place(group, chain)
         q = s.scaled_q[head, self.rows(group, first)]
         k = s.k[head, self.keys(group, is_edge=is_edge)]
-        self.store(s.s, chain, online_softmax.scores(q, k, self.problem))
+        scores = online_softmax.scores(q, k, self.problem)
+        self.store(s.s, chain, scores)
+        if self.weighs_late and not is_edge:
+            # Here they pass through registers anyhow; softening then loads them once, not twice.
+            s.top[own] = sums.max_by_lane(scores)
 
     def soften(self, group: Group, chain: int, *, is_edge: bool) -> None:
         """Stage two of a chain."""
@@ -244,16 +248,18 @@ class Attention:
         keys = self.chains.keys
         scores = self.edge_scores(group, chain) if is_edge else self.load(s.s, chain, keys)
         m_old = s.m[at]
-        m = jnp.maximum(m_old, jnp.max(scores, axis=1, keepdims=True))
+        top = s.top[own] if self.weighs_late and not is_edge else scores
+        m = jnp.maximum(m_old, jnp.max(top, axis=1, keepdims=True))
+        # Sums need float32: to widen packed exponentials takes longer than to compute them wide.
+        dtype = s.p.dtype if s.sums is None else jnp.dtype(jnp.float32)
         p = online_softmax.exponentials(
-            scores, online_softmax.spread(m, scores.shape[1]), self.target, s.p.dtype
+            scores, online_softmax.spread(m, scores.shape[1]), self.target, dtype
         )
         alpha = jnp.exp2(m_old - m)
         s.m[at] = m
         s.alpha[own] = alpha
         if s.sums is not None:
-            total = jnp.sum(p.astype(jnp.float32), axis=1, keepdims=True)
-            s.sums[at] = alpha * s.sums[at] + total
+            s.sums[at] = alpha * s.sums[at] + sums.sum_by_lane(p)
         p = p.astype(s.p.dtype)
         if is_edge and self.weighs_late and chain == self.chains.width - 1:
             p = self.whole(group, p)

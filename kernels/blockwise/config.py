@@ -150,8 +150,8 @@ def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeas
     """
     most_q = max(MIN_BQ_CSZ, layout.next_power_of_2(problem.max_num_tokens))
     rows_per_token = problem.q_words * layout.packing(problem.q_dtype)
-    # Chains of wide heads have twice the code.
-    is_half = problem.padded_head_dim > layout.LANES or not _is_long(problem)
+    # Chains of heads wider than an MXU have twice the code.
+    is_half = problem.padded_head_dim > target.mxu_size or not _is_long(problem)
     pass_rows = PASS_ROWS // 2 if is_half else PASS_ROWS
     rows = max(CHAIN_ROWS, pass_rows // problem.num_kv_heads)
     bq_csz = min(most_q, 256, max(MIN_BQ_CSZ, layout.next_power_of_2(rows // rows_per_token)))

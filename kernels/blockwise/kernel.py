@@ -176,9 +176,16 @@ class Kernel:
         # The words of one part stay in registers for both K and V.
         size = UNPACKED // lanes
         size = csz if csz % size else size
-        for offset in range(0, csz, size):
-            left = None if num_valid is None else num_valid - offset
-            self.unpack_tokens(slot, start + offset, size, left)
+        if num_valid is None:
+            for offset in range(0, csz, size):
+                self.unpack_tokens(slot, start + offset, size, None)
+            return
+
+        # The masks of all parts at once would be spilled, a third of all scratch at head_dim 256.
+        @pl.loop(0, csz // size)
+        def _(part: jax.Array) -> None:
+            offset = part * size
+            self.unpack_tokens(slot, start + offset, size, num_valid - offset)
 
     def unpack_tokens(
         self, slot: Scalar, start: Scalar, size: int, num_valid: Scalar | None

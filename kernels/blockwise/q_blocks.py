@@ -128,7 +128,7 @@ class QBlocks:
         s.m[head, rows] = jnp.concatenate([jnp.tile(sink, (size, 1)) for sink in sinks], axis=0)
         ones = jnp.ones((rows.size, LANES), jnp.float32)
         if s.sums is not None:
-            s.sums[head, rows] = ones
+            s.sums[head, rows] = ones / LANES
         else:
             lanes = sums.sum_lanes(self.problem)
             s.acc[head, rows, lanes] = ones[:, : lanes.size]
@@ -143,7 +143,8 @@ class QBlocks:
             rows = self._rows(granule, size)
             for head in range(problem.num_kv_heads):
                 acc = s.acc[head, rows]
-                total = sums.total(acc, problem) if s.sums is None else s.sums[head, rows]
+                by_lane = None if s.sums is None else s.sums[head, rows]
+                total = sums.total(acc, problem) if by_lane is None else sums.over_lanes(by_lane)
                 factor = (problem.v_scale or 1.0) / total
                 out = acc[:, :lanes] * online_softmax.spread(factor, lanes)
                 for word in range(words):

@@ -136,6 +136,15 @@ def test_blockwise_that_weighs_the_last_chain_of_a_pass_in_the_next_one(family):
     check(family, make_problem(sliding_window=70), config, batch, target=V7X)
 
 
+@pytest.mark.parametrize("target", [V5E, V6E, V7X], ids=lambda target: target.chip)
+def test_sums_by_lane_start_with_the_sinks(target):
+    # Passes with masks and without, blocks filled in part, and paths for few queries.
+    problem = make_problem(head_dim=256, num_q_heads=6, has_sinks=True)
+    config = blockwise_config(bq_sz=32, bq_csz=32, bkv_sz=256, bkv_csz=256)
+    batch = Batch(q_lens=(20, 3, 9), kv_lens=(256, 140, 9), num_decode=0)
+    check("mixed", problem, config, batch, target=target)
+
+
 @pytest.mark.parametrize("target", [V6E, V7X], ids=lambda target: target.chip)
 @pytest.mark.parametrize("num_kv_heads", [5, 17])
 def test_a_last_chain_in_the_slot_of_the_first(num_kv_heads, target):
