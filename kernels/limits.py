@@ -1,5 +1,8 @@
 """Limits that every family checks the same way. No jax."""
 
+import math
+from dataclasses import replace
+
 from rpa_kernels import layout
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
@@ -7,7 +10,10 @@ from rpa_kernels.target import Target
 
 # Share of VMEM that scratch may take. The rest is the compiler's: register-allocator spills and
 # the intermediate values of a block. A guess with margin; the compiler has the last word.
-SCRATCH_VMEM_SHARE = 0.75
+SCRATCH_VMEM_SHARE = 0.85
+
+# The same for default configs: nobody compiles them before they are used.
+DEFAULT_VMEM_SHARE = 0.75
 
 # Share of SMEM that the scalar-prefetch arrays may take; the compiler keeps spilled scalars and
 # DMA descriptors there too. A guess with margin; the compiler has the last word.
@@ -109,6 +115,13 @@ def check_memory(*, scratch: int, problem: Problem, target: Target) -> Infeasibl
             "pages_per_seq",
         )
     return None
+
+
+def with_margin(target: Target) -> Target:
+    """The target with as little VMEM as a default config should reckon with."""
+    return replace(
+        target, vmem_bytes=math.ceil(target.vmem_bytes * DEFAULT_VMEM_SHARE / SCRATCH_VMEM_SHARE)
+    )
 
 
 def check_positive(**fields: int) -> Infeasible | None:

@@ -158,7 +158,12 @@ def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeas
     bq = min(most_q, max(bq_csz, 512 // target.num_cores))
     keys = _default_keys(problem, target)
     usual = limits.block_sizes(problem, (USUAL_KV,))[0]
-    bkv = _default_kv(problem, keys)
+    bkv, kv_per_q = _default_kv(problem, keys), 2
+    if layout.LANES < problem.padded_head_dim <= target.mxu_size and _is_long(problem):
+        # Unpacking wide heads for few queries is a tenth of the time; longer query blocks just fit.
+        kv_per_q = 1
+    else:
+        target = limits.with_margin(target)
     while True:
         config = BlockwiseConfig(
             bq_sz=bq,
@@ -174,7 +179,7 @@ def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeas
         smaller = limits.smaller_block(bkv, problem)
         if bkv > usual:
             bkv = usual
-        elif smaller and bkv > max(2 * bq, keys):
+        elif smaller and bkv > max(kv_per_q * bq, keys):
             bkv = smaller
         elif bq > bq_csz:
             bq //= 2

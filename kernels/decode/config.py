@@ -80,6 +80,7 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
+    target = limits.with_margin(target)
     block, seqs, buffers = limits.block_sizes(problem, (512,))[0], 4, 4
     while seqs > 1 and seqs * block * problem.kv_token_bytes > 2 << 20:
         seqs //= 2
