@@ -292,3 +292,19 @@ def test_default_blocks_follow_the_mxu_the_window_and_the_cores():
     for window, blocks in ((128, (1024, 256)), (1024, (1280, 256)), (4096, (1536, 512))):
         config = default(dataclasses.replace(LLAMA, sliding_window=window), V6E)
         assert (config.bkv_sz, config.bkv_csz) == blocks
+
+
+def test_default_blocks_of_long_chunks_of_wide_heads():
+    """Query blocks of 512 and passes of 4096 rows on v7x; only they take more than 75 % of VMEM."""
+    family, target = load_family("mixed"), load_chips()["v7x"].target
+    long = {"max_num_seqs": 1, "pages_per_seq": 272}
+    wide = dataclasses.replace(LLAMA, num_q_heads=16, head_dim=256, **long)
+    usual = dataclasses.replace(LLAMA, **long)
+    config = family.default_config(wide, target)
+    assert (config.bq_sz, config.bq_csz, config.bkv_sz) == (512, 256, 512)
+
+    def share(problem):
+        blocks = family.default_config(problem, target)
+        return family.scratch_bytes(problem, blocks, target) / target.vmem_bytes
+
+    assert share(usual) <= 0.75 < share(wide) <= 0.85
