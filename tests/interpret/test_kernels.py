@@ -166,8 +166,21 @@ EDGE_CASES = {
 }
 
 
-@pytest.mark.parametrize("target", [V6E, V7X], ids=lambda target: target.chip)
-@pytest.mark.parametrize("case", [pytest.param(c, id=name) for name, c in EDGE_CASES.items()])
+# Each case on one chip by default, each chip with and without sums from the MXU; the rest is slow.
+USUAL_EDGES = (("llama", V6E), ("window", V7X), ("not_causal", V6E), ("fused_sinks", V7X))
+
+
+@pytest.mark.parametrize(
+    ("case", "target"),
+    [
+        pytest.param(
+            case, target, id=f"{name}-{target.chip}",
+            marks=() if (name, target) in USUAL_EDGES else pytest.mark.slow,
+        )
+        for name, case in EDGE_CASES.items()
+        for target in (V6E, V7X)
+    ],
+)  # fmt: skip
 def test_passes_of_half_the_keys_at_edges(monkeypatch, case, target):
     monkeypatch.setattr(splits, "PASS_ROWS", 256)
     monkeypatch.setattr(splits, "EDGE_KEYS", 128)
