@@ -112,8 +112,8 @@ def public_entries(group: Group, search: int, root: Path) -> list[Entry]:
     else:
         spaces = {
             "v3": _v3_blocks(group),
-            "batched": _batched_blocks(group, buffers=3),
-            "stacked": _batched_blocks(group, buffers=2),
+            "batched": _batched_blocks(group, "batched"),
+            "stacked": _batched_blocks(group, "stacked"),
         }
     return [
         Entry(
@@ -157,8 +157,10 @@ def _hd64_blocks(group: Group) -> list[Any]:
     return [(pages, q) for pages in (8, 16, 4) for q in queries]
 
 
-def _batched_blocks(group: Group, buffers: int) -> list[Any]:
-    """Fields of the public BlockSizes for both cases; the idle case gets small ones."""
+def _batched_blocks(group: Group, kernel: str) -> list[Any]:
+    """Fields of BlockSizes of `batched` or `stacked`, both cases; the idle one gets small ones."""
+    is_stacked = kernel == "stacked"
+    buffers = 2 if is_stacked else 3
     decodes = [(512, 8), (1024, 8), (1024, 4), (2048, 4), (512, 16), (2048, 2)]
     prefills = [(128, 1024), (64, 1024), (128, 512), (256, 1024), (64, 512), (256, 512)]
     if group.kind != "decode":
@@ -166,7 +168,7 @@ def _batched_blocks(group: Group, buffers: int) -> list[Any]:
     else:
         prefills = [(32, 512)] * len(decodes)
     least_kv = 0
-    if group.problem.sliding_window is not None and buffers == 2:
+    if group.problem.sliding_window is not None and is_stacked:
         # The stacked decode kernel takes a window in one block, and a page may lie across its end.
         least_kv = layout.align(group.problem.sliding_window + group.problem.page_size, 512)
     blocks = []
@@ -177,7 +179,7 @@ def _batched_blocks(group: Group, buffers: int) -> list[Any]:
         prefill = {
             "bq_sz": q, "bq_c_sz": q, "bkv_sz": prefill_kv, "batch_size": 1, "n_buffer": buffers,
         }  # fmt: skip
-        if buffers == 3:
+        if not is_stacked:
             decode["bq_c_sz"] = 1
         blocks.append({"decode": decode, "prefill": prefill})
     return blocks

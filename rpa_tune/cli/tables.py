@@ -11,7 +11,7 @@ from rpa_tune.cli.recheck import check
 from rpa_tune.errors import TableError
 from rpa_tune.families import ALL_FAMILIES, public_family
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop.export import FORMS, exporters
+from rpa_tune.interop.export import EXPORTERS
 from rpa_tune.interop.export_rows import OURS
 from rpa_tune.provenance import kernel_digest
 from rpa_tune.tables.changes import diff_tables
@@ -109,7 +109,9 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
 
 @tables.command()
 @click.argument("folder", required=False, type=_FOLDER)
-@click.option("--format", "form", required=True, type=click.Choice(FORMS), help="Who reads it.")
+@click.option(
+    "--format", "form", required=True, type=click.Choice(list(EXPORTERS)), help="Who reads it."
+)
 @click.option("--chip", help="Only this chip.")
 @click.option("--output", type=click.Path(path_type=Path), help="File instead of stdout.")
 def export(folder: Path | None, form: str, chip: str | None, output: Path | None) -> None:
@@ -123,7 +125,7 @@ def export(folder: Path | None, form: str, chip: str | None, output: Path | None
     Example: rpa-tune tables export tuned_tables --format tpu-inference --chip v6e
     """
     name = load_chip(chip).name if chip else None
-    found = exporters()[form](load_tables([_existing(folder or shipped_folder())], chip=name))
+    found = EXPORTERS[form](load_tables([_existing(folder or shipped_folder())], chip=name))
     if output is None:
         click.echo(found.text, nl=False)
     else:

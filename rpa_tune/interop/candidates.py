@@ -1,6 +1,7 @@
 """Public kernels in the ordinary sweep: their compile, their scalars.
 
-Neighbours: `public_kernels.py` is the half that needs neither jax nor the wheel;
+Neighbours: `public_kernels.py` is the half that needs neither jax nor the wheel; `own_choice.py`
+asks a function for its own blocks;
 `evaluate/simulate_task.py` calls this one in a worker when a candidate's family is public.
 """
 

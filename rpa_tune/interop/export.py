@@ -23,8 +23,6 @@ from rpa_tune.public_kernels import PUBLIC_FAMILIES
 from rpa_tune.tables.key import differences
 from rpa_tune.tables.row import TableRow
 
-FORMS = ("kwargs", "env", "tpu-inference", "sglang-jax")
-
 
 def keywords(row: TableRow) -> dict[str, Any]:
     """The block-size keyword arguments of the public function that a row sets."""
@@ -80,11 +78,9 @@ def export_env(rows: Iterable[TableRow]) -> Export:
     return export
 
 
-def exporters() -> dict[str, Callable[[Iterable[TableRow]], Export]]:
-    """Every form by name."""
-    return {
-        "kwargs": export_kwargs,
-        "env": export_env,
-        "tpu-inference": tpu_inference_tables.export_tables,
-        "sglang-jax": sglang_jax_tables.export_tables,
-    }
+EXPORTERS: dict[str, Callable[[Iterable[TableRow]], Export]] = {
+    "kwargs": export_kwargs,
+    "env": export_env,
+    "tpu-inference": tpu_inference_tables.export_tables,
+    "sglang-jax": sglang_jax_tables.export_tables,
+}

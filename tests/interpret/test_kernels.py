@@ -166,7 +166,7 @@ EDGE_CASES = {
 }
 
 
-# Each case on one chip by default, each chip with and without sums from the MXU; the rest is slow.
+# Each case runs on one chip by default, on v7x with sums from the MXU; the rest is slow.
 USUAL_EDGES = (("llama", V6E), ("window", V7X), ("not_causal", V6E), ("fused_sinks", V7X))
 
 

@@ -9,7 +9,7 @@ from table_rows import PROBLEM, make_row
 
 from rpa_tune.cli.tables import tables
 from rpa_tune.errors import UsageError
-from rpa_tune.interop.export import FORMS, export_env, export_kwargs, exporters
+from rpa_tune.interop.export import EXPORTERS, export_env, export_kwargs
 from rpa_tune.interop.export_rows import OURS
 from rpa_tune.interop.sglang_jax_tables import table_key
 from rpa_tune.interop.tpu_inference_tables import hd64_key
@@ -56,12 +56,12 @@ def test_variables_are_one_set_for_the_process():
         export_env([*rows, other])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", list(EXPORTERS))
 def test_our_own_rows_and_rules_are_never_dropped_in_silence(form):
     ours = make_row("decode")
     rule = (Clause(feature="num_seqs", at_most=4, use=1), Clause(use=0))
     ruled = make_row("public-v3-decode", configs=[DECODE, {**DECODE, "bkv_sz": 128}], rule=rule)
-    found = exporters()[form]([ours, ruled])
+    found = EXPORTERS[form]([ours, ruled])
     assert not found.exported
     reasons = [left.why for left in found.left_out]
     assert OURS in reasons
@@ -69,7 +69,7 @@ def test_our_own_rows_and_rules_are_never_dropped_in_silence(form):
 
 
 def test_v3_has_no_table_in_tpu_inference_and_the_export_says_so():
-    found = exporters()["tpu-inference"](public_rows())
+    found = EXPORTERS["tpu-inference"](public_rows())
     assert {row.key.family for row in found.exported} == {"public-batched-decode", "public-hd64"}
     assert all("reads no table" in left.why for left in found.left_out)
 
@@ -81,7 +81,7 @@ def test_sglang_key_of_decode_has_one_token_a_sequence():
     longer = make_row(
         "public-v3-decode", problem=replace(PROBLEM, pages_per_seq=64), configs=[DECODE]
     )
-    found = exporters()["sglang-jax"]([decode, longer])
+    found = EXPORTERS["sglang-jax"]([decode, longer])
     assert [left.row for left in found.left_out] == [longer]
     namespace = {"TUNED_BLOCK_SIZES_V3": {}}
     exec(found.text.split("TUNED_BLOCK_SIZES_V3\n", 1)[1], namespace)
