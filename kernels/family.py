@@ -3,13 +3,14 @@
 A family is one folder (`decode/`, `mixed/`, ...) whose `__init__.py` exports `FAMILY`, a
 `KernelFamily`. To add one:
 
-1. `config.py` [no jax]: a frozen dataclass of plain ints (the tunables, tokens unless the name
-   says otherwise) with `check(problem, target) -> Infeasible | None`.
+1. `config.py` [no jax]: a frozen dataclass of plain ints, the tunables (tokens unless the name
+   says otherwise). A record: it imports nothing that reads it.
 2. `account.py` [no jax]: bytes, FLOPs and steps of the kernel as plain integers.
-3. `scratch.py`: named scratch refs and their shapes.
-4. `kernel.py`: the body, in phases.
-5. `launch.py`: the `pallas_call`.
-6. List the name in `rpa_kernels.FAMILIES`.
+3. `space.py` [no jax]: `search_axes`, `default_config` and `check`, which reads the account.
+4. `scratch.py`: named scratch refs and their shapes.
+5. `kernel.py`: the body, in phases.
+6. `launch.py`: the `pallas_call`.
+7. List the name in `rpa_kernels.FAMILIES`.
 
 The tuner knows a family only through this record. No jax is imported here.
 """
@@ -28,10 +29,6 @@ class Config(Protocol):
     """One point of a family's search space: a frozen, hashable dataclass of ints."""
 
     __dataclass_fields__: dict[str, Any]
-
-    def check(self, problem: Problem, target: Target) -> Infeasible | None:
-        """None when the config can exist for `problem` on `target`, else the limit it breaks."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +69,8 @@ class KernelFamily:
     Attributes:
       name: Folder name.
       config_type: The config dataclass.
+      check: `(problem, config, target) -> Infeasible | None`: None when the config can exist, else
+        the limit that it breaks.
       default_config: `(problem, target) -> config` that fits, or an `Infeasible`: the heuristic
         used when no table row matches.
       search_axes: `(problem, target) -> {config field: values in rising order}`.
@@ -98,6 +97,7 @@ class KernelFamily:
 
     name: str
     config_type: type[Any]
+    check: Callable[[Problem, Any, Target], Infeasible | None]
     default_config: Callable[[Problem, Target], Any]
     search_axes: Callable[[Problem, Target], dict[str, tuple[int, ...]]]
     scratch_bytes: Callable[[Problem, Any, Target], int]

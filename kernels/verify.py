@@ -183,7 +183,7 @@ def verify(
     Raises:
       ValueError: The config cannot exist for this problem and target.
     """
-    if bad := config.check(problem, target):
+    if bad := family.check(problem, config, target):
         raise ValueError(f"{family.name} {config}: {bad}")
     operands = draw_operands(problem, batch, seed=seed)
     interpret = interpreter(dma_mode, target.num_cores)

@@ -26,7 +26,10 @@ from rpa_tune.public_configs import (
     Hd64Config,
     V3Config,
     batched_scratch_bytes,
+    check_batched,
     check_call,
+    check_hd64,
+    check_v3,
     refusal,
     v3_scratch_bytes,
     why_untraceable,
@@ -217,11 +220,13 @@ def _family(
     served = {"decode": ("decode",), "mixed": ("prefill", "mixed")}
     slots = served.get(case, ("decode", "prefill", "mixed"))
     batched = config_type is BatchedConfig
+    checks = {V3Config: check_v3, Hd64Config: check_hd64, BatchedConfig: check_batched}
     return PublicFamily(
         name=name,
         kernel=kernel,
         slots=slots,
         config_type=config_type,
+        check=checks[config_type],
         default_config=partial(_default_config, name),
         search_axes=axes,
         scratch_bytes=batched_scratch_bytes if batched else v3_scratch_bytes,

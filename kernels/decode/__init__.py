@@ -1,7 +1,7 @@
 """Decode: one query token a sequence, sequences handled in mini-batches."""
 
-from rpa_kernels.decode import account
-from rpa_kernels.decode.config import DecodeConfig, default_config, search_axes
+from rpa_kernels.decode import account, space
+from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.split import split
 from rpa_kernels.family import KernelFamily
 
@@ -16,8 +16,9 @@ def _launch(*args, **kwargs):
 FAMILY = KernelFamily(
     name="decode",
     config_type=DecodeConfig,
-    default_config=default_config,
-    search_axes=search_axes,
+    check=space.check,
+    default_config=space.default_config,
+    search_axes=space.search_axes,
     scratch_bytes=account.scratch_bytes,
     smem_bytes=account.smem_bytes,
     traffic=account.traffic,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rpa_tune.cli.main import print_json
+from rpa_tune.cli.output import print_json
 from rpa_tune.cli.server import Server, server_options
 from rpa_tune.dispatch.audit import Coverage, Entry, audit
 from rpa_tune.dispatch.dispatcher import load_dispatcher

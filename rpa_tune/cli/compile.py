@@ -14,8 +14,8 @@ import click
 from rpa_kernels.layout import Q_DTYPES
 from rpa_tune.artifact import Manifest
 from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
-from rpa_tune.cli.main import counted, print_json
 from rpa_tune.cli.options import cache_option
+from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.server import Server, server_options
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.target import build_environment

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from rpa_tune.cli.main import print_json
+from rpa_tune.cli.output import print_json
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import DumpError, RpaTuneError

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from rpa_tune.cli.explain_text import print_simulation
-from rpa_tune.cli.main import print_json
 from rpa_tune.cli.options import batch_option, cache_option, candidate_options
+from rpa_tune.cli.output import print_json
 from rpa_tune.cli.question import Question, resolve_question
 from rpa_tune.cli.trace import write_heaviest
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator

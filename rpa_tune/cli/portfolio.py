@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.cli.main import print_json
+from rpa_tune.cli.output import print_json
 from rpa_tune.cli.tables import clause_text
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.portfolio import Portfolio

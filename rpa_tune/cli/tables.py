@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rpa_tune.cli.main import counted, print_json
+from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.recheck import check
 from rpa_tune.errors import TableError
 from rpa_tune.families import ALL_FAMILIES, public_family

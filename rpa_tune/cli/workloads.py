@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 import yaml
 
-from rpa_tune.cli.main import print_json
+from rpa_tune.cli.output import print_json
 from rpa_tune.cli.workloads_text import print_list, print_summary
 from rpa_tune.errors import TraceError, UsageError
 from rpa_tune.workload.build import build_workload, serve

@@ -75,7 +75,7 @@ def build_space(
     examples: dict[str, str] = {}
     for point in itertools.product(*(axis.values for axis in axes)):
         config = family.config_type(**dict(zip(values, point, strict=True)))
-        blocked = config.check(problem, target)
+        blocked = family.check(problem, config, target)
         if blocked is None:
             configs.append(config)
         else:
