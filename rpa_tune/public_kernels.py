@@ -220,7 +220,9 @@ def _family(
     served = {"decode": ("decode",), "mixed": ("prefill", "mixed")}
     slots = served.get(case, ("decode", "prefill", "mixed"))
     batched = config_type is BatchedConfig
-    checks = {V3Config: check_v3, Hd64Config: check_hd64, BatchedConfig: check_batched}
+    checks: dict[type[Any], Callable[..., Infeasible | None]] = {
+        V3Config: check_v3, Hd64Config: check_hd64, BatchedConfig: check_batched,
+    }  # fmt: skip
     return PublicFamily(
         name=name,
         kernel=kernel,
