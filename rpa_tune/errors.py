@@ -14,6 +14,9 @@ RpaTuneError
 Messages say what, where, got and rule; `hint` says what to do next.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Self
+
 
 class RpaTuneError(Exception):
     """Base of all errors that a person may see; printed as `error:` and `hint:`.
@@ -65,9 +68,29 @@ class DumpError(RpaTuneError):
 
 
 class TraceError(RpaTuneError):
-    """A request trace or capture is malformed."""
+    """A request trace or capture is malformed.
+
+    Attributes:
+      settings: Keys of a workload's `requests:`, with values, that would help. Each stands in the
+        hint where it has `{}`; a command puts its own options there (`with_words`).
+    """
 
     exit_code = 2
+
+    def __init__(
+        self, message: str, *, where: str = "", hint: str = "", settings: Sequence[str] = ()
+    ) -> None:
+        """Writes the settings into the hint as a plan has them."""
+        super().__init__(message, where=where)
+        self.settings = tuple(settings)
+        self._template = hint
+        self.with_words(lambda setting: f"`requests: {{{setting}}}`")
+
+    def with_words(self, word: Callable[[str], str], *, more: str = "") -> Self:
+        """Names the settings as `word` does, and says `more` if there are any."""
+        words = [word(setting) for setting in self.settings]
+        self.hint = self._template.format(*words) + more * bool(words)
+        return self
 
 
 class DeviceError(RpaTuneError):
