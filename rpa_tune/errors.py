@@ -15,7 +15,6 @@ Messages say what, where, got and rule; `hint` says what to do next.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Self
 
 
 class RpaTuneError(Exception):
@@ -71,8 +70,9 @@ class TraceError(RpaTuneError):
     """A request trace or capture is malformed.
 
     Attributes:
-      settings: Keys of a workload's `requests:`, with values, that would help. Each stands in the
-        hint where it has `{}`; a command puts its own options there (`with_words`).
+      settings: What in a workload's mapping would help, as YAML, `requests: {drop_bad: true}` say.
+        Each stands in the hint where it has `{}`; a command that takes no mapping puts words of
+        its own there (`with_words`).
     """
 
     exit_code = 2
@@ -81,16 +81,15 @@ class TraceError(RpaTuneError):
         self, message: str, *, where: str = "", hint: str = "", settings: Sequence[str] = ()
     ) -> None:
         """Writes the settings into the hint as a plan has them."""
-        super().__init__(message, where=where)
+        super().__init__(message, where=where, hint=hint)
         self.settings = tuple(settings)
         self._template = hint
-        self.with_words(lambda setting: f"`requests: {{{setting}}}`")
+        self.with_words(lambda setting: f"`{setting}`")
 
-    def with_words(self, word: Callable[[str], str], *, more: str = "") -> Self:
-        """Names the settings as `word` does, and says `more` if there are any."""
-        words = [word(setting) for setting in self.settings]
-        self.hint = self._template.format(*words) + more * bool(words)
-        return self
+    def with_words(self, word: Callable[[str], str]) -> None:
+        """Names the settings as `word` does."""
+        if self.settings:
+            self.hint = self._template.format(*map(word, self.settings))
 
 
 class DeviceError(RpaTuneError):

@@ -13,7 +13,10 @@ BLOCK_TOKENS = tuple(1 << i for i in range(3, 13))
 
 
 def settle_blocks(
-    drafts: Sequence[Draft], tree: TextTree, known: TraceFormat, told: int | None,
+    drafts: Sequence[Draft],
+    tree: TextTree,
+    known: TraceFormat,
+    told: int | None,
     refusals: Refusals,
 ) -> tuple[list[Draft], int | None]:
     """Turns `hash_ids` into text, after a look at whether they fit the prompts.
@@ -43,7 +46,9 @@ def settle_blocks(
     kept = []
     for draft in drafts:
         if id(draft) in misfits:
-            refusals.refuse(draft.place, BadFieldError("hash_ids", "misfit hashes", _misfit(draft, size)))
+            refusals.refuse(
+                draft.place, BadFieldError("hash_ids", "misfit hashes", _misfit(draft, size))
+            )
             continue
         if draft.hashes is not None:
             nodes = tree.walk(draft.hashes)
@@ -72,7 +77,7 @@ def _unknown_size(hashed: Sequence[Draft], size: int | None, misfits: set[int]) 
     hint = "say what one of the hash_ids stands for with {}"
     if fitting:
         hint += f"; the numbers fit blocks of {' or '.join(map(str, fitting))} tokens"
-    setting = f"block_tokens: {fitting[0] if fitting else 'N'}"
+    setting = f"requests: {{block_tokens: {fitting[0] if fitting else 'N'}}}"
     if size is None:
         return TraceError(
             "tokens of a block of hash_ids are not known",

@@ -140,8 +140,12 @@ def _without_times(spec: WorkloadSpec, who: str) -> WorkloadSpec:
         raise TraceError(
             f"{who} no times, so that `{wanted}` has none to follow",
             where=spec.requests.trace if isinstance(spec.requests, TraceSource) else spec.name,
-            hint="choose how they arrive: process poisson or gamma with a request_rate, "
-            "closed_loop with a max_concurrency, or at_once",
+            hint="choose how they arrive: {}, {} or {}",
+            settings=(
+                "arrivals: {process: poisson, request_rate: 1}",
+                "arrivals: {process: closed_loop, max_concurrency: 32}",
+                "arrivals: {process: at_once, request_rate: null}",
+            ),
         )
     if arrivals.process is None:
         return replace(spec, source=f"{spec.source}; {who} no times: all arrive at once")

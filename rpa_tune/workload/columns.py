@@ -41,8 +41,8 @@ SESSION_COLUMNS = ("sessionid", "conversationid", "conversationhash")
 TURN_COLUMNS = ("turn", "turnindex", "turnid", "round")
 MESSAGE_COLUMNS = ("conversations", "conversation", "messages")
 
-# Times, the likeliest first. A number is in seconds under `SECONDS_NAMES` wherever we have seen one;
-# under the others it is in seconds in some published traces and in milliseconds in others.
+# Times, the likeliest first. A number is in seconds under `SECONDS_NAMES` wherever we have seen
+# one; under the others it is in seconds in some published traces and in milliseconds in others.
 SECONDS_NAMES = {
     "arrival", "arrivals", "arrivaltime", "arrivedat", "time", "times",
     "created", "createdat", "createdtime", "unixtime",

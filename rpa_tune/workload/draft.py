@@ -92,7 +92,7 @@ class Refusals:
                 f"{error.reason}: {error.detail}",
                 where=f"{place}, column {error.column!r}",
                 hint="mend the row, or leave bad rows out with {}",
-                settings=("drop_bad: true",),
+                settings=("requests: {drop_bad: true}",),
             ) from error
         self.dropped[error.reason] += 1
 
@@ -143,7 +143,7 @@ class Layout:
         )
 
     def joined(self, other: "Layout") -> "Layout":
-        """This layout with the columns that only other rows have."""
+        """The same layout with the columns that only other rows have."""
         return Layout(
             **{name: getattr(self, name) or getattr(other, name) for name in self.__slots__}
         )
@@ -278,7 +278,9 @@ def _number(row: Row, column: str | None) -> float | None:
         return None
     number = _float(value)
     if number is None or not 0 <= number < math.inf:
-        raise BadFieldError(column or "", "not a number", f"a number from 0 is needed, got {value!r}")
+        raise BadFieldError(
+            column or "", "not a number", f"a number from 0 is needed, got {value!r}"
+        )
     return number
 
 

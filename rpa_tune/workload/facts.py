@@ -57,8 +57,8 @@ class TraceFacts:
         return (self.num_requests - 1) / self.span_s if self.span_s else None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {**asdict(self), "rate_per_s": self.rate_per_s}
+        """JSON form; `summary` is the line for people."""
+        return {**asdict(self), "rate_per_s": self.rate_per_s, "summary": str(self)}
 
     def __str__(self) -> str:
         """One line for people."""
@@ -72,26 +72,31 @@ class TraceFacts:
             yield f"times in {self.time_unit} ({self.time_basis})"
         else:
             yield "no times"
-        requests = f"{self.num_requests:,} request" + "s" * (self.num_requests != 1)
+        requests = _counted(self.num_requests, "request")
         if self.rate_per_s is not None:
             yield f"{requests} in {_digits(self.span_s)} s, {_digits(self.rate_per_s)} a second"
         else:
             yield requests
         if self.num_moved:
-            yield f"sorted, {self.num_moved:,} rows came before the row above"
+            yield f"sorted, {_counted(self.num_moved, 'row')} had a time before the row above"
         if self.block_tokens:
             yield f"hashes of blocks of {self.block_tokens} tokens"
         if self.num_conversations:
             words = TURN_WORDS[self.turns or "full"]
-            yield f"{self.num_conversations:,} conversations of several turns, {words}"
+            yield f"{_counted(self.num_conversations, 'conversation')} of several turns, {words}"
         if self.num_cut_turns:
-            yield f"{self.num_cut_turns:,} turns with a shorter prompt than the turn before"
+            number = _counted(self.num_cut_turns, "turn")
+            yield f"{number} with a shorter prompt than the turn before, nothing of it shared"
         if self.num_orphans:
-            yield f"{self.num_orphans:,} rows whose parent is not in the file"
+            yield f"{_counted(self.num_orphans, 'row')} whose parent is not in the file"
         if self.num_other_parts:
-            yield f"{self.num_other_parts:,} parts of messages that are no text are not counted"
+            yield f"{_counted(self.num_other_parts, 'part')} of messages not counted, being no text"
         if self.is_estimated:
             yield "token counts guessed from characters"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 def _digits(value: float) -> str:

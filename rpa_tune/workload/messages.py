@@ -76,9 +76,7 @@ class MessageReader:
             return self._one(place, row, layout, messages)
         return self._answers(place, row, layout, messages)
 
-    def _one(
-        self, place: str, row: Row, layout: Layout, messages: list[Message]
-    ) -> list[Draft]:
+    def _one(self, place: str, row: Row, layout: Layout, messages: list[Message]) -> list[Draft]:
         path = self._path(messages)
         if not path:
             self._dropped["prompt without text"] += 1

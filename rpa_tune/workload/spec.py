@@ -241,8 +241,9 @@ def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 
 def _names_another_trace(changes: object, base: object) -> bool:
-    both = isinstance(changes, Mapping) and isinstance(base, Mapping)
-    return both and "trace" in changes and changes["trace"] != base.get("trace")
+    if not isinstance(changes, Mapping) or not isinstance(base, Mapping):
+        return False
+    return "trace" in changes and changes["trace"] != base.get("trace")
 
 
 def _kind(requests: object) -> str | None:

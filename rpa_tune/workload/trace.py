@@ -6,6 +6,7 @@ how long its hashed blocks (`blocks.py`), and which rows are turns of one conver
 What was recognised is in `Trace.facts`, and what cannot be known is an error and no guess.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from rpa_tune.workload.request import Request
 from rpa_tune.workload.text_tree import TextTree
 from rpa_tune.workload.trace_file import Row, iterate_rows, read_text
 from rpa_tune.workload.trace_times import settle_times
-from rpa_tune.workload.turns import Turns, link_turns, settle_texts
+from rpa_tune.workload.turns import link_turns, settle_texts
 
 TRACES = {
     "azure-conv": "azure_conv_2023.csv.gz",
@@ -90,9 +91,8 @@ def load_trace(name_or_path: str | Path, rules: TraceRules) -> Trace:
     except TraceError as error:
         if error.where:
             raise
-        raise TraceError(
-            error.args[0], where=name, hint=error.hint, settings=error.settings
-        ) from error
+        error.where = name
+        raise
 
 
 class _Reading:
@@ -136,7 +136,7 @@ class _Reading:
             time_basis=unit.basis,
             span_s=requests[-1].arrival_s,
             num_requests=len(requests),
-            num_moved=sum(b < a for a, b in zip(in_file, in_file[1:], strict=False)),
+            num_moved=sum(b < a for a, b in itertools.pairwise(in_file)),
             block_tokens=block_tokens,
             turns=turns.kind,
             num_conversations=turns.num_conversations,

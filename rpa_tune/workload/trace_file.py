@@ -1,4 +1,4 @@
-"""A trace's file as rows: CSV, JSON Lines or a JSON list, plain or gzipped, with the place of each."""
+"""A trace's file as rows with their places: CSV, JSON Lines or a JSON list, plain or gzipped."""
 
 import csv
 import gzip

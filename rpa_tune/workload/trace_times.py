@@ -11,16 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rpa_tune.errors import TraceError
-from rpa_tune.workload.columns import DELAY_NAMES, SECONDS_NAMES, TIME_NAMES, TraceFormat
-from rpa_tune.workload.columns import plain, unit_in_name
+from rpa_tune.workload.columns import (
+    DELAY_NAMES,
+    SECONDS_NAMES,
+    TIME_NAMES,
+    TraceFormat,
+    plain,
+    unit_in_name,
+)
 from rpa_tune.workload.draft import BadFieldError, Draft, Layout, Refusals
 
 UNITS_PER_S = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 EPOCH_S = (1e9, 4.2e9)  # 2001 to 2103, as seconds since 1970
-# A time is no part of a trace when it is so many times the span of nearly all others away from
-# them, and a day at least: a row of 1970, or one in another unit, makes one request last for ever.
+# A time cannot be meant when it is so many times the span of nearly all others away from them, and
+# a week at least. A row of 1970, or one in another unit, would make the trace last for years.
 FAR = 100.0
-FAR_S = 86_400.0
+FAR_S = 7 * 86_400.0
 NEARLY_ALL = 0.9
 
 
@@ -38,7 +44,10 @@ class TimeUnit:
 
 
 def settle_times(
-    drafts: Sequence[Draft], layout: Layout, known: TraceFormat, told: str | None,
+    drafts: Sequence[Draft],
+    layout: Layout,
+    known: TraceFormat,
+    told: str | None,
     refusals: Refusals,
 ) -> tuple[list[Draft], TimeUnit]:
     """Turns times and delays of all rows into seconds, in place.
@@ -113,7 +122,7 @@ def _unknown_unit(
         f"unit of {column!r} is not known: the numbers span {span:g} s or {span:g} ms{why}",
         where=place,
         hint="say which with {} or {}",
-        settings=("time_unit: s", "time_unit: ms"),
+        settings=("requests: {time_unit: s}", "requests: {time_unit: ms}"),
     )
 
 

@@ -8,12 +8,13 @@ What a prompt column counts differs: in most traces the whole conversation befor
 others only what the turn adds (`new`). The lengths themselves tell, if all turns agree.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rpa_tune.errors import TraceError
-from rpa_tune.workload.draft import BadFieldError, Draft, Layout, Refusals, too_long
+from rpa_tune.workload.draft import Draft, Layout, Refusals, too_long
 from rpa_tune.workload.text_tree import ROOT, TextTree
 
 TURNS = ("full", "new", "apart")
@@ -70,7 +71,7 @@ def _link_by_parent(drafts: Sequence[Draft], layout: Layout) -> int:
                 f"(the other: {by_id[draft.own_id].place})",
                 where=f"{draft.place}, column {layout.own_id!r}",
                 hint="give each row an id of its own, or read rows apart with {}",
-                settings=("turns: apart",),
+                settings=("requests: {turns: apart}",),
             )
         by_id[draft.own_id] = draft
     num_orphans = 0
@@ -98,7 +99,7 @@ def _refuse_circles(drafts: Sequence[Draft], column: str) -> None:
                     f"rows follow each other in a circle through {at.own_id!r}",
                     where=f"{at.place}, column {column!r}",
                     hint="mend the parents, or read rows apart with {}",
-                    settings=("turns: apart",),
+                    settings=("requests: {turns: apart}",),
                 )
             seen.add(id(at))
             at = at.before
@@ -106,7 +107,7 @@ def _refuse_circles(drafts: Sequence[Draft], column: str) -> None:
 
 
 def _link_by_session(drafts: Sequence[Draft]) -> None:
-    """Each row follows the one before it in its conversation: by turn, else by time, else by row."""
+    """Each row follows the one before in its conversation: by turn, time, or place in the file."""
     sessions: defaultdict[str, list[Draft]] = defaultdict(list)
     for draft in drafts:
         if draft.session is not None:
@@ -116,12 +117,15 @@ def _link_by_session(drafts: Sequence[Draft]) -> None:
             rows.sort(key=lambda row: row.turn or 0.0)
         elif all(row.time is not None for row in rows):
             rows.sort(key=lambda row: row.time or 0.0)
-        for before, row in zip(rows, rows[1:], strict=False):
+        for before, row in itertools.pairwise(rows):
             row.before = before
 
 
 def settle_texts(
-    drafts: Sequence[Draft], tree: TextTree, told: str | None, max_model_len: int,
+    drafts: Sequence[Draft],
+    tree: TextTree,
+    told: str | None,
+    max_model_len: int,
     refusals: Refusals,
 ) -> tuple[list[Draft], Turns]:
     """Gives every row the text it shares, and turns the history that the file leaves out.
@@ -211,7 +215,7 @@ def _kind_of(pairs: Sequence[tuple[Draft, Draft]], told: str | None) -> str | No
         f"before them, {holds.count(False):,} have not: whether prompts hold it is not known",
         where=row.place,
         hint="say so with {} (they do, and some were cut), {} (they count what a turn adds) or {}",
-        settings=("turns: full", "turns: new", "turns: apart"),
+        settings=("requests: {turns: full}", "requests: {turns: new}", "requests: {turns: apart}"),
     )
 
 
