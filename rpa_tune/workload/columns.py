@@ -111,15 +111,17 @@ def find_time(columns: Mapping[str, str], names: Iterable[str]) -> str | None:
 
 
 def unit_in_name(column: str, names: Iterable[str]) -> str | None:
-    """The unit that a time's column says at its end, if it says one."""
+    """The unit that a time's column says at its end, if it says one.
+
+    A bare `s` must stand apart: `arrival_s` is in seconds, `timestamps` may be a plural.
+    """
     name = plain(column)
-    if name in names:
-        return None
-    return next(
-        UNIT_ENDINGS[name.removeprefix(base)]
-        for base in names
-        if name.startswith(base) and name.removeprefix(base) in UNIT_ENDINGS
-    )
+    is_apart = not column.strip().lower().removesuffix("s")[-1:].isalnum()
+    for base in names:
+        ending = name.removeprefix(base) if name.startswith(base) else ""
+        if ending in UNIT_ENDINGS and (ending != "s" or is_apart):
+            return UNIT_ENDINGS[ending]
+    return None
 
 
 def recognise(columns: Iterable[str]) -> TraceFormat:
