@@ -106,13 +106,14 @@ class _Reading:
         self._messages = MessageReader(self._tree, self._refusals.dropped)
         self._layout = Layout.of({})
         self._columns: set[str] = set()
+        self._known = recognise(())
         self._seen: set[tuple[str, ...]] = set()
         self._has_messages = False
 
     def read(self, text: str) -> Trace:
         """Reads all of it."""
         drafts = self._drafts(text)
-        known = recognise(self._columns)
+        known = self._known
         self._require(drafts)
         in_file = [draft.time for draft in drafts if draft.time is not None]
         drafts, unit = settle_times(
@@ -176,6 +177,7 @@ class _Reading:
         if keys not in self._seen:
             self._seen.add(keys)
             self._columns |= {plain(name) for name in row if name}
+            self._known = recognise(self._columns)
             self._layout = self._layout.joined(Layout.of(row))
 
     def _drafts_of(self, place: str, row: Row) -> list[Draft]:
@@ -184,7 +186,7 @@ class _Reading:
             self._has_messages = True
             return self._messages.drafts(place, row, layout)
         layout.require_lengths(row, place)
-        if _is_failure(recognise(self._columns), row, layout):
+        if _is_failure(self._known, row, layout):
             self._refusals.dropped["failed request"] += 1
             return []
         return [layout.draft(place, row)]
