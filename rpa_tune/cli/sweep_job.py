@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_tune.candidate import Evaluation
-from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.errors import StoreError
 from rpa_tune.store import journal as store
 from rpa_tune.store.shards import Shard, find_shards, parse_shard, read_others, require_idle
@@ -50,7 +49,6 @@ def open_job(plan: SweepPlan, store_file: Path | None, shard_text: str | None) -
       StoreError: The shards beside the store are no parts of this sweep, or not yet at their end.
     """
     studies = build_studies(plan)
-    say_sources(study.workload for study in studies)
     store_file = store_file or Path(".rpa-tune") / f"{plan.name}.jsonl"
     shard = parse_shard(shard_text) if shard_text else None
     found = find_shards(store_file)

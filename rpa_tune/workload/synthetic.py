@@ -19,7 +19,8 @@ class Synthetic:
       shared_prefix_tokens: Every prompt begins with the same text of this length (a system
         prompt and tool descriptions, say), before `prompt_tokens` are added.
       turns: Requests of one conversation; each begins with all of the turns before it, answers
-        included, and is sent when the one before was answered. A conversation that outgrows `max_model_len` starts again from nothing.
+        included, and is sent when the one before was answered. A conversation that outgrows
+        `max_model_len` starts again from nothing.
       num_conversations: Conversations under way at once; their turns take turns.
     """
 

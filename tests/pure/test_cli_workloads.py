@@ -152,6 +152,27 @@ def test_what_a_trace_does_not_say_is_asked_for_and_told(
     assert words in " ".join(text.split())
 
 
+def test_a_sweep_says_as_what_its_trace_was_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace, plan = tmp_path / "t.csv", tmp_path / "plan.yaml"
+    trace.write_text("ts,prompt_tokens,output_tokens\n" + "".join(f"{i},99,5\n" for i in range(9)))
+    text = f"chip: v6e\nmodel: llama3-8b\nfamilies: [decode]\npage_size: 128\nworkload: {trace}\n"
+    plan.write_text(text)
+    with pytest.raises(SystemExit) as left:
+        main(["sweep", str(plan), "--dry-run"])
+    assert left.value.code == 2
+    assert "hint: say which with `requests: {time_unit: s}`" in capsys.readouterr().err
+    told = f"workload: {{requests: {{trace: {trace}, time_unit: s}}}}"
+    plan.write_text(text.replace(f"workload: {trace}", told))
+    with pytest.raises(SystemExit):
+        main(["sweep", str(plan), "--dry-run"])
+    said = capsys.readouterr().err
+    assert (
+        f"workload custom: trace {trace} (lengths by column names; times in s (as told); " in said
+    )
+
+
 def test_no_times_are_said_and_a_way_out_is_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
