@@ -33,7 +33,7 @@ def settle_blocks(
 
     Raises:
       TraceError: The size is not known, does not fit most rows, or a row is bad.
-    """  # fmt: skip
+    """
     hashed = [draft for draft in drafts if draft.hashes is not None]
     if not hashed:
         if told:

@@ -136,7 +136,6 @@ class Engine:
             before the one that it follows.
         """
         self._followers: defaultdict[int, list[int]] = defaultdict(list)
-
         for number, request in enumerate(requests):
             if not 1 <= request.prompt_tokens < knobs.max_model_len:
                 raise ValueError(
@@ -234,7 +233,6 @@ class Engine:
         """Advances every sequence by what the launch computed and sampled."""
         block_size = self._knobs.block_size
         caching = self._knobs.enable_prefix_caching
-        finished = []
         for sequence, tokens in chosen:
             missing = sequence.known - sequence.computed
             if tokens < missing:  # a chunk in the middle of a prompt
@@ -248,9 +246,7 @@ class Engine:
             if sequence.known >= sequence.goal:
                 self._state.finish(sequence)
                 self._num_finished += 1
-                finished.append(sequence.number)
-        for number in finished:
-            self._follow(number)
+                self._follow(sequence.number)
 
     def _follow(self, number: int) -> None:
         """Lets the turns be sent that waited for an answer."""

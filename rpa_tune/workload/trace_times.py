@@ -64,7 +64,7 @@ def settle_times(
 
     Raises:
       TraceError: The unit is not known, or a row is bad.
-    """  # fmt: skip
+    """
     unit = _unit_of_times(drafts, layout, known, told)
     column = layout.time or ""
     kept = []

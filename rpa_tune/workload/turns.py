@@ -142,7 +142,7 @@ def settle_texts(
 
     Raises:
       TraceError: What prompts count is not known, or a row is bad.
-    """  # fmt: skip
+    """
     _skip_missing(drafts)
     pairs = [(d.before, d) for d in drafts if d.before is not None]
     kind = _kind_of(pairs, told)
