@@ -8,6 +8,7 @@ import yaml
 
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.observations import measured_answers, observe
@@ -104,6 +105,7 @@ def _from_store(
     if not answers:
         raise UsageError(f"no measured answers for {machine.chip}", where=str(path))
     workloads = {s.workload.digest: s.workload for s in build_studies(load_plan(plan))}
+    say_sources(workloads.values())
     observations, skipped = [], []
     with WorkerPool(num_workers=workers) as pool:
         for seen in observe(answers, workloads, pool, cache_dir=cache, num_batches=batches):

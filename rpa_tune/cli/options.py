@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import click
 
 from rpa_kernels import FAMILIES, load_family
-from rpa_kernels.batch import Batch
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.layout import KV_DTYPES, Q_DTYPES
 from rpa_kernels.problem import Problem
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.workload.batch_data import batch_from_data
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -103,19 +103,13 @@ def read_batch(path: Path) -> Workload:
       UsageError: The file does not describe a batch.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        batch = Batch(
-            q_lens=tuple(map(int, data["q_lens"])),
-            kv_lens=tuple(map(int, data["kv_lens"])),
-            num_decode=int(data["num_decode"]),
-            num_prefill=int(data.get("num_prefill", 0)),
-        )
+        batch = batch_from_data(json.loads(path.read_text(encoding="utf-8")))
         return Workload(
             name=path.name, source=str(path), batches=(WeightedBatch(batch=batch, weight=1.0),)
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"not a batch: {type(error).__name__}: {error}",
+            f"not a batch: {error}",
             where=str(path),
             hint='{"q_lens": [1, 1, 64], "kv_lens": [700, 90, 64], "num_decode": 2}',
         ) from error

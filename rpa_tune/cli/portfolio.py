@@ -11,6 +11,7 @@ import click
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.tables import clause_text
+from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.portfolio import Portfolio
 from rpa_tune.promote import study_curve
@@ -45,7 +46,9 @@ def portfolio(plan_file: Path, chip: str | None, store_file: Path | None, as_jso
         plan = replace(plan, chips=(load_chip(chip).name,))
     evaluations = store.read(store_file or Path(".rpa-tune") / f"{plan.name}.jsonl").evaluations
     documents, is_short = [], False
-    for study in build_studies(plan):
+    studies = build_studies(plan)
+    say_sources(study.workload for study in studies)
+    for study in studies:
         answers, others = answers_of(study, evaluations)
         curve = study_curve(answers, study.workload, study.family) if answers else ()
         is_short |= not curve

@@ -6,6 +6,7 @@ from typing import Any
 
 from rpa_tune.candidate import Candidate
 from rpa_tune.cli.options import make_config, parse_config, read_batch
+from rpa_tune.cli.workload_words import hints_name_import, say_sources
 from rpa_tune.errors import UsageError
 from rpa_tune.models import load_model, problem_for
 from rpa_tune.workload.workload import Workload, load_workload
@@ -57,7 +58,9 @@ def resolve_question(
     if batch_file is not None:
         batches = read_batch(batch_file)
     else:
-        batches = load_workload(str(workload), page_size=shape["page_size"])
+        with hints_name_import(str(workload)):
+            batches = load_workload(str(workload), page_size=shape["page_size"])
+        say_sources([batches])
     problem = problem_for(load_model(model), workload=batches, **shape)
     try:
         own = batches.for_family(family)

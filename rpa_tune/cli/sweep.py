@@ -19,6 +19,7 @@ from rpa_tune.cli.options import cache_option
 from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
 from rpa_tune.cli.sweep_job import Job, open_job
 from rpa_tune.cli.sweep_text import Outcome, print_outcome
+from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.compile.pool import TaskPool, WorkerPool
 from rpa_tune.compile.ray_pool import RayPool
 from rpa_tune.errors import UsageError
@@ -100,6 +101,8 @@ def sweep(**options: Any) -> None:
     plan = _load(asked)
     pool = _make_pool(asked)
     job = open_job(plan, asked.store_file, asked.shard_text)
+    if not asked.as_json:  # stderr has events for machines then, the document has the source
+        say_sources(study.workload for study in job.studies)
     if asked.dry_run:
         answers = [] if asked.fresh else job.answers
         rows = forecast(job.mine, answers, pool.num_workers, verify=asked.verify)

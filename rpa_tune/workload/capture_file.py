@@ -6,6 +6,7 @@ else that does not parse is an error, or is dropped and counted.
 
 import gzip
 import json
+import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ def is_recording(path: Path) -> bool:
     """Whether a file begins as a recording does."""
     try:
         head = json.loads(next(_lines(path), ""))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, EOFError, zlib.error):
+    except (OSError, ValueError, RecursionError, EOFError, zlib.error):
         return False
     return isinstance(head, dict) and str(head.get("schema")).startswith("rpa-capture/")
 
@@ -79,8 +80,9 @@ def _read_file(path: Path, dropped: Counter[str], *, drop_bad: bool) -> Iterator
     for number, line in enumerate(lines[1:], start=2):
         try:
             row = _row(line)
-            dropped["recorder was behind"] += row.get("dropped", 0)
-            yield _step(row)
+            step, num_lost = _step(row), _num_lost(row)
+            dropped["recorder was behind"] += num_lost
+            yield step
         except BadStepError as error:
             if number == len(lines) and not line.endswith("\n"):
                 dropped["torn last line"] += 1
@@ -89,7 +91,8 @@ def _read_file(path: Path, dropped: Counter[str], *, drop_bad: bool) -> Iterator
                 raise TraceError(
                     f"bad launch: {error}",
                     where=f"{path}:{number}" + (f", column {error.column!r}" * bool(error.column)),
-                    hint="leave bad lines out with --drop-bad",
+                    hint="leave bad lines out with {}",
+                    settings=("requests: {drop_bad: true}",),
                 ) from error
             dropped["bad launch"] += 1
     if not dropped["recorder was behind"]:
@@ -105,7 +108,7 @@ def _lines(path: Path) -> Iterator[str]:
 def _check_header(path: Path, line: str) -> None:
     try:
         schema = json.loads(line)["schema"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         schema = None
     if schema != SCHEMA:
         raise TraceError(
@@ -118,8 +121,8 @@ def _check_header(path: Path, line: str) -> None:
 def _row(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadStepError("", f"not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadStepError("", f"not JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(row, dict):
         raise BadStepError("", f"an object is needed, got {type(row).__name__}")
     return row
@@ -143,12 +146,23 @@ def _step(row: Mapping[str, Any]) -> Step:
         raise BadStepError("nd", f"need 0 to {len(q_lens)} decodes, got {num_decode!r}")
     is_decode = (np.arange(len(q_lens)) < num_decode) & (q_lens == 1)
     order = np.argsort(~is_decode, kind="stable")
+    seconds = row.get("t", 0.0)
+    if type(seconds) not in (int, float) or not math.isfinite(seconds):
+        raise BadStepError("t", f"a time in seconds is needed, got {seconds!r}")
     return Step(
-        start_us=float(row.get("t", 0.0)) * 1e6,
+        start_us=seconds * 1e6,
         q_lens=q_lens[order],
         kv_lens=kv_lens[order],
         num_decode=int(is_decode.sum()),
     )
+
+
+def _num_lost(row: Mapping[str, Any]) -> int:
+    """Launches before this one that the recorder had to drop."""
+    number = row.get("dropped", 0)
+    if type(number) is not int or number < 0:
+        raise BadStepError("dropped", f"a number of launches is needed, got {number!r}")
+    return number
 
 
 def _lengths(row: Mapping[str, Any], column: str) -> np.ndarray[Any, np.dtype[np.int32]]:

@@ -106,11 +106,15 @@ def load_stored(spec: str) -> Workload | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return None
+    except (OSError, ValueError, RecursionError):
+        return None  # whatever reads it as a trace says what is wrong
     if not isinstance(data, dict) or "schema" not in data:
         return None
     try:
         return Workload.from_dict(data)
-    except (ValueError, KeyError, TypeError) as error:
-        raise TraceError(f"not a workload: {error}", where=spec) from error
+    except ValueError as error:
+        raise TraceError(
+            f"not a workload: {error}",
+            where=spec,
+            hint="make one with `rpa-tune workloads import`",
+        ) from error

@@ -139,6 +139,26 @@ def test_a_bad_batch_file_is_named(run, tmp_path, content):
     assert "num_decode" in err
 
 
+def test_hints_about_a_trace_name_a_command_that_has_the_option(run, tmp_path):
+    trace = tmp_path / "my trace.csv"
+    trace.write_text("time,prompt_tokens,output_tokens\n0,5,5\n1,-3,5\n")
+    code, out, err = run(batch=None, workload=trace)
+    assert (code, out) == (2, "")
+    command = f"rpa-tune workloads import '{trace}' -o stored.json --drop-bad"
+    assert f"hint: mend the row, or leave bad rows out with `{command}`" in err
+    assert "`--workload stored.json`" in err
+
+
+def test_it_says_as_what_a_trace_was_read(run, tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    row = '{"timestamp": %d, "input_length": 300, "output_length": 5}\n'
+    trace.write_text(row % 0 + row % 500)
+    code, _, err = run(batch=None, workload=trace)
+    assert code == 0
+    assert f"workload {trace}: trace {trace} (Mooncake; times in ms" in err
+    assert "2 requests in 0.5000 s, 2.000 a second" in err
+
+
 def test_a_batch_that_does_not_launch_the_family(run, tmp_path):
     path = tmp_path / "mixed.json"
     path.write_text(json.dumps({"q_lens": [9], "kv_lens": [9], "num_decode": 0}))

@@ -105,7 +105,8 @@ def test_runs_with_a_storage_start_alike_whatever_lies_beside_them(folder, evalu
 
 def test_plain_lines_when_nobody_is_watching(folder, evaluators):
     result = sweep()
-    lines = result.stderr.splitlines()
+    source, *lines = result.stderr.splitlines()
+    assert source.startswith("workload custom: 8 synthetic requests; ")
     assert all(re.match(r"\[ *\d+\.\d s\] v6e/llama3-8b/decode: ", line) for line in lines)
     assert sum(" us; best " in line for line in lines) == 6
 
