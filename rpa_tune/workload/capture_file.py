@@ -79,8 +79,9 @@ def _read_file(path: Path, dropped: Counter[str], *, drop_bad: bool) -> Iterator
     for number, line in enumerate(lines[1:], start=2):
         try:
             row = _row(line)
-            dropped["recorder was behind"] += row.get("dropped", 0)
+            missed = _number(row, "dropped")
             yield _step(row)
+            dropped["recorder was behind"] += int(missed)
         except BadStepError as error:
             if number == len(lines) and not line.endswith("\n"):
                 dropped["torn last line"] += 1
@@ -121,7 +122,7 @@ def _row(line: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise BadStepError("", f"not JSON: {error.msg}") from error
     if not isinstance(row, dict):
-        raise BadStepError("", f"an object is needed, got {type(row).__name__}")
+        raise BadStepError("", f"an object is needed, got {row!r:.40}")
     return row
 
 
@@ -144,11 +145,19 @@ def _step(row: Mapping[str, Any]) -> Step:
     is_decode = (np.arange(len(q_lens)) < num_decode) & (q_lens == 1)
     order = np.argsort(~is_decode, kind="stable")
     return Step(
-        start_us=float(row.get("t", 0.0)) * 1e6,
+        start_us=_number(row, "t") * 1e6,
         q_lens=q_lens[order],
         kv_lens=kv_lens[order],
         num_decode=int(is_decode.sum()),
     )
+
+
+def _number(row: Mapping[str, Any], column: str) -> float:
+    """A count or a time, 0 when it is not there."""
+    value = row.get(column, 0)
+    if type(value) not in (int, float) or not 0 <= value < 2**63:
+        raise BadStepError(column, f"a number from 0 on is needed, got {value!r:.40}")
+    return float(value)
 
 
 def _lengths(row: Mapping[str, Any], column: str) -> np.ndarray[Any, np.dtype[np.int32]]:
