@@ -4,7 +4,6 @@ Neighbours: `batch.py` holds the lengths of one launch, each family's `config.py
 sizes. Nothing here depends on a chip. No jax.
 """
 
-import math
 import numbers
 from dataclasses import dataclass
 
@@ -12,6 +11,13 @@ from rpa_kernels import layout
 
 # Lengths, positions and entries of the page table are int32.
 _MAX_INT32 = 2**31 - 1
+_MAX_FLOAT32 = 3.4e38
+_SIZES = (
+    "num_q_heads", "num_kv_heads", "head_dim", "page_size", "max_num_tokens", "max_num_seqs",
+    "pages_per_seq", "num_pages",
+)  # fmt: skip
+_SCALES = ("q_scale", "k_scale", "v_scale")
+_NUMBERS = ("sm_scale", "soft_cap", *_SCALES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,33 +96,36 @@ class Problem:
         self._check_features()
 
     def _check_sizes(self) -> None:
-        for name in (
-            "num_q_heads", "num_kv_heads", "head_dim", "page_size", "max_num_tokens",
-            "max_num_seqs", "pages_per_seq", "num_pages",
-        ):  # fmt: skip
-            check_whole(name, getattr(self, name))
+        for name in _SIZES:
+            value = getattr(self, name)
+            # A call makes a problem every step: the usual case is one comparison.
+            if type(value) is not int or not 0 < value <= _MAX_INT32:
+                check_whole(name, value)
         if self.num_q_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_q_heads={self.num_q_heads} is not a multiple of "
                 f"num_kv_heads={self.num_kv_heads}"
             )
-        for name, size in (
-            ("pages_per_seq * page_size", self.max_context_tokens),
-            ("max_num_seqs * pages_per_seq", self.max_num_seqs * self.pages_per_seq),
-        ):
-            if size > _MAX_INT32:
-                raise ValueError(f"{name}={size} must be at most {_MAX_INT32}: they are int32")
+        if self.max_context_tokens > _MAX_INT32:
+            self._refuse_product("pages_per_seq", "page_size")
+        if self.max_num_seqs * self.pages_per_seq > _MAX_INT32:
+            self._refuse_product("max_num_seqs", "pages_per_seq")
+
+    def _refuse_product(self, first: str, second: str) -> None:
+        size = getattr(self, first) * getattr(self, second)
+        raise ValueError(f"{first} * {second} = {size} must be at most {_MAX_INT32}, for int32")
 
     def _check_features(self) -> None:
         if self.sliding_window is not None:
             check_whole("sliding_window", self.sliding_window)
-        for name in ("sm_scale", "soft_cap", "q_scale", "k_scale", "v_scale"):
+        for name in _NUMBERS:
             value = getattr(self, name)
             if value is None and name != "sm_scale":
                 continue
-            if not _is_number(value, numbers.Real) or not math.isfinite(value):
+            is_number = type(value) is float or _is_number(value, numbers.Real)
+            if not is_number or not abs(value) <= _MAX_FLOAT32:
                 raise ValueError(f"{name}={value!r} must be a finite number, known when compiling")
-            if name in ("q_scale", "k_scale", "v_scale") and value <= 0:
+            if value <= 0 and name in _SCALES:
                 raise ValueError(f"{name}={value!r} must be above zero")
         if self.mask_value is not None:
             check_mask_value(self.mask_value)
@@ -205,6 +214,11 @@ class Problem:
         return self.kv_words * self.padded_head_dim * layout.WORD_BYTES
 
     @property
+    def page_bytes(self) -> int:
+        """Bytes of one page of the KV cache."""
+        return self.page_size * self.kv_token_bytes
+
+    @property
     def q_token_bytes(self) -> int:
         """Bytes of one token in the prepared queries."""
         return self.num_kv_heads * self.q_words * self.padded_head_dim * layout.WORD_BYTES
@@ -236,6 +250,4 @@ def check_mask_value(value: object) -> None:
 
 def _is_number(value: object, kind: type) -> bool:
     """Whether a value is a number of a kind, NumPy's among them; a bool is none."""
-    return type(value) in (int, float)[: 1 + (kind is numbers.Real)] or (
-        isinstance(value, kind) and not isinstance(value, bool)
-    )
+    return isinstance(value, kind) and not isinstance(value, bool)

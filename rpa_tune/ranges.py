@@ -4,7 +4,6 @@ A range says what can be meant at all, not what fits: that depends on chip, prob
 has messages of its own.
 """
 
-import math
 from dataclasses import dataclass
 
 from rpa_tune.errors import UsageError
@@ -48,12 +47,12 @@ class Range:
           UsageError: It is not.
         """
         kinds = (int,) if self.is_whole else (int, float)
-        is_number = type(value) in kinds and math.isfinite(value)  # type: ignore[arg-type]
-        if not is_number or not self._holds(value):  # type: ignore[arg-type]
+        if type(value) not in kinds or not self._holds(value):  # type: ignore[arg-type]
             raise UsageError(f"{what}={value!r} must be {self.rule}", where=where)
         return value  # type: ignore[return-value]
 
     def _holds(self, value: float) -> bool:
+        # False for NaN, too.
         return (value > self.least if self.is_open else value >= self.least) and value <= self.most
 
 

@@ -7,7 +7,7 @@ import click
 from rpa_tune.ranges import RANGES, Range
 
 
-class Number(click.ParamType):
+class Number(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """A number in a range; others are refused in the form of all errors of the project."""
 
     def __init__(self, range_: Range) -> None:

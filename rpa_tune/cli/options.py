@@ -80,8 +80,10 @@ def make_config(family: str, problem: Problem, chip: str, fields: dict[str, int]
     """The family's own choice with some fields changed; all of them, if it has no choice.
 
     Raises:
-      UsageError: An unknown field, or a missing one where the family has no choice of its own.
+      UsageError: An unknown field, a missing one where the family has no choice of its own, or
+        pages that do not fit the chip.
     """
+    load_chip(chip).require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
     record = load_family(family)
     known = list(record.config_type.__dataclass_fields__)
     if unknown := [name for name in fields if name not in known]:

@@ -14,6 +14,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.cli.numbers import number
 from rpa_tune.dispatch.engine import Engine
 from rpa_tune.errors import UsageError
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.models import load_model
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -108,6 +109,10 @@ class Server:
         }
         for windowed in windows:
             try:
-                yield share.problem(windowed=windowed, **given | features)
+                problem = share.problem(windowed=windowed, **given | features)
             except ValueError as error:
                 raise UsageError(str(error), where="the server's options") from error
+            load_chip(self.chip).require_room(
+                page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs
+            )
+            yield problem

@@ -5,7 +5,6 @@ whose meaning has changed since it was written, is noticed when it is read.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -14,6 +13,7 @@ from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 SCHEMA = "rpa-store/1"
 
 Kind = TypeVar("Kind")
+_LONGEST_US = 1e18
 
 # What an answer depends on beside the candidate. An answer whose stamp differs from today's is
 # kept in the store but not reused. `kernel` and `simulator` are digests of sources.
@@ -96,7 +96,7 @@ def _of(kind: type[Kind], value: object) -> Kind:
 
 
 def _time(value: object) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+    if type(value) not in (int, float) or not abs(value) < _LONGEST_US:  # type: ignore[arg-type]
         raise ValueError(f"not an evaluation: {value!r:.40} is no time")
     return value  # type: ignore[return-value]
 

@@ -37,7 +37,8 @@ PYTHON_WORDS = re.compile(
 )
 # What stands where something else belongs.
 WRONG = (
-    None, True, -1, 0, 1.5, math.nan, math.inf, 10**30, "", "x", "-1", [], [None], {}, {"a": 1},
+    None, True, -1, 0, 1.5, math.nan, math.inf, 10**30, 10**400, "",
+    "x", "-1", [], [None], {}, {"a": 1},
 )  # fmt: skip
 
 
@@ -327,7 +328,7 @@ def run(*arguments):
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as end:
         main(arguments)
-    return end.value.code, out.getvalue(), err.getvalue()
+    return end.value.code or 0, out.getvalue(), err.getvalue()
 
 
 NUMBERS = [
@@ -384,6 +385,7 @@ ASKS = {
         (("--page-size", "1"), "page_size=1 must be a multiple of 2"),
         (("--page-size", "2", "--kv-dtype", "int8"), "page_size=2 must be a multiple of 4"),
         (("--page-size", "1000000000"), "--page-size=1000000000 must be"),
+        (("--page-size", "1000000", "--kv-dtype", "float32"), "bytes of HBM of v6e"),
     ],
 )  # fmt: skip
 def test_pages_that_the_call_refuses_are_refused_beforehand(command, options, message):
@@ -416,3 +418,14 @@ def test_commands_refuse_in_words(tmp_path, monkeypatch, arguments):
     assert code in (1, 2, 3), err
     assert not PYTHON_WORDS.search(err), err
     assert "error" in err.lower() or "infeasible" in out
+
+
+def test_a_plan_with_pages_that_do_not_fit_names_its_line(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(
+        "chip: v6e\nmodel: llama3-8b\nfamilies: [decode]\npage_size: [128, 1000000]\n"
+        "workload: azure-conv\n"
+    )
+    with pytest.raises(UsageError, match="must fit") as refused:
+        build_studies(load_plan(path))
+    assert refused.value.where.startswith(f"{path}:4")
