@@ -30,10 +30,9 @@ class Range:
     @property
     def rule(self) -> str:
         """What is asked for, in words."""
-        kind = "a whole number" if self.is_whole else "a number"
-        kind += f" of {self.unit}" if self.unit else ""
+        kind = "an integer" if self.is_whole else "a number"
         first = "above" if self.is_open else "of at least"
-        return f"{kind} {first} {self.least:,} and at most {self.most:,}"
+        return f"{kind} {first} {self.least:,} and at most {self.most:,} {self.unit}".rstrip()
 
     def check(self, value: object, what: str, *, where: str = "") -> float:
         """The number, if it is one of these; an int where only whole numbers will do.
