@@ -7,6 +7,7 @@ import click
 import yaml
 
 from rpa_tune.cli.main import print_json
+from rpa_tune.cli.numbers import number
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.compile.pool import WorkerPool
@@ -37,7 +38,7 @@ DEFAULT_PARAMETERS = (
 @click.option("--chip", required=True, help="Chip to fit: v5e, v6e, v7x, ...")
 @click.option("--plan", type=click.Path(path_type=Path),
               help="The plan that a store was made by; needed with a store.")  # fmt: skip
-@click.option("--batches", default=3, show_default=True, type=click.IntRange(1),
+@click.option("--batches", default=3, show_default=True, type=number("batches"),
               help="Launches to take of each measured candidate of a store.")  # fmt: skip
 @click.option(
     "--parameter",
@@ -46,7 +47,9 @@ DEFAULT_PARAMETERS = (
     help=f"Parameter to fit; repeat. Default: {', '.join(DEFAULT_PARAMETERS)}.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Write the fitted rows as YAML.")
-@click.option("--workers", default=1, show_default=True, help="Compiler processes.")
+@click.option(
+    "--workers", default=1, show_default=True, type=number("workers"), help="Compiler processes."
+)
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),

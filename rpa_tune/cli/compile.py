@@ -15,6 +15,7 @@ from rpa_kernels.layout import Q_DTYPES
 from rpa_tune.artifact import Manifest
 from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
 from rpa_tune.cli.main import counted, print_json
+from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import cache_option
 from rpa_tune.cli.server import Server, server_options
 from rpa_tune.compile.pool import WorkerPool
@@ -33,7 +34,7 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
 @server_options
 @click.option(
     "--num-pages",
-    type=click.IntRange(1),
+    type=number("num_pages"),
     help="Pages of the KV cache; default: enough for all sequences at their longest.",
 )
 @click.option(
@@ -43,9 +44,15 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
     type=click.Choice(Q_DTYPES),
     help="Dtype of queries.",
 )
-@click.option("--sm-scale", type=float, help="Factor on the logits; default: the model's.")
-@click.option("--k-scale", type=float, help="Scale of stored keys, for a quantised cache.")
-@click.option("--v-scale", type=float, help="Scale of stored values, for a quantised cache.")
+@click.option(
+    "--sm-scale", type=number("sm_scale"), help="Factor on the logits; default: the model's."
+)
+@click.option(
+    "--k-scale", type=number("k_scale"), help="Scale of stored keys, for a quantised cache."
+)
+@click.option(
+    "--v-scale", type=number("v_scale"), help="Scale of stored values, for a quantised cache."
+)
 @click.option("--tables", type=click.Path(path_type=Path), help="Laid over the shipped tables.")
 @click.option(
     "--on-miss",
@@ -67,9 +74,10 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
     "--deadline",
     default=DEFAULT_DEADLINE_S,
     show_default=True,
+    type=number("deadline"),
     help="Seconds that one plan may take.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@click.option("--workers", type=number("workers"), help="Processes; default: one a core.")
 @click.option("--dry-run", is_flag=True, help="List the plans, compile nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def compile_command(

@@ -8,6 +8,7 @@ import click
 
 from rpa_tune.cli.explain_text import print_simulation
 from rpa_tune.cli.main import print_json
+from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import batch_option, cache_option, candidate_options
 from rpa_tune.cli.question import Question, resolve_question
 from rpa_tune.cli.trace import write_heaviest
@@ -28,6 +29,7 @@ ALWAYS = ("total_cycles", "cycles_by_owner", "mbu", "mfu", "bound_by", "hbm_byte
     "--deadline",
     default=DEFAULT_DEADLINE_S,
     show_default=True,
+    type=number("deadline"),
     help="Seconds that compiling, and simulating, may take.",
 )
 @click.option(

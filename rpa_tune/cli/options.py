@@ -12,9 +12,11 @@ from rpa_kernels import FAMILIES, load_family
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.layout import KV_DTYPES, Q_DTYPES
 from rpa_kernels.problem import Problem
+from rpa_tune.cli.numbers import number
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.ranges import FIELD
 from rpa_tune.workload.batch_data import batch_from_data
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
@@ -26,8 +28,10 @@ _OPTIONS = (
     click.option("--model", required=True, help="Model name, or the path of a config.json."),
     click.option("--config", "config_text", default="", metavar="K=V,...",
                  help="Fields that differ from the family's own choice."),
-    click.option("--tp", default=1, show_default=True, help="Devices that share the heads."),
-    click.option("--page-size", default=128, show_default=True, help="Tokens in a KV cache page."),
+    click.option("--tp", default=1, show_default=True, type=number("tp"),
+                 help="Devices that share the heads."),
+    click.option("--page-size", default=128, show_default=True, type=number("page_size"),
+                 help="Tokens in a KV cache page."),
     click.option("--q-dtype", default="bfloat16", show_default=True, type=click.Choice(Q_DTYPES),
                  help="Dtype of queries."),
     click.option("--kv-dtype", default="bfloat16", show_default=True, type=click.Choice(KV_DTYPES),
@@ -63,11 +67,12 @@ def parse_config(text: str) -> dict[str, int]:
     fields: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = part.partition("=")
-        if not value.strip().isdigit() or name.strip() in fields:
+        value = value.strip()
+        if not (value.isascii() and value.isdigit()) or name.strip() in fields:
             raise UsageError(
                 f"{part!r} is not a new name=integer", where="--config", hint="bkv_sz=512,bq_sz=8"
             )
-        fields[name.strip()] = int(value)
+        fields[name.strip()] = int(FIELD.check(int(value), name.strip(), where="--config"))
     return fields
 
 
@@ -75,8 +80,10 @@ def make_config(family: str, problem: Problem, chip: str, fields: dict[str, int]
     """The family's own choice with some fields changed; all of them, if it has no choice.
 
     Raises:
-      UsageError: An unknown field, or a missing one where the family has no choice of its own.
+      UsageError: An unknown field, a missing one where the family has no choice of its own, or
+        pages that do not fit the chip.
     """
+    load_chip(chip).require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
     record = load_family(family)
     known = list(record.config_type.__dataclass_fields__)
     if unknown := [name for name in fields if name not in known]:

@@ -12,6 +12,7 @@ import click
 
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.main import counted, print_json
+from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import cache_option
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
@@ -42,7 +43,7 @@ EXIT_FINDINGS = 3
 @click.option("--store", "store_file", type=click.Path(path_type=Path), show_default=True,
               default=Path(".rpa-tune") / "check.jsonl", help="Answers are kept here.")  # fmt: skip
 @cache_option
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
+@click.option("--workers", type=number("workers"), default=1, show_default=True,
               help="Compiler processes.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def check(

@@ -11,8 +11,10 @@ import click
 
 from rpa_kernels import layout
 from rpa_kernels.problem import Problem
+from rpa_tune.cli.numbers import number
 from rpa_tune.dispatch.engine import Engine
 from rpa_tune.errors import UsageError
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.models import load_model
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -20,18 +22,19 @@ Command = TypeVar("Command", bound=Callable[..., None])
 _OPTIONS = (
     click.option("--model", required=True, help="Model name, or the path of a config.json."),
     click.option("--chip", required=True, help="Chip of the server."),
-    click.option("--tp", default=1, show_default=True, help="Devices that share the heads."),
-    click.option("--max-num-seqs", default=256, show_default=True, type=click.IntRange(1),
+    click.option("--tp", default=1, show_default=True, type=number("tp"),
+                 help="Devices that share the heads."),
+    click.option("--max-num-seqs", default=256, show_default=True, type=number("max_num_seqs"),
                  help="Most sequences in one step."),
     click.option("--max-num-batched-tokens", default=8192, show_default=True,
-                 type=click.IntRange(1), help="Most new tokens in one step."),
-    click.option("--max-model-len", default=8192, show_default=True, type=click.IntRange(1),
+                 type=number("max_num_batched_tokens"), help="Most new tokens in one step."),
+    click.option("--max-model-len", default=8192, show_default=True, type=number("max_model_len"),
                  help="Longest context, tokens."),
     click.option("--bucket-seqs", is_flag=True,
                  help="The server pads to powers of two of sequences, too."),
     click.option("--uses-prefill", is_flag=True,
                  help="The server puts sequences into the prefill slot of the distribution."),
-    click.option("--page-size", default=128, show_default=True, type=click.IntRange(1),
+    click.option("--page-size", default=128, show_default=True, type=number("page_size"),
                  help="Tokens in one KV cache page."),
     click.option("--kv-dtype", default="bfloat16", show_default=True,
                  type=click.Choice(layout.KV_DTYPES), help="Dtype of the KV cache."),
@@ -106,6 +109,10 @@ class Server:
         }
         for windowed in windows:
             try:
-                yield share.problem(windowed=windowed, **given | features)
+                problem = share.problem(windowed=windowed, **given | features)
             except ValueError as error:
                 raise UsageError(str(error), where="the server's options") from error
+            load_chip(self.chip).require_room(
+                page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs
+            )
+            yield problem

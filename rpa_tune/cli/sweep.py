@@ -15,6 +15,7 @@ from rich.console import Console
 
 from rpa_tune.candidate import Fidelity
 from rpa_tune.cli.forecast import forecast, print_forecast
+from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import cache_option
 from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
 from rpa_tune.cli.sweep_job import Job, open_job
@@ -64,7 +65,7 @@ _LEAST_CHECK_DEADLINE_S = 300.0
 @click.option("--chip", help="Tune for this chip instead of the plan's.")
 @click.option("--dry-run", is_flag=True, help="Only say how much there is to do.")
 @click.option("--fresh", is_flag=True, help="Ask again what the store and the cache know.")
-@click.option("--workers", type=click.IntRange(1), help="Compiler processes; default: one a core.")
+@click.option("--workers", type=number("workers"), help="Compiler processes; default: one a core.")
 @click.option("--budget", help="Stop after this long, resumable: 90s, 30m, 2h.")
 @click.option("--store", "store_file", type=click.Path(path_type=Path),
               help="Answers are kept here; default .rpa-tune/PLAN.jsonl.")  # fmt: skip

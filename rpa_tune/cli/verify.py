@@ -10,6 +10,7 @@ import click
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Status
 from rpa_tune.cli.main import print_json
+from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import (
     batch_option,
     candidate_options,
@@ -30,9 +31,21 @@ _DMA_MODES = ("on_wait", "eager")
 @click.command()
 @candidate_options
 @batch_option
-@click.option("--seed", default=0, show_default=True, help="Of queries, keys, values and cache.")
-@click.option("--deadline", default=600.0, show_default=True, help="Seconds one check may take.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=number("seed"),
+    help="Of queries, keys, values and cache.",
+)
+@click.option(
+    "--deadline",
+    default=600.0,
+    show_default=True,
+    type=number("deadline"),
+    help="Seconds one check may take.",
+)
+@click.option("--workers", type=number("workers"), help="Processes; default: one a core.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) -> None:
     """Runs a config under the interpreter and compares it with the float32 reference.

@@ -11,6 +11,7 @@ import click
 import yaml
 
 from rpa_tune.cli.main import print_json
+from rpa_tune.cli.numbers import number, number_or_none
 from rpa_tune.cli.workload_words import hints_name_options
 from rpa_tune.cli.workloads_text import print_list, print_summary
 from rpa_tune.errors import TraceError, UsageError
@@ -38,15 +39,21 @@ def _spec_options(command: Command) -> Command:
     """Options of every command that makes a workload."""
     for option in reversed(
         [
-            click.option("--page-size", default=128, show_default=True, help="Tokens in a page."),
+            click.option(
+                "--page-size",
+                default=128,
+                show_default=True,
+                type=number("page_size"),
+                help="Tokens in a page.",
+            ),
             click.option(
                 "--engine", multiple=True, metavar="KNOB=VALUE", help="Engine knob; may repeat."
             ),
             click.option(
                 "--arrivals", multiple=True, metavar="KEY=VALUE", help="Arrivals; may repeat."
             ),
-            click.option("--requests", type=click.IntRange(1), help="Requests to serve."),
-            click.option("--seed", type=click.IntRange(0), help="Seed of all that is drawn."),
+            click.option("--requests", type=number("requests"), help="Requests to serve."),
+            click.option("--seed", type=number("seed"), help="Seed of all that is drawn."),
             click.option("--drop-bad", is_flag=True, help="Leave bad rows out and count them."),
             click.option(
                 "--time-unit",
@@ -55,7 +62,7 @@ def _spec_options(command: Command) -> Command:
             ),
             click.option(
                 "--block-tokens",
-                type=click.IntRange(1),
+                type=number("block_tokens"),
                 help="Tokens that one of a trace's hash_ids stands for.",
             ),
             click.option(
@@ -94,7 +101,7 @@ def list_command(as_json: bool) -> None:
 
 @workloads.command()
 @click.argument("workload")
-@click.option("--batches", type=click.IntRange(1), help="Batches to keep.")
+@click.option("--batches", type=number("batches"), help="Batches to keep.")
 @_spec_options
 @JSON_OPTION
 @hints_name_options()
@@ -164,7 +171,13 @@ def simulate(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Workload, JSON."
 )
 @click.option("--name", help="Name of the workload; the file's by default.")
-@click.option("--batches", default=16, show_default=True, help="Batches to keep; 0 for all.")
+@click.option(
+    "--batches",
+    default=16,
+    show_default=True,
+    type=number_or_none("batches"),
+    help="Batches to keep; 0 for all.",
+)
 @_spec_options
 @JSON_OPTION
 @hints_name_options()

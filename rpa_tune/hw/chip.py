@@ -88,6 +88,24 @@ class Chip:
         """TensorCores that one JAX device drives."""
         return int(self.value("num_cores_per_device"))
 
+    def require_room(self, *, page_bytes: int, num_seqs: int) -> None:
+        """Refuses pages so large that not every sequence can have even one.
+
+        Args:
+          page_bytes: Of one page of the KV cache on this device.
+          num_seqs: Most sequences of a launch.
+
+        Raises:
+          UsageError: They do not fit.
+        """
+        have = int(self.value("hbm_bytes")) * self.num_cores_per_device
+        if page_bytes * num_seqs > have:
+            raise UsageError(
+                f"a page of {page_bytes:,} bytes for each of {num_seqs} sequences must fit the "
+                f"{have:,} bytes of HBM of {self.name}",
+                hint="use a smaller page_size, or fewer sequences",
+            )
+
     @property
     def target(self) -> Target:
         """What a kernel may know of this chip."""

@@ -6,11 +6,14 @@ whose meaning has changed since it was written, is noticed when it is read.
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 
 SCHEMA = "rpa-store/1"
+
+Kind = TypeVar("Kind")
+_LONGEST_US = 1e18
 
 # What an answer depends on beside the candidate. An answer whose stamp differs from today's is
 # kept in the store but not reused. `kernel` and `simulator` are digests of sources.
@@ -66,27 +69,42 @@ def from_dict(data: Mapping[str, Any]) -> Evaluation:
     """Inverse of `to_dict`.
 
     Raises:
-      ValueError, KeyError, TypeError: It is damaged, or is not an evaluation.
+      ValueError: It is damaged, or is not an evaluation.
     """
-    candidate = Candidate.from_dict(data["candidate"])
-    if candidate.digest != data["digest"]:
-        raise ValueError(f"digest is {candidate.digest}, but the line says {data['digest']}")
-    return Evaluation(
-        candidate=candidate,
-        fidelity=Fidelity[data["fidelity"].upper()],
-        status=Status(data["status"]),
-        detail=data["detail"],
-        time_us=data["time_us"],
-        batch_us=tuple(data["batch_us"]),
-        metrics=data["metrics"],
-        provenance=data["provenance"],
-    )
+    try:
+        candidate = Candidate.from_dict(data["candidate"])
+        if candidate.digest != data["digest"]:
+            raise ValueError(f"digest is {candidate.digest}, but the line says {data['digest']}")
+        return Evaluation(
+            candidate=candidate,
+            fidelity=Fidelity[data["fidelity"].upper()],
+            status=Status(data["status"]),
+            detail=_of(str, data["detail"]),
+            time_us=None if data["time_us"] is None else _time(data["time_us"]),
+            batch_us=tuple(map(_time, _of(list, data["batch_us"]))),
+            metrics=_of(dict, data["metrics"]),
+            provenance=_of(dict, data["provenance"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("not an evaluation: a field is missing or of the wrong type") from error
+
+
+def _of(kind: type[Kind], value: object) -> Kind:
+    if not isinstance(value, kind):
+        raise ValueError(f"not an evaluation: {value!r:.40} is no {kind.__name__}")
+    return value
+
+
+def _time(value: object) -> float:
+    if type(value) not in (int, float) or not abs(value) < _LONGEST_US:  # type: ignore[arg-type]
+        raise ValueError(f"not an evaluation: {value!r:.40} is no time")
+    return value  # type: ignore[return-value]
 
 
 def decode(line: bytes) -> Evaluation:
     """Reads one line.
 
     Raises:
-      ValueError, KeyError, TypeError: The line is damaged, or is not an evaluation.
+      ValueError: The line is damaged, or is not an evaluation.
     """
     return from_dict(json.loads(line))

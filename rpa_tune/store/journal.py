@@ -86,7 +86,7 @@ def read(path: Path) -> Contents:
                 _note(notes.decode(line), planned, ended)
             else:
                 evaluations.append(codec.decode(line))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):
             damaged.append(number)
     return Contents(
         evaluations=tuple(evaluations),

@@ -7,7 +7,7 @@ decided from either, so a store without them is whole; `rpa-tune status` shows t
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 # The one key of such a line.
@@ -88,10 +88,44 @@ def decode(line: bytes) -> StudyPlan | StudyNote:
     """Reads one line.
 
     Raises:
-      ValueError, KeyError, TypeError: The line is damaged, or is neither.
+      ValueError: The line is damaged, or is neither.
     """
-    ((key, fields),) = json.loads(line).items()
-    if key == PLAN_KEY:
-        return StudyPlan(**{**fields, "stamp": tuple(fields["stamp"])})
-    stopped = tuple(Stopped(**stop) for stop in fields["stopped"])
-    return StudyNote(**{**fields, "stopped": stopped})
+    try:
+        ((key, entries),) = json.loads(line).items()
+        if key == PLAN_KEY:
+            note: StudyPlan | StudyNote = StudyPlan(**{**entries, "stamp": tuple(entries["stamp"])})
+        else:
+            stopped = tuple(Stopped(**stop) for stop in entries["stopped"])
+            note = StudyNote(**{**entries, "stopped": stopped})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("not a note: a field is missing or of the wrong type") from error
+    _check(note)
+    return note
+
+
+_TEXTS = ("name", "study", "verdict", "reason", "detail")
+_MAPPINGS = {"heuristic": True, "agreement": True, "config": False}  # whether it may be None
+
+
+def _check(note: StudyPlan | StudyNote | Stopped) -> None:
+    """Refuses fields of the wrong type: the file may be anybody's.
+
+    Raises:
+      ValueError: There is one.
+    """
+    for field in fields(note):
+        value = getattr(note, field.name)
+        is_good = True
+        if field.name in _TEXTS:
+            is_good = isinstance(value, str)
+        elif field.name in _MAPPINGS:
+            is_good = isinstance(value, dict) or (value is None and _MAPPINGS[field.name])
+        elif field.name == "num_evaluations":
+            is_good = type(value) is int and value >= 0
+        elif field.name == "stamp":
+            is_good = all(isinstance(part, str) for part in value)
+        else:
+            for stop in value:
+                _check(stop)
+        if not is_good:
+            raise ValueError(f"not a note: {field.name}={value!r:.40}")

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from rpa_tune.errors import UsageError
+from rpa_tune.ranges import RANGES, SIZE
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -82,18 +83,13 @@ class Node:
             )
         return str(self.value)
 
-    def integer(self, what: str, *, at_least: int = 1) -> int:
-        """An integer.
+    def integer(self, what: str) -> int:
+        """An integer; `RANGES` says which, a size in tokens where it knows no `what`.
 
         Raises:
-          UsageError: Not an integer, or below `at_least`.
+          UsageError: Not one of them.
         """
-        if type(self.value) is not int or self.value < at_least:
-            raise UsageError(
-                f"{what}={self.value!r} must be an integer of at least {at_least}",
-                where=self.where,
-            )
-        return self.value
+        return int(RANGES.get(what, SIZE).check(self.value, what, where=self.where))
 
     def tokens(self, what: str, page_size: int) -> int:
         """A size: an integer in the field's own unit, `"N tokens"` or `"N pages"`.
@@ -113,13 +109,13 @@ class Node:
                 where=self.where,
                 hint=did_you_mean(unit, ("tokens", "pages")),
             )
-        return int(count) * scale[unit]
+        return int(SIZE.check(int(count) * scale[unit], what, where=self.where))
 
     def seconds(self, what: str) -> float:
-        """A duration: `90s`, `5m` or `1.5h`.
+        """A duration: `90s`, `5m` or `1.5h`; `RANGES` says how long.
 
         Raises:
-          UsageError: Another unit, or no unit.
+          UsageError: Another unit, no unit, or out of range.
         """
         return parse_seconds(self.value, what, where=self.where)
 
@@ -127,8 +123,13 @@ class Node:
 def parse_seconds(value: Any, what: str, *, where: str = "") -> float:
     """Reads a duration such as `90s`, `5m` or `1.5h`.
 
+    Args:
+      value: What was given.
+      what: A key of `RANGES`, or the option of that name.
+      where: Place, for the message.
+
     Raises:
-      UsageError: No number, or a unit that is none of these.
+      UsageError: No number, a unit that is none of these, or out of range.
     """
     count, unit = _split_unit(Node(value=value, where=where), what)
     if unit not in _SECONDS:
@@ -138,7 +139,8 @@ def parse_seconds(value: Any, what: str, *, where: str = "") -> float:
             where=where,
             hint="use s, m or h, for example 90s, 5m or 1.5h",
         )
-    return count * _SECONDS[unit]
+    seconds = count * _SECONDS[unit]
+    return RANGES[what.removeprefix("--")].check(seconds, what, where=where)
 
 
 def _split_unit(node: Node, what: str) -> tuple[float, str]:

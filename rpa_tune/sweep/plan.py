@@ -146,19 +146,19 @@ def _search(node: Node | None, objective: Node | None) -> Search:
     return Search(
         objective=objective.choice(OBJECTIVES, "objective") if objective else default.objective,
         simulate=_integer(entries, "simulate", default.simulate),
-        measure=_integer(entries, "measure", default.measure, at_least=0),
+        measure=_integer(entries, "measure", default.measure),
         wave=_integer(entries, "wave", default.wave),
         configs=configs,
         sampler=entries["sampler"].choice(SAMPLERS, "sampler")
         if "sampler" in entries
         else default.sampler,
         deadline_s=deadline.seconds("deadline") if deadline else default.deadline_s,
-        seed=_integer(entries, "seed", default.seed, at_least=0),
+        seed=_integer(entries, "seed", default.seed),
     )
 
 
-def _integer(entries: Mapping[str, Node], key: str, default: int, *, at_least: int = 1) -> int:
-    return entries[key].integer(key, at_least=at_least) if key in entries else default
+def _integer(entries: Mapping[str, Node], key: str, default: int) -> int:
+    return entries[key].integer(key) if key in entries else default
 
 
 def _overrides(

@@ -95,6 +95,10 @@ def build_studies(plan: SweepPlan) -> list[Study]:
             plan.chips, plan.models, plan.tps, plan.kv_dtypes
         ):
             for problem in _problems(plan, workload, model, page_size, tp, kv_dtype):
+                with _blame(plan, "page_size"):
+                    load_chip(chip).require_room(
+                        page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs
+                    )
                 labels = _labels(plan, chip, model, problem, tp)
                 for family in plan.families:
                     with _blame(plan, "families"):

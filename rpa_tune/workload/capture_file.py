@@ -6,7 +6,6 @@ else that does not parse is an error, or is dropped and counted.
 
 import gzip
 import json
-import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -124,7 +123,7 @@ def _row(line: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise BadStepError("", f"not JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(row, dict):
-        raise BadStepError("", f"an object is needed, got {type(row).__name__}")
+        raise BadStepError("", f"an object is needed, got {row!r:.40}")
     return row
 
 
@@ -146,11 +145,8 @@ def _step(row: Mapping[str, Any]) -> Step:
         raise BadStepError("nd", f"need 0 to {len(q_lens)} decodes, got {num_decode!r}")
     is_decode = (np.arange(len(q_lens)) < num_decode) & (q_lens == 1)
     order = np.argsort(~is_decode, kind="stable")
-    seconds = row.get("t", 0.0)
-    if type(seconds) not in (int, float) or not math.isfinite(seconds):
-        raise BadStepError("t", f"a time in seconds is needed, got {seconds!r}")
     return Step(
-        start_us=seconds * 1e6,
+        start_us=_seconds(row) * 1e6,
         q_lens=q_lens[order],
         kv_lens=kv_lens[order],
         num_decode=int(is_decode.sum()),
@@ -160,9 +156,17 @@ def _step(row: Mapping[str, Any]) -> Step:
 def _num_lost(row: Mapping[str, Any]) -> int:
     """Launches before this one that the recorder had to drop."""
     number = row.get("dropped", 0)
-    if type(number) is not int or number < 0:
-        raise BadStepError("dropped", f"a number of launches is needed, got {number!r}")
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise BadStepError("dropped", f"a number of launches is needed, got {number!r:.40}")
     return number
+
+
+def _seconds(row: Mapping[str, Any]) -> float:
+    """When the launch started, 0 when that is not there."""
+    value = row.get("t", 0)
+    if type(value) not in (int, float) or not 0 <= value < 2**63:
+        raise BadStepError("t", f"a time in seconds is needed, got {value!r:.40}")
+    return float(value)
 
 
 def _lengths(row: Mapping[str, Any], column: str) -> np.ndarray[Any, np.dtype[np.int32]]:

@@ -114,7 +114,7 @@ def test_no_time_is_exit_code_1_with_the_reason_and_all_keys(run, config, status
         ({"config": "bkv_sz=x"}, "is not a new name=integer", ""),
         ({"config": "bkv_sz=-1"}, "is not a new name=integer", ""),
         ({"tp": 3}, "cannot run at tp=3", "use one of"),
-        ({"page-size": 0}, "page_size=0", ""),
+        ({"page-size": 0}, "--page-size=0", ""),
         ({"windowed": True}, "no sliding window", ""),
         ({"family": "decoder"}, "'decoder' is not one of", ""),
     ],

@@ -116,8 +116,8 @@ def test_bad_trace_has_line_and_column_or_is_dropped(
         (["simulate", "--trace", "azure-conv", "--engine", "max_num_seqs"], "needs KEY=VALUE"),
         (["simulate", "--trace", "azure-conv", "--engine", "max_num_seqs=]"], "has no value"),
         (["simulate", "--trace", "azure-conv", "--engine", "seqs=5"], "unknown key 'seqs'"),
-        (["show", "chat-low", "--page-size", "0"], "block_size=0"),
         (["show", "agentic-low", "--time-unit", "ms"], "--time-unit: this workload has no trace"),
+        (["show", "chat-low", "--page-size", "0"], "--page-size=0"),
         (["simulate", "--trace", "mooncake"], "prompt over max_model_len"),
     ],
 )

@@ -186,7 +186,7 @@ GOOD = '{"t":0.5,"q":[1,1],"kv":[5,6],"nd":2}\n'
     ("line", "message"),
     [
         ('{"t":0.5,"q":[1,\n', "not JSON"),
-        ("[]\n", "an object is needed, got list"),
+        ("[]\n", "an object is needed, got .."),
         ('{"q":[1],"kv":[1,2],"nd":0}\n', "1 query lengths and 2 context lengths"),
         ('{"q":[],"kv":[],"nd":0}\n', "0 query lengths"),
         ('{"q":[1,9],"kv":[3,8],"nd":0}\n', "sequence 1: need 1 <= q <= kv, got 9 and 8"),
