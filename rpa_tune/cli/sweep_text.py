@@ -120,7 +120,7 @@ def _table(results: Sequence[StudyResult]) -> Table:
     for result in results:
         row = result.row()
         if row is None:
-            table.add_row(result.study.name, "none", "-", "-", "-", "-", "no config works")
+            table.add_row(result.study.name, "none", "-", "-", "-", "-", _no_row(result))
             continue
         table.add_row(
             result.study.name,
@@ -134,12 +134,19 @@ def _table(results: Sequence[StudyResult]) -> Table:
     return table
 
 
+def _no_row(result: StudyResult) -> str:
+    timed = any(answer.ok for answer in result.answers)
+    return "heuristic has no time" if timed and not result.gave_up else "no config works"
+
+
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def _why_none(result: StudyResult) -> str:
-    """Why nothing works: reasons with counts, an example, and what could be done about it."""
+    """Why there is no row: reasons with counts, an example, and what could be done about it."""
+    if not result.gave_up and any(answer.ok for answer in result.answers):
+        return _why_no_comparison(result)
     best = result.simulated_best
     if best is not None:
         counts = Counter(answer.status.value for answer in result.answers)
@@ -154,7 +161,20 @@ def _why_none(result: StudyResult) -> str:
         where, rest = "no config works", ""
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
     example = f"; for example {details[0]}" if details else ""
-    return f"{where}: {reasons}{example}{rest}"
+    gave_up = f" ({result.gave_up})" if result.gave_up else ""
+    return f"{where}{gave_up}: {reasons}{example}{rest}"
+
+
+def _why_no_comparison(result: StudyResult) -> str:
+    """What became of the heuristic, without which nothing is promoted."""
+    heuristic = result.study.heuristic()
+    asked = [answer for answer in result.answers if answer.candidate.config == heuristic]
+    what = "; ".join(f"{a.status.value}: {a.detail}" for a in asked) or "it was not asked for"
+    timed = min((a for a in result.answers if a.ok), key=lambda a: a.time_us or 0.0)
+    return (
+        f"the heuristic has no time ({what}), so nothing is promoted: of the others "
+        f"{timed.candidate.config} takes {timed.time_us or 0.0:,.1f} us"
+    )
 
 
 def _simulated_best(result: StudyResult) -> dict[str, Any] | None:

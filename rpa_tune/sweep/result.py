@@ -27,6 +27,8 @@ class StudyResult:
       agreement: Measured against simulated; None when nothing was measured.
       simulated_best: What the simulator thought best of those that were measured; None when
         nothing was, or had a simulated time.
+      gave_up: Why the study ended before it had asked all it could; empty if it did not. The next
+        run asks again.
     """
 
     study: Study
@@ -38,6 +40,7 @@ class StudyResult:
     verified: str = ""
     agreement: Agreement | None = None
     simulated_best: Evaluation | None = None
+    gave_up: str = ""
 
     def note(self) -> StudyNote:
         """What the store keeps of it beside the answers."""

@@ -21,6 +21,7 @@ from rpa_tune.sweep.sampler import AbstractSampler, Search
 BOUNDED = "bounded"  # its lower bound is above the best time found
 DOMINATED = "dominated"  # larger on every axis than one that ran out of memory
 HALVED = "halved"  # has a time, and others have better ones
+GAVE_UP = "gave up"  # the first ones all failed for one reason
 NOT_CHOSEN = "not chosen"  # the search spent its evaluations elsewhere
 
 
@@ -55,6 +56,7 @@ def not_asked(
     below: Mapping[Any, Evaluation],
     *,
     objective: str,
+    gave_up: str = "",
 ) -> list[Stop]:
     """Stops for the candidates of a pool that the search passed over.
 
@@ -64,6 +66,7 @@ def not_asked(
       skipped: What was about to be, and has its stop already.
       below: Config -> its answer on the rung below, a lower bound.
       objective: What the losses are.
+      gave_up: Why the search ended early; empty if it did not.
     """
     seen = {answer.candidate.config for answer in answers}
     seen |= {stop.candidate.config for stop in skipped}
@@ -72,6 +75,9 @@ def not_asked(
     stops = []
     for candidate in pool:
         if candidate.config in seen:
+            continue
+        if gave_up:
+            stops.append(Stop(candidate=candidate, reason=GAVE_UP, detail=gave_up))
             continue
         bound = below.get(candidate.config)
         least = measure.loss(bound) if bound is not None and best is not None else None
@@ -131,8 +137,17 @@ class Finalists(AbstractSampler):
         timed = [e.candidate.config for e in evaluations if e.ok]
         self._missing -= sum(config not in self._beside for config in timed)
 
-    def left_behind(self) -> list[Stop]:
-        """Stops for those that have a simulated time and were not asked for."""
+    def left_behind(self, answers: Sequence[Evaluation], gave_up: str) -> list[Stop]:
+        """Stops for those that have a simulated time and no answer.
+
+        Args:
+          answers: Of the device.
+          gave_up: Why not all were asked for that should have been; empty if they were.
+        """
+        answered = {answer.candidate.config for answer in answers}
+        left = [answer for answer in self._ranked if answer.candidate.config not in answered]
+        if gave_up:
+            return [Stop(candidate=a.candidate, reason=GAVE_UP, detail=gave_up) for a in left]
         stops = []
         for rank, answer in enumerate(self._ranked, start=1):
             if answer.candidate.config not in self._asked:
