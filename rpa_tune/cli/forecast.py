@@ -12,7 +12,6 @@ from rpa_tune.cli.main import print_json
 from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.families import public_family
 from rpa_tune.provenance import provenance
-from rpa_tune.store import journal as store
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.doubt import TRANSIENT
 from rpa_tune.sweep.study import Study

@@ -22,7 +22,7 @@ from rpa_tune.cli.tables import (
 )
 from rpa_tune.evaluate.measured import MeasuringHost
 from rpa_tune.store.shards import Shard
-from rpa_tune.sweep.result import StudyResult
+from rpa_tune.sweep.result import NO_COMPARISON, StudyResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +120,7 @@ def _table(results: Sequence[StudyResult]) -> Table:
     for result in results:
         row = result.row()
         if row is None:
-            table.add_row(result.study.name, "none", "-", "-", "-", "-", _no_row(result))
+            table.add_row(result.study.name, "none", "-", "-", "-", "-", result.verdict)
             continue
         table.add_row(
             result.study.name,
@@ -134,18 +134,13 @@ def _table(results: Sequence[StudyResult]) -> Table:
     return table
 
 
-def _no_row(result: StudyResult) -> str:
-    timed = any(answer.ok for answer in result.answers)
-    return "heuristic has no time" if timed and not result.gave_up else "no config works"
-
-
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def _why_none(result: StudyResult) -> str:
     """Why there is no row: reasons with counts, an example, and what could be done about it."""
-    if not result.gave_up and any(answer.ok for answer in result.answers):
+    if result.verdict == NO_COMPARISON:
         return _why_no_comparison(result)
     best = result.simulated_best
     if best is not None:

@@ -61,7 +61,7 @@ def sort_out(rows: Iterable[TableRow], kernels: Sequence[str], why_not: str) -> 
             export.leave_out(row, why)
         elif row.evidence.speedup is None:
             export.leave_out(
-                row, "the function's own choice has no time: nothing says it is slower"
+                row, "the function's own choice has no time: nothing says that it is slower"
             )
         else:
             export.exported.append(row)

@@ -225,7 +225,7 @@ class Journal(Closing):
     ) -> Evaluation | None:
         """The answer that still holds for today's `stamp`, or None when it is to be asked.
 
-        One that blames the machine or the moment is asked for again; `doubt.py` says which and when.
+        One that blames the machine or the moment is asked for again; `doubt.py` says when.
         """
         key = (candidate.digest, fidelity, tuple(stamp))
         answer = self._answers.get(key)

@@ -11,6 +11,9 @@ from rpa_tune.sweep.rungs import Stop
 from rpa_tune.sweep.study import Study
 from rpa_tune.tables.row import TableRow
 
+NOTHING_WORKS = "no config works"
+NO_COMPARISON = "the heuristic has no time"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyResult:
@@ -41,6 +44,14 @@ class StudyResult:
     agreement: Agreement | None = None
     simulated_best: Evaluation | None = None
     gave_up: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """`tuned` or `heuristic`, or why there is no row."""
+        if self.decision is not None:
+            return self.decision.verdict
+        timed = not self.gave_up and any(answer.ok for answer in self.answers)
+        return NO_COMPARISON if timed else NOTHING_WORKS
 
     def note(self) -> StudyNote:
         """What the store keeps of it beside the answers."""

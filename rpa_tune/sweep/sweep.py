@@ -259,8 +259,8 @@ class Sweep:
         """Puts a sampler's questions to the store, and what it does not know to an evaluator.
 
         Returns:
-          The answers, why some were not asked for, and why it gave up, if it did: only when the
-          first answers are there is the rest of their wave asked for.
+          The answers, why some were not asked for, and why it gave up, if it did. The first to be
+          simulated, with the heuristic at their head, go ahead of the rest of their wave.
         """
         answers: list[Evaluation] = []
         skipped: list[Stop] = []
@@ -270,7 +270,8 @@ class Sweep:
             todo = [c for c in wave if c.digest not in stops]
             told: list[Evaluation] = []
             while todo:
-                is_start = fidelity is not Fidelity.ANALYTICAL and len(answers) < MOST_ALIKE
+                # Bounds cost nothing, and who is measured takes turns with the others of a wave.
+                is_start = fidelity is Fidelity.SIMULATED and len(answers) < MOST_ALIKE
                 size = MOST_ALIKE - len(answers) if is_start else len(todo)
                 part, todo = todo[:size], todo[size:]
                 new = self.oracle.ask(part, study, fidelity)

@@ -119,9 +119,9 @@ def test_finalists_that_fail_on_the_device_make_way_for_the_next(tmp_path):
     assert (again.decision, asked_again.asked) == (result.decision, [])
 
 
-@pytest.mark.parametrize("status", [Status.WRONG_ANSWER, Status.COMPILE_FAILED])
-def test_when_all_fail_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path, status):
+def test_when_all_are_wrong_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path):
     """No simulated time takes the place of a measurement that failed."""
+    status = Status.WRONG_ANSWER
     result, measured = run(tmp_path, statuses=lambda config: status)
     simulated = [e for e in store.read(tmp_path / "store.jsonl").evaluations
                  if e.fidelity is Fidelity.SIMULATED]  # fmt: skip
@@ -137,6 +137,20 @@ def test_when_all_fail_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path
     assert "search.measure" in said
     shown = CliRunner().invoke(cli, ["status", str(tmp_path / "store.jsonl")]).stdout
     assert f"no config works on the device ({len(simulated)} {status.value})" in shown
+
+
+def test_when_the_first_fail_alike_on_the_device_no_more_are_tried(tmp_path):
+    study = make_study(simulate=12)
+    for _ in range(2):  # and the next run tries the same again
+        result, measured = run(tmp_path, study=study, statuses=lambda config: Status.COMPILE_FAILED)
+        assert study.search.measure <= len(measured.asked) <= study.search.measure + 1
+        assert study.heuristic() in [candidate.config for candidate in measured.asked]
+        assert (result.decision, result.row()) == (None, None)
+        said = _why_none(result)
+        assert "no config works on the device" in said
+        assert "all failed alike; the next run asks again" in said
+    calm, measured = run(tmp_path, study=study)
+    assert calm.row().evidence.fidelity == "measured"
 
 
 def test_when_all_run_out_of_memory_none_that_is_larger_is_tried(tmp_path):
