@@ -89,10 +89,31 @@ def test_who_is_not_measured(tmp_path, why):
 
 
 def test_a_wrong_answer_on_the_device_is_not_promoted(tmp_path):
-    best = run(tmp_path / "calm")[0].decision.chosen.candidate.config
-    result, _ = run(tmp_path, statuses=lambda c: Status.WRONG_ANSWER if c == best else Status.OK)
+    study = make_study(simulate=12)
+    study = replace(study, search=replace(study.search, measure=8))
+    best = run(tmp_path / "calm", study=study)[0].decision.chosen.candidate.config
+    assert best != study.heuristic()
+    result, _ = run(
+        tmp_path, study=study,
+        statuses=lambda c: Status.WRONG_ANSWER if c == best else Status.OK,
+    )  # fmt: skip
     assert result.decision.chosen.candidate.config != best
     assert [s.reason for s in result.stops if s.candidate.config == best] == ["wrong_answer"]
+
+
+def test_when_the_heuristic_is_wrong_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path):
+    study = make_study(simulate=12)
+    heuristic = study.heuristic()
+    result, _ = run(
+        tmp_path, study=study,
+        statuses=lambda c: Status.WRONG_ANSWER if c == heuristic else Status.OK,
+    )  # fmt: skip
+    assert (result.row(), result.verdict) == (None, "the heuristic has no time")
+    said = _why_none(result)
+    assert "the heuristic has no time (wrong_answer: made up: wrong_answer)" in said
+    assert "nothing is promoted" in said
+    shown = CliRunner().invoke(cli, ["status", str(tmp_path / "store.jsonl")]).stdout
+    assert "the heuristic has no time" in shown
 
 
 def test_finalists_that_fail_on_the_device_make_way_for_the_next(tmp_path):
