@@ -202,6 +202,7 @@ def _result_to_dict(result: StudyResult) -> dict[str, Any]:
         "fidelity": row.evidence.fidelity if row else None,
         "agreement": asdict(result.agreement) if result.agreement else None,
         "row": row.to_dict() if row else None,
+        "gave_up": result.gave_up,
         "num_feasible": len(result.space.configs),
         "rejected": dict(result.space.rejected),
         "num_evaluated": len(result.answers),

@@ -137,17 +137,8 @@ class Finalists(AbstractSampler):
         timed = [e.candidate.config for e in evaluations if e.ok]
         self._missing -= sum(config not in self._beside for config in timed)
 
-    def left_behind(self, answers: Sequence[Evaluation], gave_up: str) -> list[Stop]:
-        """Stops for those that have a simulated time and no answer.
-
-        Args:
-          answers: Of the device.
-          gave_up: Why not all were asked for that should have been; empty if they were.
-        """
-        answered = {answer.candidate.config for answer in answers}
-        left = [answer for answer in self._ranked if answer.candidate.config not in answered]
-        if gave_up:
-            return [Stop(candidate=a.candidate, reason=GAVE_UP, detail=gave_up) for a in left]
+    def left_behind(self) -> list[Stop]:
+        """Stops for those that have a simulated time and were not asked for."""
         stops = []
         for rank, answer in enumerate(self._ranked, start=1):
             if answer.candidate.config not in self._asked:

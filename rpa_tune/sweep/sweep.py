@@ -202,16 +202,16 @@ class Sweep:
         finalists = Finalists(result.answers, study.search, always=[heuristic])
         answers, skipped, gave_up = self._ask(study, result.space, finalists, Fidelity.MEASURED)
         simulated = {answer.candidate.config: answer for answer in result.answers if answer.ok}
+        left = finalists.left_behind()
+        if gave_up:
+            pool = [answer.candidate for answer in simulated.values()]
+            objective = study.search.objective
+            left = not_asked(pool, answers, skipped, {}, objective=objective, gave_up=gave_up)
         return replace(
             result,
             decision=_decide(answers, heuristic, study.search),
             answers=tuple(answers),
-            stops=(
-                *result.stops,
-                *skipped,
-                *timeless(answers),
-                *finalists.left_behind(answers, gave_up),
-            ),
+            stops=(*result.stops, *skipped, *timeless(answers), *left),
             agreement=compare(simulated, answers, study.search.objective),
             simulated_best=finalists.best,
             gave_up=result.gave_up or gave_up,
