@@ -157,8 +157,6 @@ class Journal(Closing):
         self._synced_at = time.monotonic()
         self._answers: dict[Key, Evaluation] = {}
         self._num_here: dict[Key, int] = {}  # answers that this run got
-        self._before: frozenset[Key] = frozenset()  # questions that earlier runs have answers to
-        self._doubtful: frozenset[Key] = frozenset()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(str(path) + ".lock")
@@ -188,11 +186,10 @@ class Journal(Closing):
             self.sync()
             _sync_folder(path.parent)
         for evaluation in () if ignore_known else (*also_known, *contents.evaluations):
-            self._index(evaluation)
+            self._answers[_key_of(evaluation)] = evaluation
         self._planned = {(plan.name, plan.study): plan for plan in contents.plans}
         self._ended = {(note.name, note.study): note for note in contents.notes}
-        self._before, self._num_here = frozenset(self._num_here), {}
-        self._doubtful = _doubtful(self._answers)
+        self._before, self._doubtful = frozenset(self._answers), _doubtful(self._answers)
 
     def __len__(self) -> int:
         """Answers that count: one per candidate, fidelity and stamp."""
@@ -266,8 +263,7 @@ class Journal(Closing):
             self._lock.release()
 
     def _index(self, evaluation: Evaluation) -> None:
-        stamp = codec.stamp_of(evaluation.provenance, evaluation.fidelity)
-        key = (evaluation.candidate.digest, evaluation.fidelity, stamp)
+        key = _key_of(evaluation)
         self._answers[key] = evaluation
         self._num_here[key] = self._num_here.get(key, 0) + 1
 
@@ -281,6 +277,11 @@ class Journal(Closing):
             os.ftruncate(self._file, self._end_bytes)
             raise _unwritable(self.path, error) from error
         self._end_bytes += len(line)
+
+
+def _key_of(evaluation: Evaluation) -> Key:
+    stamp = codec.stamp_of(evaluation.provenance, evaluation.fidelity)
+    return evaluation.candidate.digest, evaluation.fidelity, stamp
 
 
 def _doubtful(answers: Mapping[Key, Evaluation]) -> frozenset[Key]:
