@@ -14,6 +14,7 @@ from rpa_kernels import online_softmax
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
+from rpa_kernels.settings import under_defaults
 from rpa_kernels.target import Target
 
 Ref = Any
@@ -80,6 +81,7 @@ class Launch:
     scratch_shapes: Callable[[Problem, Any, Target], Any]
     split: Callable[..., Any]
 
+    @under_defaults
     def __call__(
         self,
         q: jax.Array,

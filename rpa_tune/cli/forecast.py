@@ -12,8 +12,8 @@ from rpa_tune.cli.main import print_json
 from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.families import public_family
 from rpa_tune.provenance import provenance
-from rpa_tune.store import journal as store
 from rpa_tune.store.codec import stamp_of
+from rpa_tune.store.doubt import TRANSIENT
 from rpa_tune.sweep.study import Study
 
 # Compile and simulate one candidate, and check one config under the interpreter, until the store
@@ -37,9 +37,7 @@ def forecast(
       workers: Processes at once.
       verify: Whether winners are checked; a check counts as often as a row may have configs.
     """
-    simulated = [
-        e for e in known if e.fidelity is Fidelity.SIMULATED and e.status not in store.TRANSIENT
-    ]
+    simulated = [e for e in known if e.fidelity is Fidelity.SIMULATED and e.status not in TRANSIENT]
     seconds = [e.metrics["evaluate_s"] for e in simulated if "evaluate_s" in e.metrics]
     each_s = sum(seconds) / len(seconds) if seconds else _GUESSED_CANDIDATE_S
     checks = [e for e in known if e.fidelity is Fidelity.INTERPRETED]

@@ -20,6 +20,7 @@ from rpa_tune.store.journal import Contents
 from rpa_tune.store.notes import StudyNote, StudyPlan
 from rpa_tune.store.shards import find_shards
 from rpa_tune.sweep.agreement import Agreement
+from rpa_tune.sweep.result import NO_COMPARISON, NOTHING_WORKS
 
 # The rate is that of the last answers: earlier ones may be of a run that ended long ago.
 _RATE_OVER = 50
@@ -227,10 +228,12 @@ def _print_study(study: Mapping[str, Any]) -> None:
 
 
 def _why_none(study: Mapping[str, Any]) -> str:
+    if study["best_us"] is not None and study["heuristic_us"] is None:
+        return NO_COMPARISON
     if not study["measured"]:
-        return "no config works"
+        return NOTHING_WORKS
     counts = ", ".join(f"{count} {name}" for name, count in study["measured"].items())
-    return f"no config works on the device ({counts})"
+    return f"{NOTHING_WORKS} on the device ({counts})"
 
 
 def _best_text(study: Mapping[str, Any]) -> str:

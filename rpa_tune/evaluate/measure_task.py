@@ -142,7 +142,7 @@ def _describe(device: Any) -> dict[str, Any]:
         "num_devices": jax.device_count(),
         "num_hosts": jax.process_count(),
         "coords": list(getattr(device, "coords", ())),
-        "flags": target.compiler_flags(),
+        "flags": target.program_settings(),
     }
 
 

@@ -16,8 +16,9 @@ Kind = TypeVar("Kind")
 _LONGEST_US = 1e18
 
 # What an answer depends on beside the candidate. An answer whose stamp differs from today's is
-# kept in the store but not reused. `kernel` and `simulator` are digests of sources.
-STAMP_KEYS = ("kernel", "simulator", "jax", "libtpu")
+# kept in the store but not reused. `kernel` and `simulator` are digests of sources; `settings` is
+# empty in every worker that this package starts.
+STAMP_KEYS = ("kernel", "simulator", "jax", "libtpu", "settings")
 
 
 # Answers that do not depend on the simulator: a better one does not undo what a TPU took.

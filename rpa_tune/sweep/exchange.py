@@ -34,13 +34,14 @@ from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.closing import Closing
 from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.store import codec
-from rpa_tune.store.journal import MAX_ATTEMPTS, TRANSIENT
+from rpa_tune.store.doubt import TRANSIENT, fail_alike, is_settled
 
 Evaluate = Callable[[Iterable[Candidate]], Iterator[Evaluation]]
 
 _POSTGRES = r"^postgres(ql)?(\+psycopg)?://"
 _STORAGE_HINT = "--storage takes a file, or postgresql://USER@HOST/DATABASE"
 _RUNS = "rpa-tune runs"  # the study whose attributes are the counters of the runs
+_ENDED = -1  # the counter of a run that has ended
 _POLL_S = 0.2
 _SCHEMA_ATTEMPTS = 10
 _ANY_INT = optuna.distributions.IntDistribution(0, 2**31 - 1)
@@ -71,6 +72,8 @@ class Exchange(Closing):
         self._lock = threading.Lock()
         self._is_closing = threading.Event()
         self._runs_id = self._study_id(_RUNS)
+        self._began = time.monotonic()
+        self._found = self._storage.get_study_user_attrs(self._runs_id)  # counters, when it began
         self._storage.set_study_user_attr(self._runs_id, self._run, 0)
         self._heart = threading.Thread(target=self._beat, daemon=True)
         self._heart.start()
@@ -123,6 +126,7 @@ class Exchange(Closing):
         with self._lock, contextlib.suppress(StoreError), self._usable():
             for trial_id in self._mine.values():
                 self._give_up(trial_id)
+            self._storage.set_study_user_attr(self._runs_id, self._run, _ENDED)
         self._storage.remove_session()
         self._disconnect()
 
@@ -171,16 +175,26 @@ class Exchange(Closing):
             return taken
 
     def _look(self, study_id: int, candidate: Candidate) -> Evaluation | FrozenTrial | None:
-        """The answer that counts, else the first live trial, else None."""
-        trials = self._storage.get_all_trials(study_id, deepcopy=False)
-        trials = [t for t in trials if t.user_attrs.get("candidate") == candidate.digest]
-        answers = [
-            codec.from_dict(t.user_attrs["answer"])
-            for t in trials
-            if t.state.is_finished() and "answer" in t.user_attrs
-        ]
-        if answers and (answers[-1].status not in TRANSIENT or len(answers) >= MAX_ATTEMPTS):
-            return answers[-1]
+        """The answer that counts, else the first live trial, else None.
+
+        Of answers that blame the machine or the moment those of runs that had ended before this one
+        began are asked for again, as by `Journal.find`. A run that may have ended is waited for.
+        """
+        all_trials = self._storage.get_all_trials(study_id, deepcopy=False)
+        trials = [t for t in all_trials if t.user_attrs.get("candidate") == candidate.digest]
+        answered = [t for t in trials if t.state.is_finished() and "answer" in t.user_attrs]
+        if answered:
+            answer = codec.from_dict(answered[-1].user_attrs["answer"])
+            in_doubt = answer.status in TRANSIENT or self._is_doubtful(answer, all_trials)
+            if not in_doubt:
+                return answer
+            was_before = [self._was_before(trial.user_attrs["run"]) for trial in answered]
+            if None in was_before:
+                return answered[was_before.index(None)]
+            num_here = was_before.count(False)
+            was_asked = any(was_before)
+            if num_here and is_settled(answer.status, num_here=num_here, was_before=was_asked):
+                return answer
         for trial in trials:
             if trial.state.is_finished():
                 continue
@@ -206,10 +220,31 @@ class Exchange(Closing):
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
 
+    def _is_doubtful(self, answer: Evaluation, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether all that is known of an answer's study are failures for one reason."""
+        found = (t.user_attrs.get("answer") for t in trials if t.state.is_finished())
+        return not answer.ok and fail_alike(codec.from_dict(other) for other in found if other)
+
+    def _was_before(self, run: str) -> bool | None:
+        """Whether a run had ended when this one began; None while that is not known.
+
+        A killed run says nothing: its counter stands still.
+        """
+        if run not in self._found:
+            return False
+        counter = self._storage.get_study_user_attrs(self._runs_id).get(run)
+        if self._found[run] == _ENDED:
+            return True
+        if counter != self._found[run]:
+            return False
+        return True if time.monotonic() - self._began >= self._grace_s else None
+
     def _is_alive(self, run: str) -> bool:
         if run == self._run:
             return True
         counter = self._storage.get_study_user_attrs(self._runs_id).get(run)
+        if counter == _ENDED:
+            return False
         known, since = self._seen.get(run, (None, 0.0))
         if counter != known:
             self._seen[run] = (counter, time.monotonic())

@@ -11,6 +11,9 @@ from rpa_tune.sweep.rungs import Stop
 from rpa_tune.sweep.study import Study
 from rpa_tune.tables.row import TableRow
 
+NOTHING_WORKS = "no config works"
+NO_COMPARISON = "the heuristic has no time"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyResult:
@@ -27,6 +30,8 @@ class StudyResult:
       agreement: Measured against simulated; None when nothing was measured.
       simulated_best: What the simulator thought best of those that were measured; None when
         nothing was, or had a simulated time.
+      gave_up: Why the study ended before it had asked all it could; empty if it did not. The next
+        run asks again.
     """
 
     study: Study
@@ -38,6 +43,15 @@ class StudyResult:
     verified: str = ""
     agreement: Agreement | None = None
     simulated_best: Evaluation | None = None
+    gave_up: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """`tuned` or `heuristic`, or why there is no row."""
+        if self.decision is not None:
+            return self.decision.verdict
+        timed = not self.gave_up and any(answer.ok for answer in self.answers)
+        return NO_COMPARISON if timed else NOTHING_WORKS
 
     def note(self) -> StudyNote:
         """What the store keeps of it beside the answers."""

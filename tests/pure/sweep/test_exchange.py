@@ -222,6 +222,48 @@ def test_a_crash_is_tried_once_more_by_whoever_comes_next(tmp_path):
         assert not share(one, [candidate], FormulaEvaluator(Fidelity.SIMULATED))[0][1]
 
 
+BLAMES_THE_MOMENT = [Status.COMPILE_TIMEOUT, Status.RUN_TIMEOUT, Status.CRASHED]
+
+
+@pytest.mark.parametrize("status", [*BLAMES_THE_MOMENT, Status.COMPILE_FAILED])
+def test_what_blames_the_moment_counts_in_its_own_sweep_and_is_asked_again_by_the_next(
+    tmp_path, status
+):
+    """So do failures of a study in which nothing else is known; as in a store."""
+    study = make_study()
+    candidates = [study.candidate(config) for config in study.space().configs[:2]]
+    failing = FormulaEvaluator(Fidelity.SIMULATED, statuses=lambda c: status)
+    fine = FormulaEvaluator(Fidelity.SIMULATED)
+    with Exchange(str(tmp_path / "s"), beat_s=0.05) as one:
+        for _ in range(2 if status is Status.CRASHED else 1):
+            assert [is_new for _, is_new in share(one, candidates, failing)] == [True] * 2
+        with Exchange(str(tmp_path / "s")) as joined_late:
+            assert [is_new for _, is_new in share(joined_late, candidates, fine)] == [False] * 2
+        with Exchange(str(tmp_path / "s")) as joined_late:  # though one of the others has ended
+            assert [is_new for _, is_new in share(joined_late, candidates, fine)] == [False] * 2
+    with Exchange(str(tmp_path / "s")) as later:
+        again = share(later, candidates, fine)
+        assert [(e.status, is_new) for e, is_new in again] == [(Status.OK, True)] * 2
+    with Exchange(str(tmp_path / "s")) as last:
+        assert share(last, candidates, failing) == [(e, False) for e, _ in again]
+
+
+def test_a_timeout_of_a_run_that_was_killed_is_asked_again_once_that_is_known(tmp_path):
+    study = make_study()
+    (candidate,) = [study.candidate(config) for config in study.space().configs[:1]]
+    late = FormulaEvaluator(Fidelity.SIMULATED, statuses=lambda c: Status.COMPILE_TIMEOUT)
+    killed = Exchange(str(tmp_path / "s"), beat_s=600.0)
+    assert share(killed, [candidate], late)[0][1]
+    try:
+        with Exchange(str(tmp_path / "s"), grace_s=0.5) as later:
+            began = time.monotonic()
+            ((answer, is_new),) = share(later, [candidate], FormulaEvaluator(Fidelity.SIMULATED))
+            assert time.monotonic() - began > 0.2
+            assert (answer.status, is_new) == (Status.OK, True)
+    finally:
+        killed.close()
+
+
 def test_what_was_begun_is_given_back_at_the_end(tmp_path):
     study = make_study()
     candidates = [study.candidate(config) for config in study.space().configs[:2]]

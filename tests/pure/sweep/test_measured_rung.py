@@ -89,10 +89,31 @@ def test_who_is_not_measured(tmp_path, why):
 
 
 def test_a_wrong_answer_on_the_device_is_not_promoted(tmp_path):
-    best = run(tmp_path / "calm")[0].decision.chosen.candidate.config
-    result, _ = run(tmp_path, statuses=lambda c: Status.WRONG_ANSWER if c == best else Status.OK)
+    study = make_study(simulate=12)
+    study = replace(study, search=replace(study.search, measure=8))
+    best = run(tmp_path / "calm", study=study)[0].decision.chosen.candidate.config
+    assert best != study.heuristic()
+    result, _ = run(
+        tmp_path, study=study,
+        statuses=lambda c: Status.WRONG_ANSWER if c == best else Status.OK,
+    )  # fmt: skip
     assert result.decision.chosen.candidate.config != best
     assert [s.reason for s in result.stops if s.candidate.config == best] == ["wrong_answer"]
+
+
+def test_when_the_heuristic_is_wrong_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path):
+    study = make_study(simulate=12)
+    heuristic = study.heuristic()
+    result, _ = run(
+        tmp_path, study=study,
+        statuses=lambda c: Status.WRONG_ANSWER if c == heuristic else Status.OK,
+    )  # fmt: skip
+    assert (result.row(), result.verdict) == (None, "the heuristic has no time")
+    said = _why_none(result)
+    assert "the heuristic has no time (wrong_answer: made up: wrong_answer)" in said
+    assert "nothing is promoted" in said
+    shown = CliRunner().invoke(cli, ["status", str(tmp_path / "store.jsonl")]).stdout
+    assert "the heuristic has no time" in shown
 
 
 def test_finalists_that_fail_on_the_device_make_way_for_the_next(tmp_path):
@@ -119,9 +140,9 @@ def test_finalists_that_fail_on_the_device_make_way_for_the_next(tmp_path):
     assert (again.decision, asked_again.asked) == (result.decision, [])
 
 
-@pytest.mark.parametrize("status", [Status.WRONG_ANSWER, Status.COMPILE_FAILED])
-def test_when_all_fail_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path, status):
+def test_when_all_are_wrong_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path):
     """No simulated time takes the place of a measurement that failed."""
+    status = Status.WRONG_ANSWER
     result, measured = run(tmp_path, statuses=lambda config: status)
     simulated = [e for e in store.read(tmp_path / "store.jsonl").evaluations
                  if e.fidelity is Fidelity.SIMULATED]  # fmt: skip
@@ -137,6 +158,20 @@ def test_when_all_fail_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path
     assert "search.measure" in said
     shown = CliRunner().invoke(cli, ["status", str(tmp_path / "store.jsonl")]).stdout
     assert f"no config works on the device ({len(simulated)} {status.value})" in shown
+
+
+def test_when_the_first_fail_alike_on_the_device_no_more_are_tried(tmp_path):
+    study = make_study(simulate=12)
+    for _ in range(2):  # and the next run tries the same again
+        result, measured = run(tmp_path, study=study, statuses=lambda config: Status.COMPILE_FAILED)
+        assert study.search.measure <= len(measured.asked) <= study.search.measure + 1
+        assert study.heuristic() in [candidate.config for candidate in measured.asked]
+        assert (result.decision, result.row()) == (None, None)
+        said = _why_none(result)
+        assert "no config works on the device" in said
+        assert "all failed alike; the next run asks again" in said
+    calm, measured = run(tmp_path, study=study)
+    assert calm.row().evidence.fidelity == "measured"
 
 
 def test_when_all_run_out_of_memory_none_that_is_larger_is_tried(tmp_path):
