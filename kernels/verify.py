@@ -211,8 +211,8 @@ def verify(
 def spoil_unused(arrays: BatchArrays, problem: Problem) -> BatchArrays:
     """The same batch, with what no index may be in all entries that no kernel may use.
 
-    In turn -1, one past the end and far past it: for page indices behind the last page of a
-    sequence or before the first that any query sees, and lengths behind the last sequence.
+    In turn -1, one past the end, and the largest and the least int32: for pages behind a sequence's
+    last or before the first that any of its queries sees, and for contexts of no sequence.
     """
     num_seqs = int(arrays.distribution[2])
     q_lens, kv_lens = np.diff(arrays.cu_q_lens), arrays.kv_lens
@@ -222,7 +222,7 @@ def spoil_unused(arrays: BatchArrays, problem: Problem) -> BatchArrays:
         used[i, first : layout.cdiv(int(kv_lens[i]), problem.page_size)] = True
 
     def spoiled(entries: Any, unused: Any, end: int) -> Any:
-        hostile = np.resize(np.asarray((-1, end, np.iinfo(np.int32).max), np.int32), entries.size)
+        hostile = np.resize(np.asarray((-1, end, 2**31 - 1, -(2**31)), np.int32), entries.size)
         return np.where(unused.reshape(-1), hostile, entries)
 
     seqs = np.arange(problem.max_num_seqs)

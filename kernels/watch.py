@@ -119,7 +119,7 @@ def _kept(base: Any, instances: list[Any]) -> Any:
 
 
 def _memory(base: Any, instances: list[Any]) -> Any:
-    """jax's shared memory, with an entry of the vector clocks for each copy in turn."""
+    """Jax's shared memory, with an entry of the vector clocks for each copy in turn."""
 
     class Memory(_kept(base, instances)):  # type: ignore[misc]
         num_copies = 0
@@ -135,7 +135,7 @@ def _memory(base: Any, instances: list[Any]) -> Any:
 
 
 def _semaphore(base: Any) -> Any:
-    """jax's semaphore, where a wait for DMAs must end, and means the copies that it must mean."""
+    """Jax's semaphore, where a wait for DMAs must end, and means the copies that it must mean."""
 
     class Semaphore(base):  # type: ignore[misc]
         def wait(self, value: Any, global_core_id: Any, **kwargs: Any) -> None:
@@ -154,7 +154,7 @@ def _semaphore(base: Any) -> Any:
 
 
 def _overlap(overlap: Callable[[_Range, _Range], bool]) -> Callable[[_Range, _Range], bool]:
-    """jax's `_ranges_overlap`, where a range of nothing overlaps nothing.
+    """Jax's `_ranges_overlap`, where a range of nothing overlaps nothing.
 
     The kernels start such copies on purpose: a branch around each would cost more than the copy.
     Source: `_slices_overlap` of jax 0.10.2 and 0.12.0.1, which asks "Do we need to handle
@@ -164,7 +164,7 @@ def _overlap(overlap: Callable[[_Range, _Range], bool]) -> Callable[[_Range, _Ra
 
 
 def _checked(to_range: Callable[[Any], _Range]) -> Callable[[Any], _Range]:
-    """jax's `to_range`, which every access to every memory goes through, without negative indices.
+    """Jax's `to_range`, which every access to every memory goes through, without negative indices.
 
     Those of copies of nothing count, too: what an address that does not exist does on the chip is
     said nowhere.

@@ -1,7 +1,7 @@
 """Faults in the copies of a kernel, put in where the interpreter starts them and waits for them.
 
-A kernel is traced and compiled once, then run with one wait missing, say. Waits and starts are found
-in the traced kernel, so those that a change adds are found, too. A mutant is judged by `verify` as
+A kernel is traced and compiled once, then run with one wait missing, say. Waits and starts are
+those of the traced kernel, so what a change adds is found, too. A mutant is judged by `verify` as
 it is, which is given the compiled kernel for the one that it would compile.
 """
 
@@ -51,7 +51,7 @@ class Subject:
         self._extra: dict[int, int] = defaultdict(int)
 
     def problems(self, fault: str | None = None, index: int = -1, *, dma_mode: str) -> str:
-        """What `verify` finds wrong with a mutant: problems, or what it raises; empty if nothing."""
+        """What `verify` finds wrong with a mutant, or raises; empty if nothing."""
         self._fault = (fault, index)
         self._late.clear()
         self._extra.clear()
@@ -107,7 +107,11 @@ class Subject:
                 (copy, "wait_recv", self._named("wait", copy.wait_recv)),
                 (module, "dma_start", functools.partial(self._start, module.dma_start)),
                 (module, "dma_wait", functools.partial(self._wait, module.dma_wait)),
-                (module, "_validate", functools.partial(self._end, module.dma_wait, module._validate)),
+                (
+                    module,
+                    "_validate",
+                    functools.partial(self._end, module.dma_wait, module._validate),
+                ),
             ):
                 stack.enter_context(mock.patch.object(owner, name, stand_in))
             yield

@@ -1,4 +1,4 @@
-"""The interpreter as `verify` uses it: it finds what jax's alone lets pass, and nothing in the right."""
+"""The interpreter as `verify` uses it: finds what jax lets pass, and nothing in what is right."""
 
 import jax
 import jax.numpy as jnp
@@ -190,7 +190,7 @@ def word(scalars, x, out, buffers, sems):
 @pytest.mark.parametrize("index", [-1, 8, np.iinfo(np.int32).max])
 @pytest.mark.parametrize("body", [page, page_of_no_rows, block, rows, word])
 def test_an_index_out_of_bounds_is_an_error_in_every_memory(body, index):
-    with pytest.raises(jax.errors.JaxRuntimeError, match="(?i)out-of-bounds|before the start"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"(?i)out-of-bounds|before the start"):
         run(body, "eager", scalar=index)
 
 
