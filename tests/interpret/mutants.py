@@ -104,7 +104,7 @@ class Subject:
         with contextlib.ExitStack() as stack:
             for owner, name, stand_in in (
                 (copy, "start", self._named("start", copy.start)),
-                (copy, "wait_recv", self._named("wait", copy.wait_recv)),
+                (copy, "wait", self._named("wait", copy.wait)),
                 (module, "dma_start", functools.partial(self._start, module.dma_start)),
                 (module, "dma_wait", functools.partial(self._wait, module.dma_wait)),
                 (

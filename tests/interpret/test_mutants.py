@@ -5,11 +5,15 @@ The waits are those of the traced kernel (`mutants.py`), so a new one is tried w
 
 import functools
 
+import jax
 import pytest
 from interpret.kernel_cases import V6E, blockwise_config, decode_config, make_problem
 from interpret.mutants import START_FAULTS, WAIT_FAULTS, Subject
 
+from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
+from rpa_kernels.pages import Meta
+from rpa_kernels.verify import spoil_unused, verify
 from rpa_kernels.watch import DMA_MODES
 
 PROBLEM = make_problem(num_q_heads=1, num_kv_heads=1, has_sinks=True, max_num_tokens=32)
@@ -61,6 +65,29 @@ def test_a_kernel_without_wait_write_races():
     for index in tried:
         for fault in ("missing", "late"):
             assert "data race" in subject("mixed").problems(fault, index, dma_mode="eager")
+
+
+def test_entries_that_no_kernel_may_use_are_out_of_bounds():
+    problem = make_problem(sliding_window=20, pages_per_seq=4, max_num_seqs=4)
+    batch = Batch(q_lens=(1, 17, 1), kv_lens=(64, 17, 16), num_decode=1)
+    spoiled = spoil_unused(batch.arrays(problem), problem)
+    end, far, least = problem.num_pages, 2**31 - 1, -(2**31)
+    own = batch.pages(problem)
+    assert spoiled.page_indices.reshape(4, 4).tolist() == [
+        [-1, end, *own[0][2:]],  # behind the window of its one query
+        [*own[1], far, least],
+        [*own[2], end, far, least],
+        [-1, end, far, least],
+    ]
+    assert spoiled.kv_lens.tolist() == [64, 17, 16, least]
+
+
+def test_a_kernel_that_uses_such_an_entry_is_found(monkeypatch):
+    real = Meta.page
+    monkeypatch.setattr(Meta, "page", lambda self, seq, index: real(self, seq, index + 1))
+    config, batch = CASES["decode"]
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"Out-of-bounds|before the start"):
+        verify(load_family("decode"), PROBLEM, config, batch, target=V6E)
 
 
 @pytest.mark.slow
