@@ -23,7 +23,7 @@ from rpa_kernels.batch import Batch, BatchArrays
 from rpa_kernels.family import KernelFamily
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
-from rpa_kernels.watch import DmaMode, Watch, interpreter, watched
+from rpa_kernels.watch import Watch, interpreter, watched
 
 # Added to the tolerance of the worst element, relative to the largest output: a rounding of the
 # output itself. One element of few is a noisy measure; the mean square needs no such allowance.
@@ -179,7 +179,7 @@ def verify(
     *,
     target: Target,
     seed: int = 0,
-    dma_mode: DmaMode = "on_wait",
+    dma_mode: str = "on_wait",
 ) -> Report:
     """Runs one family on one batch and compares it with the reference.
 

@@ -18,15 +18,14 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
-DmaMode = Literal["on_wait", "eager"]
-DMA_MODES: tuple[DmaMode, ...] = ("on_wait", "eager")
+DMA_MODES = ("on_wait", "eager")
 
 # Entries of a vector clock: one a core, and for copies the rest in turn. Two copies can hide one
 # another's races only if a thousand others are started between them, and a wait is nowhere near so
@@ -36,7 +35,7 @@ VECTOR_CLOCK_SIZE = 1024
 _Range = tuple[slice | int, ...]
 
 
-def interpreter(dma_mode: DmaMode, num_cores: int = 1) -> pltpu.InterpretParams:
+def interpreter(dma_mode: str, num_cores: int = 1) -> pltpu.InterpretParams:
     """The TPU interpreter with race detection and NaN in all memory that nobody wrote.
 
     Args:
@@ -45,14 +44,13 @@ def interpreter(dma_mode: DmaMode, num_cores: int = 1) -> pltpu.InterpretParams:
     """
     fields = {field.name for field in dataclasses.fields(pltpu.InterpretParams)}
     # jax 0.10 always sets a flag and goes on; 0.12 raises unless told to.
-    on_race: dict[str, Any] = {"on_race": "warn"} if "on_race" in fields else {}
+    options: dict[str, Any] = {"on_race": "warn"} if "on_race" in fields else {}
     return pltpu.InterpretParams(
         detect_races=True,
         uninitialized_memory="nan",
-        dma_execution_mode=dma_mode,
         num_cores_or_threads=num_cores,
         vector_clock_size=VECTOR_CLOCK_SIZE,
-        **on_race,
+        **{**options, "dma_execution_mode": dma_mode},
     )
 
 
