@@ -63,7 +63,11 @@ def exponentials(s: jax.Array, m: jax.Array, target: Target, dtype: jnp.dtype) -
     """exp2(s - m) in `dtype`, the dtype that p @ V is multiplied in.
 
     The difference is taken in float32; with bfloat16 vector units the exponential itself then
-    runs on packed pairs, half the slots, and its rounding is that of the cast it replaces.
+    runs on packed pairs, half the slots. That rounds twice: the result, as the cast it replaces
+    would, and before it the difference, by up to 2**-9 of itself, which moves p by at most
+    2**-9 / e (where the difference is -1.44; p is at most 1). What the interpreter says of the
+    error supposes an exponential that is right to one rounding (`watch.exp2`); how far the chip's
+    instruction is from that has not been measured.
     """
     x = s - m
     if target.has_bf16_vector_units and dtype == jnp.bfloat16:

@@ -51,7 +51,9 @@ def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) 
     """Runs a config under the interpreter and compares it with the float32 reference.
 
     Output and KV cache are compared, and races are looked for, on batches with lengths of 1, page
-    and block boundaries and their neighbours, with copies as late and as early as they may be.
+    and block boundaries and their neighbours, with copies as late and as early as they may be, and
+    with entries of the page table that nobody may use out of bounds. Errors are those of the
+    kernel's roundings, with an exponential that is right to one; the chip's own is not in them.
     Large models are slow: --tp divides the heads. Exit code 1 when something is wrong.
 
     Example: rpa-tune verify --chip v6e --family decode --model llama3-8b --tp 4 --config bq_sz=16

@@ -167,7 +167,7 @@ def _check(candidate: Candidate, batches: Sequence[Batch], make: Any) -> Measure
                 status=Status.OUT_OF_MEMORY if exhausted else failed,
                 detail=worker.one_line(str(error)),
             )
-        report = compare(family, problem, batch, operands, out, cache, has_race=False)
+        report = compare(family, problem, batch, operands, out, cache)
         if not report.ok:
             return Measurement(
                 status=Status.WRONG_ANSWER, detail=f"batch {seed}: {'; '.join(report.problems)}"
