@@ -7,6 +7,7 @@ sizes. Nothing here depends on a chip. No jax.
 from dataclasses import dataclass
 
 from rpa_kernels import layout
+from rpa_kernels.dtypes import dtype_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +84,8 @@ class Problem:
                 f"num_kv_heads={self.num_kv_heads}"
             )
         for name, allowed in (("q_dtype", layout.Q_DTYPES), ("kv_dtype", layout.KV_DTYPES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {allowed}")
+            # `fp8` and `jnp.bfloat16` are taken, too; what is kept is the name.
+            object.__setattr__(self, name, dtype_name(getattr(self, name), allowed, name))
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"sliding_window={self.sliding_window} must be at least 1")
         if self.soft_cap == 0.0:

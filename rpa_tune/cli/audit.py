@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from rpa_tune.cli.main import print_json
+from rpa_tune.cli.options import Choice
 from rpa_tune.cli.server import Server, server_options
 from rpa_tune.dispatch.audit import Coverage, Entry, audit
 from rpa_tune.dispatch.dispatcher import load_dispatcher
@@ -24,7 +25,7 @@ _FAIL_ON = {
 @click.command(name="audit")
 @server_options
 @click.option("--tables", type=click.Path(path_type=Path), help="Laid over the shipped tables.")
-@click.option("--fail-on", type=click.Choice(sorted(_FAIL_ON)), default="infeasible",
+@click.option("--fail-on", type=Choice(sorted(_FAIL_ON)), default="infeasible",
               show_default=True, help="Least coverage that counts as a miss.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def audit_command(tables: Path | None, fail_on: str, as_json: bool, **options: Any) -> None:

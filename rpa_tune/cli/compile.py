@@ -11,11 +11,10 @@ from typing import Any
 
 import click
 
-from rpa_kernels.layout import Q_DTYPES
 from rpa_tune.artifact import Manifest
 from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
 from rpa_tune.cli.main import counted, print_json
-from rpa_tune.cli.options import cache_option
+from rpa_tune.cli.options import Q_DTYPE, Choice, cache_option
 from rpa_tune.cli.server import Server, server_options
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.target import build_environment
@@ -40,7 +39,7 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
     "--q-dtype",
     default="bfloat16",
     show_default=True,
-    type=click.Choice(Q_DTYPES),
+    type=Q_DTYPE,
     help="Dtype of queries.",
 )
 @click.option("--sm-scale", type=float, help="Factor on the logits; default: the model's.")
@@ -51,7 +50,7 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
     "--on-miss",
     default="nearest",
     show_default=True,
-    type=click.Choice(["nearest", "heuristic", "error"]),
+    type=Choice(["nearest", "heuristic", "error"]),
     help="As the server loads its dispatcher.",
 )
 @click.option(

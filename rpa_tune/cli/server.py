@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import click
 
-from rpa_kernels import layout
 from rpa_kernels.problem import Problem
+from rpa_tune.buckets import Limits
+from rpa_tune.cli.options import KV_DTYPE, ChipName, ModelName
 from rpa_tune.dispatch.engine import Engine
 from rpa_tune.errors import UsageError
 from rpa_tune.models import load_model
@@ -18,8 +19,9 @@ from rpa_tune.models import load_model
 Command = TypeVar("Command", bound=Callable[..., None])
 
 _OPTIONS = (
-    click.option("--model", required=True, help="Model name, or the path of a config.json."),
-    click.option("--chip", required=True, help="Chip of the server."),
+    click.option("--model", required=True, type=ModelName(),
+                 help="Model name, or the path of a config.json."),
+    click.option("--chip", required=True, type=ChipName(), help="Chip of the server."),
     click.option("--tp", default=1, show_default=True, help="Devices that share the heads."),
     click.option("--max-num-seqs", default=256, show_default=True, type=click.IntRange(1),
                  help="Most sequences in one step."),
@@ -34,7 +36,7 @@ _OPTIONS = (
     click.option("--page-size", default=128, show_default=True, type=click.IntRange(1),
                  help="Tokens in one KV cache page."),
     click.option("--kv-dtype", default="bfloat16", show_default=True,
-                 type=click.Choice(layout.KV_DTYPES), help="Dtype of the KV cache."),
+                 type=KV_DTYPE, help="Dtype of the KV cache."),
 )  # fmt: skip
 
 
@@ -83,6 +85,16 @@ class Server:
             uses_prefill=self.uses_prefill,
         )
 
+    @property
+    def limits(self) -> Limits:
+        """Its limits, as a plan has them."""
+        return Limits(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_model_len=self.max_model_len,
+            bucket_seqs=self.bucket_seqs,
+        )
+
     def problems(self, **features: Any) -> Iterator[Problem]:
         """The problem of each kind of layer: without a window, with one, or both.
 
@@ -95,13 +107,11 @@ class Server:
         share = load_model(self.model)
         windows = {"none": (False,), "all": (True,), "some": (False, True)}[share.windowed_layers]
         share = share.at_tp(self.tp)
-        pages_per_seq = layout.cdiv(self.max_model_len, self.page_size)
         given = {
             "page_size": self.page_size,
             "max_num_tokens": self.max_num_batched_tokens,
             "max_num_seqs": self.max_num_seqs,
-            "pages_per_seq": pages_per_seq,
-            "num_pages": pages_per_seq * self.max_num_seqs,
+            **self.limits.cache_sizes(self.page_size),
             "kv_dtype": self.kv_dtype,
         }
         for windowed in windows:

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from rpa_tune.cli.main import counted, print_json
+from rpa_tune.cli.options import ChipName, Choice
 from rpa_tune.cli.recheck import check
 from rpa_tune.errors import TableError
 from rpa_tune.families import ALL_FAMILIES, public_family
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.export import EXPORTERS
 from rpa_tune.interop.export_rows import OURS
 from rpa_tune.provenance import kernel_digest
@@ -34,8 +34,8 @@ def tables() -> None:
 
 @tables.command()
 @click.argument("folder", required=False, type=_FOLDER)
-@click.option("--chip", help="Only this chip.")
-@click.option("--family", type=click.Choice(ALL_FAMILIES), help="Only this family.")
+@click.option("--chip", type=ChipName(), help="Only this chip.")
+@click.option("--family", type=Choice(ALL_FAMILIES), help="Only this family.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def show(folder: Path | None, chip: str | None, family: str | None, as_json: bool) -> None:
     """Prints the rows of FOLDER, or of the tables this installation ships.
@@ -44,10 +44,9 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
 
     Example: rpa-tune tables show tuned_tables --chip v6e --family decode
     """
-    name = load_chip(chip).name if chip else None
     rows = [
         row
-        for row in load_tables([folder or shipped_folder()], chip=name)
+        for row in load_tables([folder or shipped_folder()], chip=chip)
         if family in (None, row.key.family)
     ]
     if as_json:
@@ -109,10 +108,8 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
 
 @tables.command()
 @click.argument("folder", required=False, type=_FOLDER)
-@click.option(
-    "--format", "form", required=True, type=click.Choice(list(EXPORTERS)), help="Who reads it."
-)
-@click.option("--chip", help="Only this chip.")
+@click.option("--format", "form", required=True, type=Choice(EXPORTERS), help="Who reads it.")
+@click.option("--chip", type=ChipName(), help="Only this chip.")
 @click.option("--output", type=click.Path(path_type=Path), help="File instead of stdout.")
 def export(folder: Path | None, form: str, chip: str | None, output: Path | None) -> None:
     """Prints the rows of public kernels in the form that a serving engine reads.
@@ -124,8 +121,7 @@ def export(folder: Path | None, form: str, chip: str | None, output: Path | None
 
     Example: rpa-tune tables export tuned_tables --format tpu-inference --chip v6e
     """
-    name = load_chip(chip).name if chip else None
-    found = EXPORTERS[form](load_tables([_existing(folder or shipped_folder())], chip=name))
+    found = EXPORTERS[form](load_tables([_existing(folder or shipped_folder())], chip=chip))
     if output is None:
         click.echo(found.text, nl=False)
     else:

@@ -19,6 +19,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_tune.errors import TraceError
 from rpa_tune.workload.request import Request
 from rpa_tune.workload.trace_formats import (
@@ -34,6 +35,8 @@ TRACES = {
     "azure-code": "azure_code_2023.csv.gz",
     "mooncake": "mooncake_conversation.csv.gz",
 }
+# The files' own names.
+OTHER_NAMES = {file.removesuffix(".csv.gz"): name for name, file in TRACES.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,8 +80,10 @@ def load_trace(name_or_path: str | Path, rules: TraceRules) -> Trace:
     """
     name = str(name_or_path)
     source: Path | Traversable = Path(name_or_path)
-    if name in TRACES:
-        source = resources.files("rpa_tune.workload") / "traces" / TRACES[name]
+    # A file of that name comes first, unless the name is the trace's very own.
+    shipped = name if name in TRACES or source.exists() else find_name(name, TRACES, OTHER_NAMES)
+    if shipped is not None and shipped in TRACES:
+        name, source = shipped, resources.files("rpa_tune.workload") / "traces" / TRACES[shipped]
     return _read(name, _text_of(name, source), rules)
 
 
@@ -92,7 +97,8 @@ def _text_of(name: str, source: Path | Traversable) -> str:
         raise TraceError(
             f"trace is not readable: {error}",
             where=name,
-            hint=f"give a CSV or JSON Lines file, or one of {', '.join(TRACES)}",
+            hint="give a CSV or JSON Lines file, or a trace; "
+            + did_you_mean(name, TRACES, OTHER_NAMES, what="traces"),
         ) from error
 
 

@@ -116,7 +116,7 @@ def test_no_time_is_exit_code_1_with_the_reason_and_all_keys(run, config, status
         ({"tp": 3}, "cannot run at tp=3", "use one of"),
         ({"page-size": 0}, "page_size=0", ""),
         ({"windowed": True}, "no sliding window", ""),
-        ({"family": "decoder"}, "'decoder' is not one of", ""),
+        ({"family": "decoder"}, "'decoder' is not one of decode", "did you mean decode?"),
     ],
 )
 def test_bad_options_are_usage_errors(run, options, message, hint):
