@@ -1,8 +1,8 @@
 """Names of dtypes as people write them. No jax.
 
 Source of the other names: `_DTYPE_STR_ALIAS_TO_JAX_DTYPE` in utils.py of tpu-inference 0.32.0
-(`fp8`, `fp8_e4m3` and `fp8_e5m2` as vLLM means them on a TPU); XLA's and PyTorch's own names. `float8_e4m3` and the `fnuz` kinds are other dtypes of ml_dtypes, and so no
-other names of these.
+(`fp8`, `fp8_e4m3` and `fp8_e5m2` as vLLM means them on a TPU); XLA's and PyTorch's own names.
+`float8_e4m3` and the `fnuz` kinds are other dtypes of ml_dtypes, and so no other names of these.
 """
 
 from collections.abc import Sequence

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "public_configs": {"kernels"},
     "public_kernels": {"kernels", "public_configs"},
     "buckets": {"kernels"},
+    "padding": {"kernels"},
     "models": {"kernels", "workload", "buckets"},
     "provenance": {"kernels", "public_configs", "public_kernels"},
     "space": {"candidate", "kernels", "hw"},

@@ -88,7 +88,8 @@ KV_DTYPE = Choice(KV_DTYPES, OTHER_DTYPE_NAMES)
 Q_DTYPE = Choice(Q_DTYPES, OTHER_DTYPE_NAMES)
 
 _OPTIONS = (
-    click.option("--chip", required=True, type=ChipName(), help="Chip to compile for: v4, v5e, v5p, v6e or v7x."),
+    click.option("--chip", required=True, type=ChipName(),
+                 help="Chip to compile for: v4, v5e, v5p, v6e or v7x."),
     click.option("--family", required=True, type=Choice(FAMILIES), help="Kernel family."),
     click.option("--model", required=True, type=ModelName(),
                  help="Model name, or the path of a config.json."),

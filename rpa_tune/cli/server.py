@@ -4,7 +4,7 @@ The options have the engine's own names.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import click
@@ -94,6 +94,15 @@ class Server:
             max_model_len=self.max_model_len,
             bucket_seqs=self.bucket_seqs,
         )
+
+    def to_words(self) -> list[str]:
+        """The options again, as words of a command line."""
+        words = []
+        for name, value in asdict(self).items():
+            if value not in (None, False):
+                words.append(f"--{name.replace('_', '-')}")
+                words += [] if value is True else [str(value)]
+        return words
 
     def problems(self, **features: Any) -> Iterator[Problem]:
         """The problem of each kind of layer: without a window, with one, or both.

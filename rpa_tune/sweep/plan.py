@@ -14,7 +14,7 @@ workload: azure-conv         # a preset, a file, a mapping (docs/workloads.md), 
 objective: expected_time     # over the workload's steps, or worst_regret
 space:                       # values to try instead of the family's own
   decode: {bkv_sz: [256, 512, 8 pages]}
-server:                      # optional: a study for each shape that this server compiles (buckets.py)
+server:                      # optional: a study for each shape that this server compiles
   {max_num_seqs: 64, max_num_batched_tokens: 1024, max_model_len: 8192, tokens: [512, 1024]}
 search: {simulate: 20, measure: 4, wave: 8, deadline: 2m, seed: 0}
 budget: 30m
