@@ -73,10 +73,9 @@ class Limits:
             if not self.only_tokens or shape.num_tokens in self.only_tokens:
                 yield shape
 
-    def cache_sizes(self, page_size: int) -> dict[str, int]:
-        """`pages_per_seq` and `num_pages` of a cache with room for all sequences."""
-        pages_per_seq = layout.cdiv(self.max_model_len, page_size)
-        return {"pages_per_seq": pages_per_seq, "num_pages": pages_per_seq * self.max_num_seqs}
+    def pages_per_seq(self, page_size: int) -> int:
+        """Pages of a sequence at its longest; `max_num_seqs` times that fill the cache."""
+        return layout.cdiv(self.max_model_len, page_size)
 
 
 def shapes(

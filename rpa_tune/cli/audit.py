@@ -121,6 +121,7 @@ def _to_dict(
             "why": entry.why,
             "distance": entry.distance,
             "is_stale": entry.is_stale,
+            "is_untested": entry.is_untested,
             "expected_loss_pct": entry.expected_loss_pct,
             "loss_error_pct": entry.loss.error_pct if entry.loss else None,
             "loss_from": entry.loss.where if entry.loss else None,
@@ -179,4 +180,5 @@ def _loss_text(entry: Entry) -> str:
 def _why_text(entry: Entry) -> str:
     loss = f"; loss as in {entry.loss.where}" if entry.loss else ""
     stale = "; made with other kernels" if entry.is_stale else ""
-    return f"{entry.why}{stale}{loss}"
+    untested = "; nothing else had a time" if entry.is_untested else ""
+    return f"{entry.why}{stale}{untested}{loss}"

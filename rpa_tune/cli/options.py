@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -23,9 +23,13 @@ from rpa_tune.models import model_name
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
 Command = TypeVar("Command", bound=Callable[..., None])
+if TYPE_CHECKING:
+    _TextParam = click.ParamType[str]
+else:  # generic from click 8.5 on
+    _TextParam = click.ParamType
 
 
-class Choice(click.ParamType):
+class Choice(_TextParam):
     """One of a few names, however it is spelt; see `rpa_kernels.names`."""
 
     name = "choice"
@@ -60,7 +64,7 @@ class Choice(click.ParamType):
         return found
 
 
-class ChipName(click.ParamType):
+class ChipName(_TextParam):
     """A chip, however it is spelt; see `load_chip`."""
 
     name = "chip"
@@ -74,7 +78,7 @@ class ChipName(click.ParamType):
         return load_chip(value).name
 
 
-class ModelName(click.ParamType):
+class ModelName(_TextParam):
     """A model, however it is spelt; see `model_name`. Whether it exists is found out later."""
 
     name = "model"

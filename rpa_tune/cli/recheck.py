@@ -149,6 +149,8 @@ def _text(found: Check) -> str:
         what = f"{found.time_us:,.1f} us (row: {then:,.1f} us), schedule {found.schedule}"
         if found.heuristic_us is not None:
             what += f", {found.heuristic_us / found.time_us:.2f}x today's heuristic"
+        else:
+            what += ", today's heuristic has no time"
     lines = [f"{finding.rule}: {finding.message}" for finding in found.findings]
     older = [f"{name} {then or '?'} -> {now or '?'}" for name, (then, now) in found.older.items()]
     lines += [f"since: {', '.join(older)}"] if older else []
@@ -157,6 +159,8 @@ def _text(found: Check) -> str:
 
 def _summary(checks: Sequence[Check]) -> str:
     rules = Counter(finding.rule for found in checks for finding in found.findings)
+    if not checks:
+        return "no rows: nothing was checked"
     text = ", ".join(f"{count} {rule}" for rule, count in sorted(rules.items())) or "no findings"
     unknown = sum(found.time_us is not None and found.schedule == "unknown" for found in checks)
     note = f"; {unknown} without a digest of their schedules" if unknown else ""

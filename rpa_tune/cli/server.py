@@ -116,11 +116,13 @@ class Server:
         share = load_model(self.model)
         windows = {"none": (False,), "all": (True,), "some": (False, True)}[share.windowed_layers]
         share = share.at_tp(self.tp)
+        pages_per_seq = self.limits.pages_per_seq(self.page_size)
         given = {
             "page_size": self.page_size,
             "max_num_tokens": self.max_num_batched_tokens,
             "max_num_seqs": self.max_num_seqs,
-            **self.limits.cache_sizes(self.page_size),
+            "pages_per_seq": pages_per_seq,
+            "num_pages": pages_per_seq * self.max_num_seqs,
             "kv_dtype": self.kv_dtype,
         }
         for windowed in windows:

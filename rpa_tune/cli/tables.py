@@ -13,6 +13,7 @@ from rpa_tune.errors import TableError
 from rpa_tune.families import ALL_FAMILIES, public_family
 from rpa_tune.interop.export import EXPORTERS
 from rpa_tune.interop.export_rows import OURS
+from rpa_tune.padding import padding_note
 from rpa_tune.provenance import kernel_digest
 from rpa_tune.tables.changes import diff_tables
 from rpa_tune.tables.lint import lint_folder
@@ -53,8 +54,9 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
         print_json([_to_dict(row) for row in rows])
         return
     for row in rows:
+        notes = [note] if (note := padding_note(row.key)) else []
         evidence = [_evidence_text(row), regret_text(row)]
-        click.echo("\n  ".join([str(row.key), *config_lines(row), *evidence]))
+        click.echo("\n  ".join([str(row.key), *notes, *config_lines(row), *evidence]))
     click.echo(counted(len(rows), "row"))
 
 
@@ -76,7 +78,8 @@ def lint(folder: Path | None, as_json: bool) -> None:
     else:
         for finding in findings:
             click.echo(str(finding))
-        click.echo(f"{counted(num_files, 'file')}, {counted(len(findings), 'finding')}")
+        checked = f"{counted(num_files, 'file')}, {counted(len(findings), 'finding')}"
+        click.echo(checked if num_files else "no files: nothing was checked")
     if findings:
         raise click.exceptions.Exit(EXIT_FINDINGS)
 
@@ -164,7 +167,13 @@ def _existing(folder: Path) -> Path:
 
 def _to_dict(row: TableRow) -> dict[str, object]:
     place = {"chip": row.key.chip, "family": row.key.family, "where": row.where}
-    return {**place, **row.to_dict()}
+    made_for = {"padding": padding_note(row.key), "is_stale": _is_stale(row)}
+    return {**place, **made_for, **row.to_dict()}
+
+
+def _is_stale(row: TableRow) -> bool:
+    """Whether its times are those of other kernels than today's."""
+    return row.evidence.kernel_digest != kernel_digest(row.key.family)
 
 
 def _evidence_text(row: TableRow) -> str:
@@ -175,7 +184,7 @@ def _evidence_text(row: TableRow) -> str:
     return (
         f"{evidence.verdict}: {evidence.fidelity} {evidence.time_us:,.1f} us{speedup}{bound}; "
         f"{workload_text(row)}, libtpu {evidence.libtpu}, {evidence.date}; "
-        f"{verified_text(row)}"
+        f"{verified_text(row)}{'; made with other kernels' if _is_stale(row) else ''}"
     )
 
 
@@ -194,9 +203,11 @@ def verified_text(row: TableRow) -> str:
 
 def verdict_text(row: TableRow) -> str:
     """The verdict, and whether it was verified where that is ours to do."""
+    alone = ", nothing else had a time" if row.evidence.num_candidates < 2 else ""
     if public_family(row.key.family):
-        return f"{row.evidence.verdict}, public kernel"
-    return f"{row.evidence.verdict}, {'verified' if row.evidence.verified else 'not verified'}"
+        return f"{row.evidence.verdict}{alone}, public kernel"
+    checked = "verified" if row.evidence.verified else "not verified"
+    return f"{row.evidence.verdict}{alone}, {checked}"
 
 
 def uses_text(rows: Sequence[TableRow], folder: Path) -> str:
@@ -228,4 +239,6 @@ def regret_text(row: TableRow) -> str:
         f"{k} configs {regret:g} %" if k > 1 else f"1 config {regret:g} %"
         for k, regret in enumerate(evidence.regret_by_num_configs_pct, start=1)
     )
-    return f"regret {evidence.regret_pct:g} %" + (f" (best of at most {others})" if others else "")
+    tried = f" of {evidence.num_candidates} tried"
+    rest = f" (best of at most {others})" if others else ""
+    return f"regret {evidence.regret_pct:g} %{tried}{rest}"

@@ -54,6 +54,8 @@ class Entry:
       why: The choice's reason, or the limit that is broken.
       distance: How far the row's key is, or None without a row.
       is_stale: Whether the row's times are those of other kernels than today's.
+      is_untested: Whether only one config of the row's study had a time, so that nothing was
+        compared.
       loss: Of an exact row none, and None here. Of the heuristic, what it lost in the nearest row
         whose key differs in the maxima alone; None where there is no such row: then the loss is
         not known. Nor is that of a nearest row, whose configs nobody tried here.
@@ -65,13 +67,14 @@ class Entry:
     why: str
     distance: float | None = None
     is_stale: bool = False
+    is_untested: bool = False
     loss: Loss | None = None
 
     @property
     def expected_loss_pct(self) -> float | None:
-        """0 for an exact row of today's kernels; None when it is not known."""
+        """0 for an exact row of today's kernels with evidence; None when it is not known."""
         if self.coverage is Coverage.EXACT:
-            return None if self.is_stale else 0.0
+            return None if self.is_stale or self.is_untested else 0.0
         return self.loss.pct if self.loss else None
 
 
@@ -101,6 +104,7 @@ def _look_up(dispatcher: Dispatcher, problem: Problem, family: str) -> Entry:
         why=choice.why,
         distance=choice.distance,
         is_stale=_is_stale(choice),
+        is_untested=choice.row is not None and choice.row.evidence.num_candidates < 2,
     )
     if choice.source is not Source.HEURISTIC:
         return entry

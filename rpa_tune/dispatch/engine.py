@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from rpa_kernels.problem import Problem
-from rpa_tune import buckets
+from rpa_tune.buckets import shapes
 from rpa_tune.dispatch.plan import ORDER
 
 
@@ -78,7 +78,7 @@ class Engine:
         Args:
           problem: Heads, dtypes, pages and features; its most tokens and sequences play no part.
         """
-        for shape in buckets.shapes(
+        for shape in shapes(
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             bucket_seqs=self.bucket_seqs,

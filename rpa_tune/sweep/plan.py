@@ -158,8 +158,11 @@ def _server(node: Node) -> Limits:
             f"bucket_seqs must be true or false, got {bucket_seqs.value!r}",
             where=bucket_seqs.where,
         )
+    most_seqs, most_tokens, longest = (entries[key].integer(key) for key in needed)
     limits = Limits(
-        **{key: entries[key].integer(key) for key in needed},
+        max_num_seqs=most_seqs,
+        max_num_batched_tokens=most_tokens,
+        max_model_len=longest,
         bucket_seqs=bucket_seqs is not None and bucket_seqs.value,
     )
     if "tokens" not in entries:

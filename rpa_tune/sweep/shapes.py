@@ -80,11 +80,13 @@ def shape_workloads(
 
 def problem_of_shape(problem: Problem, limits: Limits, shape: Shape) -> Problem:
     """A problem with the arrays of a server's shape."""
+    pages_per_seq = limits.pages_per_seq(problem.page_size)
     return replace(
         problem,
         max_num_tokens=shape.num_tokens,
         max_num_seqs=shape.num_seqs,
-        **limits.cache_sizes(problem.page_size),
+        pages_per_seq=pages_per_seq,
+        num_pages=pages_per_seq * limits.max_num_seqs,
     )
 
 

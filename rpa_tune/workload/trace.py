@@ -81,7 +81,9 @@ def load_trace(name_or_path: str | Path, rules: TraceRules) -> Trace:
     name = str(name_or_path)
     source: Path | Traversable = Path(name_or_path)
     # A file of that name comes first, unless the name is the trace's very own.
-    shipped = name if name in TRACES or source.exists() else find_name(name, TRACES, OTHER_NAMES)
+    shipped = (
+        name if name in TRACES or Path(name).exists() else find_name(name, TRACES, OTHER_NAMES)
+    )
     if shipped is not None and shipped in TRACES:
         name, source = shipped, resources.files("rpa_tune.workload") / "traces" / TRACES[shipped]
     return _read(name, _text_of(name, source), rules)
