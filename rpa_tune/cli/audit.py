@@ -52,7 +52,8 @@ def audit_command(
 
     The options are the server's own. A config of the heuristic is a miss: nobody compared it with
     others. The loss is against tuned configs: of the heuristic it is what was lost in a row that
-    differs in its maxima alone (tokens, sequences, context), and without one it is unknown.
+    differs in its maxima alone (tokens, sequences, context) and by a doubling at most, and without
+    one it is unknown.
 
     Exit codes: 0 every look-up is covered, or the plan was written; 2 usage; 3 misses.
 

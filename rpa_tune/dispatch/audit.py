@@ -14,9 +14,10 @@ from rpa_tune.provenance import kernel_digest
 from rpa_tune.tables.key import TuningKey, differences
 from rpa_tune.tables.row import TableRow
 
-# A row whose key differs in nothing else was timed on the same attention: the maxima only bound
-# the batches.
+# A row whose key differs in nothing else was timed on the same attention, and one doubling away on
+# batches that are much alike. How far alike reaches is a guess.
 _MAXIMA = {"max_num_tokens", "max_num_seqs", "max_context_tokens"}
+_MOST_TIMES = 2
 
 
 class Coverage(enum.StrEnum):
@@ -57,8 +58,8 @@ class Entry:
       is_untested: Whether only one config of the row's study had a time, so that nothing was
         compared.
       loss: Of an exact row none, and None here. Of the heuristic, what it lost in the nearest row
-        whose key differs in the maxima alone; None where there is no such row: then the loss is
-        not known. Nor is that of a nearest row, whose configs nobody tried here.
+        whose key differs in the maxima alone, by a doubling at most; None where there is no such
+        row: then the loss is not known. Nor is that of a nearest row, whose configs nobody tried here.
     """
 
     family: str
@@ -120,15 +121,22 @@ def _loss_elsewhere(dispatcher: Dispatcher, key: TuningKey) -> Loss | None:
     """What the heuristic lost in the nearest comparable row of today's kernels."""
     for near in dispatcher.tables.by_distance(key):
         row = near.row
-        is_comparable = set(differences(key, row.key)) <= _MAXIMA
         is_of_today = row.evidence.kernel_digest == kernel_digest(row.key.family)
-        if is_comparable and is_of_today and row.evidence.speedup is not None:
+        if _is_comparable(key, row.key) and is_of_today and row.evidence.speedup is not None:
             return Loss(
                 pct=100 * (row.evidence.speedup - 1),
                 error_pct=row.evidence.error_pct,
                 where=_place(row),
             )
     return None
+
+
+def _is_comparable(key: TuningKey, other: TuningKey) -> bool:
+    """Whether two keys differ in maxima alone, and in each of those by a doubling at most."""
+    changed = differences(key, other)
+    return set(changed) <= _MAXIMA and all(
+        max(sizes) <= _MOST_TIMES * min(sizes) for sizes in changed.values()
+    )
 
 
 def _place(row: TableRow) -> str:

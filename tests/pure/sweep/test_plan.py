@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rpa_tune.buckets import Limits
+from rpa_tune.buckets import Limits, shape_of
 from rpa_tune.errors import UsageError
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.shapes import shape_workloads
@@ -185,7 +185,7 @@ def test_a_server_has_a_study_for_each_of_its_shapes(tmp_path):
         assert (problem.max_num_seqs, problem.max_context_tokens) == (8, 1024)
         above = problem.max_num_tokens // 2 if problem.max_num_tokens > 16 else 0
         for weighted in study.workload.batches:
-            assert weighted.batch.misfit(problem) == ""
+            assert not weighted.batch.misfit(problem)
             # Every prompt has 100 tokens, so that all of these shapes are met.
             assert above < weighted.batch.num_tokens <= problem.max_num_tokens
         assert sum(weighted.weight for weighted in study.workload.batches) == pytest.approx(1)
@@ -232,14 +232,23 @@ def test_stored_batches_are_dealt_out_to_the_shapes_they_are_padded_to(tmp_path)
     plan = plan_of(tmp_path)
     whole = load_workload(plan.workload, page_size=128)
     (tmp_path / "stored.json").write_text(json.dumps(whole.to_dict()))
-    most = max(wb.batch.num_tokens for wb in whole.batches)
-    limits = Limits(max_num_seqs=8, max_num_batched_tokens=most, max_model_len=1024)
-    found = shape_workloads(
+    most = shape_of(whole.max_num_tokens, whole.max_num_seqs)
+    limits = Limits(
+        max_num_seqs=most.num_seqs,
+        max_num_batched_tokens=most.num_tokens,
+        max_model_len=1024,
+        only_tokens=(most.num_tokens,),
+    )
+    (found,) = shape_workloads(
         str(tmp_path / "stored.json"), limits, page_size=128, families=["mixed"]
     )
-    for each in found:
-        fitting = [b for b in whole.batches if b.batch.num_tokens <= each.shape.num_tokens]
-        assert 0 < len(each.batches["mixed"].batches) <= len(fitting)
+    padded = [
+        wb.batch
+        for wb in whole.for_family("mixed").batches
+        if found.shape.holds(wb.batch.num_tokens, wb.batch.num_seqs)
+    ]
+    assert [wb.batch for wb in found.batches["mixed"].batches] == padded
+    assert padded
     tiny = Limits(max_num_seqs=1, max_num_batched_tokens=16, max_model_len=1024)
     with pytest.raises(UsageError, match="no batch with mixed sequences that fits 16 tokens"):
         shape_workloads(str(tmp_path / "stored.json"), tiny, page_size=128, families=["mixed"])
