@@ -1,5 +1,6 @@
 """`rpa-tune explain`: one candidate under the glass."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from rpa_tune.cli.neighbours import (
     advice,
     find_stored,
     num_cores,
+    other_problems,
     try_neighbours,
 )
 from rpa_tune.cli.options import batch_option, cache_option, candidate_options
@@ -87,10 +89,11 @@ def explain(
         (simulation,) = evaluator.simulate_all([question.candidate], question.workload)
         neighbours: list[Neighbour] = []
         if (base_us := simulation.evaluation.time_us) is not None:
+            others = functools.cache(functools.partial(other_problems, question, options))
             stored = stores or sorted(DEFAULT_STORES.glob("*.jsonl"))
-            neighbours += find_stored(question, options, stored)
+            neighbours += find_stored(question, others, stored)
             neighbours += try_neighbours(
-                question, options, evaluator,
+                question, others, evaluator,
                 most=tries, base_us=base_us, known=neighbours, said=_say,
             ) if tries else []  # fmt: skip
     finally:

@@ -23,6 +23,8 @@ from rpa_tune.space.space import one_step_away
 from rpa_tune.store import journal
 from rpa_tune.store.codec import stamp_of
 
+# Neighbours with another problem, made when they are needed: each has a workload of its own.
+Others = Callable[[], list[tuple[str, Question]]]
 STORED, TRIED, BOUNDED = "stored", "tried", "bounded"
 # Which other cache to try: half the bytes of an element, or what the quantised one came from.
 _OTHER_CACHE = {
@@ -67,14 +69,43 @@ class Neighbour:
         }
 
 
-def find_stored(
-    question: Question, options: Mapping[str, Any], stores: Iterable[Path]
-) -> list[Neighbour]:
-    """What stores know: every config of the same study, and neighbours of other kinds.
+def other_problems(question: Question, options: Mapping[str, Any]) -> list[tuple[str, Question]]:
+    """Twice and half the page size, and another KV cache, where they can exist: change, neighbour.
+
+    A config that a person gave stays; the family's own choice is made anew.
 
     Args:
       question: Whose neighbours.
       options: What it was resolved from.
+    """
+    problem = question.candidate.problem
+    size, cache = problem.page_size, _OTHER_CACHE[problem.kv_dtype]
+    changes: list[tuple[str, dict[str, Any]]] = [
+        (f"page size {other} for {size}", {"page_size": other})
+        for other in (2 * size, size // 2)
+        if other
+    ]
+    changes.append((f"{cache} cache for {problem.kv_dtype}", {"kv_dtype": cache}))
+    text = ",".join(f"{name}={value}" for name, value in asdict(question.candidate.config).items())
+    found = []
+    for change, fields in changes:
+        given = {**options, **fields, "config_text": "" if question.is_default else text}
+        try:
+            other = resolve_question(**given)
+        except UsageError:
+            continue  # no such problem: a page that is too small, say
+        target = load_chip(other.candidate.chip).target
+        if other.candidate.config.check(other.candidate.problem, target) is None:
+            found.append((change, other))
+    return found
+
+
+def find_stored(question: Question, others: Others, stores: Iterable[Path]) -> list[Neighbour]:
+    """What stores know: every config of the same study, and neighbours of other kinds.
+
+    Args:
+      question: Whose neighbours.
+      others: Its neighbours with another problem; not asked for when the stores know nothing.
       stores: Files; those that are no stores are passed over.
     """
     stamp = stamp_of(provenance(question.candidate.family))
@@ -83,6 +114,8 @@ def find_stored(
         for answer in journal.read(path).evaluations if journal.is_store(path) else ():
             if answer.fidelity is Fidelity.SIMULATED and stamp_of(answer.provenance) == stamp:
                 known[answer.candidate.digest] = answer
+    if not known:
+        return []
     own = question.candidate
     found = [
         _answered(_config_change(own.config, e.candidate.config), STORED,
@@ -90,10 +123,9 @@ def find_stored(
         for e in known.values()
         if e.candidate.study == own.study and e.candidate.digest != own.digest
     ]  # fmt: skip
-    others = _other_problems(question, options)
     found += [
         _answered(change, STORED, other, known[other.candidate.digest])
-        for change, other in others
+        for change, other in others()
         if other.candidate.digest in known
     ]
     return found
@@ -101,7 +133,7 @@ def find_stored(
 
 def try_neighbours(
     question: Question,
-    options: Mapping[str, Any],
+    others: Others,
     evaluator: AbstractEvaluator,
     *,
     most: int,
@@ -113,7 +145,7 @@ def try_neighbours(
 
     Args:
       question: Whose neighbours.
-      options: What it was resolved from.
+      others: Its neighbours with another problem.
       evaluator: Simulates.
       most: So many at most.
       base_us: The time to beat; a neighbour whose bound is above it is not tried.
@@ -121,7 +153,7 @@ def try_neighbours(
       said: Takes a line for each answer.
     """
     asked_before = {neighbour.question.candidate.digest for neighbour in known}
-    every = [*_other_problems(question, options), *_other_configs(question)]
+    every = [*others(), *_other_configs(question)]
     fresh = [(c, q) for c, q in every if q.candidate.digest not in asked_before]
     bounded = sorted(
         (
@@ -193,33 +225,6 @@ def _other_configs(question: Question) -> list[tuple[str, Question]]:
         )
         for config in one_step_away(candidate.config, family, candidate.problem, target)
     ]
-
-
-def _other_problems(question: Question, options: Mapping[str, Any]) -> list[tuple[str, Question]]:
-    """Twice and half the page size, and another KV cache; those that can exist.
-
-    A config that a person gave stays; the family's own choice is made anew.
-    """
-    problem = question.candidate.problem
-    size, cache = problem.page_size, _OTHER_CACHE[problem.kv_dtype]
-    changes: list[tuple[str, dict[str, Any]]] = [
-        (f"page size {other} for {size}", {"page_size": other})
-        for other in (2 * size, size // 2)
-        if other
-    ]
-    changes.append((f"{cache} cache for {problem.kv_dtype}", {"kv_dtype": cache}))
-    text = ",".join(f"{name}={value}" for name, value in asdict(question.candidate.config).items())
-    found = []
-    for change, fields in changes:
-        given = {**options, **fields, "config_text": "" if question.is_default else text}
-        try:
-            other = resolve_question(**given)
-        except UsageError:
-            continue  # no such problem: a page that is too small, say
-        target = load_chip(other.candidate.chip).target
-        if other.candidate.config.check(other.candidate.problem, target) is None:
-            found.append((change, other))
-    return found
 
 
 def _config_change(config: Any, other: Any) -> str:
