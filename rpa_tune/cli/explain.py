@@ -16,6 +16,7 @@ from rpa_tune.cli.neighbours import (
     find_stored,
     num_cores,
     other_problems,
+    read_stores,
     try_neighbours,
 )
 from rpa_tune.cli.options import batch_option, cache_option, candidate_options
@@ -90,8 +91,8 @@ def explain(
         neighbours: list[Neighbour] = []
         if (base_us := simulation.evaluation.time_us) is not None:
             others = functools.cache(functools.partial(other_problems, question, options))
-            stored = stores or sorted(DEFAULT_STORES.glob("*.jsonl"))
-            neighbours += find_stored(question, others, stored)
+            answers = read_stores(stores, DEFAULT_STORES, _say)
+            neighbours += find_stored(question, others, answers)
             neighbours += try_neighbours(
                 question, others, evaluator,
                 most=tries, base_us=base_us, known=neighbours, said=_say,

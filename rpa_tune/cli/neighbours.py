@@ -5,14 +5,14 @@ cache. Times come from stores (any config of the same study), and from tries tha
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.question import Question, resolve_question
-from rpa_tune.errors import UsageError
+from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.families import load_family
@@ -100,20 +100,43 @@ def other_problems(question: Question, options: Mapping[str, Any]) -> list[tuple
     return found
 
 
-def find_stored(question: Question, others: Others, stores: Iterable[Path]) -> list[Neighbour]:
+def read_stores(
+    named: Sequence[Path], folder: Path, said: Callable[[str], None]
+) -> Iterator[Evaluation]:
+    """The answers of the stores that a person named, or else of all in a folder.
+
+    Args:
+      named: Must be stores.
+      folder: A file in it that cannot be read is left out, and said.
+      said: Takes a line for each of those.
+
+    Raises:
+      StoreError: A named file is no store.
+    """
+    for path in named:
+        yield from journal.read(path).evaluations
+    for path in () if named else sorted(folder.glob("*.jsonl")):
+        try:
+            yield from journal.read(path).evaluations
+        except StoreError as error:
+            said(f"{path} is left out: {error.args[0]}")
+
+
+def find_stored(
+    question: Question, others: Others, answers: Iterable[Evaluation]
+) -> list[Neighbour]:
     """What stores know: every config of the same study, and neighbours of other kinds.
 
     Args:
       question: Whose neighbours.
       others: Its neighbours with another problem; not asked for when the stores know nothing.
-      stores: Files; those that are no stores are passed over.
+      answers: Of stores; those of other versions are passed over.
     """
     stamp = stamp_of(provenance(question.candidate.family))
     known: dict[str, Evaluation] = {}
-    for path in stores:
-        for answer in journal.read(path).evaluations if journal.is_store(path) else ():
-            if answer.fidelity is Fidelity.SIMULATED and stamp_of(answer.provenance) == stamp:
-                known[answer.candidate.digest] = answer
+    for answer in answers:
+        if answer.fidelity is Fidelity.SIMULATED and stamp_of(answer.provenance) == stamp:
+            known[answer.candidate.digest] = answer
     if not known:
         return []
     own = question.candidate

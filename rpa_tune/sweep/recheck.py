@@ -203,10 +203,13 @@ def _workload(row: TableRow, plans: Sequence[SweepPlan]) -> tuple[Workload, Work
     evidence = row.evidence
     # The objective stands behind the name: see `promote`.
     name = evidence.workload.rpartition(", by ")[0] or evidence.workload
-    for plan in plans:
-        if (found := _of_server(row, plan)) is not None:
-            return found, found
     reasons = []
+    for plan in plans:
+        try:
+            if (found := _of_server(row, plan)) is not None:
+                return found, found
+        except (RpaTuneError, ValueError) as error:
+            reasons.append(f"the shapes of {plan.path} cannot be made again: {error.args[0]}")
     for source in (_parts(name), *(plan.workload for plan in plans)):
         try:
             whole = load_workload(source, page_size=row.key.page_size)

@@ -233,6 +233,18 @@ def test_answers_of_a_sweep_are_neighbours_too(run, by_bytes, tmp_path, batch_fi
     assert answer["advice"].startswith("num_buffers=2 for 4 takes 1.0 us")
 
 
+def test_what_is_no_store_is_said(run, by_bytes, tmp_path):
+    """A file that a person named must be one; another in the folder is left out aloud."""
+    (tmp_path / ".rpa-tune").mkdir()
+    (tmp_path / ".rpa-tune" / "old.jsonl").write_text('{"schema":"rpa-store/0"}\n')
+    code, _, err = run(**NO_TRIES)
+    assert code == 0
+    assert "old.jsonl is left out: unknown store schema" in err
+    code, _, err = run(**NO_TRIES, store=".rpa-tune/old.jsonl")
+    assert code == 1
+    assert "unknown store schema" in err
+
+
 def test_padding_is_said(run):
     """A float8 cache of one KV head has as many bytes as a bfloat16 one."""
     _, out, _ = run(tp=8, **{"kv-dtype": "fp8"})
