@@ -208,12 +208,12 @@ def advice(neighbours: Sequence[Neighbour], base_us: float) -> str:
     error_pct = ERROR_PCT[Fidelity.SIMULATED]
     best = timed[0]
     best_us = best.time_us or 0.0
-    took = f"{best.change} takes {best_us:,.1f} us for {base_us:,.1f}, {base_us / best_us:.2f}x"
+    took = f"takes {best_us:,.1f} us for {base_us:,.1f}, {base_us / best_us:.2f}x (simulated)"
     if best_us * (1 + error_pct / 100) < base_us:
-        return f"{took} (simulated)"
+        return f"{best.change} {took}"
     return (
         f"none of {len(timed)} tried is faster by more than the simulator's error of "
-        f"{error_pct:g} %; the fastest of them, {took}"
+        f"{error_pct:g} %; the fastest, {best.change}, {took}"
     )
 
 
