@@ -39,7 +39,7 @@ class Choice(_TextParam):
         self._names = tuple(names)
         self._others = others or {}
 
-    def get_metavar(self, *_: Any) -> str:
+    def get_metavar(self, *_: Any, **__: Any) -> str:
         """`[a|b]` for `--help`."""
         return f"[{'|'.join(self._names)}]"
 
