@@ -8,6 +8,7 @@ import numbers
 from dataclasses import dataclass
 
 from rpa_kernels import layout
+from rpa_kernels.dtypes import dtype_name
 
 # Lengths, positions and entries of the page table are int32.
 _MAX_INT32 = 2**31 - 1
@@ -83,8 +84,8 @@ class Problem:
         """
         self._check_sizes()
         for name, allowed in (("q_dtype", layout.Q_DTYPES), ("kv_dtype", layout.KV_DTYPES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {allowed}")
+            # `fp8` and `jnp.bfloat16` are taken, too; what is kept is the name.
+            object.__setattr__(self, name, dtype_name(getattr(self, name), allowed, name))
         if self.out_dtype is not None and self.out_dtype not in layout.OUT_DTYPES:
             raise ValueError(f"out_dtype={self.out_dtype!r} is not one of {layout.OUT_DTYPES}")
         pack = layout.packing(self.kv_dtype)

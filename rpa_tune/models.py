@@ -5,9 +5,9 @@ from a workload; sweeps and commands both call it, so that they mean the same ke
 """
 
 import dataclasses
-import difflib
 import functools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -17,7 +17,9 @@ from typing import Any
 import yaml
 
 from rpa_kernels import layout
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_kernels.problem import Problem
+from rpa_tune.buckets import shape_of
 from rpa_tune.errors import UsageError
 from rpa_tune.workload.workload import Workload
 
@@ -42,10 +44,6 @@ _LEFT_OUT: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # Types whose layers take turns with and without the window.
 _TAKE_TURNS = ("gemma2", "gemma3_text", "gpt_oss")
-
-# Servers compile their step for powers of two, of tokens and of sequences, from here on.
-# Source: tpu-inference 0.32.0, MIN_NUM_SEQS of runner/tpu_runner.py.
-_LEAST_BUCKET = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +150,7 @@ def load_models() -> dict[str, Model]:
 
 
 def load_model(name: str) -> Model:
-    """A model by name, or from the path of a Hugging Face `config.json`.
+    """A model by name or repository, or from the path of a Hugging Face `config.json`.
 
     Raises:
       UsageError: No such model, or a file that does not describe one.
@@ -165,12 +163,39 @@ def load_model(name: str) -> Model:
         path = path / "config.json"
     if path.suffix == ".json" and path.is_file():
         return _read_config(path)
-    close = difflib.get_close_matches(name, models, n=1)
-    guess = f"did you mean {close[0]}? " if close else ""
+    if (found := model_name(name)) in models:
+        return models[found]
     raise UsageError(
         f"unknown model {name!r}: neither a known name nor a config.json",
-        hint=f"{guess}known models: {', '.join(models)}",
+        hint=did_you_mean(name, models, _repositories(), what="models"),
     )
+
+
+def model_name(text: str) -> str:
+    """The built-in name that `text` spells; `text` itself if it is a path or spells none.
+
+    A model is spelt by its repository on Hugging Face, too (`Qwen/Qwen3-32B`, `Qwen3-32B`), with
+    or without what tuning for chat adds to that name.
+    """
+    if Path(text).exists():
+        return text
+    return find_name(_untuned(text), load_models(), _repositories()) or text
+
+
+@functools.cache
+def _repositories() -> dict[str, str]:
+    """Repository, with and without its owner -> model."""
+    rows = yaml.safe_load(resources.files("rpa_tune").joinpath("models.yaml").read_text())
+    return {
+        _untuned(spelling): name
+        for name, row in rows.items()
+        for spelling in (row["source"], row["source"].rpartition("/")[2])
+    }
+
+
+def _untuned(text: str) -> str:
+    """A repository's name without what says how the model was tuned: its attention is the same."""
+    return re.sub(r"(?i)[-_](?:instruct|it|chat|base|pt)(?=[-_]|$)", "", text)
 
 
 def problem_for(
@@ -185,8 +210,9 @@ def problem_for(
 ) -> Problem:
     """The attention problem of one layer of a model on one device.
 
-    Tokens, sequences, pages of a sequence and pages of the cache are rounded up to powers of two,
-    the buckets that serving engines compile for, so that near workloads share a kernel.
+    Tokens and sequences are those of the server's shape that the largest batch is padded to
+    (`buckets.py`); pages of a sequence and of the cache are rounded up to powers of two, so that
+    near workloads share a kernel.
 
     Args:
       model: The whole model; divided by `tp` here.
@@ -210,12 +236,13 @@ def problem_for(
     if page_size < 1:
         raise UsageError(f"page_size={page_size} must be at least 1")
     pages_per_seq = layout.cdiv(workload.max_context_tokens, page_size)
+    shape = shape_of(workload.max_num_tokens, workload.max_num_seqs)
     try:
         return model.at_tp(tp).problem(
             windowed=windowed,
             page_size=page_size,
-            max_num_tokens=layout.next_power_of_2(max(workload.max_num_tokens, _LEAST_BUCKET)),
-            max_num_seqs=layout.next_power_of_2(max(workload.max_num_seqs, _LEAST_BUCKET)),
+            max_num_tokens=shape.num_tokens,
+            max_num_seqs=shape.num_seqs,
             pages_per_seq=layout.next_power_of_2(pages_per_seq),
             num_pages=layout.next_power_of_2(workload.num_pages(page_size)),
             q_dtype=q_dtype,

@@ -28,7 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     "objective": {"candidate"},
     "public_configs": {"kernels"},
     "public_kernels": {"kernels", "public_configs"},
-    "models": {"kernels", "workload"},
+    "buckets": {"kernels"},
+    "padding": {"kernels"},
+    "models": {"kernels", "workload", "buckets"},
     "provenance": {"kernels", "public_configs", "public_kernels"},
     "space": {"candidate", "kernels", "hw"},
     "tables": {"candidate", "kernels", "hw", "families"},
@@ -40,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "space", "evaluate", "store", "models",
-        "provenance", "promote", "tables", "families", "objective",
+        "provenance", "promote", "tables", "families", "objective", "buckets",
     },
     "promote": {
         "candidate", "store", "tables", "kernels", "hw", "portfolio", "workload", "families",
@@ -49,7 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "portfolio": {"candidate", "store", "tables", "kernels"},
     "artifact": set(),
     "artifact_build": {"artifact", "compile", "dispatch", "hw"},
-    "dispatch": {"kernels", "hw", "tables", "artifact", "provenance"},
+    "dispatch": {"kernels", "hw", "tables", "artifact", "provenance", "buckets"},
     "interop": {
         "candidate", "kernels", "hw", "tables", "compile", "dispatch", "llo",
         "public_configs", "public_kernels",

@@ -8,6 +8,7 @@ import yaml
 
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.numbers import number
+from rpa_tune.cli.options import ChipName
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.compile.pool import WorkerPool
@@ -35,7 +36,7 @@ DEFAULT_PARAMETERS = (
 
 @click.command()
 @click.argument("records", type=click.Path(path_type=Path))
-@click.option("--chip", required=True, help="Chip to fit: v5e, v6e, v7x, ...")
+@click.option("--chip", required=True, type=ChipName(), help="Chip to fit: v5e, v6e, v7x, ...")
 @click.option("--plan", type=click.Path(path_type=Path),
               help="The plan that a store was made by; needed with a store.")  # fmt: skip
 @click.option("--batches", default=3, show_default=True, type=number("batches"),

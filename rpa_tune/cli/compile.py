@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-from rpa_kernels.layout import Q_DTYPES
 from rpa_tune.artifact import Manifest
 from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
 from rpa_tune.cli.main import counted, print_json
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import cache_option
+from rpa_tune.cli.options import Q_DTYPE, Choice, cache_option
+from rpa_tune.cli.problem_text import problem_text, problem_to_dict
 from rpa_tune.cli.server import Server, server_options
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.target import build_environment
@@ -24,6 +24,7 @@ from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.padding import padding_note
 
 DEFAULT_DEADLINE_S = 600.0
 # Options that are fields of a `Problem`.
@@ -41,7 +42,7 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
     "--q-dtype",
     default="bfloat16",
     show_default=True,
-    type=click.Choice(Q_DTYPES),
+    type=Q_DTYPE,
     help="Dtype of queries.",
 )
 @click.option(
@@ -58,7 +59,7 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
     "--on-miss",
     default="nearest",
     show_default=True,
-    type=click.Choice(["nearest", "heuristic", "error"]),
+    type=Choice(["nearest", "heuristic", "error"]),
     help="As the server loads its dispatcher.",
 )
 @click.option(
@@ -171,7 +172,7 @@ def _list_plans(plans: list[LaunchPlan], as_json: bool) -> None:
             {
                 "tokens": plan.problem.max_num_tokens,
                 "seqs": plan.problem.max_num_seqs,
-                "window": plan.problem.sliding_window,
+                **problem_to_dict(plan.problem),
                 "families": plan.families,
                 "why": [launch.why for launch in plan.launches],
             }
@@ -179,6 +180,10 @@ def _list_plans(plans: list[LaunchPlan], as_json: bool) -> None:
         ]
         print_json({"plans": listed})
         return
+    for text in dict.fromkeys(problem_text(plan.problem) for plan in plans):
+        click.echo(text)
+    for note in dict.fromkeys(padding_note(plan.problem) for plan in plans):
+        click.echo(note, nl=bool(note))
     for plan in plans:
         click.echo(_name(plan))
         for launch in plan.launches:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import click
 
 from rpa_tune.cli.main import print_json
+from rpa_tune.cli.options import ChipName
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.compile import target
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import DumpError, RpaTuneError
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.llo.parse import load_program
 from rpa_tune.provenance import versions
 
@@ -64,7 +64,8 @@ class Check:
 
 
 @click.command()
-@click.option("--chip", default="v6e", show_default=True, help="Chip for the trial compile.")
+@click.option("--chip", default="v6e", show_default=True, type=ChipName(),
+              help="Chip for the trial compile.")  # fmt: skip
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
@@ -81,7 +82,6 @@ def doctor(chip: str, cache: Path, as_json: bool) -> None:
 
     Example: rpa-tune doctor
     """
-    load_chip(chip)  # a wrong name is the person's error, not the machine's
     checks: list[Check] = []
     for check in run_checks(chip, cache):
         checks.append(check)

@@ -11,6 +11,7 @@ from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.main import print_json
 from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.families import public_family
+from rpa_tune.padding import padding_note
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.doubt import TRANSIENT
@@ -62,6 +63,7 @@ def forecast(
         rows.append(
             {
                 "study": study.name,
+                "padding": padding_note(study.problem),
                 "grid": space.num_points,
                 "feasible": len(space.configs),
                 "rejected": dict(space.rejected),
@@ -94,6 +96,8 @@ def print_forecast(rows: list[dict[str, Any]], as_json: bool) -> None:
         )  # fmt: skip
     Console().print(table)
     for row in rows:
+        if row["padding"]:
+            click.echo(f"{row['study']}: {row['padding']}")
         for limit, count in sorted(row["rejected"].items(), key=lambda item: -item[1]):
             click.echo(f"{row['study']}: {count:,} configs left out: {limit}")
     total = sum(row["seconds"] for row in rows)

@@ -10,9 +10,9 @@ import click
 
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.main import print_json
+from rpa_tune.cli.options import ChipName
 from rpa_tune.cli.tables import clause_text
 from rpa_tune.cli.workload_words import say_sources
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.portfolio import Portfolio
 from rpa_tune.promote import study_curve
 from rpa_tune.provenance import provenance
@@ -26,7 +26,7 @@ EXIT_NO_ANSWERS = 3
 
 @click.command()
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--chip", help="Only this chip, instead of the plan's.")
+@click.option("--chip", type=ChipName(), help="Only this chip, instead of the plan's.")
 @click.option("--store", "store_file", type=click.Path(path_type=Path),
               help="Where the answers are; default .rpa-tune/PLAN.jsonl.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -43,7 +43,7 @@ def portfolio(plan_file: Path, chip: str | None, store_file: Path | None, as_jso
     """
     plan = load_plan(plan_file)
     if chip is not None:
-        plan = replace(plan, chips=(load_chip(chip).name,))
+        plan = replace(plan, chips=(chip,))
     evaluations = store.read(store_file or Path(".rpa-tune") / f"{plan.name}.jsonl").evaluations
     documents, is_short = [], False
     studies = build_studies(plan)

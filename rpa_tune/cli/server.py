@@ -4,14 +4,15 @@ The options have the engine's own names.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import click
 
-from rpa_kernels import layout
 from rpa_kernels.problem import Problem
+from rpa_tune.buckets import Limits
 from rpa_tune.cli.numbers import number
+from rpa_tune.cli.options import KV_DTYPE, ChipName, ModelName
 from rpa_tune.dispatch.engine import Engine
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
@@ -20,8 +21,9 @@ from rpa_tune.models import load_model
 Command = TypeVar("Command", bound=Callable[..., None])
 
 _OPTIONS = (
-    click.option("--model", required=True, help="Model name, or the path of a config.json."),
-    click.option("--chip", required=True, help="Chip of the server."),
+    click.option("--model", required=True, type=ModelName(),
+                 help="Model name, or the path of a config.json."),
+    click.option("--chip", required=True, type=ChipName(), help="Chip of the server."),
     click.option("--tp", default=1, show_default=True, type=number("tp"),
                  help="Devices that share the heads."),
     click.option("--max-num-seqs", default=256, show_default=True, type=number("max_num_seqs"),
@@ -37,7 +39,7 @@ _OPTIONS = (
     click.option("--page-size", default=128, show_default=True, type=number("page_size"),
                  help="Tokens in one KV cache page."),
     click.option("--kv-dtype", default="bfloat16", show_default=True,
-                 type=click.Choice(layout.KV_DTYPES), help="Dtype of the KV cache."),
+                 type=KV_DTYPE, help="Dtype of the KV cache."),
 )  # fmt: skip
 
 
@@ -86,6 +88,25 @@ class Server:
             uses_prefill=self.uses_prefill,
         )
 
+    @property
+    def limits(self) -> Limits:
+        """Its limits, as a plan has them."""
+        return Limits(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_model_len=self.max_model_len,
+            bucket_seqs=self.bucket_seqs,
+        )
+
+    def to_words(self) -> list[str]:
+        """The options again, as words of a command line."""
+        words = []
+        for name, value in asdict(self).items():
+            if value not in (None, False):
+                words.append(f"--{name.replace('_', '-')}")
+                words += [] if value is True else [str(value)]
+        return words
+
     def problems(self, **features: Any) -> Iterator[Problem]:
         """The problem of each kind of layer: without a window, with one, or both.
 
@@ -98,7 +119,7 @@ class Server:
         share = load_model(self.model)
         windows = {"none": (False,), "all": (True,), "some": (False, True)}[share.windowed_layers]
         share = share.at_tp(self.tp)
-        pages_per_seq = layout.cdiv(self.max_model_len, self.page_size)
+        pages_per_seq = self.limits.pages_per_seq(self.page_size)
         given = {
             "page_size": self.page_size,
             "max_num_tokens": self.max_num_batched_tokens,

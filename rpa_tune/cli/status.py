@@ -15,6 +15,7 @@ import click
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.main import print_json
 from rpa_tune.errors import StoreError
+from rpa_tune.padding import padding_note
 from rpa_tune.store import codec, journal
 from rpa_tune.store.journal import Contents
 from rpa_tune.store.notes import StudyNote, StudyPlan
@@ -89,11 +90,14 @@ class _Found:
     def to_dict(self, *, with_stops: bool) -> dict[str, Any]:
         """What is printed."""
         evaluations = self.evaluations
-        checks = [e for e in evaluations if e.fidelity is Fidelity.INTERPRETED]
+        every_check = [e for e in evaluations if e.fidelity is Fidelity.INTERPRETED]
         timed = [e for e in evaluations if e.fidelity is not Fidelity.INTERPRETED]
         plans = {p.study: p for c in self.contents.values() for p in c.plans}
         # A run without --shard begins what a shard has ended: one ending is enough.
         notes = {n.study: n for c in self.contents.values() for n in c.notes}
+        # A check of other kernels says nothing of those that were planned last.
+        stamps = {_stamp(plan, Fidelity.INTERPRETED) for plan in plans.values()}
+        checks = [e for e in every_check if not stamps or _stamp_of(e) in stamps]
         groups = _by_study(timed)
         for plan in plans.values():
             groups.setdefault(plan.study, [])
@@ -115,6 +119,7 @@ class _Found:
             "rate_per_s": None if rate is None else round(rate, 4),
             "left_s": None if not rate else math.ceil(left / rate),
             "verified": dict(Counter(check.status.value for check in checks)),
+            "verified_of_other_versions": len(every_check) - len(checks),
         }
 
 
@@ -149,7 +154,9 @@ def _summarize(
     *,
     with_stops: bool,
 ) -> dict[str, Any]:
-    timed = [e for e in group if e.time_us is not None]
+    # Times of other versions are no times of what was planned last, and not to be mixed with them.
+    current = [e for e in group if plan is None or _stamp_of(e) == _stamp(plan, e.fidelity)]
+    timed = [e for e in current if e.time_us is not None]
     highest = max((e.fidelity for e in timed), default=None)
     times = [e.time_us or 0.0 for e in timed if e.fidelity is highest]
     heuristic = [
@@ -160,7 +167,9 @@ def _summarize(
     summary: dict[str, Any] = {
         "study": _name(group[0]) if group else plan.name if plan else "",
         "name": plan.name if plan else None,
+        "padding": padding_note(group[0].candidate.problem) if group else "",
         "evaluated": len(group),
+        "of_other_versions": len(group) - len(current),
         "statuses": dict(Counter(e.status.value for e in group)),
         "measured": dict(Counter(e.status.value for e in group if e.fidelity is Fidelity.MEASURED)),
         "fidelity": None if highest is None else highest.name.lower(),
@@ -175,6 +184,15 @@ def _summarize(
     if with_stops:
         summary["stops"] = [asdict(stop) for stop in note.stopped] if note else []
     return summary
+
+
+def _stamp_of(evaluation: Evaluation) -> tuple[str, ...]:
+    return codec.stamp_of(evaluation.provenance, evaluation.fidelity)
+
+
+def _stamp(plan: StudyPlan, fidelity: Fidelity) -> tuple[str, ...]:
+    """The stamp that an answer of the plan's versions has."""
+    return codec.stamp_of(dict(zip(codec.STAMP_KEYS, plan.stamp, strict=True)), fidelity)
 
 
 def _num_left(
@@ -216,7 +234,11 @@ def _print_study(study: Mapping[str, Any]) -> None:
     elif study["evaluations_left"] is not None:
         parts.append(f"at most {study['evaluations_left']} left")
     parts += [f"last answer {study['last']}"] if study["last"] else []
+    if study["of_other_versions"]:
+        parts.append(f"{study['of_other_versions']:,} of other versions left out")
     click.echo(f"{name}: {', '.join(parts)}")
+    if study["padding"]:
+        click.echo(f"  {study['padding']}")
     if study["stopped"]:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in study["stopped"].items())
         click.echo(f"  stopped: {counts}")

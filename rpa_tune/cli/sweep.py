@@ -16,7 +16,7 @@ from rich.console import Console
 from rpa_tune.candidate import Fidelity
 from rpa_tune.cli.forecast import forecast, print_forecast
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import cache_option
+from rpa_tune.cli.options import ChipName, Choice, cache_option
 from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
 from rpa_tune.cli.sweep_job import Job, open_job
 from rpa_tune.cli.sweep_text import Outcome, print_outcome
@@ -36,7 +36,6 @@ from rpa_tune.evaluate.measured import (
 )
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families import public_family
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.wheel import use_wheel
 from rpa_tune.public_configs import WHEELS
 from rpa_tune.store import journal as store
@@ -62,7 +61,7 @@ _LEAST_CHECK_DEADLINE_S = 300.0
 
 @click.command()
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--chip", help="Tune for this chip instead of the plan's.")
+@click.option("--chip", type=ChipName(), help="Tune for this chip instead of the plan's.")
 @click.option("--dry-run", is_flag=True, help="Only say how much there is to do.")
 @click.option("--fresh", is_flag=True, help="Ask again what the store and the cache know.")
 @click.option("--workers", type=number("workers"), help="Compiler processes; default: one a core.")
@@ -79,7 +78,7 @@ _LEAST_CHECK_DEADLINE_S = 300.0
 @click.option("--storage", metavar="FILE|URL",
               help="Share the work with other runs, each with a --store of its own, through a "
               "journal file or postgresql://USER@HOST/DATABASE.")  # fmt: skip
-@click.option("--engine", type=click.Choice(("local", "ray")), default="local", show_default=True,
+@click.option("--engine", type=Choice(("local", "ray")), default="local", show_default=True,
               help="Where to compile: processes here, or a Ray cluster.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def sweep(**options: Any) -> None:
@@ -218,7 +217,7 @@ def _load(asked: _Options) -> SweepPlan:
     """The plan, with what the command line puts in the place of its own."""
     plan = load_plan(asked.plan_file)
     if asked.chip is not None:
-        plan = replace(plan, chips=(load_chip(asked.chip).name,))
+        plan = replace(plan, chips=(asked.chip,))
     if asked.budget is not None:
         plan = replace(plan, budget_s=parse_seconds(asked.budget, "--budget"))
     return plan

@@ -21,6 +21,7 @@ from rpa_tune.cli.tables import (
     workload_text,
 )
 from rpa_tune.evaluate.measured import MeasuringHost
+from rpa_tune.padding import padding_note
 from rpa_tune.store.shards import Shard
 from rpa_tune.sweep.result import NO_COMPARISON, StudyResult
 
@@ -81,6 +82,8 @@ def print_outcome(outcome: Outcome, *, as_json: bool) -> None:
 
 def _print_result(result: StudyResult) -> None:
     name = result.study.name
+    if note := padding_note(result.study.problem):
+        click.echo(f"{name}: {note}")
     if (row := result.row()) is not None:
         click.echo(f"{name}: {workload_text(row)}; {regret_text(row)}; {verified_text(row)}")
     if result.agreement is not None:
@@ -184,6 +187,7 @@ def _result_to_dict(result: StudyResult) -> dict[str, Any]:
     row = result.row()
     return {
         "study": result.study.name,
+        "padding": padding_note(result.study.problem),
         "chip": result.study.chip,
         "family": result.study.family,
         "workload": result.study.workload.name,

@@ -67,11 +67,13 @@ def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) 
         verdicts.append(verdict)
         if not as_json:
             _print_verdict(verdict)
-    is_right = all(verdict.status is Status.OK for verdict in verdicts)
+    is_right = bool(verdicts) and all(verdict.status is Status.OK for verdict in verdicts)
     if as_json:
         print_json({"ok": is_right, "checks": [_to_dict(verdict) for verdict in verdicts]})
     else:
-        cannot_exist = all(verdict.status is Status.INFEASIBLE for verdict in verdicts)
+        cannot_exist = bool(verdicts) and all(
+            verdict.status is Status.INFEASIBLE for verdict in verdicts
+        )
         click.echo("right" if is_right else "cannot exist" if cannot_exist else "WRONG")
     if not is_right:
         raise click.exceptions.Exit(1)

@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rpa_kernels import KernelFamily
@@ -88,6 +88,24 @@ def build_space(
         rejected=rejected,
         examples=examples,
     )
+
+
+def one_step_away(config: Any, family: KernelFamily, problem: Problem, target: Target) -> list[Any]:
+    """Configs that can exist and differ in one field, by one value of its axis: larger, smaller.
+
+    Args:
+      config: Need not lie on the axes.
+      family: Whose config it is.
+      problem: Static shapes and dtypes.
+      target: The chip's limits.
+    """
+    found = []
+    for name, values in family.search_axes(problem, target).items():
+        own = getattr(config, name)
+        larger = [value for value in values if value > own][:1]
+        smaller = [value for value in values if value < own][-1:]
+        found += [replace(config, **{name: value}) for value in (*larger, *smaller)]
+    return [other for other in found if other.check(problem, target) is None]
 
 
 def is_larger_everywhere(config: Any, other: Any, axes: Sequence[Axis]) -> bool:

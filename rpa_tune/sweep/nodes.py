@@ -1,6 +1,5 @@
 """YAML with line numbers: every value knows its file and line, so an error can say where."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_tune.errors import UsageError
 from rpa_tune.ranges import RANGES, SIZE
 
@@ -68,20 +68,28 @@ class Node:
             raise UsageError(f"expected a name, got {self.value!r}", where=self.where)
         return self.value
 
-    def choice(self, known: Iterable[str], what: str) -> str:
-        """One of the known names.
+    def choice(
+        self, known: Iterable[str], what: str, others: Mapping[str, str] | None = None
+    ) -> str:
+        """One of the known names, however it is spelt.
+
+        Args:
+          known: The names.
+          what: What they are, for the message.
+          others: Other name -> known name.
 
         Raises:
           UsageError: Another one.
         """
         names = list(known)
-        if self.value not in names:
+        found = find_name(self.value, names, others or {})
+        if found is None:
             raise UsageError(
                 f"unknown {what} {self.value!r}",
                 where=self.where,
-                hint=did_you_mean(str(self.value), names),
+                hint=did_you_mean(self.value, names, others or {}),
             )
-        return str(self.value)
+        return found
 
     def integer(self, what: str) -> int:
         """An integer; `RANGES` says which, a size in tokens where it knows no `what`.
@@ -148,14 +156,6 @@ def _split_unit(node: Node, what: str) -> tuple[float, str]:
     if match is None:
         raise UsageError(f"{what}={node.value!r} is not a number with a unit", where=node.where)
     return float(match[1]), match[2]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint: the closest known name if there is one, and all of them."""
-    names = [str(known_name) for known_name in known]
-    close = difflib.get_close_matches(name, names, n=1)
-    guess = f"did you mean {close[0]}? " if close else ""
-    return f"{guess}known: {', '.join(names)}"
 
 
 def read_yaml(path: Path) -> Node:

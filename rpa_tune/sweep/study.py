@@ -8,6 +8,7 @@ from typing import Any
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
+from rpa_tune.buckets import Shape
 from rpa_tune.candidate import Candidate
 from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.families import load_family, public_family, slots
@@ -19,6 +20,7 @@ from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.notes import StudyPlan
 from rpa_tune.sweep.plan import SweepPlan
 from rpa_tune.sweep.sampler import Search
+from rpa_tune.sweep.shapes import problem_of_shape, shape_workloads
 from rpa_tune.workload.workload import Workload, load_workload
 
 
@@ -91,30 +93,45 @@ def build_studies(plan: SweepPlan) -> list[Study]:
     for page_size in plan.page_sizes:
         with _blame(plan, "workload"):
             workload = load_workload(plan.workload, page_size=page_size)
+            judged = _judged_on(plan, workload, page_size)
         for chip, model, tp, kv_dtype in itertools.product(
             plan.chips, plan.models, plan.tps, plan.kv_dtypes
         ):
-            for problem in _problems(plan, workload, model, page_size, tp, kv_dtype):
+            problems = _problems(plan, workload, model, page_size, tp, kv_dtype)
+            for problem, (shape, batches) in itertools.product(problems, judged):
+                if plan.server is not None and shape is not None:
+                    problem = problem_of_shape(problem, plan.server, shape)
                 with _blame(plan, "page_size"):
                     load_chip(chip).require_room(
                         page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs
                     )
                 labels = _labels(plan, chip, model, problem, tp)
-                for family in plan.families:
-                    with _blame(plan, "families"):
-                        batches = workload.for_family(*slots(family))
-                    studies.append(
-                        Study(
-                            name="/".join([*labels, family]),
-                            family=family,
-                            problem=problem,
-                            chip=chip,
-                            workload=batches,
-                            overrides=plan.overrides.get(family, {}),
-                            search=_search(plan, family),
-                        )
+                studies += [
+                    Study(
+                        name="/".join([*labels, family]),
+                        family=family,
+                        problem=problem,
+                        chip=chip,
+                        workload=batches[family],
+                        overrides=plan.overrides.get(family, {}),
+                        search=_search(plan, family),
                     )
+                    for family in plan.families
+                ]
     return studies
+
+
+def _judged_on(
+    plan: SweepPlan, workload: Workload, page_size: int
+) -> list[tuple[Shape | None, Mapping[str, Workload]]]:
+    """Family -> its batches, for each shape of the plan's server; one entry without a server."""
+    with _blame(plan, "families"):
+        if plan.server is None:
+            return [(None, {name: workload.for_family(*slots(name)) for name in plan.families})]
+        found = shape_workloads(
+            plan.workload, plan.server, page_size=page_size, families=plan.families
+        )
+    return [(each.shape, each.batches) for each in found]
 
 
 def _search(plan: SweepPlan, family: str) -> Search:
@@ -150,6 +167,8 @@ def _labels(plan: SweepPlan, chip: str, model: str, problem: Problem, tp: int) -
     labels += [f"page {problem.page_size}"] if len(plan.page_sizes) > 1 else []
     labels += [problem.kv_dtype] if len(plan.kv_dtypes) > 1 else []
     labels += [f"tp {tp}"] if len(plan.tps) > 1 else []
+    labels += [f"{problem.max_num_tokens} tokens"] if plan.server else []
+    labels += [f"{problem.max_num_seqs} seqs"] if plan.server and plan.server.bucket_seqs else []
     labels += [f"window {problem.sliding_window}"] if problem.sliding_window else []
     return labels
 

@@ -66,7 +66,12 @@ def build_workload(spec: WorkloadSpec, *, costs: StepCosts | None = None) -> Bui
     Raises:
       TraceError: A file cannot be read or holds nothing.
     """
-    served = serve(spec)
+    return condense(serve(spec), costs=costs)
+
+
+def condense(served: Served, *, costs: StepCosts | None = None) -> Build:
+    """Keeps the batches that stand for steps; `costs` as in `build_workload`."""
+    spec = served.spec
     compression = compress(
         served.steps,
         spec.compress.batches or len(served.steps),

@@ -1,7 +1,6 @@
 """From a mapping that a person wrote to a record, with errors that name the place and the rule."""
 
 import dataclasses
-import difflib
 import enum
 import math
 import types
@@ -9,14 +8,8 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_tune.errors import UsageError
-
-
-def did_you_mean(word: object, known: Collection[str]) -> str:
-    """A hint that names the nearest of `known`, and then all of them."""
-    near = difflib.get_close_matches(str(word), known, n=1)
-    listing = ", ".join(sorted(known))
-    return f"did you mean {near[0]!r}? There are: {listing}" if near else f"there are: {listing}"
 
 
 def check_keys(data: object, known: Collection[str], where: str) -> Mapping[str, Any]:
@@ -69,11 +62,12 @@ def _value(kind: Any, value: object, where: str) -> Any:
         kind = next(k for k in kind.__args__ if k is not type(None))
     if isinstance(kind, type) and issubclass(kind, enum.StrEnum):
         known = [str(member) for member in kind]
-        if value not in known:
+        found = find_name(value, known)
+        if found is None:
             raise UsageError(
-                f"unknown value {value!r}", where=where, hint=did_you_mean(str(value), known)
+                f"unknown value {value!r}", where=where, hint=did_you_mean(value, known)
             )
-        return kind(value)
+        return kind(found)
     if dataclasses.is_dataclass(kind):
         return read_record(typing.cast(type, kind), value, where)
     if kind is float and type(value) is int:

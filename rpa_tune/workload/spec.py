@@ -27,9 +27,10 @@ from typing import Any
 
 import yaml
 
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_tune.errors import UsageError
 from rpa_tune.workload.arrivals import Arrivals
-from rpa_tune.workload.fields import check_keys, did_you_mean, read_record
+from rpa_tune.workload.fields import check_keys, read_record
 from rpa_tune.workload.knobs import SGLANG_NAMES, EngineKnobs
 from rpa_tune.workload.lengths import read_lengths
 from rpa_tune.workload.synthetic import Synthetic
@@ -200,11 +201,12 @@ def preset_mapping(name: str, where: str = "") -> dict[str, Any]:
       UsageError: There is no such preset.
     """
     presets = load_presets()
-    if name not in presets:
+    found = find_name(name, presets)
+    if found is None:
         raise UsageError(
             f"unknown workload {name!r}", where=where, hint=did_you_mean(name, presets)
         )
-    return {**over_preset(presets[name], where), "name": name}
+    return {**over_preset(presets[found], where), "name": found}
 
 
 def over_preset(data: Mapping[str, Any], where: str = "") -> dict[str, Any]:

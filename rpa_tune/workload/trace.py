@@ -14,6 +14,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_tune.errors import TraceError
 from rpa_tune.workload.blocks import settle_blocks
 from rpa_tune.workload.columns import TraceFormat, plain, recognise
@@ -31,6 +32,8 @@ TRACES = {
     "azure-code": "azure_code_2023.csv.gz",
     "mooncake": "mooncake_conversation.csv.gz",
 }
+# The files' own names.
+OTHER_NAMES = {file.removesuffix(".csv.gz"): name for name, file in TRACES.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,9 +86,13 @@ def load_trace(name_or_path: str | Path, rules: TraceRules) -> Trace:
     """
     name = str(name_or_path)
     source: Path | Traversable = Path(name_or_path)
-    if name in TRACES:
-        source = resources.files("rpa_tune.workload") / "traces" / TRACES[name]
-    text = read_text(name, source, ", ".join(TRACES))
+    # A file of that name comes first, unless the name is the trace's very own.
+    shipped = (
+        name if name in TRACES or Path(name).exists() else find_name(name, TRACES, OTHER_NAMES)
+    )
+    if shipped is not None and shipped in TRACES:
+        name, source = shipped, resources.files("rpa_tune.workload") / "traces" / TRACES[shipped]
+    text = read_text(name, source, did_you_mean(name, TRACES, OTHER_NAMES, what="traces"))
     try:
         return _Reading(name, rules).read(text)
     except TraceError as error:

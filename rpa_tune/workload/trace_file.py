@@ -19,7 +19,7 @@ def read_text(name: str, source: Path | Traversable, known: str) -> str:
     """The text of a file, unpacked if it is gzipped.
 
     Raises:
-      TraceError: It cannot be read, or is no text; the hint names what is `known`.
+      TraceError: It cannot be read, or is no text; the hint ends with what is `known`.
     """
     try:
         data = source.read_bytes()
@@ -30,7 +30,7 @@ def read_text(name: str, source: Path | Traversable, known: str) -> str:
         raise TraceError(
             f"trace is not readable: {error}",
             where=name,
-            hint=f"give a CSV or JSON Lines file, or one of {known}",
+            hint=f"give a CSV or JSON Lines file, or a trace; {known}",
         ) from error
 
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_tune.errors import TraceError, UsageError
 from rpa_tune.workload.batches import WeightedBatch, Workload, combine
 from rpa_tune.workload.build import build_workload
 from rpa_tune.workload.capture_file import is_recording
-from rpa_tune.workload.fields import did_you_mean
 from rpa_tune.workload.spec import KEYS, WorkloadSpec, load_presets, preset_mapping, read_spec
 
 __all__ = ["WeightedBatch", "Workload", "load_workload", "resolve"]
@@ -89,6 +89,8 @@ def mapping_of(spec: str) -> dict[str, Any]:
     if path.is_file():
         kind = "capture" if is_recording(path) else "trace"
         return {"name": spec, "requests": {kind: spec}}
+    if find_name(spec, load_presets()):
+        return preset_mapping(spec)
     raise UsageError(
         f"unknown workload {spec!r}: neither a preset nor a file",
         hint=did_you_mean(spec, load_presets()),

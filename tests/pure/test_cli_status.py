@@ -148,3 +148,26 @@ def test_files_that_are_no_stores(tmp_path):
     for name in ("none", "x"):
         result = status(tmp_path / name)
         assert isinstance(result.exception, StoreError)
+
+
+def test_times_of_other_versions_are_not_mixed_with_those_of_today(tmp_path):
+    """An older kernel's best time was set against today's heuristic."""
+    path, study = tmp_path / "store.jsonl", make_study()
+    made = FormulaEvaluator(Fidelity.SIMULATED)
+    one, two = (made.answer(study.candidate(c)) for c in study.space().configs[:2])
+    older = {**one.provenance, "kernel": "an older one"}
+    checked = FormulaEvaluator(Fidelity.INTERPRETED).answer(one.candidate)
+    with Journal(path) as journal:
+        journal.append_note(study.note())
+        journal.append(replace(one, time_us=1.0, batch_us=(1.0, 1.0), provenance=older))
+        journal.append(replace(checked, time_us=None, batch_us=(), provenance=older))
+        document = json.loads(status(path, "--json").stdout)
+        assert document["studies"][0]["best_us"] is None
+        assert "no time yet" in status(path).stdout
+        journal.append(two)
+    document = json.loads(status(path, "--json").stdout)
+    summary = document["studies"][0]
+    assert summary["best_us"] == two.time_us
+    assert (summary["evaluated"], summary["of_other_versions"]) == (2, 1)
+    assert (document["verified"], document["verified_of_other_versions"]) == ({}, 1)
+    assert "1 of other versions left out" in status(path).stdout

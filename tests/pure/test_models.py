@@ -7,7 +7,7 @@ import pytest
 
 from rpa_kernels.batch import Batch
 from rpa_tune.errors import UsageError
-from rpa_tune.models import Model, load_model, load_models, problem_for
+from rpa_tune.models import Model, load_model, load_models, model_name, problem_for
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
 
@@ -253,3 +253,40 @@ def test_a_window_needs_layers():
             name="x", source="y", num_q_heads=8, num_kv_heads=8, head_dim=64,
             sliding_window_tokens=4,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [("Qwen/Qwen3-32B", "qwen3-32b"), ("Qwen3-32B", "qwen3-32b"), ("qwen3_32b", "qwen3-32b"),
+     ("meta-llama/Llama-3.1-8B-Instruct", "llama3-8b"), ("LLAMA3-8B", "llama3-8b"),
+     ("google/gemma-3-27b-pt", "gemma3-27b"), ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"),
+     ("openai/gpt-oss-20b", "gpt-oss-20b"), ("./not/there.json", "./not/there.json")],
+)  # fmt: skip
+def test_models_have_other_names(word, name):
+    assert model_name(word) == name
+
+
+def test_every_model_is_found_by_its_repository():
+    """And no repository, in whatever spelling, is that of two models."""
+    for name, model in load_models().items():
+        repository = model.source.removeprefix("config.json of ").removesuffix(" on Hugging Face")
+        for word in (repository, repository.upper(), repository.rpartition("/")[2], name.upper()):
+            assert load_model(word).name == name
+
+
+@pytest.mark.parametrize("word", ["somebody/Qwen3-32B", "qwen3", "Qwen/Qwen3-32B-FP8"])
+def test_another_repository_is_only_offered(word):
+    with pytest.raises(UsageError) as caught:
+        load_model(word)
+    assert "did you mean qwen3-" in caught.value.hint
+
+
+def test_a_file_is_what_its_path_says(tmp_path, monkeypatch):
+    """A folder of the repository's name is the model in it."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "Qwen" / "Qwen3-32B"
+    folder.mkdir(parents=True)
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert model_name("Qwen/Qwen3-32B") == "Qwen/Qwen3-32B"
+    assert load_model("Qwen/Qwen3-32B").num_q_heads == 4

@@ -11,7 +11,7 @@ from rpa_tune.cli.main import cli
 from rpa_tune.cli.sweep_text import _why_none
 from rpa_tune.promote import decide
 from rpa_tune.store import journal as store
-from rpa_tune.sweep.agreement import compare
+from rpa_tune.sweep.agreement import Agreement, compare
 from rpa_tune.sweep.sweep import Sweep
 from rpa_tune.sweep.tally import Score
 from rpa_tune.sweep.watch import Watch
@@ -238,3 +238,12 @@ def test_measured_and_simulated_times_do_not_compete_for_the_best_so_far():
     score.add(simulated)
     score.add(replace(measured, time_us=2.0))
     assert score.best_us == 2.0
+
+
+def test_one_config_is_too_few_to_praise_the_simulator():
+    """It said "trusting the simulator would have cost 0.0 %" of a single measured config."""
+    alone = Agreement(
+        num_configs=1, rank_correlation=None, regret_pct=0.0, measured_over_simulated=1.1
+    )
+    assert "too few to say" in str(alone)
+    assert "cost" not in str(alone)
