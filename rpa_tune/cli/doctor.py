@@ -16,13 +16,13 @@ import click
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.compile.pool import WorkerPool
-from rpa_tune.errors import DumpError, RpaTuneError
+from rpa_tune.errors import DumpError, RpaTuneError, install_command
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.llo.parse import load_program
 from rpa_tune.provenance import versions
 
 _PYTHON = (3, 11)
-_INSTALL = "pip install '.[tune]' in the checkout of rpa-tune"
+_INSTALL = install_command("tune")
 _NEEDED = ("jax", "jaxlib", "libtpu", "numpy", "click", "optuna", "pandas", "rich")
 # Compilers whose schedules the parser's golden tests hold.
 _KNOWN_LIBTPU = ("0.0.42.1", "0.0.50.1")

@@ -83,6 +83,9 @@ _LEAST_CHECK_DEADLINE_S = 300.0
 def sweep(**options: Any) -> None:
     """Tunes what PLAN asks for and writes table rows.
 
+    PLAN is a YAML file, or the name of a plan that comes with rpa-tune: public_hd64,
+    public_stacked, public_v3, quickstart, steady_decode.
+
     Candidates are bounded analytically, the promising ones are compiled for the chip and their
     schedules simulated; on a host with a TPU of the study's chip the best are measured. Winners are
     promoted if the interpreter finds them right. Everything learnt is stored at once: run the same
@@ -94,7 +97,7 @@ def sweep(**options: Any) -> None:
     Exit codes: 0 done; 1 error; 2 usage; 3 some problem has no config that works; 75 budget
     spent; 130 interrupted. After 75 and 130 the same command resumes.
 
-    Example: rpa-tune sweep sweeps/quickstart.yaml --chip v5e --budget 10m
+    Example: rpa-tune sweep quickstart --chip v5e --budget 10m
     """
     asked = _Options(**options)
     plan = _load(asked)

@@ -32,7 +32,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.closing import Closing
-from rpa_tune.errors import StoreError, UsageError
+from rpa_tune.errors import StoreError, UsageError, install_command
 from rpa_tune.store import codec
 from rpa_tune.store.journal import MAX_ATTEMPTS, TRANSIENT
 
@@ -268,7 +268,7 @@ def _open(storage: str) -> tuple[BaseStorage, Callable[[], None]]:
     except ImportError as error:
         raise UsageError(
             f"--storage needs a driver that is not installed: {error.name or error}",
-            hint="pip install '.[postgres]' in the checkout of rpa-tune",
+            hint=install_command("postgres"),
         ) from error
     except Exception as error:  # of the operating system, SQLAlchemy or the driver
         raise StoreError(
