@@ -38,7 +38,8 @@ class Meta:
     def page(self, seq: Scalar, index: Scalar) -> jax.Array:
         """Physical page `index` of a sequence, the last entry when there is no such page."""
         last = self.page_indices.shape[0] - 1
-        return self.page_indices[jnp.minimum(seq * self.pages_per_seq + index, last)]
+        page: jax.Array = self.page_indices[jnp.minimum(seq * self.pages_per_seq + index, last)]
+        return page
 
 
 def window_start(first_q_pos: Scalar, problem: Problem) -> Scalar:

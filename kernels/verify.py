@@ -208,14 +208,9 @@ def interpreter(dma_mode: str, num_cores: int = 1) -> pltpu.InterpretParams:
     """
     fields = {field.name for field in dataclasses.fields(pltpu.InterpretParams)}
     # jax 0.10 always sets a flag and goes on; 0.12 raises unless told to.
-    on_race = {"on_race": "warn"} if "on_race" in fields else {}
-    return pltpu.InterpretParams(
-        detect_races=True,
-        uninitialized_memory="nan",
-        dma_execution_mode=dma_mode,
-        num_cores_or_threads=num_cores,
-        **on_race,
-    )
+    options: dict[str, Any] = {"on_race": "warn"} if "on_race" in fields else {}
+    options |= {"dma_execution_mode": dma_mode, "uninitialized_memory": "nan"}
+    return pltpu.InterpretParams(detect_races=True, num_cores_or_threads=num_cores, **options)
 
 
 @contextlib.contextmanager
@@ -249,7 +244,8 @@ def found_race() -> bool:
     """
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
-    return bool(interpret_pallas_call.races.races_found)
+    races = interpret_pallas_call.races
+    return races is not None and bool(races.races_found)
 
 
 def compare(

@@ -61,7 +61,11 @@ TUNING = {
     "artifact_build",
 }  # fmt: skip
 THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
-    "optuna": {"rpa_tune/sweep/sampler_optuna.py", "rpa_tune/sweep/exchange.py"},
+    "optuna": {
+        "rpa_tune/sweep/sampler_optuna.py",
+        "rpa_tune/sweep/exchange.py",
+        "rpa_tune/sweep/exchange_text.py",
+    },
     "ray": {"rpa_tune/compile/ray_pool.py"},
     "pandas": {"report"},
     "click": {"cli"},

@@ -38,6 +38,7 @@ from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.wheel import use_wheel
 from rpa_tune.public_configs import WHEELS
 from rpa_tune.store import journal as store
+from rpa_tune.sweep.identity import require_same_samplers
 from rpa_tune.sweep.lineup import num_side_by_side
 from rpa_tune.sweep.nodes import parse_seconds
 from rpa_tune.sweep.oracle import BudgetSpentError
@@ -103,6 +104,8 @@ def sweep(**options: Any) -> None:
     plan = _load(asked)
     pool = _make_pool(asked)
     job = open_job(plan, asked.store_file, asked.shard_text)
+    if not asked.fresh:
+        require_same_samplers(job.mine, job.plans, str(job.store_file))
     if asked.dry_run:
         answers = [] if asked.fresh else job.answers
         rows = forecast(job.mine, answers, pool.num_workers, verify=asked.verify)

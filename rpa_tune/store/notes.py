@@ -7,7 +7,7 @@ decided from either, so a store without them is whole; `rpa-tune status` shows t
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 # The one key of such a line.
@@ -25,6 +25,8 @@ class StudyPlan:
       num_evaluations: Candidates that will be simulated, at most.
       heuristic: Fields of the config that is to be beaten; None when there is none.
       stamp: Versions that its answers depend on; see `codec.stamp_of`.
+      sampler: Who chooses what is asked; see `sampler_choice.sampler_identity`. Empty in stores
+        of older versions.
     """
 
     name: str
@@ -32,6 +34,7 @@ class StudyPlan:
     num_evaluations: int
     heuristic: Mapping[str, Any] | None
     stamp: tuple[str, ...]
+    sampler: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
