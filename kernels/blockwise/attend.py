@@ -330,5 +330,5 @@ class Attention:
         row = first + jax.lax.broadcasted_iota(jnp.int32, (self.chains.rows, 1), 0)
         token = (row >> (pack.bit_length() - 1)) & (size - 1)
         granule = div(row, size * pack * words)
-        position: jax.Array = self.block.q_first + q_tile * self.chains.tokens
-        return position + granule * size + token
+        position: jax.Array = self.block.q_first + q_tile * self.chains.tokens + granule * size
+        return position + token

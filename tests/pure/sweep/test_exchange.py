@@ -146,7 +146,7 @@ def start(folder, storage, delay_s=0.03):
 
 
 def finish(process):
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
 
 
