@@ -330,5 +330,6 @@ class Attention:
         row = first + jax.lax.broadcasted_iota(jnp.int32, (self.chains.rows, 1), 0)
         token = (row >> (pack.bit_length() - 1)) & (size - 1)
         granule = div(row, size * pack * words)
-        position: jax.Array = self.block.q_first + q_tile * self.chains.tokens + granule * size
-        return position + token
+        q_tile_first = self.block.q_first + q_tile * self.chains.tokens
+        position: jax.Array = q_tile_first + granule * size + token
+        return position
