@@ -109,6 +109,11 @@ def one_batch(folder, stack):
     (folder / "batch.json").write_text('{"q_lens": [1, 1], "kv_lens": [700, 90], "num_decode": 2}')
 
 
+def fresh_cache(folder, stack):
+    """A cache without compiles, because the output tells what was compiled from what was kept."""
+    (folder / "cache").mkdir()
+
+
 def quickstart_store(folder, stack):
     """The answers of the quickstart, without its checks."""
     run_shell(folder, "rpa-tune sweep sweeps/quickstart.yaml --no-verify --tables made")
@@ -125,6 +130,7 @@ SETUPS = {
     "sweeps/README.md: rpa-tune sweep chat.yaml": chat_plan,
     "docs/workloads.md: rpa-tune workloads import": captured,
     "docs/trace.md: rpa-tune explain --chip": one_batch,
+    "docs/serving.md: rpa-tune compile --model": fresh_cache,
     "docs/serving.md: rpa-tune portfolio sweeps/quickstart.yaml": quickstart_store,
     "docs/interop.md: rpa-tune tables export": public_tables,
 }
@@ -153,11 +159,12 @@ def run_shell(folder, *commands):
     script = "\n".join(
         f"{command}\nlast=$?; echo; echo '{mark}'; (exit $last)" for command in commands
     )
+    cache = {"XDG_CACHE_HOME": str(folder / "cache")} if (folder / "cache").is_dir() else {}
     run = subprocess.run(
         ["bash", "-c", f"{script}\nlast=$?; wait; exit $last"], cwd=folder, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}",
-             "COLUMNS": "160"},
+             "COLUMNS": "160", **cache},
     )  # fmt: skip
     return [part.splitlines() for part in run.stdout.split(mark)], run.returncode
 
