@@ -86,18 +86,26 @@ def difference(documented: tuple[str, ...], real: list[str]) -> str:
     """What the document says and the output does not, or the other way round; empty if nothing."""
     wanted = [text for line in documented if (text := plain(line))]
     lines = [text for line in real if (text := plain(line))]
-    at, may_skip = 0, False
-    for text in wanted:
-        if text == _GAP:
+    text = "".join(f"{line}\n" for line in lines)
+    if re.fullmatch("".join(map(_pattern, wanted)), text):
+        return ""
+    at, may_skip = 0, False  # the first place where they part, as far as that can be told
+    for line in wanted:
+        if line == _GAP:
             may_skip = True
             continue
-        pattern = re.compile(".*".join(map(re.escape, text.split(_GAP))))
-        found = next((i for i in range(at, len(lines)) if pattern.fullmatch(lines[i])), None)
+        alike = (i for i in range(at, len(lines)) if re.fullmatch(_pattern(line), lines[i] + "\n"))
+        found = next(alike, None)
         if found is None:
-            return f"the output has no line (any more) like: {text}"
+            return f"the output has no line (any more) like: {line}"
         if found > at and not may_skip:
             return f"the document lacks a line like: {lines[at]}"
         at, may_skip = found + 1, False
-    if at < len(lines) and not may_skip:
-        return f"the document lacks a line like: {lines[at]}"
-    return ""
+    return f"the document lacks a line like: {lines[at] if at < len(lines) else lines[-1]}"
+
+
+def _pattern(line: str) -> str:
+    """A documented line as a regular expression for one of the output, or for any of them."""
+    if line == _GAP:
+        return r"(?:.*\n)*?"
+    return ".*".join(map(re.escape, line.split(_GAP))) + r"\n"

@@ -242,6 +242,7 @@ def test_commands_that_are_shown_have_the_options_that_they_show(command):
     [
         (["a 1.5 us", "b"], ["a 17 us", "b"], ""),
         (["a", "...", "c"], ["a", "b", "b", "c"], ""),
+        (["...", "a 9", "z"], ["a 1", "b", "a 9", "z"], ""),
         (["a (...), done"], ["a (b, 7), done"], ""),
         (["x ████ 3"], ["x ██ 4"], ""),
         (["sha 0ad02f712fb550f2"], ["sha 1bd02f712fb550f9"], ""),
