@@ -1,5 +1,6 @@
 """What all families' launches share: specs, aliases, compiler parameters, names of refs."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,15 +121,13 @@ class Launch:
         Raises:
           ValueError: Operands do not have the problem's shapes, or sinks are missing or unexpected.
         """
-        arrays = BatchArrays(
-            kv_lens=kv_lens,
-            page_indices=page_indices,
-            cu_q_lens=cu_q_lens,
-            distribution=distribution,
-        )
-        scalars = (kv_lens, page_indices, cu_q_lens, distribution)
+        scalars: tuple[jax.Array, ...] = (kv_lens, page_indices, cu_q_lens, distribution)
         check_operands((*scalars, q, kv_new, kv_cache), sinks, problem)
         if target.num_cores > 1:
+            names = (field.name for field in dataclasses.fields(BatchArrays))
+            # The record of the host's arrays, here with those of the call.
+            traced: dict[str, Any] = dict(zip(names, scalars, strict=True))
+            arrays = BatchArrays(**traced)
             scalars = (*scalars, self.split(problem, config, arrays, target.num_cores, jnp))
         body = functools.partial(
             self.kernel,

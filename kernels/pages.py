@@ -44,7 +44,8 @@ class Meta:
 
         Entries past those may be anything, and may be past the end of the table.
         """
-        return self.page_indices[self.entry(seq, index)]
+        page: jax.Array = self.page_indices[self.entry(seq, index)]
+        return page
 
 
 def window_start(first_q_pos: Scalar, problem: Problem) -> Scalar:

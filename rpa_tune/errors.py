@@ -15,6 +15,20 @@ Messages say what, where, got and rule; `hint` says what to do next.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def install_command(extra: str) -> str:
+    """What installs one of the extras of `pyproject.toml`, from the checkout if this is one.
+
+    Args:
+      extra: Its name, for example `tune`.
+    """
+    if (_CHECKOUT / "pyproject.toml").is_file():
+        return f"pip install -e '{_CHECKOUT}[{extra}]'"
+    return f"pip install 'rpa-tune[{extra}]'"
 
 
 class RpaTuneError(Exception):

@@ -71,12 +71,12 @@ def calibrate(
 ) -> None:
     """Fits machine parameters to the measured times in RECORDS.
 
-    RECORDS has the form of benchmarks/data/measured_rpa.json, times of the public v3 kernel on your
-    TPU, of which only device times are used; or it is the store of a sweep that measured. The
-    fitted rows belong into rpa_tune/llo/machines.yaml;
+    RECORDS has the form of benchmarks/data/measured_rpa.json in the repository, times of the public
+    v3 kernel on your TPU, of which only device times are used; or it is the store of a sweep that
+    measured, with the PLAN that made it. The fitted rows belong into rpa_tune/llo/machines.yaml;
     parameters that the records do not determine stay near where they were.
 
-    Example: rpa-tune calibrate benchmarks/data/measured_rpa.json --chip v7x --parameter clock_hz
+    Example: rpa-tune calibrate .rpa-tune/quickstart.jsonl --plan quickstart --chip v6e
     """
     machine = load_machine(chip)
     if store.is_store(records):

@@ -20,7 +20,7 @@ from rpa_tune.cli.options import ChipName
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.compile import target
 from rpa_tune.compile.pool import WorkerPool
-from rpa_tune.errors import DumpError, RpaTuneError
+from rpa_tune.errors import DumpError, RpaTuneError, install_command
 from rpa_tune.llo.parse import load_program
 from rpa_tune.provenance import versions
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rpa_tune.compile.probe import Probe
 
 _PYTHON = (3, 11)
-_INSTALL = "pip install '.[tune]' in the checkout of rpa-tune"
+_INSTALL = install_command("tune")
 _NEEDED = ("jax", "jaxlib", "libtpu", "numpy", "click", "optuna", "pandas", "rich")
 # Compilers whose schedules the parser's golden tests hold.
 _KNOWN_LIBTPU = ("0.0.42.1", "0.0.50.1")

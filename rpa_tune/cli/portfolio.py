@@ -33,13 +33,14 @@ EXIT_NO_ANSWERS = 3
 def portfolio(plan_file: Path, chip: str | None, store_file: Path | None, as_json: bool) -> None:
     """Prints the best rules of 1, 2, 3, ... configs for each study of PLAN, and what they lose.
 
-    The loss (regret) is against the best known config for every batch of the workload. Only
-    answers of today's kernels, simulator and compiler count, of the highest fidelity there is. Set
-    `search.configs` in the plan to the number of configs that rows may have.
+    PLAN is a file, or the name of a plan that comes with rpa-tune. The loss (regret) is against the
+    best known config for every batch of the workload. Only answers of today's kernels, simulator
+    and compiler count, of the highest fidelity there is. Set `search.configs` in the plan to the
+    number of configs that rows may have.
 
     Exit codes: 0 done; 2 usage; 3 the store has no answer for some study.
 
-    Example: rpa-tune portfolio sweeps/quickstart.yaml
+    Example: rpa-tune portfolio quickstart
     """
     plan = load_plan(plan_file)
     if chip is not None:

@@ -2,10 +2,11 @@
 
 import itertools
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,21 @@ from rpa_tune.sweep.result import NO_COMPARISON, NOTHING_WORKS
 _RATE_OVER = 50
 _PAUSE_OF_MEDIANS = 20.0  # a gap of so many median gaps, and of a minute, parts two runs
 _LEAST_PAUSE_S = 60.0
+_AND = " and "  # between the names of studies that ask the same
+_NUMBER = re.compile(r"\d[\d,]*(\.\d+)?")
 
 
 @click.command()
 @click.argument("store_file", metavar="STORE", type=click.Path(path_type=Path))
-@click.option("--stops", is_flag=True, help="Say why each candidate stopped, too.")
+@click.option("--stops", is_flag=True,
+              help="Say why candidates stopped, too; like reasons once.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def status(store_file: Path, stops: bool, as_json: bool) -> None:
     """Summarises STORE and its shards by study. Never blocks a running sweep.
 
     Answers and failures, the best time against the heuristic's, why candidates stopped, how many
-    evaluations are left at most, and how long they will take at the rate of the last ones.
+    evaluations are left at most, and how long they will take at the rate of the last ones. With
+    --json every candidate that stopped is listed.
 
     Exit codes: 0 done; 1 no such store, or not a store.
 
@@ -92,7 +97,7 @@ class _Found:
         evaluations = self.evaluations
         every_check = [e for e in evaluations if e.fidelity is Fidelity.INTERPRETED]
         timed = [e for e in evaluations if e.fidelity is not Fidelity.INTERPRETED]
-        plans = {p.study: p for c in self.contents.values() for p in c.plans}
+        plans = _merged(p for c in self.contents.values() for p in c.plans)
         # A run without --shard begins what a shard has ended: one ending is enough.
         notes = {n.study: n for c in self.contents.values() for n in c.notes}
         # A check of other kernels says nothing of those that were planned last.
@@ -121,6 +126,19 @@ class _Found:
             "verified": dict(Counter(check.status.value for check in checks)),
             "verified_of_other_versions": len(every_check) - len(checks),
         }
+
+
+def _merged(plans: Iterable[StudyPlan]) -> dict[str, StudyPlan]:
+    """The last plan of each study, under all names that it was planned by.
+
+    Models that have a problem in common share its answers; a name may be made of several already.
+    """
+    last: dict[str, StudyPlan] = {}
+    names: dict[str, dict[str, None]] = {}
+    for plan in plans:
+        last[plan.study] = plan
+        names.setdefault(plan.study, {}).update(dict.fromkeys(plan.name.split(_AND)))
+    return {study: replace(plan, name=_AND.join(names[study])) for study, plan in last.items()}
 
 
 def _by_study(evaluations: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
@@ -211,13 +229,7 @@ def _num_left(
 
 
 def _name(evaluation: Evaluation) -> str:
-    candidate = evaluation.candidate
-    problem = candidate.problem
-    shape = f"{problem.num_q_heads}/{problem.num_kv_heads} heads of {problem.head_dim}"
-    return (
-        f"{candidate.chip}/{candidate.family}, {shape}, {problem.kv_dtype}, "
-        f"page {problem.page_size}, {candidate.workload}"
-    )
+    return f"{evaluation.candidate.title}, {evaluation.candidate.workload}"
 
 
 def _print_study(study: Mapping[str, Any]) -> None:
@@ -244,9 +256,27 @@ def _print_study(study: Mapping[str, Any]) -> None:
         click.echo(f"  stopped: {counts}")
     if study["agreement"]:
         click.echo(f"  {Agreement(**study['agreement'])}")
-    for stop in study.get("stops", ()):
-        config = ", ".join(f"{field}={value}" for field, value in stop["config"].items())
-        click.echo(f"  {stop['reason']}: {config}: {stop['detail']}")
+    for line in _stop_lines(study.get("stops", ())):
+        click.echo(f"  {line}")
+
+
+def _stop_lines(stops: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for the stops of one reason whose details differ at most in their numbers."""
+    alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for stop in stops:
+        alike.setdefault((stop["reason"], _NUMBER.sub("#", stop["detail"])), []).append(stop)
+    lines = []
+    for (reason, _), group in sorted(alike.items(), key=lambda item: -len(item[1])):
+        first = group[0]
+        config = ", ".join(f"{field}={value}" for field, value in first["config"].items())
+        if len(group) == 1:
+            lines.append(f"{reason}: {config}: {first['detail']}")
+        elif len({stop["detail"] for stop in group}) == 1:
+            lines.append(f"{reason}: {len(group):,} configs: {first['detail']}")
+        else:
+            example = f"for example {config}: {first['detail']}"
+            lines.append(f"{reason}: {len(group):,} configs, {example}")
+    return lines
 
 
 def _why_none(study: Mapping[str, Any]) -> str:

@@ -39,6 +39,7 @@ from rpa_tune.families import public_family
 from rpa_tune.interop.wheel import use_wheel
 from rpa_tune.public_configs import WHEELS
 from rpa_tune.store import journal as store
+from rpa_tune.sweep.identity import require_same_samplers
 from rpa_tune.sweep.lineup import num_side_by_side
 from rpa_tune.sweep.nodes import parse_seconds
 from rpa_tune.sweep.oracle import BudgetSpentError
@@ -84,6 +85,9 @@ _LEAST_CHECK_DEADLINE_S = 300.0
 def sweep(**options: Any) -> None:
     """Tunes what PLAN asks for and writes table rows.
 
+    PLAN is a YAML file, or the name of a plan that comes with rpa-tune: public_hd64,
+    public_stacked, public_v3, quickstart, steady_decode.
+
     Candidates are bounded analytically, the promising ones are compiled for the chip and their
     schedules simulated; on a host with a TPU of the study's chip the best are measured. Winners are
     promoted if the interpreter finds them right. Everything learnt is stored at once: run the same
@@ -95,7 +99,7 @@ def sweep(**options: Any) -> None:
     Exit codes: 0 done; 1 error; 2 usage; 3 some problem has no config that works; 75 budget
     spent; 130 interrupted. After 75 and 130 the same command resumes.
 
-    Example: rpa-tune sweep sweeps/quickstart.yaml --chip v5e --budget 10m
+    Example: rpa-tune sweep quickstart --chip v5e --budget 10m
     """
     asked = _Options(**options)
     plan = _load(asked)
@@ -103,6 +107,8 @@ def sweep(**options: Any) -> None:
     job = open_job(plan, asked.store_file, asked.shard_text)
     if not asked.as_json:  # stderr has events for machines then, the document has the source
         say_sources(study.workload for study in job.studies)
+    if not asked.fresh:
+        require_same_samplers(job.mine, job.plans, str(job.store_file))
     if asked.dry_run:
         answers = [] if asked.fresh else job.answers
         rows = forecast(job.mine, answers, pool.num_workers, verify=asked.verify)

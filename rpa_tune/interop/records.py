@@ -113,7 +113,7 @@ def load_records(path: Path) -> tuple[Record, ...]:
             raise UsageError(
                 f"record {index} is not understood: {error}",
                 where=str(path),
-                hint="benchmarks/data/measured_rpa.json shows every field",
+                hint="benchmarks/data/measured_rpa.json of the repository shows every field",
             ) from error
     return tuple(records)
 

@@ -64,17 +64,13 @@ def build_space(
     Raises:
       ValueError: An override names no field of the family's config.
     """
-    values = {name: tuple(v) for name, v in family.search_axes(problem, target).items()}
-    for name, chosen in (overrides or {}).items():
-        if name not in values:
-            raise ValueError(f"{family.name} has no axis {name!r}; it has {', '.join(values)}")
-        values[name] = tuple(sorted(set(chosen)))
-    axes = tuple(Axis(name=name, values=v) for name, v in values.items())
+    axes = build_axes(family, problem, target, overrides)
+    names = [axis.name for axis in axes]
     configs: list[Any] = []
     rejected: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for point in itertools.product(*(axis.values for axis in axes)):
-        config = family.config_type(**dict(zip(values, point, strict=True)))
+        config = family.config_type(**dict(zip(names, point, strict=True)))
         blocked = config.check(problem, target)
         if blocked is None:
             configs.append(config)
@@ -106,6 +102,21 @@ def one_step_away(config: Any, family: KernelFamily, problem: Problem, target: T
         smaller = [value for value in values if value < own][-1:]
         found += [replace(config, **{name: value}) for value in (*larger, *smaller)]
     return [other for other in found if other.check(problem, target) is None]
+
+
+def build_axes(
+    family: KernelFamily,
+    problem: Problem,
+    target: Target,
+    overrides: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[Axis, ...]:
+    """The axes of `build_space`, with its arguments and errors; checks no config."""
+    values = {name: tuple(v) for name, v in family.search_axes(problem, target).items()}
+    for name, chosen in (overrides or {}).items():
+        if name not in values:
+            raise ValueError(f"{family.name} has no axis {name!r}; it has {', '.join(values)}")
+        values[name] = tuple(sorted(set(chosen)))
+    return tuple(Axis(name=name, values=v) for name, v in values.items())
 
 
 def is_larger_everywhere(config: Any, other: Any, axes: Sequence[Axis]) -> bool:

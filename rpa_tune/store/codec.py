@@ -16,13 +16,17 @@ Kind = TypeVar("Kind")
 _LONGEST_US = 1e18
 
 # What an answer depends on beside the candidate. An answer whose stamp differs from today's is
-# kept in the store but not reused. `kernel` and `simulator` are digests of sources; `settings` is
-# empty in every worker that this package starts.
-STAMP_KEYS = ("kernel", "simulator", "jax", "libtpu", "settings")
-
-
-# Answers that do not depend on the simulator: a better one does not undo what a TPU took.
-_NOT_SIMULATED = (Fidelity.MEASURED, Fidelity.INTERPRETED)
+# kept in the store but not reused. `kernel`, `simulator` and `verifier` are digests of sources;
+# `settings` is empty in every worker that this package starts.
+STAMP_KEYS = ("kernel", "simulator", "jax", "libtpu", "settings", "verifier")
+# What an answer does not depend on: a better simulator does not undo what a TPU took, and a
+# stricter verifier no time.
+_IGNORED = {
+    Fidelity.ANALYTICAL: ("verifier",),
+    Fidelity.SIMULATED: ("verifier",),
+    Fidelity.MEASURED: ("simulator", "verifier"),
+    Fidelity.INTERPRETED: ("simulator",),
+}
 
 
 def stamp_of(
@@ -34,7 +38,7 @@ def stamp_of(
       provenance: A missing key counts as the empty string.
       fidelity: How the answer was got.
     """
-    ignored = ("simulator",) if fidelity in _NOT_SIMULATED else ()
+    ignored = _IGNORED[fidelity]
     return tuple("" if key in ignored else str(provenance.get(key) or "") for key in STAMP_KEYS)
 
 

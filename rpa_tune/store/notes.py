@@ -7,7 +7,7 @@ decided from either, so a store without them is whole; `rpa-tune status` shows t
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 # The one key of such a line.
@@ -25,6 +25,8 @@ class StudyPlan:
       num_evaluations: Candidates that will be simulated, at most.
       heuristic: Fields of the config that is to be beaten; None when there is none.
       stamp: Versions that its answers depend on; see `codec.stamp_of`.
+      sampler: Who chooses what is asked; see `sampler_choice.sampler_identity`. Empty in stores
+        of older versions.
     """
 
     name: str
@@ -32,6 +34,7 @@ class StudyPlan:
     num_evaluations: int
     heuristic: Mapping[str, Any] | None
     stamp: tuple[str, ...]
+    sampler: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,19 +116,19 @@ def _check(note: StudyPlan | StudyNote | Stopped) -> None:
     Raises:
       ValueError: There is one.
     """
-    for field in fields(note):
-        value = getattr(note, field.name)
+    for part in fields(note):
+        value = getattr(note, part.name)
         is_good = True
-        if field.name in _TEXTS:
+        if part.name in _TEXTS:
             is_good = isinstance(value, str)
-        elif field.name in _MAPPINGS:
-            is_good = isinstance(value, dict) or (value is None and _MAPPINGS[field.name])
-        elif field.name == "num_evaluations":
+        elif part.name in _MAPPINGS:
+            is_good = isinstance(value, dict) or (value is None and _MAPPINGS[part.name])
+        elif part.name == "num_evaluations":
             is_good = type(value) is int and value >= 0
-        elif field.name == "stamp":
+        elif part.name == "stamp":
             is_good = all(isinstance(part, str) for part in value)
         else:
             for stop in value:
                 _check(stop)
         if not is_good:
-            raise ValueError(f"not a note: {field.name}={value!r:.40}")
+            raise ValueError(f"not a note: {part.name}={value!r:.40}")

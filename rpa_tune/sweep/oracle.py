@@ -153,6 +153,7 @@ class Oracle:
         yield from self._exchange.share(
             todo,
             lambda mine: evaluator.evaluate_all(mine, study.workload),
+            study=study,
             fidelity=fidelity,
             stamp=stamp,
             check=self._check,

@@ -1,4 +1,4 @@
-"""`sweeps/*.yaml` into a `SweepPlan`; what is wrong is said with file and line.
+"""A plan, such as those of `sweeps/`, into a `SweepPlan`; what is wrong is said with file and line.
 
 ```
 about: Which block sizes serve Llama-3-8B chat on v6e?
@@ -23,6 +23,7 @@ budget: 30m
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,41 @@ class SweepPlan:
         return self.path.stem
 
 
-def load_plan(path: Path) -> SweepPlan:
+def shipped_plans() -> dict[str, Path]:
+    """The plans of this installation by name, in the order of their names."""
+    files = Path(str(resources.files("rpa_sweeps"))).glob("*.yaml")
+    return {path.stem: path for path in sorted(files)}
+
+
+def find_plan(plan: Path) -> Path:
+    """The file of a plan: the file itself, or the shipped plan of that name if there is no file.
+
+    Raises:
+      UsageError: There is neither.
+    """
+    is_name = plan.name == str(plan) and not plan.suffix
+    if plan.is_file() or not is_name:
+        return plan  # whoever reads it says what is wrong with it
+    shipped = shipped_plans()
+    if plan.name not in shipped:
+        raise UsageError(
+            f"{plan.name!r} is neither a file nor a plan that comes with rpa-tune",
+            where="PLAN",
+            hint=f"those are {', '.join(shipped)}; a plan of your own is a YAML file",
+        )
+    return shipped[plan.name]
+
+
+def load_plan(plan: Path) -> SweepPlan:
     """Reads a plan.
+
+    Args:
+      plan: A file, or the name of a shipped plan; see `find_plan`.
 
     Raises:
       UsageError: The file cannot be read, or something in it is unknown, missing or impossible.
     """
+    path = find_plan(plan)
     root = read_yaml(path)
     entries = root.entries(KEYS, "the plan")
     if missing := [key for key in REQUIRED if key not in entries]:

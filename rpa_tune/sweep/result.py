@@ -1,7 +1,9 @@
 """What came out of one study, as its callers, the store and the tables want it."""
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
+from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation
 from rpa_tune.promote import Decision, make_row
 from rpa_tune.space.space import Space
@@ -13,6 +15,8 @@ from rpa_tune.tables.row import TableRow
 
 NOTHING_WORKS = "no config works"
 NO_COMPARISON = "the heuristic has no time"
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +68,24 @@ class StudyResult:
                 for s in self.stops
             ),
             agreement=asdict(self.agreement) if self.agreement else None,
+        )
+
+    def to_frame(self) -> "pd.DataFrame":
+        """All candidates as a pandas data frame, with what became of them.
+
+        Returns:
+          A row a candidate, the answered ones first; columns are those of
+          `report.frame.study_frame`. The bounds of the others are not in it.
+        """
+        from rpa_tune.report.frame import study_frame
+
+        row, heuristic = self.row(), self.study.heuristic()
+        return study_frame(
+            self.answers,
+            [(stop.candidate, stop.reason, stop.detail) for stop in self.stops],
+            name=self.study.name,
+            heuristic=None if isinstance(heuristic, Infeasible) else asdict(heuristic),
+            chosen=() if row is None else row.configs,
         )
 
     def row(self) -> TableRow | None:

@@ -1,6 +1,7 @@
 """One study: a family, a problem, a chip and a workload. A plan is a list of them."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -15,11 +16,13 @@ from rpa_tune.families import load_family, public_family, slots
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models import load_model, problem_for
 from rpa_tune.provenance import provenance
-from rpa_tune.space.space import Space, build_space
+from rpa_tune.space.axis import Axis
+from rpa_tune.space.space import Space, build_axes, build_space
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.notes import StudyPlan
 from rpa_tune.sweep.plan import SweepPlan
 from rpa_tune.sweep.sampler import Search
+from rpa_tune.sweep.sampler_choice import MAX_KRIGING_POOL, sampler_identity
 from rpa_tune.sweep.shapes import problem_of_shape, shape_workloads
 from rpa_tune.workload.workload import Workload, load_workload
 
@@ -51,6 +54,18 @@ class Study:
         family = load_family(self.family)
         return build_space(family, self.problem, load_chip(self.chip).target, self.overrides)
 
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes of the space, without looking at its configs."""
+        family = load_family(self.family)
+        return build_axes(family, self.problem, load_chip(self.chip).target, self.overrides)
+
+    def sampler(self) -> dict[str, str]:
+        """Who chooses what is simulated, with the versions that decide it."""
+        num_configs = math.prod(len(axis.values) for axis in self.axes())
+        if self.search.sampler == "auto" and num_configs > MAX_KRIGING_POOL:
+            num_configs = len(self.space().configs)
+        return sampler_identity(self.search, num_configs)
+
     def heuristic(self) -> Any | Infeasible:
         """The family's own choice, which every search has to beat."""
         return load_family(self.family).default_config(self.problem, load_chip(self.chip).target)
@@ -69,6 +84,7 @@ class Study:
             num_evaluations=self.search.simulate,
             heuristic=None if isinstance(heuristic, Infeasible) else asdict(heuristic),
             stamp=stamp_of(provenance(self.family)),
+            sampler=self.sampler(),
         )
 
     def candidate(self, config: Any) -> Candidate:

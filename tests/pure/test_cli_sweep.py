@@ -1,5 +1,6 @@
 """`rpa-tune sweep` from plan to table, with evaluators that answer by formula."""
 
+import importlib.metadata
 import io
 import json
 import os
@@ -404,6 +405,45 @@ def test_what_goes_on_is_the_command_that_was_given(folder, evaluators, monkeypa
     assert command.startswith("rpa-tune sweep plan.yaml --workers 2 --store ")
     assert "--no-verify" in command
     assert "--fresh" not in command
+
+
+def with_optuna(monkeypatch, version):
+    """The installation as if it had another version of optuna."""
+    installed = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version",
+        lambda package: version if package == "optuna" else installed(package),
+    )  # fmt: skip
+
+
+def test_a_search_is_not_resumed_under_another_version_of_its_sampler(
+    folder, evaluators, monkeypatch
+):
+    plan = PLAN.replace("wave: 3", "wave: 3, sampler: tpe")
+    (folder / "plan.yaml").write_text(plan)
+    with_optuna(monkeypatch, "4.9.0")
+    assert sweep("--budget", "0.001s").exit_code == 75
+    with_optuna(monkeypatch, "5.0.0")
+    for arguments in ((), ("--dry-run",), ("--shard", "1/2")):
+        refused = sweep(*arguments).exception
+        assert isinstance(refused, StoreError), arguments
+        assert "was begun with optuna 4.9.0; optuna 5.0.0 asks other questions" in str(refused)
+        assert "--fresh" in refused.hint
+        assert ".rpa-tune/plan.jsonl" in refused.where
+    assert sweep("--store", "other.jsonl").exit_code == 0
+    (folder / "plan.yaml").write_text(PLAN)  # kriging, which no version of optuna changes
+    assert sweep().exit_code == 0
+    (folder / "plan.yaml").write_text(plan)
+    assert sweep("--fresh").exit_code == 0
+    assert sweep().exit_code == 0  # what it began itself
+
+
+def test_shards_of_other_versions_of_the_sampler_are_not_finished(folder, evaluators, monkeypatch):
+    (folder / "plan.yaml").write_text(PLAN.replace("wave: 3", "wave: 3, sampler: tpe"))
+    with_optuna(monkeypatch, "4.9.0")
+    assert sweep("--shard", "1/2").exit_code == 0
+    with_optuna(monkeypatch, "5.0.0")
+    assert "was begun with optuna 4.9.0" in str(sweep().exception)
 
 
 def raise_interrupt(oracle):

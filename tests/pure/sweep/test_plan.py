@@ -137,6 +137,28 @@ def test_errors_found_while_building_name_the_line_too(tmp_path, old, new, line,
     assert caught.value.where.split(" ")[0] == str(tmp_path / f"plan.yaml:{line}")
 
 
+def test_a_shipped_plan_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = load_plan(Path("quickstart"))
+    assert plan == load_plan(SHIPPED_FOLDER / "quickstart.yaml")
+    assert (plan.name, plan.path) == ("quickstart", SHIPPED_FOLDER / "quickstart.yaml")
+
+
+def test_a_file_comes_before_a_shipped_plan_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").write_text(GOOD)
+    assert load_plan(Path("quickstart")).path == Path("quickstart")
+
+
+def test_a_name_of_no_plan_lists_the_shipped_ones():
+    with pytest.raises(UsageError, match="neither a file nor a plan") as caught:
+        load_plan(Path("quick"))
+    assert all(path.stem in caught.value.hint for path in SHIPPED)
+    for other in ("quickstart.yaml", "folder/quickstart"):
+        with pytest.raises(UsageError, match="No such file"):
+            load_plan(Path(other))
+
+
 def test_files_that_are_no_plans(tmp_path):
     with pytest.raises(UsageError, match="No such file"):
         load_plan(tmp_path / "none.yaml")
@@ -146,7 +168,8 @@ def test_files_that_are_no_plans(tmp_path):
         plan_of(tmp_path, "- a\n- b\n")
 
 
-SHIPPED = sorted((Path(__file__).resolve().parents[3] / "sweeps").glob("*.yaml"))
+SHIPPED_FOLDER = Path(__file__).resolve().parents[3] / "sweeps"
+SHIPPED = sorted(SHIPPED_FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
