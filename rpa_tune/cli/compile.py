@@ -14,6 +14,7 @@ import click
 from rpa_kernels.layout import Q_DTYPES
 from rpa_tune.artifact import Manifest
 from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
+from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.main import counted, print_json
 from rpa_tune.cli.options import cache_option
 from rpa_tune.cli.server import Server, server_options
@@ -89,8 +90,10 @@ def compile_command(
     the very jax, libtpu, kernels and chip it was made with: elsewhere the dispatcher says so and
     compiles. It serves calls made outside of `jit`. Interrupted, the same command goes on.
 
-    Exit codes: 0 done; 1 the compiler refused some plans, which are left out; 2 usage; 3 the file
-    cannot be written, or a table does not parse.
+    Every kind of layers of the model is compiled for.
+
+    Exit codes: 0 done; 1 some plans are left out, because the compiler refused them or no kernel
+    serves such layers; 2 usage; 3 the file cannot be written, or a table does not parse.
 
     Example: rpa-tune compile --model llama3-8b --chip v6e --max-num-seqs 64 --num-pages 4096
     """
@@ -102,11 +105,12 @@ def compile_command(
         try:
             plans = [
                 plan
-                for problem in server.problems(**features)
-                for plan in dispatcher.plans(problem, server.engine)
+                for share in server.layers(**features)
+                for plan in dispatcher.plans(share.problem, server.engine)
             ]
         except ValueError as error:
             raise UsageError(str(error), where="the server's options") from error
+    print_layers(server.loaded, err=True)
     if dry_run:
         _list_plans(plans, as_json)
         return
@@ -123,7 +127,7 @@ def compile_command(
         )
     manifest, sha256 = write_built(output, load_chip(server.chip), built)
     _report(output, manifest, sha256, built, as_json)
-    if manifest.left_out:
+    if manifest.left_out or server.loaded.unserved:
         raise click.exceptions.Exit(1)
 
 
@@ -154,7 +158,12 @@ def _build(plans: list[LaunchPlan], pool: WorkerPool, kept: Kept) -> list[Built]
 def _name(plan: LaunchPlan) -> str:
     p = plan.problem
     window = f", window {p.sliding_window}" if p.sliding_window else ""
-    return f"{p.max_num_tokens} tokens, {p.max_num_seqs} seqs{window}: {'+'.join(plan.families)}"
+    window += "" if p.update_kv_cache else ", shared cache"
+    heads = f"{p.num_q_heads}/{p.num_kv_heads} heads of {p.head_dim}"
+    return (
+        f"{p.max_num_tokens} tokens, {p.max_num_seqs} seqs, {heads}{window}: "
+        f"{'+'.join(plan.families)}"
+    )
 
 
 def _list_plans(plans: list[LaunchPlan], as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from rpa_tune.cli.explain_text import print_simulation
+from rpa_tune.cli.layers_text import layers_to_dict
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.options import batch_option, cache_option, candidate_options
 from rpa_tune.cli.question import Question, resolve_question
@@ -41,8 +42,9 @@ def explain(
 ) -> None:
     """Compiles and simulates one config, and says where its time goes.
 
-    Without --config it is the family's own choice, which the dispatcher falls back on. Exit code
-    1 when the config cannot exist, does not compile, or has no time for another reason.
+    Without --config it is the family's own choice, which the dispatcher falls back on. Of a model
+    with several kinds of layers, --layers picks one; those without a window are the usual choice.
+    Exit code 1 when the config cannot exist, does not compile, or has no time for another reason.
 
     Example: rpa-tune explain --chip v6e --family decode --model llama3-8b
     --workload azure-conv --config bkv_sz=1024,num_buffers=2
@@ -84,6 +86,7 @@ def to_dict(question: Question, simulation: Simulation) -> dict[str, Any]:
         "lower_bound_us": bound.time_us,
         **{k: v for k, v in question.candidate.to_dict().items() if k != "workload"},
         "model": question.model,
+        **layers_to_dict(question.loaded),
         "workload": {"name": question.workload.name, "digest": question.workload.digest},
         "is_default_config": question.is_default,
         "batches": [

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from rpa_kernels.batch import Batch
+from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.question import Question
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import Simulation
@@ -60,11 +61,13 @@ def _print_head(question: Question) -> None:
     candidate, problem = question.candidate, question.candidate.problem
     fields = " ".join(f"{k}={v}" for k, v in candidate.to_dict()["config"].items())
     window = f", window {problem.sliding_window}" if problem.sliding_window else ""
+    window += "" if problem.update_kv_cache else ", shared cache"
     click.echo(
         f"{candidate.family} on {candidate.chip}: {question.model}, {problem.num_q_heads} query "
         f"and {problem.num_kv_heads} KV heads of {problem.head_dim}, {problem.kv_dtype} cache, "
         f"page size {problem.page_size}{window}; workload {question.workload.name}"
     )
+    print_layers(question.loaded)
     click.echo(f"config    {fields}{' (the default)' if question.is_default else ''}")
 
 

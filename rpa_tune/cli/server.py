@@ -3,17 +3,15 @@
 The options have the engine's own names.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
 from rpa_kernels import layout
-from rpa_kernels.problem import Problem
 from rpa_tune.dispatch.engine import Engine
-from rpa_tune.errors import UsageError
-from rpa_tune.models import load_model
+from rpa_tune.models import Model, Share, load_model, shares
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -83,18 +81,16 @@ class Server:
             uses_prefill=self.uses_prefill,
         )
 
-    def problems(self, **features: Any) -> Iterator[Problem]:
-        """The problem of each kind of layer: without a window, with one, or both.
+    def layers(self, **features: Any) -> list[Share]:
+        """Every kind of layers that a kernel family serves, with its problem.
 
         Args:
           **features: Further fields of `Problem`, or other values than these options give.
 
         Raises:
-          UsageError: Heads that do not divide, or sizes that no kernel has.
+          UsageError: Heads that do not divide, layers that no kernel family serves, or sizes that
+            no kernel has.
         """
-        share = load_model(self.model)
-        windows = {"none": (False,), "all": (True,), "some": (False, True)}[share.windowed_layers]
-        share = share.at_tp(self.tp)
         pages_per_seq = layout.cdiv(self.max_model_len, self.page_size)
         given = {
             "page_size": self.page_size,
@@ -104,8 +100,15 @@ class Server:
             "num_pages": pages_per_seq * self.max_num_seqs,
             "kv_dtype": self.kv_dtype,
         }
-        for windowed in windows:
-            try:
-                yield share.problem(windowed=windowed, **given | features)
-            except ValueError as error:
-                raise UsageError(str(error), where="the server's options") from error
+        share = self.loaded.at_tp(self.tp)
+        return shares(share, where="the server's options", **given | features)
+
+    @property
+    def loaded(self) -> Model:
+        """The whole model, for contexts as long as the server has them.
+
+        Raises:
+          UsageError: An unknown model, or layers that no kernel family serves.
+        """
+        pages_per_seq = layout.cdiv(self.max_model_len, self.page_size)
+        return load_model(self.model).within(pages_per_seq * self.page_size)

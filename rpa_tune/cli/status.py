@@ -5,7 +5,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,14 @@ class _Found:
         evaluations = self.evaluations
         checks = [e for e in evaluations if e.fidelity is Fidelity.INTERPRETED]
         timed = [e for e in evaluations if e.fidelity is not Fidelity.INTERPRETED]
-        plans = {p.study: p for c in self.contents.values() for p in c.plans}
+        planned = [plan for contents in self.contents.values() for plan in contents.plans]
+        plans = {plan.study: plan for plan in planned}
+        names: dict[str, dict[str, None]] = {}  # of all models that have a study's problem
+        for plan in planned:
+            names.setdefault(plan.study, {})[plan.name] = None
+        plans = {
+            study: replace(plan, name=" and ".join(names[study])) for study, plan in plans.items()
+        }
         # A run without --shard begins what a shard has ended: one ending is enough.
         notes = {n.study: n for c in self.contents.values() for n in c.notes}
         groups = _by_study(timed)

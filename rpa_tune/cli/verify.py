@@ -81,7 +81,7 @@ def make_tasks(
       config_text: `k=v,...`.
       batch_file: JSON file with one batch; None for hostile ones.
       seed: Of the operands.
-      **shape: `tp`, `page_size`, `q_dtype`, `kv_dtype` and `windowed` of `problem_for`.
+      **shape: `tp`, `page_size`, `q_dtype`, `kv_dtype`, `layers` and `windowed` of `problem_for`.
 
     Raises:
       UsageError: Whatever is wrong with them.
