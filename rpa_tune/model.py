@@ -218,9 +218,9 @@ class Model:
         if not kinds:
             asked = [f"layers={layers!r}"] if layers is not None else []
             asked += [f"windowed={windowed}"] if windowed is not None else []
+            such = f" for {' and '.join(asked)}" if asked else ""
             raise UsageError(
-                f"{self.name} has no such layers that a kernel family serves: "
-                f"{', '.join(asked) or 'any'} was asked for",
+                f"{self.name} has no layers that a kernel family serves{such}",
                 hint=f"it has {self.layers_text}",
             )
         return min(kinds, key=lambda kind: bool(kind.sliding_window_tokens))

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,24 +103,24 @@ def compile_command(
     dispatcher = load_dispatcher(server.chip, tables, on_miss)
     with _silent(logging.getLogger("rpa_tune.dispatch")):  # --dry-run says all it would
         try:
-            plans = [
-                plan
+            layers = {
+                plan: share.name
                 for share in server.layers(**features)
                 for plan in dispatcher.plans(share.problem, server.engine)
-            ]
+            }
         except ValueError as error:
             raise UsageError(str(error), where="the server's options") from error
     print_layers(server.loaded, err=True)
     if dry_run:
-        _list_plans(plans, as_json)
+        _list_plans(layers, as_json)
         return
     cores = len(os.sched_getaffinity(0))
     with WorkerPool(
-        num_workers=min(workers or cores, len(plans)),
+        num_workers=min(workers or cores, len(layers)),
         deadline_s=deadline,
         environment=build_environment,
     ) as pool:
-        built = _build(plans, pool, Kept(cache / "executables"))
+        built = _build(layers, pool, Kept(cache / "executables"))
     if not any(one.content for one in built):
         raise RpaTuneError(
             f"no plan compiled: {built[0].reason}", hint="rpa-tune doctor finds what is wrong"
@@ -140,51 +140,47 @@ def _silent(logger: logging.Logger) -> Iterator[None]:
         logger.disabled = before
 
 
-def _build(plans: list[LaunchPlan], pool: WorkerPool, kept: Kept) -> list[Built]:
+def _build(layers: Mapping[LaunchPlan, str], pool: WorkerPool, kept: Kept) -> list[Built]:
     """Compiles, with a line on stderr for each plan."""
     built, started = [], time.monotonic()
-    for one in build_plans(plans, pool, kept):
+    for one in build_plans(layers, pool, kept):
         built.append(one)
         size = f"{len(one.content) / 1e6:.1f} MB" if one.content else f"left out: {one.reason}"
         how = "kept" if one.was_kept else f"{one.seconds:.1f} s"
         click.echo(
-            f"[{time.monotonic() - started:6.1f} s] {len(built)}/{len(plans)} "
-            f"{_name(one.plan)}: {size} ({how})",
+            f"[{time.monotonic() - started:6.1f} s] {len(built)}/{len(layers)} "
+            f"{_name(one.plan, layers[one.plan])}: {size} ({how})",
             err=True,
         )
     return built
 
 
-def _name(plan: LaunchPlan) -> str:
+def _name(plan: LaunchPlan, layers: str) -> str:
     p = plan.problem
-    window = f", window {p.sliding_window}" if p.sliding_window else ""
-    window += "" if p.update_kv_cache else ", shared cache"
-    heads = f"{p.num_q_heads}/{p.num_kv_heads} heads of {p.head_dim}"
-    return (
-        f"{p.max_num_tokens} tokens, {p.max_num_seqs} seqs, {heads}{window}: "
-        f"{'+'.join(plan.families)}"
-    )
+    kind = f", {layers}" if layers != "full" else ""
+    return f"{p.max_num_tokens} tokens, {p.max_num_seqs} seqs{kind}: {'+'.join(plan.families)}"
 
 
-def _list_plans(plans: list[LaunchPlan], as_json: bool) -> None:
+def _list_plans(layers: Mapping[LaunchPlan, str], as_json: bool) -> None:
     if as_json:
         listed = [
             {
                 "tokens": plan.problem.max_num_tokens,
                 "seqs": plan.problem.max_num_seqs,
                 "window": plan.problem.sliding_window,
+                "layers": name,
                 "families": plan.families,
                 "why": [launch.why for launch in plan.launches],
             }
-            for plan in plans
+            for plan, name in layers.items()
         ]
         print_json({"plans": listed})
         return
-    for plan in plans:
-        click.echo(_name(plan))
+    for plan, name in layers.items():
+        click.echo(_name(plan, name))
         for launch in plan.launches:
             click.echo(f"  {launch.family}: {launch.why}")
-    click.echo(counted(len(plans), "plan"))
+    click.echo(counted(len(layers), "plan"))
 
 
 def _report(path: Path, manifest: Manifest, sha256: str, built: list[Built], as_json: bool) -> None:

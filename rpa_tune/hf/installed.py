@@ -6,6 +6,7 @@ is seen, not just those of the file. A class reads, derives and drops keys in it
 that its answer is taken whole.
 """
 
+import copy
 import importlib
 import importlib.util
 from collections.abc import Mapping
@@ -43,7 +44,8 @@ def complete(config: Mapping[str, Any], model_type: str) -> Answer | None:
     if model_type not in transformers.CONFIG_MAPPING:
         return None
     version = f"transformers {transformers.__version__}"
-    given = {key: value for key, value in config.items() if key != "model_type"}
+    # A class may change the lists it is given.
+    given = {key: copy.deepcopy(value) for key, value in config.items() if key != "model_type"}
     try:
         made = transformers.CONFIG_MAPPING[model_type](**given)
         found = made.to_dict()
@@ -54,6 +56,8 @@ def complete(config: Mapping[str, Any], model_type: str) -> Answer | None:
     except Exception as error:  # a class may raise anything about a file that is not its own
         reason = " ".join(str(error).split())
         return Answer(version=version, config=None, refusal=f"{type(error).__name__}: {reason}")
+    if not {"num_key_value_heads", *ALIASES["num_key_value_heads"]} & set(found):
+        found["num_key_value_heads"] = None  # a class without the key has as many as query heads
     others = {other for name, others in ALIASES.items() if name in found for other in others}
     kept = {key: value for key, value in given.items() if key not in others}
     found = {key: value for key, value in found.items() if key not in others}

@@ -42,6 +42,8 @@ _LETTERS = {"M": "mamba", "*": FULL, "-": "mlp", "E": "moe", "L": WINDOW, "G": F
 NAMING = ("layer_types", "hybrid_override_pattern", "hybrid_layer_pattern", "block_configs",
           "attention_types", "block_types", "attn_layer_indices", "full_attn_idxs",
           "local_layer_ids", "cross_attention_layers")  # fmt: skip
+# Keys that say how often a layer of full attention comes.
+_EVERY = {"sliding_window_pattern", "_sliding_window_pattern", "full_attention_interval"}
 # Keys whose value may differ by layer, in `per_layer_config` or as a list.
 _BY_LAYER = ("num_attention_heads", "num_key_value_heads", "head_dim", "v_head_dim",
              "sliding_window", "attention_chunk_size")  # fmt: skip
@@ -84,7 +86,8 @@ def _layer_names(config: Config, facts: Config) -> list[str]:
 
 def _windowed_throughout(config: Config, facts: Config, names: list[str]) -> list[str]:
     """In some types every attention layer has the window, though other layers stand between."""
-    if facts.get("windows") != "all" or config.get("layer_types") or _window(config) is None:
+    said = config.get("layer_types") and facts.get("windows") != "always"
+    if facts.get("windows") not in ("all", "always") or said or _window(config) is None:
         return names
     return [WINDOW if name == FULL else name for name in names]
 
@@ -156,8 +159,18 @@ def _by_pattern(config: Config, pattern: Config, num: int) -> list[str]:
         return [FULL] * num
     said = [config[key] for key in pattern.get("keys", ()) if config.get(key) is not None]
     every = _integer("layers between two of full attention", said[0] if said else pattern["every"])
+    for key in _EVERY - set(pattern.get("keys", ())):
+        if config.get(key) not in (None, every):
+            raise UsageError(
+                f"{key}={config[key]}, but models of type {config.get('model_type')} have full "
+                f"attention in every layer {every}",
+                hint="say what the layers are as layer_types",
+            )
     firsts = [config[key] for key in pattern.get("first_keys", ()) if config.get(key) is not None]
     names = _turns(num, every, firsts[0] if firsts else pattern.get("first", every - 1), others)
+    if "below" in pattern:
+        end = config[pattern["below"]]
+        names = [name if i < end else FULL for i, name in enumerate(names)]
     if pattern.get("also") is not None:
         names[pattern["also"]] = FULL
     if "last" in pattern:
@@ -185,7 +198,8 @@ def _known(name: object) -> str:
 def _attention_layers(config: Config, facts: Config, names: Sequence[str]) -> list[LayerKind]:
     """The attention of each layer that has one, in order."""
     refusal = _refusal(config, facts)
-    first_shared = len(names) - (config.get("num_kv_shared_layers") or 0)
+    num_shared = config.get("num_kv_shared_layers") or 0
+    first_shared = len(names) - (num_shared and _integer("num_kv_shared_layers", num_shared))
     overrides = _overrides(config, facts, names)
     return [
         _layer({**config, **overrides[i]}, facts, name, shared=i >= first_shared, refusal=refusal)
@@ -303,11 +317,13 @@ def _refusal(config: Config, facts: Config) -> str:
 
 def _kv_heads(config: Config, q_heads: int) -> int:
     """KV heads of a layer; a model that says multi-query has one, whatever the other keys hold."""
+    given = config.get("num_key_value_heads")
     if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        if "new_decoder_architecture" not in config and given not in (None, 1, q_heads):
+            raise UsageError(f"multi_query and num_key_value_heads={given} disagree")
         return 1
     if config.get("multi_query_attention"):
         return _integer("multi_query_group_num", config.get("multi_query_group_num"))
-    given = config.get("num_key_value_heads")
     return q_heads if given is None else _integer("num_key_value_heads", given)
 
 

@@ -90,7 +90,7 @@ def read_config(
         if facts and (asked.kinds, asked.num_other) != (model.kinds, model.num_other):
             raise UsageError(
                 f"{answer.version} reads this file of type {model_type!r} as "
-                f"{asked.layers_text}; rpa-tune as {model.layers_text}",
+                f"{_described(asked)}; rpa-tune as {_described(model)}",
                 hint="say in the file what it leaves to the defaults of its model type",
             )
         model = asked
@@ -159,6 +159,16 @@ def _with_layers(model: Model, config: Mapping[str, Any], facts: Mapping[str, An
             "if they change nothing that a kernel computes",
         )
     return model
+
+
+def _described(model: Model) -> str:
+    """All that two readings of a file can differ in."""
+    kinds = [
+        f"{kind.num_layers} {kind.label} with {kind.num_q_heads}/{kind.num_kv_heads} heads of "
+        f"{kind.head_dim}, scale {kind.sm_scale:.6g}"
+        for kind in model.kinds
+    ]
+    return ", ".join([*kinds, f"{model.num_other} without attention"])
 
 
 def _noted(model: Model, note: str) -> Model:
