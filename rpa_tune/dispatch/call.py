@@ -104,10 +104,6 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
     _check_metadata(arrays)
     _check_features(arrays.kv_cache.shape[1], **features)
     queries, kv_cache, num_seqs = arrays.queries, arrays.kv_cache, arrays.kv_lens.shape[0]
-    pages_per_seq = arrays.page_indices.shape[0] // num_seqs
-    window = features.get("sliding_window")
-    if window is not None and window >= pages_per_seq * kv_cache.shape[1]:
-        window = None  # looks back over everything: one kernel with the layers that have none
     return Problem(
         num_q_heads=queries.shape[1],
         num_kv_heads=arrays.keys.shape[1],
@@ -115,13 +111,13 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
         page_size=kv_cache.shape[1],
         max_num_tokens=queries.shape[0],
         max_num_seqs=num_seqs,
-        pages_per_seq=pages_per_seq,
+        pages_per_seq=arrays.page_indices.shape[0] // num_seqs,
         num_pages=kv_cache.shape[0],
         q_dtype=str(queries.dtype),
         kv_dtype=str(kv_cache.dtype),
         out_dtype=_out_dtype(features.get("out_dtype"), queries.dtype),
         sm_scale=features.get("sm_scale", 1.0),
-        sliding_window=window,
+        sliding_window=features.get("sliding_window"),
         soft_cap=features.get("soft_cap"),
         causal=features.get("use_causal_mask", True),
         update_kv_cache=features.get("update_kv_cache", True),
@@ -129,7 +125,7 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
         q_scale=features.get("q_scale"),
         k_scale=features.get("k_scale"),
         v_scale=features.get("v_scale"),
-    )
+    ).without_idle_window()
 
 
 def check_lengths(arrays: Arrays) -> None:

@@ -1,4 +1,4 @@
-"""What `audit`, `compile`, `sweep` and `explain` make of real models' files: every kind of layers."""
+"""What `audit`, `compile`, `sweep` and `explain` make of real files: every kind of layers."""
 
 import json
 
