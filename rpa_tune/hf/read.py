@@ -59,6 +59,10 @@ def read_file(path: Path) -> Model:
     except UsageError as error:
         error.where = error.where or str(path)
         raise
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise UsageError(
+            f"a value is not of the kind that its key has: {error}", where=str(path)
+        ) from error
 
 
 def read_config(

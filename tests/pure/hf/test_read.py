@@ -7,6 +7,7 @@ import published_models as published
 import pytest
 
 from rpa_tune.errors import UsageError
+from rpa_tune.hf import installed, keys
 from rpa_tune.hf.read import read_config, read_file
 
 S, F, L = "sliding_attention", "full_attention", "linear_attention"
@@ -254,6 +255,24 @@ def test_bad_values_are_one_error_with_key_and_file(tmp_path, config, message):
         read_file(path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["gemma4_text", "unknown"])
+def test_no_value_of_any_key_ends_in_a_traceback(tmp_path, model_type, monkeypatch):
+    monkeypatch.setattr(installed, "complete", lambda config, model_type: None)
+    path = tmp_path / "config.json"
+    whole = {"model_type": model_type, "num_hidden_layers": 4, "num_attention_heads": 8,
+             "num_key_value_heads": 2, "hidden_size": 512, "sliding_window": 64}  # fmt: skip
+    refusals = []
+    for key in sorted({*keys.READ, *keys.ALIASES, "attn_config", "text_config"}):
+        for value in ("x", -1, True, [], [1], {"a": 1}, {"1": 2}, 1e400):
+            path.write_text(json.dumps({**whole, key: value}))
+            try:
+                read_file(path)
+            except UsageError as error:
+                refusals.append(str(error))
+    assert len(refusals) > 100
+    assert all(str(path) in refusal for refusal in refusals)
 
 
 def test_a_pattern_that_the_type_does_not_have_is_refused():
