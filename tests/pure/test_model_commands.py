@@ -136,3 +136,10 @@ def test_two_models_with_one_problem_are_one_study_under_both_names(tmp_path):
     assert [study.name for study in found] == [
         "v6e/llama3-8b/decode and v6e/mistral-7b/decode", "v6e/qwen3-32b/decode",
     ]  # fmt: skip
+
+
+def test_a_sweep_says_which_layers_it_leaves_out(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(published.MODELS["llama-4-scout"][0]))
+    studies(tmp_path, tmp_path)
+    result = run("sweep", tmp_path / "plan.yaml", "--dry-run", "--store", tmp_path / "s.jsonl")
+    assert "12 full, 36 chunk 8192 (not served: attention within chunks" in result.stderr
