@@ -21,7 +21,7 @@ from rpa_tune.model import LayerKind, Model
 from rpa_tune.workload.workload import Workload
 
 __all__ = ["LayerKind", "Model", "Share", "load_model", "load_models", "problem_for",
-           "problems_for"]  # fmt: skip
+           "problems_for", "shares"]  # fmt: skip
 
 # Servers compile their step for powers of two, of tokens and of sequences, from here on.
 # Source: tpu-inference 0.32.0, MIN_NUM_SEQS of runner/tpu_runner.py.
@@ -111,7 +111,6 @@ def problems_for(
         dtype that no kernel has.
     """
     context = _context_tokens(workload, page_size)
-    share = model.within(context).at_tp(tp)
     sizes = {
         "page_size": page_size,
         "max_num_tokens": layout.next_power_of_2(max(workload.max_num_tokens, _LEAST_BUCKET)),
@@ -121,24 +120,26 @@ def problems_for(
         "q_dtype": q_dtype,
         "kv_dtype": kv_dtype,
     }
-    return shares(share, where=f"the problem of {model.name}", **sizes)
+    return shares(model.within(context), tp=tp, where=f"the problem of {model.name}", **sizes)
 
 
-def shares(share: Model, *, where: str, **fields: object) -> list[Share]:
-    """The problem of every kind that is served.
+def shares(model: Model, *, tp: int, where: str, **fields: object) -> list[Share]:
+    """The problem of every kind that is served, under its name in the whole model.
 
     Args:
-      share: After `Model.within` and `Model.at_tp`.
+      model: After `Model.within`.
+      tp: Devices that share the heads.
       where: What to blame for a size that no kernel has.
       **fields: Fields of `Problem`.
 
     Raises:
-      UsageError: A size or dtype that no kernel has.
+      UsageError: Heads that do not divide, or a size or dtype that no kernel has.
     """
     try:
         return [
-            Share(name=share.name_of(kind), kind=kind, problem=kind.problem(**fields))
-            for kind in share.served
+            Share(name=model.name_of(whole), kind=kind, problem=kind.problem(**fields))
+            for whole, kind in zip(model.kinds, model.at_tp(tp).kinds, strict=True)
+            if not kind.unserved
         ]
     except ValueError as error:
         raise UsageError(str(error), where=where) from error

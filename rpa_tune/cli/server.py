@@ -100,8 +100,7 @@ class Server:
             "num_pages": pages_per_seq * self.max_num_seqs,
             "kv_dtype": self.kv_dtype,
         }
-        share = self.loaded.at_tp(self.tp)
-        return shares(share, where="the server's options", **given | features)
+        return shares(self.loaded, tp=self.tp, where="the server's options", **given | features)
 
     @property
     def loaded(self) -> Model:
