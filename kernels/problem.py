@@ -5,7 +5,7 @@ sizes. Nothing here depends on a chip. No jax.
 """
 
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rpa_kernels import layout
 from rpa_kernels.dtypes import dtype_name
@@ -142,6 +142,12 @@ class Problem:
     def max_context_tokens(self) -> int:
         """Longest context a sequence's page list can hold, in tokens."""
         return self.pages_per_seq * self.page_size
+
+    def without_idle_window(self) -> "Problem":
+        """The same without its window where no context reaches beyond it: one kernel for both."""
+        if self.sliding_window is None or self.sliding_window < self.max_context_tokens:
+            return self
+        return replace(self, sliding_window=None)
 
     @property
     def resolved_out_dtype(self) -> str:

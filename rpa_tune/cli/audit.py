@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from rpa_tune.cli.audit_plan import left_out_of_plan, plan_text
+from rpa_tune.cli.layers_text import layers_to_dict, print_layers
 from rpa_tune.cli.main import counted, print_json
 from rpa_tune.cli.options import Choice
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
@@ -18,6 +19,7 @@ from rpa_tune.dispatch.audit import Coverage, Entry, audit
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
+from rpa_tune.models import Share
 from rpa_tune.padding import padding_note
 
 EXIT_MISSES = 3
@@ -50,32 +52,36 @@ def audit_command(
 ) -> None:
     """Lists every look-up of a server, and where its configs would come from.
 
+    A model with several kinds of layers has every look-up once for each kind.
+
     The options are the server's own. A config of the heuristic is a miss: nobody compared it with
     others. The loss is against tuned configs: of the heuristic it is what was lost in a row that
     differs in its maxima alone (tokens, sequences, context) and by a doubling at most, and without
     one it is unknown.
 
-    Exit codes: 0 every look-up is covered, or the plan was written; 2 usage; 3 misses.
+    Exit codes: 0 every look-up is covered, or the plan was written; 2 usage; 3 misses, or layers
+    that no kernel serves.
 
     Example: rpa-tune audit --model llama3-8b --chip v6e --max-num-seqs 64
     """
     server = Server(**options)
     dispatcher = load_dispatcher(server.chip, tables)
-    entries: list[Entry] = []
-    for problem in server.problems():
-        buckets = (bucket.problem for bucket in server.engine.buckets(problem))
-        entries += audit(dispatcher, buckets, server.engine.families)
-    misses = [entry for entry in entries if entry.coverage in _FAIL_ON[fail_on]]
+    found: list[tuple[Share, Entry]] = []
+    for share in server.layers():
+        buckets = (bucket.problem for bucket in server.engine.buckets(share.problem))
+        entries = audit(dispatcher, buckets, server.engine.families)
+        found += [(share, entry) for entry in entries]
+    misses = [entry for _, entry in found if entry.coverage in _FAIL_ON[fail_on]]
     command = tune_command(server, tables, fail_on, workload) if _tunable(misses) else None
     if as_json:
-        print_json(_to_dict(entries, misses, command))
+        print_json(_to_dict(server, found, misses, command))
     else:
-        _print(server, entries, misses, fail_on)
+        _print(server, found, misses, fail_on)
         if command and write_plan is None:
             click.echo(f"To tune them: {command}")
     if write_plan is not None:
         _write_plan(write_plan, server, _tunable(misses), workload)
-    elif misses:
+    elif misses or server.loaded.unserved:
         raise click.exceptions.Exit(EXIT_MISSES)
 
 
@@ -110,13 +116,17 @@ def _write_plan(path: Path, server: Server, misses: list[Entry], workload: str) 
 
 
 def _to_dict(
-    entries: Sequence[Entry], misses: Sequence[Entry], command: str | None
+    server: Server,
+    found: Sequence[tuple[Share, Entry]],
+    misses: Sequence[Entry],
+    command: str | None,
 ) -> Mapping[str, Any]:
     listed = [
         {
             "family": entry.family,
             "num_tokens": entry.problem.max_num_tokens,
             "num_seqs": entry.problem.max_num_seqs,
+            "layers": share.name,
             **problem_to_dict(entry.problem),
             "coverage": entry.coverage,
             "why": entry.why,
@@ -127,23 +137,32 @@ def _to_dict(
             "loss_error_pct": entry.loss.error_pct if entry.loss else None,
             "loss_from": entry.loss.where if entry.loss else None,
         }
-        for entry in entries
+        for share, entry in found
     ]
     return {
         "entries": listed,
-        "counts": Counter(entry.coverage for entry in entries),
+        "counts": Counter(entry.coverage for _, entry in found),
         "misses": len(misses),
         "tune_command": command,
+        **layers_to_dict(server.loaded),
     }
 
 
-def _print(server: Server, entries: Sequence[Entry], misses: Sequence[Entry], fail_on: str) -> None:
-    """A table for each kind of layer, then what it comes to."""
-    for text, group in itertools.groupby(entries, lambda entry: problem_text(entry.problem)):
-        listed = list(group)
+def _print(
+    server: Server,
+    found: Sequence[tuple[Share, Entry]],
+    misses: Sequence[Entry],
+    fail_on: str,
+) -> None:
+    """A table for each kind of layers, then what it comes to."""
+    print_layers(server.loaded)
+    entries = [entry for _, entry in found]
+    for share, group in itertools.groupby(found, lambda pair: pair[0]):
+        listed = [entry for _, entry in group]
         problem = listed[0].problem
         click.echo(
-            f"{server.model} on {server.chip}, tp {server.tp}: {text}, contexts to "
+            f"{server.model} on {server.chip}, tp {server.tp}, layers {share.name}: "
+            f"{problem_text(problem)}, contexts to "
             f"{problem.max_context_tokens:,} tokens"
         )
         if note := padding_note(problem):

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import click
 
 from rpa_tune.artifact import Manifest
 from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
+from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.main import counted, print_json
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import Q_DTYPE, Choice, cache_option
@@ -98,8 +99,10 @@ def compile_command(
     the very jax, libtpu, kernels and chip it was made with: elsewhere the dispatcher says so and
     compiles. It serves calls made outside of `jit`. Interrupted, the same command goes on.
 
-    Exit codes: 0 done; 1 the compiler refused some plans, which are left out; 2 usage; 3 the file
-    cannot be written, or a table does not parse.
+    Every kind of layers of the model is compiled for.
+
+    Exit codes: 0 done; 1 some plans are left out, because the compiler refused them or no kernel
+    serves such layers; 2 usage; 3 the file cannot be written, or a table does not parse.
 
     Example: rpa-tune compile --model llama3-8b --chip v6e --max-num-seqs 64 --num-pages 4096
     """
@@ -109,30 +112,31 @@ def compile_command(
     dispatcher = load_dispatcher(server.chip, tables, on_miss)
     with _silent(logging.getLogger("rpa_tune.dispatch")):  # --dry-run says all it would
         try:
-            plans = [
-                plan
-                for problem in server.problems(**features)
-                for plan in dispatcher.plans(problem, server.engine)
-            ]
+            layers = {
+                plan: share.name
+                for share in server.layers(**features)
+                for plan in dispatcher.plans(share.problem, server.engine)
+            }
         except ValueError as error:
             raise UsageError(str(error), where="the server's options") from error
+    print_layers(server.loaded, err=True)
     if dry_run:
-        _list_plans(plans, as_json)
+        _list_plans(layers, as_json)
         return
     cores = len(os.sched_getaffinity(0))
     with WorkerPool(
-        num_workers=min(workers or cores, len(plans)),
+        num_workers=min(workers or cores, len(layers)),
         deadline_s=deadline,
         environment=build_environment,
     ) as pool:
-        built = _build(plans, pool, Kept(cache / "executables"))
+        built = _build(layers, pool, Kept(cache / "executables"))
     if not any(one.content for one in built):
         raise RpaTuneError(
             f"no plan compiled: {built[0].reason}", hint="rpa-tune doctor finds what is wrong"
         )
     manifest, sha256 = write_built(output, load_chip(server.chip), built)
     _report(output, manifest, sha256, built, as_json)
-    if manifest.left_out:
+    if manifest.left_out or server.loaded.unserved:
         raise click.exceptions.Exit(1)
 
 
@@ -145,50 +149,51 @@ def _silent(logger: logging.Logger) -> Iterator[None]:
         logger.disabled = before
 
 
-def _build(plans: list[LaunchPlan], pool: WorkerPool, kept: Kept) -> list[Built]:
+def _build(layers: Mapping[LaunchPlan, str], pool: WorkerPool, kept: Kept) -> list[Built]:
     """Compiles, with a line on stderr for each plan."""
     built, started = [], time.monotonic()
-    for one in build_plans(plans, pool, kept):
+    for one in build_plans(layers, pool, kept):
         built.append(one)
         size = f"{len(one.content) / 1e6:.1f} MB" if one.content else f"left out: {one.reason}"
         how = "kept" if one.was_kept else f"{one.seconds:.1f} s"
         click.echo(
-            f"[{time.monotonic() - started:6.1f} s] {len(built)}/{len(plans)} "
-            f"{_name(one.plan)}: {size} ({how})",
+            f"[{time.monotonic() - started:6.1f} s] {len(built)}/{len(layers)} "
+            f"{_name(one.plan, layers[one.plan])}: {size} ({how})",
             err=True,
         )
     return built
 
 
-def _name(plan: LaunchPlan) -> str:
+def _name(plan: LaunchPlan, layers: str) -> str:
     p = plan.problem
-    window = f", window {p.sliding_window}" if p.sliding_window else ""
-    return f"{p.max_num_tokens} tokens, {p.max_num_seqs} seqs{window}: {'+'.join(plan.families)}"
+    kind = f", {layers}" if layers != "full" else ""
+    return f"{p.max_num_tokens} tokens, {p.max_num_seqs} seqs{kind}: {'+'.join(plan.families)}"
 
 
-def _list_plans(plans: list[LaunchPlan], as_json: bool) -> None:
+def _list_plans(layers: Mapping[LaunchPlan, str], as_json: bool) -> None:
     if as_json:
         listed = [
             {
                 "tokens": plan.problem.max_num_tokens,
                 "seqs": plan.problem.max_num_seqs,
+                "layers": name,
                 **problem_to_dict(plan.problem),
                 "families": plan.families,
                 "why": [launch.why for launch in plan.launches],
             }
-            for plan in plans
+            for plan, name in layers.items()
         ]
         print_json({"plans": listed})
         return
-    for text in dict.fromkeys(problem_text(plan.problem) for plan in plans):
+    for text in dict.fromkeys(problem_text(plan.problem) for plan in layers):
         click.echo(text)
-    for note in dict.fromkeys(padding_note(plan.problem) for plan in plans):
+    for note in dict.fromkeys(padding_note(plan.problem) for plan in layers):
         click.echo(note, nl=bool(note))
-    for plan in plans:
-        click.echo(_name(plan))
+    for plan, name in layers.items():
+        click.echo(_name(plan, name))
         for launch in plan.launches:
             click.echo(f"  {launch.family}: {launch.why}")
-    click.echo(counted(len(plans), "plan"))
+    click.echo(counted(len(layers), "plan"))
 
 
 def _report(path: Path, manifest: Manifest, sha256: str, built: list[Built], as_json: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from rpa_tune.cli.explain_text import print_simulation
+from rpa_tune.cli.layers_text import layers_to_dict
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.neighbours import (
     Neighbour,
@@ -76,10 +77,11 @@ def explain(
 ) -> None:
     """Compiles and simulates one config, and says where its time goes.
 
-    Without --config it is the family's own choice, which the dispatcher falls back on. What would
-    be faster is said of neighbours that have times alone: configs one step away, other page sizes,
-    another KV cache, from the stores of sweeps and from --tries. Exit code 1 when the config cannot
-    exist, does not compile, or has no time for another reason.
+    Without --config it is the family's own choice, which the dispatcher falls back on. Of a model
+    with several kinds of layers, --layers picks one; those without a window are the usual choice.
+    What would be faster is said of neighbours that have times alone: configs one step away, other
+    page sizes, another KV cache, from the stores of sweeps and from --tries. Exit code 1 when the
+    config cannot exist, does not compile, or has no time for another reason.
 
     Example: rpa-tune explain --chip v6e --family decode --model llama3-8b
     --workload azure-conv --config bkv_sz=1024,num_buffers=2
@@ -138,6 +140,7 @@ def to_dict(
         "lower_bound_us": bound.time_us,
         **{k: v for k, v in question.candidate.to_dict().items() if k != "workload"},
         "model": question.model,
+        **layers_to_dict(question.loaded),
         "workload": {"name": question.workload.name, "digest": question.workload.digest},
         "is_default_config": question.is_default,
         "batches": [

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from rpa_kernels.batch import Batch
+from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.neighbours import BOUNDED, Neighbour, advice
 from rpa_tune.cli.problem_text import problem_text
 from rpa_tune.cli.question import Question
@@ -68,6 +69,7 @@ def _print_head(question: Question) -> None:
     )
     if note := padding_note(problem):
         click.echo(f"{'':10}{note}")
+    print_layers(question.loaded)
     click.echo(f"config    {fields}{' (the default)' if question.is_default else ''}")
 
 

@@ -109,6 +109,8 @@ _OPTIONS = (
                  help="Dtype of queries."),
     click.option("--kv-dtype", default="bfloat16", show_default=True, type=KV_DTYPE,
                  help="Dtype of the KV cache."),
+    click.option("--layers",
+                 help="Kind of layers of a model that has several, such as window-1024."),
     click.option("--windowed/--not-windowed", default=None,
                  help="A layer with the model's sliding window, or one without."),
 )  # fmt: skip

@@ -3,20 +3,18 @@
 The options have the engine's own names.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import click
 
-from rpa_kernels.problem import Problem
 from rpa_tune.buckets import Limits
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import KV_DTYPE, ChipName, ModelName
 from rpa_tune.dispatch.engine import Engine
-from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.models import load_model
+from rpa_tune.models import Model, Share, load_model, shares
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -107,18 +105,16 @@ class Server:
                 words += [] if value is True else [str(value)]
         return words
 
-    def problems(self, **features: Any) -> Iterator[Problem]:
-        """The problem of each kind of layer: without a window, with one, or both.
+    def layers(self, **features: Any) -> list[Share]:
+        """Every kind of layers that a kernel family serves, with its problem.
 
         Args:
           **features: Further fields of `Problem`, or other values than these options give.
 
         Raises:
-          UsageError: Heads that do not divide, or sizes that no kernel has.
+          UsageError: Heads that do not divide, layers that no kernel family serves, or sizes that
+            no kernel has.
         """
-        share = load_model(self.model)
-        windows = {"none": (False,), "all": (True,), "some": (False, True)}[share.windowed_layers]
-        share = share.at_tp(self.tp)
         pages_per_seq = self.limits.pages_per_seq(self.page_size)
         given = {
             "page_size": self.page_size,
@@ -128,12 +124,19 @@ class Server:
             "num_pages": pages_per_seq * self.max_num_seqs,
             "kv_dtype": self.kv_dtype,
         }
-        for windowed in windows:
-            try:
-                problem = share.problem(windowed=windowed, **given | features)
-            except ValueError as error:
-                raise UsageError(str(error), where="the server's options") from error
+        found = shares(self.loaded, tp=self.tp, where="the server's options", **given | features)
+        for share in found:
             load_chip(self.chip).require_room(
-                page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs
+                page_bytes=share.problem.page_bytes, num_seqs=share.problem.max_num_seqs
             )
-            yield problem
+        return found
+
+    @property
+    def loaded(self) -> Model:
+        """The whole model, for contexts as long as the server has them.
+
+        Raises:
+          UsageError: An unknown model, or layers that no kernel family serves.
+        """
+        pages_per_seq = self.limits.pages_per_seq(self.page_size)
+        return load_model(self.model).within(pages_per_seq * self.page_size)

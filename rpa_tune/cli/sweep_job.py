@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_tune.candidate import Evaluation
+from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.errors import StoreError
+from rpa_tune.models import load_model
 from rpa_tune.store import journal as store
 from rpa_tune.store.notes import StudyPlan
 from rpa_tune.store.shards import Shard, find_shards, parse_shard, read_others, require_idle
@@ -52,6 +54,7 @@ def open_job(plan: SweepPlan, store_file: Path | None, shard_text: str | None) -
       StoreError: The shards beside the store are no parts of this sweep, or not yet at their end.
     """
     studies = build_studies(plan)
+    _say_layers(plan, studies)
     store_file = store_file or Path(".rpa-tune") / f"{plan.name}.jsonl"
     shard = parse_shard(shard_text) if shard_text else None
     found = find_shards(store_file)
@@ -83,3 +86,12 @@ def open_job(plan: SweepPlan, store_file: Path | None, shard_text: str | None) -
         answers=[*known, *mine_before.evaluations],
         plans=[plan for contents in (*others, mine_before) for plan in contents.plans],
     )
+
+
+def _say_layers(plan: SweepPlan, studies: list[Study]) -> None:
+    """Which layers the studies are for, where a model has several kinds or some are left out."""
+    context = max(study.problem.max_context_tokens for study in studies)
+    for name in plan.models:
+        model = load_model(name).within(context)
+        if len(model.kinds) > 1 or model.other_layers or model.notes:
+            print_layers(model, err=True)

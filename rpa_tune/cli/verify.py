@@ -9,6 +9,7 @@ import click
 
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Status
+from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import (
@@ -59,6 +60,8 @@ def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) 
     Example: rpa-tune verify --chip v6e --family decode --model llama3-8b --tp 4 --config bq_sz=16
     """
     tasks = make_tasks(**options)
+    if not as_json:
+        print_layers(load_model(options["model"]))
     if tasks[0].config.check(tasks[0].problem, load_chip(tasks[0].chip).target):
         tasks = tasks[:1]  # what cannot exist for one batch cannot for any
     workers = workers or len(os.sched_getaffinity(0))
@@ -98,7 +101,7 @@ def make_tasks(
       config_text: `k=v,...`.
       batch_file: JSON file with one batch; None for hostile ones.
       seed: Of the operands.
-      **shape: `tp`, `page_size`, `q_dtype`, `kv_dtype` and `windowed` of `problem_for`.
+      **shape: `tp`, `page_size`, `q_dtype`, `kv_dtype`, `layers` and `windowed` of `problem_for`.
 
     Raises:
       UsageError: Whatever is wrong with them.

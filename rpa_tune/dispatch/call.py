@@ -125,7 +125,7 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
         q_scale=features.get("q_scale"),
         k_scale=features.get("k_scale"),
         v_scale=features.get("v_scale"),
-    )
+    ).without_idle_window()
 
 
 def check_lengths(arrays: Arrays) -> None:

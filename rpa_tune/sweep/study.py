@@ -14,7 +14,7 @@ from rpa_tune.candidate import Candidate
 from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.families import load_family, public_family, slots
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.models import load_model, problem_for
+from rpa_tune.models import Share, load_model, problems_for
 from rpa_tune.provenance import provenance
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import Space, build_axes, build_space
@@ -99,7 +99,9 @@ class Study:
 
 
 def build_studies(plan: SweepPlan) -> list[Study]:
-    """Crosses the plan's lists; a model whose layers differ in their window counts as two.
+    """Crosses the plan's lists; every kind of layers of a model has studies of its own.
+
+    Studies of one problem become one, under the names of all models that have it.
 
     Raises:
       UsageError: An unknown model or workload, heads that `tp` does not divide, or a family that
@@ -113,15 +115,16 @@ def build_studies(plan: SweepPlan) -> list[Study]:
         for chip, model, tp, kv_dtype in itertools.product(
             plan.chips, plan.models, plan.tps, plan.kv_dtypes
         ):
-            problems = _problems(plan, workload, model, page_size, tp, kv_dtype)
-            for problem, (shape, batches) in itertools.product(problems, judged):
+            found = _shares(plan, workload, model, page_size, tp, kv_dtype)
+            for share, (shape, batches) in itertools.product(found, judged):
+                problem = share.problem
                 if plan.server is not None and shape is not None:
                     problem = problem_of_shape(problem, plan.server, shape)
                 with _blame(plan, "page_size"):
                     load_chip(chip).require_room(
                         page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs
                     )
-                labels = _labels(plan, chip, model, problem, tp)
+                labels = _labels(plan, chip, model, replace(share, problem=problem), tp)
                 studies += [
                     Study(
                         name="/".join([*labels, family]),
@@ -134,7 +137,18 @@ def build_studies(plan: SweepPlan) -> list[Study]:
                     )
                     for family in plan.families
                 ]
-    return studies
+    return _merged(studies)
+
+
+def _merged(studies: list[Study]) -> list[Study]:
+    """One study for each question, named after all that ask it."""
+    alike: dict[str, list[Study]] = {}
+    for study in studies:
+        alike.setdefault(study.digest, []).append(study)
+    return [
+        replace(same[0], name=" and ".join(dict.fromkeys(study.name for study in same)))
+        for same in alike.values()
+    ]
 
 
 def _judged_on(
@@ -155,37 +169,33 @@ def _search(plan: SweepPlan, family: str) -> Search:
     return replace(plan.search, configs=1) if public_family(family) else plan.search
 
 
-def _problems(
+def _shares(
     plan: SweepPlan, workload: Workload, model_name: str, page_size: int, tp: int, kv_dtype: str
-) -> list[Problem]:
-    """One problem, or two for a model with and without a sliding window."""
+) -> list[Share]:
+    """Every kind of layers of a model that a kernel family serves."""
     with _blame(plan, "model"):
         model = load_model(model_name)
     with _blame(plan, "tp" if "tp" in plan.lines else "model"):
-        kinds = {"none": (False,), "all": (True,), "some": (False, True)}
-        return [
-            problem_for(
-                model,
-                workload=workload,
-                page_size=page_size,
-                tp=tp,
-                q_dtype=plan.q_dtype,
-                kv_dtype=kv_dtype,
-                windowed=windowed,
-            )
-            for windowed in kinds[model.windowed_layers]
-        ]
+        return problems_for(
+            model,
+            workload=workload,
+            page_size=page_size,
+            tp=tp,
+            q_dtype=plan.q_dtype,
+            kv_dtype=kv_dtype,
+        )
 
 
-def _labels(plan: SweepPlan, chip: str, model: str, problem: Problem, tp: int) -> list[str]:
+def _labels(plan: SweepPlan, chip: str, model: str, share: Share, tp: int) -> list[str]:
     """What tells a study of this plan from the others."""
-    labels = [chip, model]
+    labels, problem = [chip, model], share.problem
     labels += [f"page {problem.page_size}"] if len(plan.page_sizes) > 1 else []
     labels += [problem.kv_dtype] if len(plan.kv_dtypes) > 1 else []
     labels += [f"tp {tp}"] if len(plan.tps) > 1 else []
     labels += [f"{problem.max_num_tokens} tokens"] if plan.server else []
     labels += [f"{problem.max_num_seqs} seqs"] if plan.server and plan.server.bucket_seqs else []
-    labels += [f"window {problem.sliding_window}"] if problem.sliding_window else []
+    # Nothing is said of layers that are as plain as they can be.
+    labels += [share.name] if share.name != "full" else []
     return labels
 
 

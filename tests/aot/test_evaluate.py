@@ -34,7 +34,7 @@ WORKLOAD = Workload(
     source="made up",
     batches=tuple(WeightedBatch(batch=batch, weight=0.5) for batch in BATCHES),
 )
-MODEL = dataclasses.replace(load_model("llama3-8b"), num_q_heads=8, num_kv_heads=2)
+MODEL = load_model("llama3-8b").at_tp(4)
 
 
 @pytest.fixture(scope="module")

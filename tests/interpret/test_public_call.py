@@ -1,6 +1,7 @@
 """`rpa_tune.ragged_paged_attention` refuses and donates what the public functions do."""
 
 import inspect
+from dataclasses import replace
 from unittest import mock
 
 import jax
@@ -16,7 +17,7 @@ import rpa_tune
 from rpa_kernels.batch import Batch
 from rpa_kernels.verify import draw_operands
 from rpa_tune.dispatch.call import Arrays, Features, check_lengths, problem_of
-from rpa_tune.dispatch.dispatcher import Dispatcher
+from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.tpu_inference import pretend
@@ -212,6 +213,18 @@ def test_numbers_of_numpy_are_numbers():
     features = {"k_scale": np.float32(0.5), "sliding_window": np.int32(7)}
     problem = problem_of(Arrays(**abstract_arrays("v3")), **features)
     assert (problem.k_scale, problem.sliding_window) == (0.5, 7)
+
+
+def test_a_window_that_no_context_reaches_beyond_makes_no_kernel_of_its_own():
+    """Nor does one that a server plans for: its calls come without it."""
+    arrays = Arrays(**abstract_arrays("v3"))
+    plain = problem_of(arrays)
+    longest = plain.max_context_tokens
+    assert problem_of(arrays, sliding_window=longest) == plain
+    assert problem_of(arrays, sliding_window=longest - 1).sliding_window == longest - 1
+    dispatcher = load_dispatcher("v6e")
+    windowed = replace(plain, sliding_window=longest)
+    assert dispatcher.plans(windowed) == dispatcher.plans(plain)
 
 
 def metadata(**changes):

@@ -120,7 +120,8 @@ def test_no_time_is_exit_code_1_with_the_reason_and_all_keys(run, config, status
         ({"config": "bkv_sz=-1"}, "is not a new name=integer", ""),
         ({"tp": 3}, "cannot run at tp=3", "use one of"),
         ({"page-size": 0}, "--page-size=0", ""),
-        ({"windowed": True}, "no sliding window", ""),
+        ({"windowed": True}, "no layers that a kernel family serves for windowed=True", "32 full"),
+        ({"layers": "window-8"}, "for layers='window-8'", "32 full"),
         ({"family": "decoder"}, "'decoder' is not one of decode", "did you mean decode?"),
     ],
 )

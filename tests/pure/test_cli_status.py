@@ -105,6 +105,15 @@ def test_rate_time_left_and_best_against_the_heuristic(half_done):
     assert f"at most {12 - num_known} evaluations left, about" in text
 
 
+def test_a_study_of_two_models_has_both_names(half_done):
+    """They have one problem: the second model's sweep finds the answers of the first."""
+    path, studies, _ = half_done
+    with Journal(path) as journal:
+        journal.append_note(replace(studies[0].note(), name="v6e/other/decode"))
+    names = [study["name"] for study in json.loads(status(path, "--json").stdout)["studies"]]
+    assert names == [f"{studies[0].name} and v6e/other/decode", studies[1].name]
+
+
 def test_why_candidates_stopped_is_kept_in_the_store(half_done):
     path, _, first = half_done
     (stopped, _) = [s["stops"] for s in json.loads(status(path, "--json").stdout)["studies"]]

@@ -113,10 +113,12 @@ def test_plain_lines_when_nobody_is_watching(folder, evaluators):
 
 
 def test_a_long_name_does_not_crop_the_verdict(folder, evaluators):
-    (folder / "plan.yaml").write_text(PLAN.replace("llama3-8b", "gemma3-27b"))
+    (folder / "plan.yaml").write_text(
+        PLAN.replace("llama3-8b", "gpt-oss-20b").replace("100", "300")
+    )
     lines = sweep().stdout.splitlines()
     (header,) = [line for line in lines if "heuristic us" in line]
-    assert "v6e/gemma3-27b/window 1024/decode" in "".join(lines)
+    assert "v6e/gpt-oss-20b/window 128/decode" in "".join(lines)
     assert header.count("┃") == 8
     assert not [line for line in lines if line.startswith("│") and not line.endswith("│")]
 

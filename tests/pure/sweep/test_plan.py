@@ -71,7 +71,10 @@ def test_lists_are_crossed(tmp_path):
 
 
 def test_layers_with_and_without_a_window_are_two_studies(tmp_path):
-    studies = build_studies(plan_of(tmp_path, GOOD.replace("llama3-8b", "gemma3-27b")))
+    text = GOOD.replace("llama3-8b", "gemma3-27b")
+    short = build_studies(plan_of(tmp_path, text))
+    assert {study.problem.sliding_window for study in short} == {None}  # contexts of 120 tokens
+    studies = build_studies(plan_of(tmp_path, text.replace("tokens: 100", "tokens: 1500")))
     assert {study.problem.sliding_window for study in studies} == {None, 1024}
 
 
