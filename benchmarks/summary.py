@@ -7,55 +7,50 @@ where no public kernel served any of them. Times are simulated, as in the report
 """
 
 import json
-from collections import Counter
 from pathlib import Path
-from statistics import geometric_mean
 from typing import Any
 
 import click
+import numpy as np
+import pandas as pd
 from cells import KINDS, MODELS, OPPONENTS
 
 CHIPS = ("v5e", "v5p", "v6e", "v7x")
 
 
-def entry(speedups: list[float]) -> str:
+def entry(speedups: "pd.Series[float]") -> str:
     """`mean (worst to best)`."""
-    if not speedups:
-        return "-"
-    return f"{geometric_mean(speedups):.2f} ({min(speedups):.2f} to {max(speedups):.2f})"
+    mean = np.exp(np.log(speedups).mean())
+    return f"{mean:.2f} ({speedups.min():.2f} to {speedups.max():.2f})"
 
 
-def speedups(cells: list[dict[str, Any]], **wanted: str) -> list[float]:
-    """Of the cells that have all the wanted names and were compared."""
-    return [
-        cell["speedup"]
-        for cell in cells
-        if cell["speedup"] and all(cell[key] == value for key, value in wanted.items())
-    ]
+def cells_frame(report: dict[str, Any]) -> pd.DataFrame:
+    """A row a cell of `CHIPS`: its names, the speed-up, and every kernel's best time in us."""
+    frame = pd.DataFrame(report["cells"])
+    frame = frame[frame["chip"].isin(CHIPS)].reset_index(drop=True)
+    times = [{k: row["time_us"] for k, row in best.items()} for best in frame.pop("best")]
+    frame["speedup"] = frame["speedup"].astype("float64")
+    return frame.join(pd.DataFrame(times, columns=["ours", *OPPONENTS], index=frame.index))
 
 
 def lines(report: dict[str, Any]) -> list[str]:
     """A table of speed-ups for each kind, then how often each opponent was the best and served."""
-    cells = report["cells"]
+    cells = cells_frame(report)
+    compared = cells[cells["speedup"].notna()]
     text = []
     for kind in KINDS:
+        of_kind = compared[compared["kind"] == kind]
+        by_model = of_kind.groupby(["model", "chip"])["speedup"].apply(entry).unstack("chip")
+        by_model.loc["all"] = of_kind.groupby("chip")["speedup"].apply(entry)
+        table = by_model.reindex(index=[*MODELS, "all"], columns=CHIPS).fillna("-")
         text += ["", f"| {kind} | {' | '.join(CHIPS)} |", "|---" * (len(CHIPS) + 1) + "|"]
-        rows = {model: {"model": model} for model in MODELS} | {"all": {}}
-        for name, wanted in rows.items():
-            found = [entry(speedups(cells, kind=kind, chip=chip, **wanted)) for chip in CHIPS]
-            text.append(f"| {name} | {' | '.join(found)} |")
-    compared = [cell for cell in cells if cell["chip"] in CHIPS]
-    served = Counter(kernel for cell in compared for kernel in cell["best"])
-    best = Counter(
-        min(others, key=lambda kernel: others[kernel]["time_us"])
-        for cell in compared
-        if (others := {k: row for k, row in cell["best"].items() if k != "ours"})
-    )
+        text += [f"| {model} | {' | '.join(row)} |" for model, row in table.iterrows()]
+    others = cells[list(OPPONENTS)].dropna(how="all")
+    served, best = others.notna().sum(), others.idxmin(axis="columns").value_counts()
     text += ["", "| public kernel | cells served | best of them |", "|---|---|---|"]
-    text += [f"| {k} | {served[k]} of {len(compared)} | {best[k]} |" for k in OPPONENTS]
-    ahead = sum(1 for cell in compared if (cell["speedup"] or 0) >= 1)
-    total = sum(1 for cell in compared if cell["speedup"])
-    text += ["", f"Ahead in {ahead} of {total} cells that were compared."]
+    text += [f"| {k} | {served[k]} of {len(cells)} | {best.get(k, 0)} |" for k in OPPONENTS]
+    ahead = (compared["speedup"] >= 1).sum()
+    text += ["", f"Ahead in {ahead} of {len(compared)} cells that were compared."]
     return text
 
 

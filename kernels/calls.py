@@ -1,5 +1,6 @@
 """What all families' launches share: specs, aliases, compiler parameters, names of refs."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from rpa_kernels import online_softmax
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
+from rpa_kernels.settings import under_defaults
 from rpa_kernels.target import Target
 
 Ref = Any
@@ -80,6 +82,7 @@ class Launch:
     scratch_shapes: Callable[[Problem, Any, Target], Any]
     split: Callable[..., Any]
 
+    @under_defaults
     def __call__(
         self,
         q: jax.Array,
@@ -118,15 +121,13 @@ class Launch:
         Raises:
           ValueError: Operands do not have the problem's shapes, or sinks are missing or unexpected.
         """
-        arrays = BatchArrays(
-            kv_lens=kv_lens,
-            page_indices=page_indices,
-            cu_q_lens=cu_q_lens,
-            distribution=distribution,
-        )
-        scalars = (kv_lens, page_indices, cu_q_lens, distribution)
+        scalars: tuple[jax.Array, ...] = (kv_lens, page_indices, cu_q_lens, distribution)
         check_operands((*scalars, q, kv_new, kv_cache), sinks, problem)
         if target.num_cores > 1:
+            names = (field.name for field in dataclasses.fields(BatchArrays))
+            # The record of the host's arrays, here with those of the call.
+            traced: dict[str, Any] = dict(zip(names, scalars, strict=True))
+            arrays = BatchArrays(**traced)
             scalars = (*scalars, self.split(problem, config, arrays, target.num_cores, jnp))
         body = functools.partial(
             self.kernel,

@@ -13,6 +13,14 @@ A family is one folder (`decode/`, `mixed/`, ...) whose `__init__.py` exports `F
 7. List the name in `rpa_kernels.FAMILIES`.
 
 The tuner knows a family only through this record. No jax is imported here.
+
+**What an account is given.** The tuner asks `traffic`, `mxu_flops` and `num_steps` about hundreds
+of configs and computes each once for all that it cannot tell apart. To see which fields decide, it
+passes an object that has a config's fields, properties and methods but is none: `config` there is
+to be read by attribute (`config.bkv_sz`), and passed on to functions that do the same. It is not to
+be hashed or compared (so no function that is given one is cached by `functools`), copied by
+`dataclasses.replace`, `asdict`, `astuple` or `copy`, or written to: all of these raise `TypeError`,
+rather than read fields behind the tuner's back. Of a dataclass it is no instance.
 """
 
 from collections.abc import Callable

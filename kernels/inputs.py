@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rpa_kernels.problem import Problem
+from rpa_kernels.settings import under_defaults
 
 
 def _pad_to(x: jax.Array, axis: int, size: int) -> jax.Array:
@@ -19,6 +20,7 @@ def _pad_to(x: jax.Array, axis: int, size: int) -> jax.Array:
     return jnp.pad(x, pads)
 
 
+@under_defaults
 def prepare_q(queries: jax.Array, problem: Problem) -> jax.Array:
     """Groups query heads by KV head and packs them into 32-bit rows.
 
@@ -36,6 +38,7 @@ def prepare_q(queries: jax.Array, problem: Problem) -> jax.Array:
     return q.reshape(problem.q_shape)
 
 
+@under_defaults
 def prepare_kv(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Array:
     """Lays new keys and values out as rows of the KV cache.
 
@@ -63,6 +66,7 @@ def prepare(
     return prepare_q(queries, problem), prepare_kv(keys, values, problem)
 
 
+@under_defaults
 def finish(out: jax.Array, problem: Problem) -> jax.Array:
     """Undoes `prepare_q` on the kernels' output.
 

@@ -18,6 +18,7 @@ DTYPE_BYTES = {
 }
 Q_DTYPES = ("bfloat16", "float32")
 KV_DTYPES = tuple(DTYPE_BYTES)
+OUT_DTYPES = ("bfloat16", "float32", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
 def cdiv(a: int, b: int) -> int:

@@ -50,7 +50,7 @@ def scale_q(q: jax.Array, problem: Problem) -> jax.Array:
 
 def scores(q: jax.Array, k: jax.Array, problem: Problem) -> jax.Array:
     """Base-2 scores, float32[rows, keys], of q [rows, lanes] (`scale_q`) and k [keys, lanes]."""
-    s = jax.lax.dot_general(q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    s = _product(q, k, 1)
     if problem.q_scale is not None:
         factor = score_factor(problem)
         s = s * (factor / problem.soft_cap if problem.soft_cap else factor * LOG2_E)
@@ -63,7 +63,11 @@ def exponentials(s: jax.Array, m: jax.Array, target: Target, dtype: jnp.dtype) -
     """exp2(s - m) in `dtype`, the dtype that p @ V is multiplied in.
 
     The difference is taken in float32; with bfloat16 vector units the exponential itself then
-    runs on packed pairs, half the slots, and its rounding is that of the cast it replaces.
+    runs on packed pairs, half the slots. That rounds twice: the result, as the cast it replaces
+    would, and before it the difference, by up to 2**-9 of itself, which moves p by at most
+    2**-9 / e (where the difference is -1.44; p is at most 1). What the interpreter says of the
+    error supposes an exponential that is right to one rounding (`watch.exp2`); how far the chip's
+    instruction is from that has not been measured.
     """
     x = s - m
     if target.has_bf16_vector_units and dtype == jnp.bfloat16:
@@ -76,7 +80,19 @@ def weigh(p: jax.Array, v: jax.Array) -> jax.Array:
 
     p is not rounded to the dtype of v, which may be float8: it would lose its accuracy.
     """
-    return jax.lax.dot_general(p, v, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return _product(p, v, 0)
+
+
+def _product(a: jax.Array, b: jax.Array, b_axis: int) -> jax.Array:
+    """Sums over the last axis of `a` and axis `b_axis` of `b`, in float32.
+
+    It names its precision: otherwise that of the caller's jit counts, and the compiler refuses
+    bfloat16 operands with any other than the default.
+    """
+    return jax.lax.dot_general(
+        a, b, (((1,), (b_axis,)), ((), ())),
+        precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32,
+    )  # fmt: skip
 
 
 def spread(x: jax.Array, width: int) -> jax.Array:

@@ -184,7 +184,8 @@ def load_q(
     """
     _, heads, words, pack, lanes = ref.shape[-5:]
     if not strided:
-        return ref[(*lead, pl.ds(start, count), head, word)].reshape(count * pack, lanes)
+        tokens: jax.Array = ref[(*lead, pl.ds(start, count), head, word)]
+        return tokens.reshape(count * pack, lanes)
     stride = heads * words
     value = load_words(
         ref, lead, row=start * stride + head * words + word, count=count, stride=stride
@@ -221,7 +222,8 @@ def load_token_q(
     """
     words, pack, lanes = ref.shape[-3:]
     if not strided:
-        return ref[(*lead, pl.ds(head, count))].reshape(count * words * pack, lanes)
+        heads: jax.Array = ref[(*lead, pl.ds(head, count))]
+        return heads.reshape(count * words * pack, lanes)
     value = load_words(ref, lead, row=head * words, count=count * words, stride=1)
     return pltpu.bitcast(value, ref.dtype)
 

@@ -35,10 +35,17 @@ class Meta:
     distribution: Ref
     pages_per_seq: int
 
+    def entry(self, seq: Scalar, index: Scalar) -> Scalar:
+        """Where `page_indices` has page `index` of a sequence."""
+        return seq * self.pages_per_seq + index
+
     def page(self, seq: Scalar, index: Scalar) -> jax.Array:
-        """Physical page `index` of a sequence, the last entry when there is no such page."""
-        last = self.page_indices.shape[0] - 1
-        return self.page_indices[jnp.minimum(seq * self.pages_per_seq + index, last)]
+        """Physical page `index` of a sequence, one that its context reaches.
+
+        Entries past those may be anything, and may be past the end of the table.
+        """
+        page: jax.Array = self.page_indices[self.entry(seq, index)]
+        return page
 
 
 def window_start(first_q_pos: Scalar, problem: Problem) -> Scalar:
@@ -78,29 +85,34 @@ class PagedCache:
           sem: DMA semaphore; counts the bytes that `wait` takes off.
           row: First token of the buffer to fill.
           seq: Sequence index.
-          start: First position; a multiple of the page size, or of `max_tokens` where that is a
-            part of a page.
+          start: First position, within the sequence's pages even if nothing is fetched; a multiple
+            of the page size, or of `max_tokens` where that is a part of a page.
           num_tokens: Tokens to fetch; nothing at or below 0.
           max_tokens: Static bound on `num_tokens`: whole pages, or a whole part of one.
         """
         page_size, words = self.problem.page_size, self.problem.kv_words
-        first_page = div(start, page_size)
+        first = self.meta.entry(seq, div(start, page_size))
         in_page = rem(start, page_size) if max_tokens < page_size else 0
 
-        def copy_page(i: Scalar) -> None:
+        def copy_page(i: Scalar, entry: Scalar) -> None:
             size = jnp.clip(num_tokens - i * page_size, 0, min(page_size, max_tokens))
             pltpu.make_async_copy(
-                self.hbm.at[self.meta.page(seq, first_page + i), pl.ds(in_page, size)],
+                self.hbm.at[self.meta.page_indices[entry], pl.ds(in_page, size)],
                 buffer.at[pl.ds(row + i * page_size, size), pl.ds(0, words)],
                 sem,
             ).start()
 
         max_pages = cdiv(max_tokens, page_size)
         if max_pages <= MAX_UNROLLED_PAGES:
+            # A copy of no tokens names a page too. It is the last one that is fetched from: entries
+            # past a sequence's pages may be anything, and a bad address need not be harmless.
+            last = first + div(jnp.maximum(num_tokens, 1) - 1, page_size)
             for i in range(max_pages):
-                copy_page(i)
+                copy_page(i, jnp.minimum(first + i, last) if i else first)
         else:
-            pl.loop(0, cdiv(jnp.maximum(num_tokens, 0), page_size))(copy_page)
+            pl.loop(0, cdiv(jnp.maximum(num_tokens, 0), page_size))(
+                lambda i: copy_page(i, first + i)
+            )
 
     def wait(self, buffer: Ref, sem: Ref, num_tokens: Scalar) -> None:
         """Waits until `num_tokens` tokens in all, maybe none, have arrived in or left `buffer`.

@@ -4,9 +4,21 @@ Neighbours: `batch.py` holds the lengths of one launch, each family's `config.py
 sizes. Nothing here depends on a chip. No jax.
 """
 
-from dataclasses import dataclass
+import numbers
+from dataclasses import dataclass, replace
 
 from rpa_kernels import layout
+from rpa_kernels.dtypes import dtype_name
+
+# Lengths, positions and entries of the page table are int32.
+_MAX_INT32 = 2**31 - 1
+_MAX_FLOAT32 = 3.4e38
+_SIZES = (
+    "num_q_heads", "num_kv_heads", "head_dim", "page_size", "max_num_tokens", "max_num_seqs",
+    "pages_per_seq", "num_pages",
+)  # fmt: skip
+_SCALES = ("q_scale", "k_scale", "v_scale")
+_NUMBERS = ("sm_scale", "soft_cap", *_SCALES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,29 +76,60 @@ class Problem:
     v_scale: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what can never be right.
+        """Refuses what can never be right: the one check of a call, an audit and a sweep.
 
         Raises:
-          ValueError: A size below 1, heads that do not divide, an unknown dtype, or a feature
-            out of its range.
+          ValueError: A size that is no whole number from 1 on or too large for int32, heads that
+            do not divide, pages of part of a word, an unknown dtype, or a feature out of its range.
         """
-        for name in (
-            "num_q_heads", "num_kv_heads", "head_dim", "page_size", "max_num_tokens",
-            "max_num_seqs", "pages_per_seq", "num_pages",
-        ):  # fmt: skip
+        self._check_sizes()
+        for name, allowed in (("q_dtype", layout.Q_DTYPES), ("kv_dtype", layout.KV_DTYPES)):
+            # `fp8` and `jnp.bfloat16` are taken, too; what is kept is the name.
+            object.__setattr__(self, name, dtype_name(getattr(self, name), allowed, name))
+        if self.out_dtype is not None and self.out_dtype not in layout.OUT_DTYPES:
+            raise ValueError(f"out_dtype={self.out_dtype!r} is not one of {layout.OUT_DTYPES}")
+        pack = layout.packing(self.kv_dtype)
+        if self.page_size % pack:
+            raise ValueError(
+                f"page_size={self.page_size} must be a multiple of {pack} tokens "
+                f"with a KV cache of {self.kv_dtype}"
+            )
+        self._check_features()
+
+    def _check_sizes(self) -> None:
+        for name in _SIZES:
             value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+            # A call makes a problem every step: the usual case is one comparison.
+            if type(value) is not int or not 0 < value <= _MAX_INT32:
+                check_whole(name, value)
         if self.num_q_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_q_heads={self.num_q_heads} is not a multiple of "
                 f"num_kv_heads={self.num_kv_heads}"
             )
-        for name, allowed in (("q_dtype", layout.Q_DTYPES), ("kv_dtype", layout.KV_DTYPES)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {allowed}")
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window={self.sliding_window} must be at least 1")
+        if self.max_context_tokens > _MAX_INT32:
+            self._refuse_product("pages_per_seq", "page_size")
+        if self.max_num_seqs * self.pages_per_seq > _MAX_INT32:
+            self._refuse_product("max_num_seqs", "pages_per_seq")
+
+    def _refuse_product(self, first: str, second: str) -> None:
+        size = getattr(self, first) * getattr(self, second)
+        raise ValueError(f"{first} * {second} = {size} must be at most {_MAX_INT32}, for int32")
+
+    def _check_features(self) -> None:
+        if self.sliding_window is not None:
+            check_whole("sliding_window", self.sliding_window)
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is None and name != "sm_scale":
+                continue
+            is_number = type(value) is float or _is_number(value, numbers.Real)
+            if not is_number or not abs(value) <= _MAX_FLOAT32:
+                raise ValueError(f"{name}={value!r} must be a finite number, known when compiling")
+            if value <= 0 and name in _SCALES:
+                raise ValueError(f"{name}={value!r} must be above zero")
+        if self.mask_value is not None:
+            check_mask_value(self.mask_value)
         if self.soft_cap == 0.0:
             raise ValueError("soft_cap=0.0 must not be zero; use None for no cap")
 
@@ -99,6 +142,12 @@ class Problem:
     def max_context_tokens(self) -> int:
         """Longest context a sequence's page list can hold, in tokens."""
         return self.pages_per_seq * self.page_size
+
+    def without_idle_window(self) -> "Problem":
+        """The same without its window where no context reaches beyond it: one kernel for both."""
+        if self.sliding_window is None or self.sliding_window < self.max_context_tokens:
+            return self
+        return replace(self, sliding_window=None)
 
     @property
     def resolved_out_dtype(self) -> str:
@@ -172,6 +221,40 @@ class Problem:
         return self.kv_words * self.padded_head_dim * layout.WORD_BYTES
 
     @property
+    def page_bytes(self) -> int:
+        """Bytes of one page of the KV cache."""
+        return self.page_size * self.kv_token_bytes
+
+    @property
     def q_token_bytes(self) -> int:
         """Bytes of one token in the prepared queries."""
         return self.num_kv_heads * self.q_words * self.padded_head_dim * layout.WORD_BYTES
+
+
+def check_whole(name: str, value: object) -> None:
+    """Refuses what is no size or length.
+
+    Raises:
+      ValueError: No whole number, or one that is not in 1..2**31-1.
+    """
+    if not _is_number(value, numbers.Integral):
+        raise ValueError(f"{name}={value!r} must be a whole number, known when compiling")
+    if value < 1:  # type: ignore[operator]
+        raise ValueError(f"{name}={value} must be at least 1")
+    if value > _MAX_INT32:  # type: ignore[operator]
+        raise ValueError(f"{name}={value} must be at most {_MAX_INT32}")
+
+
+def check_mask_value(value: object) -> None:
+    """Refuses what is no number; any is without effect, infinities too.
+
+    Raises:
+      ValueError: No number.
+    """
+    if not _is_number(value, numbers.Real) or value != value:
+        raise ValueError(f"mask_value={value!r} must be a number, known when compiling")
+
+
+def _is_number(value: object, kind: type) -> bool:
+    """Whether a value is a number of a kind, NumPy's among them; a bool is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -15,6 +15,11 @@ from rpa_kernels import inputs, layout
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.problem import Problem
 
+# Compiler options under which XLA rounds where the program says so, as the chip's code does. By
+# default (jax 0.10.2 to 0.12.0.1, CPU) products, sums and exponentials of bfloat16 values are
+# computed in float32 and not rounded if they are widened again.
+EXACT_ROUNDING = {"xla_allow_excess_precision": False}
+
 
 def ragged_paged_attention(
     queries: jax.Array,
@@ -103,7 +108,9 @@ def write_new(
     return kv_cache.at[page, seq.positions % problem.page_size].set(new, mode="drop")
 
 
-@functools.partial(jax.jit, static_argnames=("problem", "compute_dtype"))
+@functools.partial(
+    jax.jit, static_argnames=("problem", "compute_dtype"), compiler_options=EXACT_ROUNDING
+)
 def attend_sequence(
     out: jax.Array,
     queries: jax.Array,

@@ -1,37 +1,35 @@
-"""Checks a kernel against the reference, under the interpreter that finds races.
+"""Checks a kernel against the reference, under the interpreter that `watch.py` makes strict.
 
 The one comparison used by the tests, by `rpa-tune verify` and by a sweep before it promotes a
 config. A kernel may err at most twice as much as a plain implementation that rounds scores and
 probabilities to bfloat16: in the mean square over the batch and, up to one more rounding of the
 output, in its worst element. The KV cache must equal the
 reference's bit for bit, written tokens and all others.
+
+Errors are those of the kernel's own roundings on a chip whose exponential is right to one rounding:
+the interpreter rounds where the chip's code does, and products are summed in float32 in some order.
 """
 
-import contextlib
-import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels import inputs, layout, reference, useful
 from rpa_kernels.batch import Batch, BatchArrays
 from rpa_kernels.family import KernelFamily
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
+from rpa_kernels.watch import Watch, interpreter, watched
 
 # Added to the tolerance of the worst element, relative to the largest output: a rounding of the
 # output itself. One element of few is a noisy measure; the mean square needs no such allowance.
 ONE_ROUNDING = 2.0**-9
 MAX_RMS_RATIO = 2.0
 FLOAT32_RELATIVE = 2.0**-12
-
-DMA_MODES = ("on_wait", "eager")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +44,7 @@ class Report:
       cache_bytes_changed: Bytes of the KV cache that differ from the reference's.
       other_rows_changed: Output rows of other families' sequences or of none that were changed.
       has_race: Whether the interpreter saw a data race.
+      unwaited_semaphores: DMA semaphores on which not all bytes were waited for.
     """
 
     max_error: float
@@ -55,6 +54,7 @@ class Report:
     cache_bytes_changed: int
     other_rows_changed: int
     has_race: bool
+    unwaited_semaphores: int
 
     @property
     def ok(self) -> bool:
@@ -75,6 +75,10 @@ class Report:
             found.append(f"{self.other_rows_changed} output rows of others were changed")
         if self.has_race:
             found.append("data race")
+        if self.unwaited_semaphores:
+            found.append(
+                f"not all bytes copied were waited for on {self.unwaited_semaphores} DMA semaphores"
+            )
         return tuple(found)
 
 
@@ -139,21 +143,29 @@ def run_interpreted(
     *,
     interpret: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs one family: (output rows [tokens, q heads, head_dim], KV cache)."""
+    """Runs one family: (output rows [tokens, q heads, head_dim], KV cache).
+
+    Args:
+      family: The family to run.
+      problem: Static shapes and features.
+      config: A config that passes `check`.
+      target: The chip whose code paths are taken.
+      operands: What is attended to.
+      interpret: What `pallas_call` takes.
+    """
     q, kv_new = inputs.prepare(operands.queries, operands.keys, operands.values, problem)
     arrays = operands.arrays
-    out, cache = family.launch(
+    launch = functools.partial(
+        family.launch, problem=problem, config=config, target=target, interpret=interpret
+    )
+    out, cache = jax.jit(launch, compiler_options=reference.EXACT_ROUNDING)(
         q,
         kv_new,
         operands.kv_cache,
-        jnp.asarray(arrays.kv_lens),
-        jnp.asarray(arrays.page_indices),
-        jnp.asarray(arrays.cu_q_lens),
-        jnp.asarray(arrays.distribution),
-        problem=problem,
-        config=config,
-        target=target,
-        interpret=interpret,
+        arrays.kv_lens,
+        arrays.page_indices,
+        arrays.cu_q_lens,
+        arrays.distribution,
         sinks=operands.sinks,
     )
     return out, cache
@@ -182,74 +194,43 @@ def verify(
 
     Raises:
       ValueError: The config cannot exist for this problem and target.
+      Exception: What jax raises for an index out of bounds, or a wait that never ends.
     """
     if bad := family.check(problem, config, target):
         raise ValueError(f"{family.name} {config}: {bad}")
     operands = draw_operands(problem, batch, seed=seed)
+    operands = replace(operands, arrays=spoil_unused(operands.arrays, problem))
     interpret = interpreter(dma_mode, target.num_cores)
-    try:
-        with empty_ranges_overlap_nothing():
-            out, cache = run_interpreted(
-                family, problem, config, target, operands, interpret=interpret
-            )
-            out.block_until_ready()
-        has_race = found_race()
-    finally:
-        pltpu.reset_tpu_interpret_mode_state()
-    return compare(family, problem, batch, operands, out, cache, has_race=has_race)
-
-
-def interpreter(dma_mode: str, num_cores: int = 1) -> pltpu.InterpretParams:
-    """The TPU interpreter with race detection and NaN in all memory that nobody wrote.
-
-    Args:
-      dma_mode: `"eager"` (copies happen when started) or `"on_wait"` (when waited for).
-      num_cores: Cores that run side by side; see `Target`.
-    """
-    fields = {field.name for field in dataclasses.fields(pltpu.InterpretParams)}
-    # jax 0.10 always sets a flag and goes on; 0.12 raises unless told to.
-    on_race = {"on_race": "warn"} if "on_race" in fields else {}
-    return pltpu.InterpretParams(
-        detect_races=True,
-        uninitialized_memory="nan",
-        dma_execution_mode=dma_mode,
-        num_cores_or_threads=num_cores,
-        **on_race,
-    )
-
-
-@contextlib.contextmanager
-def empty_ranges_overlap_nothing() -> Iterator[None]:
-    """Mends jax's race detector, which takes a copy of no tokens for a read of its first one.
-
-    The kernels start such copies on purpose: a branch around each would cost more than the copy.
-    Source: `_slices_overlap` of jax 0.10.2 and 0.12.0, which asks "Do we need to handle
-    zero-length slices?".
-    """
-    from jax._src.pallas.mosaic.interpret import race_detection_state
-
-    overlap = race_detection_state._ranges_overlap
-
-    def is_empty(ranges: tuple[slice | int, ...]) -> bool:
-        return any(
-            isinstance(r, slice) and r.stop is not None and r.stop <= r.start for r in ranges
+    with watched() as watch:
+        out, cache = jax.block_until_ready(
+            run_interpreted(family, problem, config, target, operands, interpret=interpret)
         )
-
-    def mended(a: tuple[slice | int, ...], b: tuple[slice | int, ...]) -> bool:
-        return not is_empty(a) and not is_empty(b) and overlap(a, b)
-
-    with mock.patch.object(race_detection_state, "_ranges_overlap", mended):
-        yield
+    return compare(family, problem, batch, operands, out, cache, watch=watch)
 
 
-def found_race() -> bool:
-    """Whether the last interpreted kernel raced.
+def spoil_unused(arrays: BatchArrays, problem: Problem) -> BatchArrays:
+    """The same batch, with what no index may be in all entries that no kernel may use.
 
-    The flag lives in a private module of jax, and this is the one place that knows where.
+    In turn -1, one past the end, and the largest and the least int32: for pages behind a sequence's
+    last or before the first that any of its queries sees, and for contexts of no sequence.
     """
-    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+    num_seqs = int(arrays.distribution[2])
+    q_lens, kv_lens = np.diff(arrays.cu_q_lens), arrays.kv_lens
+    used = np.zeros((problem.max_num_seqs, problem.pages_per_seq), bool)
+    for i in range(num_seqs):
+        first = useful.window_start(int(kv_lens[i] - q_lens[i]), problem) // problem.page_size
+        used[i, first : layout.cdiv(int(kv_lens[i]), problem.page_size)] = True
 
-    return bool(interpret_pallas_call.races.races_found)
+    def spoiled(entries: Any, unused: Any, end: int) -> Any:
+        hostile = np.resize(np.asarray((-1, end, 2**31 - 1, -(2**31)), np.int32), entries.size)
+        return np.where(unused.reshape(-1), hostile, entries)
+
+    seqs = np.arange(problem.max_num_seqs)
+    return replace(
+        arrays,
+        page_indices=spoiled(arrays.page_indices, ~used, problem.num_pages),
+        kv_lens=spoiled(kv_lens, seqs >= num_seqs, problem.max_context_tokens + 1),
+    )
 
 
 def compare(
@@ -260,9 +241,19 @@ def compare(
     out: jax.Array,
     cache: jax.Array,
     *,
-    has_race: bool,
+    watch: Watch | None = None,
 ) -> Report:
-    """Compares a family's output and cache with the reference's."""
+    """Compares a family's output and cache with the reference's.
+
+    Args:
+      family: The family that ran.
+      problem: Static shapes and features.
+      batch: Lengths and pages.
+      operands: What it was given.
+      out: What it returned, [tokens, KV heads, q words, q packing, padded head_dim].
+      cache: The KV cache that it returned.
+      watch: What was seen of it, if it was interpreted.
+    """
     own = _rows_of(family.name, batch)
     expected, expected_cache = _reference(problem, family.name, batch, operands, "float32")
     baseline, _ = _reference(problem, family.name, batch, operands, "bfloat16")
@@ -280,7 +271,8 @@ def compare(
         rms_ratio=_rms_ratio(finished[own] - expected[own], baseline[own] - expected[own]),
         cache_bytes_changed=int(wrong.sum()),
         other_rows_changed=int(changed[np.setdiff1d(np.arange(len(before)), own)].sum()),
-        has_race=has_race,
+        has_race=watch is not None and watch.has_race,
+        unwaited_semaphores=0 if watch is None else watch.unwaited_semaphores,
     )
 
 

@@ -1,7 +1,8 @@
 """rpa-tune: tunes, checks and dispatches Ragged Paged Attention kernels for TPUs.
 
-`load_dispatcher`, `ragged_paged_attention`, `Problem`, `Step` and `Artifact` are what a serving
-engine needs; they are imported when first used, so that importing the package stays light.
+`load_dispatcher`, `ragged_paged_attention`, `Problem`, `Step`, `Artifact` and the module `capture`
+are what a serving engine needs; they are imported when first used, so that importing the package
+stays light.
 """
 
 import importlib
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rpa_kernels.problem import Problem
+    from rpa_tune import capture
     from rpa_tune.artifact import Artifact
     from rpa_tune.dispatch import load_dispatcher, ragged_paged_attention
     from rpa_tune.tables.step import Step
@@ -22,12 +24,15 @@ _LAZY = {
     "load_dispatcher": "rpa_tune.dispatch",
     "ragged_paged_attention": "rpa_tune.dispatch",
 }
+# Modules that people use by their full names, `rpa_tune.capture.record(...)`.
+_LAZY_MODULES = ("capture",)
 
 __all__ = [
     "Artifact",
     "Problem",
     "Step",
     "__version__",
+    "capture",
     "load_dispatcher",
     "ragged_paged_attention",
 ]
@@ -35,6 +40,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports a serving name on first use."""
+    if name in _LAZY_MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)

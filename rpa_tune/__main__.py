@@ -5,6 +5,8 @@ The base install is for serving and has no command line; say so instead of a tra
 
 import sys
 
+from rpa_tune.errors import install_command
+
 
 def main() -> None:
     """Runs the command line, or says what to install."""
@@ -13,7 +15,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.exit(
             f"error: the command line needs the package {error.name!r}, which is not installed\n"
-            "hint: pip install '.[tune]' in the checkout of rpa-tune"
+            f"hint: {install_command('tune')}"
         )
     run()
 

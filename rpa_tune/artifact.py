@@ -294,8 +294,8 @@ def _executable(data: Any, index: int) -> Executable:
 
 def _record(data: Any, what: str, names: set[str]) -> dict[str, Any]:
     if not isinstance(data, dict) or set(data) != names:
-        got = sorted(data) if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"{what}: fields {got!r:.200}, must be {sorted(names)}")
+        got = f"fields {sorted(data)}" if isinstance(data, dict) else f"{data!r}"
+        raise ValueError(f"{what}: {got:.200}, must be an object with {sorted(names)}")
     return dict(data)
 
 

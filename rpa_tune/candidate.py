@@ -82,6 +82,16 @@ class Candidate:
         )
 
     @property
+    def title(self) -> str:
+        """What its study is about, for people: not all of it, so that two may have one title."""
+        problem = self.problem
+        window = f", window {problem.sliding_window}" if problem.sliding_window else ""
+        return (
+            f"{self.chip}/{self.family}, {problem.num_q_heads}/{problem.num_kv_heads} heads of "
+            f"{problem.head_dim}, {problem.kv_dtype}, page {problem.page_size}{window}"
+        )
+
+    @property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON form."""
         return _digest(self.to_dict())

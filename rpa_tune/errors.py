@@ -14,6 +14,22 @@ RpaTuneError
 Messages say what, where, got and rule; `hint` says what to do next.
 """
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def install_command(extra: str) -> str:
+    """What installs one of the extras of `pyproject.toml`, from the checkout if this is one.
+
+    Args:
+      extra: Its name, for example `tune`.
+    """
+    if (_CHECKOUT / "pyproject.toml").is_file():
+        return f"pip install -e '{_CHECKOUT}[{extra}]'"
+    return f"pip install 'rpa-tune[{extra}]'"
+
 
 class RpaTuneError(Exception):
     """Base of all errors that a person may see; printed as `error:` and `hint:`.
@@ -65,9 +81,29 @@ class DumpError(RpaTuneError):
 
 
 class TraceError(RpaTuneError):
-    """A request trace or capture is malformed."""
+    """A request trace or capture is malformed.
+
+    Attributes:
+      settings: What in a workload's mapping would help, as YAML, `requests: {drop_bad: true}` say.
+        Each stands in the hint where it has `{}`; a command that takes no mapping puts words of
+        its own there (`with_words`).
+    """
 
     exit_code = 2
+
+    def __init__(
+        self, message: str, *, where: str = "", hint: str = "", settings: Sequence[str] = ()
+    ) -> None:
+        """Writes the settings into the hint as a plan has them."""
+        super().__init__(message, where=where, hint=hint)
+        self.settings = tuple(settings)
+        self._template = hint
+        self.with_words(lambda setting: f"`{setting}`")
+
+    def with_words(self, word: Callable[[str], str]) -> None:
+        """Names the settings as `word` does."""
+        if self.settings:
+            self.hint = self._template.format(*map(word, self.settings))
 
 
 class DeviceError(RpaTuneError):

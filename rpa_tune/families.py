@@ -7,6 +7,7 @@ axes, a heuristic to beat. What it lacks is an exact account and a launch of our
 
 from rpa_kernels import FAMILIES, KernelFamily
 from rpa_kernels import load_family as _load_ours
+from rpa_kernels.names import did_you_mean
 from rpa_tune.public_kernels import PUBLIC_FAMILIES, PublicFamily
 
 ALL_FAMILIES = (*FAMILIES, *PUBLIC_FAMILIES)
@@ -21,7 +22,7 @@ def load_family(name: str) -> KernelFamily:
     if name in PUBLIC_FAMILIES:
         return PUBLIC_FAMILIES[name]
     if name not in FAMILIES:
-        raise ValueError(f"family {name!r} is not one of {ALL_FAMILIES}")
+        raise ValueError(f"unknown family {name!r}: {did_you_mean(name, ALL_FAMILIES)}")
     return _load_ours(name)
 
 

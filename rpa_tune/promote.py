@@ -1,6 +1,7 @@
 """Answers into table rows, and the rule for what may become one.
 
-A config is promoted only when it beats the heuristic by more than the evaluator's own error.
+A config is promoted only when it beats the heuristic by more than the evaluator's own error; where
+the heuristic has no time there is nothing to beat, and no row.
 Otherwise the row pins the heuristic's config and says so: a reader of the table then knows that
 the problem was looked at, and the dispatcher answers with an exact row instead of a guess. What
 "beats" means is the plan's objective (`objective.py`).
@@ -36,8 +37,7 @@ class Decision:
     Attributes:
       verdict: `tuned` or `heuristic`.
       chosen: The evaluation whose config is used.
-      heuristic: The heuristic's evaluation, which may have no time; None when no config of the
-        heuristic's form can exist.
+      heuristic: The heuristic's evaluation.
       best: The evaluation of least loss; `chosen` may be a tied one with a larger KV block.
       error_pct: The error that was allowed for.
       num_candidates: Evaluations that had a time.
@@ -46,23 +46,21 @@ class Decision:
 
     verdict: str
     chosen: Evaluation
-    heuristic: Evaluation | None
+    heuristic: Evaluation
     best: Evaluation
     error_pct: float
     num_candidates: int
     objective: str = EXPECTED_TIME
 
     @property
-    def speedup(self) -> float | None:
-        """Heuristic's time over the chosen one's, or None when the heuristic has none."""
-        if self.heuristic_us is None or self.chosen.time_us is None:
-            return None
-        return self.heuristic_us / self.chosen.time_us
+    def speedup(self) -> float:
+        """Heuristic's time over the chosen one's."""
+        return self.heuristic_us / _time(self.chosen)
 
     @property
-    def heuristic_us(self) -> float | None:
-        """The heuristic's time in microseconds, or None without one."""
-        return self.heuristic.time_us if self.heuristic else None
+    def heuristic_us(self) -> float:
+        """The heuristic's time in microseconds."""
+        return _time(self.heuristic)
 
 
 def decide(
@@ -78,16 +76,17 @@ def decide(
 
     Args:
       evaluations: Answers to candidates that differ in config only.
-      heuristic: The answer to the heuristic's config, if it has one.
+      heuristic: The answer to the heuristic's config; None when no config of its form can exist.
       objective: What is to be least.
 
     Returns:
-      A decision, or None when nothing has a time.
+      A decision, or None when the heuristic has no time: nothing then says that another config is
+      better than what an engine gets without a table.
     """
+    if heuristic is None or not heuristic.ok:
+        return None
     measure = yardstick(evaluations, objective)
     ranked = sorted((evaluation for evaluation in evaluations if evaluation.ok), key=measure.loss)
-    if not ranked:
-        return None
     best = ranked[0]
     error_pct = max(
         ERROR_PCT[best.fidelity], round(100 * float(best.metrics.get("spread", 0.0)), 2)
@@ -95,8 +94,6 @@ def decide(
     margin = 1 + error_pct / 100
 
     def beats_heuristic(evaluation: Evaluation) -> bool:
-        if heuristic is None or not heuristic.ok:
-            return True
         return measure.loss(heuristic) > measure.loss(evaluation) * margin
 
     limit = measure.loss(best) * margin
@@ -104,7 +101,6 @@ def decide(
     if tied:
         verdict, chosen = TUNED, max(tied, key=lambda e: (_kv_block(e), -measure.loss(e)))
     else:
-        assert heuristic is not None  # otherwise the best is among the tied
         verdict, chosen = HEURISTIC, heuristic
     return Decision(
         verdict=verdict,
@@ -229,7 +225,7 @@ def _evidence(decision: Decision, workload: Workload) -> Evidence:
         verdict=decision.verdict,
         fidelity=chosen.fidelity.name.lower(),
         time_us=_time(chosen),
-        heuristic_us=decision.heuristic_us and round(decision.heuristic_us, 3),
+        heuristic_us=round(decision.heuristic_us, 3),
         error_pct=decision.error_pct,
         regret_pct=0.0,
         bound_by=str(chosen.metrics.get("bound_by", "")),

@@ -3,16 +3,16 @@
 Versions are read from package metadata: nothing here imports jax or libtpu.
 """
 
+import ast
 import datetime
 import functools
 import hashlib
 import platform
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from rpa_kernels import FAMILIES
 from rpa_tune.public_configs import KERNEL_DIGEST
 from rpa_tune.public_kernels import PUBLIC_FAMILIES
 
@@ -36,14 +36,20 @@ def versions() -> dict[str, str | None]:
 def kernel_digest(family: str) -> str:
     """Digest of the sources that a family's kernel is made of.
 
-    Covers all of `rpa_kernels` but the folders of the other families, so that a change to one
-    family leaves the answers of the others valid. Read once a process. A public kernel is told by
-    its version.
+    Covers the modules that the family's record and its launch import, and those that they import
+    in turn: a change to another family, to the verifier or to the reference leaves a family's
+    answers valid. Read once a process. A public kernel is told by its version.
     """
     if family in PUBLIC_FAMILIES:
         return KERNEL_DIGEST
-    others = set(FAMILIES) - {family}
-    return _digest(_files(resources.files("rpa_kernels"), (".py",), leave_out=others))
+    # `inputs` lays out what a launch is given, in the same program.
+    return _digest(_import_closure([f"rpa_kernels.{family}", "rpa_kernels.inputs"]))
+
+
+@functools.cache
+def verifier_digest() -> str:
+    """Digest of what compares a kernel with the float32 reference, the reference included."""
+    return _digest(_import_closure(["rpa_kernels.verify"]))
 
 
 @functools.cache
@@ -68,27 +74,72 @@ def provenance(family: str | None = None) -> dict[str, Any]:
       family: Whose kernel digest to include; None for a record about no kernel.
 
     Returns:
-      Plain JSON values: the versions, `kernel` and `simulator` digests, `host`, and `time` in UTC.
+      Plain JSON values: the versions, `kernel`, `verifier` and `simulator` digests, `host`, and
+      `time` in UTC.
     """
     stamp: dict[str, Any] = {
         **versions(),
         "simulator": simulator_digest(),
+        "verifier": verifier_digest(),
         "host": platform.node(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return stamp if family is None else {**stamp, "kernel": kernel_digest(family)}
 
 
-def _files(
-    folder: Traversable, suffixes: tuple[str, ...], *, leave_out: Collection[str] = ()
-) -> Iterator[tuple[str, bytes]]:
+def _files(folder: Traversable, suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """(path below `folder`, content) of files with one of the suffixes, in a fixed order."""
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
         if entry.is_file() and entry.name.endswith(suffixes):
             yield entry.name, entry.read_bytes()
-        elif entry.is_dir() and entry.name not in leave_out:
+        elif entry.is_dir():
             for path, content in _files(entry, suffixes):
                 yield f"{entry.name}/{path}", content
+
+
+def _import_closure(roots: Iterable[str]) -> list[tuple[str, bytes]]:
+    """(path, content) of the modules of `rpa_kernels` that importing and using `roots` loads.
+
+    Imports are read off the sources, those inside functions too; nothing is imported. Left out is
+    what only a type checker imports.
+
+    Args:
+      roots: Full names of modules.
+    """
+    package = resources.files("rpa_kernels")
+    found: dict[str, bytes] = {}
+    todo = list(roots)
+    while todo:
+        name = todo.pop()
+        parent, _, _ = name.rpartition(".")
+        path = _source_path(package, name)
+        if path is None or path in found:
+            todo += [parent] if path is None and parent else []  # a name in a module
+            continue
+        found[path] = package.joinpath(path).read_bytes()
+        todo += [parent] if parent else []
+        todo += [n for n in _imports(ast.parse(found[path])) if n.startswith("rpa_kernels")]
+    return sorted(found.items())
+
+
+def _source_path(package: Traversable, name: str) -> str | None:
+    """Where the module of a name lies below `rpa_kernels`; None when it is no module there."""
+    stem = "/".join(name.split(".")[1:])
+    paths = (f"{stem}/__init__.py", f"{stem}.py") if stem else ("__init__.py",)
+    return next((path for path in paths if package.joinpath(path).is_file()), None)
+
+
+def _imports(node: ast.AST) -> Iterator[str]:
+    """Full names that a piece of source imports: modules, and names in them."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    children: Iterable[ast.AST] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        children = node.orelse
+    for child in children:
+        yield from _imports(child)
 
 
 def _digest(files: Iterable[tuple[str, bytes]]) -> str:

@@ -104,7 +104,7 @@ def stamp(family):
     from rpa_tune.provenance import provenance
 
     whole = provenance(family)
-    return {**{key: whole[key] for key in ("simulator", "jax", "libtpu")},
+    return {**{key: whole[key] for key in ("simulator", "verifier", "jax", "libtpu")},
             "kernel": kernel_digest(family), "time": "2026-01-02T03:04:05+00:00"}  # fmt: skip
 
 

@@ -49,6 +49,14 @@ def test_every_command_has_help_with_an_example(name):
             assert isinstance(option, click.Argument) or option.help, f"{name} {option.name}"
 
 
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_help_can_be_printed(name):
+    command = commands()[name]
+    text = command.get_help(click.Context(command, info_name=name))
+    for option in command.params:
+        assert isinstance(option, click.Argument) or option.opts[0] in text
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):

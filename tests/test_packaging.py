@@ -1,5 +1,6 @@
 """The wheel holds what the clone holds."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,10 +9,18 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
+
 import rpa_tune
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = {"rpa_kernels": "kernels", "rpa_tune": "rpa_tune", "rpa_tuned_tables": "tuned_tables"}
+FOLDERS = {
+    "rpa_kernels": "kernels", "rpa_sweeps": "sweeps", "rpa_tune": "rpa_tune",
+    "rpa_tuned_tables": "tuned_tables",
+}  # fmt: skip
+WITHOUT_CLICK = (
+    "import sys; sys.modules['click'] = None; from rpa_tune.__main__ import main; main()"
+)
 
 
 def pyproject() -> dict:
@@ -49,7 +58,10 @@ def test_base_install_is_light():
     assert names == {"jax", "numpy", "pyyaml"}
 
 
-def test_wheel_holds_code_and_data(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this checkout."""
+    tmp_path = tmp_path_factory.mktemp("wheel")
     source = tmp_path / "source"  # setuptools leaves build/ in the tree it builds from
     for folder in FOLDERS.values():
         shutil.copytree(ROOT / folder, source / folder)
@@ -59,7 +71,11 @@ def test_wheel_holds_code_and_data(tmp_path):
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", tmp_path, source],
         check=True, capture_output=True,
     )  # fmt: skip
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = tmp_path.glob("*.whl")
+    return built
+
+
+def test_wheel_holds_code_and_data(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for package, folder in FOLDERS.items():
         for path in (ROOT / folder).rglob("*"):
@@ -69,9 +85,77 @@ def test_wheel_holds_code_and_data(tmp_path):
                 assert inside in names, f"{inside} is not in the wheel"
 
 
-def test_the_base_install_says_what_the_command_line_needs():
-    code = "import sys; sys.modules['click'] = None; from rpa_tune.__main__ import main; main()"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def unpacked(wheel, tmp_path_factory):
+    """Where the wheel is unpacked; runs Python there, in an empty folder, on what it holds."""
+    folder = tmp_path_factory.mktemp("site")
+    zipfile.ZipFile(wheel).extractall(folder)
+
+    def run(*arguments):
+        # What is installed in the checkout's environment comes after PYTHONPATH.
+        return subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=False,
+            cwd=tmp_path_factory.mktemp("empty"), env={**os.environ, "PYTHONPATH": str(folder)},
+        )  # fmt: skip
+
+    found = run("-c", "import rpa_tune, rpa_sweeps; print(rpa_tune.__file__, rpa_sweeps.__file__)")
+    assert found.stdout.count(str(folder)) == 2, found.stdout + found.stderr
+    return run
+
+
+def test_a_wheel_has_the_plans_that_help_names(unpacked):
+    run = unpacked("-m", "rpa_tune", "sweep", "quickstart", "--dry-run", "--json")
+    assert run.returncode == 0, run.stderr
+    assert "v6e/llama3-8b/decode" in run.stdout
+    text = unpacked("-m", "rpa_tune", "sweep", "--help").stdout
+    for plan in (ROOT / "sweeps").glob("*.yaml"):
+        assert plan.stem in text
+
+
+def test_a_wheel_says_how_to_install_what_it_lacks(unpacked):
+    run = unpacked("-c", WITHOUT_CLICK)
     assert run.returncode == 1
-    assert "pip install '.[tune]'" in run.stderr
+    assert run.stderr.splitlines()[-1] == "hint: pip install 'rpa-tune[tune]'"
     assert "Traceback" not in run.stderr
+
+
+def test_a_checkout_says_how_to_install_what_it_lacks():
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_CLICK], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == f"hint: pip install -e '{ROOT}[tune]'"
+
+
+def test_every_extra_that_a_hint_names_exists():
+    extras = pyproject()["project"]["optional-dependencies"]
+    named = [
+        found
+        for path in (ROOT / "rpa_tune").rglob("*.py")
+        for found in re.findall(r"install_command\(['\"]([^)]*)['\"]\)", path.read_text())
+    ]
+    assert len(named) >= 4
+    assert set(named) <= set(extras)
+
+
+def test_every_dependency_is_imported_somewhere():
+    """What is asked for and never imported is a burden; plugins and type stubs are not imported."""
+    extras = pyproject()["project"]["optional-dependencies"]
+    wanted = [*pyproject()["project"]["dependencies"], *extras["tune"], *extras["ray"]]
+    modules = {"pyyaml": "yaml", "rpa-tune": "rpa_tune"}
+    text = "\n".join(path.read_text() for path in (ROOT / "rpa_tune").rglob("*.py"))
+    for requirement in wanted:
+        name = re.split(r"[\[>=<]", requirement)[0]
+        pattern = rf"^\s*(import|from) {modules.get(name, name)}\b"
+        assert re.search(pattern, text, re.MULTILINE), f"nobody imports {name}"
+
+
+@pytest.mark.parametrize("name", ["capture.record", "capture.Capture", "load_dispatcher", "Step"])
+def test_names_that_documents_use_are_there_after_importing_the_package(name):
+    code = f"import rpa_tune; rpa_tune.{name}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_names_that_are_not_there_are_attribute_errors():
+    with pytest.raises(AttributeError, match="captures"):
+        _ = rpa_tune.captures

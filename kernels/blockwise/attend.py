@@ -238,6 +238,7 @@ class Attention:
         scores = online_softmax.scores(q, k, self.problem)
         self.store(s.s, chain, scores)
         if self.weighs_late and not is_edge:
+            assert s.top is not None
             # Here they pass through registers anyhow; softening then loads them once, not twice.
             s.top[own] = sums.max_by_lane(scores)
 
@@ -248,7 +249,10 @@ class Attention:
         keys = self.chains.keys
         scores = self.edge_scores(group, chain) if is_edge else self.load(s.s, chain, keys)
         m_old = s.m[at]
-        top = s.top[own] if self.weighs_late and not is_edge else scores
+        top = scores
+        if self.weighs_late and not is_edge:
+            assert s.top is not None
+            top = s.top[own]
         m = jnp.maximum(m_old, jnp.max(top, axis=1, keepdims=True))
         # Sums need float32: to widen packed exponentials takes longer than to compute them wide.
         dtype = s.p.dtype if s.sums is None else jnp.dtype(jnp.float32)
@@ -326,4 +330,6 @@ class Attention:
         row = first + jax.lax.broadcasted_iota(jnp.int32, (self.chains.rows, 1), 0)
         token = (row >> (pack.bit_length() - 1)) & (size - 1)
         granule = div(row, size * pack * words)
-        return self.block.q_first + q_tile * self.chains.tokens + granule * size + token
+        q_tile_first = self.block.q_first + q_tile * self.chains.tokens
+        position: jax.Array = q_tile_first + granule * size + token
+        return position

@@ -305,7 +305,7 @@ def blockwise_kernel(
     zero = jnp.int32(0)
     first, end = (Place(refs.meta.distribution[i], zero, zero) for i in SEQS[family])
     if refs.share is not None:
-        first, end = (Place(*place, zero) for place in refs.share)
+        first, end = (Place(seq, q_block, zero) for seq, q_block in refs.share)
     paths = all_chains(family, problem, config, target)
     q_blocks = QBlocks(
         q=refs.q, out=refs.out, scratch=refs.scratch, paths=paths, problem=problem, strided=strided

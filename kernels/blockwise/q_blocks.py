@@ -136,7 +136,7 @@ class QBlocks:
     def _divide(self, parity: Scalar, block: Block, size: int) -> None:
         """Stores outputs: what was accumulated over the denominators, in granules of `size`."""
         s, problem = self.scratch, self.problem
-        _, words, pack, lanes = problem.q_shape[1:]
+        words, pack, lanes = problem.q_shape[2:]
 
         @pl.loop(0, cdiv(block.num_q, size))
         def _(granule: jax.Array) -> None:

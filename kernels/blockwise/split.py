@@ -76,7 +76,7 @@ def _block_ends(family: str, config: BlockwiseConfig, arrays: BatchArrays, xp: A
     """Query blocks up to and with each sequence; sequences of other families have none."""
     first, end = (arrays.distribution[i] for i in SEQS[family])
     seq = xp.arange(len(arrays.kv_lens))
-    q_lens = arrays.cu_q_lens[1:] - arrays.cu_q_lens[:-1]
+    q_lens: Any = arrays.cu_q_lens[1:] - arrays.cu_q_lens[:-1]
     is_own = (seq >= first) & (seq < end)
     return xp.cumsum(xp.where(is_own, cdiv(q_lens, config.bq_sz), 0))
 

@@ -1,12 +1,14 @@
 """Decode: one query token a sequence, sequences handled in mini-batches."""
 
+from typing import Any
+
 from rpa_kernels.decode import account, space
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.split import split
 from rpa_kernels.family import KernelFamily
 
 
-def _launch(*args, **kwargs):
+def _launch(*args: Any, **kwargs: Any) -> Any:
     """Imports jax only when a kernel is launched."""
     from rpa_kernels.decode.launch import launch
 

@@ -56,7 +56,7 @@ class Kernel:
                 self.scratch.kv.at[slot],
                 self.scratch.kv_sems.at[slot],
                 row=g * self.config.bkv_sz,
-                seq=item.seq,
+                seq=item.owner,
                 start=item.start,
                 num_tokens=item.num_cached,
                 max_tokens=self.config.bkv_sz,

@@ -30,6 +30,7 @@ class Item:
     seq: Scalar
     block: Scalar
     is_real: Scalar
+    owner: Scalar  # whose pages `start` lies in: the sequence, or sequence 0 for no item
     start: Scalar  # position of the block's first token
     num_cached: Scalar  # tokens of the block that are in the cache
     num_tokens: Scalar  # the same and the new token, if it falls in the block
@@ -49,7 +50,8 @@ class Walk:
     def item_at(self, place: Place) -> Item:
         """Reads the lengths of one item."""
         is_real = place.seq < self.end_seq
-        kv_len = self.meta.kv_lens[jnp.where(is_real, place.seq, 0)]
+        owner = jnp.where(is_real, place.seq, 0)
+        kv_len = self.meta.kv_lens[owner]
         base = pages.window_start(kv_len - 1, self.problem)
         start = base + place.block * self.config.bkv_sz
         num_tokens = jnp.where(is_real, jnp.minimum(kv_len - start, self.config.bkv_sz), 0)
@@ -58,6 +60,7 @@ class Walk:
             seq=place.seq,
             block=place.block,
             is_real=is_real,
+            owner=owner,
             start=start,
             num_cached=jnp.minimum(num_tokens, cached - start),
             num_tokens=num_tokens,

@@ -6,8 +6,11 @@ from typing import Any
 import click
 import yaml
 
+from rpa_tune.cli.numbers import number
+from rpa_tune.cli.options import ChipName
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.observations import measured_answers, observe
@@ -33,10 +36,10 @@ DEFAULT_PARAMETERS = (
 
 @click.command()
 @click.argument("records", type=click.Path(path_type=Path))
-@click.option("--chip", required=True, help="Chip to fit: v5e, v6e, v7x, ...")
+@click.option("--chip", required=True, type=ChipName(), help="Chip to fit: v5e, v6e, v7x, ...")
 @click.option("--plan", type=click.Path(path_type=Path),
               help="The plan that a store was made by; needed with a store.")  # fmt: skip
-@click.option("--batches", default=3, show_default=True, type=click.IntRange(1),
+@click.option("--batches", default=3, show_default=True, type=number("batches"),
               help="Launches to take of each measured candidate of a store.")  # fmt: skip
 @click.option(
     "--parameter",
@@ -45,7 +48,9 @@ DEFAULT_PARAMETERS = (
     help=f"Parameter to fit; repeat. Default: {', '.join(DEFAULT_PARAMETERS)}.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Write the fitted rows as YAML.")
-@click.option("--workers", default=1, show_default=True, help="Compiler processes.")
+@click.option(
+    "--workers", default=1, show_default=True, type=number("workers"), help="Compiler processes."
+)
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
@@ -66,12 +71,12 @@ def calibrate(
 ) -> None:
     """Fits machine parameters to the measured times in RECORDS.
 
-    RECORDS has the form of benchmarks/data/measured_rpa.json, times of the public v3 kernel on your
-    TPU, of which only device times are used; or it is the store of a sweep that measured. The
-    fitted rows belong into rpa_tune/llo/machines.yaml;
+    RECORDS has the form of benchmarks/data/measured_rpa.json in the repository, times of the public
+    v3 kernel on your TPU, of which only device times are used; or it is the store of a sweep that
+    measured, with the PLAN that made it. The fitted rows belong into rpa_tune/llo/machines.yaml;
     parameters that the records do not determine stay near where they were.
 
-    Example: rpa-tune calibrate benchmarks/data/measured_rpa.json --chip v7x --parameter clock_hz
+    Example: rpa-tune calibrate .rpa-tune/quickstart.jsonl --plan quickstart --chip v6e
     """
     machine = load_machine(chip)
     if store.is_store(records):
@@ -104,6 +109,7 @@ def _from_store(
     if not answers:
         raise UsageError(f"no measured answers for {machine.chip}", where=str(path))
     workloads = {s.workload.digest: s.workload for s in build_studies(load_plan(plan))}
+    say_sources(workloads.values())
     observations, skipped = [], []
     with WorkerPool(num_workers=workers) as pool:
         for seen in observe(answers, workloads, pool, cache_dir=cache, num_batches=batches):

@@ -5,17 +5,19 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rpa_kernels.layout import Q_DTYPES
 from rpa_tune.artifact import Manifest
 from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
-from rpa_tune.cli.options import cache_option
+from rpa_tune.cli.layers_text import print_layers
+from rpa_tune.cli.numbers import number
+from rpa_tune.cli.options import Q_DTYPE, Choice, cache_option
 from rpa_tune.cli.output import counted, print_json
+from rpa_tune.cli.problem_text import problem_text, problem_to_dict
 from rpa_tune.cli.server import Server, server_options
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.target import build_environment
@@ -23,6 +25,7 @@ from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.padding import padding_note
 
 DEFAULT_DEADLINE_S = 600.0
 # Options that are fields of a `Problem`.
@@ -33,25 +36,31 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
 @server_options
 @click.option(
     "--num-pages",
-    type=click.IntRange(1),
+    type=number("num_pages"),
     help="Pages of the KV cache; default: enough for all sequences at their longest.",
 )
 @click.option(
     "--q-dtype",
     default="bfloat16",
     show_default=True,
-    type=click.Choice(Q_DTYPES),
+    type=Q_DTYPE,
     help="Dtype of queries.",
 )
-@click.option("--sm-scale", type=float, help="Factor on the logits; default: the model's.")
-@click.option("--k-scale", type=float, help="Scale of stored keys, for a quantised cache.")
-@click.option("--v-scale", type=float, help="Scale of stored values, for a quantised cache.")
+@click.option(
+    "--sm-scale", type=number("sm_scale"), help="Factor on the logits; default: the model's."
+)
+@click.option(
+    "--k-scale", type=number("k_scale"), help="Scale of stored keys, for a quantised cache."
+)
+@click.option(
+    "--v-scale", type=number("v_scale"), help="Scale of stored values, for a quantised cache."
+)
 @click.option("--tables", type=click.Path(path_type=Path), help="Laid over the shipped tables.")
 @click.option(
     "--on-miss",
     default="nearest",
     show_default=True,
-    type=click.Choice(["nearest", "heuristic", "error"]),
+    type=Choice(["nearest", "heuristic", "error"]),
     help="As the server loads its dispatcher.",
 )
 @click.option(
@@ -67,9 +76,10 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
     "--deadline",
     default=DEFAULT_DEADLINE_S,
     show_default=True,
+    type=number("deadline"),
     help="Seconds that one plan may take.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@click.option("--workers", type=number("workers"), help="Processes; default: one a core.")
 @click.option("--dry-run", is_flag=True, help="List the plans, compile nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def compile_command(
@@ -89,8 +99,10 @@ def compile_command(
     the very jax, libtpu, kernels and chip it was made with: elsewhere the dispatcher says so and
     compiles. It serves calls made outside of `jit`. Interrupted, the same command goes on.
 
-    Exit codes: 0 done; 1 the compiler refused some plans, which are left out; 2 usage; 3 the file
-    cannot be written, or a table does not parse.
+    Every kind of layers of the model is compiled for.
+
+    Exit codes: 0 done; 1 some plans are left out, because the compiler refused them or no kernel
+    serves such layers; 2 usage; 3 the file cannot be written, or a table does not parse.
 
     Example: rpa-tune compile --model llama3-8b --chip v6e --max-num-seqs 64 --num-pages 4096
     """
@@ -100,30 +112,31 @@ def compile_command(
     dispatcher = load_dispatcher(server.chip, tables, on_miss)
     with _silent(logging.getLogger("rpa_tune.dispatch")):  # --dry-run says all it would
         try:
-            plans = [
-                plan
-                for problem in server.problems(**features)
-                for plan in dispatcher.plans(problem, server.engine)
-            ]
+            layers = {
+                plan: share.name
+                for share in server.layers(**features)
+                for plan in dispatcher.plans(share.problem, server.engine)
+            }
         except ValueError as error:
             raise UsageError(str(error), where="the server's options") from error
+    print_layers(server.loaded, err=True)
     if dry_run:
-        _list_plans(plans, as_json)
+        _list_plans(layers, as_json)
         return
     cores = len(os.sched_getaffinity(0))
     with WorkerPool(
-        num_workers=min(workers or cores, len(plans)),
+        num_workers=min(workers or cores, len(layers)),
         deadline_s=deadline,
         environment=build_environment,
     ) as pool:
-        built = _build(plans, pool, Kept(cache / "executables"))
+        built = _build(layers, pool, Kept(cache / "executables"))
     if not any(one.content for one in built):
         raise RpaTuneError(
             f"no plan compiled: {built[0].reason}", hint="rpa-tune doctor finds what is wrong"
         )
     manifest, sha256 = write_built(output, load_chip(server.chip), built)
     _report(output, manifest, sha256, built, as_json)
-    if manifest.left_out:
+    if manifest.left_out or server.loaded.unserved:
         raise click.exceptions.Exit(1)
 
 
@@ -136,46 +149,51 @@ def _silent(logger: logging.Logger) -> Iterator[None]:
         logger.disabled = before
 
 
-def _build(plans: list[LaunchPlan], pool: WorkerPool, kept: Kept) -> list[Built]:
+def _build(layers: Mapping[LaunchPlan, str], pool: WorkerPool, kept: Kept) -> list[Built]:
     """Compiles, with a line on stderr for each plan."""
     built, started = [], time.monotonic()
-    for one in build_plans(plans, pool, kept):
+    for one in build_plans(layers, pool, kept):
         built.append(one)
         size = f"{len(one.content) / 1e6:.1f} MB" if one.content else f"left out: {one.reason}"
         how = "kept" if one.was_kept else f"{one.seconds:.1f} s"
         click.echo(
-            f"[{time.monotonic() - started:6.1f} s] {len(built)}/{len(plans)} "
-            f"{_name(one.plan)}: {size} ({how})",
+            f"[{time.monotonic() - started:6.1f} s] {len(built)}/{len(layers)} "
+            f"{_name(one.plan, layers[one.plan])}: {size} ({how})",
             err=True,
         )
     return built
 
 
-def _name(plan: LaunchPlan) -> str:
+def _name(plan: LaunchPlan, layers: str) -> str:
     p = plan.problem
-    window = f", window {p.sliding_window}" if p.sliding_window else ""
-    return f"{p.max_num_tokens} tokens, {p.max_num_seqs} seqs{window}: {'+'.join(plan.families)}"
+    kind = f", {layers}" if layers != "full" else ""
+    return f"{p.max_num_tokens} tokens, {p.max_num_seqs} seqs{kind}: {'+'.join(plan.families)}"
 
 
-def _list_plans(plans: list[LaunchPlan], as_json: bool) -> None:
+def _list_plans(layers: Mapping[LaunchPlan, str], as_json: bool) -> None:
     if as_json:
         listed = [
             {
                 "tokens": plan.problem.max_num_tokens,
                 "seqs": plan.problem.max_num_seqs,
-                "window": plan.problem.sliding_window,
+                "layers": name,
+                **problem_to_dict(plan.problem),
                 "families": plan.families,
                 "why": [launch.why for launch in plan.launches],
             }
-            for plan in plans
+            for plan, name in layers.items()
         ]
         print_json({"plans": listed})
         return
-    for plan in plans:
-        click.echo(_name(plan))
+    for text in dict.fromkeys(problem_text(plan.problem) for plan in layers):
+        click.echo(text)
+    for note in dict.fromkeys(padding_note(plan.problem) for plan in layers):
+        click.echo(note, nl=bool(note))
+    for plan, name in layers.items():
+        click.echo(_name(plan, name))
         for launch in plan.launches:
             click.echo(f"  {launch.family}: {launch.why}")
-    click.echo(counted(len(plans), "plan"))
+    click.echo(counted(len(layers), "plan"))
 
 
 def _report(path: Path, manifest: Manifest, sha256: str, built: list[Built], as_json: bool) -> None:

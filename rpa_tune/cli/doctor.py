@@ -1,28 +1,34 @@
 """`rpa-tune doctor`: is this machine able to tune, and if not, what to do about it."""
 
 import enum
+import functools
 import os
 import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from rpa_tune.cli.options import ChipName
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.compile import target
 from rpa_tune.compile.pool import WorkerPool
-from rpa_tune.errors import DumpError, RpaTuneError
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.errors import DumpError, RpaTuneError, install_command
 from rpa_tune.llo.parse import load_program
 from rpa_tune.provenance import versions
 
+if TYPE_CHECKING:
+    from rpa_tune.compile.probe import Probe
+
 _PYTHON = (3, 11)
-_INSTALL = "pip install '.[tune]' in the checkout of rpa-tune"
+_INSTALL = install_command("tune")
 _NEEDED = ("jax", "jaxlib", "libtpu", "numpy", "click", "optuna", "pandas", "rich")
 # Compilers whose schedules the parser's golden tests hold.
 _KNOWN_LIBTPU = ("0.0.42.1", "0.0.50.1")
@@ -58,7 +64,8 @@ class Check:
 
 
 @click.command()
-@click.option("--chip", default="v6e", show_default=True, help="Chip for the trial compile.")
+@click.option("--chip", default="v6e", show_default=True, type=ChipName(),
+              help="Chip for the trial compile.")  # fmt: skip
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
@@ -67,13 +74,14 @@ class Check:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def doctor(chip: str, cache: Path, as_json: bool) -> None:
-    """Checks versions, a small compile for a chip that is not there, disk and memory.
+    """Checks versions, disk, memory, and a compile for a chip that is not there.
+
+    The compile is done twice: as a sweep's workers do it, and with your shell's settings.
 
     Exit code 1 when something is wrong; each problem comes with what to do.
 
     Example: rpa-tune doctor
     """
-    load_chip(chip)  # a wrong name is the person's error, not the machine's
     checks: list[Check] = []
     for check in run_checks(chip, cache):
         checks.append(check)
@@ -89,7 +97,7 @@ def doctor(chip: str, cache: Path, as_json: bool) -> None:
 
 
 def run_checks(chip: str, cache: Path) -> Iterator[Check]:
-    """Every check, the slow one last."""
+    """Every check, the slow ones last."""
     yield check_python()
     yield check_platform()
     yield check_packages()
@@ -98,7 +106,7 @@ def run_checks(chip: str, cache: Path) -> Iterator[Check]:
     yield check_disk("disk of the cache", cache)
     yield check_disk("disk of temporary files", Path(tempfile.gettempdir()))
     yield check_memory()
-    yield check_compile(chip)
+    yield from check_compiles(chip)
 
 
 def check_python() -> Check:
@@ -216,22 +224,68 @@ def _available_memory_bytes() -> int:
     return 0
 
 
-def check_compile(chip: str) -> Check:
-    """Whether a kernel compiles for a chip that is not there, and its schedule is understood."""
+def check_compiles(chip: str) -> Iterator[Check]:
+    """Whether a kernel compiles for a chip that is not there, in a worker and in the user's shell.
+
+    A sweep's workers do not see the shell's settings; a server that calls the kernels does.
+    """
 
     def judge(health: Health, found: str, advice: str = "") -> Check:
         return Check(name="compile", health=health, found=found, advice=advice)
 
+    probe, wrong, log = _probe(chip, target.worker_environment)
+    if probe is None:
+        yield judge(Health.PROBLEM, wrong, _advice(log))
+        return
+    yield _judge_schedule(chip, probe.schedule, probe.seconds, judge)
+    yield check_own_environment(chip, probe)
+
+
+def check_own_environment(chip: str, wanted: "Probe") -> Check:
+    """Whether a kernel compiles with the shell's settings, to the schedule that workers get."""
+
+    def judge(health: Health, found: str, advice: str = "") -> Check:
+        return Check(name="compile, your settings", health=health, found=found, advice=advice)
+
+    def is_right(only: Collection[str] | None) -> tuple[bool, str]:
+        probe, wrong, _ = _probe(chip, functools.partial(target.users_environment, only=only))
+        if probe is None:
+            return False, wrong
+        return probe.digest == wanted.digest, ""
+
+    right, wrong = is_right(None)
+    if right:
+        settings = ", ".join(target.program_settings()) or "none that jax or XLA reads"
+        return judge(Health.OK, f"the same schedule as without ({settings})")
+    guilty = [name for name in target.suspects() if not is_right([name])[0]]
+    names = ", ".join(f"{name}={os.environ[name]}" for name in guilty)
+    if wrong:
+        advice = f"unset {', '.join(guilty)}" if guilty else "compare with an empty environment"
+        advice += " where the kernels are called; sweeps start workers without"
+        return judge(Health.PROBLEM, f"{names or 'your environment'}: {wrong}", advice)
+    return judge(
+        Health.WARNING,
+        f"another schedule with {names or 'your environment'}",
+        "tuned times are those of the compiler's defaults; sweeps start workers without",
+    )
+
+
+def _probe(
+    chip: str, environment: Callable[[Path], dict[str, str]]
+) -> "tuple[Probe | None, str, str]":
+    """The compiled probe; or None, what is wrong, and what the worker said."""
     try:
-        with WorkerPool(num_workers=1, deadline_s=_PROBE_DEADLINE_S) as pool:
+        with WorkerPool(
+            num_workers=1, deadline_s=_PROBE_DEADLINE_S, environment=environment
+        ) as pool:
             (reply,) = pool.map_unordered(_PROBE, [chip])
     except RpaTuneError as error:
-        return judge(Health.PROBLEM, error.args[0], _advice(error.where))
+        return None, error.args[0], error.where
     if reply.failure is not None:
-        return judge(Health.PROBLEM, reply.failure.detail, _advice(reply.failure.log))
+        return None, reply.failure.detail, reply.failure.log
     if reply.value.detail:
-        return judge(Health.PROBLEM, reply.value.detail, "report this with your versions")
-    return _judge_schedule(chip, reply.value.schedule, reply.value.seconds, judge)
+        return None, reply.value.detail, ""
+    return reply.value, "", ""
 
 
 def _judge_schedule(chip: str, schedule: str, seconds: float, judge: Callable[..., Check]) -> Check:

@@ -1,5 +1,7 @@
 """`rpa-tune explain`: one candidate under the glass."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,14 +9,27 @@ from typing import Any
 import click
 
 from rpa_tune.cli.explain_text import print_simulation
+from rpa_tune.cli.layers_text import layers_to_dict
+from rpa_tune.cli.neighbours import (
+    Neighbour,
+    advice,
+    find_stored,
+    num_cores,
+    other_problems,
+    read_stores,
+    try_neighbours,
+)
+from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import batch_option, cache_option, candidate_options
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.question import Question, resolve_question
 from rpa_tune.cli.trace import write_heaviest
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator, Simulation
+from rpa_tune.padding import padding_note
 
 DEFAULT_DEADLINE_S = 600.0
+DEFAULT_STORES = Path(".rpa-tune")  # where sweeps keep their answers
 # Keys that the JSON form always has; null without a time.
 ALWAYS = ("total_cycles", "cycles_by_owner", "mbu", "mfu", "bound_by", "hbm_bytes", "vmem_bytes")
 
@@ -23,11 +38,26 @@ ALWAYS = ("total_cycles", "cycles_by_owner", "mbu", "mfu", "bound_by", "hbm_byte
 @candidate_options
 @click.option("--workload", help="Preset, trace or workload file; see `rpa-tune workloads`.")
 @batch_option
+@click.option(
+    "--tries",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Compile and simulate so many neighbours at most, and advise from them.",
+)
+@click.option(
+    "--store",
+    "stores",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A sweep's answers to advise from, too; may repeat. Default: those in .rpa-tune.",
+)
 @cache_option
 @click.option(
     "--deadline",
     default=DEFAULT_DEADLINE_S,
     show_default=True,
+    type=number("deadline"),
     help="Seconds that compiling, and simulating, may take.",
 )
 @click.option(
@@ -37,26 +67,46 @@ ALWAYS = ("total_cycles", "cycles_by_owner", "mbu", "mfu", "bound_by", "hbm_byte
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def explain(
-    cache: Path, deadline: float, trace: Path | None, as_json: bool, **options: Any
+    tries: int,
+    stores: tuple[Path, ...],
+    cache: Path,
+    deadline: float,
+    trace: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Compiles and simulates one config, and says where its time goes.
 
-    Without --config it is the family's own choice, which the dispatcher falls back on. Exit code
-    1 when the config cannot exist, does not compile, or has no time for another reason.
+    Without --config it is the family's own choice, which the dispatcher falls back on. Of a model
+    with several kinds of layers, --layers picks one; those without a window are the usual choice.
+    What would be faster is said of neighbours that have times alone: configs one step away, other
+    page sizes, another KV cache, from the stores of sweeps and from --tries. Exit code 1 when the
+    config cannot exist, does not compile, or has no time for another reason.
 
     Example: rpa-tune explain --chip v6e --family decode --model llama3-8b
     --workload azure-conv --config bkv_sz=1024,num_buffers=2
     """
     question = resolve_question(**options)
-    evaluator = SimulatedEvaluator(num_workers=1, cache_dir=cache, deadline_s=deadline)
+    evaluator = SimulatedEvaluator(
+        num_workers=max(1, min(tries, num_cores())), cache_dir=cache, deadline_s=deadline
+    )
     try:
         (simulation,) = evaluator.simulate_all([question.candidate], question.workload)
+        neighbours: list[Neighbour] = []
+        if (base_us := simulation.evaluation.time_us) is not None:
+            others = functools.cache(functools.partial(other_problems, question, options))
+            answers = read_stores(stores, DEFAULT_STORES, _say)
+            neighbours += find_stored(question, others, answers)
+            neighbours += try_neighbours(
+                question, others, evaluator,
+                most=tries, base_us=base_us, known=neighbours, said=_say,
+            ) if tries else []  # fmt: skip
     finally:
         evaluator.close()
     if as_json:
-        print_json(to_dict(question, simulation))
+        print_json(to_dict(question, simulation, neighbours))
     else:
-        print_simulation(question, simulation)
+        print_simulation(question, simulation, neighbours)
     if not simulation.evaluation.ok:
         raise click.exceptions.Exit(1)
     if trace is not None:
@@ -69,7 +119,13 @@ def explain(
         )
 
 
-def to_dict(question: Question, simulation: Simulation) -> dict[str, Any]:
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def to_dict(
+    question: Question, simulation: Simulation, neighbours: Sequence[Neighbour]
+) -> dict[str, Any]:
     """The JSON form: the evaluation, its metrics on the top level, and a closer look per batch."""
     evaluation = simulation.evaluation
     (bound,) = AnalyticalEvaluator().evaluate_all([question.candidate], question.workload)
@@ -84,11 +140,15 @@ def to_dict(question: Question, simulation: Simulation) -> dict[str, Any]:
         "lower_bound_us": bound.time_us,
         **{k: v for k, v in question.candidate.to_dict().items() if k != "workload"},
         "model": question.model,
+        **layers_to_dict(question.loaded),
         "workload": {"name": question.workload.name, "digest": question.workload.digest},
         "is_default_config": question.is_default,
         "batches": [
             {"weight": weight, **asdict(timeline)}
             for weight, timeline in zip(weights, simulation.timelines, strict=False)
         ],
+        "padding": padding_note(question.candidate.problem),
+        "neighbours": [n.to_dict(evaluation.time_us or 0.0) for n in neighbours],
+        "advice": advice(neighbours, evaluation.time_us or 0.0),
         "provenance": evaluation.provenance,
     }

@@ -1,15 +1,20 @@
 """What `rpa-tune explain` prints for people."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from rpa_kernels.batch import Batch
+from rpa_tune.cli.layers_text import print_layers
+from rpa_tune.cli.neighbours import BOUNDED, Neighbour, advice
+from rpa_tune.cli.problem_text import problem_text
 from rpa_tune.cli.question import Question
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import Simulation
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.llo.timeline import Timeline
+from rpa_tune.padding import padding_note
 
 _BAR = 40  # characters of a full bar
 _MAX_LOOPS = 8
@@ -17,24 +22,22 @@ _MIN_LOOP_SHARE = 0.01
 
 # One sentence per `Timeline.bound_by`.
 BOUNDS = {
-    "hbm": "Copies between HBM and VMEM take most of the time, and it goes into bytes: "
-    "only fewer bytes or a faster memory would help.",
-    "dma_issue": "Copies take most of the time, and it goes into their number, not their bytes: "
-    "larger pages or blocks would help.",
-    "dma_latency": "The kernel waits for copies that the engines are not busy with: "
-    "more buffers or larger blocks would hide their latency.",
-    "mxu": "The matrix units, or their results, are waited for: "
-    "larger compute blocks or more independent work would help.",
-    "vector": "Vector work fills the bundles: "
-    "skipping masked blocks or fewer, larger compute blocks would help.",
-    "scalar": "Scalar bundles (addresses, loops, copy descriptors) take most of the time: "
-    "larger blocks mean fewer of them.",
+    "hbm": "Copies between HBM and VMEM take most of the time, and it goes into bytes.",
+    "dma_issue": "Copies take most of the time, and it goes into their number, not their bytes.",
+    "dma_latency": "The kernel waits for copies that the engines are not busy with.",
+    "mxu": "The matrix units, or their results, are waited for.",
+    "vector": "Vector work fills the bundles.",
+    "scalar": "Scalar bundles (addresses, loops, copy descriptors) take most of the time.",
     "sync": "The kernel waits for flags that it sets itself.",
-    "launch": "Launching takes most of the time: the batch is too small to matter.",
+    "launch": "Launching takes most of the time.",
 }
+NOT_TRIED = "none: no neighbour has a time. --tries 8 compiles and simulates some"
+_MAX_NEIGHBOURS = 8  # printed; all are in the JSON form
 
 
-def print_simulation(question: Question, simulation: Simulation) -> None:
+def print_simulation(
+    question: Question, simulation: Simulation, neighbours: Sequence[Neighbour]
+) -> None:
     """Prints everything that is known about one candidate."""
     evaluation = simulation.evaluation
     _print_head(question)
@@ -51,6 +54,7 @@ def print_simulation(question: Question, simulation: Simulation) -> None:
     )
     _print_efficiency(metrics, chip, float(evaluation.time_us or 0.0))
     click.echo(f"bound by  {metrics['bound_by']}. {BOUNDS.get(metrics['bound_by'], '')}")
+    _print_neighbours(neighbours, float(evaluation.time_us or 0.0))
     _print_owners(metrics["cycles_by_owner"])
     _print_heaviest(question, simulation)
     _print_doubts(metrics)
@@ -59,13 +63,30 @@ def print_simulation(question: Question, simulation: Simulation) -> None:
 def _print_head(question: Question) -> None:
     candidate, problem = question.candidate, question.candidate.problem
     fields = " ".join(f"{k}={v}" for k, v in candidate.to_dict()["config"].items())
-    window = f", window {problem.sliding_window}" if problem.sliding_window else ""
     click.echo(
-        f"{candidate.family} on {candidate.chip}: {question.model}, {problem.num_q_heads} query "
-        f"and {problem.num_kv_heads} KV heads of {problem.head_dim}, {problem.kv_dtype} cache, "
-        f"page size {problem.page_size}{window}; workload {question.workload.name}"
+        f"{candidate.family} on {candidate.chip}: {question.model}, {problem_text(problem)}; "
+        f"workload {question.workload.name}"
     )
+    if note := padding_note(problem):
+        click.echo(f"{'':10}{note}")
+    print_layers(question.loaded)
     click.echo(f"config    {fields}{' (the default)' if question.is_default else ''}")
+
+
+def _print_neighbours(neighbours: Sequence[Neighbour], base_us: float) -> None:
+    """What was tried beside it, fastest first, and what follows."""
+    click.echo(f"advice    {advice(neighbours, base_us) or NOT_TRIED}")
+    timed = sorted((n for n in neighbours if n.time_us), key=lambda n: n.time_us or 0.0)
+    for near in timed[:_MAX_NEIGHBOURS]:
+        time_us = near.time_us or 0.0
+        click.echo(f"  {time_us:>10,.1f} us  {base_us / time_us:.2f}x  {near.change} ({near.how})")
+    if len(timed) > _MAX_NEIGHBOURS:
+        click.echo(f"  and {len(timed) - _MAX_NEIGHBOURS} slower ones")
+    for near in neighbours:
+        if near.how == BOUNDED:
+            click.echo(f"  not tried, at least {near.bound_us or 0.0:,.1f} us: {near.change}")
+        elif not near.time_us:
+            click.echo(f"  no time, {near.status}: {near.change}")
 
 
 def _print_efficiency(metrics: dict[str, Any], chip: Chip, time_us: float) -> None:

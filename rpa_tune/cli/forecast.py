@@ -11,9 +11,10 @@ from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.output import print_json
 from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.families import public_family
+from rpa_tune.padding import padding_note
 from rpa_tune.provenance import provenance
-from rpa_tune.store import journal as store
 from rpa_tune.store.codec import stamp_of
+from rpa_tune.store.doubt import TRANSIENT
 from rpa_tune.sweep.study import Study
 
 # Compile and simulate one candidate, and check one config under the interpreter, until the store
@@ -37,9 +38,7 @@ def forecast(
       workers: Processes at once.
       verify: Whether winners are checked; a check counts as often as a row may have configs.
     """
-    simulated = [
-        e for e in known if e.fidelity is Fidelity.SIMULATED and e.status not in store.TRANSIENT
-    ]
+    simulated = [e for e in known if e.fidelity is Fidelity.SIMULATED and e.status not in TRANSIENT]
     seconds = [e.metrics["evaluate_s"] for e in simulated if "evaluate_s" in e.metrics]
     each_s = sum(seconds) / len(seconds) if seconds else _GUESSED_CANDIDATE_S
     checks = [e for e in known if e.fidelity is Fidelity.INTERPRETED]
@@ -64,6 +63,7 @@ def forecast(
         rows.append(
             {
                 "study": study.name,
+                "padding": padding_note(study.problem),
                 "grid": space.num_points,
                 "feasible": len(space.configs),
                 "rejected": dict(space.rejected),
@@ -96,6 +96,8 @@ def print_forecast(rows: list[dict[str, Any]], as_json: bool) -> None:
         )  # fmt: skip
     Console().print(table)
     for row in rows:
+        if row["padding"]:
+            click.echo(f"{row['study']}: {row['padding']}")
         for limit, count in sorted(row["rejected"].items(), key=lambda item: -item[1]):
             click.echo(f"{row['study']}: {count:,} configs left out: {limit}")
     total = sum(row["seconds"] for row in rows)

@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Tunes Ragged Paged Attention kernels for TPUs, on machines that have no TPU.
 
-    Example: rpa-tune sweep sweeps/quickstart.yaml
+    Example: rpa-tune sweep quickstart
     """
 
 

@@ -2,36 +2,115 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from rpa_kernels import FAMILIES, load_family
-from rpa_kernels.batch import Batch
+from rpa_kernels.dtypes import OTHER_NAMES as OTHER_DTYPE_NAMES
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.layout import KV_DTYPES, Q_DTYPES
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_kernels.problem import Problem
+from rpa_tune.cli.numbers import number
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.models import model_name
+from rpa_tune.ranges import FIELD
+from rpa_tune.workload.batch_data import batch_from_data
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
 Command = TypeVar("Command", bound=Callable[..., None])
+if TYPE_CHECKING:
+    _TextParam = click.ParamType[str]
+else:  # generic from click 8.5 on
+    _TextParam = click.ParamType
+
+
+class Choice(_TextParam):
+    """One of a few names, however it is spelt; see `rpa_kernels.names`."""
+
+    name = "choice"
+
+    def __init__(self, names: Iterable[str], others: Mapping[str, str] | None = None) -> None:
+        """Keeps the names, and other name -> name."""
+        self._names = tuple(names)
+        self._others = others or {}
+
+    def get_metavar(self, *_: Any, **__: Any) -> str:
+        """`[a|b]` for `--help`."""
+        return f"[{'|'.join(self._names)}]"
+
+    def shell_complete(self, *asked: Any) -> list[CompletionItem]:
+        """Names that begin as the last of `asked` does."""
+        return [CompletionItem(name) for name in self._names if name.startswith(asked[-1])]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name that was meant.
+
+        Raises:
+          UsageError: None of them.
+        """
+        found = find_name(value, self._names, self._others)
+        if found is None:
+            option = param.opts[0] if param else "the option"
+            raise UsageError(
+                f"{value!r} is not one of {', '.join(self._names)}",
+                where=option,
+                hint=did_you_mean(value, self._names, self._others),
+            )
+        return found
+
+
+class ChipName(_TextParam):
+    """A chip, however it is spelt; see `load_chip`."""
+
+    name = "chip"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Its name in the chip table.
+
+        Raises:
+          UsageError: No such chip.
+        """
+        return load_chip(value).name
+
+
+class ModelName(_TextParam):
+    """A model, however it is spelt; see `model_name`. Whether it exists is found out later."""
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Its built-in name, or the path."""
+        return model_name(value)
+
+
+KV_DTYPE = Choice(KV_DTYPES, OTHER_DTYPE_NAMES)
+Q_DTYPE = Choice(Q_DTYPES, OTHER_DTYPE_NAMES)
 
 _OPTIONS = (
-    click.option("--chip", required=True, help="Chip to compile for: v4, v5e, v5p, v6e or v7x."),
-    click.option("--family", required=True, type=click.Choice(FAMILIES), help="Kernel family."),
-    click.option("--model", required=True, help="Model name, or the path of a config.json."),
+    click.option("--chip", required=True, type=ChipName(),
+                 help="Chip to compile for: v4, v5e, v5p, v6e or v7x."),
+    click.option("--family", required=True, type=Choice(FAMILIES), help="Kernel family."),
+    click.option("--model", required=True, type=ModelName(),
+                 help="Model name, or the path of a config.json."),
     click.option("--config", "config_text", default="", metavar="K=V,...",
                  help="Fields that differ from the family's own choice."),
-    click.option("--tp", default=1, show_default=True, help="Devices that share the heads."),
-    click.option("--page-size", default=128, show_default=True, help="Tokens in a KV cache page."),
-    click.option("--q-dtype", default="bfloat16", show_default=True, type=click.Choice(Q_DTYPES),
+    click.option("--tp", default=1, show_default=True, type=number("tp"),
+                 help="Devices that share the heads."),
+    click.option("--page-size", default=128, show_default=True, type=number("page_size"),
+                 help="Tokens in a KV cache page."),
+    click.option("--q-dtype", default="bfloat16", show_default=True, type=Q_DTYPE,
                  help="Dtype of queries."),
-    click.option("--kv-dtype", default="bfloat16", show_default=True, type=click.Choice(KV_DTYPES),
+    click.option("--kv-dtype", default="bfloat16", show_default=True, type=KV_DTYPE,
                  help="Dtype of the KV cache."),
+    click.option("--layers",
+                 help="Kind of layers of a model that has several, such as window-1024."),
     click.option("--windowed/--not-windowed", default=None,
                  help="A layer with the model's sliding window, or one without."),
 )  # fmt: skip
@@ -63,11 +142,12 @@ def parse_config(text: str) -> dict[str, int]:
     fields: dict[str, int] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = part.partition("=")
-        if not value.strip().isdigit() or name.strip() in fields:
+        value = value.strip()
+        if not (value.isascii() and value.isdigit()) or name.strip() in fields:
             raise UsageError(
                 f"{part!r} is not a new name=integer", where="--config", hint="bkv_sz=512,bq_sz=8"
             )
-        fields[name.strip()] = int(value)
+        fields[name.strip()] = int(FIELD.check(int(value), name.strip(), where="--config"))
     return fields
 
 
@@ -75,8 +155,10 @@ def make_config(family: str, problem: Problem, chip: str, fields: dict[str, int]
     """The family's own choice with some fields changed; all of them, if it has no choice.
 
     Raises:
-      UsageError: An unknown field, or a missing one where the family has no choice of its own.
+      UsageError: An unknown field, a missing one where the family has no choice of its own, or
+        pages that do not fit the chip.
     """
+    load_chip(chip).require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
     record = load_family(family)
     known = list(record.config_type.__dataclass_fields__)
     if unknown := [name for name in fields if name not in known]:
@@ -103,19 +185,13 @@ def read_batch(path: Path) -> Workload:
       UsageError: The file does not describe a batch.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        batch = Batch(
-            q_lens=tuple(map(int, data["q_lens"])),
-            kv_lens=tuple(map(int, data["kv_lens"])),
-            num_decode=int(data["num_decode"]),
-            num_prefill=int(data.get("num_prefill", 0)),
-        )
+        batch = batch_from_data(json.loads(path.read_text(encoding="utf-8")))
         return Workload(
             name=path.name, source=str(path), batches=(WeightedBatch(batch=batch, weight=1.0),)
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"not a batch: {type(error).__name__}: {error}",
+            f"not a batch: {error}",
             where=str(path),
             hint='{"q_lens": [1, 1, 64], "kv_lens": [700, 90, 64], "num_decode": 2}',
         ) from error

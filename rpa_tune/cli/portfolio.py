@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.cli.options import ChipName
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.tables import clause_text
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.portfolio import Portfolio
 from rpa_tune.promote import study_curve
 from rpa_tune.provenance import provenance
@@ -25,27 +26,30 @@ EXIT_NO_ANSWERS = 3
 
 @click.command()
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--chip", help="Only this chip, instead of the plan's.")
+@click.option("--chip", type=ChipName(), help="Only this chip, instead of the plan's.")
 @click.option("--store", "store_file", type=click.Path(path_type=Path),
               help="Where the answers are; default .rpa-tune/PLAN.jsonl.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def portfolio(plan_file: Path, chip: str | None, store_file: Path | None, as_json: bool) -> None:
     """Prints the best rules of 1, 2, 3, ... configs for each study of PLAN, and what they lose.
 
-    The loss (regret) is against the best known config for every batch of the workload. Only
-    answers of today's kernels, simulator and compiler count, of the highest fidelity there is. Set
-    `search.configs` in the plan to the number of configs that rows may have.
+    PLAN is a file, or the name of a plan that comes with rpa-tune. The loss (regret) is against the
+    best known config for every batch of the workload. Only answers of today's kernels, simulator
+    and compiler count, of the highest fidelity there is. Set `search.configs` in the plan to the
+    number of configs that rows may have.
 
     Exit codes: 0 done; 2 usage; 3 the store has no answer for some study.
 
-    Example: rpa-tune portfolio sweeps/quickstart.yaml
+    Example: rpa-tune portfolio quickstart
     """
     plan = load_plan(plan_file)
     if chip is not None:
-        plan = replace(plan, chips=(load_chip(chip).name,))
+        plan = replace(plan, chips=(chip,))
     evaluations = store.read(store_file or Path(".rpa-tune") / f"{plan.name}.jsonl").evaluations
     documents, is_short = [], False
-    for study in build_studies(plan):
+    studies = build_studies(plan)
+    say_sources(study.workload for study in studies)
+    for study in studies:
         answers, others = answers_of(study, evaluations)
         curve = study_curve(answers, study.workload, study.family) if answers else ()
         is_short |= not curve

@@ -95,8 +95,7 @@ class PlainWatch(CountingWatch):
         """Says what was decided."""
         super().study_finished(result)
         self._say(
-            f"{result.study.name}: {_verdict(result)}, {result.num_asked:,} new answers; "
-            f"{self.tally}"
+            f"{result.study.name}: {result.verdict}, {result.num_asked:,} new answers; {self.tally}"
         )
 
     def _say(self, text: str) -> None:
@@ -166,7 +165,7 @@ class RichWatch(CountingWatch):
         name = result.study.name
         self._progress.remove_task(self._bars.pop(name))
         score = self.tally.scores[name]
-        self._progress.console.print(f"{name}: {_verdict(result)}; {score}", markup=False)
+        self._progress.console.print(f"{name}: {result.verdict}; {score}", markup=False)
         self._show_overall()
 
     def _show_overall(self) -> None:
@@ -224,7 +223,7 @@ class JsonWatch(CountingWatch):
         self.emit(
             "study_finished",
             study=result.study.name,
-            verdict=_verdict(result),
+            verdict=result.verdict,
             best_us=score.best_us,
             heuristic_us=score.heuristic_us,
             num_asked=result.num_asked,
@@ -247,7 +246,3 @@ class JsonWatch(CountingWatch):
             "rate_per_s": round(self.tally.rate_per_s, 4),
             "left_s": None if left_s is None else math.ceil(left_s),
         }
-
-
-def _verdict(result: StudyResult) -> str:
-    return result.decision.verdict if result.decision else "no config works"

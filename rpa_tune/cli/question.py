@@ -6,8 +6,9 @@ from typing import Any
 
 from rpa_tune.candidate import Candidate
 from rpa_tune.cli.options import make_config, parse_config, read_batch
+from rpa_tune.cli.workload_words import hints_name_import, say_sources
 from rpa_tune.errors import UsageError
-from rpa_tune.models import load_model, problem_for
+from rpa_tune.models import Model, load_model, problem_for
 from rpa_tune.workload.workload import Workload, load_workload
 
 
@@ -19,12 +20,14 @@ class Question:
       candidate: What to evaluate.
       workload: The batches that launch its family.
       model: As the person said it.
+      loaded: The whole model.
       is_default: Whether the config is the family's own choice.
     """
 
     candidate: Candidate
     workload: Workload
     model: str
+    loaded: Model
     is_default: bool
 
 
@@ -47,7 +50,7 @@ def resolve_question(
       workload: Preset or file, unless `batch_file` is given.
       batch_file: JSON file with one batch.
       config_text: `k=v,...`.
-      **shape: `tp`, `page_size`, `q_dtype`, `kv_dtype` and `windowed` of `problem_for`.
+      **shape: `tp`, `page_size`, `q_dtype`, `kv_dtype`, `layers` and `windowed` of `problem_for`.
 
     Raises:
       UsageError: Whatever is wrong with them.
@@ -57,8 +60,11 @@ def resolve_question(
     if batch_file is not None:
         batches = read_batch(batch_file)
     else:
-        batches = load_workload(str(workload), page_size=shape["page_size"])
-    problem = problem_for(load_model(model), workload=batches, **shape)
+        with hints_name_import(str(workload)):
+            batches = load_workload(str(workload), page_size=shape["page_size"])
+        say_sources([batches])
+    loaded = load_model(model)
+    problem = problem_for(loaded, workload=batches, **shape)
     try:
         own = batches.for_family(family)
     except ValueError as error:
@@ -67,4 +73,6 @@ def resolve_question(
     candidate = Candidate(
         family=family, problem=problem, config=config, chip=chip, workload=own.digest
     )
-    return Question(candidate=candidate, workload=own, model=model, is_default=not config_text)
+    return Question(
+        candidate=candidate, workload=own, model=model, loaded=loaded, is_default=not config_text
+    )

@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.cli.options import cache_option
+from rpa_tune.cli.numbers import number
+from rpa_tune.cli.options import ChipName, Choice, cache_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families import ALL_FAMILIES, public_family
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.wheel import use_wheel
 from rpa_tune.public_configs import WHEELS
 from rpa_tune.store.journal import Journal
@@ -35,14 +35,14 @@ EXIT_FINDINGS = 3
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--recompile", is_flag=True,
               help="Compile and simulate configs and heuristics again.")  # fmt: skip
-@click.option("--chip", help="Only this chip.")
-@click.option("--family", type=click.Choice(ALL_FAMILIES), help="Only this family.")
+@click.option("--chip", type=ChipName(), help="Only this chip.")
+@click.option("--family", type=Choice(ALL_FAMILIES), help="Only this family.")
 @click.option("--plan", "plan_files", multiple=True, type=click.Path(path_type=Path),
               help="Sweep plan with the workload of nameless rows; repeatable.")  # fmt: skip
 @click.option("--store", "store_file", type=click.Path(path_type=Path), show_default=True,
               default=Path(".rpa-tune") / "check.jsonl", help="Answers are kept here.")  # fmt: skip
 @cache_option
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
+@click.option("--workers", type=number("workers"), default=1, show_default=True,
               help="Compiler processes.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def check(
@@ -67,11 +67,10 @@ def check(
 
     Example: rpa-tune tables check tuned_tables --recompile --chip v6e
     """
-    name = load_chip(chip).name if chip else None
     plans = [load_plan(file) for file in plan_files]
     rows = [
         row
-        for row in load_tables([folder or shipped_folder()], chip=name)
+        for row in load_tables([folder or shipped_folder()], chip=chip)
         if family in (None, row.key.family)
     ]
     if recompile:
@@ -151,6 +150,8 @@ def _text(found: Check) -> str:
         what = f"{found.time_us:,.1f} us (row: {then:,.1f} us), schedule {found.schedule}"
         if found.heuristic_us is not None:
             what += f", {found.heuristic_us / found.time_us:.2f}x today's heuristic"
+        else:
+            what += ", today's heuristic has no time"
     lines = [f"{finding.rule}: {finding.message}" for finding in found.findings]
     older = [f"{name} {then or '?'} -> {now or '?'}" for name, (then, now) in found.older.items()]
     lines += [f"since: {', '.join(older)}"] if older else []
@@ -159,6 +160,8 @@ def _text(found: Check) -> str:
 
 def _summary(checks: Sequence[Check]) -> str:
     rules = Counter(finding.rule for found in checks for finding in found.findings)
+    if not checks:
+        return "no rows: nothing was checked"
     text = ", ".join(f"{count} {rule}" for rule, count in sorted(rules.items())) or "no findings"
     unknown = sum(found.time_us is not None and found.schedule == "unknown" for found in checks)
     note = f"; {unknown} without a digest of their schedules" if unknown else ""

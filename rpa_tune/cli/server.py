@@ -3,38 +3,41 @@
 The options have the engine's own names.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import click
 
-from rpa_kernels import layout
-from rpa_kernels.problem import Problem
+from rpa_tune.buckets import Limits
+from rpa_tune.cli.numbers import number
+from rpa_tune.cli.options import KV_DTYPE, ChipName, ModelName
 from rpa_tune.dispatch.engine import Engine
-from rpa_tune.errors import UsageError
-from rpa_tune.models import load_model
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.models import Model, Share, load_model, shares
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
 _OPTIONS = (
-    click.option("--model", required=True, help="Model name, or the path of a config.json."),
-    click.option("--chip", required=True, help="Chip of the server."),
-    click.option("--tp", default=1, show_default=True, help="Devices that share the heads."),
-    click.option("--max-num-seqs", default=256, show_default=True, type=click.IntRange(1),
+    click.option("--model", required=True, type=ModelName(),
+                 help="Model name, or the path of a config.json."),
+    click.option("--chip", required=True, type=ChipName(), help="Chip of the server."),
+    click.option("--tp", default=1, show_default=True, type=number("tp"),
+                 help="Devices that share the heads."),
+    click.option("--max-num-seqs", default=256, show_default=True, type=number("max_num_seqs"),
                  help="Most sequences in one step."),
     click.option("--max-num-batched-tokens", default=8192, show_default=True,
-                 type=click.IntRange(1), help="Most new tokens in one step."),
-    click.option("--max-model-len", default=8192, show_default=True, type=click.IntRange(1),
+                 type=number("max_num_batched_tokens"), help="Most new tokens in one step."),
+    click.option("--max-model-len", default=8192, show_default=True, type=number("max_model_len"),
                  help="Longest context, tokens."),
     click.option("--bucket-seqs", is_flag=True,
                  help="The server pads to powers of two of sequences, too."),
     click.option("--uses-prefill", is_flag=True,
                  help="The server puts sequences into the prefill slot of the distribution."),
-    click.option("--page-size", default=128, show_default=True, type=click.IntRange(1),
+    click.option("--page-size", default=128, show_default=True, type=number("page_size"),
                  help="Tokens in one KV cache page."),
     click.option("--kv-dtype", default="bfloat16", show_default=True,
-                 type=click.Choice(layout.KV_DTYPES), help="Dtype of the KV cache."),
+                 type=KV_DTYPE, help="Dtype of the KV cache."),
 )  # fmt: skip
 
 
@@ -83,19 +86,36 @@ class Server:
             uses_prefill=self.uses_prefill,
         )
 
-    def problems(self, **features: Any) -> Iterator[Problem]:
-        """The problem of each kind of layer: without a window, with one, or both.
+    @property
+    def limits(self) -> Limits:
+        """Its limits, as a plan has them."""
+        return Limits(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_model_len=self.max_model_len,
+            bucket_seqs=self.bucket_seqs,
+        )
+
+    def to_words(self) -> list[str]:
+        """The options again, as words of a command line."""
+        words = []
+        for name, value in asdict(self).items():
+            if value not in (None, False):
+                words.append(f"--{name.replace('_', '-')}")
+                words += [] if value is True else [str(value)]
+        return words
+
+    def layers(self, **features: Any) -> list[Share]:
+        """Every kind of layers that a kernel family serves, with its problem.
 
         Args:
           **features: Further fields of `Problem`, or other values than these options give.
 
         Raises:
-          UsageError: Heads that do not divide, or sizes that no kernel has.
+          UsageError: Heads that do not divide, layers that no kernel family serves, or sizes that
+            no kernel has.
         """
-        share = load_model(self.model)
-        windows = {"none": (False,), "all": (True,), "some": (False, True)}[share.windowed_layers]
-        share = share.at_tp(self.tp)
-        pages_per_seq = layout.cdiv(self.max_model_len, self.page_size)
+        pages_per_seq = self.limits.pages_per_seq(self.page_size)
         given = {
             "page_size": self.page_size,
             "max_num_tokens": self.max_num_batched_tokens,
@@ -104,8 +124,19 @@ class Server:
             "num_pages": pages_per_seq * self.max_num_seqs,
             "kv_dtype": self.kv_dtype,
         }
-        for windowed in windows:
-            try:
-                yield share.problem(windowed=windowed, **given | features)
-            except ValueError as error:
-                raise UsageError(str(error), where="the server's options") from error
+        found = shares(self.loaded, tp=self.tp, where="the server's options", **given | features)
+        for share in found:
+            load_chip(self.chip).require_room(
+                page_bytes=share.problem.page_bytes, num_seqs=share.problem.max_num_seqs
+            )
+        return found
+
+    @property
+    def loaded(self) -> Model:
+        """The whole model, for contexts as long as the server has them.
+
+        Raises:
+          UsageError: An unknown model, or layers that no kernel family serves.
+        """
+        pages_per_seq = self.limits.pages_per_seq(self.page_size)
+        return load_model(self.model).within(pages_per_seq * self.page_size)

@@ -2,10 +2,11 @@
 
 import itertools
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,27 +16,33 @@ import click
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.output import print_json
 from rpa_tune.errors import StoreError
+from rpa_tune.padding import padding_note
 from rpa_tune.store import codec, journal
 from rpa_tune.store.journal import Contents
 from rpa_tune.store.notes import StudyNote, StudyPlan
 from rpa_tune.store.shards import find_shards
 from rpa_tune.sweep.agreement import Agreement
+from rpa_tune.sweep.result import NO_COMPARISON, NOTHING_WORKS
 
 # The rate is that of the last answers: earlier ones may be of a run that ended long ago.
 _RATE_OVER = 50
 _PAUSE_OF_MEDIANS = 20.0  # a gap of so many median gaps, and of a minute, parts two runs
 _LEAST_PAUSE_S = 60.0
+_AND = " and "  # between the names of studies that ask the same
+_NUMBER = re.compile(r"\d[\d,]*(\.\d+)?")
 
 
 @click.command()
 @click.argument("store_file", metavar="STORE", type=click.Path(path_type=Path))
-@click.option("--stops", is_flag=True, help="Say why each candidate stopped, too.")
+@click.option("--stops", is_flag=True,
+              help="Say why candidates stopped, too; like reasons once.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def status(store_file: Path, stops: bool, as_json: bool) -> None:
     """Summarises STORE and its shards by study. Never blocks a running sweep.
 
     Answers and failures, the best time against the heuristic's, why candidates stopped, how many
-    evaluations are left at most, and how long they will take at the rate of the last ones.
+    evaluations are left at most, and how long they will take at the rate of the last ones. With
+    --json every candidate that stopped is listed.
 
     Exit codes: 0 done; 1 no such store, or not a store.
 
@@ -88,11 +95,14 @@ class _Found:
     def to_dict(self, *, with_stops: bool) -> dict[str, Any]:
         """What is printed."""
         evaluations = self.evaluations
-        checks = [e for e in evaluations if e.fidelity is Fidelity.INTERPRETED]
+        every_check = [e for e in evaluations if e.fidelity is Fidelity.INTERPRETED]
         timed = [e for e in evaluations if e.fidelity is not Fidelity.INTERPRETED]
-        plans = {p.study: p for c in self.contents.values() for p in c.plans}
+        plans = _merged(p for c in self.contents.values() for p in c.plans)
         # A run without --shard begins what a shard has ended: one ending is enough.
         notes = {n.study: n for c in self.contents.values() for n in c.notes}
+        # A check of other kernels says nothing of those that were planned last.
+        stamps = {_stamp(plan, Fidelity.INTERPRETED) for plan in plans.values()}
+        checks = [e for e in every_check if not stamps or _stamp_of(e) in stamps]
         groups = _by_study(timed)
         for plan in plans.values():
             groups.setdefault(plan.study, [])
@@ -114,7 +124,21 @@ class _Found:
             "rate_per_s": None if rate is None else round(rate, 4),
             "left_s": None if not rate else math.ceil(left / rate),
             "verified": dict(Counter(check.status.value for check in checks)),
+            "verified_of_other_versions": len(every_check) - len(checks),
         }
+
+
+def _merged(plans: Iterable[StudyPlan]) -> dict[str, StudyPlan]:
+    """The last plan of each study, under all names that it was planned by.
+
+    Models that have a problem in common share its answers; a name may be made of several already.
+    """
+    last: dict[str, StudyPlan] = {}
+    names: dict[str, dict[str, None]] = {}
+    for plan in plans:
+        last[plan.study] = plan
+        names.setdefault(plan.study, {}).update(dict.fromkeys(plan.name.split(_AND)))
+    return {study: replace(plan, name=_AND.join(names[study])) for study, plan in last.items()}
 
 
 def _by_study(evaluations: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
@@ -148,7 +172,9 @@ def _summarize(
     *,
     with_stops: bool,
 ) -> dict[str, Any]:
-    timed = [e for e in group if e.time_us is not None]
+    # Times of other versions are no times of what was planned last, and not to be mixed with them.
+    current = [e for e in group if plan is None or _stamp_of(e) == _stamp(plan, e.fidelity)]
+    timed = [e for e in current if e.time_us is not None]
     highest = max((e.fidelity for e in timed), default=None)
     times = [e.time_us or 0.0 for e in timed if e.fidelity is highest]
     heuristic = [
@@ -159,7 +185,9 @@ def _summarize(
     summary: dict[str, Any] = {
         "study": _name(group[0]) if group else plan.name if plan else "",
         "name": plan.name if plan else None,
+        "padding": padding_note(group[0].candidate.problem) if group else "",
         "evaluated": len(group),
+        "of_other_versions": len(group) - len(current),
         "statuses": dict(Counter(e.status.value for e in group)),
         "measured": dict(Counter(e.status.value for e in group if e.fidelity is Fidelity.MEASURED)),
         "fidelity": None if highest is None else highest.name.lower(),
@@ -174,6 +202,15 @@ def _summarize(
     if with_stops:
         summary["stops"] = [asdict(stop) for stop in note.stopped] if note else []
     return summary
+
+
+def _stamp_of(evaluation: Evaluation) -> tuple[str, ...]:
+    return codec.stamp_of(evaluation.provenance, evaluation.fidelity)
+
+
+def _stamp(plan: StudyPlan, fidelity: Fidelity) -> tuple[str, ...]:
+    """The stamp that an answer of the plan's versions has."""
+    return codec.stamp_of(dict(zip(codec.STAMP_KEYS, plan.stamp, strict=True)), fidelity)
 
 
 def _num_left(
@@ -192,13 +229,7 @@ def _num_left(
 
 
 def _name(evaluation: Evaluation) -> str:
-    candidate = evaluation.candidate
-    problem = candidate.problem
-    shape = f"{problem.num_q_heads}/{problem.num_kv_heads} heads of {problem.head_dim}"
-    return (
-        f"{candidate.chip}/{candidate.family}, {shape}, {problem.kv_dtype}, "
-        f"page {problem.page_size}, {candidate.workload}"
-    )
+    return f"{evaluation.candidate.title}, {evaluation.candidate.workload}"
 
 
 def _print_study(study: Mapping[str, Any]) -> None:
@@ -215,22 +246,46 @@ def _print_study(study: Mapping[str, Any]) -> None:
     elif study["evaluations_left"] is not None:
         parts.append(f"at most {study['evaluations_left']} left")
     parts += [f"last answer {study['last']}"] if study["last"] else []
+    if study["of_other_versions"]:
+        parts.append(f"{study['of_other_versions']:,} of other versions left out")
     click.echo(f"{name}: {', '.join(parts)}")
+    if study["padding"]:
+        click.echo(f"  {study['padding']}")
     if study["stopped"]:
         counts = ", ".join(f"{count:,} {reason}" for reason, count in study["stopped"].items())
         click.echo(f"  stopped: {counts}")
     if study["agreement"]:
         click.echo(f"  {Agreement(**study['agreement'])}")
-    for stop in study.get("stops", ()):
-        config = ", ".join(f"{field}={value}" for field, value in stop["config"].items())
-        click.echo(f"  {stop['reason']}: {config}: {stop['detail']}")
+    for line in _stop_lines(study.get("stops", ())):
+        click.echo(f"  {line}")
+
+
+def _stop_lines(stops: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for the stops of one reason whose details differ at most in their numbers."""
+    alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for stop in stops:
+        alike.setdefault((stop["reason"], _NUMBER.sub("#", stop["detail"])), []).append(stop)
+    lines = []
+    for (reason, _), group in sorted(alike.items(), key=lambda item: -len(item[1])):
+        first = group[0]
+        config = ", ".join(f"{field}={value}" for field, value in first["config"].items())
+        if len(group) == 1:
+            lines.append(f"{reason}: {config}: {first['detail']}")
+        elif len({stop["detail"] for stop in group}) == 1:
+            lines.append(f"{reason}: {len(group):,} configs: {first['detail']}")
+        else:
+            example = f"for example {config}: {first['detail']}"
+            lines.append(f"{reason}: {len(group):,} configs, {example}")
+    return lines
 
 
 def _why_none(study: Mapping[str, Any]) -> str:
+    if study["best_us"] is not None and study["heuristic_us"] is None:
+        return NO_COMPARISON
     if not study["measured"]:
-        return "no config works"
+        return NOTHING_WORKS
     counts = ", ".join(f"{count} {name}" for name, count in study["measured"].items())
-    return f"no config works on the device ({counts})"
+    return f"{NOTHING_WORKS} on the device ({counts})"
 
 
 def _best_text(study: Mapping[str, Any]) -> str:

@@ -15,10 +15,12 @@ from rich.console import Console
 
 from rpa_tune.candidate import Fidelity
 from rpa_tune.cli.forecast import forecast, print_forecast
-from rpa_tune.cli.options import cache_option
+from rpa_tune.cli.numbers import number
+from rpa_tune.cli.options import ChipName, Choice, cache_option
 from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
 from rpa_tune.cli.sweep_job import Job, open_job
 from rpa_tune.cli.sweep_text import Outcome, print_outcome
+from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.compile.pool import TaskPool, WorkerPool
 from rpa_tune.compile.ray_pool import RayPool
 from rpa_tune.errors import UsageError
@@ -34,10 +36,10 @@ from rpa_tune.evaluate.measured import (
 )
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families import public_family
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.wheel import use_wheel
 from rpa_tune.public_configs import WHEELS
 from rpa_tune.store import journal as store
+from rpa_tune.sweep.identity import require_same_samplers
 from rpa_tune.sweep.lineup import num_side_by_side
 from rpa_tune.sweep.nodes import parse_seconds
 from rpa_tune.sweep.oracle import BudgetSpentError
@@ -60,10 +62,10 @@ _LEAST_CHECK_DEADLINE_S = 300.0
 
 @click.command()
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--chip", help="Tune for this chip instead of the plan's.")
+@click.option("--chip", type=ChipName(), help="Tune for this chip instead of the plan's.")
 @click.option("--dry-run", is_flag=True, help="Only say how much there is to do.")
 @click.option("--fresh", is_flag=True, help="Ask again what the store and the cache know.")
-@click.option("--workers", type=click.IntRange(1), help="Compiler processes; default: one a core.")
+@click.option("--workers", type=number("workers"), help="Compiler processes; default: one a core.")
 @click.option("--budget", help="Stop after this long, resumable: 90s, 30m, 2h.")
 @click.option("--store", "store_file", type=click.Path(path_type=Path),
               help="Answers are kept here; default .rpa-tune/PLAN.jsonl.")  # fmt: skip
@@ -77,11 +79,14 @@ _LEAST_CHECK_DEADLINE_S = 300.0
 @click.option("--storage", metavar="FILE|URL",
               help="Share the work with other runs, each with a --store of its own, through a "
               "journal file or postgresql://USER@HOST/DATABASE.")  # fmt: skip
-@click.option("--engine", type=click.Choice(("local", "ray")), default="local", show_default=True,
+@click.option("--engine", type=Choice(("local", "ray")), default="local", show_default=True,
               help="Where to compile: processes here, or a Ray cluster.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def sweep(**options: Any) -> None:
     """Tunes what PLAN asks for and writes table rows.
+
+    PLAN is a YAML file, or the name of a plan that comes with rpa-tune: public_hd64,
+    public_stacked, public_v3, quickstart, steady_decode.
 
     Candidates are bounded analytically, the promising ones are compiled for the chip and their
     schedules simulated; on a host with a TPU of the study's chip the best are measured. Winners are
@@ -94,12 +99,16 @@ def sweep(**options: Any) -> None:
     Exit codes: 0 done; 1 error; 2 usage; 3 some problem has no config that works; 75 budget
     spent; 130 interrupted. After 75 and 130 the same command resumes.
 
-    Example: rpa-tune sweep sweeps/quickstart.yaml --chip v5e --budget 10m
+    Example: rpa-tune sweep quickstart --chip v5e --budget 10m
     """
     asked = _Options(**options)
     plan = _load(asked)
     pool = _make_pool(asked)
     job = open_job(plan, asked.store_file, asked.shard_text)
+    if not asked.as_json:  # stderr has events for machines then, the document has the source
+        say_sources(study.workload for study in job.studies)
+    if not asked.fresh:
+        require_same_samplers(job.mine, job.plans, str(job.store_file))
     if asked.dry_run:
         answers = [] if asked.fresh else job.answers
         rows = forecast(job.mine, answers, pool.num_workers, verify=asked.verify)
@@ -214,7 +223,7 @@ def _load(asked: _Options) -> SweepPlan:
     """The plan, with what the command line puts in the place of its own."""
     plan = load_plan(asked.plan_file)
     if asked.chip is not None:
-        plan = replace(plan, chips=(load_chip(asked.chip).name,))
+        plan = replace(plan, chips=(asked.chip,))
     if asked.budget is not None:
         plan = replace(plan, budget_s=parse_seconds(asked.budget, "--budget"))
     return plan

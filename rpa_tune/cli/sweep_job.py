@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_tune.candidate import Evaluation
+from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.errors import StoreError
+from rpa_tune.models import load_model
 from rpa_tune.store import journal as store
+from rpa_tune.store.notes import StudyPlan
 from rpa_tune.store.shards import Shard, find_shards, parse_shard, read_others, require_idle
 from rpa_tune.sweep.lineup import line_up
 from rpa_tune.sweep.plan import SweepPlan
@@ -25,6 +28,7 @@ class Job:
       own: The file to write to.
       known: What the other files know.
       answers: What all files know.
+      plans: What all files know of earlier runs' studies.
     """
 
     studies: list[Study]
@@ -35,6 +39,7 @@ class Job:
     own: Path
     known: list[Evaluation]
     answers: list[Evaluation]
+    plans: list[StudyPlan]
 
 
 def open_job(plan: SweepPlan, store_file: Path | None, shard_text: str | None) -> Job:
@@ -49,6 +54,7 @@ def open_job(plan: SweepPlan, store_file: Path | None, shard_text: str | None) -
       StoreError: The shards beside the store are no parts of this sweep, or not yet at their end.
     """
     studies = build_studies(plan)
+    _say_layers(plan, studies)
     store_file = store_file or Path(".rpa-tune") / f"{plan.name}.jsonl"
     shard = parse_shard(shard_text) if shard_text else None
     found = find_shards(store_file)
@@ -66,7 +72,9 @@ def open_job(plan: SweepPlan, store_file: Path | None, shard_text: str | None) -
     num_shards = max(counts, default=1)
     places = line_up(studies, num_shards)
     mine = [studies[p.index] for p in places if shard is None or p.shard == shard.index]
-    known = read_others(store_file, own)
+    others = read_others(store_file, own)
+    known = [evaluation for contents in others for evaluation in contents.evaluations]
+    mine_before = store.read(own)
     return Job(
         studies=studies,
         mine=mine,
@@ -75,5 +83,15 @@ def open_job(plan: SweepPlan, store_file: Path | None, shard_text: str | None) -
         store_file=store_file,
         own=own,
         known=known,
-        answers=[*known, *store.read(own).evaluations],
+        answers=[*known, *mine_before.evaluations],
+        plans=[plan for contents in (*others, mine_before) for plan in contents.plans],
     )
+
+
+def _say_layers(plan: SweepPlan, studies: list[Study]) -> None:
+    """Which layers the studies are for, where a model has several kinds or some are left out."""
+    context = max(study.problem.max_context_tokens for study in studies)
+    for name in plan.models:
+        model = load_model(name).within(context)
+        if len(model.kinds) > 1 or model.other_layers or model.notes:
+            print_layers(model, err=True)

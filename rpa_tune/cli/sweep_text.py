@@ -21,8 +21,9 @@ from rpa_tune.cli.tables import (
     workload_text,
 )
 from rpa_tune.evaluate.measured import MeasuringHost
+from rpa_tune.padding import padding_note
 from rpa_tune.store.shards import Shard
-from rpa_tune.sweep.result import StudyResult
+from rpa_tune.sweep.result import NO_COMPARISON, StudyResult
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +82,8 @@ def print_outcome(outcome: Outcome, *, as_json: bool) -> None:
 
 def _print_result(result: StudyResult) -> None:
     name = result.study.name
+    if note := padding_note(result.study.problem):
+        click.echo(f"{name}: {note}")
     if (row := result.row()) is not None:
         click.echo(f"{name}: {workload_text(row)}; {regret_text(row)}; {verified_text(row)}")
     if result.agreement is not None:
@@ -120,7 +123,7 @@ def _table(results: Sequence[StudyResult]) -> Table:
     for result in results:
         row = result.row()
         if row is None:
-            table.add_row(result.study.name, "none", "-", "-", "-", "-", "no config works")
+            table.add_row(result.study.name, "none", "-", "-", "-", "-", result.verdict)
             continue
         table.add_row(
             result.study.name,
@@ -139,7 +142,9 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _why_none(result: StudyResult) -> str:
-    """Why nothing works: reasons with counts, an example, and what could be done about it."""
+    """Why there is no row: reasons with counts, an example, and what could be done about it."""
+    if result.verdict == NO_COMPARISON:
+        return _why_no_comparison(result)
     best = result.simulated_best
     if best is not None:
         counts = Counter(answer.status.value for answer in result.answers)
@@ -154,7 +159,20 @@ def _why_none(result: StudyResult) -> str:
         where, rest = "no config works", ""
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
     example = f"; for example {details[0]}" if details else ""
-    return f"{where}: {reasons}{example}{rest}"
+    gave_up = f" ({result.gave_up})" if result.gave_up else ""
+    return f"{where}{gave_up}: {reasons}{example}{rest}"
+
+
+def _why_no_comparison(result: StudyResult) -> str:
+    """What became of the heuristic, without which nothing is promoted."""
+    heuristic = result.study.heuristic()
+    asked = [answer for answer in result.answers if answer.candidate.config == heuristic]
+    what = "; ".join(f"{a.status.value}: {a.detail}" for a in asked) or "it was not asked for"
+    timed = min((a for a in result.answers if a.ok), key=lambda a: a.time_us or 0.0)
+    return (
+        f"the heuristic has no time ({what}), so nothing is promoted: of the others "
+        f"{timed.candidate.config} takes {timed.time_us or 0.0:,.1f} us"
+    )
 
 
 def _simulated_best(result: StudyResult) -> dict[str, Any] | None:
@@ -169,6 +187,7 @@ def _result_to_dict(result: StudyResult) -> dict[str, Any]:
     row = result.row()
     return {
         "study": result.study.name,
+        "padding": padding_note(result.study.problem),
         "chip": result.study.chip,
         "family": result.study.family,
         "workload": result.study.workload.name,
@@ -187,6 +206,7 @@ def _result_to_dict(result: StudyResult) -> dict[str, Any]:
         "fidelity": row.evidence.fidelity if row else None,
         "agreement": asdict(result.agreement) if result.agreement else None,
         "row": row.to_dict() if row else None,
+        "gave_up": result.gave_up,
         "num_feasible": len(result.space.configs),
         "rejected": dict(result.space.rejected),
         "num_evaluated": len(result.answers),

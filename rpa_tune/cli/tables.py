@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+from rpa_tune.cli.options import ChipName, Choice
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.recheck import check
 from rpa_tune.errors import TableError
 from rpa_tune.families import ALL_FAMILIES, public_family
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.export import EXPORTERS
 from rpa_tune.interop.export_rows import OURS
+from rpa_tune.padding import padding_note
 from rpa_tune.provenance import kernel_digest
 from rpa_tune.tables.changes import diff_tables
 from rpa_tune.tables.lint import lint_folder
@@ -34,8 +35,8 @@ def tables() -> None:
 
 @tables.command()
 @click.argument("folder", required=False, type=_FOLDER)
-@click.option("--chip", help="Only this chip.")
-@click.option("--family", type=click.Choice(ALL_FAMILIES), help="Only this family.")
+@click.option("--chip", type=ChipName(), help="Only this chip.")
+@click.option("--family", type=Choice(ALL_FAMILIES), help="Only this family.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def show(folder: Path | None, chip: str | None, family: str | None, as_json: bool) -> None:
     """Prints the rows of FOLDER, or of the tables this installation ships.
@@ -44,18 +45,18 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
 
     Example: rpa-tune tables show tuned_tables --chip v6e --family decode
     """
-    name = load_chip(chip).name if chip else None
     rows = [
         row
-        for row in load_tables([folder or shipped_folder()], chip=name)
+        for row in load_tables([folder or shipped_folder()], chip=chip)
         if family in (None, row.key.family)
     ]
     if as_json:
         print_json([_to_dict(row) for row in rows])
         return
     for row in rows:
+        notes = [note] if (note := padding_note(row.key)) else []
         evidence = [_evidence_text(row), regret_text(row)]
-        click.echo("\n  ".join([str(row.key), *config_lines(row), *evidence]))
+        click.echo("\n  ".join([str(row.key), *notes, *config_lines(row), *evidence]))
     click.echo(counted(len(rows), "row"))
 
 
@@ -77,7 +78,8 @@ def lint(folder: Path | None, as_json: bool) -> None:
     else:
         for finding in findings:
             click.echo(str(finding))
-        click.echo(f"{counted(num_files, 'file')}, {counted(len(findings), 'finding')}")
+        checked = f"{counted(num_files, 'file')}, {counted(len(findings), 'finding')}"
+        click.echo(checked if num_files else "no files: nothing was checked")
     if findings:
         raise click.exceptions.Exit(EXIT_FINDINGS)
 
@@ -109,10 +111,8 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
 
 @tables.command()
 @click.argument("folder", required=False, type=_FOLDER)
-@click.option(
-    "--format", "form", required=True, type=click.Choice(list(EXPORTERS)), help="Who reads it."
-)
-@click.option("--chip", help="Only this chip.")
+@click.option("--format", "form", required=True, type=Choice(EXPORTERS), help="Who reads it.")
+@click.option("--chip", type=ChipName(), help="Only this chip.")
 @click.option("--output", type=click.Path(path_type=Path), help="File instead of stdout.")
 def export(folder: Path | None, form: str, chip: str | None, output: Path | None) -> None:
     """Prints the rows of public kernels in the form that a serving engine reads.
@@ -124,8 +124,7 @@ def export(folder: Path | None, form: str, chip: str | None, output: Path | None
 
     Example: rpa-tune tables export tuned_tables --format tpu-inference --chip v6e
     """
-    name = load_chip(chip).name if chip else None
-    found = EXPORTERS[form](load_tables([_existing(folder or shipped_folder())], chip=name))
+    found = EXPORTERS[form](load_tables([_existing(folder or shipped_folder())], chip=chip))
     if output is None:
         click.echo(found.text, nl=False)
     else:
@@ -168,7 +167,13 @@ def _existing(folder: Path) -> Path:
 
 def _to_dict(row: TableRow) -> dict[str, object]:
     place = {"chip": row.key.chip, "family": row.key.family, "where": row.where}
-    return {**place, **row.to_dict()}
+    made_for = {"padding": padding_note(row.key), "is_stale": _is_stale(row)}
+    return {**place, **made_for, **row.to_dict()}
+
+
+def _is_stale(row: TableRow) -> bool:
+    """Whether its times are those of other kernels than today's."""
+    return row.evidence.kernel_digest != kernel_digest(row.key.family)
 
 
 def _evidence_text(row: TableRow) -> str:
@@ -179,7 +184,7 @@ def _evidence_text(row: TableRow) -> str:
     return (
         f"{evidence.verdict}: {evidence.fidelity} {evidence.time_us:,.1f} us{speedup}{bound}; "
         f"{workload_text(row)}, libtpu {evidence.libtpu}, {evidence.date}; "
-        f"{verified_text(row)}"
+        f"{verified_text(row)}{'; made with other kernels' if _is_stale(row) else ''}"
     )
 
 
@@ -198,9 +203,11 @@ def verified_text(row: TableRow) -> str:
 
 def verdict_text(row: TableRow) -> str:
     """The verdict, and whether it was verified where that is ours to do."""
+    alone = ", nothing else had a time" if row.evidence.num_candidates < 2 else ""
     if public_family(row.key.family):
-        return f"{row.evidence.verdict}, public kernel"
-    return f"{row.evidence.verdict}, {'verified' if row.evidence.verified else 'not verified'}"
+        return f"{row.evidence.verdict}{alone}, public kernel"
+    checked = "verified" if row.evidence.verified else "not verified"
+    return f"{row.evidence.verdict}{alone}, {checked}"
 
 
 def uses_text(rows: Sequence[TableRow], folder: Path) -> str:
@@ -232,4 +239,6 @@ def regret_text(row: TableRow) -> str:
         f"{k} configs {regret:g} %" if k > 1 else f"1 config {regret:g} %"
         for k, regret in enumerate(evidence.regret_by_num_configs_pct, start=1)
     )
-    return f"regret {evidence.regret_pct:g} %" + (f" (best of at most {others})" if others else "")
+    tried = f" of {evidence.num_candidates} tried"
+    rest = f" (best of at most {others})" if others else ""
+    return f"regret {evidence.regret_pct:g} %{tried}{rest}"

@@ -9,6 +9,8 @@ import click
 
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Status
+from rpa_tune.cli.layers_text import print_layers
+from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import (
     batch_option,
     candidate_options,
@@ -31,20 +33,36 @@ _DMA_MODES = ("on_wait", "eager")
 @click.command()
 @candidate_options
 @batch_option
-@click.option("--seed", default=0, show_default=True, help="Of queries, keys, values and cache.")
-@click.option("--deadline", default=600.0, show_default=True, help="Seconds one check may take.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; default: one a core.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=number("seed"),
+    help="Of queries, keys, values and cache.",
+)
+@click.option(
+    "--deadline",
+    default=600.0,
+    show_default=True,
+    type=number("deadline"),
+    help="Seconds one check may take.",
+)
+@click.option("--workers", type=number("workers"), help="Processes; default: one a core.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) -> None:
     """Runs a config under the interpreter and compares it with the float32 reference.
 
     Output and KV cache are compared, and races are looked for, on batches with lengths of 1, page
-    and block boundaries and their neighbours, with copies as late and as early as they may be.
+    and block boundaries and their neighbours, with copies as late and as early as they may be, and
+    with entries of the page table that nobody may use out of bounds. Errors are those of the
+    kernel's roundings, with an exponential that is right to one; the chip's own is not in them.
     Large models are slow: --tp divides the heads. Exit code 1 when something is wrong.
 
     Example: rpa-tune verify --chip v6e --family decode --model llama3-8b --tp 4 --config bq_sz=16
     """
     tasks = make_tasks(**options)
+    if not as_json:
+        print_layers(load_model(options["model"]))
     first = tasks[0]
     target = load_chip(first.chip).target
     if load_family(first.family).check(first.problem, first.config, target):
@@ -55,11 +73,13 @@ def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) 
         verdicts.append(verdict)
         if not as_json:
             _print_verdict(verdict)
-    is_right = all(verdict.status is Status.OK for verdict in verdicts)
+    is_right = bool(verdicts) and all(verdict.status is Status.OK for verdict in verdicts)
     if as_json:
         print_json({"ok": is_right, "checks": [_to_dict(verdict) for verdict in verdicts]})
     else:
-        cannot_exist = all(verdict.status is Status.INFEASIBLE for verdict in verdicts)
+        cannot_exist = bool(verdicts) and all(
+            verdict.status is Status.INFEASIBLE for verdict in verdicts
+        )
         click.echo("right" if is_right else "cannot exist" if cannot_exist else "WRONG")
     if not is_right:
         raise click.exceptions.Exit(1)
@@ -84,7 +104,7 @@ def make_tasks(
       config_text: `k=v,...`.
       batch_file: JSON file with one batch; None for hostile ones.
       seed: Of the operands.
-      **shape: `tp`, `page_size`, `q_dtype`, `kv_dtype` and `windowed` of `problem_for`.
+      **shape: `tp`, `page_size`, `q_dtype`, `kv_dtype`, `layers` and `windowed` of `problem_for`.
 
     Raises:
       UsageError: Whatever is wrong with them.

@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 import click
 import yaml
 
+from rpa_tune.cli.numbers import number, number_or_none
 from rpa_tune.cli.output import print_json
+from rpa_tune.cli.workload_words import hints_name_options
 from rpa_tune.cli.workloads_text import print_list, print_summary
 from rpa_tune.errors import TraceError, UsageError
 from rpa_tune.workload.build import build_workload, serve
@@ -25,6 +27,8 @@ from rpa_tune.workload.summary import (
     weights_of,
 )
 from rpa_tune.workload.trace import TRACES
+from rpa_tune.workload.trace_times import UNITS_PER_S
+from rpa_tune.workload.turns import TURNS
 from rpa_tune.workload.workload import load_stored, mapping_of
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -35,16 +39,38 @@ def _spec_options(command: Command) -> Command:
     """Options of every command that makes a workload."""
     for option in reversed(
         [
-            click.option("--page-size", default=128, show_default=True, help="Tokens in a page."),
+            click.option(
+                "--page-size",
+                default=128,
+                show_default=True,
+                type=number("page_size"),
+                help="Tokens in a page.",
+            ),
             click.option(
                 "--engine", multiple=True, metavar="KNOB=VALUE", help="Engine knob; may repeat."
             ),
             click.option(
                 "--arrivals", multiple=True, metavar="KEY=VALUE", help="Arrivals; may repeat."
             ),
-            click.option("--requests", type=click.IntRange(1), help="Requests to serve."),
-            click.option("--seed", type=click.IntRange(0), help="Seed of all that is drawn."),
+            click.option("--requests", type=number("requests"), help="Requests to serve."),
+            click.option("--seed", type=number("seed"), help="Seed of all that is drawn."),
             click.option("--drop-bad", is_flag=True, help="Leave bad rows out and count them."),
+            click.option(
+                "--time-unit",
+                type=click.Choice([*UNITS_PER_S]),
+                help="Unit of a trace's times, where the file does not say.",
+            ),
+            click.option(
+                "--block-tokens",
+                type=number("block_tokens"),
+                help="Tokens that one of a trace's hash_ids stands for.",
+            ),
+            click.option(
+                "--turns",
+                type=click.Choice(TURNS),
+                help="Whether prompts of later turns hold the turns before (full) or what "
+                "a turn adds (new); apart: ids of conversations mean nothing.",
+            ),
         ]
     ):
         command = option(command)
@@ -75,9 +101,10 @@ def list_command(as_json: bool) -> None:
 
 @workloads.command()
 @click.argument("workload")
-@click.option("--batches", type=click.IntRange(1), help="Batches to keep.")
+@click.option("--batches", type=number("batches"), help="Batches to keep.")
 @_spec_options
 @JSON_OPTION
+@hints_name_options()
 def show(workload: str, batches: int | None, as_json: bool, **options: Any) -> None:
     """Draws WORKLOAD: a preset, a trace, a recording, or a stored workload.
 
@@ -107,6 +134,7 @@ def show(workload: str, batches: int | None, as_json: bool, **options: Any) -> N
 @click.option("--page-tables", is_flag=True, help="With --steps: page tables, too.")
 @_spec_options
 @JSON_OPTION
+@hints_name_options()
 def simulate(
     workload: str | None,
     trace: str | None,
@@ -143,9 +171,16 @@ def simulate(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="Workload, JSON."
 )
 @click.option("--name", help="Name of the workload; the file's by default.")
-@click.option("--batches", default=16, show_default=True, help="Batches to keep; 0 for all.")
+@click.option(
+    "--batches",
+    default=16,
+    show_default=True,
+    type=number_or_none("batches"),
+    help="Batches to keep; 0 for all.",
+)
 @_spec_options
 @JSON_OPTION
+@hints_name_options()
 def import_command(
     file: Path, output: Path, name: str | None, batches: int, as_json: bool, **options: Any
 ) -> None:
@@ -180,8 +215,20 @@ def _changes(
     requests: int | None,
     seed: int | None,
     drop_bad: bool,
+    **told: Any,
 ) -> dict[str, Any]:
-    """What the options change in a mapping; `page_size` is no part of it."""
+    """What the options change in a mapping; `page_size` is no part of it.
+
+    Args:
+      base: The mapping.
+      page_size: Tokens in a page.
+      engine: `KNOB=VALUE`s.
+      arrivals: `KEY=VALUE`s.
+      requests: Requests to serve.
+      seed: Of all that is drawn.
+      drop_bad: Whether bad rows are left out.
+      **told: What a trace does not say: `time_unit`, `block_tokens`, `turns`.
+    """
     source = base["requests"]
     changes: dict[str, Any] = {"requests": {}}
     if requests:
@@ -190,6 +237,11 @@ def _changes(
         changes["requests"]["limit" if "trace" in source else "count"] = requests
     if drop_bad and ("trace" in source or "capture" in source):
         changes["requests"]["drop_bad"] = True
+    for key, value in told.items():
+        if value is not None and "trace" not in source:
+            raise UsageError(f"--{key.replace('_', '-')}: this workload has no trace")
+        if value is not None:
+            changes["requests"][key] = value
     for section, pairs in (("engine", engine), ("arrivals", arrivals)):
         if pairs:
             changes[section] = dict(_pair(section, pair) for pair in pairs)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 BAR_CELLS = 40
@@ -28,7 +29,10 @@ def print_list(presets: Mapping[str, Mapping[str, Any]], traces: Sequence[str]) 
 def print_summary(summary: Mapping[str, Any]) -> None:
     """Prints whichever parts a summary has."""
     console = Console(highlight=False)
-    console.print(f"[bold]{summary['name']}[/]: {summary['source']}")
+    console.print(f"[bold]{escape(summary['name'])}[/]: {escape(summary['source'])}")
+    trace = summary.get("trace")
+    if trace and trace["summary"] not in summary["source"]:
+        console.print(f"read as: {escape(trace['summary'])}")
     if summary.get("requests"):
         _print_requests(console, summary)
     if summary.get("kinds"):

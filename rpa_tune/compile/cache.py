@@ -2,13 +2,14 @@
 
 One compile is a small JSON record and, when it succeeded, the compressed schedule beside it. The
 schedule is written first and the record last, each to a temporary name and then renamed: a record
-that is there is whole, whatever was killed when. The compiler's refusals are kept too, because it
-would refuse again; crashes and timeouts are not.
+that is there is whole, whatever was killed when. That memory ran out is kept too, because it would
+run out again. Other refusals are not, nor crashes and timeouts: whoever asks again wants to know.
 """
 
 import gzip
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rpa_tune.families import load_family
 from rpa_tune.files import write_whole
 from rpa_tune.provenance import kernel_digest, versions
 
-_SCHEMA = "rpa-compile/1"
+_SCHEMA = "rpa-compile/2"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,10 +54,14 @@ class Compiled:
     not_cached: str = ""
 
 
-def compile_key(candidate: Candidate) -> str:
+def compile_key(candidate: Candidate, settings: Mapping[str, str] | None = None) -> str:
     """SHA-256 of everything that decides a schedule; the workload does not.
 
     Computable without importing jax or libtpu.
+
+    Args:
+      candidate: What is compiled.
+      settings: `target.program_settings` of the process that compiles; a worker has none.
     """
     content = candidate.to_dict()
     del content["workload"]
@@ -66,6 +71,7 @@ def compile_key(candidate: Candidate) -> str:
         "kernel": kernel_digest(candidate.family),
         "kernel_name": family.kernel_name(candidate.problem, candidate.config),
         "flags": target.DUMP_FLAGS,
+        "settings": dict(settings or {}),
         **{name: versions()[name] for name in ("jax", "jaxlib", "libtpu")},
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))

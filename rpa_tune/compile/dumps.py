@@ -23,8 +23,9 @@ class DiskFullError(DumpError):
 
 _BUNDLES = re.compile(r"^\d+-(?P<computation>.+)-\d+-final_bundles\.txt$")
 # What a schedule's text says beyond the instructions: comments, and the compiler's value ids, which
-# stand before the physical register.
-_COMMENT = re.compile(r"/\*.*?\*/")
+# stand before the physical register. Comments hold comments: that of a bounds check quotes the copy
+# with its annotations, and on further lines the kernel's name (libtpu 0.0.42.1).
+_COMMENT_MARK = re.compile(r"/\*|\*/")
 _VALUE_ID = re.compile(r"%([a-z]*)\d+")
 _TOP_LEVEL = "<top-inlining-caller>"
 
@@ -87,13 +88,35 @@ def schedule_digest(bundles: Path) -> str:
     """16 hex digits over the instructions of a schedule, as plain text.
 
     Two compiles agree when the chip is told the same: comments and value ids are left out.
+
+    Raises:
+      DumpError: A comment has no end.
     """
+    text = _without_comments(bundles.read_text(encoding="utf-8"), bundles)
     sha = hashlib.sha256()
-    with bundles.open(encoding="utf-8") as lines:
-        for line in lines:
-            plain = _VALUE_ID.sub(r"%\1", _COMMENT.sub("", line)).strip()
-            sha.update(f"{plain}\n".encode())
+    for line in text.splitlines():
+        plain = _VALUE_ID.sub(r"%\1", line).strip()
+        sha.update(f"{plain}\n".encode())
     return sha.hexdigest()[:16]
+
+
+def _without_comments(text: str, path: Path) -> str:
+    """The text outside of comments, which may hold comments and span lines."""
+    kept = []
+    depth = start = 0
+    for mark in _COMMENT_MARK.finditer(text):
+        if mark[0] == "/*":
+            if depth == 0:
+                kept.append(text[start : mark.start()])
+                opened = mark.start()
+            depth += 1
+        elif depth > 0:
+            depth -= 1
+            start = mark.end() if depth == 0 else start
+    if depth > 0:
+        line = text.count("\n", 0, opened) + 1
+        raise DumpError("a comment of the schedule has no end", where=f"{path}:{line}")
+    return "".join([*kept, text[start:]])
 
 
 def read_vmem_report(folder: Path, kernel_name: str) -> VmemReport | None:

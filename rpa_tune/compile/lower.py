@@ -74,10 +74,12 @@ def compile_candidate(
       DumpError: The compiler was content, but its schedule is missing.
       Exception: What the kernel's Python code raises while it is traced.
     """
-    key = compile_key(candidate)
+    key = compile_key(candidate, target.program_settings())
     if (known := cache.load(key)) is not None:
         return known
     compiled = (compile_one or _compile_own)(candidate)
+    if compiled.status is Status.COMPILE_FAILED:
+        return compiled
     try:
         return cache.save(key, compiled)
     except OSError as error:

@@ -14,7 +14,7 @@ from typing import Any
 from rpa_tune.compile import target
 from rpa_tune.compile.failure import DEFAULT_DEADLINE_S, Failure, FailureKind, Reply
 from rpa_tune.compile.pool import WorkerPool
-from rpa_tune.errors import UsageError
+from rpa_tune.errors import UsageError, install_command
 
 # How often a task starts again after the process or the node it ran on was lost.
 MAX_RETRIES = 3
@@ -51,7 +51,7 @@ class RayPool:
         except ImportError as error:
             raise UsageError(
                 "--engine ray needs Ray, which is not installed",
-                hint="pip install '.[ray]' in the checkout of rpa-tune",
+                hint=install_command("ray"),
             ) from error
         if not ray.is_initialized():
             if address is not None:

@@ -5,8 +5,10 @@ This is one of the two places in the project that may touch environment variable
 inside functions, because the parent process uses the rest without it.
 """
 
+import fnmatch
 import functools
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ DUMP_FLAGS = (
     "--xla_jf_dump_llo_text=true",
     "--xla_jf_dump_llo_pass_label_regex=final_bundles",
 )
+_DUMP_TO = "--xla_jf_dump_to="
 
 # Keeps libtpu from asking a cloud metadata server which TPU it is on.
 _NO_METADATA_SERVER = {
@@ -28,32 +31,112 @@ _NO_METADATA_SERVER = {
 }
 
 
+# What a worker that compiles is given of its parent's environment. Nothing here decides what a
+# compiler makes, so that one key in a cache means one program, whatever shell a run was started
+# from: no JAX_*, XLA_*, LIBTPU_* or TPU_* (TPU_LIBRARY_PATH would even load another compiler than
+# the one whose version is part of the key). Names that end in `*` stand for all that begin so.
+_INHERITED = (
+    # Programs, and libraries that Python's packages load.
+    "PATH", "LD_LIBRARY_PATH",
+    # The same Python, and the same packages in it.
+    "PYTHONPATH", "PYTHONHOME", "PYTHONNOUSERSITE", "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPYCACHEPREFIX", "VIRTUAL_ENV", "CONDA_PREFIX",
+    # Who is working, where temporary files and caches go. Numba keeps the simulator's machine code.
+    "HOME", "USER", "LOGNAME", "TMPDIR", "TMP", "TEMP", "XDG_*", "NUMBA_CACHE_DIR",
+    # How text and times are read and written.
+    "LANG", "LANGUAGE", "LC_*", "PYTHONUTF8", "TZ",
+    # Hosts that allow few threads: a linear algebra library starts one for each core.
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+    # A node of a cluster gets the wheel of the public kernels by itself.
+    "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy",
+    "all_proxy", "PIP_*", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "NETRC",
+)  # fmt: skip
+# What decides the program or the compiler's flags, and says nothing about the host.
+_DECIDES_PROGRAMS = ("JAX_*", "XLA_*", "LIBTPU_INIT_ARGS")
+# Of these, what does not: where to compile and where to keep it.
+_DECIDES_NOTHING = ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+
+
 def worker_environment(folder: Path) -> dict[str, str]:
     """The environment of a worker process that compiles without a TPU and dumps schedules.
 
     Args:
       folder: The worker's private folder; dumps go to `dump_folder(folder)`.
     """
-    flags = (f"--xla_jf_dump_to={dump_folder(folder)}", *DUMP_FLAGS)
-    return build_environment(folder) | {"LIBTPU_INIT_ARGS": " ".join(flags)}
+    return build_environment(folder) | {"LIBTPU_INIT_ARGS": _dump_flags(folder)}
 
 
 def build_environment(folder: Path) -> dict[str, str]:
     """The environment of a worker process that compiles without a TPU, and dumps nothing.
 
-    Everything the parent has, except what would change the compiler's answer. `LIBTPU_INIT_ARGS`
-    and `XLA_FLAGS` of the parent are dropped on purpose: a stray flag would change what caches
-    keep under the same key.
+    Made up but for an allow-list of the parent's; see `_INHERITED`.
 
     Args:
       folder: The worker's private folder.
     """
-    dropped = (
-        "LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR",
-        "JAX_ENABLE_COMPILATION_CACHE",
-    )  # fmt: skip
-    inherited = {key: value for key, value in os.environ.items() if key not in dropped}
-    return inherited | {
+    inherited = {k: v for k, v in os.environ.items() if _is_among(k, _INHERITED)}
+    return inherited | _without_a_tpu(folder)
+
+
+def users_environment(folder: Path, *, only: Collection[str] | None = None) -> dict[str, str]:
+    """That of `worker_environment`, and what else the user's own shell has set.
+
+    For `doctor`, which compares the two. What is compiled here is kept nowhere.
+
+    Args:
+      folder: The worker's private folder.
+      only: Which of the user's variables; all if None.
+    """
+    theirs = {k: v for k, v in os.environ.items() if only is None or k in only}
+    flags = f"{theirs.get('LIBTPU_INIT_ARGS', '')} {_dump_flags(folder)}".strip()
+    always = _without_a_tpu(folder) | {"LIBTPU_INIT_ARGS": flags}
+    return build_environment(folder) | theirs | always
+
+
+def program_settings() -> dict[str, str]:
+    """Variables of this process's environment that may decide what a compiler makes.
+
+    In a worker: what it was started with beside `worker_environment`, which is nothing.
+    """
+    found = {}
+    for name, value in sorted(os.environ.items()):
+        if not _is_among(name, _DECIDES_PROGRAMS) or name in _DECIDES_NOTHING:
+            continue
+        if name == "LIBTPU_INIT_ARGS":
+            value = " ".join(flag for flag in value.split() if not _is_dump_flag(flag))
+        if value:
+            found[name] = value
+    return found
+
+
+def suspects() -> list[str]:
+    """Variables of this process's environment that may change or break a compile.
+
+    More than `program_settings`: also other libraries in the compiler's place, Python's switches.
+    """
+    known = (*_INHERITED, *_without_a_tpu(Path()))
+    patterns = ("JAX_*", "XLA_*", "LIBTPU_*", "TPU_*", "PJRT_*", "TF_*", "LD_*", "PYTHON*")
+    return sorted(n for n in os.environ if _is_among(n, patterns) and not _is_among(n, known))
+
+
+def device_environment(folder: Path) -> dict[str, str]:
+    """The environment of a worker that runs on the device that is there: the host's own.
+
+    A TPU host says in `TPU_*` and other variables which chips it has, and how to reach them, so
+    there is no list of what is needed. What decides programs is left out here too: a row is timed
+    as it was compiled for the simulator, and the store has one answer to one question.
+
+    Args:
+      folder: The worker's private folder; nothing in this environment depends on it.
+    """
+    del folder
+    left_out = (*program_settings(), "ALLOW_MULTIPLE_LIBTPU_LOAD")
+    return {name: value for name, value in os.environ.items() if name not in left_out}
+
+
+def _without_a_tpu(folder: Path) -> dict[str, str]:
+    """What every worker is told that compiles for a TPU that is not there."""
+    return {
         "JAX_PLATFORMS": "cpu",
         **_NO_METADATA_SERVER,
         "PJRT_NPROC": num_xla_threads(),
@@ -65,14 +148,16 @@ def build_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def device_environment(folder: Path) -> dict[str, str]:
-    """The environment of a worker that runs on the device that is there: the parent's own.
+def _dump_flags(folder: Path) -> str:
+    return " ".join((f"{_DUMP_TO}{dump_folder(folder)}", *DUMP_FLAGS))
 
-    Args:
-      folder: The worker's private folder; nothing in this environment depends on it.
-    """
-    del folder
-    return {k: v for k, v in os.environ.items() if k != "ALLOW_MULTIPLE_LIBTPU_LOAD"}
+
+def _is_dump_flag(flag: str) -> bool:
+    return flag in DUMP_FLAGS or flag.startswith(_DUMP_TO)
+
+
+def _is_among(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def num_xla_threads() -> str:
@@ -82,12 +167,6 @@ def num_xla_threads() -> str:
     host has CPUs, and on one CPU they would wait for each other forever.
     """
     return str(max(4, os.cpu_count() or 1))
-
-
-def compiler_flags() -> dict[str, str]:
-    """The flags of this process that change what the compiler makes; for provenance."""
-    names = ("LIBTPU_INIT_ARGS", "XLA_FLAGS", "JAX_PLATFORMS")
-    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def dump_folder(folder: Path) -> Path:

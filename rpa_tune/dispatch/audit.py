@@ -1,15 +1,23 @@
 """Which rows a serving engine would meet: every bucket it compiles, looked up in advance."""
 
 import enum
-import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rpa_kernels import FAMILIES
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.dispatch.dispatcher import Dispatcher
-from rpa_tune.dispatch.select import Source, select
+from rpa_tune.dispatch.select import Choice, Source, select
+from rpa_tune.provenance import kernel_digest
+from rpa_tune.tables.key import TuningKey, differences
+from rpa_tune.tables.row import TableRow
+
+# A row whose key differs in nothing else was timed on the same attention, and one doubling away on
+# batches that are much alike. How far alike reaches is a guess.
+_MAXIMA = {"max_num_tokens", "max_num_seqs", "max_context_tokens"}
+_MOST_TIMES = 2
 
 
 class Coverage(enum.StrEnum):
@@ -22,27 +30,54 @@ class Coverage(enum.StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """What the heuristic lost where it was compared, and how far that can be trusted.
+
+    Attributes:
+      pct: Against the configs of the row, percent of their time.
+      error_pct: The evaluator's own error, percent.
+      where: The row.
+    """
+
+    pct: float
+    error_pct: float
+    where: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """One family in one bucket.
 
     Attributes:
       family: Kernel family.
-      num_tokens: The bucket's tokens.
-      num_seqs: The bucket's sequences.
+      problem: What is looked up: the bucket's sizes, the model's heads, window and dtypes.
       coverage: How its configs are found.
       why: The choice's reason, or the limit that is broken.
       distance: How far the row's key is, or None without a row.
-      expected_loss_pct: Against a tuned config. 0 for an exact row; otherwise the mean gain over
-        the heuristic that the chip's tuned rows of the family show, or None when there are none.
+      is_stale: Whether the row's times are those of other kernels than today's.
+      is_untested: Whether only one config of the row's study had a time, so that nothing was
+        compared.
+      loss: Of an exact row none, and None here. Of the heuristic, what it lost in the nearest row
+        whose key differs in the maxima alone, by a doubling at most; None where there is no such
+        row: then the loss is not known. Nor is that of a nearest row: nobody tried its configs
+        here.
     """
 
     family: str
-    num_tokens: int
-    num_seqs: int
+    problem: Problem
     coverage: Coverage
     why: str
     distance: float | None = None
-    expected_loss_pct: float | None = None
+    is_stale: bool = False
+    is_untested: bool = False
+    loss: Loss | None = None
+
+    @property
+    def expected_loss_pct(self) -> float | None:
+        """0 for an exact row of today's kernels with evidence; None when it is not known."""
+        if self.coverage is Coverage.EXACT:
+            return None if self.is_stale or self.is_untested else 0.0
+        return self.loss.pct if self.loss else None
 
 
 def audit(
@@ -63,32 +98,48 @@ def _look_up(dispatcher: Dispatcher, problem: Problem, family: str) -> Entry:
     on_miss = "heuristic" if dispatcher.on_miss == "error" else dispatcher.on_miss
     choice = select(problem, dispatcher.chip.target, family, dispatcher.tables, on_miss=on_miss)
     if isinstance(choice, Infeasible):
-        return Entry(
-            family=family,
-            num_tokens=problem.max_num_tokens,
-            num_seqs=problem.max_num_seqs,
-            coverage=Coverage.INFEASIBLE,
-            why=str(choice),
-        )
-    is_exact = choice.source is Source.EXACT
-    return Entry(
+        return Entry(family=family, problem=problem, coverage=Coverage.INFEASIBLE, why=str(choice))
+    entry = Entry(
         family=family,
-        num_tokens=problem.max_num_tokens,
-        num_seqs=problem.max_num_seqs,
+        problem=problem,
         coverage=Coverage(choice.source.value),
         why=choice.why,
         distance=choice.distance,
-        expected_loss_pct=0.0 if is_exact else _mean_gain_pct(dispatcher, family),
+        is_stale=_is_stale(choice),
+        is_untested=choice.row is not None and choice.row.evidence.num_candidates < 2,
+    )
+    if choice.source is not Source.HEURISTIC:
+        return entry
+    return replace(entry, loss=_loss_elsewhere(dispatcher, choice.key))
+
+
+def _is_stale(choice: Choice) -> bool:
+    row = choice.row
+    return row is not None and row.evidence.kernel_digest != kernel_digest(row.key.family)
+
+
+def _loss_elsewhere(dispatcher: Dispatcher, key: TuningKey) -> Loss | None:
+    """What the heuristic lost in the nearest comparable row of today's kernels."""
+    for near in dispatcher.tables.by_distance(key):
+        row = near.row
+        is_of_today = row.evidence.kernel_digest == kernel_digest(row.key.family)
+        if _is_comparable(key, row.key) and is_of_today and row.evidence.speedup is not None:
+            return Loss(
+                pct=100 * (row.evidence.speedup - 1),
+                error_pct=row.evidence.error_pct,
+                where=_place(row),
+            )
+    return None
+
+
+def _is_comparable(key: TuningKey, other: TuningKey) -> bool:
+    """Whether two keys differ in maxima alone, and in each of those by a doubling at most."""
+    changed = differences(key, other)
+    return set(changed) <= _MAXIMA and all(
+        max(sizes) <= _MOST_TIMES * min(sizes) for sizes in changed.values()
     )
 
 
-def _mean_gain_pct(dispatcher: Dispatcher, family: str) -> float | None:
-    """What tuning gained where it was done: percent of the tuned time, mean over rows."""
-    gains = [
-        100 * (row.evidence.speedup - 1)
-        for row in dispatcher.tables
-        if row.key.family == family
-        and row.key.chip == dispatcher.chip.name
-        and row.evidence.speedup is not None
-    ]
-    return statistics.mean(gains) if gains else None
+def _place(row: TableRow) -> str:
+    """`v6e/decode.jsonl:2`."""
+    return "/".join(Path(row.where).parts[-2:])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rpa_kernels import layout
-from rpa_kernels.problem import Problem
+from rpa_kernels.problem import Problem, check_mask_value, check_whole
 
 BlockSizes = tuple[int, int, int, int]
 
@@ -125,7 +125,7 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
         q_scale=features.get("q_scale"),
         k_scale=features.get("k_scale"),
         v_scale=features.get("v_scale"),
-    )
+    ).without_idle_window()
 
 
 def check_lengths(arrays: Arrays) -> None:
@@ -192,8 +192,6 @@ def _check_cache(arrays: Arrays) -> None:
     )  # fmt: skip
     if cache.shape != expected:
         raise ValueError(f"kv_cache is {cache.shape}, must be {expected}")
-    if page_size % layout.packing(dtype):
-        raise ValueError(f"{page_size} tokens a page must be a multiple of {layout.packing(dtype)}")
 
 
 def _check_sink(sink: Any, queries: Any) -> None:
@@ -221,10 +219,13 @@ def _check_metadata(arrays: Arrays) -> None:
 def _check_features(page_size: int, **features: Unpack[Features]) -> None:
     if features.get("use_causal_mask", True) and features.get("skip_kv_mask", False):
         raise ValueError("skip_kv_mask=True needs use_causal_mask=False")
-    for name in ("sliding_window", "chunk_prefill_size", "vmem_limit_bytes"):
+    # What becomes a field of `Problem` is checked there.
+    for name in ("chunk_prefill_size", "vmem_limit_bytes"):
         value: Any = features.get(name)
-        if value is not None and value <= 0:
-            raise ValueError(f"{name}={value} must be above zero")
+        if value is not None:
+            check_whole(name, value)
+    if (mask_value := features.get("mask_value")) is not None:
+        check_mask_value(mask_value)
     for name in ("d_block_sizes", "p_block_sizes", "m_block_sizes"):
         sizes: Any = features.get(name)
         if sizes is None:

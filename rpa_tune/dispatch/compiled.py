@@ -7,7 +7,7 @@ as ever. Run on CPU devices only so far: loading on a TPU is not yet run.
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import jax
@@ -45,7 +45,7 @@ class Compiled:
         for executable in artifact.manifest.executables:
             try:
                 self._executables[plan_of(executable, target)] = executable
-            except (TypeError, ValueError, KeyError) as error:
+            except ValueError as error:
                 where = f"{artifact.path}: {executable.name}"
                 raise ArtifactError(f"no launch plan: {error}", where=where) from error
         self._loaded: dict[tuple[LaunchPlan, jax.Device], Any] = {}
@@ -175,16 +175,19 @@ def plan_of(executable: Executable, target: Target) -> LaunchPlan:
     """The plan that a manifest describes.
 
     Raises:
-      KeyError: An unknown family.
-      TypeError: A field of the problem is missing, unknown or of the wrong type.
-      ValueError: Values that cannot be.
+      ValueError: An unknown family, a field that is missing or unknown, or values that cannot be.
     """
     launches = []
     for launch in executable.launches:
-        if launch["family"] not in FAMILIES:
-            raise KeyError(launch["family"])
-        config = load_family(launch["family"]).config_from_dict(dict(launch["config"]))
-        launches.append(Launch(family=launch["family"], config=config, why="artefact"))
+        family, config = launch["family"], launch["config"]
+        if family not in FAMILIES:
+            raise ValueError(f"family {family!r:.40} is not one of {', '.join(FAMILIES)}")
+        config = load_family(family).config_from_dict(dict(config))
+        launches.append(Launch(family=family, config=config, why="artefact"))
+    names, known = set(executable.problem), {field.name for field in fields(Problem)}
+    if names != known:
+        missing, unknown = sorted(known - names), sorted(names - known)
+        raise ValueError(f"problem: missing {missing}, unknown {unknown}")
     problem = Problem(**executable.problem)
     return LaunchPlan(problem=problem, target=target, launches=tuple(launches))
 

@@ -144,8 +144,9 @@ class Dispatcher:
         """Runs a plan; see `runtime.ragged_paged_attention`."""
         return attend(Arrays(*arrays), plan=plan, compiled=self.compiled, **options)
 
-    def _menu(self, problem: Problem) -> _Menu:
+    def _menu(self, asked: Problem) -> _Menu:
         """Selects for every family, and logs each key once."""
+        problem = asked.without_idle_window()  # as calls come (`call.problem_of`)
         choices: dict[str, Choice] = {}
         refusals = []
         for family in FAMILIES:
@@ -167,7 +168,7 @@ class Dispatcher:
                 f"no kernel can serve this problem on {self.chip.name}: {'; '.join(refusals)}"
             )
         menu = _Menu(problem, self.chip.target, choices)
-        self._menus[problem] = menu
+        self._menus[asked] = menu
         return menu
 
 

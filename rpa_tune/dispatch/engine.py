@@ -1,19 +1,15 @@
 """Which calls a serving engine can make: the shapes it compiles for, and the steps behind each.
 
-An engine pads a step to the next of a few shapes (buckets). Which plans a bucket can meet follows
-from how many tokens and sequences land in it; the rest need no warm-up and no compile.
+An engine pads a step to the next of a few shapes (`rpa_tune/buckets.py`). Which plans a bucket can
+meet follows from how many tokens and sequences land in it; the rest need no warm-up and no compile.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from rpa_kernels import layout
 from rpa_kernels.problem import Problem
+from rpa_tune.buckets import shapes
 from rpa_tune.dispatch.plan import ORDER
-
-# Source: tpu-inference 0.32.0: MIN_NUM_SEQS of runner/tpu_runner.py, MIN_TOKEN_BUCKET of envs.py.
-LEAST_SEQS = 8
-LEAST_TOKENS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,8 +47,7 @@ class Engine:
     Attributes:
       max_num_seqs: Most sequences in one step.
       max_num_batched_tokens: Most new tokens in one step.
-      bucket_seqs: Whether arrays are padded to the next power of two of sequences; else always to
-        the most. Source: tpu-inference 0.32.0, ATTN_BUCKETIZED_NUM_REQS, off by default.
+      bucket_seqs: See `buckets.Limits`.
       uses_prefill: Whether sequences are ever put in the prefill slot of the distribution.
         Source: tpu-inference 0.32.0, runner/tpu_runner.py puts none there.
     """
@@ -80,29 +75,18 @@ class Engine:
     def buckets(self, problem: Problem) -> Iterator[Bucket]:
         """Every shape that is compiled, smallest first.
 
-        Source: tpu-inference 0.32.0, runner/utils.py: powers of two from the least; the last
-        bucket of tokens is the budget, rounded up to a multiple of the least.
-
         Args:
           problem: Heads, dtypes, pages and features; its most tokens and sequences play no part.
         """
-        most_seqs = max(self.max_num_seqs, LEAST_SEQS)
-        seqs = _powers_of_2(LEAST_SEQS, most_seqs) if self.bucket_seqs else [most_seqs]
-        tokens = _powers_of_2(LEAST_TOKENS, layout.align(self.max_num_batched_tokens, LEAST_TOKENS))
-        for above_seqs, num_seqs in zip([0, *seqs], seqs, strict=False):
-            for above_tokens, num_tokens in zip([0, *tokens], tokens, strict=False):
-                if num_tokens > above_seqs:
-                    yield Bucket(
-                        problem=replace(problem, max_num_tokens=num_tokens, max_num_seqs=num_seqs),
-                        above_tokens=above_tokens,
-                        above_seqs=above_seqs,
-                    )
-
-
-def _powers_of_2(low: int, high: int) -> list[int]:
-    """Powers of two from `low` below `high`, and `high` as the last."""
-    values, value = [], low
-    while value < high:
-        values.append(value)
-        value *= 2
-    return [*values, high]
+        for shape in shapes(
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            bucket_seqs=self.bucket_seqs,
+        ):
+            yield Bucket(
+                problem=replace(
+                    problem, max_num_tokens=shape.num_tokens, max_num_seqs=shape.num_seqs
+                ),
+                above_tokens=shape.above_tokens,
+                above_seqs=shape.above_seqs,
+            )

@@ -11,6 +11,7 @@ import numpy as np
 
 from rpa_kernels import inputs, load_family
 from rpa_kernels.problem import Problem
+from rpa_kernels.settings import under_defaults
 from rpa_tune.dispatch.call import Arrays, Features, check_lengths, problem_of
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.tables.key import differences, tuning_key
@@ -143,6 +144,7 @@ def flat_call(plan: LaunchPlan) -> tuple[Callable[..., Any], tuple[int, ...]]:
     return function, tuple(Arrays._fields.index(name) for name in _donated(plan.problem))
 
 
+@under_defaults
 def _launch_all(
     queries: jax.Array,
     keys: jax.Array,

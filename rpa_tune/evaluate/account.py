@@ -58,11 +58,22 @@ class ByFieldsRead(Generic[T]):
 
 
 class _Watched:
-    """Stands in for a config, and notes which of its fields are read."""
+    """Stands in for a config, and notes which of its fields are read, in `fields_read`.
+
+    What would read fields unnoticed is refused: `kernels/family.py` says what an account may do.
+    """
 
     def __init__(self, config: Any) -> None:
-        self._config = config
-        self.fields_read: set[str] = set()
+        self.__dict__.update(_config=config, fields_read=set())
+
+    def _refuse(self, *_: object) -> Any:
+        raise TypeError(
+            f"an account may only read attributes of a {type(self._config).__name__}: "
+            "rpa_kernels/family.py says why"
+        )
+
+    __hash__ = __eq__ = __setattr__ = _refuse
+    __copy__ = __deepcopy__ = __reduce_ex__ = _refuse
 
     def __getattr__(self, name: str) -> Any:
         """Only for what this object has not: accounts read fields in their innermost loops."""

@@ -142,7 +142,7 @@ def _describe(device: Any) -> dict[str, Any]:
         "num_devices": jax.device_count(),
         "num_hosts": jax.process_count(),
         "coords": list(getattr(device, "coords", ())),
-        "flags": target.compiler_flags(),
+        "flags": target.program_settings(),
     }
 
 
@@ -167,7 +167,7 @@ def _check(candidate: Candidate, batches: Sequence[Batch], make: Any) -> Measure
                 status=Status.OUT_OF_MEMORY if exhausted else failed,
                 detail=worker.one_line(str(error)),
             )
-        report = compare(family, problem, batch, operands, out, cache, has_race=False)
+        report = compare(family, problem, batch, operands, out, cache)
         if not report.ok:
             return Measurement(
                 status=Status.WRONG_ANSWER, detail=f"batch {seed}: {'; '.join(report.problems)}"

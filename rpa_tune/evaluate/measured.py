@@ -220,7 +220,8 @@ def _conclude(
     candidate: Candidate, workload: Workload, found: Measurement, reply: Reply
 ) -> Evaluation:
     """Turns samples into an answer."""
-    stamp = {**provenance(candidate.family), "device": reply.value.device}
+    device = reply.value.device
+    stamp = {**provenance(candidate.family), "device": device, "settings": device["flags"]}
     if found.status is not Status.OK:
         return Evaluation(
             candidate=candidate,

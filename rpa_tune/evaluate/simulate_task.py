@@ -14,7 +14,7 @@ from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.family import Traffic
 from rpa_tune.candidate import Candidate, Status
-from rpa_tune.compile import worker
+from rpa_tune.compile import target, worker
 from rpa_tune.compile.cache import CompileCache, Compiled
 from rpa_tune.compile.dumps import DiskFullError, schedule_digest, unpack_bundles
 from rpa_tune.errors import DumpError
@@ -56,7 +56,8 @@ class SimulateAnswer:
       detail: One line; empty when OK.
       timelines: One per batch when OK, else none.
       costs: Seconds of each part (`lower_s`, `compile_s`, `parse_s`, `simulate_s`), what the
-        compiler said about memory, and the digest of its schedule; as far as it got.
+        compiler said about memory, the digest of its schedule, and the `settings` of the worker
+        that may have decided it; as far as it got.
     """
 
     status: Status
@@ -131,6 +132,7 @@ def _compile_costs(compiled: Compiled) -> dict[str, Any]:
         "vmem_bytes": compiled.vmem_bytes,
         "vmem_spill_bytes": compiled.vmem_spill_bytes,
         "hbm_allocated_bytes": compiled.hbm_allocated_bytes,
+        "settings": target.program_settings(),
     }
 
 

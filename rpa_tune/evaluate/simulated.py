@@ -126,6 +126,7 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
     else:
         answer = reply.value
     metrics = plain(answer.costs) | {"evaluate_s": reply.seconds}
+    stamp = {**provenance(candidate.family), "settings": metrics.pop("settings", {})}
     if answer.status is not Status.OK:
         return Simulation(
             evaluation=Evaluation(
@@ -134,7 +135,7 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
                 status=answer.status,
                 detail=answer.detail,
                 metrics=metrics,
-                provenance=provenance(candidate.family),
+                provenance=stamp,
             )
         )
     kept = workload.for_family(*slots(candidate.family))
@@ -155,7 +156,7 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
             **account.memory(candidate.config),
             **metrics,
         },
-        provenance=provenance(candidate.family),
+        provenance=stamp,
     )
     return Simulation(evaluation=evaluation, timelines=answer.timelines)
 

@@ -3,17 +3,20 @@
 Numbers describe one TensorCore; a megacore device (v4, v5p) drives two that share HBM.
 """
 
-import difflib
 import functools
+import re
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 import yaml
 
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_kernels.target import Target
 from rpa_tune.errors import UsageError
 
+# A slice: its chip, then how many chips or cores it has, or its topology.
+_SLICE = re.compile(r"(.+)[-:]\d+(?:x\d+)*")
 CONFIDENCES = ("vendor", "compiler", "fitted", "guess", "none")
 
 
@@ -39,6 +42,7 @@ class Chip:
     Attributes:
       name: `v4`, `v5e`, `v5p`, `v6e` or `v7x`.
       device_kinds: What `jax.Device.device_kind` may say.
+      other_names: What people call it.
       jax_chip_version: Member of `pltpu.ChipVersion`.
       topology: Topology name for a device-free compile.
       topology_options: Keyword arguments that go with it.
@@ -47,6 +51,7 @@ class Chip:
 
     name: str
     device_kinds: tuple[str, ...]
+    other_names: tuple[str, ...]
     jax_chip_version: str
     topology: str
     topology_options: tuple[tuple[str, str], ...]
@@ -88,6 +93,24 @@ class Chip:
         """TensorCores that one JAX device drives."""
         return int(self.value("num_cores_per_device"))
 
+    def require_room(self, *, page_bytes: int, num_seqs: int) -> None:
+        """Refuses pages so large that not every sequence can have even one.
+
+        Args:
+          page_bytes: Of one page of the KV cache on this device.
+          num_seqs: Most sequences of a launch.
+
+        Raises:
+          UsageError: They do not fit.
+        """
+        have = int(self.value("hbm_bytes")) * self.num_cores_per_device
+        if page_bytes * num_seqs > have:
+            raise UsageError(
+                f"a page of {page_bytes:,} bytes for each of {num_seqs} sequences must fit the "
+                f"{have:,} bytes of HBM of {self.name}",
+                hint="use a smaller page_size, or fewer sequences",
+            )
+
     @property
     def target(self) -> Target:
         """What a kernel may know of this chip."""
@@ -112,6 +135,7 @@ def _parse_chip(name: str, row: dict[str, Any]) -> Chip:
     return Chip(
         name=name,
         device_kinds=tuple(row["device_kinds"]),
+        other_names=tuple(row["other_names"]),
         jax_chip_version=row["jax_chip_version"],
         topology=row["topology"],
         topology_options=tuple(sorted(row["topology_options"].items())),
@@ -126,21 +150,39 @@ def load_chips() -> dict[str, Chip]:
     return {name: _parse_chip(name, row) for name, row in yaml.safe_load(text).items()}
 
 
+@functools.cache
+def chip_spellings() -> dict[str, str]:
+    """Other name -> chip: what people call it, and what jax does."""
+    return {
+        other: chip.name
+        for chip in load_chips().values()
+        for other in (f"tpu {chip.name}", *chip.other_names, *chip.device_kinds)
+    }
+
+
+def find_chip(name: object) -> str | None:
+    """The chip that a word names, or None.
+
+    A slice names its chip: `v5litepod-16`, `v6e-8`, `v6e:2x4`.
+    """
+    found = find_name(name, load_chips(), chip_spellings())
+    if found is None and isinstance(name, str) and (slice_of := _SLICE.fullmatch(name.strip())):
+        found = find_name(slice_of[1], load_chips(), chip_spellings())
+    return found
+
+
 def load_chip(name: str) -> Chip:
-    """One chip by name.
+    """One chip by name, or by another spelling of it (`V6E`, `trillium`, `v5litepod-16`).
 
     Raises:
       UsageError: No such chip.
     """
     chips = load_chips()
-    if name not in chips:
-        close = difflib.get_close_matches(name, chips, n=1)
-        guess = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(
-            f"unknown chip {name!r}",
-            hint=f"{guess}known chips: {', '.join(chips)}",
-        )
-    return chips[name]
+    found = find_chip(name)
+    if found is None:
+        hint = did_you_mean(name, chips, chip_spellings(), what="chips")
+        raise UsageError(f"unknown chip {name!r}", hint=hint)
+    return chips[found]
 
 
 def chip_of_device_kind(device_kind: str) -> Chip:

@@ -59,6 +59,10 @@ def sort_out(rows: Iterable[TableRow], kernels: Sequence[str], why_not: str) -> 
         elif len(row.configs) > 1:
             why = f"a rule over {len(row.configs)} configs; the engine has one config a problem"
             export.leave_out(row, why)
+        elif row.evidence.speedup is None:
+            export.leave_out(
+                row, "the function's own choice has no time: nothing says that it is slower"
+            )
         else:
             export.exported.append(row)
     return export

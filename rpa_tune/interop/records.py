@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from rpa_kernels import layout
 from rpa_kernels.batch import Batch
-from rpa_kernels.problem import Problem
+from rpa_kernels.problem import Problem, check_whole
 from rpa_tune.compile import worker
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import UsageError
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.hw.chip import load_chip, load_chips
 from rpa_tune.interop import tpu_inference, wheel
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
@@ -96,24 +96,80 @@ def load_records(path: Path) -> tuple[Record, ...]:
       UsageError: The file is missing, or a record lacks a field or contradicts itself.
     """
     try:
-        rows = json.loads(path.read_text())["records"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"cannot read records: {error}", where=str(path)) from error
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"cannot read records: {reason}", where=str(path)) from error
+    rows = data.get("records") if isinstance(data, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise UsageError(
+            f"records are needed, got {rows!r:.40}", where=str(path), hint='{"records": [{...}]}'
+        )
     records = []
     for index, row in enumerate(rows):
         try:
             records.append(_record(index, row))
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise UsageError(
-                f"record {index} is not understood: {type(error).__name__}: {error}",
+                f"record {index} is not understood: {error}",
                 where=str(path),
-                hint="benchmarks/data/measured_rpa.json shows every field",
+                hint="benchmarks/data/measured_rpa.json of the repository shows every field",
             ) from error
     return tuple(records)
 
 
+# Fields of a record that are whole numbers, and whether each may be null.
+_SIZES = {
+    "num_q_heads": False, "num_kv_heads": False, "head_dim": False, "page_size": False,
+    "num_seqs": False, "q_len": False, "max_model_len": True, "max_num_tokens": True,
+}  # fmt: skip
+_TEXTS = {
+    "chip": False, "case": False, "q_dtype": False, "kv_dtype": False, "timed": False,
+    "source": False, "note": True,
+}  # fmt: skip
+_MAX_SEQS = 1 << 16
+
+
+def _check_fields(row: Any) -> None:
+    """Refuses a record with a field that is missing or of the wrong type.
+
+    Raises:
+      ValueError: The first that is.
+    """
+    if not isinstance(row, dict):
+        raise ValueError(f"an object is needed, got {row!r:.40}")
+    known = (*_SIZES, *_TEXTS, "kv_len", "block_sizes", "measured_us")
+    if missing := [name for name in known if name not in row]:
+        raise ValueError(f"{missing[0]} is missing")
+    for name, may_be_null in _SIZES.items():
+        if row[name] is not None or not may_be_null:
+            check_whole(name, row[name])
+    for name, may_be_null in _TEXTS.items():
+        value = row[name]
+        if not isinstance(value, str) and not (value is None and may_be_null):
+            raise ValueError(f"{name}={value!r:.40} must be a text")
+    if row["chip"] not in load_chips():
+        raise ValueError(f"chip={row['chip']!r:.40} is not one of {', '.join(load_chips())}")
+    if isinstance(row["kv_len"], str):
+        if row["kv_len"] not in _ASSUMED_LENGTHS:
+            raise ValueError(f"kv_len={row['kv_len']!r:.40} is not one of {[*_ASSUMED_LENGTHS]}")
+    else:
+        check_whole("kv_len", row["kv_len"])
+    blocks = row["block_sizes"]
+    if not isinstance(blocks, list) or len(blocks) != 4:
+        raise ValueError(f"block_sizes={blocks!r:.40} must be [bq_sz, bkv_sz, bq_csz, bkv_csz]")
+    for i, size in enumerate(blocks):
+        check_whole(f"block_sizes[{i}]", size)
+    if row["num_seqs"] > _MAX_SEQS:
+        raise ValueError(f"num_seqs={row['num_seqs']} must be at most {_MAX_SEQS}")
+    time = row["measured_us"]
+    if type(time) not in (int, float) or not 0 < time < 1e18:
+        raise ValueError(f"measured_us={time!r:.40} must be a number above zero")
+
+
 def _record(index: int, row: dict[str, Any]) -> Record:
     """One record; the call's padded shapes are derived where it does not give them."""
+    _check_fields(row)
     assumed = []
     if row["case"] not in CASES:
         raise ValueError(f"case {row['case']!r} is not one of {CASES}")

@@ -82,9 +82,9 @@ def load_machine(chip: str) -> Machine:
       UsageError: No such chip.
     """
     record = load_chip(chip)
-    rows = dict(_table()[chip])
+    rows = dict(_table()[record.name])
     capacity = tuple(rows.pop("slot_capacity")["value"])
     assert len(capacity) == len(Slot)
     numbers = {name: record.numbers[name] for name in _FROM_CHIP}
     numbers |= {name: Number(**row) for name, row in rows.items()}
-    return Machine(chip=chip, numbers=numbers, slot_capacity=capacity)
+    return Machine(chip=record.name, numbers=numbers, slot_capacity=capacity)

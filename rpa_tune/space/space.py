@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rpa_kernels import KernelFamily
@@ -64,17 +64,13 @@ def build_space(
     Raises:
       ValueError: An override names no field of the family's config.
     """
-    values = {name: tuple(v) for name, v in family.search_axes(problem, target).items()}
-    for name, chosen in (overrides or {}).items():
-        if name not in values:
-            raise ValueError(f"{family.name} has no axis {name!r}; it has {', '.join(values)}")
-        values[name] = tuple(sorted(set(chosen)))
-    axes = tuple(Axis(name=name, values=v) for name, v in values.items())
+    axes = build_axes(family, problem, target, overrides)
+    names = [axis.name for axis in axes]
     configs: list[Any] = []
     rejected: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for point in itertools.product(*(axis.values for axis in axes)):
-        config = family.config_type(**dict(zip(values, point, strict=True)))
+        config = family.config_type(**dict(zip(names, point, strict=True)))
         blocked = family.check(problem, config, target)
         if blocked is None:
             configs.append(config)
@@ -88,6 +84,39 @@ def build_space(
         rejected=rejected,
         examples=examples,
     )
+
+
+def one_step_away(config: Any, family: KernelFamily, problem: Problem, target: Target) -> list[Any]:
+    """Configs that can exist and differ in one field, by one value of its axis: larger, smaller.
+
+    Args:
+      config: Need not lie on the axes.
+      family: Whose config it is.
+      problem: Static shapes and dtypes.
+      target: The chip's limits.
+    """
+    found = []
+    for name, values in family.search_axes(problem, target).items():
+        own = getattr(config, name)
+        larger = [value for value in values if value > own][:1]
+        smaller = [value for value in values if value < own][-1:]
+        found += [replace(config, **{name: value}) for value in (*larger, *smaller)]
+    return [other for other in found if family.check(problem, other, target) is None]
+
+
+def build_axes(
+    family: KernelFamily,
+    problem: Problem,
+    target: Target,
+    overrides: Mapping[str, Sequence[int]] | None = None,
+) -> tuple[Axis, ...]:
+    """The axes of `build_space`, with its arguments and errors; checks no config."""
+    values = {name: tuple(v) for name, v in family.search_axes(problem, target).items()}
+    for name, chosen in (overrides or {}).items():
+        if name not in values:
+            raise ValueError(f"{family.name} has no axis {name!r}; it has {', '.join(values)}")
+        values[name] = tuple(sorted(set(chosen)))
+    return tuple(Axis(name=name, values=v) for name, v in values.items())
 
 
 def is_larger_everywhere(config: Any, other: Any, axes: Sequence[Axis]) -> bool:

@@ -6,19 +6,27 @@ whose meaning has changed since it was written, is noticed when it is read.
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 
 SCHEMA = "rpa-store/1"
 
+Kind = TypeVar("Kind")
+_LONGEST_US = 1e18
+
 # What an answer depends on beside the candidate. An answer whose stamp differs from today's is
-# kept in the store but not reused. `kernel` and `simulator` are digests of sources.
-STAMP_KEYS = ("kernel", "simulator", "jax", "libtpu")
-
-
-# Answers that do not depend on the simulator: a better one does not undo what a TPU took.
-_NOT_SIMULATED = (Fidelity.MEASURED, Fidelity.INTERPRETED)
+# kept in the store but not reused. `kernel`, `simulator` and `verifier` are digests of sources;
+# `settings` is empty in every worker that this package starts.
+STAMP_KEYS = ("kernel", "simulator", "jax", "libtpu", "settings", "verifier")
+# What an answer does not depend on: a better simulator does not undo what a TPU took, and a
+# stricter verifier no time.
+_IGNORED = {
+    Fidelity.ANALYTICAL: ("verifier",),
+    Fidelity.SIMULATED: ("verifier",),
+    Fidelity.MEASURED: ("simulator", "verifier"),
+    Fidelity.INTERPRETED: ("simulator",),
+}
 
 
 def stamp_of(
@@ -30,7 +38,7 @@ def stamp_of(
       provenance: A missing key counts as the empty string.
       fidelity: How the answer was got.
     """
-    ignored = ("simulator",) if fidelity in _NOT_SIMULATED else ()
+    ignored = _IGNORED[fidelity]
     return tuple("" if key in ignored else str(provenance.get(key) or "") for key in STAMP_KEYS)
 
 
@@ -66,27 +74,42 @@ def from_dict(data: Mapping[str, Any]) -> Evaluation:
     """Inverse of `to_dict`.
 
     Raises:
-      ValueError, KeyError, TypeError: It is damaged, or is not an evaluation.
+      ValueError: It is damaged, or is not an evaluation.
     """
-    candidate = Candidate.from_dict(data["candidate"])
-    if candidate.digest != data["digest"]:
-        raise ValueError(f"digest is {candidate.digest}, but the line says {data['digest']}")
-    return Evaluation(
-        candidate=candidate,
-        fidelity=Fidelity[data["fidelity"].upper()],
-        status=Status(data["status"]),
-        detail=data["detail"],
-        time_us=data["time_us"],
-        batch_us=tuple(data["batch_us"]),
-        metrics=data["metrics"],
-        provenance=data["provenance"],
-    )
+    try:
+        candidate = Candidate.from_dict(data["candidate"])
+        if candidate.digest != data["digest"]:
+            raise ValueError(f"digest is {candidate.digest}, but the line says {data['digest']}")
+        return Evaluation(
+            candidate=candidate,
+            fidelity=Fidelity[data["fidelity"].upper()],
+            status=Status(data["status"]),
+            detail=_of(str, data["detail"]),
+            time_us=None if data["time_us"] is None else _time(data["time_us"]),
+            batch_us=tuple(map(_time, _of(list, data["batch_us"]))),
+            metrics=_of(dict, data["metrics"]),
+            provenance=_of(dict, data["provenance"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("not an evaluation: a field is missing or of the wrong type") from error
+
+
+def _of(kind: type[Kind], value: object) -> Kind:
+    if not isinstance(value, kind):
+        raise ValueError(f"not an evaluation: {value!r:.40} is no {kind.__name__}")
+    return value
+
+
+def _time(value: object) -> float:
+    if type(value) not in (int, float) or not abs(value) < _LONGEST_US:  # type: ignore[arg-type]
+        raise ValueError(f"not an evaluation: {value!r:.40} is no time")
+    return value  # type: ignore[return-value]
 
 
 def decode(line: bytes) -> Evaluation:
     """Reads one line.
 
     Raises:
-      ValueError, KeyError, TypeError: The line is damaged, or is not an evaluation.
+      ValueError: The line is damaged, or is not an evaluation.
     """
     return from_dict(json.loads(line))

@@ -16,22 +16,18 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.closing import Closing
 from rpa_tune.errors import StoreError
 from rpa_tune.store import codec, notes
+from rpa_tune.store.doubt import fail_alike, is_settled
 from rpa_tune.store.notes import StudyNote, StudyPlan
-
-# Answers that say more about the machine than about the candidate: a worker that died, a disk that
-# was full. Asked for once more at once, and once more by every run that finds one in the store.
-TRANSIENT = frozenset({Status.CRASHED})
-MAX_ATTEMPTS = 2
 
 Key = tuple[str, Fidelity, tuple[str, ...]]
 _StudyKey = tuple[str, str]  # its name, and `Candidate.study`
@@ -86,7 +82,7 @@ def read(path: Path) -> Contents:
                 _note(notes.decode(line), planned, ended)
             else:
                 evaluations.append(codec.decode(line))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):
             damaged.append(number)
     return Contents(
         evaluations=tuple(evaluations),
@@ -160,7 +156,7 @@ class Journal(Closing):
         self._sync_interval_s = sync_interval_s
         self._synced_at = time.monotonic()
         self._answers: dict[Key, Evaluation] = {}
-        self._attempts: dict[Key, int] = {}
+        self._num_here: dict[Key, int] = {}  # answers that this run got
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(str(path) + ".lock")
@@ -190,11 +186,10 @@ class Journal(Closing):
             self.sync()
             _sync_folder(path.parent)
         for evaluation in () if ignore_known else (*also_known, *contents.evaluations):
-            self._index(evaluation)
+            self._answers[_key_of(evaluation)] = evaluation
         self._planned = {(plan.name, plan.study): plan for plan in contents.plans}
         self._ended = {(note.name, note.study): note for note in contents.notes}
-        # The machine may have been mended since: what earlier runs tried counts as one attempt.
-        self._attempts = dict.fromkeys(self._attempts, 1)
+        self._before, self._doubtful = frozenset(self._answers), _doubtful(self._answers)
 
     def __len__(self) -> int:
         """Answers that count: one per candidate, fidelity and stamp."""
@@ -227,14 +222,18 @@ class Journal(Closing):
     ) -> Evaluation | None:
         """The answer that still holds for today's `stamp`, or None when it is to be asked.
 
-        An answer that blames the machine (`TRANSIENT`) counts from the second time on; all that
-        earlier runs got count as once.
+        One that blames the machine or the moment is asked for again; `doubt.py` says when.
         """
         key = (candidate.digest, fidelity, tuple(stamp))
         answer = self._answers.get(key)
-        if answer and answer.status in TRANSIENT and self._attempts[key] < MAX_ATTEMPTS:
+        if answer is None:
             return None
-        return answer
+        num_here = self._num_here.get(key, 0)
+        if not num_here and key in self._doubtful:
+            return None
+        was_before = key in self._before
+        settled = is_settled(answer.status, num_here=num_here, was_before=was_before)
+        return answer if settled else None
 
     def evaluations(self) -> Iterator[Evaluation]:
         """The answers that count, in the order of their first appearance."""
@@ -264,10 +263,9 @@ class Journal(Closing):
             self._lock.release()
 
     def _index(self, evaluation: Evaluation) -> None:
-        stamp = codec.stamp_of(evaluation.provenance, evaluation.fidelity)
-        key = (evaluation.candidate.digest, evaluation.fidelity, stamp)
+        key = _key_of(evaluation)
         self._answers[key] = evaluation
-        self._attempts[key] = self._attempts.get(key, 0) + 1
+        self._num_here[key] = self._num_here.get(key, 0) + 1
 
     def _write(self, line: bytes) -> None:
         """Appends whole lines only: a short write is taken back."""
@@ -279,6 +277,21 @@ class Journal(Closing):
             os.ftruncate(self._file, self._end_bytes)
             raise _unwritable(self.path, error) from error
         self._end_bytes += len(line)
+
+
+def _key_of(evaluation: Evaluation) -> Key:
+    stamp = codec.stamp_of(evaluation.provenance, evaluation.fidelity)
+    return evaluation.candidate.digest, evaluation.fidelity, stamp
+
+
+def _doubtful(answers: Mapping[Key, Evaluation]) -> frozenset[Key]:
+    """Questions of studies in which everything failed for one reason."""
+    studies: dict[tuple[str, Fidelity, tuple[str, ...]], list[Key]] = {}
+    for key, answer in answers.items():
+        _, fidelity, stamp = key
+        studies.setdefault((answer.candidate.study, fidelity, stamp), []).append(key)
+    alike = (keys for keys in studies.values() if fail_alike(answers[key] for key in keys))
+    return frozenset().union(*alike)
 
 
 _MARK = b'{"schema":"rpa-store/'

@@ -7,7 +7,7 @@ decided from either, so a store without them is whole; `rpa-tune status` shows t
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 # The one key of such a line.
@@ -25,6 +25,8 @@ class StudyPlan:
       num_evaluations: Candidates that will be simulated, at most.
       heuristic: Fields of the config that is to be beaten; None when there is none.
       stamp: Versions that its answers depend on; see `codec.stamp_of`.
+      sampler: Who chooses what is asked; see `sampler_choice.sampler_identity`. Empty in stores
+        of older versions.
     """
 
     name: str
@@ -32,6 +34,7 @@ class StudyPlan:
     num_evaluations: int
     heuristic: Mapping[str, Any] | None
     stamp: tuple[str, ...]
+    sampler: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,10 +91,44 @@ def decode(line: bytes) -> StudyPlan | StudyNote:
     """Reads one line.
 
     Raises:
-      ValueError, KeyError, TypeError: The line is damaged, or is neither.
+      ValueError: The line is damaged, or is neither.
     """
-    ((key, fields),) = json.loads(line).items()
-    if key == PLAN_KEY:
-        return StudyPlan(**{**fields, "stamp": tuple(fields["stamp"])})
-    stopped = tuple(Stopped(**stop) for stop in fields["stopped"])
-    return StudyNote(**{**fields, "stopped": stopped})
+    try:
+        ((key, entries),) = json.loads(line).items()
+        if key == PLAN_KEY:
+            note: StudyPlan | StudyNote = StudyPlan(**{**entries, "stamp": tuple(entries["stamp"])})
+        else:
+            stopped = tuple(Stopped(**stop) for stop in entries["stopped"])
+            note = StudyNote(**{**entries, "stopped": stopped})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("not a note: a field is missing or of the wrong type") from error
+    _check(note)
+    return note
+
+
+_TEXTS = ("name", "study", "verdict", "reason", "detail")
+_MAPPINGS = {"heuristic": True, "agreement": True, "config": False}  # whether it may be None
+
+
+def _check(note: StudyPlan | StudyNote | Stopped) -> None:
+    """Refuses fields of the wrong type: the file may be anybody's.
+
+    Raises:
+      ValueError: There is one.
+    """
+    for part in fields(note):
+        value = getattr(note, part.name)
+        is_good = True
+        if part.name in _TEXTS:
+            is_good = isinstance(value, str)
+        elif part.name in _MAPPINGS:
+            is_good = isinstance(value, dict) or (value is None and _MAPPINGS[part.name])
+        elif part.name == "num_evaluations":
+            is_good = type(value) is int and value >= 0
+        elif part.name == "stamp":
+            is_good = all(isinstance(part, str) for part in value)
+        else:
+            for stop in value:
+                _check(stop)
+        if not is_good:
+            raise ValueError(f"not a note: {part.name}={value!r:.40}")

@@ -14,7 +14,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from rpa_tune.candidate import Evaluation
 from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.store import journal
 
@@ -77,10 +76,10 @@ def find_shards(store: Path) -> dict[Shard, Path]:
     return dict(sorted(found.items(), key=lambda item: item[0].index))
 
 
-def read_others(store: Path, own: Path) -> list[Evaluation]:
-    """Answers in the files of a store other than one's own."""
-    paths = [path for path in (store, *find_shards(store).values()) if path != own]
-    return [evaluation for path in paths for evaluation in journal.read(path).evaluations]
+def read_others(store: Path, own: Path) -> list[journal.Contents]:
+    """What the files of a store hold, other than one's own."""
+    paths = (store, *find_shards(store).values())
+    return [journal.read(path) for path in paths if path != own]
 
 
 def require_idle(shards: dict[Shard, Path], store: Path) -> None:

@@ -33,6 +33,11 @@ class Agreement:
 
     def __str__(self) -> str:
         """For people."""
+        if self.num_configs < 2:
+            return (
+                f"1 config measured at {self.measured_over_simulated:.2f}x its simulated time: "
+                "too few to say whether the simulator ranks well"
+            )
         rank = "none" if self.rank_correlation is None else f"{self.rank_correlation:.2f}"
         return (
             f"{self.num_configs} configs measured at {self.measured_over_simulated:.2f}x their "

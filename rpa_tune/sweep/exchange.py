@@ -4,14 +4,14 @@ Every run climbs every study, asks the same questions and keeps its own store; a
 whichever run is first to have a worker free, and the others read its answer. So all of them end
 with the same table, and nothing is evaluated twice. The storage is a journal file on a shared
 folder or a PostgreSQL database; each question is a trial in it, so Optuna's own tools show the
-sweep.
+sweep: `exchange_text.py` says how. What runs tell each other is in the system attributes, which
+those tools leave out.
 
 A run says that it lives by counting up a number. Whoever waits for it gives it up when the number
 has stood still for `grace_s` on its own clock; clocks of different hosts are never compared.
 """
 
 import contextlib
-import hashlib
 import os
 import random
 import re
@@ -20,7 +20,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,22 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.closing import Closing
-from rpa_tune.errors import StoreError, UsageError
+from rpa_tune.errors import StoreError, UsageError, install_command
 from rpa_tune.store import codec
-from rpa_tune.store.journal import MAX_ATTEMPTS, TRANSIENT
+from rpa_tune.store.doubt import TRANSIENT, fail_alike, is_settled
+from rpa_tune.sweep import exchange_text as text
+from rpa_tune.sweep.study import Study
 
 Evaluate = Callable[[Iterable[Candidate]], Iterator[Evaluation]]
 
 _POSTGRES = r"^postgres(ql)?(\+psycopg)?://"
 _STORAGE_HINT = "--storage takes a file, or postgresql://USER@HOST/DATABASE"
 _RUNS = "rpa-tune runs"  # the study whose attributes are the counters of the runs
+_ENDED = -1  # the counter of a run that has ended
 _POLL_S = 0.2
 _SCHEMA_ATTEMPTS = 10
-_ANY_INT = optuna.distributions.IntDistribution(0, 2**31 - 1)
+# System attributes of a trial.
+_CANDIDATE, _RUN, _ANSWER = "rpa-tune:candidate", "rpa-tune:run", "rpa-tune:answer"
 
 
 class Exchange(Closing):
@@ -67,10 +70,13 @@ class Exchange(Closing):
         self._grace_s = grace_s
         self._run = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex[:8]}"
         self._seen: dict[str, tuple[Any, float]] = {}  # run -> its counter, and since when
+        self._shown: dict[tuple[int, str], text.Shown] = {}  # (Optuna study, name in the plan)
         self._mine: dict[tuple[int, str], int] = {}  # (Optuna study, candidate) -> trial
         self._lock = threading.Lock()
         self._is_closing = threading.Event()
         self._runs_id = self._study_id(_RUNS)
+        self._began = time.monotonic()
+        self._found = self._storage.get_study_user_attrs(self._runs_id)  # counters, when it began
         self._storage.set_study_user_attr(self._runs_id, self._run, 0)
         self._heart = threading.Thread(target=self._beat, daemon=True)
         self._heart.start()
@@ -84,6 +90,7 @@ class Exchange(Closing):
         candidates: Sequence[Candidate],
         evaluate: Evaluate,
         *,
+        study: Study,
         fidelity: Fidelity,
         stamp: Sequence[str],
         check: Callable[[], None],
@@ -93,20 +100,24 @@ class Exchange(Closing):
         Args:
           candidates: Of one study.
           evaluate: Answers what falls to this run; takes candidates as workers become free.
+          study: Which; its name, axes and search are shown, and the search is compared.
           fidelity: How answers are got.
           stamp: The versions that answers depend on; others are not taken.
           check: Called while waiting; what it raises ends the call.
+
+        Raises:
+          StoreError: The storage failed, or the other runs search in another way.
         """
         if not candidates:
             return
-        versions = hashlib.sha256("\0".join(stamp).encode()).hexdigest()[:8]
-        name = f"{candidates[0].study} {fidelity.name.lower()} {versions}"
-        study_id = self._study_id(name)
+        study_id = self._study_id(text.study_name(candidates[0], fidelity, stamp))
+        shown = self._show(study_id, study, fidelity)
+        self._require_same_search(study_id, shown)
         waiting = list(candidates)
         while waiting:
             found: list[Evaluation] = []
             busy: list[Candidate] = []
-            for answer in evaluate(self._take_all(study_id, waiting, found, busy)):
+            for answer in evaluate(self._take_all(study_id, shown, waiting, found, busy)):
                 self._publish(study_id, answer)
                 yield answer, True
             for answer in found:
@@ -123,19 +134,21 @@ class Exchange(Closing):
         with self._lock, contextlib.suppress(StoreError), self._usable():
             for trial_id in self._mine.values():
                 self._give_up(trial_id)
+            self._storage.set_study_user_attr(self._runs_id, self._run, _ENDED)
         self._storage.remove_session()
         self._disconnect()
 
     def _take_all(
         self,
         study_id: int,
+        shown: text.Shown,
         candidates: Sequence[Candidate],
         found: list[Evaluation],
         busy: list[Candidate],
     ) -> Iterator[Candidate]:
         """Those that are this run's to answer; the others go into `found` and `busy`."""
         for candidate in candidates:
-            taken = self._take(study_id, candidate)
+            taken = self._take(study_id, shown, candidate)
             if taken is None:
                 yield candidate
             elif isinstance(taken, Evaluation):
@@ -143,22 +156,23 @@ class Exchange(Closing):
             else:
                 busy.append(candidate)
 
-    def _take(self, study_id: int, candidate: Candidate) -> Evaluation | FrozenTrial | None:
+    def _take(
+        self, study_id: int, shown: text.Shown, candidate: Candidate
+    ) -> Evaluation | FrozenTrial | None:
         """Somebody's answer, or the trial of whoever is at it, or None when it is ours."""
         with self._lock, self._usable():
             taken = self._look(study_id, candidate)
             if taken is not None:
                 return taken
-            attributes = {"candidate": candidate.digest, "run": self._run}
-            fields = asdict(candidate.config).items()
-            params = {name: value for name, value in fields if type(value) is int}
+            params, distributions = shown.params(candidate.config)
             trial_id = self._storage.create_new_trial(
                 study_id,
                 create_trial(
                     state=TrialState.RUNNING,
                     params=params,
-                    distributions=dict.fromkeys(params, _ANY_INT),
-                    user_attrs=attributes,
+                    distributions=distributions,
+                    user_attrs={"run": self._run},
+                    system_attrs={_CANDIDATE: candidate.digest, _RUN: self._run},
                 ),
             )
             # Two may have found nothing and begun: trials are numbered, the first one counts.
@@ -171,20 +185,30 @@ class Exchange(Closing):
             return taken
 
     def _look(self, study_id: int, candidate: Candidate) -> Evaluation | FrozenTrial | None:
-        """The answer that counts, else the first live trial, else None."""
-        trials = self._storage.get_all_trials(study_id, deepcopy=False)
-        trials = [t for t in trials if t.user_attrs.get("candidate") == candidate.digest]
-        answers = [
-            codec.from_dict(t.user_attrs["answer"])
-            for t in trials
-            if t.state.is_finished() and "answer" in t.user_attrs
-        ]
-        if answers and (answers[-1].status not in TRANSIENT or len(answers) >= MAX_ATTEMPTS):
-            return answers[-1]
+        """The answer that counts, else the first live trial, else None.
+
+        Of answers that blame the machine or the moment those of runs that had ended before this one
+        began are asked for again, as by `Journal.find`. A run that may have ended is waited for.
+        """
+        all_trials = self._storage.get_all_trials(study_id, deepcopy=False)
+        trials = [t for t in all_trials if t.system_attrs.get(_CANDIDATE) == candidate.digest]
+        answered = [t for t in trials if t.state.is_finished() and _ANSWER in t.system_attrs]
+        if answered:
+            answer = codec.from_dict(answered[-1].system_attrs[_ANSWER])
+            in_doubt = answer.status in TRANSIENT or self._is_doubtful(answer, all_trials)
+            if not in_doubt:
+                return answer
+            was_before = [self._was_before(trial.system_attrs[_RUN]) for trial in answered]
+            if None in was_before:
+                return answered[was_before.index(None)]
+            num_here = was_before.count(False)
+            was_asked = any(was_before)
+            if num_here and is_settled(answer.status, num_here=num_here, was_before=was_asked):
+                return answer
         for trial in trials:
             if trial.state.is_finished():
                 continue
-            if self._is_alive(trial.user_attrs["run"]):
+            if self._is_alive(trial.system_attrs[_RUN]):
                 return trial
             number = trial.number
             self._give_up(self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
@@ -195,21 +219,74 @@ class Exchange(Closing):
         late = contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError)
         with self._lock, self._usable(), late:
             trial_id = self._mine.pop((study_id, answer.candidate.digest))
-            self._storage.set_trial_user_attr(trial_id, "answer", codec.to_dict(answer))
-            if answer.time_us is None:
-                self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-            else:
-                values = [answer.time_us]
-                self._storage.set_trial_state_values(trial_id, TrialState.COMPLETE, values)
+            for name, value in text.answer_attributes(answer).items():
+                self._storage.set_trial_user_attr(trial_id, name, value)
+            self._storage.set_trial_system_attr(trial_id, _ANSWER, codec.to_dict(answer))
+            self._storage.set_trial_state_values(trial_id, *text.state_and_values(answer))
 
     def _give_up(self, trial_id: int) -> None:
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
+
+    def _show(self, study_id: int, study: Study, fidelity: Fidelity) -> text.Shown:
+        """Says for people what a study is; whoever comes first does, and all say the same."""
+        with self._lock, self._usable():
+            key = (study_id, study.name)
+            if key in self._shown:
+                return self._shown[key]
+            shown = self._shown[key] = text.Shown(study, fidelity)
+            known = self._storage.get_study_user_attrs(study_id)
+            for name, value in shown.attributes.items():
+                if name not in known:
+                    self._storage.set_study_user_attr(study_id, name, value)
+            attributes = self._storage.get_study_system_attrs(study_id)
+            for name, value in shown.system_attributes.items():
+                if name not in attributes:
+                    self._storage.set_study_system_attr(study_id, name, value)
+        return shown
+
+    def _require_same_search(self, study_id: int, shown: text.Shown) -> None:
+        """Refuses to mix two searches: each run would wait for what the others never ask.
+
+        Two that begin at once may both write. One of the two stays, and who finds the other's is
+        refused, now or when it next asks.
+        """
+        with self._usable():
+            theirs = self._storage.get_study_user_attrs(study_id)[text.SEARCH]
+        if differences := text.differences(shown.attributes[text.SEARCH], theirs):
+            raise StoreError(
+                f"the runs that share this storage search {shown.name} in another way: "
+                f"{differences}",
+                where=hide_password(self._name),
+                hint="give all of them one plan and the same versions, or this one a --storage of "
+                "its own",
+            )
+
+    def _is_doubtful(self, answer: Evaluation, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether all that is known of an answer's study are failures for one reason."""
+        found = (t.system_attrs.get(_ANSWER) for t in trials if t.state.is_finished())
+        return not answer.ok and fail_alike(codec.from_dict(other) for other in found if other)
+
+    def _was_before(self, run: str) -> bool | None:
+        """Whether a run had ended when this one began; None while that is not known.
+
+        A killed run says nothing: its counter stands still.
+        """
+        if run not in self._found:
+            return False
+        counter = self._storage.get_study_user_attrs(self._runs_id).get(run)
+        if self._found[run] == _ENDED:
+            return True
+        if counter != self._found[run]:
+            return False
+        return True if time.monotonic() - self._began >= self._grace_s else None
 
     def _is_alive(self, run: str) -> bool:
         if run == self._run:
             return True
         counter = self._storage.get_study_user_attrs(self._runs_id).get(run)
+        if counter == _ENDED:
+            return False
         known, since = self._seen.get(run, (None, 0.0))
         if counter != known:
             self._seen[run] = (counter, time.monotonic())
@@ -268,7 +345,7 @@ def _open(storage: str) -> tuple[BaseStorage, Callable[[], None]]:
     except ImportError as error:
         raise UsageError(
             f"--storage needs a driver that is not installed: {error.name or error}",
-            hint="pip install '.[postgres]' in the checkout of rpa-tune",
+            hint=install_command("postgres"),
         ) from error
     except Exception as error:  # of the operating system, SQLAlchemy or the driver
         raise StoreError(

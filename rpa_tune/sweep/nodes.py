@@ -1,6 +1,5 @@
 """YAML with line numbers: every value knows its file and line, so an error can say where."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +8,9 @@ from typing import Any
 
 import yaml
 
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_tune.errors import UsageError
+from rpa_tune.ranges import RANGES, SIZE
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -67,33 +68,36 @@ class Node:
             raise UsageError(f"expected a name, got {self.value!r}", where=self.where)
         return self.value
 
-    def choice(self, known: Iterable[str], what: str) -> str:
-        """One of the known names.
+    def choice(
+        self, known: Iterable[str], what: str, others: Mapping[str, str] | None = None
+    ) -> str:
+        """One of the known names, however it is spelt.
+
+        Args:
+          known: The names.
+          what: What they are, for the message.
+          others: Other name -> known name.
 
         Raises:
           UsageError: Another one.
         """
         names = list(known)
-        if self.value not in names:
+        found = find_name(self.value, names, others or {})
+        if found is None:
             raise UsageError(
                 f"unknown {what} {self.value!r}",
                 where=self.where,
-                hint=did_you_mean(str(self.value), names),
+                hint=did_you_mean(self.value, names, others or {}),
             )
-        return str(self.value)
+        return found
 
-    def integer(self, what: str, *, at_least: int = 1) -> int:
-        """An integer.
+    def integer(self, what: str) -> int:
+        """An integer; `RANGES` says which, a size in tokens where it knows no `what`.
 
         Raises:
-          UsageError: Not an integer, or below `at_least`.
+          UsageError: Not one of them.
         """
-        if type(self.value) is not int or self.value < at_least:
-            raise UsageError(
-                f"{what}={self.value!r} must be an integer of at least {at_least}",
-                where=self.where,
-            )
-        return self.value
+        return int(RANGES.get(what, SIZE).check(self.value, what, where=self.where))
 
     def tokens(self, what: str, page_size: int) -> int:
         """A size: an integer in the field's own unit, `"N tokens"` or `"N pages"`.
@@ -113,13 +117,13 @@ class Node:
                 where=self.where,
                 hint=did_you_mean(unit, ("tokens", "pages")),
             )
-        return int(count) * scale[unit]
+        return int(SIZE.check(int(count) * scale[unit], what, where=self.where))
 
     def seconds(self, what: str) -> float:
-        """A duration: `90s`, `5m` or `1.5h`.
+        """A duration: `90s`, `5m` or `1.5h`; `RANGES` says how long.
 
         Raises:
-          UsageError: Another unit, or no unit.
+          UsageError: Another unit, no unit, or out of range.
         """
         return parse_seconds(self.value, what, where=self.where)
 
@@ -127,8 +131,13 @@ class Node:
 def parse_seconds(value: Any, what: str, *, where: str = "") -> float:
     """Reads a duration such as `90s`, `5m` or `1.5h`.
 
+    Args:
+      value: What was given.
+      what: A key of `RANGES`, or the option of that name.
+      where: Place, for the message.
+
     Raises:
-      UsageError: No number, or a unit that is none of these.
+      UsageError: No number, a unit that is none of these, or out of range.
     """
     count, unit = _split_unit(Node(value=value, where=where), what)
     if unit not in _SECONDS:
@@ -138,7 +147,8 @@ def parse_seconds(value: Any, what: str, *, where: str = "") -> float:
             where=where,
             hint="use s, m or h, for example 90s, 5m or 1.5h",
         )
-    return count * _SECONDS[unit]
+    seconds = count * _SECONDS[unit]
+    return RANGES[what.removeprefix("--")].check(seconds, what, where=where)
 
 
 def _split_unit(node: Node, what: str) -> tuple[float, str]:
@@ -146,14 +156,6 @@ def _split_unit(node: Node, what: str) -> tuple[float, str]:
     if match is None:
         raise UsageError(f"{what}={node.value!r} is not a number with a unit", where=node.where)
     return float(match[1]), match[2]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint: the closest known name if there is one, and all of them."""
-    names = [str(known_name) for known_name in known]
-    close = difflib.get_close_matches(name, names, n=1)
-    guess = f"did you mean {close[0]}? " if close else ""
-    return f"{guess}known: {', '.join(names)}"
 
 
 def read_yaml(path: Path) -> Node:

@@ -16,7 +16,8 @@ from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
-from rpa_tune.store.journal import MAX_ATTEMPTS, Journal
+from rpa_tune.store.doubt import MAX_ATTEMPTS
+from rpa_tune.store.journal import Journal
 from rpa_tune.store.notes import StudyNote, StudyPlan
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
@@ -152,6 +153,7 @@ class Oracle:
         yield from self._exchange.share(
             todo,
             lambda mine: evaluator.evaluate_all(mine, study.workload),
+            study=study,
             fidelity=fidelity,
             stamp=stamp,
             check=self._check,

@@ -1,4 +1,4 @@
-"""`sweeps/*.yaml` into a `SweepPlan`; what is wrong is said with file and line.
+"""A plan, such as those of `sweeps/`, into a `SweepPlan`; what is wrong is said with file and line.
 
 ```
 about: Which block sizes serve Llama-3-8B chat on v6e?
@@ -14,20 +14,26 @@ workload: azure-conv         # a preset, a file, a mapping (docs/workloads.md), 
 objective: expected_time     # over the workload's steps, or worst_regret
 space:                       # values to try instead of the family's own
   decode: {bkv_sz: [256, 512, 8 pages]}
+server:                      # optional: a study for each shape that this server compiles
+  {max_num_seqs: 64, max_num_batched_tokens: 1024, max_model_len: 8192, tokens: [512, 1024]}
 search: {simulate: 20, measure: 4, wave: 8, deadline: 2m, seed: 0}
 budget: 30m
 ```
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from rpa_kernels import layout
+from rpa_kernels.dtypes import OTHER_NAMES
+from rpa_tune.buckets import Limits
 from rpa_tune.errors import UsageError
 from rpa_tune.families import ALL_FAMILIES, load_family
-from rpa_tune.hw.chip import load_chips
+from rpa_tune.hw.chip import chip_spellings, find_chip, load_chips
+from rpa_tune.models import model_name
 from rpa_tune.objective import OBJECTIVES
 from rpa_tune.sweep.nodes import Node, read_yaml
 from rpa_tune.sweep.sampler import SAMPLERS, Search
@@ -35,7 +41,7 @@ from rpa_tune.tables.row import MAX_CONFIGS
 
 KEYS = (
     "about", "chip", "model", "families", "page_size", "dtype", "kv_dtype", "tp", "workload",
-    "objective", "space", "search", "budget",
+    "objective", "server", "space", "search", "budget",
 )  # fmt: skip
 REQUIRED = ("chip", "model", "families", "page_size", "workload")
 
@@ -55,6 +61,8 @@ class SweepPlan:
       kv_dtypes: Dtype names of the KV cache.
       tps: Devices that share the heads.
       workload: What `load_workload` takes.
+      server: Whose shapes are tuned, one study each; None for the one shape that the workload's
+        largest batch is padded to.
       overrides: Family -> axis -> values, replacing the family's own.
       search: How hard to look.
       budget_s: Stop after this long, resumable; None for no limit.
@@ -71,6 +79,7 @@ class SweepPlan:
     kv_dtypes: tuple[str, ...]
     tps: tuple[int, ...]
     workload: str | Mapping[str, Any]
+    server: Limits | None = None
     overrides: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     search: Search = field(default_factory=Search)
     budget_s: float | None = None
@@ -82,12 +91,41 @@ class SweepPlan:
         return self.path.stem
 
 
-def load_plan(path: Path) -> SweepPlan:
+def shipped_plans() -> dict[str, Path]:
+    """The plans of this installation by name, in the order of their names."""
+    files = Path(str(resources.files("rpa_sweeps"))).glob("*.yaml")
+    return {path.stem: path for path in sorted(files)}
+
+
+def find_plan(plan: Path) -> Path:
+    """The file of a plan: the file itself, or the shipped plan of that name if there is no file.
+
+    Raises:
+      UsageError: There is neither.
+    """
+    is_name = plan.name == str(plan) and not plan.suffix
+    if plan.is_file() or not is_name:
+        return plan  # whoever reads it says what is wrong with it
+    shipped = shipped_plans()
+    if plan.name not in shipped:
+        raise UsageError(
+            f"{plan.name!r} is neither a file nor a plan that comes with rpa-tune",
+            where="PLAN",
+            hint=f"those are {', '.join(shipped)}; a plan of your own is a YAML file",
+        )
+    return shipped[plan.name]
+
+
+def load_plan(plan: Path) -> SweepPlan:
     """Reads a plan.
+
+    Args:
+      plan: A file, or the name of a shipped plan; see `find_plan`.
 
     Raises:
       UsageError: The file cannot be read, or something in it is unknown, missing or impossible.
     """
+    path = find_plan(plan)
     root = read_yaml(path)
     entries = root.entries(KEYS, "the plan")
     if missing := [key for key in REQUIRED if key not in entries]:
@@ -102,27 +140,32 @@ def load_plan(path: Path) -> SweepPlan:
     page_sizes = tuple(node.integer("page_size") for node in each("page_size"))
     families = tuple(node.choice(ALL_FAMILIES, "family") for node in each("families"))
     dtype, kv_dtype = entries.get("dtype"), entries.get("kv_dtype")
-    q_dtype = dtype.choice(layout.Q_DTYPES, "dtype") if dtype else "bfloat16"
+    q_dtype = dtype.choice(layout.Q_DTYPES, "dtype", OTHER_NAMES) if dtype else "bfloat16"
     return SweepPlan(
         path=path,
         about=entries["about"].text() if "about" in entries else "",
-        chips=tuple(node.choice(load_chips(), "chip") for node in each("chip")),
-        models=tuple(node.text() for node in each("model")),
+        chips=tuple(_chip(node) for node in each("chip")),
+        models=tuple(model_name(node.text()) for node in each("model")),
         families=families,
         page_sizes=page_sizes,
         q_dtype=q_dtype,
         kv_dtypes=(
-            tuple(node.choice(layout.KV_DTYPES, "kv_dtype") for node in each("kv_dtype"))
+            tuple(n.choice(layout.KV_DTYPES, "kv_dtype", OTHER_NAMES) for n in each("kv_dtype"))
             if kv_dtype
             else (q_dtype,)
         ),
         tps=tuple(node.integer("tp") for node in each("tp")) if "tp" in entries else (1,),
         workload=_workload(entries["workload"]),
+        server=_server(entries["server"]) if "server" in entries else None,
         overrides=_overrides(entries.get("space"), families, page_sizes),
         search=_search(entries.get("search"), entries.get("objective")),
         budget_s=entries["budget"].seconds("budget") if "budget" in entries else None,
         lines={key: node.where for key, node in entries.items()},
     )
+
+
+def _chip(node: Node) -> str:
+    return find_chip(node.value) or node.choice(load_chips(), "chip", chip_spellings())
 
 
 def _workload(node: Node) -> str | Mapping[str, Any]:
@@ -131,6 +174,40 @@ def _workload(node: Node) -> str | Mapping[str, Any]:
     raise UsageError(
         f"workload must be a preset, a file or a mapping, got {node.value!r}", where=node.where
     )
+
+
+def _server(node: Node) -> Limits:
+    """A server's limits; `tokens` names those of its shapes that are tuned."""
+    needed = ("max_num_seqs", "max_num_batched_tokens", "max_model_len")
+    entries = node.entries((*needed, "bucket_seqs", "tokens"), "server")
+    if missing := [key for key in needed if key not in entries]:
+        raise UsageError(f"missing {', '.join(missing)} in server", where=node.where)
+    bucket_seqs = entries.get("bucket_seqs")
+    if bucket_seqs is not None and not isinstance(bucket_seqs.value, bool):
+        raise UsageError(
+            f"bucket_seqs must be true or false, got {bucket_seqs.value!r}",
+            where=bucket_seqs.where,
+        )
+    most_seqs, most_tokens, longest = (entries[key].integer(key) for key in needed)
+    limits = Limits(
+        max_num_seqs=most_seqs,
+        max_num_batched_tokens=most_tokens,
+        max_model_len=longest,
+        bucket_seqs=bucket_seqs is not None and bucket_seqs.value,
+    )
+    if "tokens" not in entries:
+        return limits
+    compiled = sorted({shape.num_tokens for shape in limits.shapes()})
+    for item in (items := entries["tokens"].items()):
+        if item.integer("tokens") not in compiled:
+            raise UsageError(
+                f"tokens={item.value} is no shape of this server",
+                where=item.where,
+                hint=f"its shapes have {', '.join(map(str, compiled))} tokens",
+            )
+    if not items:
+        raise UsageError("tokens is empty", where=entries["tokens"].where)
+    return replace(limits, only_tokens=tuple(item.value for item in items))
 
 
 def _search(node: Node | None, objective: Node | None) -> Search:
@@ -146,19 +223,19 @@ def _search(node: Node | None, objective: Node | None) -> Search:
     return Search(
         objective=objective.choice(OBJECTIVES, "objective") if objective else default.objective,
         simulate=_integer(entries, "simulate", default.simulate),
-        measure=_integer(entries, "measure", default.measure, at_least=0),
+        measure=_integer(entries, "measure", default.measure),
         wave=_integer(entries, "wave", default.wave),
         configs=configs,
         sampler=entries["sampler"].choice(SAMPLERS, "sampler")
         if "sampler" in entries
         else default.sampler,
         deadline_s=deadline.seconds("deadline") if deadline else default.deadline_s,
-        seed=_integer(entries, "seed", default.seed, at_least=0),
+        seed=_integer(entries, "seed", default.seed),
     )
 
 
-def _integer(entries: Mapping[str, Node], key: str, default: int, *, at_least: int = 1) -> int:
-    return entries[key].integer(key, at_least=at_least) if key in entries else default
+def _integer(entries: Mapping[str, Node], key: str, default: int) -> int:
+    return entries[key].integer(key) if key in entries else default
 
 
 def _overrides(

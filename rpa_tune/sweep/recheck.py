@@ -18,6 +18,7 @@ from rpa_tune.promote import digest_of_schedules, served_lengths
 from rpa_tune.provenance import kernel_digest, versions
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import SweepPlan
+from rpa_tune.sweep.shapes import shape_workloads
 from rpa_tune.sweep.study import Study
 from rpa_tune.tables.key import problem_of
 from rpa_tune.tables.lint import Finding
@@ -203,6 +204,12 @@ def _workload(row: TableRow, plans: Sequence[SweepPlan]) -> tuple[Workload, Work
     # The objective stands behind the name: see `promote`.
     name = evidence.workload.rpartition(", by ")[0] or evidence.workload
     reasons = []
+    for plan in plans:
+        try:
+            if (found := _of_server(row, plan)) is not None:
+                return found, found
+        except (RpaTuneError, ValueError) as error:
+            reasons.append(f"the shapes of {plan.path} cannot be made again: {error.args[0]}")
     for source in (_parts(name), *(plan.workload for plan in plans)):
         try:
             whole = load_workload(source, page_size=row.key.page_size)
@@ -217,6 +224,25 @@ def _workload(row: TableRow, plans: Sequence[SweepPlan]) -> tuple[Workload, Work
             f"the row was tuned on {evidence.workload_digest}"
         )
     raise UsageError(reasons[0])
+
+
+def _of_server(row: TableRow, plan: SweepPlan) -> Workload | None:
+    """The batches that a plan judges the shape of a row on, if they are those of the row."""
+    if plan.server is None or row.key.family not in plan.families:
+        return None
+    of_key = {
+        shape.num_tokens
+        for shape in plan.server.shapes()
+        if layout.next_power_of_2(shape.num_tokens) == row.key.max_num_tokens
+    }
+    if not of_key:
+        return None
+    limits = replace(plan.server, only_tokens=tuple(of_key))
+    found = shape_workloads(
+        plan.workload, limits, page_size=row.key.page_size, families=[row.key.family]
+    )
+    batches = [each.batches[row.key.family] for each in found]
+    return next((b for b in batches if b.digest == row.evidence.workload_digest), None)
 
 
 def _problem(row: TableRow, whole: Workload) -> Problem:

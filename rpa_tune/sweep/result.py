@@ -1,7 +1,9 @@
 """What came out of one study, as its callers, the store and the tables want it."""
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
+from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation
 from rpa_tune.promote import Decision, make_row
 from rpa_tune.space.space import Space
@@ -10,6 +12,11 @@ from rpa_tune.sweep.agreement import Agreement
 from rpa_tune.sweep.rungs import Stop
 from rpa_tune.sweep.study import Study
 from rpa_tune.tables.row import TableRow
+
+NOTHING_WORKS = "no config works"
+NO_COMPARISON = "the heuristic has no time"
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +34,8 @@ class StudyResult:
       agreement: Measured against simulated; None when nothing was measured.
       simulated_best: What the simulator thought best of those that were measured; None when
         nothing was, or had a simulated time.
+      gave_up: Why the study ended before it had asked all it could; empty if it did not. The next
+        run asks again.
     """
 
     study: Study
@@ -38,6 +47,15 @@ class StudyResult:
     verified: str = ""
     agreement: Agreement | None = None
     simulated_best: Evaluation | None = None
+    gave_up: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """`tuned` or `heuristic`, or why there is no row."""
+        if self.decision is not None:
+            return self.decision.verdict
+        timed = not self.gave_up and any(answer.ok for answer in self.answers)
+        return NO_COMPARISON if timed else NOTHING_WORKS
 
     def note(self) -> StudyNote:
         """What the store keeps of it beside the answers."""
@@ -50,6 +68,24 @@ class StudyResult:
                 for s in self.stops
             ),
             agreement=asdict(self.agreement) if self.agreement else None,
+        )
+
+    def to_frame(self) -> "pd.DataFrame":
+        """All candidates as a pandas data frame, with what became of them.
+
+        Returns:
+          A row a candidate, the answered ones first; columns are those of
+          `report.frame.study_frame`. The bounds of the others are not in it.
+        """
+        from rpa_tune.report.frame import study_frame
+
+        row, heuristic = self.row(), self.study.heuristic()
+        return study_frame(
+            self.answers,
+            [(stop.candidate, stop.reason, stop.detail) for stop in self.stops],
+            name=self.study.name,
+            heuristic=None if isinstance(heuristic, Infeasible) else asdict(heuristic),
+            chosen=() if row is None else row.configs,
         )
 
     def row(self) -> TableRow | None:

@@ -21,6 +21,7 @@ from rpa_tune.sweep.sampler import AbstractSampler, Search
 BOUNDED = "bounded"  # its lower bound is above the best time found
 DOMINATED = "dominated"  # larger on every axis than one that ran out of memory
 HALVED = "halved"  # has a time, and others have better ones
+GAVE_UP = "gave up"  # the first ones all failed for one reason
 NOT_CHOSEN = "not chosen"  # the search spent its evaluations elsewhere
 
 
@@ -55,6 +56,7 @@ def not_asked(
     below: Mapping[Any, Evaluation],
     *,
     objective: str,
+    gave_up: str = "",
 ) -> list[Stop]:
     """Stops for the candidates of a pool that the search passed over.
 
@@ -64,6 +66,7 @@ def not_asked(
       skipped: What was about to be, and has its stop already.
       below: Config -> its answer on the rung below, a lower bound.
       objective: What the losses are.
+      gave_up: Why the search ended early; empty if it did not.
     """
     seen = {answer.candidate.config for answer in answers}
     seen |= {stop.candidate.config for stop in skipped}
@@ -72,6 +75,9 @@ def not_asked(
     stops = []
     for candidate in pool:
         if candidate.config in seen:
+            continue
+        if gave_up:
+            stops.append(Stop(candidate=candidate, reason=GAVE_UP, detail=gave_up))
             continue
         bound = below.get(candidate.config)
         least = measure.loss(bound) if bound is not None and best is not None else None

@@ -1,6 +1,7 @@
-"""Makes the sampler that a plan names."""
+"""Makes the sampler that a plan names, and says which versions decide what it asks."""
 
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 from rpa_tune.candidate import Evaluation
@@ -10,6 +11,8 @@ from rpa_tune.sweep.sampler_kriging import KrigingSampler
 
 # Kriging looks at every config of a pool for every question; above this TPE is quicker.
 MAX_KRIGING_POOL = 20_000
+# Samplers whose questions are another project's: with one seed optuna 4.9.0 and 5.0.0 ask others.
+_DECIDED_BY = {"tpe": ("optuna",), "gp": ("optuna", "torch")}
 
 
 def make_sampler(
@@ -32,10 +35,7 @@ def make_sampler(
       search: How many to ask for, how many together, and the seed of random choices.
     """
     if kind == "auto":
-        if len(pool) <= search.simulate:
-            kind = "exhaustive"
-        else:
-            kind = "kriging" if len(pool) <= MAX_KRIGING_POOL else "tpe"
+        kind = _choose(len(pool), search)
     if kind == "exhaustive":
         return ExhaustiveSampler(pool)
     if kind == "random":
@@ -46,3 +46,27 @@ def make_sampler(
     from rpa_tune.sweep.sampler_optuna import OptunaSampler
 
     return OptunaSampler(kind, space, pool, num_seeds=num_seeds, search=search)
+
+
+def sampler_identity(search: Search, num_configs: int) -> dict[str, str]:
+    """What has to be alike for one search to go on as another: `kind`, and versions by package.
+
+    Args:
+      search: Of the study.
+      num_configs: Configs that can exist.
+    """
+    kind = _choose(num_configs, search) if search.sampler == "auto" else search.sampler
+    identity = {"kind": kind}
+    for package in _DECIDED_BY.get(kind, ()):
+        try:
+            identity[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # whoever makes the sampler says so
+            continue
+    return identity
+
+
+def _choose(num_configs: int, search: Search) -> str:
+    """The sampler that `auto` means for so many configs."""
+    if num_configs <= search.simulate:
+        return "exhaustive"
+    return "kriging" if num_configs <= MAX_KRIGING_POOL else "tpe"

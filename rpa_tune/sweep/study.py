@@ -1,6 +1,7 @@
 """One study: a family, a problem, a chip and a workload. A plan is a list of them."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -8,17 +9,21 @@ from typing import Any
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
+from rpa_tune.buckets import Shape
 from rpa_tune.candidate import Candidate
 from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.families import load_family, public_family, slots
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.models import load_model, problem_for
+from rpa_tune.models import Share, load_model, problems_for
 from rpa_tune.provenance import provenance
-from rpa_tune.space.space import Space, build_space
+from rpa_tune.space.axis import Axis
+from rpa_tune.space.space import Space, build_axes, build_space
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.notes import StudyPlan
 from rpa_tune.sweep.plan import SweepPlan
 from rpa_tune.sweep.sampler import Search
+from rpa_tune.sweep.sampler_choice import MAX_KRIGING_POOL, sampler_identity
+from rpa_tune.sweep.shapes import problem_of_shape, shape_workloads
 from rpa_tune.workload.workload import Workload, load_workload
 
 
@@ -49,6 +54,18 @@ class Study:
         family = load_family(self.family)
         return build_space(family, self.problem, load_chip(self.chip).target, self.overrides)
 
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes of the space, without looking at its configs."""
+        family = load_family(self.family)
+        return build_axes(family, self.problem, load_chip(self.chip).target, self.overrides)
+
+    def sampler(self) -> dict[str, str]:
+        """Who chooses what is simulated, with the versions that decide it."""
+        num_configs = math.prod(len(axis.values) for axis in self.axes())
+        if self.search.sampler == "auto" and num_configs > MAX_KRIGING_POOL:
+            num_configs = len(self.space().configs)
+        return sampler_identity(self.search, num_configs)
+
     def heuristic(self) -> Any | Infeasible:
         """The family's own choice, which every search has to beat."""
         return load_family(self.family).default_config(self.problem, load_chip(self.chip).target)
@@ -67,6 +84,7 @@ class Study:
             num_evaluations=self.search.simulate,
             heuristic=None if isinstance(heuristic, Infeasible) else asdict(heuristic),
             stamp=stamp_of(provenance(self.family)),
+            sampler=self.sampler(),
         )
 
     def candidate(self, config: Any) -> Candidate:
@@ -81,7 +99,9 @@ class Study:
 
 
 def build_studies(plan: SweepPlan) -> list[Study]:
-    """Crosses the plan's lists; a model whose layers differ in their window counts as two.
+    """Crosses the plan's lists; every kind of layers of a model has studies of its own.
+
+    Studies of one problem become one, under the names of all models that have it.
 
     Raises:
       UsageError: An unknown model or workload, heads that `tp` does not divide, or a family that
@@ -91,26 +111,57 @@ def build_studies(plan: SweepPlan) -> list[Study]:
     for page_size in plan.page_sizes:
         with _blame(plan, "workload"):
             workload = load_workload(plan.workload, page_size=page_size)
+            judged = _judged_on(plan, workload, page_size)
         for chip, model, tp, kv_dtype in itertools.product(
             plan.chips, plan.models, plan.tps, plan.kv_dtypes
         ):
-            for problem in _problems(plan, workload, model, page_size, tp, kv_dtype):
-                labels = _labels(plan, chip, model, problem, tp)
-                for family in plan.families:
-                    with _blame(plan, "families"):
-                        batches = workload.for_family(*slots(family))
-                    studies.append(
-                        Study(
-                            name="/".join([*labels, family]),
-                            family=family,
-                            problem=problem,
-                            chip=chip,
-                            workload=batches,
-                            overrides=plan.overrides.get(family, {}),
-                            search=_search(plan, family),
-                        )
+            found = _shares(plan, workload, model, page_size, tp, kv_dtype)
+            for share, (shape, batches) in itertools.product(found, judged):
+                problem = share.problem
+                if plan.server is not None and shape is not None:
+                    problem = problem_of_shape(problem, plan.server, shape)
+                with _blame(plan, "page_size"):
+                    load_chip(chip).require_room(
+                        page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs
                     )
-    return studies
+                labels = _labels(plan, chip, model, replace(share, problem=problem), tp)
+                studies += [
+                    Study(
+                        name="/".join([*labels, family]),
+                        family=family,
+                        problem=problem,
+                        chip=chip,
+                        workload=batches[family],
+                        overrides=plan.overrides.get(family, {}),
+                        search=_search(plan, family),
+                    )
+                    for family in plan.families
+                ]
+    return _merged(studies)
+
+
+def _merged(studies: list[Study]) -> list[Study]:
+    """One study for each question, named after all that ask it."""
+    alike: dict[str, list[Study]] = {}
+    for study in studies:
+        alike.setdefault(study.digest, []).append(study)
+    return [
+        replace(same[0], name=" and ".join(dict.fromkeys(study.name for study in same)))
+        for same in alike.values()
+    ]
+
+
+def _judged_on(
+    plan: SweepPlan, workload: Workload, page_size: int
+) -> list[tuple[Shape | None, Mapping[str, Workload]]]:
+    """Family -> its batches, for each shape of the plan's server; one entry without a server."""
+    with _blame(plan, "families"):
+        if plan.server is None:
+            return [(None, {name: workload.for_family(*slots(name)) for name in plan.families})]
+        found = shape_workloads(
+            plan.workload, plan.server, page_size=page_size, families=plan.families
+        )
+    return [(each.shape, each.batches) for each in found]
 
 
 def _search(plan: SweepPlan, family: str) -> Search:
@@ -118,35 +169,33 @@ def _search(plan: SweepPlan, family: str) -> Search:
     return replace(plan.search, configs=1) if public_family(family) else plan.search
 
 
-def _problems(
+def _shares(
     plan: SweepPlan, workload: Workload, model_name: str, page_size: int, tp: int, kv_dtype: str
-) -> list[Problem]:
-    """One problem, or two for a model with and without a sliding window."""
+) -> list[Share]:
+    """Every kind of layers of a model that a kernel family serves."""
     with _blame(plan, "model"):
         model = load_model(model_name)
     with _blame(plan, "tp" if "tp" in plan.lines else "model"):
-        kinds = {"none": (False,), "all": (True,), "some": (False, True)}
-        return [
-            problem_for(
-                model,
-                workload=workload,
-                page_size=page_size,
-                tp=tp,
-                q_dtype=plan.q_dtype,
-                kv_dtype=kv_dtype,
-                windowed=windowed,
-            )
-            for windowed in kinds[model.windowed_layers]
-        ]
+        return problems_for(
+            model,
+            workload=workload,
+            page_size=page_size,
+            tp=tp,
+            q_dtype=plan.q_dtype,
+            kv_dtype=kv_dtype,
+        )
 
 
-def _labels(plan: SweepPlan, chip: str, model: str, problem: Problem, tp: int) -> list[str]:
+def _labels(plan: SweepPlan, chip: str, model: str, share: Share, tp: int) -> list[str]:
     """What tells a study of this plan from the others."""
-    labels = [chip, model]
+    labels, problem = [chip, model], share.problem
     labels += [f"page {problem.page_size}"] if len(plan.page_sizes) > 1 else []
     labels += [problem.kv_dtype] if len(plan.kv_dtypes) > 1 else []
     labels += [f"tp {tp}"] if len(plan.tps) > 1 else []
-    labels += [f"window {problem.sliding_window}"] if problem.sliding_window else []
+    labels += [f"{problem.max_num_tokens} tokens"] if plan.server else []
+    labels += [f"{problem.max_num_seqs} seqs"] if plan.server and plan.server.bucket_seqs else []
+    # Nothing is said of layers that are as plain as they can be.
+    labels += [share.name] if share.name != "full" else []
     return labels
 
 

@@ -17,6 +17,7 @@ from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.families import load_family, public_family
 from rpa_tune.promote import Decision, decide
 from rpa_tune.space.space import Space
+from rpa_tune.store.doubt import MOST_ALIKE, fail_alike
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.agreement import compare
 from rpa_tune.sweep.lineup import Place, line_up
@@ -144,7 +145,7 @@ class Sweep:
         heuristic = study.heuristic()
         seeds = [] if isinstance(heuristic, Infeasible) else [heuristic]
         seeds += neighbour_seeds(study, [*decided(decisions), *self.winners])
-        answers, stops = self._search(study, space, seeds)
+        answers, stops, gave_up = self._search(study, space, seeds)
         result = StudyResult(
             study=study,
             space=space,
@@ -152,6 +153,7 @@ class Sweep:
             answers=tuple(answers),
             stops=tuple(stops),
             num_asked=0,
+            gave_up=gave_up,
         )
         if self._is_measured(study):
             result = self._measured(result, heuristic)
@@ -160,24 +162,31 @@ class Sweep:
 
     def _search(
         self, study: Study, space: Space, seeds: Sequence[Any]
-    ) -> tuple[list[Evaluation], list[Stop]]:
-        """Bounds all of a space, and simulates some: their answers, and why others have none."""
+    ) -> tuple[list[Evaluation], list[Stop], str]:
+        """Bounds all of a space, and simulates some.
+
+        Returns:
+          Their answers, why others have none, and why it gave up, if it did.
+        """
         pool = [study.candidate(config) for config in dict.fromkeys([*seeds, *space.configs])]
         answers: list[Evaluation] = []
         stops: list[Stop] = []
         below: dict[Any, Evaluation] = {}
+        gave_up = ""
         for fidelity in (Fidelity.ANALYTICAL, Fidelity.SIMULATED):
             num_seeds = sum(candidate.config in seeds for candidate in pool)
             sampler = make_sampler(
                 _sampler_kind(fidelity, study.search), space, [c.config for c in pool], below,
                 num_seeds=num_seeds, search=study.search,
             )  # fmt: skip
-            answers, skipped = self._ask(study, space, sampler, fidelity)
+            answers, skipped, gave_up = self._ask(study, space, sampler, fidelity)
             stops += [*skipped, *timeless(answers)]
-            stops += not_asked(pool, answers, skipped, below, objective=study.search.objective)
+            stops += not_asked(
+                pool, answers, skipped, below, objective=study.search.objective, gave_up=gave_up
+            )
             below = {answer.candidate.config: answer for answer in answers if answer.ok}
             pool = [candidate for candidate in pool if candidate.config in below]
-        return answers, stops
+        return answers, stops, gave_up
 
     def _is_measured(self, study: Study) -> bool:
         """Whether a study's finalists are measured: where its chip is."""
@@ -191,15 +200,21 @@ class Sweep:
         """
         study = result.study
         finalists = Finalists(result.answers, study.search, always=[heuristic])
-        answers, skipped = self._ask(study, result.space, finalists, Fidelity.MEASURED)
+        answers, skipped, gave_up = self._ask(study, result.space, finalists, Fidelity.MEASURED)
         simulated = {answer.candidate.config: answer for answer in result.answers if answer.ok}
+        left = finalists.left_behind()
+        if gave_up:
+            pool = [answer.candidate for answer in simulated.values()]
+            objective = study.search.objective
+            left = not_asked(pool, answers, skipped, {}, objective=objective, gave_up=gave_up)
         return replace(
             result,
             decision=_decide(answers, heuristic, study.search),
             answers=tuple(answers),
-            stops=(*result.stops, *skipped, *timeless(answers), *finalists.left_behind()),
+            stops=(*result.stops, *skipped, *timeless(answers), *left),
             agreement=compare(simulated, answers, study.search.objective),
             simulated_best=finalists.best,
+            gave_up=result.gave_up or gave_up,
         )
 
     def _verified(self, result: StudyResult, heuristic: Any) -> StudyResult:
@@ -210,9 +225,14 @@ class Sweep:
         if Fidelity.INTERPRETED not in self.evaluators or public_family(result.study.family):
             return result  # a public kernel is not ours to verify; its row says so
         family = load_family(result.study.family)
+        asked: dict[Any, Evaluation] = {}
         while row := result.row():
             configs = [family.config_from_dict(fields) for fields in row.configs]
             checks = {config: self._check(config, result.study) for config in configs}
+            asked |= checks
+            if gave_up := _why_give_up(list(asked.values())):
+                stops = (*result.stops, *timeless(list(asked.values())))
+                return replace(result, decision=None, stops=stops, gave_up=gave_up)
             wrong = {config: check for config, check in checks.items() if not check.ok}
             if not wrong:
                 how = dict.fromkeys(str(check.metrics.get("how", "")) for check in checks.values())
@@ -235,22 +255,44 @@ class Sweep:
 
     def _ask(
         self, study: Study, space: Space, sampler: AbstractSampler, fidelity: Fidelity
-    ) -> tuple[list[Evaluation], list[Stop]]:
-        """Puts a sampler's questions to the store, and what it does not know to an evaluator."""
+    ) -> tuple[list[Evaluation], list[Stop], str]:
+        """Puts a sampler's questions to the store, and what it does not know to an evaluator.
+
+        Returns:
+          The answers, why some were not asked for, and why it gave up, if it did. The first to be
+          simulated, with the heuristic at their head, go ahead of the rest of their wave.
+        """
         answers: list[Evaluation] = []
         skipped: list[Stop] = []
         while wave := [study.candidate(config) for config in sampler.ask()]:
             stops = {c.digest: stop for c in wave if (stop := dominated(c, answers, space.axes))}
-            told = self.oracle.ask([c for c in wave if c.digest not in stops], study, fidelity)
             skipped += stops.values()
-            answers += told
+            todo = [c for c in wave if c.digest not in stops]
+            told: list[Evaluation] = []
+            while todo:
+                # Bounds cost nothing, and who is measured takes turns with the others of a wave.
+                is_start = fidelity is Fidelity.SIMULATED and len(answers) < MOST_ALIKE
+                size = MOST_ALIKE - len(answers) if is_start else len(todo)
+                part, todo = todo[:size], todo[size:]
+                new = self.oracle.ask(part, study, fidelity)
+                told += new
+                answers += new
+                if gave_up := _why_give_up(answers):
+                    return answers, skipped, gave_up
             sampler.tell(told)
-        return answers, skipped
+        return answers, skipped, ""
 
 
 def _sampler_kind(fidelity: Fidelity, search: Search) -> str:
     """Only who is simulated is searched for: every config gets its bound."""
     return search.sampler if fidelity is Fidelity.SIMULATED else "exhaustive"
+
+
+def _why_give_up(answers: Sequence[Evaluation]) -> str:
+    """Why it is no use to ask more: as many answers as that takes, and one reason for all."""
+    if len(answers) < MOST_ALIKE or not fail_alike(answers):
+        return ""
+    return f"the first {len(answers)} all failed alike; the next run asks again"
 
 
 def _decide(answers: Sequence[Evaluation], heuristic: Any, search: Search) -> Decision | None:

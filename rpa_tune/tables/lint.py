@@ -124,6 +124,8 @@ def _evidence_findings(row: TableRow, digests: Mapping[str, str]) -> list[tuple[
     speedup = evidence.speedup
     if evidence.verdict == HEURISTIC and speedup != 1.0:
         found.append(("evidence", "verdict is heuristic, but the times differ"))
+    if evidence.verdict != HEURISTIC and speedup is None:
+        found.append(("evidence", "verdict is tuned, but the heuristic has no time to beat"))
     if evidence.verdict != HEURISTIC and speedup is not None:
         needed = 1 + evidence.error_pct / 100
         if speedup <= needed:

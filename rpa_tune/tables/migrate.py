@@ -63,7 +63,9 @@ def migrate(row: Row, schema: str) -> Row:
         step = STEPS[schema]
         try:
             row = step.change(row)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a row of {schema}: {type(error).__name__}: {error}") from error
+        except KeyError as error:
+            raise ValueError(f"not a row of {schema}: field {error} is missing") from error
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"not a row of {schema}: no object where one belongs") from error
         schema = step.into
     return row

@@ -59,7 +59,8 @@ class Evidence:
         error, else `heuristic`: the row then pins the heuristic's config.
       fidelity: `analytical`, `simulated` or `measured`.
       time_us: Expected time of one launch over the workload with this row, microseconds.
-      heuristic_us: The same with the heuristic's config; None when that has no time.
+      heuristic_us: The same with the heuristic's config; None in old rows where it had no time,
+        which lint refuses.
       error_pct: The evaluator's own error that the decision allowed for, percent.
       regret_pct: Expected loss against choosing the best known config for every batch, percent.
       regret_by_num_configs_pct: The same for the best rule of at most 1, 2, 3, ... configs; ends

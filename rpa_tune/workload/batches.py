@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rpa_kernels.batch import Batch
+from rpa_tune.workload.batch_data import batch_from_data, weight_from_data
 
 SCHEMA = "rpa-workload/1"
 
@@ -119,15 +120,16 @@ class Workload:
         """Reads the JSON form.
 
         Raises:
-          ValueError, KeyError, TypeError: The data is not a workload.
+          ValueError: The data is not a workload; with the field and the rule.
         """
         if data.get("schema") != SCHEMA:
             raise ValueError(f"schema {data.get('schema')!r} is not {SCHEMA!r}")
-        return cls(
-            name=data["name"],
-            source=data["source"],
-            batches=tuple(_weighted_batch(entry) for entry in data["batches"]),
-        )
+        for key, kind, said in (("name", str, "a text"), ("source", str, "a text"),
+                                ("batches", list, "a list")):  # fmt: skip
+            if not isinstance(data.get(key), kind):
+                raise ValueError(f"{key}: {said} is needed, got {data.get(key)!r}")
+        batches = [_weighted_batch(i, entry) for i, entry in enumerate(data["batches"])]
+        return cls(name=data["name"], source=data["source"], batches=tuple(batches))
 
 
 def _digest(batches: Sequence[Mapping[str, Any]]) -> str:
@@ -162,19 +164,13 @@ def combine(parts: Sequence[Workload], weights: Sequence[float]) -> Workload:
     )
 
 
-def _weighted_batch(entry: Mapping[str, Any]) -> WeightedBatch:
-    table = entry.get("page_table")
-    return WeightedBatch(
-        batch=Batch(
-            q_lens=tuple(entry["q_lens"]),
-            kv_lens=tuple(entry["kv_lens"]),
-            num_decode=entry["num_decode"],
-            num_prefill=entry.get("num_prefill", 0),
-            page_table=None if table is None else tuple(tuple(row) for row in table),
-            page_seed=entry.get("page_seed", 0),
-        ),
-        weight=entry["weight"],
-    )
+def _weighted_batch(index: int, entry: object) -> WeightedBatch:
+    try:
+        batch = batch_from_data(entry, also_known=("weight",))
+        weight = entry.get("weight")  # type: ignore[attr-defined]
+        return WeightedBatch(batch=batch, weight=weight_from_data(weight))
+    except ValueError as error:
+        raise ValueError(f"batches[{index}]: {error}") from error
 
 
 def _pages_needed(batch: Batch, page_size: int) -> int:

@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rpa_tune.errors import TraceError
+from rpa_tune.workload.arrivals import Process
 from rpa_tune.workload.batches import WeightedBatch, Workload
 from rpa_tune.workload.capture_file import load_recording
 from rpa_tune.workload.compress import Compression, compress
 from rpa_tune.workload.cost import ProxyCosts, StepCosts
 from rpa_tune.workload.engine import Engine, EngineStats, Step
+from rpa_tune.workload.facts import TraceFacts
 from rpa_tune.workload.request import Request
 from rpa_tune.workload.spec import CaptureSource, TraceSource, WorkloadSpec
 from rpa_tune.workload.synthetic import Synthetic
@@ -27,6 +29,7 @@ class Served:
       stats: The engine's counts, ramps included; None for a recording.
       requests: What was served; empty for a recording.
       dropped: Reason -> rows or launches left out.
+      facts: As what a trace was recognised; None without one.
     """
 
     spec: WorkloadSpec
@@ -35,6 +38,7 @@ class Served:
     stats: EngineStats | None
     requests: tuple[Request, ...]
     dropped: Mapping[str, int]
+    facts: TraceFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +66,12 @@ def build_workload(spec: WorkloadSpec, *, costs: StepCosts | None = None) -> Bui
     Raises:
       TraceError: A file cannot be read or holds nothing.
     """
-    served = serve(spec)
+    return condense(serve(spec), costs=costs)
+
+
+def condense(served: Served, *, costs: StepCosts | None = None) -> Build:
+    """Keeps the batches that stand for steps; `costs` as in `build_workload`."""
+    spec = served.spec
     compression = compress(
         served.steps,
         spec.compress.batches or len(served.steps),
@@ -89,19 +98,25 @@ def serve(spec: WorkloadSpec) -> Served:
 
 def _simulate(spec: WorkloadSpec, source: TraceSource | Synthetic) -> Served:
     dropped: Mapping[str, int] = {}
+    facts = None
     max_model_len = spec.knobs.max_model_len
     if isinstance(source, TraceSource):
         rules = TraceRules(
             max_model_len=max_model_len,
             drop_bad=source.drop_bad,
             limit=source.limit,
+            time_unit=source.time_unit,
+            block_tokens=source.block_tokens,
+            turns=source.turns,
         )
         trace = load_trace(source.trace, rules)
-        requests, dropped = trace.requests, trace.dropped
-        if trace.is_estimated:
-            spec = replace(spec, source=f"{spec.source} (token counts guessed from characters)")
+        requests, dropped, facts = trace.requests, trace.dropped, trace.facts
+        if not source.is_shipped:
+            spec = replace(spec, source=f"{spec.source} ({facts})")
     else:
         requests = source.requests(max_model_len=max_model_len, seed=spec.seed)
+    if facts is None or not facts.has_times:
+        spec = _without_times(spec, "the trace has" if facts else "synthetic requests have")
     requests = spec.arrivals.apply(requests, seed=spec.seed)
     engine = Engine(
         requests, spec.knobs, max_concurrency=spec.arrivals.max_concurrency, seed=spec.seed
@@ -114,7 +129,32 @@ def _simulate(spec: WorkloadSpec, source: TraceSource | Synthetic) -> Served:
         stats=engine.stats,
         requests=requests,
         dropped=dropped,
+        facts=facts,
     )
+
+
+def _without_times(spec: WorkloadSpec, who: str) -> WorkloadSpec:
+    """Says that all requests arrive at once, where nobody did.
+
+    Raises:
+      TraceError: Their times, or a rate of them, are asked for.
+    """
+    arrivals = spec.arrivals
+    if arrivals.process is Process.TRACE or (arrivals.process is None and arrivals.request_rate):
+        wanted = "process: trace" if arrivals.process else f"request_rate: {arrivals.request_rate}"
+        raise TraceError(
+            f"{who} no times, so that `{wanted}` has none to follow",
+            where=spec.requests.trace if isinstance(spec.requests, TraceSource) else spec.name,
+            hint="choose how they arrive: {}, {} or {}",
+            settings=(
+                "arrivals: {process: poisson, request_rate: 1}",
+                "arrivals: {process: closed_loop, max_concurrency: 32}",
+                "arrivals: {process: at_once, request_rate: null}",
+            ),
+        )
+    if arrivals.process is None:
+        return replace(spec, source=f"{spec.source}; {who} no times: all arrive at once")
+    return spec
 
 
 def _replay(spec: WorkloadSpec, source: CaptureSource) -> Served:

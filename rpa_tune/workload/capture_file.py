@@ -48,7 +48,7 @@ def is_recording(path: Path) -> bool:
     """Whether a file begins as a recording does."""
     try:
         head = json.loads(next(_lines(path), ""))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, EOFError, zlib.error):
+    except (OSError, ValueError, RecursionError, EOFError, zlib.error):
         return False
     return isinstance(head, dict) and str(head.get("schema")).startswith("rpa-capture/")
 
@@ -79,8 +79,9 @@ def _read_file(path: Path, dropped: Counter[str], *, drop_bad: bool) -> Iterator
     for number, line in enumerate(lines[1:], start=2):
         try:
             row = _row(line)
-            dropped["recorder was behind"] += row.get("dropped", 0)
-            yield _step(row)
+            step, num_lost = _step(row), _num_lost(row)
+            dropped["recorder was behind"] += num_lost
+            yield step
         except BadStepError as error:
             if number == len(lines) and not line.endswith("\n"):
                 dropped["torn last line"] += 1
@@ -89,7 +90,8 @@ def _read_file(path: Path, dropped: Counter[str], *, drop_bad: bool) -> Iterator
                 raise TraceError(
                     f"bad launch: {error}",
                     where=f"{path}:{number}" + (f", column {error.column!r}" * bool(error.column)),
-                    hint="leave bad lines out with --drop-bad",
+                    hint="leave bad lines out with {}",
+                    settings=("requests: {drop_bad: true}",),
                 ) from error
             dropped["bad launch"] += 1
     if not dropped["recorder was behind"]:
@@ -105,7 +107,7 @@ def _lines(path: Path) -> Iterator[str]:
 def _check_header(path: Path, line: str) -> None:
     try:
         schema = json.loads(line)["schema"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         schema = None
     if schema != SCHEMA:
         raise TraceError(
@@ -118,10 +120,10 @@ def _check_header(path: Path, line: str) -> None:
 def _row(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadStepError("", f"not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadStepError("", f"not JSON: {getattr(error, 'msg', error)}") from error
     if not isinstance(row, dict):
-        raise BadStepError("", f"an object is needed, got {type(row).__name__}")
+        raise BadStepError("", f"an object is needed, got {row!r:.40}")
     return row
 
 
@@ -144,11 +146,27 @@ def _step(row: Mapping[str, Any]) -> Step:
     is_decode = (np.arange(len(q_lens)) < num_decode) & (q_lens == 1)
     order = np.argsort(~is_decode, kind="stable")
     return Step(
-        start_us=float(row.get("t", 0.0)) * 1e6,
+        start_us=_seconds(row) * 1e6,
         q_lens=q_lens[order],
         kv_lens=kv_lens[order],
         num_decode=int(is_decode.sum()),
     )
+
+
+def _num_lost(row: Mapping[str, Any]) -> int:
+    """Launches before this one that the recorder had to drop."""
+    number = row.get("dropped", 0)
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise BadStepError("dropped", f"a number of launches is needed, got {number!r:.40}")
+    return number
+
+
+def _seconds(row: Mapping[str, Any]) -> float:
+    """When the launch started, 0 when that is not there."""
+    value = row.get("t", 0)
+    if type(value) not in (int, float) or not 0 <= value < 2**63:
+        raise BadStepError("t", f"a time in seconds is needed, got {value!r:.40}")
+    return float(value)
 
 
 def _lengths(row: Mapping[str, Any], column: str) -> np.ndarray[Any, np.dtype[np.int32]]:

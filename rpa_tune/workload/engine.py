@@ -5,6 +5,8 @@ first, and the page of every block of tokens. Time comes from `StepTime`; random
 drafts are accepted) from the seed alone.
 """
 
+import heapq
+from collections import defaultdict
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
@@ -123,26 +125,41 @@ class Engine:
         """Prepares a run.
 
         Args:
-          requests: In order of arrival.
+          requests: In order of arrival, a turn of a conversation after the turn before.
           knobs: How the engine was started.
           max_concurrency: Requests sent and not answered at once, or None for no limit; with all
             arrivals at 0 this is a closed loop of that many users.
           seed: Decides which drafts are accepted.
 
         Raises:
-          ValueError: A prompt leaves no room for output within `max_model_len`.
+          ValueError: A prompt leaves no room for output within `max_model_len`, or a turn stands
+            before the one that it follows.
         """
+        self._followers: defaultdict[int, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             if not 1 <= request.prompt_tokens < knobs.max_model_len:
                 raise ValueError(
                     f"request {number}: prompt of {request.prompt_tokens} tokens must be at "
                     f"least 1 and below max_model_len={knobs.max_model_len}"
                 )
+            if request.after is not None:
+                if not 0 <= request.after < number:
+                    raise ValueError(f"request {number} follows request {request.after}")
+                self._followers[request.after].append(number)
         self._requests = requests
         self._knobs = knobs
         self._max_concurrency = max_concurrency or len(requests)
         self._random = np.random.default_rng(seed)
         self._state = SchedulerState(knobs)
+        # Requests whose turn before is answered: those of the future by (time, number), and those
+        # whose time has come by number, as users send them who are free to.
+        self._future = [
+            (request.arrival_s * 1e6, number)
+            for number, request in enumerate(requests)
+            if request.after is None
+        ]
+        heapq.heapify(self._future)
+        self._due: list[int] = []
         self._num_arrived = 0
         self._num_finished = 0
         self._num_steps = 0
@@ -170,7 +187,7 @@ class Engine:
             self._receive()
             chosen = self._state.schedule()
             if not chosen:  # idle: the next arrival is in the future
-                self._now_us = self._requests[self._num_arrived].arrival_s * 1e6
+                self._now_us = self._future[0][0]
                 continue
             step = self._step(chosen)
             self._now_us += self._knobs.step_time.step_us(
@@ -183,19 +200,17 @@ class Engine:
 
     def _receive(self) -> None:
         """Queues the requests that have arrived."""
-        while (
-            self._num_arrived < len(self._requests)
-            and self._num_arrived - self._num_finished < self._max_concurrency
-        ):
-            request = self._requests[self._num_arrived]
-            if request.arrival_s * 1e6 > self._now_us:
-                return
+        while self._future and self._future[0][0] <= self._now_us:
+            heapq.heappush(self._due, heapq.heappop(self._future)[1])
+        while self._due and self._num_arrived - self._num_finished < self._max_concurrency:
+            number = heapq.heappop(self._due)
+            request = self._requests[number]
             prefills = self._knobs.kv_role is KvRole.PREFILL
             goal = request.prompt_tokens + (1 if prefills else request.output_tokens)
             self._state.waiting.append(
                 Sequence(
                     request=request,
-                    number=self._num_arrived,
+                    number=number,
                     goal=min(goal, self._knobs.max_model_len),
                     known=request.prompt_tokens,
                 )
@@ -231,6 +246,14 @@ class Engine:
             if sequence.known >= sequence.goal:
                 self._state.finish(sequence)
                 self._num_finished += 1
+                self._follow(sequence.number)
+
+    def _follow(self, number: int) -> None:
+        """Lets the turns be sent that waited for an answer."""
+        for follower in self._followers.get(number, ()):
+            request = self._requests[follower]
+            time_us = max(request.arrival_s * 1e6, self._now_us + request.wait_s * 1e6)
+            heapq.heappush(self._future, (time_us, follower))
 
     def _accepted(self, num_drafts: int) -> int:
         """How many of the drafts the model agrees with: a run of successes from the first."""

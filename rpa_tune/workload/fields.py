@@ -1,21 +1,15 @@
 """From a mapping that a person wrote to a record, with errors that name the place and the rule."""
 
 import dataclasses
-import difflib
 import enum
+import math
 import types
 import typing
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_tune.errors import UsageError
-
-
-def did_you_mean(word: str, known: Collection[str]) -> str:
-    """A hint that names the nearest of `known`, and then all of them."""
-    near = difflib.get_close_matches(word, known, n=1)
-    listing = ", ".join(sorted(known))
-    return f"did you mean {near[0]!r}? There are: {listing}" if near else f"there are: {listing}"
 
 
 def check_keys(data: object, known: Collection[str], where: str) -> Mapping[str, Any]:
@@ -27,7 +21,7 @@ def check_keys(data: object, known: Collection[str], where: str) -> Mapping[str,
     if not isinstance(data, Mapping):
         raise UsageError(f"a mapping is needed, got {data!r}", where=where)
     for key in data:
-        if key not in known:
+        if key not in known:  # YAML's keys need not be texts: `on` is True
             raise UsageError(f"unknown key {key!r}", where=where, hint=did_you_mean(key, known))
     return data
 
@@ -68,15 +62,20 @@ def _value(kind: Any, value: object, where: str) -> Any:
         kind = next(k for k in kind.__args__ if k is not type(None))
     if isinstance(kind, type) and issubclass(kind, enum.StrEnum):
         known = [str(member) for member in kind]
-        if value not in known:
+        found = find_name(value, known)
+        if found is None:
             raise UsageError(
-                f"unknown value {value!r}", where=where, hint=did_you_mean(str(value), known)
+                f"unknown value {value!r}", where=where, hint=did_you_mean(value, known)
             )
-        return kind(value)
+        return kind(found)
     if dataclasses.is_dataclass(kind):
         return read_record(typing.cast(type, kind), value, where)
     if kind is float and type(value) is int:
-        return float(value)
+        value = float(value) if abs(value) < 2**63 else math.inf
     if type(value) is not kind:
         raise UsageError(f"a {kind.__name__} is needed, got {value!r}", where=where)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"a finite number is needed, got {value!r}", where=where)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UsageError(f"a number below 2**63 is needed, got {value!r}", where=where)
     return value

@@ -20,6 +20,11 @@ class Constant:
 
     tokens: int
 
+    def __post_init__(self) -> None:
+        """Refuses what is no length."""
+        if self.tokens < 1:
+            raise ValueError(f"tokens={self.tokens} must be at least 1")
+
     def draw(self, random: np.random.Generator, count: int) -> IntArray:
         """`count` lengths."""
         return np.full(count, self.tokens, np.int64)
@@ -34,6 +39,8 @@ class Uniform:
 
     def __post_init__(self) -> None:
         """Refuses an empty range."""
+        if self.low < 1:
+            raise ValueError(f"low={self.low} must be at least 1")
         if self.low > self.high:
             raise ValueError(f"low={self.low} must not exceed high={self.high}")
 

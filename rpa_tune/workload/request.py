@@ -21,6 +21,9 @@ class Request:
         `end_tokens`, so two requests with the same pair begin with the same tokens and can share
         the pages inside. An end may lie past the prompt: the answer is then part of what `key`
         stands for, as in the next turn of a conversation.
+      after: The turn before in its conversation, as an index into the requests: this one is sent
+        when that one has been answered, and not before `arrival_s`. None for a first turn.
+      wait_s: Seconds between that answer and this request.
     """
 
     arrival_s: float
@@ -28,6 +31,8 @@ class Request:
     output_tokens: int
     cached_prefix_tokens: int = 0
     prefix: tuple[tuple[str, int], ...] = ()
+    after: int | None = None
+    wait_s: float = 0.0
 
     @property
     def total_tokens(self) -> int:

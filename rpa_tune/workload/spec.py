@@ -3,6 +3,7 @@
 ```
 requests:                    where requests come from: a trace ...
   {trace: azure-conv, limit: 2000, drop_bad: true}
+  {trace: mine.jsonl, time_unit: ms, block_tokens: 16, turns: full}    where the file does not say
 requests:                    ... a recording of a live engine (then no arrivals and no engine) ...
   {capture: steps.jsonl}
 requests:                    ... or length distributions
@@ -26,12 +27,16 @@ from typing import Any
 
 import yaml
 
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_tune.errors import UsageError
 from rpa_tune.workload.arrivals import Arrivals
-from rpa_tune.workload.fields import check_keys, did_you_mean, read_record
+from rpa_tune.workload.fields import check_keys, read_record
 from rpa_tune.workload.knobs import SGLANG_NAMES, EngineKnobs
 from rpa_tune.workload.lengths import read_lengths
 from rpa_tune.workload.synthetic import Synthetic
+from rpa_tune.workload.trace import TRACES
+from rpa_tune.workload.trace_times import UNITS_PER_S
+from rpa_tune.workload.turns import TURNS
 
 SECTIONS = ("requests", "arrivals", "engine", "compress")
 KEYS = ("name", "preset", "about", "source", *SECTIONS, "chunk_prefill_size", "seed")
@@ -45,16 +50,34 @@ class TraceSource:
       trace: A shipped trace's name or a path.
       limit: Requests to take from its start; None for all.
       drop_bad: Leave bad rows out and count them.
+      time_unit: Unit of numeric times, `s`, `ms`, `us` or `ns`; None for what the file says.
+      block_tokens: Tokens that one of the `hash_ids` stands for; None for the format's.
+      turns: Whether prompts of later turns hold the turns before (`full`) or what the turn adds
+        (`new`), or ids of conversations mean nothing (`apart`); None for what the lengths tell.
     """
 
     trace: str
     limit: int | None = None
     drop_bad: bool = False
+    time_unit: str | None = None
+    block_tokens: int | None = None
+    turns: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuses a limit that leaves nothing."""
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit={self.limit} must be at least 1")
+        """Refuses a limit that leaves nothing, and what is not a choice."""
+        for name in ("limit", "block_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        for name, known in (("time_unit", UNITS_PER_S), ("turns", TURNS)):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise ValueError(f"{name}={value!r} must be one of {', '.join(known)}")
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it is one of our own, about which presets say enough."""
+        return self.trace in TRACES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,11 +201,12 @@ def preset_mapping(name: str, where: str = "") -> dict[str, Any]:
       UsageError: There is no such preset.
     """
     presets = load_presets()
-    if name not in presets:
+    found = find_name(name, presets)
+    if found is None:
         raise UsageError(
             f"unknown workload {name!r}", where=where, hint=did_you_mean(name, presets)
         )
-    return {**over_preset(presets[name], where), "name": name}
+    return {**over_preset(presets[found], where), "name": found}
 
 
 def over_preset(data: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -201,10 +225,13 @@ def over_preset(data: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """One mapping over another, sections knob by knob.
 
-    Requests of another kind (a trace over lengths, say) replace the base's as a whole.
+    Requests of another kind (a trace over lengths, say) replace the base's as a whole; another
+    trace has another source.
     """
     merged = dict(base)
     for key, value in changes.items():
+        if key == "requests" and _names_another_trace(value, merged.get(key)):
+            merged["source"] = None
         if key == "requests" and _kind(value) not in (None, _kind(merged.get(key))):
             merged["source"] = None
             merged[key] = value
@@ -213,6 +240,12 @@ def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
         else:
             merged[key] = value
     return merged
+
+
+def _names_another_trace(changes: object, base: object) -> bool:
+    if not isinstance(changes, Mapping) or not isinstance(base, Mapping):
+        return False
+    return "trace" in changes and changes["trace"] != base.get("trace")
 
 
 def _kind(requests: object) -> str | None:

@@ -29,6 +29,7 @@ def summarise_served(served: Served) -> dict[str, Any]:
         "seed": spec.seed,
         "page_size": spec.knobs.block_size,
         "requests": _requests(served),
+        "trace": None if served.facts is None else served.facts.to_dict(),
         "dropped": dict(served.dropped),
         "engine": None if served.stats is None else asdict(served.stats),
         "num_steps": len(steps),

@@ -1,6 +1,6 @@
 """Requests drawn from length distributions, alone or as turns of conversations."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,8 @@ class Synthetic:
       shared_prefix_tokens: Every prompt begins with the same text of this length (a system
         prompt and tool descriptions, say), before `prompt_tokens` are added.
       turns: Requests of one conversation; each begins with all of the turns before it, answers
-        included. A conversation that outgrows `max_model_len` starts again from nothing.
+        included, and is sent when the one before was answered. A conversation that outgrows
+        `max_model_len` starts again from nothing.
       num_conversations: Conversations under way at once; their turns take turns.
     """
 
@@ -60,7 +61,8 @@ class Synthetic:
                 before = ()
             request = self._request(before, added[number], output, room, f"turn{number}")
             open_turns[slot] = request.prefix
-            requests.append(request)
+            after = number - self.num_conversations if before else None
+            requests.append(replace(request, after=after))
         return tuple(requests)
 
     def _request(

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rpa_kernels.names import did_you_mean, find_name
 from rpa_tune.errors import TraceError, UsageError
 from rpa_tune.workload.batches import WeightedBatch, Workload, combine
 from rpa_tune.workload.build import build_workload
 from rpa_tune.workload.capture_file import is_recording
-from rpa_tune.workload.fields import did_you_mean
 from rpa_tune.workload.spec import KEYS, WorkloadSpec, load_presets, preset_mapping, read_spec
 
 __all__ = ["WeightedBatch", "Workload", "load_workload", "resolve"]
@@ -89,6 +89,8 @@ def mapping_of(spec: str) -> dict[str, Any]:
     if path.is_file():
         kind = "capture" if is_recording(path) else "trace"
         return {"name": spec, "requests": {kind: spec}}
+    if find_name(spec, load_presets()):
+        return preset_mapping(spec)
     raise UsageError(
         f"unknown workload {spec!r}: neither a preset nor a file",
         hint=did_you_mean(spec, load_presets()),
@@ -106,11 +108,15 @@ def load_stored(spec: str) -> Workload | None:
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return None
+    except (OSError, ValueError, RecursionError):
+        return None  # whatever reads it as a trace says what is wrong
     if not isinstance(data, dict) or "schema" not in data:
         return None
     try:
         return Workload.from_dict(data)
-    except (ValueError, KeyError, TypeError) as error:
-        raise TraceError(f"not a workload: {error}", where=spec) from error
+    except ValueError as error:
+        raise TraceError(
+            f"not a workload: {error}",
+            where=spec,
+            hint="make one with `rpa-tune workloads import`",
+        ) from error

@@ -14,7 +14,7 @@ import pytest
 from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Candidate, Status
-from rpa_tune.cli.doctor import Health, check_compile
+from rpa_tune.cli.doctor import Health, check_compiles
 from rpa_tune.cli.main import main
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
@@ -34,7 +34,7 @@ WORKLOAD = Workload(
     source="made up",
     batches=tuple(WeightedBatch(batch=batch, weight=0.5) for batch in BATCHES),
 )
-MODEL = dataclasses.replace(load_model("llama3-8b"), num_q_heads=8, num_kv_heads=2)
+MODEL = load_model("llama3-8b").at_tp(4)
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +153,24 @@ def test_a_damaged_schedule_in_the_cache_is_compiled_again(tmp_path):
     assert second.batch_us == first.batch_us
 
 
-def test_the_doctor_compiles_and_understands():
-    assert check_compile("v6e").health is Health.OK
+# What broke or changed every compile before kernels were traced under jax's defaults; and flags of
+# which one is harmless and the other no compiler knows.
+SHELLS = {
+    "JAX_ENABLE_X64=1 JAX_DEFAULT_MATMUL_PRECISION=highest JAX_DISABLE_JIT=1": Health.OK,
+    "JAX_ENABLE_X64=1 LIBTPU_INIT_ARGS=--xla_no_such_flag=1": Health.PROBLEM,
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_doctor_compiles_and_understands_and_names_what_breaks_a_compile(monkeypatch, shell):
+    for setting in shell.split():
+        monkeypatch.setenv(*setting.split("=", 1))
+    ours, theirs = check_compiles("v6e")
+    assert ours.health is Health.OK, ours
+    assert theirs.health is SHELLS[shell], theirs
+    if theirs.health is Health.PROBLEM:
+        assert theirs.found.startswith("LIBTPU_INIT_ARGS=--xla_no_such_flag=1: ")
+        assert theirs.advice.startswith("unset LIBTPU_INIT_ARGS where")
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_but_the_cache(tmp_path):

@@ -1,10 +1,12 @@
 """`rpa_tune.ragged_paged_attention` refuses and donates what the public functions do."""
 
 import inspect
+from dataclasses import replace
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from interpret.kernel_cases import make_problem
 from interpret.public_wheel import public_module
@@ -15,7 +17,7 @@ import rpa_tune
 from rpa_kernels.batch import Batch
 from rpa_kernels.verify import draw_operands
 from rpa_tune.dispatch.call import Arrays, Features, check_lengths, problem_of
-from rpa_tune.dispatch.dispatcher import Dispatcher
+from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.tpu_inference import pretend
@@ -68,12 +70,21 @@ def cache_of(dtype):
     def mutate(arrays):
         changed(keys=dtype, values=dtype)(arrays)
         pages, page_size, words, packing, lanes = arrays["kv_cache"].shape
-        wide = WORD_BYTES // jnp.dtype(dtype).itemsize
+        info = jnp.finfo if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo
+        wide = 8 * WORD_BYTES // info(dtype).bits
         shape = (pages, page_size, -(-words * packing // wide), wide, lanes)
         arrays["kv_cache"] = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
     return mutate
 
+
+# What the public check takes and ours does not: caches in every other floating-point type of jax
+# (float64, a word of two, it refuses), and queries in any type whatever.
+CACHES = (
+    "float16", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e4m3b11fnuz", "float8_e4m3",
+    "float8_e3m4", "float8_e8m0fnu", "float4_e2m1fn",
+)  # fmt: skip
+QUERIES = (*CACHES, "float64", "float8_e4m3fn", "float8_e5m2", "int8", "int4", "uint8", "int32")
 
 ARRAYS = {
     "good": changed(),
@@ -106,17 +117,20 @@ ARRAYS = {
     "distribution of 2 dimensions": changed(distribution=lambda s: (3, 1)),
     "sink of other heads": changed(attention_sink=lambda s: (3,)),
     "sink of 16 bits": changed(attention_sink="bfloat16"),
-    "float16 queries": changed(queries="float16"),
-    "float16 cache": cache_of("float16"),
-    "int8 cache": cache_of("int8"),
+    **{f"{dtype} queries": changed(queries=dtype) for dtype in QUERIES},
+    **{f"{dtype} cache": cache_of(dtype) for dtype in (*CACHES, "int8")},
 }  # fmt: skip
 # What only these kernels take, and what only the public function's validation lets through.
-WIDER, NARROWER = {"int8 cache"}, {"float16 queries", "float16 cache"}
+WIDER = {"int8 cache"}
+NARROWER = {f"{dtype} queries" for dtype in QUERIES} | {f"{dtype} cache" for dtype in CACHES}
 
 FEATURES = {
     **{f"window {n}": {"sliding_window": n} for n in (-1, 0, 1)},
     **{f"cap {x}": {"soft_cap": x} for x in (0.0, -1.0, 1.0)},
     **{f"chunk {n}": {"chunk_prefill_size": n} for n in (-1, 0, 8)},
+    **{f"mask value {x}": {"mask_value": x} for x in (-1e30, 0.0, 5.0, float("-inf"))},
+    **{f"scales {x}": {"q_scale": x, "k_scale": x, "v_scale": x} for x in (None, 0.5, 2)},
+    **{f"softmax scale {x}": {"sm_scale": x} for x in (-1.0, 0.0, 2)},
     **{f"VMEM {n}": {"vmem_limit_bytes": n} for n in (-1, 0, 1)},
     "promise with a causal mask": {"skip_kv_mask": True},
     "promise without": {"skip_kv_mask": True, "use_causal_mask": False},
@@ -167,6 +181,50 @@ def test_the_same_features_are_refused(kernel, name):
     arrays = abstract_arrays(kernel)
     public = refusal(validate, **arrays, **options)
     assert refusal(problem_of, Arrays(**arrays), **options) is public
+
+
+BAD_NUMBERS = (
+    *({name: x} for name in ("q_scale", "k_scale", "v_scale") for x in (
+        0.0, -1.0, float("nan"), float("inf"), True, "1")),
+    *({name: x} for name in ("sm_scale", "soft_cap") for x in (
+        float("nan"), float("inf"), -float("inf"), "1")),
+    {"sm_scale": None}, {"mask_value": float("nan")}, {"mask_value": "low"},
+    {"sliding_window": 2.5}, {"sliding_window": True}, {"chunk_prefill_size": 2.5},
+    {"vmem_limit_bytes": "1"}, {"out_dtype": "float64"}, {"out_dtype": "int8"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("options", BAD_NUMBERS, ids=str)
+def test_numbers_that_give_no_attention_are_refused(options):
+    """More than the public check, whose kernels would give NaN or fail when they are traced."""
+    with pytest.raises(ValueError, match=next(iter(options))):
+        problem_of(Arrays(**abstract_arrays("v3")), **options)
+
+
+@pytest.mark.parametrize("name", ["k_scale", "sm_scale", "sliding_window", "mask_value"])
+def test_values_that_are_traced_are_refused_in_words(name):
+    """A feature is static: compiled into the kernel, and checked once."""
+    arrays = Arrays(**abstract_arrays("v3"))
+    with pytest.raises(ValueError, match=f"{name}=.*known when compiling"):
+        jax.jit(lambda x: problem_of(arrays, **{name: x}) and x)(1)
+
+
+def test_numbers_of_numpy_are_numbers():
+    features = {"k_scale": np.float32(0.5), "sliding_window": np.int32(7)}
+    problem = problem_of(Arrays(**abstract_arrays("v3")), **features)
+    assert (problem.k_scale, problem.sliding_window) == (0.5, 7)
+
+
+def test_a_window_that_no_context_reaches_beyond_makes_no_kernel_of_its_own():
+    """Nor does one that a server plans for: its calls come without it."""
+    arrays = Arrays(**abstract_arrays("v3"))
+    plain = problem_of(arrays)
+    longest = plain.max_context_tokens
+    assert problem_of(arrays, sliding_window=longest) == plain
+    assert problem_of(arrays, sliding_window=longest - 1).sliding_window == longest - 1
+    dispatcher = load_dispatcher("v6e")
+    windowed = replace(plain, sliding_window=longest)
+    assert dispatcher.plans(windowed) == dispatcher.plans(plain)
 
 
 def metadata(**changes):

@@ -152,7 +152,7 @@ def test_what_cannot_be_is_said_before_anything_is_compiled(run, pool, tmp_path)
         (UsageError, [], ["--model", "no-such", *SERVER[2:]]),
         (UsageError, [], [*SERVER[:2], "--chip", "v9", *SERVER[4:]]),
         (UsageError, ["--max-model-len", str(1 << 30)], SERVER),
-        (TableError, ["--on-miss", "error", "--page-size", "7"], SERVER),
+        (TableError, ["--on-miss", "error", "--page-size", "14"], SERVER),
     ]
     for kind, options, server in bad:
         assert isinstance(run(*options, server=server).exception, kind), options

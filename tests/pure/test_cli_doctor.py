@@ -8,6 +8,7 @@ import pytest
 from rpa_tune.cli import doctor as module
 from rpa_tune.cli.doctor import Check, Health
 from rpa_tune.cli.main import main
+from rpa_tune.compile import process, target
 
 
 def test_an_old_python(monkeypatch):
@@ -90,10 +91,43 @@ def test_little_memory_is_a_warning(monkeypatch):
 )
 def test_a_compile_that_fails(monkeypatch, task, found, advice):
     monkeypatch.setattr(module, "_PROBE", task)
-    check = module.check_compile("v6e")
+    (check,) = module.check_compiles("v6e")
     assert check.health is Health.PROBLEM
     assert found in check.found
     assert advice in check.advice
+
+
+# Settings of a shell, and what comes of a compile there: the probe of `pool_tasks`.
+SHELLS = {
+    "none": ({}, Health.OK, "the same schedule", ""),
+    "harmless": ({"JAX_LOG_COMPILES": "1"}, Health.OK, "(JAX_LOG_COMPILES)", ""),
+    "other program": (
+        {"JAX_OTHER": "1", "JAX_LOG_COMPILES": "1"}, Health.WARNING,
+        "another schedule with JAX_OTHER=1", "compiler's defaults",
+    ),
+    "breaks": (
+        {"LIBTPU_INIT_ARGS": "--break", "JAX_LOG_COMPILES": "1"}, Health.PROBLEM,
+        "LIBTPU_INIT_ARGS=--break: ValueError: no such flag", "unset LIBTPU_INIT_ARGS",
+    ),
+    "aborts": ({"XLA_FLAGS": "--abort"}, Health.PROBLEM, "XLA_FLAGS=--abort: ", "unset XLA_FLAGS"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_settings_that_change_or_break_a_compile_are_named(monkeypatch, shell):
+    settings, health, found, advice = SHELLS[shell]
+    for name in target.suspects():
+        monkeypatch.delenv(name)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(process, "SETUP", "pure.sweep.fault_tasks:no_setup")
+    monkeypatch.setattr(module, "_PROBE", "pure.compile.pool_tasks:probe")
+    ours, theirs = module.check_compiles("v6e")
+    assert ours.health is Health.OK, ours
+    assert (theirs.name, theirs.health) == ("compile, your settings", health)
+    assert found in theirs.found
+    assert advice in theirs.advice
+    assert "JAX_LOG_COMPILES" not in theirs.advice
 
 
 def run(monkeypatch, capsys, checks, *args):

@@ -1,13 +1,18 @@
 """`rpa-tune explain` with a stand-in for the compiler: options, output, exit codes."""
 
 import json
+from dataclasses import replace
 
 import pytest
+from fake_sweep import FormulaEvaluator
 from pure.evaluate.builders import CONFIG
 
+from rpa_tune.candidate import Fidelity
 from rpa_tune.cli.explain_text import BOUNDS
 from rpa_tune.cli.main import main
+from rpa_tune.cli.question import resolve_question
 from rpa_tune.evaluate import simulated
+from rpa_tune.store.journal import Journal
 
 CONFIG_TEXT = ",".join(f"{k}={v}" for k, v in CONFIG.items())
 
@@ -114,9 +119,10 @@ def test_no_time_is_exit_code_1_with_the_reason_and_all_keys(run, config, status
         ({"config": "bkv_sz=x"}, "is not a new name=integer", ""),
         ({"config": "bkv_sz=-1"}, "is not a new name=integer", ""),
         ({"tp": 3}, "cannot run at tp=3", "use one of"),
-        ({"page-size": 0}, "page_size=0", ""),
-        ({"windowed": True}, "no sliding window", ""),
-        ({"family": "decoder"}, "'decoder' is not one of", ""),
+        ({"page-size": 0}, "--page-size=0", ""),
+        ({"windowed": True}, "no layers that a kernel family serves for windowed=True", "32 full"),
+        ({"layers": "window-8"}, "for layers='window-8'", "32 full"),
+        ({"family": "decoder"}, "'decoder' is not one of decode", "did you mean decode?"),
     ],
 )
 def test_bad_options_are_usage_errors(run, options, message, hint):
@@ -139,9 +145,164 @@ def test_a_bad_batch_file_is_named(run, tmp_path, content):
     assert "num_decode" in err
 
 
+def test_hints_about_a_trace_name_a_command_that_has_the_option(run, tmp_path):
+    trace = tmp_path / "my trace.csv"
+    trace.write_text("time,prompt_tokens,output_tokens\n0,5,5\n1,-3,5\n")
+    code, out, err = run(batch=None, workload=trace)
+    assert (code, out) == (2, "")
+    command = f"rpa-tune workloads import '{trace}' -o stored.json --drop-bad"
+    assert f"hint: mend the row, or leave bad rows out with `{command}`" in err
+    assert "`--workload stored.json`" in err
+
+
+def test_it_says_as_what_a_trace_was_read(run, tmp_path):
+    trace = tmp_path / "trace.jsonl"
+    row = '{"timestamp": %d, "input_length": 300, "output_length": 5}\n'
+    trace.write_text(row % 0 + row % 500)
+    code, _, err = run(batch=None, workload=trace)
+    assert code == 0
+    assert f"workload {trace}: trace {trace} (Mooncake; times in ms" in err
+    assert "2 requests in 0.5000 s, 2.000 a second" in err
+
+
 def test_a_batch_that_does_not_launch_the_family(run, tmp_path):
     path = tmp_path / "mixed.json"
     path.write_text(json.dumps({"q_lens": [9], "kv_lens": [9], "num_decode": 0}))
     code, _, err = run(batch=str(path))
     assert code == 2
     assert "never launches family 'decode'" in err
+
+
+@pytest.fixture
+def by_bytes(monkeypatch, tmp_path):
+    """Times by what a neighbour would change: copies, and bytes of the cache."""
+    monkeypatch.setattr(simulated, "TASK", "pure.evaluate.fake_tasks:simulate_by_bytes")
+    monkeypatch.chdir(tmp_path)
+
+
+NO_TRIES = {"config": None, "kv-dtype": "bfloat16"}
+
+
+def test_without_tries_only_the_bound_is_said(run, by_bytes):
+    """Each bound had a fixed sentence of advice, wrong where it was tried."""
+    code, out, _ = run(**NO_TRIES)
+    assert code == 0
+    assert "advice    none: no neighbour has a time. --tries 8" in out
+    for text in (*BOUNDS.values(), out):
+        for word in ("would help", "larger", "faster memory", "more buffers"):
+            assert word not in text
+    answer = json.loads(run(**NO_TRIES, json=True)[1])
+    assert (answer["advice"], answer["neighbours"]) == ("", [])
+
+
+def test_advice_comes_from_neighbours_that_were_tried(run, by_bytes):
+    code, out, err = run(**NO_TRIES, tries=30)
+    assert code == 0
+    advice = next(line for line in out.splitlines() if line.startswith("advice"))
+    assert "page size 256 for 128 takes" in advice
+    assert "(simulated)" in advice
+    for change in ("page size 64 for 128", "float8_e4m3fn cache for bfloat16", "bq_sz=32 for 16"):
+        assert f"{change} (tried)" in out
+    assert "1 of " in err  # progress
+    answer = json.loads(run(**NO_TRIES, tries=30, json=True)[1])
+    by_change = {n["change"]: n for n in answer["neighbours"]}
+    larger = by_change["page size 256 for 128"]
+    assert larger["page_size"] == 256
+    assert larger["speedup"] == pytest.approx(answer["time_us"] / larger["time_us"])
+    assert larger["speedup"] > 1.05
+    assert by_change["page size 64 for 128"]["speedup"] < 1
+    # Exactly one thing differs: a page size, a cache, or one field of the config.
+    for neighbour in answer["neighbours"]:
+        same_problem = (neighbour["page_size"], neighbour["kv_dtype"]) == (128, "bfloat16")
+        changed = [k for k, v in answer["config"].items() if neighbour["config"][k] != v]
+        assert len(changed) == 1 if same_problem else True
+
+
+def test_nothing_faster_is_an_answer(run, by_bytes):
+    """Of a config at its best no advice is made up: the nearest of those tried is named."""
+    _, out, _ = run(**NO_TRIES | {"page-size": 1024, "kv-dtype": "fp8"}, tries=3)
+    advice = next(line for line in out.splitlines() if line.startswith("advice"))
+    assert "none of " in advice
+    assert "faster by more than the simulator's error of 5 %" in advice
+
+
+def test_tries_are_a_budget(run, by_bytes):
+    answer = json.loads(run(**NO_TRIES, tries=2, json=True)[1])
+    assert sum(n["how"] == "tried" for n in answer["neighbours"]) == 2
+
+
+def test_answers_of_a_sweep_are_neighbours_too(run, by_bytes, tmp_path, batch_file):
+    question = resolve_question(
+        chip="v6e", family="decode", model="llama3-8b", workload=None, batch_file=batch_file,
+        config_text="", tp=1, page_size=128, q_dtype="bfloat16", kv_dtype="bfloat16",
+        windowed=None,
+    )  # fmt: skip
+    own = question.candidate
+    made = FormulaEvaluator(Fidelity.SIMULATED)
+    faster = replace(own, config=replace(own.config, num_buffers=2))
+    older = replace(own, config=replace(own.config, num_buffers=3))
+    elsewhere = replace(faster, chip="v5e")
+    with Journal(tmp_path / ".rpa-tune" / "chat.jsonl") as journal:
+        journal.append(replace(made.answer(faster), time_us=1.0, batch_us=(1.0,)))
+        stale = {**made.answer(older).provenance, "kernel": "another"}
+        journal.append(replace(made.answer(older), time_us=0.5, provenance=stale))
+        journal.append(replace(made.answer(elsewhere), time_us=0.5))
+    answer = json.loads(run(config=None, json=True)[1])
+    assert [(n["how"], n["change"], n["time_us"]) for n in answer["neighbours"]] == [
+        ("stored", "num_buffers=2 for 4", 1.0)
+    ]
+    assert answer["advice"].startswith("num_buffers=2 for 4 takes 1.0 us")
+
+
+def test_what_is_no_store_is_said(run, by_bytes, tmp_path):
+    """A file that a person named must be one; another in the folder is left out aloud."""
+    (tmp_path / ".rpa-tune").mkdir()
+    (tmp_path / ".rpa-tune" / "old.jsonl").write_text('{"schema":"rpa-store/0"}\n')
+    code, _, err = run(**NO_TRIES)
+    assert code == 0
+    assert "old.jsonl is left out: unknown store schema" in err
+    code, _, err = run(**NO_TRIES, store=".rpa-tune/old.jsonl")
+    assert code == 1
+    assert "unknown store schema" in err
+
+
+def test_padding_is_said(run):
+    """A float8 cache of one KV head has as many bytes as a bfloat16 one."""
+    _, out, _ = run(tp=8, **{"kv-dtype": "fp8"})
+    assert "float8_e4m3fn moves as many bytes as bfloat16 would" in out
+    _, out, _ = run(tp=4, **{"kv-dtype": "fp8"})
+    assert "padding" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"chip": "TPU7x"}, "decode on v7x:"), ({"chip": "ironwood"}, "decode on v7x:"),
+        ({"chip": "V6E"}, "decode on v6e:"), ({"chip": "trillium"}, "decode on v6e:"),
+        ({"chip": "v5litepod"}, "decode on v5e:"), ({"chip": "v5litepod-16"}, "decode on v5e:"),
+        ({"kv-dtype": "fp8"}, "float8_e4m3fn cache"), ({"q-dtype": "FP32"}, "float32 queries"),
+        ({"family": "Decode"}, "decode on v6e:"),
+        ({"model": "Qwen/Qwen3-32B", "tp": 4}, "v6e: qwen3-32b, 16 query and 2 KV heads"),
+        ({"model": "llama_3.2_1b", "config": None}, "v6e: llama3.2-1b, 32 query"),
+    ],
+)  # fmt: skip
+def test_common_spellings_are_understood(run, options, said):
+    _, out, err = run(**options)
+    assert said in out, err
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"chip": "v5"}, "did you mean v5e or v5p?"),
+        ({"kv-dtype": "e4m3"}, "did you mean float8_e4m3fn?"),
+        ({"q-dtype": "fp16"}, "did you mean"),
+        ({"family": "mix"}, "did you mean mixed?"),
+        ({"model": "qwen/qwen3-33b"}, "did you mean qwen3-32b?"),
+        ({"batch": None, "workload": "azur-conv"}, "did you mean azure-conv?"),
+    ],
+)
+def test_what_is_near_a_name_is_offered(run, options, hint):
+    code, _, err = run(**options)
+    assert code == 2
+    assert hint in err

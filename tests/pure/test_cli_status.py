@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
-from fake_sweep import FormulaEvaluator, make_evaluators, make_study, stamp
+from fake_sweep import PROBLEM, FormulaEvaluator, make_evaluators, make_study, stamp
 
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli.main import cli
 from rpa_tune.errors import StoreError
 from rpa_tune.store.journal import Journal
+from rpa_tune.store.notes import Stopped, StudyNote
 from rpa_tune.sweep.sweep import Sweep
 from rpa_tune.sweep.watch import Watch
 
@@ -104,6 +105,15 @@ def test_rate_time_left_and_best_against_the_heuristic(half_done):
     assert f"at most {12 - num_known} evaluations left, about" in text
 
 
+def test_a_study_of_two_models_has_both_names(half_done):
+    """They have one problem: the second model's sweep finds the answers of the first."""
+    path, studies, _ = half_done
+    with Journal(path) as journal:
+        journal.append_note(replace(studies[0].note(), name="v6e/other/decode"))
+    names = [study["name"] for study in json.loads(status(path, "--json").stdout)["studies"]]
+    assert names == [f"{studies[0].name} and v6e/other/decode", studies[1].name]
+
+
 def test_why_candidates_stopped_is_kept_in_the_store(half_done):
     path, _, first = half_done
     (stopped, _) = [s["stops"] for s in json.loads(status(path, "--json").stdout)["studies"]]
@@ -111,8 +121,64 @@ def test_why_candidates_stopped_is_kept_in_the_store(half_done):
         (s.reason, s.detail) for s in first.stops
     ]
     assert stopped
-    assert f"  {stopped[0]['reason']}: bkv_sz=" in status(path, "--stops").stdout
     assert "  stopped: " in status(path).stdout
+
+
+def stop(number, reason, detail):
+    config = {"bkv_sz": 128 * number, "bq_sz": 8}
+    return Stopped(reason=reason, detail=detail, config=config)
+
+
+def test_like_reasons_are_said_once_with_their_number(tmp_path):
+    study = make_study()
+    elsewhere = "the search spent its 20 evaluations elsewhere"
+    stops = [
+        *(stop(n, "bounded", f"at least {n}.5 us, and 10.0 us was found") for n in range(11, 15)),
+        *(stop(n, "not chosen", elsewhere) for n in range(1550)),
+        stop(3, "out_of_memory", "Used 1.5M of 1.0M"),
+        stop(4, "compile_failed", "no rule for x"),
+    ]
+    with Journal(tmp_path / "s.jsonl") as journal:
+        journal.append_note(study.note())
+        journal.append_note(
+            StudyNote(name=study.name, study=study.digest, verdict="tuned", stopped=tuple(stops))
+        )
+    lines = status(tmp_path / "s.jsonl", "--stops").stdout.splitlines()
+    assert [line.strip() for line in lines if line.startswith("  ")][1:] == [
+        f"not chosen: 1,550 configs: {elsewhere}",
+        "bounded: 4 configs, for example bkv_sz=1408, bq_sz=8: "
+        "at least 11.5 us, and 10.0 us was found",
+        "out_of_memory: bkv_sz=384, bq_sz=8: Used 1.5M of 1.0M",
+        "compile_failed: bkv_sz=512, bq_sz=8: no rule for x",
+    ]
+    (found,) = json.loads(status(tmp_path / "s.jsonl", "--json").stdout)["studies"]
+    assert len(found["stops"]) == len(stops)
+
+
+def test_models_with_one_problem_are_one_study_under_all_their_names(tmp_path):
+    path = tmp_path / "s.jsonl"
+    names = ["v6e/one/decode", "v6e/two/decode", "v6e/one/decode and v6e/three/decode"]
+    with Journal(path) as journal:
+        for name in names:
+            study = make_study(name=name)
+            journal.append_note(study.note())
+        journal.append(FormulaEvaluator(Fidelity.SIMULATED).answer(
+            study.candidate(study.heuristic())))  # fmt: skip
+    (found,) = json.loads(status(path, "--json").stdout)["studies"]
+    assert found["name"] == "v6e/one/decode and v6e/two/decode and v6e/three/decode"
+    assert found["evaluated"] == 1
+
+
+def test_studies_whose_windows_differ_are_told_apart(tmp_path):
+    path = tmp_path / "s.jsonl"
+    with Journal(path) as journal:
+        for window in (None, 100):
+            study = make_study(problem=replace(PROBLEM, sliding_window=window))
+            journal.append(FormulaEvaluator(Fidelity.SIMULATED).answer(
+                study.candidate(study.heuristic())))  # fmt: skip
+    plain, windowed = (s["study"] for s in json.loads(status(path, "--json").stdout)["studies"])
+    assert "page 128, window 100, " in windowed
+    assert "window" not in plain
 
 
 def test_a_study_that_is_planned_anew_has_not_ended(half_done):
@@ -148,3 +214,26 @@ def test_files_that_are_no_stores(tmp_path):
     for name in ("none", "x"):
         result = status(tmp_path / name)
         assert isinstance(result.exception, StoreError)
+
+
+def test_times_of_other_versions_are_not_mixed_with_those_of_today(tmp_path):
+    """An older kernel's best time was set against today's heuristic."""
+    path, study = tmp_path / "store.jsonl", make_study()
+    made = FormulaEvaluator(Fidelity.SIMULATED)
+    one, two = (made.answer(study.candidate(c)) for c in study.space().configs[:2])
+    older = {**one.provenance, "kernel": "an older one"}
+    checked = FormulaEvaluator(Fidelity.INTERPRETED).answer(one.candidate)
+    with Journal(path) as journal:
+        journal.append_note(study.note())
+        journal.append(replace(one, time_us=1.0, batch_us=(1.0, 1.0), provenance=older))
+        journal.append(replace(checked, time_us=None, batch_us=(), provenance=older))
+        document = json.loads(status(path, "--json").stdout)
+        assert document["studies"][0]["best_us"] is None
+        assert "no time yet" in status(path).stdout
+        journal.append(two)
+    document = json.loads(status(path, "--json").stdout)
+    summary = document["studies"][0]
+    assert summary["best_us"] == two.time_us
+    assert (summary["evaluated"], summary["of_other_versions"]) == (2, 1)
+    assert (document["verified"], document["verified_of_other_versions"]) == ({}, 1)
+    assert "1 of other versions left out" in status(path).stdout

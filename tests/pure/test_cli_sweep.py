@@ -1,5 +1,6 @@
 """`rpa-tune sweep` from plan to table, with evaluators that answer by formula."""
 
+import importlib.metadata
 import io
 import json
 import os
@@ -105,16 +106,19 @@ def test_runs_with_a_storage_start_alike_whatever_lies_beside_them(folder, evalu
 
 def test_plain_lines_when_nobody_is_watching(folder, evaluators):
     result = sweep()
-    lines = result.stderr.splitlines()
+    source, *lines = result.stderr.splitlines()
+    assert source.startswith("workload custom: 8 synthetic requests; ")
     assert all(re.match(r"\[ *\d+\.\d s\] v6e/llama3-8b/decode: ", line) for line in lines)
     assert sum(" us; best " in line for line in lines) == 6
 
 
 def test_a_long_name_does_not_crop_the_verdict(folder, evaluators):
-    (folder / "plan.yaml").write_text(PLAN.replace("llama3-8b", "gemma3-27b"))
+    (folder / "plan.yaml").write_text(
+        PLAN.replace("llama3-8b", "gpt-oss-20b").replace("100", "300")
+    )
     lines = sweep().stdout.splitlines()
     (header,) = [line for line in lines if "heuristic us" in line]
-    assert "v6e/gemma3-27b/window 1024/decode" in "".join(lines)
+    assert "v6e/gpt-oss-20b/window 128/decode" in "".join(lines)
     assert header.count("┃") == 8
     assert not [line for line in lines if line.startswith("│") and not line.endswith("│")]
 
@@ -403,6 +407,45 @@ def test_what_goes_on_is_the_command_that_was_given(folder, evaluators, monkeypa
     assert command.startswith("rpa-tune sweep plan.yaml --workers 2 --store ")
     assert "--no-verify" in command
     assert "--fresh" not in command
+
+
+def with_optuna(monkeypatch, version):
+    """The installation as if it had another version of optuna."""
+    installed = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version",
+        lambda package: version if package == "optuna" else installed(package),
+    )  # fmt: skip
+
+
+def test_a_search_is_not_resumed_under_another_version_of_its_sampler(
+    folder, evaluators, monkeypatch
+):
+    plan = PLAN.replace("wave: 3", "wave: 3, sampler: tpe")
+    (folder / "plan.yaml").write_text(plan)
+    with_optuna(monkeypatch, "4.9.0")
+    assert sweep("--budget", "0.001s").exit_code == 75
+    with_optuna(monkeypatch, "5.0.0")
+    for arguments in ((), ("--dry-run",), ("--shard", "1/2")):
+        refused = sweep(*arguments).exception
+        assert isinstance(refused, StoreError), arguments
+        assert "was begun with optuna 4.9.0; optuna 5.0.0 asks other questions" in str(refused)
+        assert "--fresh" in refused.hint
+        assert ".rpa-tune/plan.jsonl" in refused.where
+    assert sweep("--store", "other.jsonl").exit_code == 0
+    (folder / "plan.yaml").write_text(PLAN)  # kriging, which no version of optuna changes
+    assert sweep().exit_code == 0
+    (folder / "plan.yaml").write_text(plan)
+    assert sweep("--fresh").exit_code == 0
+    assert sweep().exit_code == 0  # what it began itself
+
+
+def test_shards_of_other_versions_of_the_sampler_are_not_finished(folder, evaluators, monkeypatch):
+    (folder / "plan.yaml").write_text(PLAN.replace("wave: 3", "wave: 3, sampler: tpe"))
+    with_optuna(monkeypatch, "4.9.0")
+    assert sweep("--shard", "1/2").exit_code == 0
+    with_optuna(monkeypatch, "5.0.0")
+    assert "was begun with optuna 4.9.0" in str(sweep().exception)
 
 
 def raise_interrupt(oracle):

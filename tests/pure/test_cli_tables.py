@@ -187,3 +187,24 @@ def test_a_file_that_cannot_be_written_is_an_error_of_one_line(folder, tmp_path,
         main(["tables", "export", str(folder), "--format", "kwargs", "--output", str(target)])
     assert ended.value.code == 1
     assert capsys.readouterr().err == f"error: No such file or directory\n  in {target}\n"
+
+
+def test_a_row_says_what_it_does_not_rest_on(tmp_path):
+    """Padding, other kernels, and how many were tried, beside the figures that they qualify."""
+    problem = replace(PROBLEM, num_kv_heads=1, kv_dtype="float8_e4m3fn")
+    row = make_row("decode", problem, kernel_digest="an older one", num_candidates=7)
+    merge_into(tmp_path, [row])
+    text = tables("show", tmp_path, "--chip", "TRILLIUM", "--family", "Decode").stdout
+    assert "float8_e4m3fn moves as many bytes as bfloat16 would" in text
+    assert "made with other kernels" in text
+    assert "regret 0 % of 7 tried" in text
+    (shown,) = json.loads(tables("show", tmp_path, "--json").stdout)
+    assert shown["is_stale"]
+    assert shown["padding"]
+    alone = make_row("decode", problem, num_candidates=1, verdict="heuristic")
+    assert verdict_text(alone) == "heuristic, nothing else had a time, not verified"
+
+
+def test_nothing_is_no_clean_bill(tmp_path):
+    assert "no files: nothing was checked" in tables("lint", tmp_path).stdout
+    assert "no rows: nothing was checked" in tables("check", tmp_path).stdout

@@ -13,7 +13,8 @@ from rpa_tune.evaluate import correctness
 from rpa_tune.evaluate.correctness import check_all, hostile_batches
 
 SHAPE = {
-    "tp": 4, "page_size": 16, "q_dtype": "bfloat16", "kv_dtype": "bfloat16", "windowed": None,
+    "tp": 4, "page_size": 16, "q_dtype": "bfloat16", "kv_dtype": "bfloat16", "layers": None,
+    "windowed": None,
 }  # fmt: skip
 
 

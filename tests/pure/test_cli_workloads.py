@@ -100,7 +100,7 @@ def test_bad_trace_has_line_and_column_or_is_dropped(
     assert (code, out) == (2, "")
     assert err.startswith("error: length too small: got -3")
     assert f"{path}:3, column 'prompt_tokens'" in err
-    assert "hint:" in err
+    assert "hint: mend the row, or leave bad rows out with `--drop-bad`" in err
     data = run_json(capsys, "show", str(path), "--drop-bad")
     assert data["dropped"] == {"length too small": 1}
     assert data["requests"]["count"] == 2
@@ -116,7 +116,8 @@ def test_bad_trace_has_line_and_column_or_is_dropped(
         (["simulate", "--trace", "azure-conv", "--engine", "max_num_seqs"], "needs KEY=VALUE"),
         (["simulate", "--trace", "azure-conv", "--engine", "max_num_seqs=]"], "has no value"),
         (["simulate", "--trace", "azure-conv", "--engine", "seqs=5"], "unknown key 'seqs'"),
-        (["show", "chat-low", "--page-size", "0"], "block_size=0"),
+        (["show", "agentic-low", "--time-unit", "ms"], "--time-unit: this workload has no trace"),
+        (["show", "chat-low", "--page-size", "0"], "--page-size=0"),
         (["simulate", "--trace", "mooncake"], "prompt over max_model_len"),
     ],
 )
@@ -126,6 +127,67 @@ def test_mistakes_exit_with_2(
     code, out, err = run(capsys, *args)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_what_a_trace_does_not_say_is_asked_for_and_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "t.jsonl"
+    row = {"prompt_tokens": 200, "output_tokens": 5, "hash_ids": [1, 2, 3, 4]}
+    path.write_text("".join(json.dumps({"ts": 50 * i, **row}) + "\n" for i in range(9)))
+    code, out, err = run(capsys, "show", str(path))
+    assert (code, out) == (2, "")
+    assert "hint: say which with `--time-unit s` or `--time-unit ms`" in err
+    code, out, err = run(capsys, "show", str(path), "--time-unit", "ms")
+    assert (code, out) == (2, "")
+    assert "with `--block-tokens 64`; the numbers fit blocks of 64 tokens" in err
+    args = ["show", str(path), "--time-unit", "ms", "--block-tokens", "64"]
+    facts = run_json(capsys, *args)["trace"]
+    assert (facts["time_unit"], facts["time_basis"], facts["block_tokens"]) == ("ms", "as told", 64)
+    assert (facts["span_s"], facts["rate_per_s"]) == (0.4, 20.0)
+    _, text, _ = run(capsys, *args)
+    words = (
+        "(lengths by column names; times in ms (as told); 9 requests in 0.4000 s, 20.00 a second"
+    )
+    assert words in " ".join(text.split())
+
+
+def test_a_sweep_says_as_what_its_trace_was_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace, plan = tmp_path / "t.csv", tmp_path / "plan.yaml"
+    trace.write_text("ts,prompt_tokens,output_tokens\n" + "".join(f"{i},99,5\n" for i in range(9)))
+    text = f"chip: v6e\nmodel: llama3-8b\nfamilies: [decode]\npage_size: 128\nworkload: {trace}\n"
+    plan.write_text(text)
+    with pytest.raises(SystemExit) as left:
+        main(["sweep", str(plan), "--dry-run"])
+    assert left.value.code == 2
+    assert "hint: say which with `requests: {time_unit: s}`" in capsys.readouterr().err
+    told = f"workload: {{requests: {{trace: {trace}, time_unit: s}}}}"
+    plan.write_text(text.replace(f"workload: {trace}", told))
+    with pytest.raises(SystemExit):
+        main(["sweep", str(plan), "--dry-run"])
+    said = capsys.readouterr().err
+    assert (
+        f"workload custom: trace {trace} (lengths by column names; times in s (as told); " in said
+    )
+
+
+def test_no_times_are_said_and_a_way_out_is_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("prompt_tokens,output_tokens\n" + "100,5\n" * 3)
+    _, text, _ = run(capsys, "simulate", "--trace", str(path))
+    assert "the trace has no times: all arrive at once" in " ".join(text.split())
+    code, _, err = run(capsys, "show", str(path), "--arrivals", "process=trace")
+    assert code == 2
+    assert "`--arrivals process=at_once --arrivals request_rate=null`" in err
+
+
+def test_a_preset_says_as_what_its_trace_was_read(capsys: pytest.CaptureFixture[str]) -> None:
+    _, text, _ = run(capsys, "simulate", "chat-low", "--requests", "50")
+    assert "read as: Azure LLM inference; times are dates; 50 requests in" in text
 
 
 @pytest.mark.parametrize("command", ["", "list", "show", "simulate", "import"])

@@ -3,7 +3,13 @@
 import pytest
 
 from rpa_tune.errors import UsageError
-from rpa_tune.hw.chip import CONFIDENCES, chip_of_device_kind, load_chip, load_chips
+from rpa_tune.hw.chip import (
+    CONFIDENCES,
+    chip_of_device_kind,
+    chip_spellings,
+    load_chip,
+    load_chips,
+)
 
 CHIPS = ("v4", "v5e", "v5p", "v6e", "v7x")
 
@@ -61,3 +67,30 @@ def test_unknown_names_are_usage_errors_with_the_known_ones():
         load_chip("v6")
     with pytest.raises(UsageError, match="TPU7x"):
         chip_of_device_kind("Tesla")
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [("V6E", "v6e"), ("trillium", "v6e"), ("tpu v6e", "v6e"), ("v6e-8", "v6e"), ("v6e:2x4", "v6e"),
+     ("tpu7x", "v7x"), ("TPU7x", "v7x"), ("Ironwood", "v7x"), ("tpu7x-128", "v7x"),
+     ("v5litepod", "v5e"), ("v5litepod-16", "v5e"), ("tpu-v5-lite-podslice", "v5e"),
+     ("TPU v5 lite", "v5e"), ("TPU v5", "v5p"), ("v5p-128", "v5p"), ("tpu-v4-podslice", "v4")],
+)  # fmt: skip
+def test_chips_have_other_names(word, name):
+    assert load_chip(word).name == name
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("v5", "v5e or v5p"), ("v7", "v7x"), ("trilium", "v6e")],
+)
+def test_what_names_no_chip_or_several_is_asked_back(word, near):
+    with pytest.raises(UsageError, match=f"did you mean {near}"):
+        load_chip(word)
+
+
+def test_no_name_means_two_chips():
+    for word, name in chip_spellings().items():
+        assert load_chip(word).name == name
+    for name in load_chips():
+        assert load_chip(name).name == name

@@ -1,13 +1,12 @@
 """Models by name and by config.json, and the problems made from them."""
 
-import dataclasses
 import json
 
 import pytest
 
 from rpa_kernels.batch import Batch
 from rpa_tune.errors import UsageError
-from rpa_tune.models import Model, load_model, load_models, problem_for
+from rpa_tune.models import load_model, load_models, model_name, problem_for, problems_for
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
 
@@ -25,15 +24,16 @@ SMALL = workload(
 def test_every_model_is_whole_and_says_where_it_is_from():
     for name, model in load_models().items():
         assert model.name == name
-        assert model.num_q_heads % model.num_kv_heads == 0
+        assert all(kind.num_q_heads % kind.num_kv_heads == 0 for kind in model.kinds)
         assert model.source.startswith("config.json of ")
         assert model.checked.startswith(("hf ", "maxtext ", "LLM-Prof@", "slime ")), name
-        assert problem_for(model, workload=SMALL, page_size=128).head_dim == model.head_dim
+        (head_dim,) = {kind.head_dim for kind in model.kinds}
+        assert problem_for(model, workload=SMALL, page_size=128).head_dim == head_dim
 
 
 def test_llama3_8b_is_what_the_quickstart_means():
-    model = load_model("llama3-8b")
-    assert (model.num_q_heads, model.num_kv_heads, model.head_dim) == (32, 8, 128)
+    (kind,) = load_model("llama3-8b").kinds
+    assert (kind.num_layers, kind.num_q_heads, kind.num_kv_heads, kind.head_dim) == (32, 32, 8, 128)
 
 
 def test_unknown_model_offers_the_nearest():
@@ -46,7 +46,7 @@ def test_unknown_model_offers_the_nearest():
     ("tp", "heads"), [(1, (64, 8)), (4, (16, 2)), (8, (8, 1)), (16, (4, 1)), (64, (1, 1))]
 )
 def test_tensor_parallel_shares_heads_and_repeats_kv_heads(tp, heads):
-    share = load_model("qwen3-32b").at_tp(tp)
+    (share,) = load_model("qwen3-32b").at_tp(tp).kinds
     assert (share.num_q_heads, share.num_kv_heads) == heads
 
 
@@ -75,13 +75,29 @@ def test_sizes_are_rounded_up_to_powers_of_two():
 
 def test_a_layer_without_a_window_is_meant_unless_there_is_none():
     gemma, mistral = load_model("gemma3-27b"), load_model("mistral-7b-v0.1")
+    long = workload(Batch(q_lens=(1,), kv_lens=(5000,), num_decode=1))
     assert problem_for(gemma, workload=SMALL, page_size=16).sliding_window is None
     assert problem_for(gemma, workload=SMALL, page_size=16, windowed=True).sliding_window == 1024
-    assert problem_for(mistral, workload=SMALL, page_size=16).sliding_window == 4096
+    assert problem_for(gemma, workload=SMALL, page_size=16, layers="window-1024") == problem_for(
+        gemma, workload=SMALL, page_size=16, windowed=True
+    )
+    assert problem_for(mistral, workload=long, page_size=16).sliding_window == 4096
     assert problem_for(gemma, workload=SMALL, page_size=16).sm_scale == 168**-0.5
     for model, windowed in ((mistral, False), (load_model("llama3-8b"), True)):
-        with pytest.raises(UsageError, match="windowed="):
+        with pytest.raises(UsageError, match="windowed=") as caught:
             problem_for(model, workload=SMALL, page_size=16, windowed=windowed)
+        assert model.layers_text in caught.value.hint
+    with pytest.raises(UsageError, match="layers='window 8'"):
+        problem_for(gemma, workload=SMALL, page_size=16, layers="window 8")
+
+
+def test_a_window_beyond_the_longest_context_makes_no_problem_of_its_own():
+    """Batches of up to 1,025 tokens: pages for 2,048."""
+    mistral, gemma2 = load_model("mistral-7b-v0.1"), load_model("gemma2-9b")
+    assert problem_for(mistral, workload=SMALL, page_size=16).sliding_window is None
+    (share,) = problems_for(gemma2, workload=SMALL, page_size=16)
+    assert (share.name, share.kind.num_layers) == ("full", 42)
+    assert problem_for(gemma2, workload=SMALL, page_size=16, windowed=True) == share.problem
 
 
 def test_sinks_and_soft_caps_reach_the_problem():
@@ -103,59 +119,35 @@ def config_file(tmp_path, **fields):
 
 def test_config_json_with_its_folder_or_its_path(tmp_path):
     path = config_file(
-        tmp_path, num_attention_heads=16, num_key_value_heads=4, hidden_size=2048, head_dim=None
-    )
+        tmp_path, num_attention_heads=16, num_key_value_heads=4, hidden_size=2048, head_dim=None,
+        num_hidden_layers=3,
+    )  # fmt: skip
     for name in (str(path), str(tmp_path)):
-        model = load_model(name)
-        assert (model.num_q_heads, model.num_kv_heads, model.head_dim) == (16, 4, 128)
-        assert model.windowed_layers == "none"
+        (kind,) = load_model(name).kinds
+        assert (kind.num_q_heads, kind.num_kv_heads, kind.head_dim) == (16, 4, 128)
+        assert kind.sliding_window_tokens is None
 
 
 @pytest.mark.parametrize(
-    ("fields", "layers", "window"),
+    ("fields", "windows"),
     [
-        ({"sliding_window": 4096}, "all", 4096),
-        ({"sliding_window": None}, "none", None),
-        ({"sliding_window": 4096, "use_sliding_window": False}, "none", None),
-        ({"sliding_window": 512, "sliding_window_pattern": 6}, "some", 512),
-        ({"sliding_window": 512, "model_type": "gemma2"}, "some", 512),
-        (
-            {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
-            "some",
-            8,
-        ),
-        ({"sliding_window": 8, "layer_types": ["full_attention"] * 2}, "none", None),
-        ({"sliding_window": 8, "_sliding_window_pattern": 6}, "some", 8),
-        ({"sliding_window": 8, "model_type": "qwen2"}, "none", None),
-        (
-            {
-                "sliding_window": 8,
-                "use_sliding_window": True,
-                "model_type": "qwen2",
-                "max_window_layers": 7,
-                "num_hidden_layers": 9,
-            },
-            "some",
-            8,
-        ),
-        (
-            {
-                "sliding_window": 8,
-                "use_sliding_window": True,
-                "model_type": "qwen2",
-                "max_window_layers": 9,
-                "num_hidden_layers": 9,
-            },
-            "none",
-            None,
-        ),
-        ({"model_type": "gpt_oss"}, "some", 128),
+        ({"sliding_window": None}, {None}),
+        ({"sliding_window": 4096, "use_sliding_window": False}, {None}),
+        ({"sliding_window": 512, "sliding_window_pattern": 2}, {None, 512}),
+        ({"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}, {None, 8}),
+        ({"sliding_window": 8, "layer_types": ["full_attention"] * 2}, {None}),
+        ({"sliding_window": 8, "layer_types": ["sliding_attention"] * 2}, {8}),
+        ({"sliding_window": 8, "_sliding_window_pattern": 2}, {None, 8}),
+        ({"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}, {None, 8}),
+        ({"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 2}, {None}),
     ],
 )
-def test_windows_of_config_json(tmp_path, fields, layers, window):
-    path = config_file(tmp_path, num_attention_heads=8, head_dim=64, **fields)
-    model = load_model(str(path))
-    assert (model.windowed_layers, model.sliding_window_tokens) == (layers, window)
+def test_windows_of_a_file_that_names_no_type(tmp_path, fields, windows):
+    path = config_file(
+        tmp_path, num_attention_heads=8, num_key_value_heads=8, head_dim=64, num_hidden_layers=2,
+        **fields,
+    )  # fmt: skip
+    assert {kind.sliding_window_tokens for kind in load_model(str(path)).kinds} == windows
 
 
 # What attention reads of config.json files as they are published, much left to defaults by some.
@@ -206,50 +198,65 @@ PUBLISHED = {
 def test_a_published_config_json_gives_what_is_built_in(tmp_path, name):
     read = load_model(str(config_file(tmp_path, **PUBLISHED[name])))
     built_in = load_model(name)
-    # Only some configs say their scale: the others scale by the head size.
-    scale_base = read.softmax_scale_base or read.head_dim
-    assert scale_base == (built_in.softmax_scale_base or built_in.head_dim)
-    same = {"name": name, "source": built_in.source, "checked": built_in.checked,
-            "softmax_scale_base": built_in.softmax_scale_base}  # fmt: skip
-    assert dataclasses.replace(read, **same) == built_in
+    assert (read.kinds, read.other_layers) == (built_in.kinds, built_in.other_layers)
 
 
-def test_nested_text_config_sinks_and_caps(tmp_path):
-    inner = {
-        "model_type": "gpt_oss", "num_attention_heads": 8, "num_key_value_heads": 2,
-        "head_dim": 64, "attn_logit_softcapping": 30.0, "query_pre_attn_scalar": 100,
-    }  # fmt: skip
-    model = load_model(str(config_file(tmp_path, text_config=inner)))
-    assert (model.has_sinks, model.soft_cap, model.softmax_scale_base) == (True, 30.0, 100)
+def test_built_in_models_leave_nothing_to_guess():
+    for name, model in load_models().items():
+        assert not model.notes, name
+        assert not model.unserved, name
+        assert all(kind.num_layers for kind in model.kinds), name
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("[]", "a JSON list, not an object"),
-        ("{", "Expecting property name"),
-        ('{"num_attention_heads": 8}', "'hidden_size' is missing"),
-        ('{"num_attention_heads": "x"}', "'hidden_size' is missing"),
-        ('{"hidden_size": 8}', "'num_attention_heads' is missing"),
+        ("[]", "not the config.json of a model: a JSON list, not an object"),
+        ("{", "not the config.json of a model: Expecting property name"),
+        ('{"num_attention_heads": 8}', "num_key_value_heads is missing"),
+        ('{"hidden_size": 8, "num_key_value_heads": null}', "num_hidden_layers is missing"),
     ],
 )
 def test_a_file_that_describes_no_model_is_named_with_the_reason(tmp_path, content, reason):
     path = tmp_path / "config.json"
     path.write_text(content)
-    with pytest.raises(UsageError, match=f"not the config.json of a model: {reason}") as caught:
+    with pytest.raises(UsageError, match=reason) as caught:
         load_model(str(path))
     assert str(path) in str(caught.value)
 
 
-def test_latent_attention_is_refused(tmp_path):
-    path = config_file(tmp_path, num_attention_heads=8, head_dim=64, kv_lora_rank=512)
-    with pytest.raises(UsageError, match="latent"):
-        load_model(str(path))
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [("Qwen/Qwen3-32B", "qwen3-32b"), ("Qwen3-32B", "qwen3-32b"), ("qwen3_32b", "qwen3-32b"),
+     ("meta-llama/Llama-3.1-8B-Instruct", "llama3-8b"), ("LLAMA3-8B", "llama3-8b"),
+     ("google/gemma-3-27b-pt", "gemma3-27b"), ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"),
+     ("openai/gpt-oss-20b", "gpt-oss-20b"), ("./not/there.json", "./not/there.json")],
+)  # fmt: skip
+def test_models_have_other_names(word, name):
+    assert model_name(word) == name
 
 
-def test_a_window_needs_layers():
-    with pytest.raises(ValueError, match="window"):
-        Model(
-            name="x", source="y", num_q_heads=8, num_kv_heads=8, head_dim=64,
-            sliding_window_tokens=4,
-        )  # fmt: skip
+def test_every_model_is_found_by_its_repository():
+    """And no repository, in whatever spelling, is that of two models."""
+    for name, model in load_models().items():
+        repository = model.source.removeprefix("config.json of ").removesuffix(" on Hugging Face")
+        for word in (repository, repository.upper(), repository.rpartition("/")[2], name.upper()):
+            assert load_model(word).name == name
+
+
+@pytest.mark.parametrize("word", ["somebody/Qwen3-32B", "qwen3", "Qwen/Qwen3-32B-FP8"])
+def test_another_repository_is_only_offered(word):
+    with pytest.raises(UsageError) as caught:
+        load_model(word)
+    assert "did you mean qwen3-" in caught.value.hint
+
+
+def test_a_file_is_what_its_path_says(tmp_path, monkeypatch):
+    """A folder of the repository's name is the model in it."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "Qwen" / "Qwen3-32B"
+    folder.mkdir(parents=True)
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert model_name("Qwen/Qwen3-32B") == "Qwen/Qwen3-32B"
+    assert load_model("Qwen/Qwen3-32B").kinds[0].num_q_heads == 4

@@ -1,44 +1,129 @@
 """Digests follow the sources they are about, and nothing here loads jax."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from rpa_kernels import FAMILIES
 from rpa_tune import provenance as module
-from rpa_tune.provenance import kernel_digest, provenance, simulator_digest, versions
+from rpa_tune.provenance import (
+    kernel_digest,
+    provenance,
+    simulator_digest,
+    verifier_digest,
+    versions,
+)
+
+KERNELS = Path(module.__file__).resolve().parent.parent / "kernels"
+
+# Traces a launch as `compile/lower.py` does, and says which modules of the kernels that loaded.
+TRACE = """
+import sys, jax, jax.numpy as jnp
+from rpa_kernels import inputs, load_family
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+target = Target(chip="v6e", vmem_bytes=128 << 20, smem_bytes=1 << 20, mxu_size=256, num_cores=2,
+                has_bf16_vector_units=True, has_fp8_mxu=True, has_result_buffers=False)
+problem = Problem(num_q_heads=8, num_kv_heads=2, head_dim=128, page_size=128, max_num_tokens=64,
+                  max_num_seqs=8, pages_per_seq=8, num_pages=64, sliding_window=100, soft_cap=30.0)
+family = load_family({family!r})
+config = family.default_config(problem, target)
+def attend(q, k, v, cache, *scalars):
+    q, kv_new = inputs.prepare(q, k, v, problem)
+    out, cache = family.launch(q, kv_new, cache, *scalars, problem=problem, config=config,
+                               target=target)
+    return inputs.finish(out, problem), cache
+lengths = [jax.ShapeDtypeStruct((n,), jnp.int32) for n in (8, 64, 9, 3)]
+shapes = [(64, 8, 128), (64, 2, 128), (64, 2, 128), problem.kv_cache_shape]
+arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+jax.eval_shape(attend, *arrays, *lengths)
+print(*sorted(name for name in sys.modules if name.startswith("rpa_kernels")))
+"""
 
 
-def digest_of(monkeypatch, root, family):
-    """`kernel_digest` as if `rpa_kernels` were the folder `root`."""
-    monkeypatch.setattr(module.resources, "files", lambda name: root)
-    return kernel_digest.__wrapped__(family)
+@pytest.fixture
+def kernels(tmp_path, monkeypatch):
+    """A copy of the real kernels, which the digests are taken of."""
+    copy = tmp_path / "kernels"
+    shutil.copytree(KERNELS, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(module.resources, "files", lambda name: copy)
+    return copy
 
 
-def make_tree(root):
-    for name in ("layout.py", "decode/kernel.py", "mixed/kernel.py", "shared/kernel.py"):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"# {name}")
-    return root
+def digests():
+    """Of each family's kernel, and of the verifier, read anew."""
+    found = {family: kernel_digest.__wrapped__(family) for family in FAMILIES}
+    return {**found, "verifier": verifier_digest.__wrapped__()}
 
 
-def test_a_family_follows_its_own_and_the_shared_sources_only(tmp_path, monkeypatch):
-    root = make_tree(tmp_path)
-    before = {f: digest_of(monkeypatch, root, f) for f in ("decode", "mixed")}
-    assert before["decode"] != before["mixed"]
-    (root / "mixed/kernel.py").write_text("changed")
-    (root / "README.md").write_text("words")
-    assert digest_of(monkeypatch, root, "decode") == before["decode"]
-    assert digest_of(monkeypatch, root, "mixed") != before["mixed"]
-    (root / "shared/kernel.py").write_text("changed")
-    assert digest_of(monkeypatch, root, "decode") != before["decode"]
+def module_path(name):
+    path = KERNELS.joinpath(*name.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def test_moving_text_between_files_changes_the_digest(tmp_path, monkeypatch):
-    root = make_tree(tmp_path)
-    before = digest_of(monkeypatch, root, "decode")
-    (root / "layout.py").rename(root / "layout2.py")
-    assert digest_of(monkeypatch, root, "decode") != before
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_kernel_is_made_of_the_modules_that_its_launch_loads(family):
+    script = TRACE.replace("{family!r}", repr(family))
+    run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    loaded = {str(module_path(name).relative_to(KERNELS)) for name in run.stdout.split()}
+    assert "calls.py" in loaded
+    roots = [f"rpa_kernels.{family}", "rpa_kernels.inputs"]
+    assert {path for path, _ in module._import_closure(roots)} == loaded
+
+
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("blockwise/sums.py", {"prefill", "mixed"}),
+        ("blockwise/__init__.py", {"prefill", "mixed"}),
+        ("mixed/__init__.py", {"mixed"}),
+        ("decode/attend.py", {"decode"}),  # imported inside a function of the family's record
+        ("stagger.py", {"decode"}),
+        ("online_softmax.py", {"decode", "prefill", "mixed"}),
+        ("reference.py", {"verifier"}),
+        ("verify.py", {"verifier"}),
+        ("inputs.py", {"decode", "prefill", "mixed", "verifier"}),
+        ("README.md", set()),
+    ],
+)
+def test_a_comment_changes_the_digests_of_those_who_import_the_file(kernels, file, changed):
+    before = digests()
+    with (kernels / file).open("a") as source:
+        source.write("# A comment.\n")
+    after = digests()
+    assert {name for name in after if after[name] != before[name]} == changed
+
+
+def test_a_module_counts_from_the_first_import_and_under_its_name(kernels):
+    before = digests()
+    (kernels / "extra.py").write_text("X = 1\n")
+    assert digests() == before
+    launch = kernels / "decode" / "launch.py"
+    text = launch.read_text()
+    launch.write_text(f"{text}\n\ndef later():\n    from rpa_kernels import extra\n")
+    imported = digests()
+    assert imported["decode"] != before["decode"]
+    assert imported["mixed"] == before["mixed"]
+    (kernels / "extra.py").write_text("X = 2\n")
+    assert digests()["decode"] != imported["decode"]
+    for_types = "if TYPE_CHECKING:\n    from rpa_kernels import extra\n"
+    launch.write_text(f"{text}\nfrom typing import TYPE_CHECKING\n\n{for_types}")
+    by_type_checkers = digests()
+    (kernels / "extra.py").write_text("X = 3\n")
+    assert digests() == by_type_checkers
+
+
+def test_moving_text_between_files_changes_the_digest(kernels):
+    before = digests()
+    for path in kernels.rglob("*.py"):
+        path.write_text(path.read_text().replace("rpa_kernels.stagger", "rpa_kernels.staggers"))
+    moved = digests()
+    (kernels / "stagger.py").rename(kernels / "staggers.py")
+    assert len({d["decode"] for d in (before, moved, digests())}) == 3
 
 
 def test_stamp_is_plain_and_complete():
@@ -46,6 +131,7 @@ def test_stamp_is_plain_and_complete():
     assert json.loads(json.dumps(stamp)) == stamp
     assert stamp["kernel"] == kernel_digest("decode")
     assert stamp["simulator"] == simulator_digest()
+    assert stamp["verifier"] == verifier_digest()
     assert stamp["jax"] == versions()["jax"]
     assert stamp["time"].endswith("+00:00")
     assert "kernel" not in provenance()

@@ -1,10 +1,12 @@
 """Tasks that behave badly, for test_pool.py. They run in worker processes."""
 
+import gzip
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from rpa_tune.compile import worker
 
@@ -102,3 +104,29 @@ def check_right(_):
 
 def check_wrong(_):
     return {"max_error": 0.3, "tolerance": 0.2, "problems": ["error", "data race"]}
+
+
+def settings(_):
+    """What decides programs here, and what jax makes of it."""
+    import jax
+
+    from rpa_tune.compile import target
+
+    config = jax.config
+    return (
+        target.program_settings(), config.jax_enable_x64, config.jax_default_matmul_precision,
+        config.jax_disable_jit,
+    )  # fmt: skip
+
+
+def probe(_):
+    """What `doctor` compiles, in a shell whose settings have their effect."""
+    if "--break" in os.environ["LIBTPU_INIT_ARGS"]:
+        raise ValueError("no such flag")
+    if "--abort" in os.environ.get("XLA_FLAGS", ""):
+        os.abort()
+    golden = Path(__file__).parents[2] / "golden" / "dumps" / "0.0.42.1" / "v6e_decode.txt.gz"
+    return SimpleNamespace(
+        detail="", seconds=1.0, digest=os.environ.get("JAX_OTHER", ""),
+        schedule=gzip.decompress(golden.read_bytes()).decode(),
+    )  # fmt: skip

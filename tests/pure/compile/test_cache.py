@@ -101,6 +101,12 @@ def test_the_key_follows_everything_but_the_workload():
     assert len({compile_key(c) for c in (base, *different)}) == 4
 
 
+def test_the_key_follows_what_a_process_was_told_beside_a_workers_environment():
+    settings = [{}, {"JAX_DISABLE_JIT": "1"}, {"JAX_DISABLE_JIT": "2"}, {"XLA_FLAGS": "1"}]
+    assert compile_key(candidate()) == compile_key(candidate(), {})
+    assert len({compile_key(candidate(), one) for one in settings}) == 4
+
+
 def test_the_key_follows_compiler_and_kernel_versions(monkeypatch):
     before = compile_key(candidate())
     monkeypatch.setattr(module, "versions", lambda: {"jax": "0", "jaxlib": "0", "libtpu": "0"})

@@ -129,3 +129,46 @@ def test_a_digest_covers_the_instructions_and_nothing_else(tmp_path, old, new, i
         digests.append(schedule_digest(tmp_path / name))
     assert len(digests[0]) == 16
     assert (digests[0] == digests[1]) == is_same
+
+
+# Bounds checks as libtpu 0.0.42.1 writes them: comments in comments, over several lines, with the
+# kernel's name and the numbers of values.
+CHECKED = """\
+   0x7   :  { %71 = shalt.err (!%p66_p4) /* BoundsCheck 0 [deref of %s12] for %26 = dma.hbm_to_vmem [thread:$0]  /*hbm=*/%s12, /*size_in_granules=*/128, /*vmem=*/%s24, /*dst_syncflagno=*/[#allocation3]
+hlo: toy.1
+ */ }
+  0x15   :  { %99 = shalt.err (!%p94_p0) /* BoundsCheck 3 [deref of %s39] for %41 = dma.vmem_to_hbm [thread:$0]  /*vmem=*/%s39, /*hbm=*/%s2 /* 
+base_bounds: (1, 1)
+strides: (1, 1) */
+hlo: toy.1
+ */ }
+  0x16   :  { %45 = vsyncpa [#allocation7], 1 } /* End region 1 */
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_same"),
+    [
+        ("toy.1", "attention_with_another_name.3", True),
+        ("%s24", "%s77", True),
+        ("strides: (1, 1)", "strides: (2,\n 1)", True),
+        ("%p94_p0", "%p94_p1", False),
+        ("vsyncpa", "vsyncadd", False),
+        ("  0x16   :  { %45 = vsyncpa [#allocation7], 1 } /* End region 1 */\n", "", False),
+    ],
+)
+def test_comments_that_span_lines_and_hold_comments_do_not_count(tmp_path, old, new, is_same):
+    assert old in CHECKED
+    digests = set()
+    for name, text in (("a", CHECKED), ("b", CHECKED.replace(old, new))):
+        (tmp_path / name).write_text(text)
+        digests.add(schedule_digest(tmp_path / name))
+    assert (len(digests) == 1) == is_same
+
+
+def test_a_comment_without_an_end_is_an_error_with_its_line(tmp_path):
+    path = tmp_path / "k-final_bundles.txt"
+    path.write_text(SCHEDULE + "   0x5   :  { nop /* BoundsCheck /*hbm=*/ \nhlo: toy.1\n")
+    with pytest.raises(DumpError, match="has no end") as caught:
+        schedule_digest(path)
+    assert caught.value.where == f"{path}:3"

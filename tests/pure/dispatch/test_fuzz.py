@@ -26,7 +26,7 @@ PROBLEMS = [
     PROBLEM,
     replace(PROBLEM, head_dim=64, q_dtype="float32", kv_dtype="int8", k_scale=0.5),
     replace(PROBLEM, num_kv_heads=1, page_size=4096, sliding_window=100, has_sinks=True),
-    replace(PROBLEM, num_q_heads=7, num_kv_heads=7, page_size=1, max_num_tokens=8192),
+    replace(PROBLEM, num_q_heads=7, num_kv_heads=7, page_size=2, max_num_tokens=8192),
 ]
 STEPS = [
     Step.of([1, 1], [10, 20], [2, 2, 2]),

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 from pure.evaluate.builders import answer
 
@@ -35,6 +36,18 @@ def simulate(task):
     return answer(
         task, lower_s=0.25, compile_s=0.5, simulate_s=0.1, from_cache=False, vmem_bytes=4096
     )
+
+
+def simulate_by_bytes(task):
+    """A kernel whose time is its copies, and a little its bytes."""
+    found = answer(
+        task, lower_s=0.25, compile_s=0.5, simulate_s=0.1, from_cache=False, vmem_bytes=4096
+    )
+    timelines = tuple(
+        replace(timeline, time_us=100.0 + 10 * timeline.num_copies + timeline.read_bytes / 1e5)
+        for timeline in found.timelines
+    )
+    return replace(found, timelines=timelines)
 
 
 def no_schedule(task):

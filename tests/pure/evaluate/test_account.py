@@ -1,6 +1,9 @@
 """An account that is asked as seldom as possible says the same as one that is always asked."""
 
+import copy
 import dataclasses
+import functools
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -97,3 +100,31 @@ def test_accounts_read_nothing_of_a_config_but_its_fields(name):
     for memo in (account.traffic, account.mxu_flops, account.num_steps):
         memo(config)
         assert [names for names in memo._results if set(names) <= fields] == list(memo._results)
+
+
+WRONG_USES = {
+    "hash": hash,
+    "equality": lambda config: config == 1,
+    "cached function": functools.cache(lambda config: config.bkv_sz),
+    "replace": lambda config: dataclasses.replace(config, bkv_sz=1),
+    "asdict": dataclasses.asdict,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": pickle.dumps,
+    "set": lambda config: setattr(config, "bkv_sz", 1),
+    "in a dict": lambda config: {config: 1},
+}
+
+
+@pytest.mark.parametrize("use", WRONG_USES.values(), ids=WRONG_USES)
+def test_what_would_read_fields_unnoticed_is_refused(use):
+    """The contract of `kernels/family.py`: an account reads attributes, and no more."""
+    config = candidate().config
+    with pytest.raises(TypeError):
+        ByFieldsRead(use)(config)
+
+
+def test_attributes_properties_and_what_they_are_passed_to_are_fine():
+    config = candidate().config
+    double = ByFieldsRead(lambda config: (lambda inner: inner.bkv_sz * 2)(config))
+    assert double(config) == 2 * config.bkv_sz

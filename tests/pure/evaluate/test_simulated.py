@@ -29,15 +29,15 @@ def test_every_fault_costs_its_candidate_only_and_is_recorded_as_what_it_was(tmp
     expected = {
         2: (Status.OK, ""),
         3: (Status.CRASHED, "SIGABRT"),
-        4: (Status.COMPILE_TIMEOUT, "'compile' after 1.5 s"),
+        4: (Status.COMPILE_TIMEOUT, "'compile' after 6 s"),
         5: (Status.COMPILE_FAILED, "ZeroDivisionError"),
         6: (Status.RUN_FAILED, "IndexError"),
-        7: (Status.RUN_TIMEOUT, "'simulate' after 1.5 s"),
+        7: (Status.RUN_TIMEOUT, "'simulate' after 6 s"),
         8: (Status.CRASHED, "SIGKILL"),
         9: (Status.OUT_OF_MEMORY, "vmem: the compiler needs 9 bytes"),
     }
     evaluator = SimulatedEvaluator(
-        num_workers=2, cache_dir=tmp_path, scratch_dir=tmp_path, deadline_s=1.5
+        num_workers=2, cache_dir=tmp_path, scratch_dir=tmp_path, deadline_s=6.0
     )
     asked = [candidate(num_buffers=n) for n in expected]
     answers = {e.candidate.config.num_buffers: e for e in evaluator.evaluate_all(asked, WORKLOAD)}

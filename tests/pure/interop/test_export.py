@@ -57,6 +57,17 @@ def test_variables_are_one_set_for_the_process():
 
 
 @pytest.mark.parametrize("form", list(EXPORTERS))
+def test_rows_that_beat_nothing_are_left_out_with_the_reason(form):
+    rows = [
+        replace(row, evidence=replace(row.evidence, heuristic_us=None)) for row in public_rows()
+    ]
+    export = EXPORTERS[form](rows)
+    assert not export.exported
+    assert len(export.left_out) == len(rows)
+    assert any("nothing says that it is slower" in left.why for left in export.left_out)
+
+
+@pytest.mark.parametrize("form", list(EXPORTERS))
 def test_our_own_rows_and_rules_are_never_dropped_in_silence(form):
     ours = make_row("decode")
     rule = (Clause(feature="num_seqs", at_most=4, use=1), Clause(use=0))

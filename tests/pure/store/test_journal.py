@@ -196,15 +196,19 @@ def test_a_small_file_system_that_fills_up(tmp_path):
 
 
 def test_answers_of_other_kernels_or_compilers_are_not_reused(tmp_path):
-    evaluation = answers(1)[0]
-    stamp = stamp_of(evaluation.provenance)
+    asked = {
+        Fidelity.SIMULATED: {"kernel", "simulator", "jax", "libtpu"},
+        Fidelity.MEASURED: {"kernel", "jax", "libtpu"},
+        Fidelity.INTERPRETED: {"kernel", "jax", "libtpu", "verifier"},
+    }
     with Journal(tmp_path / "store.jsonl") as store:
-        store.append(evaluation)
-        for key in codec.STAMP_KEYS:
-            changed = stamp_of({**evaluation.provenance, key: "another"})
-            assert changed != stamp
-            assert store.find(evaluation.candidate, Fidelity.SIMULATED, changed) is None
-        assert store.find(evaluation.candidate, Fidelity.SIMULATED, stamp) == evaluation
+        for fidelity, keys in asked.items():
+            evaluation = replace(answers(1)[0], fidelity=fidelity)
+            store.append(evaluation)
+            for key in codec.STAMP_KEYS:
+                changed = stamp_of({**evaluation.provenance, key: "another"}, fidelity)
+                found = store.find(evaluation.candidate, fidelity, changed)
+                assert found == (None if key in keys else evaluation), (fidelity, key)
 
 
 def test_a_crash_is_asked_again_once(tmp_path):

@@ -1,6 +1,7 @@
 """Runs that share a sweep through an Optuna storage: a journal file, and a real PostgreSQL."""
 
 import contextlib
+import importlib.metadata
 import os
 import pwd
 import random
@@ -12,16 +13,22 @@ import sys
 import tempfile
 import textwrap
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import optuna
 import pytest
-from fake_sweep import FormulaEvaluator, make_study
+from fake_sweep import FakeInterpreter, FormulaEvaluator, make_study
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.errors import RpaTuneError, StoreError
 from rpa_tune.store import journal
 from rpa_tune.sweep.exchange import Exchange, hide_password
 
+COMPLETE, FAIL = TrialState.COMPLETE, TrialState.FAIL
 TESTS = Path(__file__).resolve().parents[2]
 # One of several runs of the same two studies. Takes questions one at a time, as workers do.
 PROGRAM = textwrap.dedent("""
@@ -139,7 +146,7 @@ def start(folder, storage, delay_s=0.03):
 
 
 def finish(process):
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
 
 
@@ -192,11 +199,13 @@ def test_a_run_that_is_killed_is_not_waited_for(tmp_path, storage, calm):
     assert all(found[digest].metrics["run"] == "dead" for digest in kept)
 
 
-def share(exchange, candidates, evaluator, stamp=("1",)):
-    workload = make_study().workload
+def share(
+    exchange, candidates, evaluator, fidelity=Fidelity.SIMULATED, *, study=None, stamp=("1",)
+):
+    study = study or make_study()
     return list(exchange.share(
-        candidates, lambda mine: evaluator.evaluate_all(mine, workload),
-        fidelity=Fidelity.SIMULATED, stamp=stamp, check=lambda: None,
+        candidates, lambda mine: evaluator.evaluate_all(mine, study.workload),
+        study=study, fidelity=fidelity, stamp=stamp, check=lambda: None,
     ))  # fmt: skip
 
 
@@ -222,13 +231,55 @@ def test_a_crash_is_tried_once_more_by_whoever_comes_next(tmp_path):
         assert not share(one, [candidate], FormulaEvaluator(Fidelity.SIMULATED))[0][1]
 
 
+BLAMES_THE_MOMENT = [Status.COMPILE_TIMEOUT, Status.RUN_TIMEOUT, Status.CRASHED]
+
+
+@pytest.mark.parametrize("status", [*BLAMES_THE_MOMENT, Status.COMPILE_FAILED])
+def test_what_blames_the_moment_counts_in_its_own_sweep_and_is_asked_again_by_the_next(
+    tmp_path, status
+):
+    """So do failures of a study in which nothing else is known; as in a store."""
+    study = make_study()
+    candidates = [study.candidate(config) for config in study.space().configs[:2]]
+    failing = FormulaEvaluator(Fidelity.SIMULATED, statuses=lambda c: status)
+    fine = FormulaEvaluator(Fidelity.SIMULATED)
+    with Exchange(str(tmp_path / "s"), beat_s=0.05) as one:
+        for _ in range(2 if status is Status.CRASHED else 1):
+            assert [is_new for _, is_new in share(one, candidates, failing)] == [True] * 2
+        with Exchange(str(tmp_path / "s")) as joined_late:
+            assert [is_new for _, is_new in share(joined_late, candidates, fine)] == [False] * 2
+        with Exchange(str(tmp_path / "s")) as joined_late:  # though one of the others has ended
+            assert [is_new for _, is_new in share(joined_late, candidates, fine)] == [False] * 2
+    with Exchange(str(tmp_path / "s")) as later:
+        again = share(later, candidates, fine)
+        assert [(e.status, is_new) for e, is_new in again] == [(Status.OK, True)] * 2
+    with Exchange(str(tmp_path / "s")) as last:
+        assert share(last, candidates, failing) == [(e, False) for e, _ in again]
+
+
+def test_a_timeout_of_a_run_that_was_killed_is_asked_again_once_that_is_known(tmp_path):
+    study = make_study()
+    (candidate,) = [study.candidate(config) for config in study.space().configs[:1]]
+    late = FormulaEvaluator(Fidelity.SIMULATED, statuses=lambda c: Status.COMPILE_TIMEOUT)
+    killed = Exchange(str(tmp_path / "s"), beat_s=600.0)
+    assert share(killed, [candidate], late)[0][1]
+    try:
+        with Exchange(str(tmp_path / "s"), grace_s=0.5) as later:
+            began = time.monotonic()
+            ((answer, is_new),) = share(later, [candidate], FormulaEvaluator(Fidelity.SIMULATED))
+            assert time.monotonic() - began > 0.2
+            assert (answer.status, is_new) == (Status.OK, True)
+    finally:
+        killed.close()
+
+
 def test_what_was_begun_is_given_back_at_the_end(tmp_path):
     study = make_study()
     candidates = [study.candidate(config) for config in study.space().configs[:2]]
     one = Exchange(str(tmp_path / "s"), grace_s=600.0)
     begun = one.share(
         candidates, lambda mine: (FormulaEvaluator(Fidelity.SIMULATED).answer(c) for c in mine),
-        fidelity=Fidelity.SIMULATED, stamp=("1",), check=lambda: None,
+        study=study, fidelity=Fidelity.SIMULATED, stamp=("1",), check=lambda: None,
     )  # fmt: skip
     next(begun)
     one.close()
@@ -278,3 +329,113 @@ def test_storages_that_cannot_be_used_say_why():
     assert "postgresql://" in unknown.value.hint
     assert hide_password("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
     assert hide_password("some/file") == "some/file"
+
+
+def as_optuna_shows(storage):
+    """Name -> study, as the dashboard and `optuna studies` list them."""
+    storage = storage.replace("postgresql://", "postgresql+psycopg://")
+    if "://" not in storage:
+        storage = JournalStorage(JournalFileBackend(storage))
+    found = optuna.study.get_all_study_names(storage)
+    return {name: optuna.load_study(study_name=name, storage=storage) for name in found}
+
+
+def test_optuna_shows_what_a_person_can_read(storage):
+    study = make_study()
+    configs = study.space().configs[:3]
+    candidates = [study.candidate(config) for config in configs]
+    failing = FormulaEvaluator(
+        Fidelity.SIMULATED,
+        statuses=lambda c: Status.OUT_OF_MEMORY if c == configs[2] else Status.OK,
+    )
+    with Exchange(storage) as one:
+        answers = [answer for answer, _ in share(one, candidates, failing)]
+        checks = [
+            answer
+            for answer, _ in share(one, candidates[:1], FakeInterpreter(), Fidelity.INTERPRETED)
+        ]
+    shown = as_optuna_shows(storage)
+    (timed,) = (shown[name] for name in shown if "simulated" in name)
+    (checked,) = (shown[name] for name in shown if "interpreted" in name)
+    assert timed.study_name.startswith(
+        f"v6e/decode, 8/2 heads of 128, bfloat16, page 128, simulated ({study.digest} "
+    )
+    assert timed.metric_names == ["time us"]
+    assert timed.user_attrs[f"study {study.name}"] == "workload fake: made up"
+    assert timed.user_attrs["search"]["seed"] == 0
+    assert timed.user_attrs["problem"]["head_dim"] == 128
+    trials = timed.trials
+    assert [trial.params for trial in trials] == [asdict(config) for config in configs]
+    assert [trial.value for trial in trials] == [answer.time_us for answer in answers]
+    assert [trial.state for trial in trials] == [COMPLETE, COMPLETE, FAIL]
+    assert timed.best_trial.value == min(answer.time_us for answer in answers[:2])
+    ranges = {name: (range_.low, range_.high) for name, range_ in trials[0].distributions.items()}
+    assert ranges == {axis.name: (axis.values[0], axis.values[-1]) for axis in study.axes()}
+    assert trials[0].user_attrs["bound_by"] == "hbm"
+    assert trials[2].user_attrs["failure"] == "out_of_memory: made up: out_of_memory"
+    assert all("answer" not in trial.user_attrs for trial in trials)
+    (trial,) = checked.trials
+    assert checks[0].ok
+    assert (trial.state, trial.user_attrs["how"]) == (COMPLETE, "made up")
+    assert checked.metric_names == ["error, in parts of the tolerance"]
+
+
+def test_two_models_with_one_problem_share_its_answers_under_both_names(tmp_path):
+    one, other = make_study(name="v6e/one/decode"), make_study(name="v6e/other/decode")
+    candidates = [one.candidate(config) for config in one.space().configs[:2]]
+    evaluator = FormulaEvaluator(Fidelity.SIMULATED)
+    with Exchange(str(tmp_path / "s")) as exchange:
+        share(exchange, candidates, evaluator, study=one)
+        again = share(exchange, candidates, evaluator, study=other)
+    assert [is_new for _, is_new in again] == [False, False]
+    (shown,) = (s for name, s in as_optuna_shows(str(tmp_path / "s")).items() if "decode" in name)
+    assert {f"study {one.name}", f"study {other.name}"} <= shown.user_attrs.keys()
+
+
+def test_a_config_from_outside_of_the_axes_is_shown_too(tmp_path):
+    study = make_study()
+    config = replace(study.space().configs[0], bkv_sz=4096)
+    with Exchange(str(tmp_path / "s")) as exchange:
+        share(exchange, [study.candidate(config)], FormulaEvaluator(Fidelity.SIMULATED))
+    (shown,) = (s for name, s in as_optuna_shows(str(tmp_path / "s")).items() if "decode" in name)
+    assert shown.trials[0].params["bkv_sz"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "versions", "reason"),
+    [
+        ({"seed": 1}, {}, ("5.0.0", "5.0.0"), "seed 0 here, 1 there"),
+        ({"simulate": 5}, {}, ("5.0.0", "5.0.0"), "simulate 12 here, 5 there"),
+        ({"sampler": "tpe"}, {"sampler": "tpe"}, ("4.9.0", "5.0.0"),
+         "sampler tpe optuna 5.0.0 here, tpe optuna 4.9.0 there"),
+    ],
+)  # fmt: skip
+def test_runs_that_would_ask_other_questions_are_refused(
+    storage, monkeypatch, theirs, ours, versions, reason
+):
+    first, second = (
+        replace(make_study(), search=replace(make_study().search, **fields))
+        for fields in (theirs, ours)
+    )
+    candidates = [first.candidate(config) for config in first.space().configs[:2]]
+    evaluator = FormulaEvaluator(Fidelity.SIMULATED)
+    with Exchange(storage) as one, Exchange(storage) as other:
+        monkeypatch.setattr(importlib.metadata, "version", lambda package: versions[0])
+        share(one, candidates, evaluator, study=first)
+        monkeypatch.setattr(importlib.metadata, "version", lambda package: versions[1])
+        with pytest.raises(StoreError, match="another way") as refused:
+            share(other, candidates, evaluator, study=second)
+        assert reason in str(refused.value)
+        assert "one plan and the same versions" in refused.value.hint
+        assert len(share(one, candidates, evaluator, study=first)) == 2  # the first one goes on
+
+
+def test_kriging_is_the_same_whatever_optuna_there_is(tmp_path, monkeypatch):
+    study = make_study()
+    assert study.sampler() == {"kind": "kriging"}
+    candidates = [study.candidate(config) for config in study.space().configs[:2]]
+    with Exchange(str(tmp_path / "s")) as one, Exchange(str(tmp_path / "s")) as other:
+        share(one, candidates, FormulaEvaluator(Fidelity.SIMULATED))
+        monkeypatch.setattr(importlib.metadata, "version", lambda package: "4.9.0")
+        answers = share(other, candidates, FormulaEvaluator(Fidelity.SIMULATED))
+    assert [is_new for _, is_new in answers] == [False, False]

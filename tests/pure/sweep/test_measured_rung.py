@@ -11,7 +11,7 @@ from rpa_tune.cli.main import cli
 from rpa_tune.cli.sweep_text import _why_none
 from rpa_tune.promote import decide
 from rpa_tune.store import journal as store
-from rpa_tune.sweep.agreement import compare
+from rpa_tune.sweep.agreement import Agreement, compare
 from rpa_tune.sweep.sweep import Sweep
 from rpa_tune.sweep.tally import Score
 from rpa_tune.sweep.watch import Watch
@@ -89,10 +89,31 @@ def test_who_is_not_measured(tmp_path, why):
 
 
 def test_a_wrong_answer_on_the_device_is_not_promoted(tmp_path):
-    best = run(tmp_path / "calm")[0].decision.chosen.candidate.config
-    result, _ = run(tmp_path, statuses=lambda c: Status.WRONG_ANSWER if c == best else Status.OK)
+    study = make_study(simulate=12)
+    study = replace(study, search=replace(study.search, measure=8))
+    best = run(tmp_path / "calm", study=study)[0].decision.chosen.candidate.config
+    assert best != study.heuristic()
+    result, _ = run(
+        tmp_path, study=study,
+        statuses=lambda c: Status.WRONG_ANSWER if c == best else Status.OK,
+    )  # fmt: skip
     assert result.decision.chosen.candidate.config != best
     assert [s.reason for s in result.stops if s.candidate.config == best] == ["wrong_answer"]
+
+
+def test_when_the_heuristic_is_wrong_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path):
+    study = make_study(simulate=12)
+    heuristic = study.heuristic()
+    result, _ = run(
+        tmp_path, study=study,
+        statuses=lambda c: Status.WRONG_ANSWER if c == heuristic else Status.OK,
+    )  # fmt: skip
+    assert (result.row(), result.verdict) == (None, "the heuristic has no time")
+    said = _why_none(result)
+    assert "the heuristic has no time (wrong_answer: made up: wrong_answer)" in said
+    assert "nothing is promoted" in said
+    shown = CliRunner().invoke(cli, ["status", str(tmp_path / "store.jsonl")]).stdout
+    assert "the heuristic has no time" in shown
 
 
 def test_finalists_that_fail_on_the_device_make_way_for_the_next(tmp_path):
@@ -119,9 +140,9 @@ def test_finalists_that_fail_on_the_device_make_way_for_the_next(tmp_path):
     assert (again.decision, asked_again.asked) == (result.decision, [])
 
 
-@pytest.mark.parametrize("status", [Status.WRONG_ANSWER, Status.COMPILE_FAILED])
-def test_when_all_fail_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path, status):
+def test_when_all_are_wrong_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path):
     """No simulated time takes the place of a measurement that failed."""
+    status = Status.WRONG_ANSWER
     result, measured = run(tmp_path, statuses=lambda config: status)
     simulated = [e for e in store.read(tmp_path / "store.jsonl").evaluations
                  if e.fidelity is Fidelity.SIMULATED]  # fmt: skip
@@ -137,6 +158,20 @@ def test_when_all_fail_on_the_device_there_is_no_row_and_it_is_said_why(tmp_path
     assert "search.measure" in said
     shown = CliRunner().invoke(cli, ["status", str(tmp_path / "store.jsonl")]).stdout
     assert f"no config works on the device ({len(simulated)} {status.value})" in shown
+
+
+def test_when_the_first_fail_alike_on_the_device_no_more_are_tried(tmp_path):
+    study = make_study(simulate=12)
+    for _ in range(2):  # and the next run tries the same again
+        result, measured = run(tmp_path, study=study, statuses=lambda config: Status.COMPILE_FAILED)
+        assert study.search.measure <= len(measured.asked) <= study.search.measure + 1
+        assert study.heuristic() in [candidate.config for candidate in measured.asked]
+        assert (result.decision, result.row()) == (None, None)
+        said = _why_none(result)
+        assert "no config works on the device" in said
+        assert "all failed alike; the next run asks again" in said
+    calm, measured = run(tmp_path, study=study)
+    assert calm.row().evidence.fidelity == "measured"
 
 
 def test_when_all_run_out_of_memory_none_that_is_larger_is_tried(tmp_path):
@@ -203,3 +238,12 @@ def test_measured_and_simulated_times_do_not_compete_for_the_best_so_far():
     score.add(simulated)
     score.add(replace(measured, time_us=2.0))
     assert score.best_us == 2.0
+
+
+def test_one_config_is_too_few_to_praise_the_simulator():
+    """It said "trusting the simulator would have cost 0.0 %" of a single measured config."""
+    alone = Agreement(
+        num_configs=1, rank_correlation=None, regret_pct=0.0, measured_over_simulated=1.1
+    )
+    assert "too few to say" in str(alone)
+    assert "cost" not in str(alone)

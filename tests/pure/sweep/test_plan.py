@@ -1,13 +1,17 @@
 """Plans: what they mean, and errors that say file and line."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from rpa_tune.buckets import Limits, shape_of
 from rpa_tune.errors import UsageError
 from rpa_tune.sweep.plan import load_plan
+from rpa_tune.sweep.shapes import shape_workloads
 from rpa_tune.sweep.study import build_studies
+from rpa_tune.workload.workload import load_workload
 
 GOOD = """\
 about: a question
@@ -67,7 +71,10 @@ def test_lists_are_crossed(tmp_path):
 
 
 def test_layers_with_and_without_a_window_are_two_studies(tmp_path):
-    studies = build_studies(plan_of(tmp_path, GOOD.replace("llama3-8b", "gemma3-27b")))
+    text = GOOD.replace("llama3-8b", "gemma3-27b")
+    short = build_studies(plan_of(tmp_path, text))
+    assert {study.problem.sliding_window for study in short} == {None}  # contexts of 120 tokens
+    studies = build_studies(plan_of(tmp_path, text.replace("tokens: 100", "tokens: 1500")))
     assert {study.problem.sliding_window for study in studies} == {None, 1024}
 
 
@@ -91,7 +98,7 @@ def test_layers_with_and_without_a_window_are_two_studies(tmp_path):
         ("chip: v6e", "chip: []", 2, "chip is empty", ""),
         ("chip: v6e", "chip: v6e\nchip: v5e", 3, "appears twice", ""),
         ("families: [decode, mixed]\n", "", None, "missing families", ""),
-        ("budget: 90s", "dtype: bf16", 11, "unknown dtype 'bf16'", "bfloat16"),
+        ("budget: 90s", "dtype: fp16", 11, "unknown dtype 'fp16'", "bfloat16"),
         ("budget: 90s", "workload: 3", 11, "appears twice", ""),
         ("budget: 90s", "objective: fastest", 11, "unknown objective 'fastest'", "expected_time"),
         ("seed: 3", "sampler: krigin", 10, "unknown sampler 'krigin'", "did you mean kriging"),
@@ -133,6 +140,28 @@ def test_errors_found_while_building_name_the_line_too(tmp_path, old, new, line,
     assert caught.value.where.split(" ")[0] == str(tmp_path / f"plan.yaml:{line}")
 
 
+def test_a_shipped_plan_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = load_plan(Path("quickstart"))
+    assert plan == load_plan(SHIPPED_FOLDER / "quickstart.yaml")
+    assert (plan.name, plan.path) == ("quickstart", SHIPPED_FOLDER / "quickstart.yaml")
+
+
+def test_a_file_comes_before_a_shipped_plan_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").write_text(GOOD)
+    assert load_plan(Path("quickstart")).path == Path("quickstart")
+
+
+def test_a_name_of_no_plan_lists_the_shipped_ones():
+    with pytest.raises(UsageError, match="neither a file nor a plan") as caught:
+        load_plan(Path("quick"))
+    assert all(path.stem in caught.value.hint for path in SHIPPED)
+    for other in ("quickstart.yaml", "folder/quickstart"):
+        with pytest.raises(UsageError, match="No such file"):
+            load_plan(Path(other))
+
+
 def test_files_that_are_no_plans(tmp_path):
     with pytest.raises(UsageError, match="No such file"):
         load_plan(tmp_path / "none.yaml")
@@ -142,10 +171,110 @@ def test_files_that_are_no_plans(tmp_path):
         plan_of(tmp_path, "- a\n- b\n")
 
 
-SHIPPED = sorted((Path(__file__).resolve().parents[3] / "sweeps").glob("*.yaml"))
+SHIPPED_FOLDER = Path(__file__).resolve().parents[3] / "sweeps"
+SHIPPED = sorted(SHIPPED_FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_plans_load_and_say_why(path):
     assert load_plan(path).about
     assert path.read_text().startswith("# ")
+
+
+def test_common_spellings_are_understood(tmp_path):
+    text = (
+        GOOD.replace("chip: v6e", "chip: [Trillium, tpu7x, v5litepod-16]")
+        .replace("model: llama3-8b", "model: Qwen/Qwen3-32B")
+        .replace("[decode, mixed]", "[Decode, MIXED]")
+        .replace("page_size: 128", "page_size: 128\ndtype: bf16\nkv_dtype: [fp8, FP8_E5M2]")
+        .replace("seed: 3", "seed: 3, sampler: Kriging")
+    )
+    plan = plan_of(tmp_path, re.sub("workload: .*", "workload: Azure_Conv", text))
+    assert plan.chips == ("v6e", "v7x", "v5e")
+    assert plan.models == ("qwen3-32b",)
+    assert plan.families == ("decode", "mixed")
+    assert (plan.q_dtype, plan.kv_dtypes) == ("bfloat16", ("float8_e4m3fn", "float8_e5m2"))
+    assert plan.search.sampler == "kriging"
+    assert build_studies(plan)[0].workload.name == "azure-conv"
+
+
+SERVER = GOOD + "server: {max_num_seqs: 8, max_num_batched_tokens: 64, max_model_len: 1024}\n"
+
+
+def test_a_server_has_a_study_for_each_of_its_shapes(tmp_path):
+    studies = build_studies(plan_of(tmp_path, SERVER))
+    assert [study.name for study in studies] == [
+        f"v6e/llama3-8b/{n} tokens/{family}" for n in (16, 32, 64) for family in ("decode", "mixed")
+    ]
+    for study in studies:
+        problem = study.problem
+        assert (problem.max_num_seqs, problem.max_context_tokens) == (8, 1024)
+        above = problem.max_num_tokens // 2 if problem.max_num_tokens > 16 else 0
+        for weighted in study.workload.batches:
+            assert not weighted.batch.misfit(problem)
+            # Every prompt has 100 tokens, so that all of these shapes are met.
+            assert above < weighted.batch.num_tokens <= problem.max_num_tokens
+        assert sum(weighted.weight for weighted in study.workload.batches) == pytest.approx(1)
+
+
+def test_some_shapes_of_a_server(tmp_path):
+    text = SERVER.replace("1024}", "1024, tokens: [16, 64]}")
+    names = [study.name for study in build_studies(plan_of(tmp_path, text))]
+    assert all("/16 tokens/" in name or "/64 tokens/" in name for name in names)
+    assert len(names) == 4
+
+
+def test_a_shape_that_no_step_is_padded_to_is_judged_on_those_that_fit(tmp_path):
+    """Prompts of 100 tokens never fill 4096."""
+    text = SERVER.replace("max_num_batched_tokens: 64", "max_num_batched_tokens: 4096")
+    text = text.replace("1024}", "1024, tokens: 4096}")
+    (decode, mixed) = build_studies(plan_of(tmp_path, text))
+    assert decode.problem.max_num_tokens == mixed.problem.max_num_tokens == 4096
+    assert "1 to 4096 tokens a step" in mixed.workload.name
+
+
+@pytest.mark.parametrize(
+    ("server", "message", "hint"),
+    [
+        ("{max_num_seqs: 8}", "missing max_num_batched_tokens, max_model_len in server", ""),
+        ("{max_num_seq: 8}", "unknown key 'max_num_seq' in server", "did you mean max_num_seqs"),
+        ("8", "server must be a mapping", ""),
+        ("{max_num_seqs: 8, max_num_batched_tokens: 64, max_model_len: 1024, tokens: [8]}",
+         "tokens=8 is no shape of this server", "16, 32, 64"),
+        ("{max_num_seqs: 8, max_num_batched_tokens: 64, max_model_len: 1024, tokens: []}",
+         "tokens is empty", ""),
+        ("{max_num_seqs: 8, max_num_batched_tokens: 64, max_model_len: 1024, bucket_seqs: 1}",
+         "bucket_seqs must be true or false", ""),
+    ],
+)  # fmt: skip
+def test_a_bad_server_is_named_with_its_line(tmp_path, server, message, hint):
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        plan_of(tmp_path, f"{GOOD}server: {server}\n")
+    assert caught.value.where.endswith("plan.yaml:12")
+    assert hint in caught.value.hint
+
+
+def test_stored_batches_are_dealt_out_to_the_shapes_they_are_padded_to(tmp_path):
+    plan = plan_of(tmp_path)
+    whole = load_workload(plan.workload, page_size=128)
+    (tmp_path / "stored.json").write_text(json.dumps(whole.to_dict()))
+    most = shape_of(whole.max_num_tokens, whole.max_num_seqs)
+    limits = Limits(
+        max_num_seqs=most.num_seqs,
+        max_num_batched_tokens=most.num_tokens,
+        max_model_len=1024,
+        only_tokens=(most.num_tokens,),
+    )
+    (found,) = shape_workloads(
+        str(tmp_path / "stored.json"), limits, page_size=128, families=["mixed"]
+    )
+    padded = [
+        wb.batch
+        for wb in whole.for_family("mixed").batches
+        if found.shape.holds(wb.batch.num_tokens, wb.batch.num_seqs)
+    ]
+    assert [wb.batch for wb in found.batches["mixed"].batches] == padded
+    assert padded
+    tiny = Limits(max_num_seqs=1, max_num_batched_tokens=16, max_model_len=1024)
+    with pytest.raises(UsageError, match="no batch with mixed sequences that fits 16 tokens"):
+        shape_workloads(str(tmp_path / "stored.json"), tiny, page_size=128, families=["mixed"])

@@ -15,7 +15,7 @@ from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.recheck import ask, check_versions, compare, remake
-from rpa_tune.sweep.study import Study
+from rpa_tune.sweep.study import Study, build_studies
 from rpa_tune.sweep.watch import Watch
 from rpa_tune.tables.reader import read_table
 from rpa_tune.tables.row import Clause
@@ -242,3 +242,21 @@ def test_versions_are_compared_without_asking(study, tmp_path):
     assert rules(found) == ["versions"]
     assert found.older == {"libtpu": ("0.0.1", versions()["libtpu"])}
     assert row.evidence.kernel_digest == kernel_digest("decode")
+
+
+def test_a_row_of_a_servers_shape_is_made_again_with_its_plan(tmp_path):
+    """The batches of a shape have no name that could be loaded; the plan makes them again."""
+    path = tmp_path / "server.yaml"
+    path.write_text(
+        "chip: v6e\nmodel: llama3-8b\nfamilies: [decode]\npage_size: 128\n"
+        "workload: {requests: {count: 8, prompt_tokens: 100, output_tokens: 20}}\n"
+        "server: {max_num_seqs: 8, max_num_batched_tokens: 32, max_model_len: 1024}\n"
+    )
+    plan = load_plan(path)
+    for study in build_studies(plan):
+        row = tune(study, tmp_path / str(study.problem.max_num_tokens), Compiler())
+        assert rules(check_versions(row)) == ["remake"]
+        assert rules(check_versions(row, [plan])) == []
+        again = remake(row, [plan])
+        assert again.workload.digest == study.workload.digest
+        assert again.problem == study.problem

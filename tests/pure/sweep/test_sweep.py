@@ -89,7 +89,7 @@ def test_the_order_of_answers_does_not_matter(tmp_path):
 
 def test_bad_candidates_are_answers_with_reasons(store):
     def statuses(config):
-        if config.seqs_per_step == 4:
+        if config.seqs_per_step == 4 and config.num_buffers < 4:  # all but the heuristic
             return Status.OUT_OF_MEMORY
         return Status.COMPILE_TIMEOUT if config.num_buffers == 2 else Status.OK
 
@@ -213,5 +213,5 @@ def test_every_run_asks_once_more_about_a_crash(store):
         status = Status.CRASHED if still_broken else Status.OK
         evaluators = make_evaluators(statuses=lambda c, status=status: status)
         result = run(store, study, evaluators)
-        assert len(evaluators[SIMULATED].asked) == study.search.simulate
+        assert len(evaluators[SIMULATED].asked) == (3 if still_broken else study.search.simulate)
     assert result.decision == run(store.with_name("calm"), study, make_evaluators()).decision

@@ -181,6 +181,7 @@ LINTS = {
     "config": lambda d: d["configs"][0].update(bq_size=1),
     "stale": lambda d: d["evidence"].update(kernel_digest="0" * 16),
     "evidence": lambda d: d["evidence"].update(time_us=59.0),
+    "evidence  ": lambda d: d["evidence"].update(heuristic_us=None),
     "evidence ": lambda d: d["evidence"].update(problem={"head_dim": 256}),
     "dead_config": lambda d: d["configs"].append(d["configs"][0]),
 }

@@ -186,13 +186,18 @@ GOOD = '{"t":0.5,"q":[1,1],"kv":[5,6],"nd":2}\n'
     ("line", "message"),
     [
         ('{"t":0.5,"q":[1,\n', "not JSON"),
-        ("[]\n", "an object is needed, got list"),
+        ("[]\n", "an object is needed, got .."),
         ('{"q":[1],"kv":[1,2],"nd":0}\n', "1 query lengths and 2 context lengths"),
         ('{"q":[],"kv":[],"nd":0}\n', "0 query lengths"),
         ('{"q":[1,9],"kv":[3,8],"nd":0}\n', "sequence 1: need 1 <= q <= kv, got 9 and 8"),
         ('{"q":[1.5],"kv":[3],"nd":0}\n', "a list of token counts"),
         ('{"q":[1],"kv":[99999999999],"nd":0}\n', "a list of token counts"),
         ('{"q":[1],"kv":[3],"nd":2}\n', "need 0 to 1 decodes, got 2"),
+        ('{"t":"x","q":[1],"kv":[3],"nd":1}\n', "a time in seconds is needed, got 'x'"),
+        ('{"t":NaN,"q":[1],"kv":[3],"nd":1}\n', "a time in seconds is needed, got nan"),
+        ('{"q":[1],"kv":[3],"nd":1,"dropped":"5"}\n', "a number of launches is needed, got '5'"),
+        ('{"q":' + "9" * 5000 + "}\n", "not JSON"),
+        ("[" * 100_000 + "\n", "not JSON"),
     ],
 )
 def test_bad_lines_say_where_and_can_be_dropped(tmp_path: Path, line: str, message: str) -> None:

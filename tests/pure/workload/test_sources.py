@@ -117,12 +117,14 @@ def test_turns_contain_the_turns_before() -> None:
     for first, second in ((0, 2), (1, 3)):
         assert requests[second].prefix[: len(requests[first].prefix)] == requests[first].prefix
     assert requests[0].prefix == (("shared", 4), ("turn0", 19))
+    assert [r.after for r in requests] == [None, None, 0, 1, None, None, 4, 5]
     assert requests[4].prefix[1] != requests[0].prefix[1]
 
 
 def test_conversation_that_outgrows_the_model_starts_again() -> None:
     prompts = [r.prompt_tokens for r in synthetic(turns=8)]
     assert prompts == [10, 25, 40, 10, 25, 40, 10, 25]
+    assert [r.after for r in synthetic(turns=8)] == [None, 0, 1, None, 3, 4, None, 6]
 
 
 def test_prompts_leave_room_for_the_answer() -> None:

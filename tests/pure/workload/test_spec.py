@@ -99,7 +99,15 @@ MISTAKES = [
     ({"requests": {**LENGTHS, "count": 0}}, "count=0 must be", ".requests"),
     ({"requests": {"trace": "mooncake", "limits": 5}}, "unknown key 'limits'", ".requests"),
     ({"requests": {"trace": "mooncake", "limit": 0}}, "limit=0 must be", ".requests"),
+    ({"requests": {"trace": "x", "time_unit": "min"}}, "must be one of s, ms, us", ".requests"),
+    ({"requests": {"trace": "x", "block_tokens": 0}}, "block_tokens=0 must be", ".requests"),
+    ({"requests": {"trace": "x", "turns": "all"}}, "must be one of full, new", ".requests"),
+    ({"requests": {5: 1, "trace": "x"}}, "unknown key 5", ".requests"),
+    ({True: 1}, "unknown key True", ""),
     ({"arrivals": {"process": "poisson"}}, "needs a request_rate", ".arrivals"),
+    ({"arrivals": {"request_rate": float("inf")}}, "a finite number", ".arrivals.request_rate"),
+    ({"arrivals": {"burstiness": float("nan")}}, "a finite number", ".arrivals.burstiness"),
+    ({"requests": {**LENGTHS, "count": 10**30}}, "below 2..63", ".requests.count"),
     ({"compress": {"batches": -1}}, "batches=-1 must be", ".compress"),
     ({"compress": {"page_tables": "real"}}, "must be 'drawn' or 'engine'", ".compress"),
     ({"chunk_prefill_size": 1}, "at least 2 tokens", ".chunk_prefill_size"),
@@ -114,6 +122,8 @@ ENGINE_MISTAKES = [
     ({"max_num_seqs": True}, "a int is needed", ".max_num_seqs"),
     ({"max_total_tokens": 5}, "at least page_size=16 tokens", ".max_total_tokens"),
     ({"step_time": {"weights_us": 0}}, "weights_us=0.0 must be above 0", ".step_time"),
+    ({"step_time": {"weights_us": float("nan")}}, "a finite number", ".step_time.weights_us"),
+    ({"step_time": {"us_per_token": 10**400}}, "a finite number", ".step_time.us_per_token"),
 ]
 
 
@@ -135,7 +145,7 @@ def test_requests_must_come_from_somewhere() -> None:
 def test_near_misses_are_suggested() -> None:
     with pytest.raises(UsageError) as caught:
         spec_of(engine={"max_num_seq": 5})
-    assert "did you mean 'max_num_seqs'?" in caught.value.hint
+    assert "did you mean max_num_seqs?" in caught.value.hint
 
 
 def test_engine_page_tables_are_kept_when_asked_for() -> None:
@@ -168,7 +178,10 @@ def test_path_to_a_trace_is_a_workload(tmp_path: Path) -> None:
     path.write_text("arrival_s,prompt_tokens,output_tokens\n" + "0.5,100,4\n" * 30)
     workload = load_workload(str(path), page_size=16)
     assert workload.name == str(path)
-    assert workload.source == f"trace {path}"
+    assert workload.source == (
+        f"trace {path} (lengths by column names; times in s (by the name of 'arrival_s'); "
+        "30 requests)"
+    )
     assert workload.max_context_tokens == 103
 
 
@@ -179,8 +192,25 @@ def test_guessed_lengths_are_called_so(tmp_path: Path) -> None:
     assert "guessed from characters" in load_workload(str(path), page_size=16).source
 
 
-def test_stored_workload_that_is_broken(tmp_path: Path) -> None:
-    path = tmp_path / "w.json"
-    path.write_text('{"schema": "rpa-workload/1", "name": "x"}')
-    with pytest.raises(TraceError, match="not a workload"):
-        load_workload(str(path), page_size=16)
+def test_requests_without_times_are_never_at_once_unsaid(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("prompt_tokens,output_tokens\n" + "100,4\n" * 3)
+    for requests, said in (({"trace": str(path)}, "the trace has"), (LENGTHS, "synthetic")):
+        source = build_workload(spec_of(requests=requests)).workload.source
+        assert said in source
+        assert source.endswith("no times: all arrive at once")
+        for arrivals in ({"process": "trace"}, {"request_rate": 5.0}):
+            with pytest.raises(TraceError, match="no times, so that") as caught:
+                build_workload(spec_of(requests=requests, arrivals=arrivals))
+            assert "`arrivals: {process: at_once, request_rate: null}`" in caught.value.hint
+        chosen = {"process": "poisson", "request_rate": 5.0}
+        source = build_workload(spec_of(requests=requests, arrivals=chosen)).workload.source
+        assert "at once" not in source
+
+
+def test_preset_over_another_trace_has_another_source(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n0,9,2\n1,9,2\n2,9,2\n")
+    spec = read_spec({"preset": "azure-conv", "requests": {"trace": str(path)}}, page_size=16)
+    assert spec.source == f"trace {path}"
+    assert "3 requests in 2.000 s, 1.000 a second" in build_workload(spec).workload.source

@@ -1,13 +1,16 @@
 """Workloads: presets, digests, families, JSON, and what a wrong name says."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from rpa_kernels.batch import Batch
-from rpa_tune.errors import UsageError
+from rpa_tune.errors import TraceError, UsageError
 from rpa_tune.workload.batches import combine
-from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
+from rpa_tune.workload.spec import preset_mapping
+from rpa_tune.workload.trace import TraceRules, load_trace
+from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload, mapping_of
 
 DECODE = Batch(q_lens=(1, 1), kv_lens=(100, 300), num_decode=2)
 BOTH = Batch(q_lens=(1, 64), kv_lens=(500, 64), num_decode=1)
@@ -68,7 +71,7 @@ def test_weights_must_be_shares(weights: tuple[float, float]) -> None:
 def test_unknown_name_says_what_there_is() -> None:
     with pytest.raises(UsageError, match="unknown workload 'azure-cnv'") as caught:
         load_workload("azure-cnv", page_size=128)
-    assert "did you mean 'azure-conv'" in caught.value.hint
+    assert "did you mean azure-conv?" in caught.value.hint
     assert "mooncake" in caught.value.hint
 
 
@@ -109,3 +112,24 @@ def test_a_family_sees_the_launches_of_a_set_that_have_it() -> None:
 def test_errors_of_weighted_sets_name_the_part(spec, message) -> None:
     with pytest.raises(UsageError, match=message):
         load_workload(spec, page_size=128)
+
+
+@pytest.mark.parametrize("name", ["Azure_Conv", "AZURE-CONV", "azure conv"])
+def test_presets_and_traces_are_found_however_they_are_spelt(name: str) -> None:
+    assert mapping_of(name) == mapping_of("azure-conv")
+    assert preset_mapping(name)["name"] == "azure-conv"
+    rules = TraceRules(max_model_len=8192, drop_bad=True, limit=5)
+    assert load_trace(name, rules) == load_trace("azure-conv", rules)
+    assert load_trace("azure_conv_2023", rules).name == "azure-conv"
+
+
+def test_a_file_comes_before_another_spelling_of_a_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("Mooncake").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n0,7,3\n")
+    trace = load_trace("Mooncake", TraceRules(max_model_len=8192))
+    assert [request.prompt_tokens for request in trace.requests] == [7]
+    with pytest.raises(TraceError) as caught:
+        load_trace("azure-cnv", TraceRules(max_model_len=8192))
+    assert "did you mean azure-conv?" in caught.value.hint

@@ -1,0 +1,45 @@
+"""Numbers as options: one type of click's for every quantity of `rpa_tune.ranges`."""
+
+from typing import Any
+
+import click
+
+from rpa_tune.ranges import RANGES, Range
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+    """A number in a range; others are refused in the form of all errors of the project."""
+
+    def __init__(self, range_: Range) -> None:
+        """Keeps the range."""
+        self.range = range_
+        self.name = "integer" if range_.is_whole else "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Reads the text of an option; defaults are numbers already.
+
+        Raises:
+          UsageError: No number, or out of range.
+        """
+        del ctx
+        option = param.opts[-1] if param is not None else self.name
+        number = value
+        if isinstance(value, str):
+            try:
+                number = int(value) if self.range.is_whole else float(value)
+            except ValueError:
+                number = value  # the range says what is needed
+        return self.range.check(number, option)
+
+
+def number(quantity: str) -> Number:
+    """The option type of a quantity of `RANGES`."""
+    return Number(RANGES[quantity])
+
+
+def number_or_none(quantity: str) -> Number:
+    """The same, and 0 for none or all."""
+    known = RANGES[quantity]
+    return Number(Range(least=0, most=known.most, unit=known.unit))

@@ -1,0 +1,37 @@
+"""How a problem is described to people: what was resolved, and what its padding costs."""
+
+from typing import Any
+
+from rpa_kernels.problem import Problem
+from rpa_tune.padding import padding_note, token_bytes, useful_token_bytes
+
+
+def problem_text(problem: Problem) -> str:
+    """Heads, dtypes, page size and window, in one line."""
+    return (
+        f"{problem.num_q_heads} query and {problem.num_kv_heads} KV heads of {problem.head_dim}, "
+        f"{problem.q_dtype} queries, {problem.kv_dtype} cache, page size {problem.page_size}, "
+        f"{window_text(problem)}"
+    )
+
+
+def window_text(problem: Problem) -> str:
+    """`window 1024`, or `no window`."""
+    return f"window {problem.sliding_window}" if problem.sliding_window else "no window"
+
+
+def problem_to_dict(problem: Problem) -> dict[str, Any]:
+    """The same for `--json`, with the bytes that the padding costs."""
+    return {
+        "num_q_heads": problem.num_q_heads,
+        "num_kv_heads": problem.num_kv_heads,
+        "head_dim": problem.head_dim,
+        "page_size": problem.page_size,
+        "q_dtype": problem.q_dtype,
+        "kv_dtype": problem.kv_dtype,
+        "window": problem.sliding_window,
+        "max_context_tokens": problem.max_context_tokens,
+        "kv_token_bytes": token_bytes(problem),
+        "kv_token_useful_bytes": useful_token_bytes(problem),
+        "padding": padding_note(problem),
+    }
