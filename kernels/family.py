@@ -84,8 +84,8 @@ class KernelFamily:
       search_axes: `(problem, target) -> {config field: values in rising order}`.
       scratch_bytes: `(problem, config, target) -> bytes` of VMEM scratch after tiling.
       smem_bytes: `(problem, config) -> bytes` of SMEM.
-      split: `(problem, config, arrays, num_cores, xp=numpy) -> int32 array`, on `BatchArrays`:
-        where each core's share starts, and where the last one ends. A scalar operand of launches
+      partition: `(problem, config, arrays, num_cores, xp=numpy) -> int32 array`, on `BatchArrays`:
+        where each core's range starts, and where the last one ends. A scalar operand of launches
         on more than one core. None for a kernel that uses one core whatever the device has.
       traffic: `(problem, config, batch, core=ONLY_CORE) -> Traffic` of one `cores.Core`, exact for
         the compiled kernel.
@@ -110,7 +110,7 @@ class KernelFamily:
     search_axes: Callable[[Problem, Target], dict[str, tuple[int, ...]]]
     scratch_bytes: Callable[[Problem, Any, Target], int]
     smem_bytes: Callable[[Problem, Any], int]
-    split: Callable[..., Any] | None
+    partition: Callable[..., Any] | None
     traffic: Callable[..., Traffic]
     useful_bytes: Callable[[Problem, Batch], int]
     mxu_flops: Callable[..., int]

@@ -18,6 +18,7 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.family import KernelFamily, Traffic
 from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_tune.errors import UsageError
@@ -99,7 +100,7 @@ def _num_steps(
     """KV blocks of all contexts: each is walked at least once."""
     del problem, core
     seqs = [i for slot in slots for i in batch.family_seqs(slot)]
-    return sum(layout.cdiv(batch.kv_lens[i], config.bkv_sz) for i in seqs)
+    return sum(cdiv(batch.kv_lens[i], config.bkv_sz) for i in seqs)
 
 
 def _smem_bytes(problem: Problem, config: Any) -> int:
@@ -233,7 +234,7 @@ def _family(
         search_axes=axes,
         scratch_bytes=batched_scratch_bytes if batched else v3_scratch_bytes,
         smem_bytes=_smem_bytes,
-        split=None,
+        partition=None,
         traffic=partial(_traffic, slots),
         useful_bytes=partial(_useful_bytes, slots),
         mxu_flops=partial(_mxu_flops, slots),

@@ -6,7 +6,7 @@ from typing import Any
 from rpa_kernels import useful
 from rpa_kernels.blockwise import account, space
 from rpa_kernels.blockwise.config import BlockwiseConfig
-from rpa_kernels.blockwise.split import split
+from rpa_kernels.blockwise.partition import partition
 from rpa_kernels.family import KernelFamily
 
 
@@ -31,7 +31,7 @@ def make_family(name: str) -> KernelFamily:
         mxu_flops=partial(account.mxu_flops, name),
         useful_flops=partial(useful.useful_flops, name),
         num_steps=partial(account.num_steps, name),
-        split=partial(split, name),
+        partition=partial(partition, name),
         launch=partial(_launch, name),
         kernel_name=partial(account.kernel_name, name),
     )

@@ -7,6 +7,7 @@ from rpa_kernels.blockwise.account import scratch_bytes
 from rpa_kernels.blockwise.chains import CHAIN_ROWS, PASS_ROWS
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
@@ -115,7 +116,7 @@ def _default_kv(problem: Problem, keys: int) -> int:
         return limits.block_sizes(problem, (2 * USUAL_KV if drains_often else USUAL_KV,))[0]
     span = problem.sliding_window + problem.page_size
     num_blocks = max(1, round(span / USUAL_KV))
-    size = layout.align(layout.cdiv(span, num_blocks), keys)
+    size = layout.align(cdiv(span, num_blocks), keys)
     return limits.block_sizes(problem, (max(size, USUAL_KV),))[0]
 
 

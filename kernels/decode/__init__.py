@@ -4,7 +4,7 @@ from typing import Any
 
 from rpa_kernels.decode import account, space
 from rpa_kernels.decode.config import DecodeConfig
-from rpa_kernels.decode.split import split
+from rpa_kernels.decode.partition import partition
 from rpa_kernels.family import KernelFamily
 
 
@@ -28,7 +28,7 @@ FAMILY = KernelFamily(
     mxu_flops=account.mxu_flops,
     useful_flops=account.useful_flops,
     num_steps=account.num_steps,
-    split=split,
+    partition=partition,
     launch=_launch,
     kernel_name=account.kernel_name,
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 from rpa_kernels import layout
 from rpa_kernels.batch import Batch
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, TaskPool, WorkerPool
@@ -58,7 +59,7 @@ def stand_in(candidate: Candidate) -> tuple[Candidate, Workload]:
 
 def _resized(problem: Problem, workload: Workload) -> Problem:
     """The problem with arrays just large enough for the batches."""
-    pages_per_seq = layout.cdiv(workload.max_context_tokens, problem.page_size)
+    pages_per_seq = cdiv(workload.max_context_tokens, problem.page_size)
     return replace(
         problem,
         max_num_tokens=layout.next_power_of_2(workload.max_num_tokens),
