@@ -124,18 +124,17 @@ def softmax_step(
     return p, m, jnp.exp2(m_old - m)
 
 
-def merge(
-    state: tuple[jax.Array, jax.Array, jax.Array], other: tuple[jax.Array, jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The softmax state of two sets of keys from the states of each: (m, row_sum, acc), float32.
+def merge_factors(m: jax.Array, other_m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How the softmax states of two sets of keys become that of both.
 
-    m and row_sum are [rows, 128] with equal lanes, acc is [rows, lanes].
+    row_sum and acc become `alpha * own + beta * other`.
+
+    Args:
+      m: Running maximum of one, float32[rows, 128] with equal lanes.
+      other_m: That of the other, the same.
+
+    Returns:
+      (m of both, alpha, beta), each float32[rows, 128].
     """
-    m, row_sum, acc = state
-    other_m, other_sum, other_acc = other
     m_new = jnp.maximum(m, other_m)
-    alpha, beta = jnp.exp2(m - m_new), jnp.exp2(other_m - m_new)
-    row_sum = alpha * row_sum + beta * other_sum
-    lanes = acc.shape[1]
-    acc = lane_ops.widen(alpha, lanes) * acc + lane_ops.widen(beta, lanes) * other_acc
-    return m_new, row_sum, acc
+    return m_new, jnp.exp2(m - m_new), jnp.exp2(other_m - m_new)

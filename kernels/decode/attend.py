@@ -86,8 +86,9 @@ class Attend:
             m_ref, row_sum_ref, _ = state(chain)
             p, m, alpha = online_softmax.softmax_step(scores, m_ref[...], self.target, mxu_dtype)
             m_ref[...] = m
-            in_block = jnp.sum(p.astype(jnp.float32), axis=1, keepdims=True)
-            row_sum_ref[...] = alpha * row_sum_ref[...] + in_block
+            row_sum_ref[...] = alpha * row_sum_ref[...] + jnp.sum(
+                p.astype(jnp.float32), axis=1, keepdims=True
+            )
             return p, alpha
 
         def pv(chain: int, carried: tuple[jax.Array, ...]) -> None:
@@ -170,17 +171,20 @@ class Attend:
         v_scale = problem.v_scale or 1.0
         for i, group in enumerate(self.groups):
             used = pl.ds(0, group.rows(problem))
-            state = s.m[i, used], s.row_sum[i, used], s.acc[i, used]
+            m, row_sum, acc = s.m[i, used], s.row_sum[i, used], s.acc[i, used]
             for g, (item, row) in enumerate(zip(items, rows, strict=True)):
-                of_item = s.item_m[g, i, used], s.item_row_sum[g, i, used], s.item_acc[g, i, used]
-                state = online_softmax.merge(self.reset(group, item.block == 0, *state), of_item)
-                _, row_sum, acc = state
-                out = acc * lane_ops.widen(v_scale / row_sum, acc.shape[1])
+                m, row_sum, acc = self.reset(group, item.block == 0, m, row_sum, acc)
+                m, alpha, beta = online_softmax.merge_factors(m, s.item_m[g, i, used])
+                row_sum = alpha * row_sum + beta * s.item_row_sum[g, i, used]
+                width = acc.shape[1]
+                acc = lane_ops.widen(alpha, width) * acc
+                acc += lane_ops.widen(beta, width) * s.item_acc[g, i, used]
+                out = acc * lane_ops.widen(v_scale / row_sum, width)
                 packed.store_token_q(
                     s.out, row, out.astype(s.out.dtype), head=group.first, count=group.count,
                     on_chip=self.on_chip,
                 )  # fmt: skip
-            s.m[i, used], s.row_sum[i, used], s.acc[i, used] = state
+            s.m[i, used], s.row_sum[i, used], s.acc[i, used] = m, row_sum, acc
 
     def reset(
         self,
