@@ -123,6 +123,8 @@ def _check(note: StudyPlan | StudyNote | Stopped) -> None:
             is_good = isinstance(value, str)
         elif part.name in _MAPPINGS:
             is_good = isinstance(value, dict) or (value is None and _MAPPINGS[part.name])
+        elif part.name == "sampler":
+            is_good = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
         elif part.name == "num_evaluations":
             is_good = type(value) is int and value >= 0
         elif part.name == "stamp":

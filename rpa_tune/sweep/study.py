@@ -175,6 +175,7 @@ def _shares(
     """Every kind of layers of a model that a kernel family serves."""
     with _blame(plan, "model"):
         model = load_model(model_name)
+    server = plan.server
     with _blame(plan, "tp" if "tp" in plan.lines else "model"):
         return problems_for(
             model,
@@ -183,6 +184,7 @@ def _shares(
             tp=tp,
             q_dtype=plan.q_dtype,
             kv_dtype=kv_dtype,
+            max_context_tokens=server.pages_per_seq(page_size) * page_size if server else None,
         )
 
 

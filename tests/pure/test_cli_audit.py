@@ -190,7 +190,7 @@ def test_after_the_sweep_every_look_up_is_exact(folder, trace, monkeypatch):
     monkeypatch.setattr(sweep_module, "make_evaluators", lambda *_: make_evaluators())
     monkeypatch.setattr(sweep_module, "has_tpu", lambda: False)
     # An empty folder: what is missing is everything, windowed layers too.
-    options = ["--model", "gemma3-4b", *SERVER[2:], "--workload", trace, "--json"]
+    options = ["--model", "gemma3-4b", *LONG, "--workload", trace, "--json"]
     report = json.loads(CliRunner().invoke(cli, ["audit", *options]).stdout)
     assert report["misses"] == len(report["entries"]) == 12
     monkeypatch.setattr(FormulaEvaluator, "answer", _any_family)

@@ -257,6 +257,7 @@ def test_a_file_is_what_its_path_says(tmp_path, monkeypatch):
     folder = tmp_path / "Qwen" / "Qwen3-32B"
     folder.mkdir(parents=True)
     config = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128}
+    config["num_hidden_layers"] = 2
     (folder / "config.json").write_text(json.dumps(config))
     assert model_name("Qwen/Qwen3-32B") == "Qwen/Qwen3-32B"
     assert load_model("Qwen/Qwen3-32B").kinds[0].num_q_heads == 4

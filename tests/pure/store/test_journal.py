@@ -197,9 +197,9 @@ def test_a_small_file_system_that_fills_up(tmp_path):
 
 def test_answers_of_other_kernels_or_compilers_are_not_reused(tmp_path):
     asked = {
-        Fidelity.SIMULATED: {"kernel", "simulator", "jax", "libtpu"},
-        Fidelity.MEASURED: {"kernel", "jax", "libtpu"},
-        Fidelity.INTERPRETED: {"kernel", "jax", "libtpu", "verifier"},
+        Fidelity.SIMULATED: {"kernel", "simulator", "jax", "libtpu", "settings"},
+        Fidelity.MEASURED: {"kernel", "jax", "libtpu", "settings"},
+        Fidelity.INTERPRETED: {"kernel", "jax", "libtpu", "settings", "verifier"},
     }
     with Journal(tmp_path / "store.jsonl") as store:
         for fidelity, keys in asked.items():

@@ -130,6 +130,7 @@ def test_every_step_is_a_legal_batch(
         num_kv_heads=2,
         head_dim=128,
         page_size=knobs.block_size,
+        kv_dtype="float32" if knobs.block_size == 1 else "bfloat16",  # whole words
         max_num_tokens=knobs.max_num_batched_tokens,
         max_num_seqs=knobs.max_num_seqs,
         pages_per_seq=knobs.pages_of(knobs.max_model_len),
