@@ -283,7 +283,7 @@ def test_the_command_skips_the_interpreter_if_told_to(tmp_path, run):
     assert run("--no-verify").exit_code == 0
 
 
-def test_a_row_that_somebody_wrote_meanwhile_is_not_overwritten(tmp_path, run):
+def test_a_row_that_another_run_wrote_meanwhile_is_not_overwritten(tmp_path, run):
     row = make_stale(tmp_path / "t")
     newer = replace(row, evidence=replace(row.evidence, time_us=1.0))
 
