@@ -15,6 +15,7 @@ from typing import Any
 import click
 from cells import KINDS, MODELS, OPPONENTS
 
+VERDICTS = ("ahead", "level", "behind", "undecided")
 CHIPS = ("v5e", "v5p", "v6e", "v7x")
 
 
@@ -53,9 +54,13 @@ def lines(report: dict[str, Any]) -> list[str]:
     )
     text += ["", "| public kernel | cells served | best of them |", "|---|---|---|"]
     text += [f"| {k} | {served[k]} of {len(compared)} | {best[k]} |" for k in OPPONENTS]
-    ahead = sum(1 for cell in compared if (cell["speedup"] or 0) >= 1)
+    # A report from before there were sets of parameters has no verdicts, and no counts are made up.
+    counts = Counter(cell["verdict"] for cell in compared if cell.get("verdict"))
     total = sum(1 for cell in compared if cell["speedup"])
-    text += ["", f"Ahead in {ahead} of {total} cells that were compared."]
+    shown = ", ".join(f"{name} in {counts[name]}" for name in VERDICTS)
+    text += ["", f"Of {total} cells that were compared: {shown}."]
+    if missing := total - counts.total():
+        text.append(f"Without a verdict: {missing}.")
     return text
 
 

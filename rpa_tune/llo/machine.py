@@ -43,6 +43,11 @@ class Machine:
         return float(value)
 
     @property
+    def launch_cycles(self) -> int:
+        """Whole cycles before the first bundle."""
+        return round(self.value("launch_us") * 1e-6 * self.value("clock_hz"))
+
+    @property
     def guesses(self) -> tuple[str, ...]:
         """Parameters without evidence, named in every result."""
         return tuple(
