@@ -1,7 +1,18 @@
 """The tables of `fidelity.py` in Markdown. They show percent; the JSON has fractions."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+
+# What stands above this line in a page is written by hand, and kept.
+MARK = "<!-- tables of fidelity.py -->"
+
+
+def write_into(page: Path, tables: str) -> None:
+    """Puts the tables into a page, behind its mark or at its end."""
+    text = page.read_text() if page.exists() else ""
+    page.write_text(f"{text.partition(MARK)[0]}{MARK}\n\n{tables}")
 
 
 def markdown(found: Mapping[str, Any]) -> str:

@@ -41,8 +41,8 @@ class Decision:
         heuristic's form can exist.
       best: The evaluation of least loss; `chosen` may be a tied one with a larger KV block.
       error_pct: The error that was allowed for.
-      share_of_wins: Sets of the simulator's parameters, as a share, under which `chosen` beats the
-        heuristic; None where it was not simulated under them.
+      share_of_wins: Sets of the simulator's parameters, as a share, under which the tuned config,
+        or else `best`, beats the heuristic; None where they were not simulated under them.
       num_candidates: Evaluations that had a time.
       objective: What the loss is.
     """
@@ -120,7 +120,7 @@ def decide(
         error_pct=error_pct,
         num_candidates=len(ranked),
         objective=objective,
-        share_of_wins=_share_of_wins(chosen, heuristic),
+        share_of_wins=_share_of_wins(chosen if verdict == TUNED else best, heuristic),
     )
 
 

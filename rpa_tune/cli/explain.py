@@ -16,7 +16,10 @@ from rpa_tune.evaluate.simulated import SimulatedEvaluator, Simulation
 
 DEFAULT_DEADLINE_S = 600.0
 # Keys that the JSON form always has; null without a time.
-ALWAYS = ("total_cycles", "cycles_by_owner", "mbu", "mfu", "bound_by", "hbm_bytes", "vmem_bytes")
+ALWAYS = (
+    "total_cycles", "cycles_by_owner", "mbu", "mfu", "bound_by", "hbm_bytes", "vmem_bytes",
+    "interval_us",
+)  # fmt: skip
 
 
 @click.command()

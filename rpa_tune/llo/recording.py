@@ -161,29 +161,30 @@ def clockwork(rates: Rates) -> Clockwork:
 
 def replay(recording: Recording, machines: Sequence[Rates]) -> list[int]:
     """When the launch ends under each machine's parameters, in cycles since its first bundle."""
-    pool = np.zeros((min(POOL, len(recording.trace) // 2 + 2), 4), np.int64)
+    # One set of arrays for all: memory that is new costs more than a short launch.
+    timing = Timing(
+        flag_count=np.empty(recording.num_flags, np.int64),
+        flag_head=np.empty(recording.num_flags, np.int64),
+        pool=np.empty((min(POOL, len(recording.trace) // 2 + 2), 4), np.int64),
+        engine=np.empty((len(Direction), 3)),
+        mxu=np.empty((UNITS, 2)),
+        ring=np.empty((UNITS, RING), np.int64),
+        ring_ends=np.empty((UNITS, 2), np.int64),
+        buffers=np.empty((UNITS, BUFFERS), np.int64),
+        scalars=np.zeros(2, np.int64),
+    )
     ends = []
     for rates in machines:
-        pool[:, 3] = np.arange(1, len(pool) + 1)
-        pool[-1, 3] = -1
-        timing = Timing(
-            flag_count=np.zeros(recording.num_flags, np.int64),
-            flag_head=np.full(recording.num_flags, -1, np.int64),
-            pool=pool,
-            engine=np.zeros((len(Direction), 3)),
-            mxu=np.zeros((UNITS, 2)),
-            ring=np.zeros((UNITS, RING), np.int64),
-            ring_ends=np.zeros((UNITS, 2), np.int64),
-            buffers=np.full((UNITS, BUFFERS), -1, np.int64),
-            scalars=np.zeros(2, np.int64),
+        for array in (timing.flag_count, timing.engine, timing.mxu, timing.ring_ends):
+            array.fill(0)
+        timing.flag_head.fill(-1)
+        timing.buffers.fill(-1)
+        timing.pool[:, 3] = np.arange(1, len(timing.pool) + 1)
+        timing.pool[-1, 3] = -1
+        end = replay_loop(
+            recording.rows, recording.blocks, recording.trace, clockwork(rates), timing
         )
-        ends.append(
-            int(
-                replay_loop(
-                    recording.rows, recording.blocks, recording.trace, clockwork(rates), timing
-                )
-            )
-        )
+        ends.append(int(end))
     return ends
 
 

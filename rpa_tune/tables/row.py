@@ -80,7 +80,8 @@ class Evidence:
       date: UTC day, `YYYY-MM-DD`.
       interval_us: Where nine of ten sets of the simulator's parameters put the time of the first
         config; None when it was not simulated under them.
-      share_of_wins: Of those sets, the share under which it beats the heuristic; None as well.
+      share_of_wins: Of those sets, the share under which the tuned config, or else the best one
+        that was found, beats the heuristic; a tie is half a win. None as well.
     """
 
     verdict: str
