@@ -200,7 +200,9 @@ def main() -> None:
     """Runs the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the report here")
-    parser.add_argument("--markdown", type=Path, help="put the tables into this page, else print them")
+    parser.add_argument(
+        "--markdown", type=Path, help="put the tables into this page, else print them"
+    )
     parser.add_argument("--chip", help="only rows of this chip")
     parser.add_argument("--forms", action="store_true", help="try every form of the copy engine")
     parser.add_argument("--refit", action="store_true", help="rewrite the machine table and sets")

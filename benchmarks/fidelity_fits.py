@@ -77,12 +77,12 @@ def neutral(chip: str, form: Form) -> Machine:
         "read_latency_cycles": 0.5e-6 * clock,
         "read_linear_bytes_per_s": bandwidth,
         "read_strided_bytes_per_s": bandwidth,
-        # Where it is not fitted it limits nothing.
-        "read_copy_bytes_per_s": bandwidth if "read_copy_bytes_per_s" in form.names else 1e15,
         "launch_us": 0.5,
         "matmul_latency_bf16_cycles": 150.0,
         "matmul_latency_f32_cycles": 250.0,
     }
+    if "read_copy_bytes_per_s" in form.names:
+        values["read_copy_bytes_per_s"] = bandwidth
     if "read_linear_bytes_per_s" not in form.names:
         values = {name: values[name] for name in ("copy_queues", *form.names)}
     return machine.with_values(with_followers(values), source="no time", confidence="guess")

@@ -65,12 +65,6 @@ def _with_fit(text: str, chip: str, fitted: Fit, num_rows: int) -> str:
             leader = next(n for n, f in reversed(FOLLOWERS.items()) if name in f and n in errors)
             source, confidence = f"as {leader}: no time tells them apart", "guess"
         block = _replaced(block, name, float(f"{value:.4g}"), source, confidence)
-    for direction in ("read", "write", "local"):
-        if "read_linear_bytes_per_s" in errors and "read_copy_bytes_per_s" not in errors:
-            block = _replaced(
-                block, f"{direction}_copy_bytes_per_s", 1e15, "no limit of its own fits better",
-                "fitted",
-            )  # fmt: skip
     queues = int(fitted.machine.value("copy_queues"))
     reason = f"the form that fits {num_rows} public device times; benchmarks/fidelity.md"
     block = _replaced(block, "copy_queues", queues, reason, "fitted")

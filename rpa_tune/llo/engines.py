@@ -117,10 +117,13 @@ def rates_of(machine: Machine, num_cores: int = 1) -> Rates:
 
     def copies(name: str, kind: str) -> CopyRates:
         bandwidth = machine.value(f"{name}_{kind}bytes_per_s") / clock / num_cores
+        limit = machine.numbers.get(f"{name}_copy_bytes_per_s")
         return CopyRates(
             fixed_cycles=machine.value(f"{name}_fixed_cycles"),
             bytes_per_cycle=bandwidth,
-            copy_bytes_per_cycle=min(bandwidth, machine.value(f"{name}_copy_bytes_per_s") / clock),
+            copy_bytes_per_cycle=min(bandwidth, float(limit.value or 0) / clock)
+            if limit
+            else bandwidth,
             latency_cycles=machine.value(f"{name}_latency_cycles"),
         )
 

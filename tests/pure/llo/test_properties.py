@@ -95,7 +95,6 @@ SLOWER = {
     "read_strided_bytes_per_s": 0.3,
     "write_linear_bytes_per_s": 0.3,
     "write_strided_bytes_per_s": 0.3,
-    "read_copy_bytes_per_s": 0.3,
     "matmul_latency_bf16_cycles": 2.0,
     "matmul_latency_f32_cycles": 2.0,
     "launch_us": 2.0,

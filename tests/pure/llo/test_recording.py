@@ -23,7 +23,7 @@ FACTORS = st.fixed_dictionaries(
         name: st.sampled_from((0.1, 0.5, 1.0, 3.0, 20.0))
         for name in (
             "read_fixed_cycles", "read_latency_cycles", "read_linear_bytes_per_s",
-            "read_strided_bytes_per_s", "read_copy_bytes_per_s", "write_fixed_cycles",
+            "read_strided_bytes_per_s", "copy_limit", "write_fixed_cycles",
             "write_latency_cycles", "write_linear_bytes_per_s", "local_latency_cycles",
             "matmul_latency_bf16_cycles", "matmul_latency_f32_cycles", "matmul_queue_cycles",
             "shared_bytes_per_s", "launch_us", "clock_hz",
@@ -37,7 +37,10 @@ def changed(machine, factors):
     values = {
         name: factor if name == "copy_queues" else machine.value(name) * factor
         for name, factor in factors.items()
+        if name in machine.numbers
     }
+    # A limit for one copy, which no chip has by itself.
+    values["read_copy_bytes_per_s"] = values["read_linear_bytes_per_s"] * factors["copy_limit"]
     return machine.with_values(values, source="test", confidence="guess")
 
 
