@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 # What stands above this line in a page is written by hand, and kept.
 MARK = "<!-- tables of fidelity.py -->"
 
