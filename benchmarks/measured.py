@@ -147,7 +147,8 @@ def keep_recordings(contents: dict[str, bytes], versions: dict[str, str]) -> Non
         "sha256": {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)},
         "versions": {name: versions[name] for name in sorted(contents)},
     }
-    entries = {MANIFEST: json.dumps(manifest, indent=1).encode(), **contents}
+    entries = {MANIFEST: json.dumps(manifest, indent=1).encode()}
+    entries |= {name: contents[name] for name in sorted(contents)}
     partial = RECORDINGS.with_suffix(".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for name, content in entries.items():

@@ -271,4 +271,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Workers import what they are sent by the name of its module, which `__main__` is not.
+    importlib.import_module("record_measured").main()
