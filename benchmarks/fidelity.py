@@ -1,118 +1,143 @@
 """How well the simulator agrees with public measured times.
 
-Downloads the tpu-inference 0.32.0 wheel beside the project, compiles its v3 kernel with every
-record's shapes and block sizes for a chip that is not there, simulates the record's batch, and
-compares. Compiling takes about an hour of one core the first time, a quarter of it for record 26;
-schedules are kept.
+Every row that was handed over is timed: what its launch does is in `data/recordings.zip` (see
+`measured.py`), and is replayed under machines that are fitted here, from rows of other groups than
+the row's own. Ends with 1, and names the row, when one has no recording.
 
-    python benchmarks/fidelity.py [--json FILE] [--records FILE] [--chip v6e] [--workers 2]
+    python benchmarks/fidelity.py [--json FILE] [--chip v6e] [--forms] [--refit]
 
-Times that parameters were fitted to count with the error of a machine fitted without them. Records
-whose kernel cannot be the one we compile are listed with the reason and stay out of the summary.
+`--forms` also fits every form of the copy engine without one whole source at a time. `--refit`
+writes what a fit to all rows gives into the machine table and into the sets of parameters.
 """
 
 import argparse
-import itertools
 import json
-import math
 import statistics
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rpa_tune.cli.paths import default_cache_dir
-from rpa_tune.interop.records import Record, load_records, schedules
-from rpa_tune.llo.calibrate import Observation, fit
+import fidelity_fits as fits
+import fidelity_report as report
+import fidelity_table as table
+import measured
+import numpy as np
+
+from rpa_tune.llo.calibrate import Observation, predict
 from rpa_tune.llo.machine import load_machine
-from rpa_tune.llo.simulate import simulate
 from rpa_tune.provenance import provenance
 
-DATA = Path(__file__).parent / "data" / "measured_rpa.json"
-# Device times that parameters of the machine table were fitted to: file positions, and the values
-# of those parameters before. For `held_out_error` they are fitted again without the record.
-FITTED = {
-    "v5e": (
-        (9, 10, 11, 12),
-        {
-            "matmul_latency_bf16_cycles": 130.0,
-            "matmul_latency_f32_cycles": 150.0,
-            "read_latency_cycles": 900.0,
-            "write_latency_cycles": 900.0,
-            "launch_us": 0.9,
-        },
-    ),
-    "v7x": (
-        (1, 2, 3, 4, 5, 6),
-        {
-            "clock_hz": 2.2e9,
-            "read_copy_bytes_per_s": 2.95e12,
-            "read_latency_cycles": 1540.0,
-            "write_latency_cycles": 1540.0,
-        },
-    ),
-}
+
+def find_contradiction(row: measured.Row, observation: Observation) -> str:
+    """Why a row can be of no use to a fit, or an empty string."""
+    if not row.is_device_time:
+        return "a whole call was timed: kernel, transposes and paddings"
+    bundles_us = observation.num_bundles / load_machine(row.chip).value("clock_hz") * 1e6
+    if bundles_us > 1.1 * row.measured_us:
+        # No machine runs more bundles than it has cycles.
+        return f"its bundles alone take {bundles_us:.1f} us: the measured kernel did less work"
+    return ""
 
 
-def row_of(record: Record, program: Any) -> dict[str, Any]:
-    """Predicted against measured for one record."""
-    row: dict[str, Any] = {
-        "record": record.index,
-        "chip": record.chip,
-        "case": record.case,
-        "heads": f"{record.problem.num_q_heads}/{record.problem.num_kv_heads}",
-        "head_dim": record.problem.head_dim,
-        "page_size": record.problem.page_size,
-        "num_seqs": len(record.batch.q_lens),
-        "kv_tokens": sum(record.batch.kv_lens),
-        "sliding_window": record.problem.sliding_window,
-        "blocks": list(record.blocks),
-        "measured_us": record.measured_us,
-        "timed": record.timed,
-        "is_device_time": record.is_device_time,
-        "was_fitted_to": any(record.index in used for used, _ in FITTED.values()),
-        "held_out_error": None,
-        "assumed": record.assumed,
-        "source": record.source,
-        "excluded": "",
-    }
-    if isinstance(program, str):
-        return row | {"predicted_us": None, "error": None, "excluded": program}
-    machine = load_machine(record.chip)
-    timeline = simulate(program, machine, record.operands())
-    bundles_us = timeline.num_bundles / machine.value("clock_hz") * 1e6
-    row |= {
-        "predicted_us": timeline.time_us,
-        "error": timeline.time_us / record.measured_us - 1,
-        "bundles_us": bundles_us,
-        "cycles_by_owner": timeline.cycles_by_owner,
-        "bound_by": timeline.bound_by,
-        "unknown": timeline.unknown,
-        "guesses": list(timeline.guesses),
-    }
-    if bundles_us > 1.1 * record.measured_us:
-        # No machine runs more bundles than it has cycles: another kernel was measured.
-        row["excluded"] = (
-            f"its bundles alone take {bundles_us:.1f} us: the measured kernel did less work"
+def judge_chip(
+    job: tuple[str, Sequence[measured.Row], dict[str, Observation]],
+) -> dict[str, Any]:
+    """Every row of a chip, and the fit to those that can be fitted."""
+    chip, rows, observations = job
+    reasons = {row.name: find_contradiction(row, observations[row.name]) for row in rows}
+    usable = [observations[row.name] for row in rows if not reasons[row.name]]
+    fitted, deviation, predictions = fits.hold_out(chip, fits.CHOSEN[chip], usable)
+    found = []
+    for row in rows:
+        seen = predictions.get(row.name)
+        us = (
+            seen.held_out_us
+            if seen
+            else float(predict(fitted.machine, [observations[row.name]])[0])
         )
-    return row
+        found.append(
+            {
+                "row": row.name,
+                "chip": chip,
+                "part": row.part,
+                "source": row.source,
+                "label": row.label,
+                "held_out_with": row.group,
+                "measured_us": row.measured_us,
+                "predicted_us": us,
+                "error": us / row.measured_us - 1,
+                "fitted_error": seen and seen.fitted_us / row.measured_us - 1,
+                "interval_us": seen and list(seen.interval_us),
+                "contradiction": reasons[row.name],
+                "origin": row.origin,
+                "assumed": row.assumed,
+            }
+        )
+    errors = dict(zip(fitted.values, np.sqrt(np.diag(fitted.covariance)).tolist(), strict=True))
+    return {
+        "chip": chip,
+        "form": fits.CHOSEN[chip].name,
+        "deviation": deviation,
+        "fit": {
+            name: {"value": value, "log_standard_error": errors[name]}
+            for name, value in fitted.values.items()
+        },
+        "rows": found,
+        "fitted": fitted,
+    }
 
 
-def pair_ratio_errors(rows: list[dict[str, Any]]) -> list[float]:
-    """Error of the predicted ratio inside each pair that differs in block sizes only."""
-    same = (
-        "chip", "case", "heads", "head_dim", "page_size", "num_seqs", "kv_tokens",
-        "sliding_window", "timed", "source",
-    )  # fmt: skip
-    errors = []
-    for a, b in itertools.combinations(rows, 2):
-        if a["blocks"] == b["blocks"] or any(a[key] != b[key] for key in same):
+def judge_form(
+    job: tuple[str, fits.Form, Sequence[measured.Row], dict[str, Observation]],
+) -> list[dict[str, Any]]:
+    """One form on one chip, fitted without each source in turn."""
+    chip, form, rows, observations = job
+    parts: dict[str, set[str]] = {}
+    for row in rows:
+        parts.setdefault(f"{row.source} {row.part}", set()).add(row.name)
+    found = []
+    seen = [observations[row.name] for row in rows]
+    for source, names in parts.items():
+        if len(names) == len(rows):
             continue
-        predicted = a["predicted_us"] / b["predicted_us"]
-        errors.append(abs(predicted / (a["measured_us"] / b["measured_us"]) - 1))
-    return errors
+        errors = fits.without_source(chip, form, seen, names)
+        found.append({"chip": chip, "form": form.name, "without": source, **summary(errors)})
+    whole = fits.fit_chip(chip, form, seen)
+    errors = [us / o.measured_us - 1 for us, o in zip(whole.predicted_us, seen, strict=True)]
+    found.append({"chip": chip, "form": form.name, "without": "none", **summary(errors)})
+    return found
 
 
-def rank_correlation(rows: list[dict[str, Any]]) -> float:
+def summary(errors: Sequence[float]) -> dict[str, Any]:
+    """Figures of errors, as fractions."""
+    return {
+        "n": len(errors),
+        "median_abs_error": statistics.median(map(abs, errors)),
+        "worst_abs_error": max(map(abs, errors)),
+        "bias": statistics.fmean(errors),
+    }
+
+
+def figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of held-out rows."""
+    found = summary([row["error"] for row in rows])
+    spans = [row["interval_us"] for row in rows]
+    halves = [
+        (span[1] - span[0]) / 2 / row["predicted_us"] for row, span in zip(rows, spans, strict=True)
+    ]
+    inside = [
+        span[0] <= row["measured_us"] <= span[1] for row, span in zip(rows, spans, strict=True)
+    ]
+    return found | {
+        "rank_correlation": rank_correlation(rows) if len(rows) > 2 else None,
+        "interval_coverage": statistics.fmean(inside),
+        "interval_half_width": statistics.median(halves),
+    }
+
+
+def rank_correlation(rows: Sequence[dict[str, Any]]) -> float:
     """Spearman's rank correlation of predicted and measured times."""
 
     def ranks(name: str) -> list[float]:
@@ -122,131 +147,96 @@ def rank_correlation(rows: list[dict[str, Any]]) -> float:
     return statistics.correlation(ranks("predicted_us"), ranks("measured_us"))
 
 
-def add_held_out(rows: list[dict[str, Any]], programs: dict[int, Any], records: Any) -> None:
-    """Sets the error of fitted records under a machine fitted without them."""
-    for chip, (used, start) in FITTED.items():
-        present = [record for record in records if record.index in used]
-        if len(present) != len(used):
-            continue
-        machine = load_machine(chip).with_values(start, source="before", confidence="guess")
-        observations = [
-            Observation(
-                label=str(record.index),
-                program=programs[record.index],
-                operands=record.operands(),
-                measured_us=record.measured_us,
+def choices(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Regret of choosing block sizes by prediction, wherever alternatives were measured."""
+    by_call: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["source"] == "tpu-inference v3":
+            call, _, blocks = row["label"].rpartition(" ")
+            by_call.setdefault((row["chip"], call, row["origin"]), []).append(row | {"b": blocks})
+    found = []
+    for (chip, call, _), tried in by_call.items():
+        if len({row["b"] for row in tried}) > 1 and len({row["b"] for row in tried}) == len(tried):
+            chosen = min(tried, key=lambda row: row["predicted_us"])
+            best = min(row["measured_us"] for row in tried)
+            found.append(
+                {
+                    "chip": chip,
+                    "call": call,
+                    "tried": len(tried),
+                    "regret": chosen["measured_us"] / best - 1,
+                }
             )
-            for record in present
-        ]
-        result = fit(machine, observations, tuple(start))
-        by_record = {row["record"]: row for row in rows}
-        for record, time_us in zip(present, result.held_out_us, strict=True):
-            by_record[record.index]["held_out_error"] = time_us / record.measured_us - 1
+    return found
 
 
-def summary_of(rows: list[dict[str, Any]], error: str = "error") -> dict[str, Any]:
-    """The figures of a set of rows."""
-    errors = [abs(row[error]) for row in rows]
-    pairs = pair_ratio_errors(rows)
+def make_report(chips: list[dict[str, Any]], forms: list[dict[str, Any]]) -> dict[str, Any]:
+    """The whole report; every share is a fraction."""
+    rows = [row for chip in chips for row in chip["rows"]]
+    kept = [row for row in rows if not row["contradiction"]]
+
+    def split(*names: str) -> dict[str, Any]:
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in kept:
+            groups.setdefault(" ".join(row[name] for name in names), []).append(row)
+        return {name: figures(group) for name, group in groups.items()}
+
     return {
-        "records": len(rows),
-        "median_abs_error": statistics.median(errors) if errors else None,
-        "worst_abs_error": max(errors, default=None),
-        "rank_correlation": rank_correlation(rows) if len(rows) > 2 else None,
-        "median_pair_ratio_error": statistics.median(pairs) if pairs else None,
-        "worst_pair_ratio_error": max(pairs, default=None),
-        "num_pairs": len(pairs),
+        "by_chip": split("chip"),
+        "by_chip_and_part": split("chip", "part"),
+        "by_chip_and_source": split("chip", "source", "part"),
+        "choices": choices(kept),
+        "forms": forms,
+        "fits": {
+            chip["chip"]: {"form": chip["form"], "deviation": chip["deviation"], **chip["fit"]}
+            for chip in chips
+        },
+        "rows": rows,
+        "provenance": provenance(),
     }
-
-
-def report_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The whole report.
-
-    On top are device times, each predicted without having been fitted to. Wall-clock times hold
-    the wrapper's own work besides the kernel's: they are a part of their own.
-    """
-    kept = [row for row in rows if not row["excluded"]]
-    device = [row for row in kept if row["is_device_time"]]
-    for row in device:
-        if row["held_out_error"] is None:
-            row["held_out_error"] = row["error"]
-    report = summary_of(device, "held_out_error")
-    report["parts"] = {
-        "device times, as the table has them": summary_of(device),
-        "wall clock of the whole call, kernel simulated": summary_of(
-            [row for row in kept if not row["is_device_time"]]
-        ),
-    }
-    report["num_excluded"] = len(rows) - len(kept)
-    report["rows"] = rows
-    return report
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """Prints a Markdown table and the summaries."""
-    names = "#", "chip", "case", "heads", "dim", "page", "seqs", "blocks", "measured", "simulated"
-    print(f"| {' | '.join(names)} | error |\n|{'---|' * (len(names) + 1)}")
-    for row in sorted(report["rows"], key=lambda row: (row["chip"], row["record"])):
-        mark = "" if row["is_device_time"] else " (wall)"
-        fitted = ""
-        if row["was_fitted_to"]:
-            fitted = " (fitted)"
-            if row["held_out_error"] != row["error"]:
-                fitted = f" (fitted; held out {row['held_out_error']:+.1%})"
-        predicted = "-" if row["predicted_us"] is None else f"{row['predicted_us']:.1f}"
-        error = "-" if row["error"] is None else f"{row['error']:+.1%}"
-        print(
-            f"| {row['record']} | {row['chip']} | {row['case']} | {row['heads']} |"
-            f" {row['head_dim']} | {row['page_size']} | {row['num_seqs']} |"
-            f" {'/'.join(map(str, row['blocks']))} | {row['measured_us']:g}{mark} |"
-            f" {predicted} | {'excluded' if row['excluded'] else error}{fitted} |"
-        )
-    print()
-    for name, part in {"device times, held out": report, **report["parts"]}.items():
-        if not part["records"]:
-            continue
-        print(
-            f"{name}: {part['records']} records, median error {part['median_abs_error']:.1%},"
-            f" worst {part['worst_abs_error']:.1%}"
-            + (
-                f", rank correlation {part['rank_correlation']:.3f}"
-                if part["rank_correlation"] is not None
-                else ""
-            )
-            + (
-                f", pair ratio error median {part['median_pair_ratio_error']:.1%}"
-                f" worst {part['worst_pair_ratio_error']:.1%} ({part['num_pairs']} pairs)"
-                if part["num_pairs"]
-                else ""
-            )
-        )
-    for row in report["rows"]:
-        if row["excluded"]:
-            print(f"excluded {row['record']} ({row['source']}): {row['excluded']}")
 
 
 def main() -> None:
     """Runs the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--records", type=Path, default=DATA)
     parser.add_argument("--json", type=Path, help="write the report here")
-    parser.add_argument("--chip", help="only records of this chip")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--cache-dir", type=Path, default=default_cache_dir() / "fidelity")
+    parser.add_argument(
+        "--markdown", type=Path, help="put the tables into this page, else print them"
+    )
+    parser.add_argument("--chip", help="only rows of this chip")
+    parser.add_argument("--forms", action="store_true", help="try every form of the copy engine")
+    parser.add_argument("--refit", action="store_true", help="rewrite the machine table and sets")
     args = parser.parse_args()
-    records = [r for r in load_records(args.records) if args.chip in (None, r.chip)]
-    rows, programs = [], {}
-    for record, program in schedules(records, cache_dir=args.cache_dir, num_workers=args.workers):
-        rows.append(row_of(record, program))
-        programs[record.index] = program
-        print(f"record {record.index} done", file=sys.stderr)
-    add_held_out(rows, programs, records)
-    report = report_of(rows)
-    assert all(math.isfinite(row["error"]) for row in rows if row["error"] is not None)
-    print_report(report)
-    report["provenance"] = provenance()
+    rows = [row for row in measured.load_rows() if args.chip in (None, row.chip)]
+    observations, manifest = measured.load_observations(tuple(rows))
+    left_out = [row for row in rows if row.name not in observations]
+    present = [row for row in rows if row.name in observations]
+    chips = [chip for chip in fits.CHOSEN if any(row.chip == chip for row in present)]
+    with ProcessPoolExecutor(max_workers=2) as pool:
+        jobs = [(chip, [r for r in present if r.chip == chip], observations) for chip in chips]
+        judged = list(pool.map(judge_chip, jobs))
+        forms = []
+        if args.forms:
+            tried = [
+                (chip, form, [r for r in mine if not find_contradiction(r, seen[r.name])], seen)
+                for chip, mine, seen in jobs
+                if chip != "v5e"  # too few rows to tell
+                for form in fits.FORMS
+            ]
+            forms = [line for lines in pool.map(judge_form, tried) for line in lines]
+    found = make_report(judged, forms) | {"recorded_with": manifest["versions"]}
+    text = report.markdown(found)
+    if args.markdown:
+        report.write_into(args.markdown, text)
+    else:
+        print(text)
     if args.json:
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
+        args.json.write_text(json.dumps(found, indent=1, default=str) + "\n")
+    if args.refit:
+        table.write(judged)
+    if left_out:
+        lines = [f"{row.name} ({row.chip} {row.label})" for row in left_out]
+        sys.exit("rows left out, because nothing is recorded of them:\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ run can be stopped and taken up again. Times are simulated.
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any, NamedTuple
@@ -26,8 +27,10 @@ from entries import Entry, our_entries, public_entries
 from rpa_tune.compile.pool import Reply, WorkerPool
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import wheel
+from rpa_tune.llo.ensemble import NEARLY_ALL, interval, share_of_wins
 from rpa_tune.provenance import provenance
 
+LEVEL = 1.02  # times nearer to each other than this are level
 QUICK_TO_COMPILE_FIRST = ("ours", *OPPONENTS)
 
 
@@ -40,31 +43,55 @@ class Answer(NamedTuple):
       detail: The reason of what misses.
       compile_s: Seconds of tracing, lowering and compiling, on a machine as busy as it was; None
         if unknown or from a cache.
+      sets_us: Each batch under every set of the simulator's parameters.
     """
 
     times_us: list[float | None]
     detail: str
     compile_s: float | None = None
+    sets_us: Sequence[Sequence[float]] = ()
+
+
+def verdict(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """How sure a cell is: ahead or behind under nearly all sets of the simulator's parameters.
+
+    Else level where the times are within `LEVEL` of each other, and undecided where they are not.
+    """
+    share = share_of_wins(ours["sets_us"], theirs["sets_us"])
+    if share >= NEARLY_ALL:
+        return "ahead"
+    if share <= 1 - NEARLY_ALL:
+        return "behind"
+    ratio = theirs["time_us"] / ours["time_us"]
+    return "level" if 1 / LEVEL <= ratio <= LEVEL else "undecided"
 
 
 def compare(group: Group, answers: list[tuple[Entry, Answer]]) -> dict:
-    """The cells of one group: each kernel's best blocks and time, and our speed-up."""
+    """The cells of one group: each kernel's best blocks and time, our speed-up, and how sure."""
     kernels = list(dict.fromkeys(entry.kernel for entry, _ in answers))
     cells = []
     for i, name in enumerate(group.batches):
         best: dict[str, Any] = {}
         for kernel in kernels:
             found = [
-                (answer.times_us[i], entry.blocks)
+                (answer.times_us[i], entry.blocks, answer.sets_us[i] if answer.sets_us else ())
                 for entry, answer in answers
                 if entry.kernel == kernel and answer.times_us and answer.times_us[i] is not None
             ]
             if found:
-                time_us, blocks = min(found, key=lambda pair: pair[0])
-                best[kernel] = {"time_us": time_us, "blocks": blocks}
-        theirs = [row["time_us"] for kernel, row in best.items() if kernel != "ours"]
-        speedup = min(theirs) / best["ours"]["time_us"] if theirs and "ours" in best else None
-        cells.append({"name": name, "best": best, "speedup": speedup})
+                time_us, blocks, sets_us = min(found, key=lambda one: one[0])
+                best[kernel] = {"time_us": time_us, "blocks": blocks, "sets_us": sets_us}
+        cell: dict[str, Any] = {"name": name, "best": best, "speedup": None, "verdict": None}
+        theirs = [row for kernel, row in best.items() if kernel != "ours"]
+        if theirs and "ours" in best:
+            best_of_them = min(theirs, key=lambda row: row["time_us"])
+            cell["speedup"] = best_of_them["time_us"] / best["ours"]["time_us"]
+            if best_of_them["sets_us"] and best["ours"]["sets_us"]:
+                cell["verdict"] = verdict(best["ours"], best_of_them)
+        for row in best.values():
+            span = interval(row.pop("sets_us") or [row["time_us"]])
+            row["interval_us"] = [round(us, 3) for us in span]
+        cells.append(cell)
     failures = [
         {"kernel": entry.kernel, "blocks": entry.blocks, "detail": answer.detail}
         for entry, answer in answers
@@ -107,6 +134,7 @@ def summarize(results: list[dict], seconds: float) -> dict[str, Any]:
         "worst_cell": worst,
         "num_cells": len(cells),
         "num_compared": len(compared),
+        "verdicts": dict(Counter(cell["verdict"] for cell in compared)),
         "seconds": seconds,
         "cells": cells,
         **{
@@ -184,8 +212,9 @@ def times_of(entry: Entry, reply: Reply) -> Answer:
     if entry.kernel == "ours":
         seconds = value.costs.get("lower_s", 0) + value.costs.get("compile_s", 0)
         fresh = None if value.costs.get("from_cache") else seconds
-        return Answer([t.time_us for t in value.timelines], value.detail, fresh)
-    return Answer(list(value.batch_us), value.detail, value.compile_s or None)
+        sets_us = [t.set_us for t in value.timelines]
+        return Answer([t.time_us for t in value.timelines], value.detail, fresh, sets_us)
+    return Answer(list(value.batch_us), value.detail, value.compile_s or None, value.set_us)
 
 
 def run(pool: WorkerPool, entries: list[Entry], journal: Journal) -> None:
@@ -257,7 +286,7 @@ def main(**options: Any) -> None:
         print_failures(results[-1])
     tried = {"search": options["search"], "search_public": options["search_public"]}
     report = summarize(results, time.perf_counter() - started) | tried
-    print(json.dumps({k: report[k] for k in ("geomean_speedup", "worst_cell_speedup")}))
+    print(json.dumps({k: report[k] for k in ("geomean_speedup", "worst_cell_speedup", "verdicts")}))
     if options["json_file"]:
         options["json_file"].write_text(json.dumps(report, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""How fast the simulator is: parsing, loops that repeat, and 100 batches of 128 sequences.
+"""How fast the simulator is: parsing, and 100 batches of 128 sequences, with and without interval.
 
 Compiles one decode kernel for a chip that is not there, then times. Seconds are CPU seconds of one
 core.
@@ -24,6 +24,7 @@ from rpa_tune.cli.trace import load_schedule
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.evaluate.simulate_task import TASK, SimulateTask, scalar_operands
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.llo.ensemble import load_sets
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.simulate import simulate
@@ -89,6 +90,13 @@ def measure(chip: str) -> dict[str, Any]:
     started = time.process_time()
     num_bundles = sum(simulate(program, machine, launch).num_bundles for launch in launches)
     simulate_s = time.process_time() - started
+    # A launch with its interval: what it did is replayed under each set of parameters.
+    sets = load_sets(chip)
+    simulate(program, machine, launches[0], sets=sets)
+    started = time.process_time()
+    for launch in launches:
+        simulate(program, machine, launch, sets=sets)
+    with_interval_s = time.process_time() - started
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "chip": chip,
@@ -98,6 +106,7 @@ def measure(chip: str) -> dict[str, Any]:
         "batches": NUM_BATCHES,
         "bundles": num_bundles,
         "simulate_s": simulate_s,
+        "with_interval_s": with_interval_s,
         "million_bundles_per_s": num_bundles / simulate_s / 1e6,
         "memory_growth_mb": (after - before) / 1024,
     }

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from cells import KINDS, MODELS, OPPONENTS
 
+VERDICTS = ("ahead", "level", "behind", "undecided")
 CHIPS = ("v5e", "v5p", "v6e", "v7x")
 
 
@@ -49,8 +50,13 @@ def lines(report: dict[str, Any]) -> list[str]:
     served, best = others.notna().sum(), others.idxmin(axis="columns").value_counts()
     text += ["", "| public kernel | cells served | best of them |", "|---|---|---|"]
     text += [f"| {k} | {served[k]} of {len(cells)} | {best.get(k, 0)} |" for k in OPPONENTS]
-    ahead = (compared["speedup"] >= 1).sum()
-    text += ["", f"Ahead in {ahead} of {len(compared)} cells that were compared."]
+    # A report from before there were sets of parameters has no verdicts, and no counts are made up.
+    verdicts = compared["verdict"] if "verdict" in compared else pd.Series(dtype="object")
+    counts = verdicts.value_counts()
+    shown = ", ".join(f"{name} in {counts.get(name, 0)}" for name in VERDICTS)
+    text += ["", f"Of {len(compared)} cells that were compared: {shown}."]
+    if missing := len(compared) - counts.sum():
+        text.append(f"Without a verdict: {missing}.")
     return text
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.families import slots
+from rpa_tune.llo.ensemble import NEARLY_ALL, share_of_wins
 from rpa_tune.objective import EXPECTED_TIME, yardstick
 from rpa_tune.portfolio import Portfolio, portfolio_curve
 from rpa_tune.tables.key import beyond_key, tuning_key
@@ -40,6 +41,8 @@ class Decision:
       heuristic: The heuristic's evaluation.
       best: The evaluation of least loss; `chosen` may be a tied one with a larger KV block.
       error_pct: The error that was allowed for.
+      share_of_wins: Sets of the simulator's parameters, as a share, under which the tuned config,
+        or else `best`, beats the heuristic; None where they were not simulated under them.
       num_candidates: Evaluations that had a time.
       objective: What the loss is.
     """
@@ -51,6 +54,7 @@ class Decision:
     error_pct: float
     num_candidates: int
     objective: str = EXPECTED_TIME
+    share_of_wins: float | None = None
 
     @property
     def speedup(self) -> float:
@@ -94,6 +98,8 @@ def decide(
     margin = 1 + error_pct / 100
 
     def beats_heuristic(evaluation: Evaluation) -> bool:
+        if (share := _share_of_wins(evaluation, heuristic)) is not None and share < NEARLY_ALL:
+            return False
         return measure.loss(heuristic) > measure.loss(evaluation) * margin
 
     limit = measure.loss(best) * margin
@@ -110,7 +116,17 @@ def decide(
         error_pct=error_pct,
         num_candidates=len(ranked),
         objective=objective,
+        share_of_wins=_share_of_wins(chosen if verdict == TUNED else best, heuristic),
     )
+
+
+def _share_of_wins(ours: Evaluation, heuristic: Evaluation) -> float | None:
+    """The sets of parameters under which an answer beats the heuristic's, as a share."""
+    ours_us = ours.metrics.get("set_us")
+    theirs_us = heuristic.metrics.get("set_us")
+    if not ours_us or not theirs_us or len(ours_us) != len(theirs_us):
+        return None
+    return share_of_wins(ours_us, theirs_us)
 
 
 def make_row(
@@ -234,11 +250,19 @@ def _evidence(decision: Decision, workload: Workload) -> Evidence:
         workload_digest=workload.digest,
         num_candidates=decision.num_candidates,
         verified="",
+        interval_us=_interval(chosen),
+        share_of_wins=decision.share_of_wins and round(decision.share_of_wins, 3),
         kernel_digest=str(source.get("kernel") or ""),
         jax=str(source.get("jax") or ""),
         libtpu=str(source.get("libtpu") or ""),
         date=str(source.get("time") or "")[:10],
     )
+
+
+def _interval(evaluation: Evaluation) -> tuple[float, float] | None:
+    """Where nine of ten sets put its time, in microseconds."""
+    low_and_high = evaluation.metrics.get("interval_us")
+    return (round(low_and_high[0], 3), round(low_and_high[1], 3)) if low_and_high else None
 
 
 def _time(evaluation: Evaluation) -> float:

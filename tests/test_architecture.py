@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "promote": {
         "candidate", "store", "tables", "kernels", "hw", "portfolio", "workload", "families",
-        "objective",
+        "objective", "llo",
     },
     "portfolio": {"candidate", "store", "tables", "kernels"},
     "artifact": set(),
@@ -99,6 +99,7 @@ LONGER: dict[str, str] = {
     "kernels/packed.py:load_kv": "where in a buffer, which head, how much of it: all scalars",
     "kernels/pages.py:start_fetch": "source, destination, range: a copy in one call",
     "rpa_tune/llo/words.py:arithmetic": "compiled; one line or two for each operation",
+    "rpa_tune/llo/recording.py:replay_loop": "compiled; a twin of run_loop, without its registers",
     "rpa_tune/llo/loop.py:run_loop": "compiled; calls inside would pass all arrays by value",
 }
 

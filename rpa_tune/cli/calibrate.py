@@ -17,15 +17,15 @@ from rpa_tune.evaluate.observations import measured_answers, observe
 from rpa_tune.interop.records import load_records, schedules
 from rpa_tune.llo.calibrate import Fit, Observation, fit
 from rpa_tune.llo.machine import Machine, load_machine
-from rpa_tune.llo.simulate import simulate
+from rpa_tune.llo.simulate import record as llo_record
 from rpa_tune.store import journal as store
 from rpa_tune.store.shards import find_shards
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.study import build_studies
 
 DEFAULT_PARAMETERS = (
-    "read_bytes_per_s",
-    "read_copy_bytes_per_s",
+    "read_linear_bytes_per_s",
+    "read_strided_bytes_per_s",
     "read_fixed_cycles",
     "read_latency_cycles",
     "matmul_latency_bf16_cycles",
@@ -124,8 +124,7 @@ def _from_store(
 
 def is_impossible(seen: Observation, machine: Machine) -> bool:
     """Whether the bundles alone take longer than measured: another kernel was timed."""
-    bundles = simulate(seen.program, machine, seen.operands).num_bundles
-    return bundles / machine.value("clock_hz") * 1e6 > 1.1 * seen.measured_us
+    return seen.num_bundles / machine.value("clock_hz") * 1e6 > 1.1 * seen.measured_us
 
 
 def _from_records(
@@ -143,8 +142,7 @@ def _from_records(
             continue
         seen = Observation(
             label=f"record {record.index}",
-            program=program,
-            operands=record.operands(),
+            recordings=llo_record(program, machine, record.operands()),
             measured_us=record.measured_us,
         )
         if is_impossible(seen, machine):

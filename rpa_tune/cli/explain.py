@@ -31,7 +31,10 @@ from rpa_tune.padding import padding_note
 DEFAULT_DEADLINE_S = 600.0
 DEFAULT_STORES = Path(".rpa-tune")  # where sweeps keep their answers
 # Keys that the JSON form always has; null without a time.
-ALWAYS = ("total_cycles", "cycles_by_owner", "mbu", "mfu", "bound_by", "hbm_bytes", "vmem_bytes")
+ALWAYS = (
+    "total_cycles", "cycles_by_owner", "mbu", "mfu", "bound_by", "hbm_bytes", "vmem_bytes",
+    "interval_us",
+)  # fmt: skip
 
 
 @click.command()

@@ -52,6 +52,11 @@ def print_simulation(
         f"{len(evaluation.batch_us)} batches, {low:,.1f} to {high:,.1f}; "
         f"no kernel with this account below {bound.time_us:,.1f}"
     )
+    if span := metrics.get("interval_us"):
+        click.echo(
+            f"error     90 % sure to be {span[0]:,.1f} to {span[1]:,.1f} us, by sets of parameters "
+            f"that what is known of {chip.name} does not tell apart"
+        )
     _print_efficiency(metrics, chip, float(evaluation.time_us or 0.0))
     click.echo(f"bound by  {metrics['bound_by']}. {BOUNDS.get(metrics['bound_by'], '')}")
     _print_neighbours(neighbours, float(evaluation.time_us or 0.0))

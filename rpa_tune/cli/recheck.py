@@ -2,11 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -21,7 +21,7 @@ from rpa_tune.interop.wheel import use_wheel
 from rpa_tune.public_configs import WHEELS
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
-from rpa_tune.sweep.plan import SweepPlan, load_plan
+from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.recheck import Check, ask, check_versions
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.watch import Watch
@@ -29,21 +29,32 @@ from rpa_tune.tables.reader import load_tables, shipped_folder
 from rpa_tune.tables.row import TableRow
 
 EXIT_FINDINGS = 3
+Answer = TypeVar("Answer")
+_OPTIONS = (
+    click.option("--chip", type=ChipName(), help="Only this chip."),
+    click.option("--family", type=Choice(ALL_FAMILIES), help="Only this family."),
+    click.option("--plan", "plan_files", multiple=True, type=click.Path(path_type=Path),
+                 help="Sweep plan with the workload of nameless rows; repeatable."),
+    click.option("--store", "store_file", type=click.Path(path_type=Path), show_default=True,
+                 default=Path(".rpa-tune") / "check.jsonl", help="Answers are kept here."),
+    cache_option,
+    click.option("--workers", type=number("workers"), default=1, show_default=True,
+                 help="Compiler processes."),
+)  # fmt: skip
+
+
+def recompile_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the options of commands that ask rows again: which rows, and how."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--recompile", is_flag=True,
               help="Compile and simulate configs and heuristics again.")  # fmt: skip
-@click.option("--chip", type=ChipName(), help="Only this chip.")
-@click.option("--family", type=Choice(ALL_FAMILIES), help="Only this family.")
-@click.option("--plan", "plan_files", multiple=True, type=click.Path(path_type=Path),
-              help="Sweep plan with the workload of nameless rows; repeatable.")  # fmt: skip
-@click.option("--store", "store_file", type=click.Path(path_type=Path), show_default=True,
-              default=Path(".rpa-tune") / "check.jsonl", help="Answers are kept here.")  # fmt: skip
-@cache_option
-@click.option("--workers", type=number("workers"), default=1, show_default=True,
-              help="Compiler processes.")  # fmt: skip
+@recompile_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def check(
     folder: Path | None,
@@ -68,17 +79,13 @@ def check(
     Example: rpa-tune tables check tuned_tables --recompile --chip v6e
     """
     plans = [load_plan(file) for file in plan_files]
-    rows = [
-        row
-        for row in load_tables([folder or shipped_folder()], chip=chip)
-        if family in (None, row.key.family)
-    ]
+    rows = choose_rows(folder or shipped_folder(), chip, family)
     if recompile:
-        if any(public_family(row.key.family) for row in rows):
-            use_wheel(cache / WHEELS)
-        evaluator = make_evaluator(workers, cache)
+        fetch_wheel(rows, cache)
+        evaluators = {Fidelity.SIMULATED: make_evaluator(workers, cache)}
         with Journal(store_file) as journal:
-            checks = _ask_all(rows, plans, evaluator, journal, workers)
+            oracle = Oracle(evaluators=evaluators, journal=journal, watch=Lines(len(rows)))
+            checks = list(ask_each(rows, lambda row: ask(row, oracle, plans), oracle, workers))
     else:
         checks = [check_versions(row, plans) for row in rows]
     if as_json:
@@ -96,29 +103,41 @@ def make_evaluator(workers: int, cache: Path) -> AbstractEvaluator:
     return SimulatedEvaluator(num_workers=workers, cache_dir=cache)
 
 
-def _ask_all(
+def choose_rows(folder: Path, chip: str | None, family: str | None) -> list[TableRow]:
+    """The rows of a folder that the options name."""
+    rows = load_tables([folder], chip=chip)
+    return [row for row in rows if family in (None, row.key.family)]
+
+
+def fetch_wheel(rows: Sequence[TableRow], cache: Path) -> None:
+    """Has the wheel of the public kernels there, if rows are of such."""
+    if any(public_family(row.key.family) for row in rows):
+        use_wheel(cache / WHEELS)
+
+
+def ask_each(
     rows: Sequence[TableRow],
-    plans: Sequence[SweepPlan],
-    evaluator: AbstractEvaluator,
-    journal: Journal,
+    question: Callable[[TableRow], Answer],
+    oracle: Oracle,
     workers: int,
-) -> list[Check]:
-    """Asks rows side by side, as many as there are workers."""
-    oracle = Oracle(
-        evaluators={Fidelity.SIMULATED: evaluator}, journal=journal, watch=_Lines(len(rows))
-    )
+) -> Iterator[Answer]:
+    """What a question to the oracle says of each row, in their order.
+
+    Rows are asked side by side, as many as there are workers; the evaluators are closed at the end.
+    """
     with ThreadPoolExecutor(workers) as threads:
         try:
-            return list(threads.map(lambda row: ask(row, oracle, plans), rows))
+            yield from threads.map(question, rows)
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             oracle.stop()
             raise
         finally:
-            evaluator.close()
+            for evaluator in oracle.evaluators.values():
+                evaluator.close()
 
 
-class _Lines(Watch):
+class Lines(Watch):
     """One line on stderr for each row and answer."""
 
     def __init__(self, num_rows: int) -> None:
@@ -127,10 +146,14 @@ class _Lines(Watch):
         self._started = time.monotonic()
 
     def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
-        """A row begins."""
-        self._num_begun += 1
+        """A row begins, or is about to be verified."""
         known = f", {num_known} known" if num_known else ""
-        self._say(f"row {self._num_begun} of {self._num_rows}: {study.name}: {num} configs{known}")
+        if fidelity is Fidelity.INTERPRETED:
+            self._say(f"{study.name}: verifying {counted(num, 'config')}{known}")
+            return
+        self._num_begun += 1
+        number_of = f"row {self._num_begun} of {self._num_rows}"
+        self._say(f"{number_of}: {study.name}: {counted(num, 'config')}{known}")
 
     def answered(self, study: Study, evaluation: Evaluation) -> None:
         """One config has an answer."""

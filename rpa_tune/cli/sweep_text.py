@@ -24,6 +24,7 @@ from rpa_tune.evaluate.measured import MeasuringHost
 from rpa_tune.padding import padding_note
 from rpa_tune.store.shards import Shard
 from rpa_tune.sweep.result import NO_COMPARISON, StudyResult
+from rpa_tune.tables.row import TableRow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,13 +129,21 @@ def _table(results: Sequence[StudyResult]) -> Table:
         table.add_row(
             result.study.name,
             "\n".join(config_lines(row)),
-            f"{row.evidence.time_us:,.1f}",
+            _time_text(row),
             _number(row.evidence.heuristic_us, 1),
             _number(row.evidence.speedup, 2),
             row.evidence.bound_by or "-",
             verdict_text(row) + (f", {row.evidence.fidelity}" if " or " in how else ""),
         )
     return table
+
+
+def _time_text(row: TableRow) -> str:
+    """The time of a row, and the interval that it is 90 % sure to be in."""
+    text = f"{row.evidence.time_us:,.1f}"
+    if span := row.evidence.interval_us:
+        text += f"\n{span[0]:,.1f}..{span[1]:,.1f}"
+    return text
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -198,6 +207,8 @@ def _result_to_dict(result: StudyResult) -> dict[str, Any]:
         "time_us": row.evidence.time_us if row else None,
         "heuristic_us": row.evidence.heuristic_us if row else None,
         "speedup": row.evidence.speedup if row else None,
+        "interval_us": row.evidence.interval_us if row else None,
+        "share_of_wins": row.evidence.share_of_wins if row else None,
         "bound_by": row.evidence.bound_by if row else None,
         "verified": row.evidence.verified if row else "",
         "regret_by_num_configs_pct": row.evidence.regret_by_num_configs_pct if row else (),

@@ -8,7 +8,8 @@ import click
 
 from rpa_tune.cli.options import ChipName, Choice
 from rpa_tune.cli.output import counted, print_json
-from rpa_tune.cli.recheck import check
+from rpa_tune.cli.recheck import EXIT_FINDINGS, check
+from rpa_tune.cli.restamp import restamp
 from rpa_tune.errors import TableError
 from rpa_tune.families import ALL_FAMILIES, public_family
 from rpa_tune.interop.export import EXPORTERS
@@ -21,13 +22,12 @@ from rpa_tune.tables.reader import load_tables, shipped_folder
 from rpa_tune.tables.row import Clause, TableRow
 from rpa_tune.tables.writer import merge_into
 
-EXIT_FINDINGS = 3
 _FOLDER = click.Path(path_type=Path)
 
 
 @click.group()
 def tables() -> None:
-    """Shows, checks, compares, merges and exports tuned tables.
+    """Shows, checks, restamps, compares, merges and exports tuned tables.
 
     Example: rpa-tune tables show --chip v6e
     """
@@ -85,6 +85,7 @@ def lint(folder: Path | None, as_json: bool) -> None:
 
 
 tables.add_command(check)
+tables.add_command(restamp)
 
 
 @tables.command()

@@ -13,8 +13,10 @@ from rpa_tune.compile.dumps import unpack_bundles
 from rpa_tune.compile.pool import TaskPool
 from rpa_tune.evaluate.simulate_task import SimulateTask, scalar_operands
 from rpa_tune.llo.calibrate import Observation
+from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
+from rpa_tune.llo.simulate import record
 from rpa_tune.workload.workload import Workload
 
 COMPILE = "rpa_tune.evaluate.simulate_task:compile_schedule"
@@ -86,10 +88,10 @@ def _launches(
     num = min(num_batches, len(by_time))
     picked = sorted({by_time[round(n * (len(by_time) - 1) / max(1, num - 1))] for n in range(num)})
     batches = [weighted.batch for weighted in workload.for_family(answer.candidate.family).batches]
+    machine = load_machine(answer.candidate.chip)
     for i in picked:
         yield Observation(
             label=f"{name} batch {i}",
-            program=program,
-            operands=scalar_operands(answer.candidate, batches[i]),
+            recordings=record(program, machine, scalar_operands(answer.candidate, batches[i])),
             measured_us=answer.batch_us[i],
         )

@@ -21,6 +21,7 @@ from rpa_tune.errors import DumpError
 from rpa_tune.evaluate.account import launch_cores, mxu_flops_of, traffic_of
 from rpa_tune.families import public_family
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.llo.ensemble import load_sets
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
@@ -137,14 +138,15 @@ def _compile_costs(compiled: Compiled) -> dict[str, Any]:
 
 
 def simulate_batch(program: Program, candidate: Candidate, batch: Batch) -> Timeline:
-    """Runs one launch of a compiled candidate."""
+    """Runs one launch of a compiled candidate, and times it under every set of parameters."""
     if public_family(candidate.family):
         from rpa_tune.interop import candidates
 
         operands: Mapping[int, Any] = candidates.scalar_operands(candidate, batch)
     else:
         operands = scalar_operands(candidate, batch)
-    return simulate(program, load_machine(candidate.chip), operands)
+    chip = candidate.chip
+    return simulate(program, load_machine(chip), operands, sets=load_sets(chip))
 
 
 def scalar_operands(candidate: Candidate, batch: Batch) -> Mapping[int, Any]:

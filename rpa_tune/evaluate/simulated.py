@@ -29,6 +29,7 @@ from rpa_tune.evaluate.evaluator import (
 )
 from rpa_tune.evaluate.simulate_task import TASK, SimulateAnswer, SimulateTask
 from rpa_tune.families import slots
+from rpa_tune.llo.ensemble import interval
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -143,6 +144,10 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
     _, weights = batches_and_weights(kept)
     batch_us = tuple(timeline.time_us for timeline in answer.timelines)
     time_us = account.mean(batch_us)
+    # Each set's expected time: what two configs are compared by, and what the error follows from.
+    set_us = [
+        account.mean(times) for times in zip(*(t.set_us for t in answer.timelines), strict=True)
+    ]
     evaluation = Evaluation(
         candidate=candidate,
         fidelity=Fidelity.SIMULATED,
@@ -151,6 +156,7 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
         batch_us=batch_us,
         metrics={
             **summarize(answer.timelines, weights),
+            **(sureness(set_us) if set_us else {}),
             **account.utilization(time_us),
             **account.mean_traffic(candidate.config),
             **account.memory(candidate.config),
@@ -159,6 +165,14 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
         provenance=stamp,
     )
     return Simulation(evaluation=evaluation, timelines=answer.timelines)
+
+
+def sureness(set_us: Sequence[float]) -> dict[str, Any]:
+    """What is stored of the times under the sets of parameters."""
+    return {
+        "set_us": [round(us, 4) for us in set_us],
+        "interval_us": [round(us, 4) for us in interval(set_us)],
+    }
 
 
 def summarize(timelines: Sequence[Timeline], weights: Sequence[float]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import tpu_inference
 from rpa_tune.interop.launches import ScheduleTooLongError
 from rpa_tune.interop.operands import PallasCall, kept_calls
+from rpa_tune.llo.ensemble import load_sets
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
@@ -58,6 +59,8 @@ class ForeignAnswer:
       batch_us: Time of all Pallas calls of the function, one entry a batch, in microseconds; None
         for a batch that was not served; empty when none was.
       call_us: The same by Pallas call name; empty for a batch without a time.
+      set_us: `batch_us` under each set of the simulator's parameters, an empty tuple for a batch
+        without a time.
       compile_s: Seconds of lowering and compiling.
       unknown: What the simulator did not model, counted.
     """
@@ -65,6 +68,7 @@ class ForeignAnswer:
     detail: str = ""
     batch_us: tuple[float | None, ...] = ()
     call_us: tuple[dict[str, float], ...] = ()
+    set_us: tuple[tuple[float, ...], ...] = ()
     compile_s: float = 0.0
     unknown: dict[str, int] = field(default_factory=dict)
 
@@ -160,7 +164,10 @@ def _simulate(
     """Each call's simulated launch, or why there is none that serves the batch."""
     machine = load_machine(task.chip)
     try:
-        row = {one.name: simulate(programs[one.name], machine, one.operands) for one in calls}
+        row = {
+            one.name: simulate(programs[one.name], machine, one.operands, sets=load_sets(task.chip))
+            for one in calls
+        }
     except DumpError as error:
         return _Refusal(" ".join(str(error).split()))
     read_bytes = sum(timeline.read_bytes for timeline in row.values())
@@ -186,6 +193,9 @@ def _answer(rows: list[_Row], compile_s: float) -> ForeignAnswer:
         detail="; ".join(f"batch {i}: {reason}" for i, reason in enumerate(reasons) if reason),
         batch_us=tuple(sum(t.time_us for t in row.values()) if row else None for row in found),
         call_us=tuple({name: t.time_us for name, t in row.items()} for row in found),
+        set_us=tuple(
+            tuple(map(sum, zip(*(t.set_us for t in row.values()), strict=True))) for row in found
+        ),
         compile_s=compile_s,
         unknown=dict(unknown),
     )

@@ -14,7 +14,7 @@ MAX_BARRIERS = 8  # between the cores of a device; one is usual
 
 # Why the compiled loop stopped.
 DONE, DEADLOCK, HALTED, TOO_LONG, SMEM_FULL, POOL_FULL, RING_FULL, BAD_FLAG, BAD_SIZE = range(9)
-NO_MEMORY, NOT_GIVEN, BARRIERS_FULL, BEHIND_OPERAND = 9, 10, 11, 12
+NO_MEMORY, NOT_GIVEN, BARRIERS_FULL, BEHIND_OPERAND, TRACE_FULL = 9, 10, 11, 12, 13
 
 
 class State(NamedTuple):
@@ -27,7 +27,7 @@ class State(NamedTuple):
       flag_count: Granules counted, [flags].
       flag_head: First arrival in the pool, or -1, [flags].
       pool: Arrivals: (at, granules, direction, next), [_POOL, 4]; slot 0's next is the free list.
-      engine: float64[3, 3]: (free at, busy, of which fixed) by direction.
+      engine: float64[3, 3]: free at by queue; busy, and of which fixed, by direction.
       moved: [3, 2]: (copies, bytes) by direction.
       mxu: float64[units, 2]: (free at, busy).
       ring: [units, _RING]: when results can be popped.
@@ -36,8 +36,9 @@ class State(NamedTuple):
       counts: Times each block ran, [blocks].
       entered: Times each block was reached other than by a back edge, [blocks].
       stalls: [bundles, owners].
-      scalars: (cycle, unmatched pops, bundle where it stopped, detail, barriers).
+      scalars: (cycle, unmatched pops, bundle where it stopped, detail, barriers, length of trace).
       barriers: When each barrier was reached, [MAX_BARRIERS].
+      trace: int32: the recording; empty when none is wanted. See `recording.py`.
     """
 
     registers: npt.NDArray[np.int64]
@@ -58,6 +59,31 @@ class State(NamedTuple):
     stalls: npt.NDArray[np.int64]
     scalars: npt.NDArray[np.int64]
     barriers: npt.NDArray[np.int64]
+    trace: npt.NDArray[np.int32]
+
+
+class Timing(NamedTuple):
+    """The part of `State` that a replay changes, in the same form."""
+
+    flag_count: npt.NDArray[np.int64]
+    flag_head: npt.NDArray[np.int64]
+    pool: npt.NDArray[np.int64]
+    engine: npt.NDArray[np.float64]
+    mxu: npt.NDArray[np.float64]
+    ring: npt.NDArray[np.int64]
+    ring_ends: npt.NDArray[np.int64]
+    buffers: npt.NDArray[np.int64]
+    scalars: npt.NDArray[np.int64]
+
+
+class Clockwork(NamedTuple):
+    """The part of `Inputs` that times depend on, in the same form."""
+
+    copies: npt.NDArray[np.float64]
+    queues: npt.NDArray[np.int64]
+    slowdown: float
+    numbers: npt.NDArray[np.int64]
+    cycles_per_row: float
 
 
 class Inputs(NamedTuple):
@@ -65,7 +91,8 @@ class Inputs(NamedTuple):
 
     Attributes:
       rows, blocks: See `encode`.
-      copies: float64[3, 4]: `CopyRates` by direction.
+      copies: float64[6, 4]: `CopyRates` by kind: linear by direction, then strided.
+      queues: Queue of each direction, [3].
       slowdown: See `engines.Rates`.
       numbers: (granule bytes, narrow latency, wide latency, queue, results per eight rows,
         barrier, bytes of an HBM address).
@@ -81,8 +108,9 @@ class Inputs(NamedTuple):
     rows: npt.NDArray[np.int64]
     blocks: npt.NDArray[np.int64]
     copies: npt.NDArray[np.float64]
-    numbers: npt.NDArray[np.int64]
+    queues: npt.NDArray[np.int64]
     slowdown: float
+    numbers: npt.NDArray[np.int64]
     cycles_per_row: float
     operand_values: npt.NDArray[np.int64]
     data: npt.NDArray[np.int64]

@@ -23,12 +23,16 @@ NUM_COLUMNS = TERMS + 3 * NUM_TERMS
 # Columns of a block: first bundle, length, first row, end of phi rows, end of rows, follower.
 FIRST, LENGTH, ROWS, BODY, END, NEXT = range(6)
 
-# What a copy's row says beside its direction: words go to SMEM, or leave it.
+# A copy's row says its kind, which is its direction, linear or strided; and whether words go to
+# SMEM or leave it.
+NUM_KINDS = 2 * len(Direction)
 WORDS_IN, WORDS_OUT = 1, 2
 
 # Operations with effects; their operands, and what those depend on, are kept.
 _EFFECTS = (Op.STORE, Op.BRANCH, Op.HALT, Op.COPY, Op.WAIT, Op.SYNC_ADD, Op.DELAY, Op.BARRIER)
 _KEPT = (*_EFFECTS, Op.MATMUL, Op.POP)
+# Operations that write what they did into a recording, or -1 where a predicate forbids them.
+RECORDED = (Op.COPY, Op.WAIT, Op.SYNC_ADD, Op.DELAY)
 
 
 class Encoded(NamedTuple):
@@ -107,7 +111,7 @@ def _row(item: Instruction, *, extra: int, offset: int, zero: int) -> list[int]:
 def _extra(
     item: Instruction, program: Program, rates: Rates, address: int, number_of: dict[int, int]
 ) -> int:
-    """What else a row needs: a phi's kind, a copy's direction, a branch's block and shadow.
+    """What else a row needs: a phi's kind, a copy's kind, a branch's block and shadow.
 
     A branch packs (missing delay cycles, target block + 1); block -1 leaves the kernel.
     """
@@ -116,7 +120,8 @@ def _extra(
     if item.op is Op.COPY:
         direction = direction_of(item.detail)
         words = WORDS_IN if item.detail.endswith("_to_smem") else WORDS_OUT
-        return int(direction) + len(Direction) * (words if "smem" in item.detail else 0)
+        kind = int(direction) + len(Direction) * item.is_strided
+        return kind + NUM_KINDS * (words if "smem" in item.detail else 0)
     if item.op is Op.BRANCH:
         missing = rates.branch_delay - printed_delay(program, address, rates)
         return missing << 32 | number_of.get(item.target, -1) + 1

@@ -27,7 +27,7 @@ class Owner(IntEnum):
 
 
 class Direction(IntEnum):
-    """The copy engines. Reads and writes queue apart."""
+    """Which way a copy goes: the engine that serves it."""
 
     READ = 0
     WRITE = 1
@@ -57,12 +57,12 @@ def direction_of(copy: str) -> Direction:
 
 
 class CopyRates(NamedTuple):
-    """How one engine serves copies.
+    """How one kind of copy is served: one direction, linear or strided.
 
     Attributes:
       fixed_cycles: Engine time per copy, whatever its size.
-      bytes_per_cycle: Usable bandwidth of all its copies together.
-      copy_bytes_per_cycle: Bandwidth that one copy reaches at most.
+      bytes_per_cycle: Bandwidth at which its queue serves it.
+      copy_bytes_per_cycle: Bandwidth that one copy reaches at most; others go on beside it.
       latency_cycles: From the end of service until the flag counts.
     """
 
@@ -79,8 +79,10 @@ class Rates(NamedTuple):
       branch_delay: Bundles between a branch and its effect.
       granule_bytes: Unit of copy sizes and flags.
       hbm_address_bytes: Unit of addresses in HBM, before a shift that makes them pointers.
-      copies: Rates by `Direction`.
-      slowdown: Extra time of a read or write, as a share, while the other direction is busy.
+      copies: Rates by `Direction`, of linear and of strided copies.
+      queues: The queue of each `Direction`. Reads and writes may share one, served in order.
+      slowdown: Extra time of a read or write, as a share, while the other queue is busy; 0 where
+        they share one.
       cycles_per_row: MXU time of one row of a matmul.
       latency_narrow: Matmul to first result, operands up to 16 bits.
       latency_wide: The same for 32-bit operands.
@@ -93,7 +95,8 @@ class Rates(NamedTuple):
     branch_delay: int
     granule_bytes: int
     hbm_address_bytes: int
-    copies: tuple[CopyRates, CopyRates, CopyRates]
+    copies: tuple[tuple[CopyRates, CopyRates], ...]
+    queues: tuple[int, int, int]
     slowdown: float
     cycles_per_row: float
     latency_narrow: int
@@ -103,25 +106,45 @@ class Rates(NamedTuple):
     barrier_cycles: int
 
 
-def rates_of(machine: Machine) -> Rates:
-    """Converts a machine's parameters to cycles."""
+def rates_of(machine: Machine, num_cores: int = 1) -> Rates:
+    """Converts a machine's parameters to cycles.
+
+    Args:
+      machine: Its bandwidths are what one core has while the other of its device idles.
+      num_cores: Cores that run side by side and share them evenly.
+    """
     clock = machine.value("clock_hz")
 
-    def copies(name: str) -> CopyRates:
+    def copies(name: str, kind: str) -> CopyRates:
+        bandwidth = machine.value(f"{name}_{kind}bytes_per_s") / clock / num_cores
+        limit = machine.numbers.get(f"{name}_copy_bytes_per_s")
         return CopyRates(
             fixed_cycles=machine.value(f"{name}_fixed_cycles"),
-            bytes_per_cycle=machine.value(f"{name}_bytes_per_s") / clock,
-            copy_bytes_per_cycle=machine.value(f"{name}_copy_bytes_per_s") / clock,
+            bytes_per_cycle=bandwidth,
+            copy_bytes_per_cycle=min(bandwidth, float(limit.value or 0) / clock)
+            if limit
+            else bandwidth,
             latency_cycles=machine.value(f"{name}_latency_cycles"),
         )
 
-    together = machine.value("read_bytes_per_s") + machine.value("write_bytes_per_s")
+    together = sum(
+        max(machine.value(f"{name}_{kind}_bytes_per_s") for kind in ("linear", "strided"))
+        for name in ("read", "write")
+    )
+    shares_queue = machine.value("copy_queues") == 1
     return Rates(
         branch_delay=int(machine.value("branch_delay_cycles")),
         granule_bytes=int(machine.value("granule_bytes")),
         hbm_address_bytes=int(machine.value("hbm_address_bytes")),
-        copies=(copies("read"), copies("write"), copies("local")),
-        slowdown=max(0.0, together / machine.value("shared_bytes_per_s") - 1),
+        copies=(
+            (copies("read", "linear_"), copies("read", "strided_")),
+            (copies("write", "linear_"), copies("write", "strided_")),
+            (copies("local", ""),) * 2,
+        ),
+        queues=(0, 0 if shares_queue else 1, 2),
+        slowdown=0.0
+        if shares_queue
+        else max(0.0, together / machine.value("shared_bytes_per_s") - 1),
         cycles_per_row=1 / machine.value("mxu_rows_per_cycle"),
         latency_narrow=round(machine.value("matmul_latency_bf16_cycles")),
         latency_wide=round(machine.value("matmul_latency_f32_cycles")),
@@ -133,53 +156,61 @@ def rates_of(machine: Machine) -> Rates:
     )
 
 
+class CopyQueue:
+    """Where copies wait for their turn."""
+
+    def __init__(self) -> None:
+        self.free_at = 0.0
+
+
 class CopyEngine:
     """One direction of the DMA engine: starts copies one after the other.
 
-    Reads and writes share the memory behind them. While both are busy they slow each other down
-    so that together they reach `shared_bytes_per_s`; copies already queued keep their times,
-    later ones see the delay.
+    Reads and writes share one queue, or the memory behind two. Of two queues that are both busy
+    each slows the other down so that together they reach `shared_bytes_per_s`; copies already
+    queued keep their times, later ones see the delay.
     """
 
-    def __init__(self, rates: CopyRates) -> None:
+    def __init__(self, direction: Direction, rates: Rates, queue: CopyQueue) -> None:
+        self.direction = direction
         self.rates = rates
-        self.slowdown = 0.0
-        self.opposite: CopyEngine | None = None
-        self.free_at = 0.0
+        self.queue = queue
+        self.opposite: CopyQueue | None = None
         self.busy_cycles = 0.0
         self.fixed_busy_cycles = 0.0
         self.num_copies = 0
         self.num_bytes = 0
 
-    def start(self, now: int, num_bytes: int) -> int:
+    def start(self, now: int, num_bytes: int, *, is_strided: bool = False) -> int:
         """Queues a copy at `now`; returns when its flag counts. An empty copy is free."""
         if num_bytes == 0:
             return now
-        rates = self.rates
-        begin = max(self.free_at, float(now))
+        rates = self.rates.copies[self.direction][is_strided]
+        begin = max(self.queue.free_at, float(now))
         moving = num_bytes / rates.bytes_per_cycle
         lost = 0.0
         if self.opposite is not None:
             overlap = min(moving, max(0.0, self.opposite.free_at - begin))
-            lost = overlap * self.slowdown
+            lost = overlap * self.rates.slowdown
             self.opposite.free_at += lost
         service = rates.fixed_cycles + moving + lost
-        self.free_at = begin + service
+        self.queue.free_at = begin + service
         self.busy_cycles += service
         self.fixed_busy_cycles += rates.fixed_cycles
         self.num_copies += 1
         self.num_bytes += num_bytes
         # The next copy may start while this one is still limited by its own rate.
         alone = begin + (rates.fixed_cycles + num_bytes / rates.copy_bytes_per_cycle)
-        return math.ceil(max(self.free_at, alone) + rates.latency_cycles)
+        return math.ceil(max(self.queue.free_at, alone) + rates.latency_cycles)
 
 
 def copy_engines(rates: Rates) -> list[CopyEngine]:
-    """The engines by `Direction`, reads and writes coupled."""
-    engines = [CopyEngine(copy) for copy in rates.copies]
+    """The engines by `Direction`, on the queues that they have."""
+    queues = [CopyQueue() for _ in Direction]
+    engines = [CopyEngine(d, rates, queues[rates.queues[d]]) for d in Direction]
     read, write = engines[Direction.READ], engines[Direction.WRITE]
-    read.opposite, write.opposite = write, read
-    read.slowdown = write.slowdown = rates.slowdown
+    if read.queue is not write.queue:
+        read.opposite, write.opposite = write.queue, read.queue
     return engines
 
 

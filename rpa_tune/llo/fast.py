@@ -30,6 +30,7 @@ from rpa_tune.llo.arrays import (
     RING_FULL,
     SMEM_FULL,
     TOO_LONG,
+    TRACE_FULL,
     UNITS,
     Inputs,
     State,
@@ -38,32 +39,56 @@ from rpa_tune.llo.encode import Encoded
 from rpa_tune.llo.engines import Direction, Owner, Rates
 from rpa_tune.llo.loop import run_loop
 from rpa_tune.llo.program import ALLOCATION_BITS, Program
+from rpa_tune.llo.recording import clockwork
 from rpa_tune.llo.run import Operands, Run
 
 _SMEM_WORDS = 4096  # of an allocation, until a store needs more
+_TRACE_WORDS = 1 << 26  # of a recording, until a run needs more
 
 _encoded: "weakref.WeakKeyDictionary[Program, dict[int, Encoded]]" = weakref.WeakKeyDictionary()
 
 
 def run_fast(
-    program: Program, rates: Rates, operands: Operands, *, core: int = 0, max_bundles: int
+    program: Program,
+    rates: Rates,
+    operands: Operands,
+    *,
+    core: int = 0,
+    max_bundles: int,
+    is_recorded: bool = False,
 ) -> Run:
-    """Executes a program on one core; see `interpreter.interpret`."""
-    by_delay = _encoded.setdefault(program, {})
-    if rates.branch_delay not in by_delay:
-        by_delay[rates.branch_delay] = encode.encode(program, rates)
-    encoded = by_delay[rates.branch_delay]
+    """Executes a program on one core; see `interpreter.interpret`.
+
+    With `is_recorded` the run holds a recording, which `recording.replay` times again.
+    """
+    encoded = encode_once(program, rates)
     inputs = _inputs(program, encoded, rates, operands, max_bundles)
-    words = _SMEM_WORDS
+    words, trace_words = _SMEM_WORDS, _TRACE_WORDS if is_recorded else 0
     while True:
-        state = _state(program, encoded, inputs, words, core)
+        state = _state(program, encoded, inputs, (words, trace_words), core)
         stopped = run_loop(inputs, state)
-        if stopped != SMEM_FULL or words >= 1 << ALLOCATION_BITS:
+        if stopped == SMEM_FULL and words < 1 << ALLOCATION_BITS:
+            words <<= 2
+        elif stopped == TRACE_FULL:
+            trace_words <<= 2
+        else:
             break
-        words <<= 2
     if stopped != DONE:
         raise _error(program, stopped, state, max_bundles)
     return _result(program, encoded, state)
+
+
+def encode_once(program: Program, rates: Rates) -> Encoded:
+    """The encoded program, made when it is first asked for."""
+    by_delay = _encoded.setdefault(program, {})
+    if rates.branch_delay not in by_delay:
+        by_delay[rates.branch_delay] = encode.encode(program, rates)
+    return by_delay[rates.branch_delay]
+
+
+def num_flags(program: Program) -> int:
+    """Flags that a program can name."""
+    return (len(program.allocation_names) + 1) * FLAGS_PER_ALLOCATION
 
 
 def _inputs(
@@ -86,22 +111,15 @@ def _inputs(
             values = np.asarray(operands[index], np.int32).reshape(-1).astype(np.int64)
             data_of_operand[index] = (sum(map(len, data)), len(values))
             data.append(values)
-    numbers = (
-        rates.granule_bytes,
-        rates.latency_narrow,
-        rates.latency_wide,
-        rates.queue_cycles,
-        rates.results_per_eight_rows,
-        rates.barrier_cycles,
-        rates.hbm_address_bytes,
-    )
+    clock = clockwork(rates)
     return Inputs(
         rows=encoded.rows,
         blocks=encoded.blocks,
-        copies=np.array(rates.copies, np.float64),
-        numbers=np.array(numbers, np.int64),
-        slowdown=rates.slowdown,
-        cycles_per_row=rates.cycles_per_row,
+        copies=clock.copies,
+        queues=clock.queues,
+        slowdown=clock.slowdown,
+        numbers=clock.numbers,
+        cycles_per_row=clock.cycles_per_row,
         operand_values=operand_values,
         data=np.concatenate(data),
         data_of_operand=data_of_operand,
@@ -120,8 +138,11 @@ def _not_given(program: Program, index: int) -> DumpError:
     )
 
 
-def _state(program: Program, encoded: Encoded, inputs: Inputs, smem_words: int, core: int) -> State:
-    """A machine before the first bundle."""
+def _state(
+    program: Program, encoded: Encoded, inputs: Inputs, room: tuple[int, int], core: int
+) -> State:
+    """A machine before the first bundle, with room for words of SMEM and of a recording."""
+    smem_words, trace_words = room
     allocations = len(program.allocation_names)
     sizes = np.full(allocations, smem_words, np.int64)
     for allocation, granules in encoded.delivered_granules.items():
@@ -129,7 +150,7 @@ def _state(program: Program, encoded: Encoded, inputs: Inputs, smem_words: int, 
             words = granules * int(inputs.numbers[0]) // 4
             sizes[allocation] = max(sizes[allocation], words)
     bases = np.concatenate([[0], np.cumsum(sizes)])
-    flags = (allocations + 1) * FLAGS_PER_ALLOCATION
+    flags = num_flags(program)
     pool = np.zeros((POOL, 4), np.int64)
     pool[:, 3] = np.arange(1, POOL + 1)
     pool[-1, 3] = -1
@@ -154,8 +175,9 @@ def _state(program: Program, encoded: Encoded, inputs: Inputs, smem_words: int, 
         counts=np.zeros(len(encoded.blocks), np.int64),
         entered=np.zeros(len(encoded.blocks), np.int64),
         stalls=np.zeros((len(program.bundles), len(Owner)), np.int64),
-        scalars=np.zeros(5, np.int64),
+        scalars=np.zeros(6, np.int64),
         barriers=np.zeros(MAX_BARRIERS, np.int64),
+        trace=np.empty(trace_words, np.int32),  # memory that is not written is not taken
     )
 
 
@@ -176,6 +198,7 @@ def _result(program: Program, encoded: Encoded, state: State) -> Run:
         ],
         mxu_busy_cycles=float(state.mxu[:, 1].sum()),
         barriers=state.barriers[: state.scalars[4]].tolist(),
+        trace=state.trace[: state.scalars[5]].copy(),
     )
     if state.scalars[1]:
         run.unknown["MXU results popped that no matmul made"] = int(state.scalars[1])

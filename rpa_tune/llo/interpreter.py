@@ -280,10 +280,10 @@ class Interpreter:
         if "smem" in item.detail:
             self._copy_words(address, item.detail, source, granules, destination)
         engine, num_bytes = self.engines[direction], granules * self.rates.granule_bytes
-        begin = max(engine.free_at, float(self.now))
-        at = engine.start(self.now, num_bytes)
+        begin = max(engine.queue.free_at, float(self.now))
+        at = engine.start(self.now, num_bytes, is_strided=item.is_strided)
         if self.observer is not None and num_bytes:
-            self.observer.copy(direction, begin, engine.free_at, num_bytes)
+            self.observer.copy(direction, begin, engine.queue.free_at, num_bytes)
         self.num_started += 1
         target = self.flags.setdefault(flag, SyncFlag())
         target.expect(Arrival(at, self.num_started, granules, direction))

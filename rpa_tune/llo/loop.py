@@ -3,7 +3,6 @@
 Written for the compiler, not the reader: `interpreter.py` is the definition.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -14,23 +13,22 @@ from rpa_tune.llo.arrays import (
     BAD_SIZE,
     BARRIERS_FULL,
     BEHIND_OPERAND,
-    BUFFERS,
     DEADLOCK,
     DONE,
-    FLAGS_PER_ALLOCATION,
     HALTED,
     MAX_BARRIERS,
     NO_MEMORY,
     NOT_GIVEN,
     POOL_FULL,
-    RING,
     RING_FULL,
     SMEM_FULL,
     TOO_LONG,
+    TRACE_FULL,
 )
 from rpa_tune.llo.engines import Direction, Owner
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.program import ALLOCATION_BITS, OPERAND_BITS
+from rpa_tune.llo.timed import expect, flag_number, matmul, pop, serve, take
 from rpa_tune.llo.words import arithmetic, jit, wrap_word
 
 # The compiled code sees plain integers.
@@ -44,92 +42,17 @@ _BRANCH, _HALT, _WAIT, _SYNC_ADD = map(int, (Op.BRANCH, Op.HALT, Op.WAIT, Op.SYN
 _SYNC_READ, _DELAY, _COPY, _OPERAND = map(int, (Op.SYNC_READ, Op.DELAY, Op.COPY, Op.OPERAND))
 _MATMUL, _POP = int(Op.MATMUL), int(Op.POP)
 _BARRIER = int(Op.BARRIER)
+# Operations whose row in a recording depends on the run.
+_TIMED = np.zeros(len(Op) + 1, np.bool_)
+_TIMED[[int(op) for op in encode.RECORDED]] = True
 _OWN_SCALAR, _OWN_MXU, _OWN_SYNC = int(Owner.SCALAR), int(Owner.MXU_WAIT), int(Owner.SYNC)
 _OWN_READ = int(Owner.DMA_WAIT_READ)  # then DMA_WAIT_WRITE and PROLOGUE, as Direction orders them
 _WORD = 1 << 32
 _OFFSET_MASK = (1 << ALLOCATION_BITS) - 1
 _OPERAND_UNITS = 1 << OPERAND_BITS
-_NUM_DIRECTIONS, _LOCAL = len(Direction), int(Direction.LOCAL)
+_NUM_DIRECTIONS = len(Direction)
+_NUM_KINDS = encode.NUM_KINDS
 _MAX_PHIS = 256
-
-
-@jit
-def _expect(state: Any, flag: int, at: int, granules: int, direction: int) -> bool:
-    """Queues an arrival behind those of its time or earlier; False when the pool is full."""
-    slot = state.pool[0, 3]
-    if slot < 0:
-        return False
-    state.pool[0, 3] = state.pool[slot, 3]
-    state.pool[slot, 0] = at
-    state.pool[slot, 1] = granules
-    state.pool[slot, 2] = direction
-    before = -1
-    here = state.flag_head[flag]
-    while here >= 0 and state.pool[here, 0] <= at:
-        before = here
-        here = state.pool[here, 3]
-    state.pool[slot, 3] = here
-    if before < 0:
-        state.flag_head[flag] = slot
-    else:
-        state.pool[before, 3] = slot
-    return True
-
-
-@jit
-def _take(state: Any, flag: int) -> int:
-    """Removes the first arrival of a flag and counts it; returns its slot."""
-    slot: int = state.flag_head[flag]
-    state.flag_head[flag] = state.pool[slot, 3]
-    state.flag_count[flag] += state.pool[slot, 1]
-    state.pool[slot, 3] = state.pool[0, 3]
-    state.pool[0, 3] = slot
-    return slot
-
-
-@jit
-def _flag_number(address: int) -> int:
-    """Index of a flag, or -1."""
-    offset = address & _OFFSET_MASK
-    return -1 if offset >= FLAGS_PER_ALLOCATION else (address >> ALLOCATION_BITS) * 64 + offset
-
-
-@jit
-def _matmul(inputs: Any, state: Any, now: int, unit: int, rows: int, buffer: int) -> int:
-    """Issues a matmul; returns when, or -1 when the ring is full."""
-    free = state.mxu[unit, 0]
-    issue: int = max(now, math.ceil(free) - inputs.numbers[3])
-    start = max(free, float(issue))
-    state.mxu[unit, 0] = start + rows * inputs.cycles_per_row
-    state.mxu[unit, 1] += rows * inputs.cycles_per_row
-    latency = inputs.numbers[2] if rows <= 8 else inputs.numbers[1]
-    ready = math.ceil(start) + latency
-    for result in range(rows // 8 * inputs.numbers[4]):
-        if buffer < 0:
-            tail = state.ring_ends[unit, 1]
-            if tail - state.ring_ends[unit, 0] >= RING:
-                return -1
-            state.ring[unit, tail % RING] = ready
-            state.ring_ends[unit, 1] = tail + 1
-        else:
-            state.buffers[unit, (buffer + result) % BUFFERS] = ready
-    return issue
-
-
-@jit
-def _pop(state: Any, now: int, unit: int, buffer: int) -> int:
-    """When a result can be popped; `now` and a count when no matmul made one."""
-    ready = -1
-    if buffer >= 0:
-        ready = state.buffers[unit, buffer]
-        state.buffers[unit, buffer] = -1
-    elif state.ring_ends[unit, 0] < state.ring_ends[unit, 1]:
-        head = state.ring_ends[unit, 0]
-        ready = state.ring[unit, head % RING]
-        state.ring_ends[unit, 0] = head + 1
-    if ready < 0:
-        state.scalars[1] += 1
-    return max(now, ready)
 
 
 @jit
@@ -200,36 +123,24 @@ def _copy(inputs: Any, state: Any, row: int, now: int, values: Any) -> int:
     """Starts a copy: operands are (source, granules, destination, flag); returns a stop reason."""
     _, granules, _, flag = values
     extra = inputs.rows[row, _EXTRA]
-    direction = extra % _NUM_DIRECTIONS
+    kind = extra % _NUM_KINDS
+    direction = kind % _NUM_DIRECTIONS
     if granules < 0:
         return BAD_SIZE
-    number = _flag_number(flag)
+    number = flag_number(flag)
     if number < 0 or number >= len(state.flag_count):
         return BAD_FLAG
-    if extra >= _NUM_DIRECTIONS:
-        stopped = _copy_words(inputs, state, extra // _NUM_DIRECTIONS == _WORDS_IN, values)
+    if extra >= _NUM_KINDS:
+        stopped = _copy_words(inputs, state, extra // _NUM_KINDS == _WORDS_IN, values)
         if stopped != DONE:
             return int(stopped)
     if granules == 0:
         return DONE
     num_bytes = granules * inputs.numbers[0]
-    begin = max(state.engine[direction, 0], float(now))
-    moving = num_bytes / inputs.copies[direction, 1]
-    lost = 0.0
-    if direction < _LOCAL:
-        overlap = min(moving, max(0.0, state.engine[1 - direction, 0] - begin))
-        lost = overlap * inputs.slowdown
-        state.engine[1 - direction, 0] += lost
-    service = inputs.copies[direction, 0] + moving + lost
-    free = begin + service
-    state.engine[direction, 0] = free
-    state.engine[direction, 1] += service
-    state.engine[direction, 2] += inputs.copies[direction, 0]
+    at = serve(inputs.copies, inputs.queues, inputs.slowdown, state.engine, kind, now, num_bytes)
     state.moved[direction, 0] += 1
     state.moved[direction, 1] += num_bytes
-    alone = begin + (inputs.copies[direction, 0] + num_bytes / inputs.copies[direction, 2])
-    at = math.ceil(max(free, alone) + inputs.copies[direction, 3])
-    return DONE if _expect(state, number, at, granules, direction) else POOL_FULL
+    return DONE if expect(state, number, at, granules, direction) else POOL_FULL
 
 
 @jit
@@ -243,6 +154,8 @@ def run_loop(inputs: Any, state: Any) -> int:
     zero = len(registers) - 1
     phis = np.zeros(_MAX_PHIS, np.int64)
     base = state.scalars[0]
+    trace = state.trace
+    traced = 0
     block = 0
     jumped = False
     came_from = -1
@@ -257,6 +170,14 @@ def run_loop(inputs: Any, state: Any) -> int:
             state.scalars[2] = first
             return TOO_LONG
         start, body = blocks[block, _ROWS], blocks[block, _BODY]
+        # What a block does outlives it only where the recording has room for all of it.
+        is_traced = traced + 1 + 2 * (blocks[block, _END] - body) <= len(trace)
+        if is_traced:
+            trace[traced] = block
+            traced += 1
+        elif len(trace):
+            state.scalars[2] = first
+            return TRACE_FULL
         for i in range(start, body):
             choice = int(back_edge) if rows[i, _EXTRA] else int(not jumped)
             k = _TERMS + 3 * choice
@@ -275,18 +196,21 @@ def run_loop(inputs: Any, state: Any) -> int:
                     state.stalls[first + rows[i, _OFFSET], _OWN_SCALAR] += missing
             predicate = rows[i, _PREDICATE]
             if predicate >= 0 and (registers[predicate] != 0) == (rows[i, _NEGATED] == 1):
+                if is_traced and _TIMED[op]:
+                    trace[traced] = -1
+                    traced += 1
                 continue
             a = rows[i, _TERMS] + registers[rows[i, _TERMS + 1]] + registers[rows[i, _TERMS + 2]]
             k = _TERMS + 3
             b = rows[i, k] + registers[rows[i, k + 1]] + registers[rows[i, k + 2]]
             if op in (_MATMUL, _POP):
                 if op == _MATMUL:
-                    until = _matmul(inputs, state, now, a, b, rows[i, _TERMS + 6])
+                    until = matmul(inputs, state, now, a, b, rows[i, _TERMS + 6])
                     if until < 0:
                         state.scalars[2] = first + rows[i, _OFFSET]
                         return RING_FULL
                 else:
-                    until = _pop(state, now, a, rows[i, _TERMS + 6])
+                    until = pop(state, now, a, rows[i, _TERMS + 6])
                 if until > now:
                     state.stalls[first + rows[i, _OFFSET], _OWN_MXU] += until - now
                     base += until - now
@@ -311,15 +235,21 @@ def run_loop(inputs: Any, state: Any) -> int:
                 k = _TERMS + 6
                 c = rows[i, k] + registers[rows[i, k + 1]] + registers[rows[i, k + 2]]
                 d = rows[i, k + 3] + registers[rows[i, k + 4]] + registers[rows[i, k + 5]]
+                if is_traced:
+                    trace[traced], trace[traced + 1] = flag_number(d), b
+                    traced += 2
                 stopped: int = _copy(inputs, state, i, now, (a, b, c, d))
                 if stopped != DONE:
                     state.scalars[2] = first + rows[i, _OFFSET]
                     return stopped
             elif op == _WAIT:
-                number = _flag_number(a)
+                number = flag_number(a)
                 if number < 0 or number >= len(state.flag_count):
                     state.scalars[2] = first + rows[i, _OFFSET]
                     return BAD_FLAG
+                if is_traced:
+                    trace[traced], trace[traced + 1] = number, b
+                    traced += 2
                 until = now
                 owner = _OWN_SYNC
                 while state.flag_count[number] < b:
@@ -327,27 +257,30 @@ def run_loop(inputs: Any, state: Any) -> int:
                         state.scalars[2] = first + rows[i, _OFFSET]
                         state.scalars[3] = number
                         return DEADLOCK
-                    slot = _take(state, number)
+                    slot = take(state, number)
                     if state.pool[slot, 0] > until:
                         until = state.pool[slot, 0]
                         owner = _OWN_READ + state.pool[slot, 2]
                 state.stalls[first + rows[i, _OFFSET], owner] += until - now
                 base += until - now
             elif op == _SYNC_ADD:
-                number = _flag_number(a)
+                number = flag_number(a)
                 if number < 0 or number >= len(state.flag_count):
                     state.scalars[2] = first + rows[i, _OFFSET]
                     return BAD_FLAG
+                if is_traced:
+                    trace[traced], trace[traced + 1] = number, b
+                    traced += 2
                 state.flag_count[number] += b
             elif op == _SYNC_READ:
-                number = _flag_number(a)
+                number = flag_number(a)
                 if number < 0 or number >= len(state.flag_count):
                     state.scalars[2] = first + rows[i, _OFFSET]
                     return BAD_FLAG
                 while (
                     state.flag_head[number] >= 0 and state.pool[state.flag_head[number], 0] <= now
                 ):
-                    _take(state, number)
+                    take(state, number)
                 registers[rows[i, _RESULT]] = wrap_word(state.flag_count[number])
             elif op == _OPERAND:
                 registers[rows[i, _RESULT]] = inputs.operand_values[a]
@@ -361,6 +294,9 @@ def run_loop(inputs: Any, state: Any) -> int:
                 base += inputs.numbers[5]
                 registers[rows[i, _RESULT]] = wrap_word(a)
             elif op == _DELAY:
+                if is_traced:
+                    trace[traced] = a
+                    traced += 1
                 state.stalls[first + rows[i, _OFFSET], _OWN_SYNC] += a
                 base += a
             elif op == _HALT:
@@ -374,4 +310,5 @@ def run_loop(inputs: Any, state: Any) -> int:
         jumped = taken
         block = following
     state.scalars[0] = base
+    state.scalars[5] = traced
     return DONE

@@ -14,6 +14,8 @@ import yaml
 from rpa_tune.hw.chip import Number, load_chip
 from rpa_tune.llo.opcodes import Slot
 
+# What a form of the copy engine may have and no chip's does: see benchmarks/fidelity.md.
+OPTIONAL = ("read_copy_bytes_per_s", "write_copy_bytes_per_s", "local_copy_bytes_per_s")
 _FROM_CHIP = ("clock_hz", "mxu_size", "mxu_rows_per_cycle", "num_mxus")
 
 
@@ -43,6 +45,11 @@ class Machine:
         return float(value)
 
     @property
+    def launch_cycles(self) -> int:
+        """Whole cycles before the first bundle."""
+        return round(self.value("launch_us") * 1e-6 * self.value("clock_hz"))
+
+    @property
     def guesses(self) -> tuple[str, ...]:
         """Parameters without evidence, named in every result."""
         return tuple(
@@ -55,7 +62,7 @@ class Machine:
         Raises:
           KeyError: A name is not a parameter.
         """
-        if unknown := set(values) - set(self.numbers):
+        if unknown := set(values) - set(self.numbers) - set(OPTIONAL):
             raise KeyError(f"no such parameters: {sorted(unknown)}; known: {sorted(self.numbers)}")
         changed = {
             name: Number(value=value, source=source, confidence=confidence)

@@ -16,6 +16,7 @@ ALLOCATION_BITS = 18
 # Operands are put below zero, this many bits apart: no allocation is there.
 OPERAND_BITS = 20
 NO_REGISTER = -1
+_LINEAR_COPY = 4  # operands of a copy without strides: source, granules, destination, flag
 
 
 class Term(NamedTuple):
@@ -33,8 +34,8 @@ class Instruction(NamedTuple):
       op: What it does.
       result: Register written, or `NO_REGISTER`.
       terms: Operands in the dump's order. A select has (predicate, if true, if false), a store
-        (address, value), a copy (source, granules, destination, flag, ...), a matmul or pop
-        (MXU, rows, result buffer or -1), a barrier the word that the other core sends.
+        (address, value), a copy (source, granules, destination, flag, strides if any), a matmul
+        or pop (MXU, rows, result buffer or -1), a barrier the word that the other core sends.
       predicate: Register that allows it, or `NO_REGISTER`.
       negated: Whether the predicate must be false instead of true.
       target: Bundle index a branch goes to; `len(bundles)` leaves the kernel.
@@ -48,6 +49,11 @@ class Instruction(NamedTuple):
     negated: bool = False
     target: int = NO_REGISTER
     detail: str = ""
+
+    @property
+    def is_strided(self) -> bool:
+        """Whether a copy has strides: three operands more in a dump, or strides in SMEM."""
+        return len(self.terms) > _LINEAR_COPY
 
 
 class Bundle(NamedTuple):

@@ -24,6 +24,7 @@ class Run:
       mxu_busy_cycles: Sum over the units.
       barriers: When the core reached each barrier with the other core, cycles.
       unknown: What was met and not modelled, with counts.
+      trace: The recording of a run that was recorded, else empty; see `recording.py`.
     """
 
     executed: npt.NDArray[np.int64]
@@ -34,3 +35,4 @@ class Run:
     mxu_busy_cycles: float = 0.0
     barriers: list[int] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
+    trace: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))

@@ -4,22 +4,32 @@ program = load_program(path)
 timeline = simulate(program, load_machine("v6e"), {0: kv_lens, 1: page_indices, ...})
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from rpa_tune.errors import DumpError
 from rpa_tune.llo.engines import rates_of
-from rpa_tune.llo.fast import run_fast
+from rpa_tune.llo.ensemble import MachineSet
+from rpa_tune.llo.fast import encode_once, num_flags, run_fast
 from rpa_tune.llo.machine import Machine
 from rpa_tune.llo.program import Program
+from rpa_tune.llo.recording import Recording, make_recording, replay
 from rpa_tune.llo.run import Operands, Run
 from rpa_tune.llo.timeline import Timeline, make_timeline
 
-__all__ = ["Timeline", "simulate"]
+__all__ = ["Timeline", "record", "replay_us", "simulate"]
 
 # A launch this long would take seconds on the chip: surely an endless loop.
 MAX_BUNDLES = 1 << 32
 
 
 def simulate(
-    program: Program, machine: Machine, operands: Operands, *, max_bundles: int = MAX_BUNDLES
+    program: Program,
+    machine: Machine,
+    operands: Operands,
+    *,
+    sets: Sequence[MachineSet] = (),
+    max_bundles: int = MAX_BUNDLES,
 ) -> Timeline:
     """Runs a kernel's scalar program on real operands and times it.
 
@@ -28,6 +38,7 @@ def simulate(
       machine: The chip it was compiled for; dumps do not say.
       operands: int32 arrays that the kernel reads as scalars (scalar prefetch), by their
         position in the kernel's call.
+      sets: Other parameters of the chip, under which the launch is timed again.
       max_bundles: When to give up on a kernel that does not end.
 
     Returns:
@@ -37,13 +48,54 @@ def simulate(
       DumpError: A wait that never completes, a halt, an operand not given, no end, or cores that
         do not meet.
     """
-    rates = rates_of(machine)
+    runs = _run(program, machine, operands, max_bundles, is_recorded=bool(sets))
+    timeline = make_timeline(program, machine, rates_of(machine, program.num_cores), runs)
+    if not sets:
+        return timeline
+    times = replay_us(_recordings(program, machine, runs), [one.machine for one in sets])
+    return replace(
+        timeline,
+        set_us=tuple(us * one.scale for us, one in zip(times, sets, strict=True)),
+    )
+
+
+def record(
+    program: Program, machine: Machine, operands: Operands, *, max_bundles: int = MAX_BUNDLES
+) -> tuple[Recording, ...]:
+    """What a launch does, one recording a core; see `simulate`."""
+    runs = _run(program, machine, operands, max_bundles, is_recorded=True)
+    return _recordings(program, machine, runs)
+
+
+def replay_us(recordings: Sequence[Recording], machines: Sequence[Machine]) -> list[float]:
+    """The time of a recorded launch under each machine, in microseconds."""
+    rates = [rates_of(machine, len(recordings)) for machine in machines]
+    ends = [max(cores) for cores in zip(*(replay(r, rates) for r in recordings), strict=True)]
+    return [
+        (end + machine.launch_cycles) / machine.value("clock_hz") * 1e6
+        for end, machine in zip(ends, machines, strict=True)
+    ]
+
+
+def _run(
+    program: Program, machine: Machine, operands: Operands, max_bundles: int, *, is_recorded: bool
+) -> list[Run]:
+    """The run of every core."""
+    rates = rates_of(machine, program.num_cores)
     runs = [
-        run_fast(program, rates, operands, core=core, max_bundles=max_bundles)
+        run_fast(
+            program, rates, operands, core=core, max_bundles=max_bundles, is_recorded=is_recorded
+        )
         for core in range(program.num_cores)
     ]
     check_meetings(program, runs)
-    return make_timeline(program, machine, rates, runs)
+    return runs
+
+
+def _recordings(program: Program, machine: Machine, runs: list[Run]) -> tuple[Recording, ...]:
+    rates = rates_of(machine)
+    encoded, flags = encode_once(program, rates), num_flags(program)
+    return tuple(make_recording(encoded, run.trace, flags, rates) for run in runs)
 
 
 def check_meetings(program: Program, runs: list[Run]) -> None:

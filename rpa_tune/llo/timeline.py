@@ -81,8 +81,8 @@ class Timeline:
       prefetch_bytes: All other copies: scalar operands to SMEM.
       num_copies: Copies from and to HBM with a size above zero.
       num_prefetch_copies: The same for the other copies.
-      read_busy_cycles: Time the read engine serves copies.
-      write_busy_cycles: Time the write engine serves copies.
+      read_busy_cycles: Time spent serving reads.
+      write_busy_cycles: Time spent serving writes.
       mxu_busy_cycles: Time the MXUs multiply, summed over units.
       slots: Use per issue slot, by name; FILL and SPILL are part of VLOAD and VSTORE.
       loops: Every loop of the text, outermost first.
@@ -90,6 +90,8 @@ class Timeline:
         `launch`; see `bound_by`.
       unknown: What was met and not modelled, with counts.
       guesses: Parameters the time depends on that have no evidence.
+      set_us: Its time under each set of parameters that the evidence does not tell from these, if
+        it was asked for; see `ensemble.py`.
     """
 
     chip: str
@@ -111,6 +113,7 @@ class Timeline:
     bound_by: str
     unknown: dict[str, int]
     guesses: tuple[str, ...]
+    set_us: tuple[float, ...] = ()
 
     @property
     def busiest_slot(self) -> str:
@@ -133,7 +136,7 @@ def make_timeline(
     owners = run.stall_cycles.sum(axis=0)
     owners[Owner.ISSUE] += int(run.executed[has_vector].sum())
     owners[Owner.SCALAR] += int(run.executed[~has_vector].sum())
-    owners[Owner.LAUNCH] = round(machine.value("launch_us") * 1e-6 * machine.value("clock_hz"))
+    owners[Owner.LAUNCH] = machine.launch_cycles
     cycles_by_owner = {owner.name.lower(): int(owners[owner]) for owner in Owner}
     total = sum(cycles_by_owner.values())
     assert total == run.end_cycle + int(owners[Owner.LAUNCH])
@@ -170,7 +173,7 @@ def make_timeline(
         mxu_busy_cycles=sum(run.mxu_busy_cycles for run in runs),
         slots=slot_use,
         loops=tuple(_loops(program, rates, run, total)),
-        bound_by=bound_by(cycles_by_owner, run, slot_use),
+        bound_by=bound_by(cycles_by_owner, run, slot_use, rates),
         unknown=dict(sum((run.unknown for run in runs), Counter())),
         guesses=_guesses(program, machine),
     )
@@ -191,35 +194,43 @@ def slot_table(program: Program) -> npt.NDArray[np.int64]:
     return np.array([bundle.slots for bundle in program.bundles], np.int64)
 
 
-def bound_by(owners: dict[str, int], run: Run, slots: dict[str, SlotUse]) -> str:
+def bound_by(owners: dict[str, int], run: Run, slots: dict[str, SlotUse], rates: Rates) -> str:
     """What limits a kernel, by rules in this order.
 
-    1. A copy engine busy for 90 % of the time or more limits it, whatever waits are seen.
+    1. A queue of copies busy for 90 % of the time or more limits it, whatever waits are seen.
     2. Otherwise the largest of these owners: copies (`dma_wait_read`, `dma_wait_write`,
        `prologue`), `mxu_wait`, `issue`, `scalar`, `sync`, `launch`.
 
-    Copies become `hbm` when the engine that serves more spends at least half its time on bytes,
-    else `dma_issue` (a fixed cost per copy); when the engines are busy for less than half of the
-    time copies are waited for, `dma_latency`. `issue` becomes `mxu` when the MXU slot is the
+    Copies become `hbm` when the busier queue spends at least half its time on bytes, else
+    `dma_issue` (a fixed cost per copy); when the queues are busy for less than half of the time
+    copies are waited for, `dma_latency`. `issue` becomes `mxu` when the MXU slot is the
     busiest of its bundles, else `vector`.
     """
     total = sum(owners.values())
-    engine = max(run.engines[Direction.READ], run.engines[Direction.WRITE], key=lambda e: e[2])
+    busy, fixed = _busier_queue(run, rates)
     waits = owners["dma_wait_read"] + owners["dma_wait_write"] + owners["prologue"]
     groups = {"copies": waits} | {
         name: owners[name] for name in ("mxu_wait", "issue", "scalar", "sync", "launch")
     }
     largest = max(groups, key=lambda name: groups[name])
-    if engine[2] >= _BUSY_SHARE * total or largest == "copies":
-        if engine[2] < waits / 2:
+    if busy >= _BUSY_SHARE * total or largest == "copies":
+        if busy < waits / 2:
             return "dma_latency"
-        return "dma_issue" if engine[3] > engine[2] / 2 else "hbm"
+        return "dma_issue" if fixed > busy / 2 else "hbm"
     if largest == "mxu_wait":
         return "mxu"
     if largest == "issue":
         units = (slot.name for slot in _UNITS if slot is not Slot.SALU)
         return "mxu" if max(units, key=lambda name: slots[name].share) == "MXU" else "vector"
     return largest
+
+
+def _busier_queue(run: Run, rates: Rates) -> tuple[float, float]:
+    """(busy cycles, of which fixed) of the queue of reads or writes that serves longer."""
+    read, write = (run.engines[d][2:] for d in (Direction.READ, Direction.WRITE))
+    if rates.queues[Direction.READ] == rates.queues[Direction.WRITE]:
+        return read[0] + write[0], read[1] + write[1]
+    return max(read, write)
 
 
 def _loops(program: Program, rates: Rates, run: Run, total: int) -> Iterable[LoopRegion]:

@@ -111,12 +111,14 @@ class _Recorder:
 
 def _record(program: Program, machine: Machine, operands: Operands, core: int) -> _Recorder:
     """Everything that one core does."""
-    launch_us = machine.value("launch_us")
+    launch_us = machine.launch_cycles / machine.value("clock_hz") * 1e6
     recorder = _Recorder(program, core, 1e6 / machine.value("clock_hz"), launch_us)
     recorder.events.append(
         {"ph": "X", "pid": core + 1, "tid": _WAITS, "name": "launch", "ts": 0.0, "dur": launch_us}
     )
-    Interpreter(program, rates_of(machine), operands, recorder, core=core).run(MAX_BUNDLES)
+    Interpreter(program, rates_of(machine, program.num_cores), operands, recorder, core=core).run(
+        MAX_BUNDLES
+    )
     recorder.flush()
     return recorder
 

@@ -10,10 +10,12 @@ exchange, it waits for what another run is asking, too.
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
+from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.doubt import MAX_ATTEMPTS
@@ -108,6 +110,16 @@ class Oracle:
                 self._being_asked -= keys
                 self._monitor.notify_all()
         return [answers[c.digest] for c in wave]
+
+    def verify(self, config: Any, study: Study) -> Evaluation:
+        """The interpreter's answer about a config of a study, got on its stand-in.
+
+        Raises:
+          BudgetSpentError, StoppedError: See `ask`.
+        """
+        candidate, workload = stand_in(study.candidate(config))
+        stood_in = replace(study, problem=candidate.problem, workload=workload)
+        return self.ask([candidate], stood_in, Fidelity.INTERPRETED)[0]
 
     def num_asked_by(self, study: Study) -> int:
         """Evaluations that a study cost."""

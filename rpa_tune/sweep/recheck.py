@@ -26,7 +26,7 @@ from rpa_tune.tables.row import TUNED, TableRow
 from rpa_tune.workload.workload import Workload, load_workload
 
 # Not the config's fault: the question was not answered.
-_UNANSWERED = frozenset({Status.CRASHED, Status.COMPILE_TIMEOUT, Status.RUN_TIMEOUT})
+UNANSWERED = frozenset({Status.CRASHED, Status.COMPILE_TIMEOUT, Status.RUN_TIMEOUT})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,8 +138,8 @@ def compare(
     row, evidence = check.row, check.row.evidence
     for i, answer in enumerate(answers):
         if not answer.ok:
-            rule = "unanswered" if answer.status in _UNANSWERED else "fit"
-            check = _with(check, rule, f"configs[{i}] {answer.status}: {answer.detail}")
+            rule = "unanswered" if answer.status in UNANSWERED else "fit"
+            check = _with(check, rule, refusal(i, answer))
     if check.findings:
         return check
     time_us = row_time_us(row, answers, workload)
@@ -166,6 +166,11 @@ def compare(
         )
         check = _with(check, "rank", message)
     return check
+
+
+def refusal(i: int, answer: Evaluation) -> str:
+    """Why there is no good answer to config `i` of a row."""
+    return f"configs[{i}] {answer.status}: {answer.detail}"
 
 
 def row_time_us(row: TableRow, answers: Sequence[Evaluation], workload: Workload) -> float:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.families import load_family, public_family
 from rpa_tune.promote import Decision, decide
 from rpa_tune.space.space import Space
@@ -228,7 +227,7 @@ class Sweep:
         asked: dict[Any, Evaluation] = {}
         while row := result.row():
             configs = [family.config_from_dict(fields) for fields in row.configs]
-            checks = {config: self._check(config, result.study) for config in configs}
+            checks = {config: self.oracle.verify(config, result.study) for config in configs}
             asked |= checks
             if gave_up := _why_give_up(list(asked.values())):
                 stops = (*result.stops, *timeless(list(asked.values())))
@@ -246,12 +245,6 @@ class Sweep:
                 stops=(*result.stops, *timeless(struck)),
             )
         return result
-
-    def _check(self, config: Any, study: Study) -> Evaluation:
-        """The interpreter's answer about one config."""
-        candidate, workload = stand_in(study.candidate(config))
-        stood_in = replace(study, problem=candidate.problem, workload=workload)
-        return self.oracle.ask([candidate], stood_in, Fidelity.INTERPRETED)[0]
 
     def _ask(
         self, study: Study, space: Space, sampler: AbstractSampler, fidelity: Fidelity

@@ -138,6 +138,8 @@ def _evidence_findings(row: TableRow, digests: Mapping[str, str]) -> list[tuple[
             found.append(("evidence", str(error)))
     today = digests.get(row.key.family)
     if today is not None and evidence.kernel_digest != today:
-        message = f"kernel was {evidence.kernel_digest}, is {today}: sweep again"
+        message = (
+            f"kernel was {evidence.kernel_digest}, is {today}: sweep again, or `tables restamp`"
+        )
         found.append(("stale", message))
     return found

@@ -38,9 +38,16 @@ def _2_to_3(row: Row) -> Row:
     return {**row, "evidence": {**row["evidence"], "problem": None}}
 
 
+def _3_to_4(row: Row) -> Row:
+    """Evidence says how sure the time is."""
+    new = {"interval_us": None, "share_of_wins": None}
+    return {**row, "evidence": {**row["evidence"], **new}}
+
+
 STEPS = {
     "rpa-table/1": Migration(into="rpa-table/2", change=_1_to_2),
     "rpa-table/2": Migration(into="rpa-table/3", change=_2_to_3),
+    "rpa-table/3": Migration(into="rpa-table/4", change=_3_to_4),
 }
 
 

@@ -13,7 +13,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.tables.key import TuningKey
 from rpa_tune.tables.step import FEATURES, Lengths
 
-SCHEMA = "rpa-table/3"  # older ones: `migrate.py`
+SCHEMA = "rpa-table/4"  # older ones: `migrate.py`
 FIDELITIES = ("analytical", "simulated", "measured")
 TUNED, HEURISTIC = "tuned", "heuristic"  # verdicts
 MAX_CONFIGS = 8  # a serving engine compiles every one of them for every bucket
@@ -56,7 +56,8 @@ class Evidence:
 
     Attributes:
       verdict: `tuned` when the configs beat the heuristic by more than the evaluator's own
-        error, else `heuristic`: the row then pins the heuristic's config.
+        error, and under nearly all sets of the simulator's parameters, else `heuristic`: the row
+        then pins the heuristic's config.
       fidelity: `analytical`, `simulated` or `measured`.
       time_us: Expected time of one launch over the workload with this row, microseconds.
       heuristic_us: The same with the heuristic's config; None in old rows where it had no time,
@@ -78,6 +79,10 @@ class Evidence:
       jax: Version that compiled it.
       libtpu: Version that compiled it.
       date: UTC day, `YYYY-MM-DD`.
+      interval_us: Where nine of ten sets of the simulator's parameters put the time of the first
+        config; None when it was not simulated under them.
+      share_of_wins: Of those sets, the share under which the tuned config, or else the best one
+        that was found, beats the heuristic; a tie is half a win. None as well.
     """
 
     verdict: str
@@ -99,10 +104,15 @@ class Evidence:
     regret_by_num_configs_pct: tuple[float, ...] = ()
     schedule_digest: str = ""
     problem: dict[str, Any] | None = None
+    interval_us: tuple[float, float] | None = None
+    share_of_wins: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return asdict(self) | {"regret_by_num_configs_pct": list(self.regret_by_num_configs_pct)}
+        return asdict(self) | {
+            "regret_by_num_configs_pct": list(self.regret_by_num_configs_pct),
+            "interval_us": self.interval_us and list(self.interval_us),
+        }
 
     @property
     def speedup(self) -> float | None:
@@ -181,14 +191,16 @@ def _evidence(data: dict[str, Any]) -> Evidence:
     for i, regret in enumerate(regrets):
         _check_finite(f"evidence.regret_by_num_configs_pct[{i}]", regret)
     _check_problem(data.get("problem"))
-    evidence: Evidence = _record(
-        Evidence, "evidence", {**data, "regret_by_num_configs_pct": tuple(regrets)}
-    )
+    span = data.get("interval_us")
+    if span is not None:
+        _check_interval(span)
+    changed = {"regret_by_num_configs_pct": tuple(regrets), "interval_us": span and tuple(span)}
+    evidence: Evidence = _record(Evidence, "evidence", {**data, **changed})
     if evidence.verdict not in (TUNED, HEURISTIC):
         raise ValueError(f"evidence.verdict={evidence.verdict!r} is not tuned or heuristic")
     if evidence.fidelity not in FIDELITIES:
         raise ValueError(f"evidence.fidelity={evidence.fidelity!r} is not one of {FIDELITIES}")
-    for name in ("time_us", "heuristic_us", "error_pct", "regret_pct"):
+    for name in ("time_us", "heuristic_us", "error_pct", "regret_pct", "share_of_wins"):
         value = getattr(evidence, name)
         if value is None:
             continue
@@ -196,6 +208,16 @@ def _evidence(data: dict[str, Any]) -> Evidence:
         if name.endswith("_us") and value <= 0:
             raise ValueError(f"evidence.{name}={value} must be above zero")
     return evidence
+
+
+def _check_interval(data: Any) -> None:
+    """Two times, the lower one first."""
+    if not isinstance(data, list) or len(data) != 2:
+        raise ValueError(f"evidence.interval_us={data!r:.40} is not a list of two times")
+    for value in data:
+        _check_finite("evidence.interval_us", value)
+    if not 0 < data[0] <= data[1]:
+        raise ValueError(f"evidence.interval_us={data!r:.60} is no interval above zero")
 
 
 def _check_problem(data: Any) -> None:
@@ -273,6 +295,7 @@ _ACCEPTS: dict[Any, tuple[type, ...]] = {
     float | None: (float, int, type(None)),
     dict[str, Any] | None: (dict, type(None)),
     tuple[float, ...]: (tuple,),
+    tuple[float, float] | None: (tuple, type(None)),
 }
 
 

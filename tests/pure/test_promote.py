@@ -114,3 +114,36 @@ def test_worst_regret_takes_two_configs_only_for_its_own_gain():
     decision = decide(answers, HEURISTIC_ANSWER, objective=WORST_REGRET)
     assert decision.best.candidate.config == SMALL
     assert len(make_row(decision, answers, STUDY.workload, max_configs=2).configs) == 1
+
+
+def with_sets(answer, *factors):
+    """An answer that was timed under sets of parameters."""
+    set_us = [answer.time_us * factor for factor in factors]
+    metrics = {"set_us": set_us, "interval_us": [min(set_us), max(set_us)]}
+    return replace(answer, metrics={**answer.metrics, **metrics})
+
+
+def test_a_config_is_tuned_only_where_it_wins_under_nearly_all_sets():
+    heuristic = with_sets(HEURISTIC_ANSWER, *[1.0] * 10)
+    sure = with_sets(answer(SMALL, 80.0), *[0.9] * 10)
+    row = row_of([sure], heuristic)
+    assert (row.evidence.verdict, row.evidence.share_of_wins) == (TUNED, 1.0)
+    assert row.evidence.interval_us == (72.0, 72.0)
+    # The same mean gain, but under two of ten sets it is slower.
+    unsure = with_sets(answer(SMALL, 80.0), *[0.9] * 8, 1.3, 1.4)
+    row = row_of([unsure], heuristic)
+    assert row.evidence.verdict == HEURISTIC
+    assert row.configs[0]["bkv_sz"] == STUDY.heuristic().bkv_sz
+    assert row.evidence.share_of_wins == 0.8, "of the best that was found"
+
+
+def test_a_factor_that_both_share_decides_nothing():
+    factors = (0.5, 0.8, 1.0, 1.5, 3.0)
+    row = row_of([with_sets(answer(SMALL, 80.0), *factors)], with_sets(HEURISTIC_ANSWER, *factors))
+    assert (row.evidence.verdict, row.evidence.share_of_wins) == (TUNED, 1.0)
+
+
+def test_answers_without_sets_are_compared_as_ever():
+    row = row_of([answer(SMALL, 80.0)], with_sets(HEURISTIC_ANSWER, 1.0, 1.0))
+    assert row.evidence.verdict == TUNED
+    assert row.evidence.share_of_wins is row.evidence.interval_us is None

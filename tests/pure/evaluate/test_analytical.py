@@ -40,7 +40,7 @@ def test_hbm_time_is_the_bytes_of_the_busier_direction():
     batch = Batch(q_lens=(1,), kv_lens=(128,), num_decode=1)
     kv_token, q_token = 2 * 2 * 128 * 2, 8 * 128 * 2  # bytes: K and V of 2 heads; 8 query heads
     read = 127 * kv_token + kv_token + q_token
-    rate = load_machine("v6e").value("read_bytes_per_s")
+    rate = load_machine("v6e").value("read_strided_bytes_per_s")
     assert terms(batch).hbm_us == pytest.approx(1e6 * read / rate)
 
 
@@ -55,9 +55,9 @@ def test_more_context_never_takes_less(chip):
 
 def test_a_guess_behind_the_bound_is_named():
     (v4,) = AnalyticalEvaluator().evaluate_all([candidate(chip="v4")], WORKLOAD)
-    assert "read_bytes_per_s" in v4.metrics["guesses"]
+    assert "read_linear_bytes_per_s" in v4.metrics["guesses"]
     (v6e,) = AnalyticalEvaluator().evaluate_all([candidate(chip="v6e")], WORKLOAD)
-    assert "read_bytes_per_s" not in v6e.metrics["guesses"]
+    assert "read_linear_bytes_per_s" not in v6e.metrics["guesses"]
 
 
 def test_batches_that_do_not_fit_the_problem_are_infeasible_with_the_reason():

@@ -15,7 +15,9 @@ BROKEN = simulate._Refusal("deadlock")
 
 
 def row(time_us):
-    return {"RPAd": SimpleNamespace(time_us=time_us, unknown={"odd": 1})}
+    return {
+        "RPAd": SimpleNamespace(time_us=time_us, set_us=(time_us, 2 * time_us), unknown={"odd": 1})
+    }
 
 
 def ask(monkeypatch, share, answers):
@@ -43,6 +45,7 @@ def test_only_what_lacks_smem_is_asked_for_again(monkeypatch):
     assert asked == [(0.5, [0, 1, 2]), (1.0, [1])]
     assert answer.batch_us == (1.0, 5.0, None)
     assert answer.call_us == ({"RPAd": 1.0}, {"RPAd": 5.0}, {})
+    assert answer.set_us == ((1.0, 2.0), (5.0, 10.0), ())
     assert answer.detail == "batch 2: deadlock"
     assert answer.compile_s == 3.0
     assert answer.unknown == {"odd": 2}

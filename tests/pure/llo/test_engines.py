@@ -20,14 +20,48 @@ from rpa_tune.llo.machine import load_machine
 RATES = CopyRates(
     fixed_cycles=10, bytes_per_cycle=100, copy_bytes_per_cycle=50, latency_cycles=1000
 )
+STRIDED = RATES._replace(bytes_per_cycle=200)
+
+
+def engines(*, shares_queue: bool = False) -> list[CopyEngine]:
+    """Engines of easy numbers."""
+    return copy_engines(
+        rates_of(load_machine("v6e"))._replace(
+            copies=((RATES, STRIDED),) * 3,
+            queues=(0, 0, 2) if shares_queue else (0, 1, 2),
+            slowdown=0.0,
+        )
+    )
+
+
+def read_engine() -> CopyEngine:
+    return engines()[Direction.READ]
 
 
 def test_a_copy_alone_is_limited_by_its_own_rate():
-    assert CopyEngine(RATES).start(0, 1000) == 10 + 20 + 1000
+    assert read_engine().start(0, 1000) == 10 + 20 + 1000
+
+
+def test_strided_copies_have_a_rate_of_their_own():
+    engine = read_engine()
+    engine.start(0, 1000, is_strided=True)
+    assert engine.queue.free_at == 10 + 5
+    engine.start(0, 1000)
+    assert engine.queue.free_at == 10 + 5 + 10 + 10
+
+
+def test_reads_and_writes_of_one_queue_are_served_in_order():
+    read, write, local = engines(shares_queue=True)
+    write.start(0, 1000)
+    assert read.start(0, 1000) == 20 + 30 + 1000, "behind the write"
+    assert local.start(0, 1000) == 30 + 1000, "scalar operands have a queue of their own"
+    apart, opposite, _ = engines()
+    opposite.start(0, 1000)
+    assert apart.start(0, 1000) == 30 + 1000
 
 
 def test_queued_copies_share_the_engine():
-    engine = CopyEngine(RATES)
+    engine = read_engine()
     done = [engine.start(0, 1000) for _ in range(4)]
     # One every 20 cycles; each is done when its own 30 are over.
     assert done == [1030, 1050, 1070, 1090]
@@ -36,14 +70,14 @@ def test_queued_copies_share_the_engine():
 
 
 def test_an_empty_copy_is_free():
-    engine = CopyEngine(RATES)
+    engine = read_engine()
     assert engine.start(7, 0) == 7
     assert engine.num_copies == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(1, 10_000)), min_size=1, max_size=20))
 def test_copies_of_one_engine_finish_in_order_and_at_most_at_bandwidth(copies):
-    engine = CopyEngine(RATES)
+    engine = read_engine()
     now, done = 0, []
     for wait, size in copies:
         now += wait
@@ -56,13 +90,13 @@ def test_copies_of_one_engine_finish_in_order_and_at_most_at_bandwidth(copies):
 def test_reads_and_writes_slow_each_other_down():
     rates = rates_of(load_machine("v6e"))
     alone = copy_engines(rates)[Direction.READ].start(0, 1 << 20)
-    engines = copy_engines(rates)
-    engines[Direction.WRITE].start(0, 1 << 20)
-    assert engines[Direction.READ].start(0, 1 << 20) > alone
-    both = max(e.free_at for e in engines)
+    apart = copy_engines(rates)
+    apart[Direction.WRITE].start(0, 1 << 20)
+    assert apart[Direction.READ].start(0, 1 << 20) > alone
+    both = max(e.queue.free_at for e in apart)
     machine = load_machine("v6e")
     shared = machine.value("shared_bytes_per_s") / machine.value("clock_hz")
-    assert both == pytest.approx((2 << 20) / shared + rates.copies[0].fixed_cycles, rel=0.01)
+    assert both == pytest.approx((2 << 20) / shared + rates.copies[0][0].fixed_cycles, rel=0.01)
 
 
 def test_directions():

@@ -30,10 +30,11 @@ def test_chips_differ_in_parameters_by_the_barrier_between_two_cores_alone():
 @pytest.mark.parametrize("chip", load_chips())
 def test_rates_stay_below_what_the_vendor_says(chip):
     machine, record = load_machine(chip), load_chips()[chip]
+    # The chip table has a core's share; one core alone may have the other's too.
+    nominal = record.hbm_bytes_per_s * record.num_cores_per_device
     for name in ("read", "write"):
-        rate = machine.value(f"{name}_bytes_per_s")
-        assert 0.5 * record.hbm_bytes_per_s < rate <= record.hbm_bytes_per_s
-        assert machine.value(f"{name}_copy_bytes_per_s") <= rate
+        for kind in ("linear", "strided"):
+            assert 0.4 * nominal < machine.value(f"{name}_{kind}_bytes_per_s") <= nominal
     assert machine.value("clock_hz") <= record.clock_hz
 
 

@@ -114,6 +114,12 @@ BREAKS = {
         regret_by_num_configs_pct=[1, "0"]
     ),
     "evidence.verdict='great'": lambda d: d["evidence"].update(verdict="great"),
+    "evidence.interval_us=7": lambda d: d["evidence"].update(interval_us=7),
+    "evidence.interval_us=[1.0]": lambda d: d["evidence"].update(interval_us=[1.0]),
+    "evidence.interval_us=[2.0, 1.0]": lambda d: d["evidence"].update(interval_us=[2.0, 1.0]),
+    "evidence.interval_us=[0.0, 1.0]": lambda d: d["evidence"].update(interval_us=[0.0, 1.0]),
+    "evidence.interval_us=nan": lambda d: d["evidence"].update(interval_us=[1.0, float("nan")]),
+    "evidence.share_of_wins='all'": lambda d: d["evidence"].update(share_of_wins="all"),
     "evidence.time_us=-1": lambda d: d["evidence"].update(time_us=-1),
     "evidence.time_us=nan": lambda d: d["evidence"].update(time_us=float("nan")),
     "evidence.fidelity='guessed'": lambda d: d["evidence"].update(fidelity="guessed"),

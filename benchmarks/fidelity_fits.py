@@ -1,0 +1,216 @@
+"""How a chip's parameters follow from its measured rows: what is fitted, from where, by which form.
+
+Nothing here starts from the machine table: every fitted parameter begins at a value that knows the
+chip's data sheet and no time (`neutral`), and is pulled towards it weakly. What the table says of
+copies, matmuls and the launch of a measured chip is what comes out.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.llo.calibrate import NOISE, Fit, Observation, draw, fit, predict, with_followers
+from rpa_tune.llo.ensemble import MachineSet, interval
+from rpa_tune.llo.machine import Machine, load_machine
+from rpa_tune.llo.simulate import replay_us
+
+# Deviations of logarithms beforehand: a factor of 2.7 either way, so that the rows decide; less
+# where there are four, of one kernel with contexts that were assumed.
+PRIOR = {"v5e": 0.3, "v6e": 1.0, "v7x": 1.0}
+NUM_SETS = 16
+_LEAST_DEVIATION = 0.02  # of a time's logarithm, where few rows were held out
+_COPIES = ("read_fixed_cycles", "read_latency_cycles", "read_linear_bytes_per_s")
+_COMMON = (*_COPIES, "launch_us", "matmul_latency_bf16_cycles", "matmul_latency_f32_cycles")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """One way in which copies may be served.
+
+    Attributes:
+      name: For tables.
+      queues: Reads and writes in 2 queues, or in order in 1.
+      names: Parameters that are fitted.
+    """
+
+    name: str
+    queues: int
+    names: tuple[str, ...]
+
+
+_KINDS = (*_COMMON, "read_strided_bytes_per_s")
+_LIMIT = (*_COMMON, "read_copy_bytes_per_s")
+FORMS = (
+    Form(name="two queues", queues=2, names=_COMMON),
+    Form(name="two queues, a limit for one copy", queues=2, names=_LIMIT),
+    Form(name="two queues, linear and strided apart", queues=2, names=_KINDS),
+    Form(name="one queue", queues=1, names=_COMMON),
+    Form(name="one queue, a limit for one copy", queues=1, names=_LIMIT),
+    Form(name="one queue, linear and strided apart", queues=1, names=_KINDS),
+)
+# v5e's four rows tell nothing of bandwidth or of what a copy costs: those stay guesses, as on v6e.
+_FEW = Form(
+    name="two queues, as on v6e",
+    queues=2,
+    names=(
+        "read_latency_cycles", "launch_us", "matmul_latency_bf16_cycles",
+        "matmul_latency_f32_cycles",
+    ),
+)  # fmt: skip
+# The form of each chip that has rows.
+CHOSEN = {"v5e": _FEW, "v6e": FORMS[0], "v7x": FORMS[5]}
+
+
+def neutral(chip: str, form: Form) -> Machine:
+    """Where a fit of a chip begins, whatever was measured on it."""
+    machine, record = load_machine(chip), load_chip(chip)
+    clock = machine.value("clock_hz")
+    bandwidth = 0.8 * record.hbm_bytes_per_s * record.num_cores_per_device
+    values = {
+        "copy_queues": float(form.queues),
+        "read_fixed_cycles": 50e-9 * clock,
+        "read_latency_cycles": 0.5e-6 * clock,
+        "read_linear_bytes_per_s": bandwidth,
+        "read_strided_bytes_per_s": bandwidth,
+        "launch_us": 0.5,
+        "matmul_latency_bf16_cycles": 150.0,
+        "matmul_latency_f32_cycles": 250.0,
+    }
+    if "read_copy_bytes_per_s" in form.names:
+        values["read_copy_bytes_per_s"] = bandwidth
+    if "read_linear_bytes_per_s" not in form.names:
+        values = {name: values[name] for name in ("copy_queues", *form.names)}
+    return machine.with_values(with_followers(values), source="no time", confidence="guess")
+
+
+def fit_chip(
+    chip: str, form: Form, observations: Sequence[Observation], *, begin: Machine | None = None
+) -> Fit:
+    """Fits a form to rows of a chip."""
+    return fit(
+        neutral(chip, form),
+        observations,
+        form.names,
+        prior=PRIOR[chip],
+        hold_out=False,
+        begin=begin,
+    )
+
+
+def sets_of(
+    fitted: Fit, deviation: float, *, count: int = NUM_SETS
+) -> tuple[tuple[str, ...], npt.NDArray[np.float64], list[float]]:
+    """Parameter sets around a fit: names, values, and the factors that stand for the form's error.
+
+    Args:
+      fitted: The middle.
+      deviation: Standard deviation of the logarithm of times that the fit had not seen.
+      count: How many.
+    """
+    names = tuple(fitted.values)
+    values = draw(fitted.machine, names, fitted.covariance, count=count)
+    return tuple(with_followers(fitted.values)), values, scales(deviation, count)
+
+
+def scales(deviation: float, count: int = NUM_SETS) -> list[float]:
+    """Factors on times with a standard deviation of their logarithm, in no order."""
+    normal = statistics.NormalDist()
+    order = np.random.default_rng(1).permutation(count)
+    return [math.exp(deviation * normal.inv_cdf((k + 0.5) / count)) for k in order]
+
+
+def machine_sets(fitted: Fit, deviation: float) -> tuple[MachineSet, ...]:
+    """The sets as machines."""
+    names, values, factors = sets_of(fitted, deviation)
+    return tuple(
+        MachineSet(
+            machine=fitted.machine.with_values(
+                dict(zip(names, row, strict=True)), source="drawn", confidence="fitted"
+            ),
+            scale=scale,
+        )
+        for row, scale in zip(values.tolist(), factors, strict=True)
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class Prediction:
+    """A row's time by a fit that had not seen its group.
+
+    Attributes:
+      held_out_us: The time.
+      interval_us: Where 90 % of the sets of that fit put it.
+      fitted_us: The time by the fit to all rows.
+    """
+
+    held_out_us: float
+    fitted_us: float
+    interval_us: tuple[float, float] = field(default=(0.0, 0.0))
+
+
+def deviation_of(errors: Sequence[float]) -> float:
+    """Standard deviation of logarithms of errors around nothing, robust to one far row."""
+    if len(errors) < 2:
+        return 2 * NOISE
+    ranked = sorted(abs(math.log1p(error)) for error in errors)
+    kept = ranked[: max(2, math.ceil(0.95 * len(ranked)))]
+    return max(_LEAST_DEVIATION, math.sqrt(sum(e * e for e in kept) / len(kept)))
+
+
+def hold_out(
+    chip: str, form: Form, observations: Sequence[Observation]
+) -> tuple[Fit, float, dict[str, Prediction]]:
+    """The fit to all rows, its deviation, and every row predicted without its group.
+
+    Returns:
+      The fit; the standard deviation of the logarithms of times that were held out; predictions by
+      label, with their intervals.
+    """
+    whole = fit_chip(chip, form, observations)
+    predictions = {
+        o.label: Prediction(held_out_us=us, fitted_us=us)
+        for o, us in zip(observations, whole.predicted_us, strict=True)
+    }
+    groups = dict.fromkeys(o.group for o in observations)
+    without: dict[str, Fit] = {}
+    for group in groups:
+        inside = [o for o in observations if o.group == group]
+        others = [o for o in observations if o.group != group]
+        without[group] = fit_chip(chip, form, others, begin=whole.machine)
+        times = predict(without[group].machine, inside)
+        for o, us in zip(inside, times.tolist(), strict=True):
+            predictions[o.label].held_out_us = us
+
+    def deviation(left_out: str) -> float:
+        """How far off rows are that were not seen, learnt from rows of other groups."""
+        return deviation_of(
+            [
+                predictions[o.label].held_out_us / o.measured_us - 1
+                for o in observations
+                if o.group != left_out
+            ]
+        )
+
+    for group, fitted in without.items():
+        sets = machine_sets(fitted, deviation(group))
+        for o in (o for o in observations if o.group == group):
+            times_us = replay_us(o.recordings, [one.machine for one in sets])
+            scaled = [us * one.scale for us, one in zip(times_us, sets, strict=True)]
+            predictions[o.label].interval_us = interval(scaled)
+    return whole, deviation(""), predictions
+
+
+def without_source(
+    chip: str, form: Form, observations: Sequence[Observation], left_out: set[str]
+) -> list[float]:
+    """Errors on rows whose whole source a form was fitted without."""
+    inside = [o for o in observations if o.label in left_out]
+    others = [o for o in observations if o.label not in left_out]
+    fitted = fit_chip(chip, form, others)
+    times = predict(fitted.machine, inside)
+    return [float(us) / o.measured_us - 1 for us, o in zip(times, inside, strict=True)]

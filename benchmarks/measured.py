@@ -1,0 +1,156 @@
+"""The public measured rows: what was timed, and what its launch does.
+
+Times are in `data/measured_rpa.json` and `data/measured_rpa_2.jsonl`. What each launch does, its
+bundles, copies and waits without their times, is in `data/recordings.zip`: made once by
+`record_measured.py` from the schedules that the compiler gives the public kernels, checked against
+the digests in its manifest, and timed again in milliseconds under any machine.
+"""
+
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rpa_tune.errors import UsageError
+from rpa_tune.interop.records import Record, load_records
+from rpa_tune.llo.calibrate import Observation
+from rpa_tune.llo.recording import unpack
+
+DATA = Path(__file__).parent / "data"
+RECORDS = DATA / "measured_rpa.json"
+ROWS = DATA / "measured_rpa_2.jsonl"
+RECORDINGS = DATA / "recordings.zip"
+MANIFEST = "manifest.json"
+_FEW_QUERIES = 16  # tokens a sequence; steps that verify drafts have the shape of decode
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One measured time.
+
+    Attributes:
+      name: `v3-0`, `sglang-5`, `stacked-3`: its source, and its place in the file.
+      chip: Name in the chip table.
+      part: `decode` or `prefill`.
+      source: Whose kernel; all rows of one are left out together to judge a form.
+      group: Rows too alike to predict each other: the same kernel on the same heads.
+      label: Heads, page size, sequences, blocks.
+      measured_us: Time.
+      is_device_time: Whether the kernel alone was timed.
+      origin: Where the time was published.
+      assumed: What the source does not say.
+      contents: The record or the line of the file.
+    """
+
+    name: str
+    chip: str
+    part: str
+    source: str
+    group: str
+    label: str
+    measured_us: float
+    is_device_time: bool
+    origin: str
+    assumed: str
+    contents: Any
+
+
+def load_rows() -> tuple[Row, ...]:
+    """Every row handed over."""
+    lines = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    return (*map(_of_record, load_records(RECORDS)), *map(_of_line, range(len(lines)), lines))
+
+
+def _of_record(record: Record) -> Row:
+    problem, heads = record.problem, f"{record.problem.num_q_heads}/{record.problem.num_kv_heads}"
+    is_decode = max(record.batch.q_lens) <= _FEW_QUERIES
+    shape = f"{heads} d{problem.head_dim}"
+    # Two records have the shapes of sglang-jax's rows.
+    is_twin = record.chip == "v6e" and (heads, problem.page_size) == ("4/1", 128)
+    return Row(
+        name=f"v3-{record.index}",
+        chip=record.chip,
+        part="decode" if is_decode else "prefill",
+        source="tpu-inference v3",
+        group=f"heads {heads}" if is_twin else f"v3 {shape}",
+        label=(
+            f"{shape} p{problem.page_size} n{len(record.batch.q_lens)}"
+            f" {'/'.join(map(str, record.blocks))}"
+        ),
+        measured_us=record.measured_us,
+        is_device_time=record.is_device_time,
+        origin=record.source,
+        assumed=record.assumed,
+        contents=record,
+    )
+
+
+def _of_line(place: int, line: dict[str, Any]) -> Row:
+    workload = line["workload"]
+    heads = f"{line['num_q_heads']}/{line['num_kv_heads']}"
+    is_stacked = "stacked" in line["kernel"]
+    context = f" kv{workload['kv_len']}" if is_stacked else ""
+    # Neighbouring contexts of one kernel predict each other: every other one is left out.
+    half = workload["kv_len"].bit_length() % 2 if is_stacked else 0
+    source = "stacked" if is_stacked else "sglang"
+    return Row(
+        name=f"{source}-{place}",
+        chip=line["chip"],
+        part=workload["kind"],
+        source="tpu-inference stacked" if is_stacked else "sglang-jax",
+        group=f"stacked {half}" if is_stacked else f"heads {heads}",
+        label=f"{heads} d{line['head_dim']} p{line['page_size']} n{workload['num_seqs']}{context}",
+        measured_us=line["measured_us"],
+        is_device_time=True,
+        origin=line["source"],
+        assumed=line["not_recorded"] or "",
+        contents=line,
+    )
+
+
+def load_observations(rows: tuple[Row, ...]) -> tuple[dict[str, Observation], dict[str, Any]]:
+    """What the rows' launches do, by name, as far as they were recorded; and the manifest.
+
+    Raises:
+      UsageError: The file is missing or damaged.
+    """
+    found = {}
+    try:
+        with zipfile.ZipFile(RECORDINGS) as archive:
+            manifest: dict[str, Any] = json.loads(archive.read(MANIFEST))
+            for row in rows:
+                if row.name not in manifest["sha256"]:
+                    continue
+                content = archive.read(row.name)
+                if hashlib.sha256(content).hexdigest() != manifest["sha256"][row.name]:
+                    raise ValueError(f"{row.name} is not what the manifest says")
+                found[row.name] = Observation(
+                    label=row.name,
+                    recordings=unpack(content),
+                    measured_us=row.measured_us,
+                    group=row.group,
+                )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"cannot read recordings: {error}",
+            where=str(RECORDINGS),
+            hint="python benchmarks/record_measured.py makes them again",
+        ) from error
+    return found, manifest
+
+
+def keep_recordings(contents: dict[str, bytes], versions: dict[str, str]) -> None:
+    """Writes recordings, one entry a row; the same contents give the same file."""
+    manifest = {
+        "sha256": {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)},
+        "versions": {name: versions[name] for name in sorted(contents)},
+    }
+    entries = {MANIFEST: json.dumps(manifest, indent=1).encode()}
+    entries |= {name: contents[name] for name in sorted(contents)}
+    partial = RECORDINGS.with_suffix(".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in entries.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    partial.rename(RECORDINGS)

@@ -1,0 +1,118 @@
+"""Records what the launches of the public measured rows do, from the public kernels themselves.
+
+Compiles each row's kernel for a chip that is not there, runs its scalar program on the row's batch,
+and keeps bundles, copies and waits in `data/recordings.zip`; no code of a public kernel is kept.
+
+    python benchmarks/record_measured.py [--workers 2] [--row v3-0] [--again]
+
+It records the rows of the v3 kernel, which pip gets in the tpu-inference 0.32.0 wheel. The other
+two kernels are in no package: their recordings were made in the same way, from
+github.com/sgl-project/sglang-jax at 87cd71a8 and github.com/vllm-project/tpu-inference at 6b1a9495,
+and stand as they are. Rows that are recorded already are left alone but for `--again`. The measured
+kernels were compiled by other versions of jax and libtpu than the ones recorded here, which the
+manifest names.
+"""
+
+import argparse
+import importlib
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import measured
+
+from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.compile.pool import WorkerPool
+from rpa_tune.interop import records, wheel
+from rpa_tune.llo.machine import load_machine
+from rpa_tune.llo.parse import load_program
+from rpa_tune.llo.recording import pack
+from rpa_tune.llo.run import Operands
+from rpa_tune.llo.simulate import record
+from rpa_tune.provenance import provenance
+
+TASK = "record_measured:record_row"
+_DEADLINE_S = 3600.0  # compute blocks of 2048 tokens take a quarter of an hour to compile
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One row, and where the kernel is found.
+
+    Attributes:
+      row: What was measured.
+      wheels: Folder of unpacked wheels.
+    """
+
+    row: measured.Row
+    wheels: Path
+
+
+def record_row(task: Task) -> tuple[bytes, str]:
+    """In a worker: the packed recordings of a row's launch, or nothing and why."""
+    bundles, operands = _v3(task)
+    if isinstance(bundles, str):
+        return b"", bundles
+    program = load_program(bundles)
+    return pack(record(program, load_machine(task.row.chip), operands)), ""
+
+
+def _v3(task: Task) -> tuple[Path | str, Operands]:
+    """The kernel of the wheel."""
+    from rpa_tune.compile import worker
+    from rpa_tune.compile.dumps import unpack_bundles
+
+    output = worker.worker_folder() / "schedule.txt.gz"
+    root = wheel.fetch_wheel(task.wheels)
+    asked = records.CompileTask(record=task.row.contents, root=root, output=output)
+    if refusal := records.compile_record(asked):
+        return refusal, {}
+    return unpack_bundles(output, worker.worker_folder()), task.row.contents.operands()
+
+
+def main() -> None:
+    """Records what is missing; ends with 1 when a row could not be recorded."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--row", action="append", help="only this row; repeat")
+    parser.add_argument("--again", action="store_true", help="also what is recorded already")
+    parser.add_argument("--wheels", type=Path, default=default_cache_dir() / "fidelity")
+    args = parser.parse_args()
+    contents: dict[str, bytes] = {}
+    versions: dict[str, str] = {}
+    if measured.RECORDINGS.exists():
+        _, manifest = measured.load_observations(measured.load_rows())
+        versions = dict(manifest["versions"])
+        with zipfile.ZipFile(measured.RECORDINGS) as archive:
+            contents = {name: archive.read(name) for name in manifest["sha256"]}
+    wanted = [
+        row
+        for row in measured.load_rows()
+        if row.name.startswith("v3-")
+        and row.name in (args.row or [row.name])
+        and (args.again or row.name not in contents)
+    ]
+    source = provenance()
+    failed = []
+    with tempfile.TemporaryDirectory() as scratch:
+        tasks = [Task(row=row, wheels=args.wheels) for row in wanted]
+        with WorkerPool(num_workers=args.workers, scratch_dir=Path(scratch)) as pool:
+            for reply in pool.map_unordered(TASK, tasks, deadline_s=_DEADLINE_S):
+                name = wanted[reply.index].name
+                packed, reason = reply.value or (b"", reply.failure and reply.failure.detail)
+                if not packed:
+                    failed.append(f"{name}: {reason}")
+                    continue
+                contents[name] = packed
+                versions[name] = f"jax {source['jax']}, libtpu {source['libtpu']}"
+                measured.keep_recordings(contents, versions)
+                print(f"{name}: {len(packed):,} bytes", file=sys.stderr)
+    if failed:
+        sys.exit("not recorded:\n" + "\n".join(failed))
+
+
+if __name__ == "__main__":
+    # Workers import what they are sent by the name of its module, which `__main__` is not.
+    importlib.import_module("record_measured").main()

@@ -1,0 +1,120 @@
+"""The compiled half of `engines.py`: what copies, flags and matrix units do to time.
+
+The loop that runs a program and the one that replays a recording share it. `inputs` is anything
+with the fields of `arrays.Clockwork`, `state` anything with those of `arrays.Timing`.
+"""
+
+import math
+from typing import Any
+
+from rpa_tune.llo.arrays import BUFFERS, FLAGS_PER_ALLOCATION, RING
+from rpa_tune.llo.engines import Direction
+from rpa_tune.llo.program import ALLOCATION_BITS
+from rpa_tune.llo.words import jit
+
+# The compiled code sees plain integers.
+_OFFSET_MASK = (1 << ALLOCATION_BITS) - 1
+_NUM_DIRECTIONS, _LOCAL = len(Direction), int(Direction.LOCAL)
+
+
+@jit
+def expect(state: Any, flag: int, at: int, granules: int, direction: int) -> bool:
+    """Queues an arrival behind those of its time or earlier; False when the pool is full."""
+    slot = state.pool[0, 3]
+    if slot < 0:
+        return False
+    state.pool[0, 3] = state.pool[slot, 3]
+    state.pool[slot, 0] = at
+    state.pool[slot, 1] = granules
+    state.pool[slot, 2] = direction
+    before = -1
+    here = state.flag_head[flag]
+    while here >= 0 and state.pool[here, 0] <= at:
+        before = here
+        here = state.pool[here, 3]
+    state.pool[slot, 3] = here
+    if before < 0:
+        state.flag_head[flag] = slot
+    else:
+        state.pool[before, 3] = slot
+    return True
+
+
+@jit
+def take(state: Any, flag: int) -> int:
+    """Removes the first arrival of a flag and counts it; returns its slot."""
+    slot: int = state.flag_head[flag]
+    state.flag_head[flag] = state.pool[slot, 3]
+    state.flag_count[flag] += state.pool[slot, 1]
+    state.pool[slot, 3] = state.pool[0, 3]
+    state.pool[0, 3] = slot
+    return slot
+
+
+@jit
+def flag_number(address: int) -> int:
+    """Index of a flag, or -1."""
+    offset = address & _OFFSET_MASK
+    return -1 if offset >= FLAGS_PER_ALLOCATION else (address >> ALLOCATION_BITS) * 64 + offset
+
+
+@jit
+def serve(
+    copies: Any, queues: Any, slowdown: float, engine: Any, kind: int, now: int, num_bytes: int
+) -> int:
+    """Queues a copy; returns when its flag counts. `CopyEngine.start` is the definition."""
+    direction = kind % _NUM_DIRECTIONS
+    queue = queues[direction]
+    begin = max(engine[queue, 0], float(now))
+    moving = num_bytes / copies[kind, 1]
+    lost = 0.0
+    if direction < _LOCAL and queues[0] != queues[1]:
+        overlap = min(moving, max(0.0, engine[1 - queue, 0] - begin))
+        lost = overlap * slowdown
+        engine[1 - queue, 0] += lost
+    service = copies[kind, 0] + moving + lost
+    free = begin + service
+    engine[queue, 0] = free
+    engine[direction, 1] += service
+    engine[direction, 2] += copies[kind, 0]
+    alone = begin + (copies[kind, 0] + num_bytes / copies[kind, 2])
+    at: int = math.ceil(max(free, alone) + copies[kind, 3])
+    return at
+
+
+@jit
+def matmul(inputs: Any, state: Any, now: int, unit: int, rows: int, buffer: int) -> int:
+    """Issues a matmul; returns when, or -1 when the ring is full."""
+    free = state.mxu[unit, 0]
+    issue: int = max(now, math.ceil(free) - inputs.numbers[3])
+    start = max(free, float(issue))
+    state.mxu[unit, 0] = start + rows * inputs.cycles_per_row
+    state.mxu[unit, 1] += rows * inputs.cycles_per_row
+    latency = inputs.numbers[2] if rows <= 8 else inputs.numbers[1]
+    ready = math.ceil(start) + latency
+    for result in range(rows // 8 * inputs.numbers[4]):
+        if buffer < 0:
+            tail = state.ring_ends[unit, 1]
+            if tail - state.ring_ends[unit, 0] >= RING:
+                return -1
+            state.ring[unit, tail % RING] = ready
+            state.ring_ends[unit, 1] = tail + 1
+        else:
+            state.buffers[unit, (buffer + result) % BUFFERS] = ready
+    return issue
+
+
+@jit
+def pop(state: Any, now: int, unit: int, buffer: int) -> int:
+    """When a result can be popped; `now` and a count when no matmul made one."""
+    ready = -1
+    if buffer >= 0:
+        ready = state.buffers[unit, buffer]
+        state.buffers[unit, buffer] = -1
+    elif state.ring_ends[unit, 0] < state.ring_ends[unit, 1]:
+        head = state.ring_ends[unit, 0]
+        ready = state.ring[unit, head % RING]
+        state.ring_ends[unit, 0] = head + 1
+    if ready < 0:
+        state.scalars[1] += 1
+    return max(now, ready)
