@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from rpa_kernels import layout
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 
 Int32Array = npt.NDArray[np.int32]
@@ -112,7 +112,7 @@ class Batch:
         longest = max(self.kv_lens, default=0)
         if longest > problem.max_context_tokens:
             return f"context of {longest} tokens, but pages hold {problem.max_context_tokens}"
-        pages = sum(layout.cdiv(kv, problem.page_size) for kv in self.kv_lens)
+        pages = sum(cdiv(kv, problem.page_size) for kv in self.kv_lens)
         if self.page_table is None and pages > problem.num_pages:
             return f"{pages} pages, but the cache has num_pages={problem.num_pages}"
         return None
@@ -124,7 +124,7 @@ class Batch:
         order = np.random.default_rng(self.page_seed).permutation(problem.num_pages).tolist()
         rows, start = [], 0
         for kv in self.kv_lens:
-            count = layout.cdiv(kv, problem.page_size)
+            count = cdiv(kv, problem.page_size)
             rows.append(tuple(order[start : start + count]))
             start += count
         return tuple(rows)

@@ -34,7 +34,7 @@ def prepare_sinks(sinks: jax.Array, problem: Problem) -> jax.Array:
     return jnp.broadcast_to(rows[..., None], problem.sinks_shape)
 
 
-def uses_strided_loads(interpret: Any) -> bool:
+def runs_on_chip(interpret: Any) -> bool:
     """Whether to use the chip's loads; only the race-finding interpreter can not run them."""
     return not isinstance(interpret, pltpu.InterpretParams)
 
@@ -45,8 +45,8 @@ class Refs:
 
     Attributes:
       meta: The scalar arrays of the batch.
-      share: This core's scalars of the family's `split`: [own start, end), of which each may be
-        several; None when one core does everything.
+      core_range: This core's scalars of the family's `partition`: [own start, end), of which
+        each may be several; None when one core does everything.
       q: `problem.q_shape`.
       kv_new: `problem.kv_new_shape`.
       sinks: `problem.sinks_shape`, or None.
@@ -56,7 +56,7 @@ class Refs:
     """
 
     meta: Meta
-    share: tuple[Any, Any] | None
+    core_range: tuple[Any, Any] | None
     q: Ref
     kv_new: Ref
     sinks: Ref | None
@@ -70,17 +70,17 @@ class Launch:
     """A family's `launch`.
 
     Attributes:
-      kernel: The body; takes `Refs`, `problem`, `config`, `target` and `strided`, which says
+      kernel: The body; takes `Refs`, `problem`, `config`, `target` and `on_chip`, which says
         which loads of `packed` to use.
       kernel_name: See `KernelFamily`.
       scratch_shapes: `(problem, config, target) ->` pytree of scratch.
-      split: See `KernelFamily`.
+      partition: See `KernelFamily`.
     """
 
     kernel: Callable[..., None]
     kernel_name: Callable[[Problem, Any], str]
     scratch_shapes: Callable[[Problem, Any, Target], Any]
-    split: Callable[..., Any]
+    partition: Callable[..., Any]
 
     @under_defaults
     def __call__(
@@ -128,13 +128,13 @@ class Launch:
             # The record of the host's arrays, here with those of the call.
             traced: dict[str, Any] = dict(zip(names, scalars, strict=True))
             arrays = BatchArrays(**traced)
-            scalars = (*scalars, self.split(problem, config, arrays, target.num_cores, jnp))
+            scalars = (*scalars, self.partition(problem, config, arrays, target.num_cores, jnp))
         body = functools.partial(
             self.kernel,
             problem=problem,
             config=config,
             target=target,
-            strided=uses_strided_loads(interpret),
+            on_chip=runs_on_chip(interpret),
         )
         return _call(
             lambda *refs: body(_name_refs(refs, problem, target.num_cores)),
@@ -192,13 +192,13 @@ def _call(
 def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
     """Sorts out the refs of a body: scalars, operands, outputs, scratch."""
     kv_lens, page_indices, cu_q_lens, distribution, *rest, scratch = refs
-    share = None
+    core_range = None
     if num_cores > 1:
-        split = rest.pop(0)
-        width = split.shape[0] // (num_cores + 1)
+        bounds = rest.pop(0)
+        width = bounds.shape[0] // (num_cores + 1)
         core = pl.program_id(0)
-        first, end = (tuple(split[(core + i) * width + j] for j in range(width)) for i in range(2))
-        share = (first, end)
+        first, end = (tuple(bounds[(core + i) * width + j] for j in range(width)) for i in range(2))
+        core_range = (first, end)
     q, kv_new, _, *sinks, out, cache = rest
     meta = Meta(
         kv_lens=kv_lens,
@@ -209,7 +209,7 @@ def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
     )
     return Refs(
         meta=meta,
-        share=share,
+        core_range=core_range,
         q=q,
         kv_new=kv_new,
         sinks=sinks[0] if sinks else None,

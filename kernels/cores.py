@@ -13,8 +13,6 @@ same code: `xp` is `numpy` or `jax.numpy`.
 from dataclasses import dataclass
 from typing import Any
 
-from rpa_kernels.problem import Problem
-
 Array = Any
 
 
@@ -51,11 +49,3 @@ def balance(costs: Array, num_cores: int, xp: Any) -> Array:
     limits = 2 * ends[-1] * xp.arange(num_cores + 1)
     is_before = (middles[None, :] <= limits[:, None]) & (costs[None, :] > 0)
     return xp.sum(is_before, axis=1).astype(xp.int32)
-
-
-def window_start(first_q_pos: Array, problem: Problem, xp: Any) -> Array:
-    """First position that queries see, rounded down to a page; see `useful.window_start`."""
-    if problem.sliding_window is None:
-        return 0 * first_q_pos
-    first = xp.maximum(first_q_pos + 1 - problem.sliding_window, 0)
-    return first // problem.page_size * problem.page_size

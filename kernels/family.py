@@ -3,13 +3,14 @@
 A family is one folder (`decode/`, `mixed/`, ...) whose `__init__.py` exports `FAMILY`, a
 `KernelFamily`. To add one:
 
-1. `config.py` [no jax]: a frozen dataclass of plain ints (the tunables, tokens unless the name
-   says otherwise) with `check(problem, target) -> Infeasible | None`.
+1. `config.py` [no jax]: a frozen dataclass of plain ints, the tunables (tokens unless the name
+   says otherwise). A record: it imports nothing that reads it.
 2. `account.py` [no jax]: bytes, FLOPs and steps of the kernel as plain integers.
-3. `scratch.py`: named scratch refs and their shapes.
-4. `kernel.py`: the body, in phases.
-5. `launch.py`: the `pallas_call`.
-6. List the name in `rpa_kernels.FAMILIES`.
+3. `space.py` [no jax]: `search_axes`, `default_config` and `check`, which reads the account.
+4. `scratch.py`: named scratch refs and their shapes.
+5. `kernel.py`: the body, in phases.
+6. `launch.py`: the `pallas_call`.
+7. List the name in `rpa_kernels.FAMILIES`.
 
 The tuner knows a family only through this record. No jax is imported here.
 
@@ -36,10 +37,6 @@ class Config(Protocol):
     """One point of a family's search space: a frozen, hashable dataclass of ints."""
 
     __dataclass_fields__: dict[str, Any]
-
-    def check(self, problem: Problem, target: Target) -> Infeasible | None:
-        """None when the config can exist for `problem` on `target`, else the limit it breaks."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,13 +77,15 @@ class KernelFamily:
     Attributes:
       name: Folder name.
       config_type: The config dataclass.
+      check: `(problem, config, target) -> Infeasible | None`: None when the config can exist, else
+        the limit that it breaks.
       default_config: `(problem, target) -> config` that fits, or an `Infeasible`: the heuristic
         used when no table row matches.
       search_axes: `(problem, target) -> {config field: values in rising order}`.
       scratch_bytes: `(problem, config, target) -> bytes` of VMEM scratch after tiling.
       smem_bytes: `(problem, config) -> bytes` of SMEM.
-      split: `(problem, config, arrays, num_cores, xp=numpy) -> int32 array`, on `BatchArrays`:
-        where each core's share starts, and where the last one ends. A scalar operand of launches
+      partition: `(problem, config, arrays, num_cores, xp=numpy) -> int32 array`, on `BatchArrays`:
+        where each core's range starts, and where the last one ends. A scalar operand of launches
         on more than one core. None for a kernel that uses one core whatever the device has.
       traffic: `(problem, config, batch, core=ONLY_CORE) -> Traffic` of one `cores.Core`, exact for
         the compiled kernel.
@@ -106,11 +105,12 @@ class KernelFamily:
 
     name: str
     config_type: type[Any]
+    check: Callable[[Problem, Any, Target], Infeasible | None]
     default_config: Callable[[Problem, Target], Any]
     search_axes: Callable[[Problem, Target], dict[str, tuple[int, ...]]]
     scratch_bytes: Callable[[Problem, Any, Target], int]
     smem_bytes: Callable[[Problem, Any], int]
-    split: Callable[..., Any] | None
+    partition: Callable[..., Any] | None
     traffic: Callable[..., Traffic]
     useful_bytes: Callable[[Problem, Batch], int]
     mxu_flops: Callable[..., int]

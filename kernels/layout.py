@@ -1,9 +1,11 @@
-"""TPU tiling arithmetic and the KV cache layout. All `//` and alignment lives here. No jax.
+"""TPU tiling arithmetic and the KV cache layout. All alignment lives here. No jax.
 
 The layout of the KV cache is that of the public RPA v3 kernel, so that a cache filled by one can
 be read by the other: K and V of a head sit next to each other (k0, v0, k1, v1, ...), and
 `packing` neighbouring rows share one 32-bit sublane.
 """
+
+from rpa_kernels.ints import cdiv
 
 LANES = 128  # elements in the minor dimension of a vector register; jax pltpu.TpuInfo.num_lanes
 SUBLANES = 8  # 32-bit rows of a vector register; jax pltpu.TpuInfo.num_sublanes
@@ -19,11 +21,6 @@ DTYPE_BYTES = {
 Q_DTYPES = ("bfloat16", "float32")
 KV_DTYPES = tuple(DTYPE_BYTES)
 OUT_DTYPES = ("bfloat16", "float32", "float16", "float8_e4m3fn", "float8_e5m2")
-
-
-def cdiv(a: int, b: int) -> int:
-    """The least integer at or above a / b."""
-    return -(-a // b)
 
 
 def align(value: int, multiple: int) -> int:

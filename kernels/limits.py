@@ -1,8 +1,5 @@
 """Limits that every family checks the same way. No jax."""
 
-import math
-from dataclasses import replace
-
 from rpa_kernels import layout
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
@@ -93,16 +90,18 @@ def check_blocks(*, bkv_sz: int, bkv_csz: int, problem: Problem) -> Infeasible |
     return None
 
 
-def check_memory(*, scratch: int, problem: Problem, target: Target) -> Infeasible | None:
-    """Whether scratch fits VMEM and the page table fits SMEM."""
-    have = int(target.vmem_bytes * SCRATCH_VMEM_SHARE)
+def check_memory(
+    *, scratch: int, problem: Problem, target: Target, vmem_share: float
+) -> Infeasible | None:
+    """Whether scratch fits its share of VMEM, and the page table SMEM."""
+    have = int(target.vmem_bytes * vmem_share)
     if scratch > have:
         return Infeasible(
             limit="vmem_bytes",
             need=scratch,
             have=have,
             unit="bytes",
-            hint=f"{SCRATCH_VMEM_SHARE:.0%} of {target.chip}'s VMEM; use smaller blocks",
+            hint=f"{vmem_share:.0%} of {target.chip}'s VMEM; use smaller blocks",
         )
     need, have = smem_bytes(problem), int(target.smem_bytes * PREFETCH_SMEM_SHARE)
     if need > have:
@@ -115,13 +114,6 @@ def check_memory(*, scratch: int, problem: Problem, target: Target) -> Infeasibl
             "pages_per_seq",
         )
     return None
-
-
-def with_margin(target: Target) -> Target:
-    """The target with as little VMEM as a default config should reckon with."""
-    return replace(
-        target, vmem_bytes=math.ceil(target.vmem_bytes * DEFAULT_VMEM_SHARE / SCRATCH_VMEM_SHARE)
-    )
 
 
 def check_positive(**fields: int) -> Infeasible | None:

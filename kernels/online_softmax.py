@@ -2,15 +2,16 @@
 
 Scores are kept in base 2: `prepare_scale` folds log2(e) into the scale of the queries, so the
 exponential is one `exp2` and no multiplication is left for each score. `m` is the running
-maximum, `sums` the running sums of exponentials, `acc` the running sum of p @ V, all float32.
+maximum, `row_sum` (l in the literature) the running sum of exponentials, `acc` the running sum of
+p @ V, all float32.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from rpa_kernels import lane_ops
 from rpa_kernels.operands import matmul_dtype
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
@@ -48,7 +49,7 @@ def scale_q(q: jax.Array, problem: Problem) -> jax.Array:
     return (q.astype(jnp.float32) * factor).astype(matmul_dtype(problem))
 
 
-def scores(q: jax.Array, k: jax.Array, problem: Problem) -> jax.Array:
+def qk(q: jax.Array, k: jax.Array, problem: Problem) -> jax.Array:
     """Base-2 scores, float32[rows, keys], of q [rows, lanes] (`scale_q`) and k [keys, lanes]."""
     s = _product(q, k, 1)
     if problem.q_scale is not None:
@@ -75,7 +76,7 @@ def exponentials(s: jax.Array, m: jax.Array, target: Target, dtype: jnp.dtype) -
     return jnp.exp2(x)
 
 
-def weigh(p: jax.Array, v: jax.Array) -> jax.Array:
+def pv(p: jax.Array, v: jax.Array) -> jax.Array:
     """P @ V: float32[rows, lanes] of p [rows, keys] and v [keys, lanes].
 
     p is not rounded to the dtype of v, which may be float8: it would lose its accuracy.
@@ -95,31 +96,45 @@ def _product(a: jax.Array, b: jax.Array, b_axis: int) -> jax.Array:
     )  # fmt: skip
 
 
-def spread(x: jax.Array, width: int) -> jax.Array:
-    """Widens [rows, 128] with equal lanes to [rows, width] without moving data between lanes."""
-    copies = -(-width // x.shape[1])
-    return jnp.concatenate([x] * copies, axis=1)[:, :width] if copies > 1 else x[:, :width]
+def softmax_step(
+    s: jax.Array,
+    m_old: jax.Array,
+    target: Target,
+    dtype: jnp.dtype,
+    *,
+    most: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One step of the online softmax: what a block of scores makes of the running maximum.
 
-
-def update(
-    s: jax.Array, m_ref: Any, sums_ref: Any, target: Target, dtype: jnp.dtype
-) -> tuple[jax.Array, jax.Array]:
-    """Folds one block of scores into the running maximum and sum.
+    The running sum becomes `alpha * l + sum(p)`, the accumulator `alpha * acc + p @ v`.
 
     Args:
       s: Base-2 scores, float32[rows, keys].
-      m_ref: Running maximum, float32[rows, 128] with equal lanes; updated.
-      sums_ref: Running sum, the same.
+      m_old: Running maximum, float32[rows, 128] with equal lanes.
       target: What the chip can do.
-      dtype: Dtype that p @ V is multiplied in.
+      dtype: Dtype of p.
+      most: What has the same maximum in each row as `s`, where that is at hand, [rows, any].
 
     Returns:
-      (p [rows, keys], alpha float32[rows, 128]): exponentials and the factor for earlier sums.
+      (p [rows, keys] in `dtype`, m float32[rows, 128], alpha float32[rows, 128]): exponentials, the
+      new maximum, and the factor for what was summed before.
     """
-    m_old = m_ref[...]
-    m = jnp.maximum(m_old, jnp.max(s, axis=1, keepdims=True))
-    p = exponentials(s, spread(m, s.shape[1]), target, dtype)
-    alpha = jnp.exp2(m_old - m)
-    m_ref[...] = m
-    sums_ref[...] = alpha * sums_ref[...] + jnp.sum(p.astype(jnp.float32), axis=1, keepdims=True)
-    return p, alpha
+    m = jnp.maximum(m_old, jnp.max(s if most is None else most, axis=1, keepdims=True))
+    p = exponentials(s, lane_ops.widen(m, s.shape[1]), target, dtype)
+    return p, m, jnp.exp2(m_old - m)
+
+
+def merge_factors(m: jax.Array, other_m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How the softmax states of two sets of keys become that of both.
+
+    row_sum and acc become `alpha * own + beta * other`.
+
+    Args:
+      m: Running maximum of one, float32[rows, 128] with equal lanes.
+      other_m: That of the other, the same.
+
+    Returns:
+      (m of both, alpha, beta), each float32[rows, 128].
+    """
+    m_new = jnp.maximum(m, other_m)
+    return m_new, jnp.exp2(m - m_new), jnp.exp2(other_m - m_new)

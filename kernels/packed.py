@@ -1,8 +1,8 @@
 """Loads and stores of heads that share 32-bit words in VMEM.
 
 K and V of a token lie in neighbouring parts of a word, and the heads of a token in neighbouring
-words, so taking one head out of a block is a strided load of whole words followed by shifts.
-Each function has two bodies that mean the same: `strided` is the fast one for the chip; the
+words, so taking one head out of a block is a on_chip load of whole words followed by shifts.
+Each function has two bodies that mean the same: `on_chip` is the fast one for the chip; the
 other indexes values, because the TPU interpreter that finds races knows neither `bitcast` nor
 `reshape` of a reference. tests/interpret/test_packed.py proves them equal.
 """
@@ -75,7 +75,7 @@ def load_kv(
     fused: bool,
     dtype: str,
     num_valid: Scalar | None,
-    strided: bool,
+    on_chip: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Loads K and V of one head for `count` tokens of a KV buffer.
 
@@ -89,7 +89,7 @@ def load_kv(
       dtype: Dtype name of the buffer.
       num_valid: Tokens that were fetched, counted from `start`; later ones read as zero, so
         that stale bits in them can not turn a zero weight into NaN. None if all are.
-      strided: Which body; see the module docstring.
+      on_chip: Which body; see the module docstring.
 
     Returns:
       (K, V), each [count, lanes] in `dtype`.
@@ -106,7 +106,7 @@ def load_kv(
         token = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
         return jnp.where(token < num_valid, x, jnp.zeros_like(x))
 
-    if not strided:
+    if not on_chip:
         tokens = pl.ds(start, count)
         k = valid(ref[(*lead, tokens, word, part)])
         return k, (k if fused else valid(ref[(*lead, tokens, v_word, v_part)]))
@@ -130,7 +130,7 @@ def load_rows(
     count: int,
     num_rows: int,
     num_valid: Scalar | None,
-    strided: bool,
+    on_chip: bool,
 ) -> jax.Array:
     """Loads all rows of one word for `count` tokens of a KV buffer, as they lie.
 
@@ -142,13 +142,13 @@ def load_rows(
       count: Tokens to load.
       num_rows: Rows of the word that hold anything; the others read as zero.
       num_valid: Tokens that were fetched; rows of later ones read as zero. None if all were.
-      strided: Which body.
+      on_chip: Which body.
 
     Returns:
       [count * packing, lanes]: row t * packing + e is token `start + t`, part e of the word.
     """
     stride, pack, lanes = ref.shape[-3:]
-    if not strided:
+    if not on_chip:
         rows = ref[(*lead, pl.ds(start, count), word)].reshape(count * pack, lanes)
         row = jax.lax.broadcasted_iota(jnp.int32, rows.shape, 0)
         holds = row % pack < num_rows
@@ -166,7 +166,7 @@ def load_rows(
 
 def load_q(
     ref: Ref, lead: tuple[Scalar, ...], *, head: int, word: int, start: Scalar, count: int,
-    strided: bool,
+    on_chip: bool,
 ) -> jax.Array:  # fmt: skip
     """Loads the query rows of one word of one KV head for `count` tokens.
 
@@ -177,13 +177,13 @@ def load_q(
       word: Word of the head: query heads `word * packing` and up.
       start: First token.
       count: Tokens.
-      strided: Which body.
+      on_chip: Which body.
 
     Returns:
       [count * packing, lanes]: row t * packing + e is token `start + t`, part e of the word.
     """
     _, heads, words, pack, lanes = ref.shape[-5:]
-    if not strided:
+    if not on_chip:
         tokens: jax.Array = ref[(*lead, pl.ds(start, count), head, word)]
         return tokens.reshape(count * pack, lanes)
     stride = heads * words
@@ -195,12 +195,12 @@ def load_q(
 
 def store_q(
     ref: Ref, lead: tuple[Scalar, ...], value: jax.Array, *, head: int, word: int, start: Scalar,
-    strided: bool,
+    on_chip: bool,
 ) -> None:  # fmt: skip
     """Stores rows where `load_q` would load them; `value` has the dtype of `ref`."""
     _, heads, words, pack, lanes = ref.shape[-5:]
     count = value.shape[0] // pack
-    if not strided:
+    if not on_chip:
         ref[(*lead, pl.ds(start, count), head, word)] = value.reshape(count, pack, lanes)
         return
     stride = heads * words
@@ -209,7 +209,7 @@ def store_q(
 
 
 def load_token_q(
-    ref: Ref, lead: tuple[Scalar, ...], *, head: int, count: int = 1, strided: bool
+    ref: Ref, lead: tuple[Scalar, ...], *, head: int, count: int = 1, on_chip: bool
 ) -> jax.Array:
     """Loads the query rows of neighbouring KV heads of one token: [count * words * packing, lanes].
 
@@ -218,10 +218,10 @@ def load_token_q(
       lead: Indices down to the token.
       head: First KV head.
       count: KV heads.
-      strided: Which body.
+      on_chip: Which body.
     """
     words, pack, lanes = ref.shape[-3:]
-    if not strided:
+    if not on_chip:
         heads: jax.Array = ref[(*lead, pl.ds(head, count))]
         return heads.reshape(count * words * pack, lanes)
     value = load_words(ref, lead, row=head * words, count=count * words, stride=1)
@@ -235,11 +235,11 @@ def store_token_q(
     *,
     head: int,
     count: int = 1,
-    strided: bool,
+    on_chip: bool,
 ) -> None:
     """Stores rows where `load_token_q` would load them."""
     words, pack, lanes = ref.shape[-3:]
-    if not strided:
+    if not on_chip:
         ref[(*lead, pl.ds(head, count))] = value.reshape(count, words, pack, lanes)
         return
     store_words(ref, lead, pltpu.bitcast(value, jnp.uint32), row=head * words, stride=1)

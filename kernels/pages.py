@@ -6,6 +6,7 @@ of the sequence's context.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels.ints import cdiv, div, rem
 from rpa_kernels.problem import Problem
+from rpa_kernels.window import window_start
 
 Ref = Any
 Scalar = Any  # int or int32 scalar
@@ -48,12 +50,8 @@ class Meta:
         return page
 
 
-def window_start(first_q_pos: Scalar, problem: Problem) -> Scalar:
-    """First position that a query at `first_q_pos` sees, rounded down to a page; 0 if all."""
-    if problem.sliding_window is None:
-        return 0
-    first = jnp.maximum(first_q_pos + 1 - problem.sliding_window, 0)
-    return div(first, problem.page_size) * problem.page_size
+# The start of a window, in operations that are cheap on the scalar unit.
+scalar_window_start = partial(window_start, maximum=jnp.maximum, floordiv=div)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

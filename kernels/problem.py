@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from rpa_kernels import layout
 from rpa_kernels.dtypes import dtype_name
+from rpa_kernels.ints import cdiv
 
 # Lengths, positions and entries of the page table are int32.
 _MAX_INT32 = 2**31 - 1
@@ -185,7 +186,7 @@ class Problem:
     @property
     def q_words(self) -> int:
         """32-bit rows of one token and one KV head in the prepared queries."""
-        return layout.cdiv(self.q_heads_per_kv_head, layout.packing(self.q_dtype))
+        return cdiv(self.q_heads_per_kv_head, layout.packing(self.q_dtype))
 
     @property
     def q_shape(self) -> tuple[int, int, int, int, int]:

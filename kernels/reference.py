@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rpa_kernels import inputs, layout
+from rpa_kernels import inputs
 from rpa_kernels.batch import BatchArrays
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 
 # Compiler options under which XLA rounds where the program says so, as the chip's code does. By
@@ -85,7 +86,7 @@ def sequences(chosen: list[int], arrays: BatchArrays, problem: Problem) -> list[
     page_table = np.asarray(arrays.page_indices).reshape(-1, problem.pages_per_seq)
     q_lens = np.diff(starts)
     index = np.arange(max((q_lens[i] for i in chosen), default=1), dtype=np.int32)
-    most_pages = layout.cdiv(max((int(kv_lens[i]) for i in chosen), default=1), problem.page_size)
+    most_pages = cdiv(max((int(kv_lens[i]) for i in chosen), default=1), problem.page_size)
     return [
         Sequence(
             rows=np.where(index < q_lens[i], starts[i] + index, problem.max_num_tokens),

@@ -5,14 +5,6 @@ from rpa_kernels.layout import dtype_bytes
 from rpa_kernels.problem import Problem
 
 
-def window_start(first_q_pos: int, problem: Problem) -> int:
-    """First position that a query sees, rounded down to a page; 0 without a window."""
-    if problem.sliding_window is None:
-        return 0
-    first = max(first_q_pos + 1 - problem.sliding_window, 0)
-    return first // problem.page_size * problem.page_size
-
-
 def useful_bytes(family: str, problem: Problem, batch: Batch) -> int:
     """Bytes that no kernel could avoid moving: q, new K and V, seen cached K and V, output.
 

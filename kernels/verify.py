@@ -18,12 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rpa_kernels import inputs, layout, reference, useful
+from rpa_kernels import inputs, reference
 from rpa_kernels.batch import Batch, BatchArrays
 from rpa_kernels.family import KernelFamily
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_kernels.watch import Watch, interpreter, watched
+from rpa_kernels.window import window_start
 
 # Added to the tolerance of the worst element, relative to the largest output: a rounding of the
 # output itself. One element of few is a noisy measure; the mean square needs no such allowance.
@@ -118,8 +120,8 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
     cache = np.full(shape, unread, np.float32)
     lengths = zip(batch.pages(problem), batch.q_lens, batch.kv_lens, strict=True)
     for pages, q_len, kv_len in lengths:
-        first = useful.window_start(kv_len - q_len, problem) // shape[1]
-        for i, page in enumerate(pages[: layout.cdiv(kv_len, shape[1])]):
+        first = window_start(kv_len - q_len, problem) // shape[1]
+        for i, page in enumerate(pages[: cdiv(kv_len, shape[1])]):
             if i < first:
                 continue  # behind the window of every query: never fetched
             rows = min(shape[1], kv_len - i * shape[1])
@@ -196,7 +198,7 @@ def verify(
       ValueError: The config cannot exist for this problem and target.
       Exception: What jax raises for an index out of bounds, or a wait that never ends.
     """
-    if bad := config.check(problem, target):
+    if bad := family.check(problem, config, target):
         raise ValueError(f"{family.name} {config}: {bad}")
     operands = draw_operands(problem, batch, seed=seed)
     operands = replace(operands, arrays=spoil_unused(operands.arrays, problem))
@@ -218,8 +220,8 @@ def spoil_unused(arrays: BatchArrays, problem: Problem) -> BatchArrays:
     q_lens, kv_lens = np.diff(arrays.cu_q_lens), arrays.kv_lens
     used = np.zeros((problem.max_num_seqs, problem.pages_per_seq), bool)
     for i in range(num_seqs):
-        first = useful.window_start(int(kv_lens[i] - q_lens[i]), problem) // problem.page_size
-        used[i, first : layout.cdiv(int(kv_lens[i]), problem.page_size)] = True
+        first = window_start(int(kv_lens[i] - q_lens[i]), problem) // problem.page_size
+        used[i, first : cdiv(int(kv_lens[i]), problem.page_size)] = True
 
     def spoiled(entries: Any, unused: Any, end: int) -> Any:
         hostile = np.resize(np.asarray((-1, end, 2**31 - 1, -(2**31)), np.int32), entries.size)

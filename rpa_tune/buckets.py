@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rpa_kernels import layout
+from rpa_kernels.ints import cdiv
 
 LEAST_SEQS = 8
 LEAST_TOKENS = 16
@@ -75,7 +76,7 @@ class Limits:
 
     def pages_per_seq(self, page_size: int) -> int:
         """Pages of a sequence at its longest; `max_num_seqs` times that fill the cache."""
-        return layout.cdiv(self.max_model_len, page_size)
+        return cdiv(self.max_model_len, page_size)
 
 
 def shapes(

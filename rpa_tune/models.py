@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 from rpa_kernels import layout
+from rpa_kernels.ints import cdiv
 from rpa_kernels.names import did_you_mean, find_name
 from rpa_kernels.problem import Problem
 from rpa_tune.buckets import shape_of
@@ -217,5 +218,5 @@ def _context_tokens(workload: Workload, page_size: int) -> int:
     """
     if page_size < 1:
         raise UsageError(f"page_size={page_size} must be at least 1")
-    pages = layout.cdiv(workload.max_context_tokens, page_size)
+    pages = cdiv(workload.max_context_tokens, page_size)
     return layout.next_power_of_2(pages) * page_size

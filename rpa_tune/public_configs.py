@@ -42,20 +42,6 @@ class V3Config:
     bq_csz: int
     bkv_csz: int
 
-    def check(self, problem: Problem, target: Target) -> Infeasible | None:
-        """None when the kernel takes these blocks, else the limit they break."""
-        bad = limits.check_positive(
-            bq_sz=self.bq_sz, bkv_sz=self.bkv_sz, bq_csz=self.bq_csz, bkv_csz=self.bkv_csz
-        )
-        bad = bad or check_call(problem, target)
-        for name, whole, part in (
-            ("bq_sz % bq_csz", self.bq_sz, self.bq_csz),
-            ("bkv_sz % bkv_csz", self.bkv_sz, self.bkv_csz),
-            ("bkv_csz % page_size", self.bkv_csz, problem.page_size),
-        ):
-            bad = bad or _check_multiple(name, whole, part)
-        return bad or _check_scratch(v3_scratch_bytes(problem, self, target), target)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hd64Config:
@@ -68,13 +54,6 @@ class Hd64Config:
 
     bq_sz: int
     bkv_sz: int
-
-    def check(self, problem: Problem, target: Target) -> Infeasible | None:
-        """None when the kernel takes these blocks, else the limit they break."""
-        bad = limits.check_positive(bq_sz=self.bq_sz, bkv_sz=self.bkv_sz)
-        bad = bad or check_call(problem, target, is_hd64=True)
-        bad = bad or _check_multiple("bkv_sz % page_size", self.bkv_sz, problem.page_size)
-        return bad or _check_scratch(v3_scratch_bytes(problem, self, target), target)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,18 +74,42 @@ class BatchedConfig:
     batch_size: int
     n_buffer: int
 
-    def check(self, problem: Problem, target: Target) -> Infeasible | None:
-        """None when the kernel takes these blocks, else the limit they break."""
-        bad = limits.check_positive(
-            bq_sz=self.bq_sz, bq_c_sz=self.bq_c_sz, bkv_sz=self.bkv_sz,
-            batch_size=self.batch_size, n_buffer=self.n_buffer,
-        )  # fmt: skip
-        bad = bad or check_call(problem, target)
-        bad = bad or _check_multiple("bq_sz % bq_c_sz", self.bq_sz, self.bq_c_sz)
-        bad = bad or _check_multiple("bkv_sz % page_size", self.bkv_sz, problem.page_size)
-        if bad is None and problem.kv_dtype == "int8":
-            bad = refusal("kv_dtype int8", "the kernel takes floating-point caches only")
-        return bad or _check_scratch(batched_scratch_bytes(problem, self, target), target)
+
+def check_v3(problem: Problem, config: V3Config, target: Target) -> Infeasible | None:
+    """None when the kernel takes these blocks, else the limit they break."""
+    bad = limits.check_positive(
+        bq_sz=config.bq_sz, bkv_sz=config.bkv_sz, bq_csz=config.bq_csz, bkv_csz=config.bkv_csz
+    )
+    bad = bad or check_call(problem, target)
+    for name, whole, part in (
+        ("bq_sz % bq_csz", config.bq_sz, config.bq_csz),
+        ("bkv_sz % bkv_csz", config.bkv_sz, config.bkv_csz),
+        ("bkv_csz % page_size", config.bkv_csz, problem.page_size),
+    ):
+        bad = bad or _check_multiple(name, whole, part)
+    return bad or _check_scratch(v3_scratch_bytes(problem, config, target), target)
+
+
+def check_hd64(problem: Problem, config: Hd64Config, target: Target) -> Infeasible | None:
+    """None when the kernel takes these blocks, else the limit they break."""
+    bad = limits.check_positive(bq_sz=config.bq_sz, bkv_sz=config.bkv_sz)
+    bad = bad or check_call(problem, target, is_hd64=True)
+    bad = bad or _check_multiple("bkv_sz % page_size", config.bkv_sz, problem.page_size)
+    return bad or _check_scratch(v3_scratch_bytes(problem, config, target), target)
+
+
+def check_batched(problem: Problem, config: BatchedConfig, target: Target) -> Infeasible | None:
+    """None when the kernel takes these blocks, else the limit they break."""
+    bad = limits.check_positive(
+        bq_sz=config.bq_sz, bq_c_sz=config.bq_c_sz, bkv_sz=config.bkv_sz,
+        batch_size=config.batch_size, n_buffer=config.n_buffer,
+    )  # fmt: skip
+    bad = bad or check_call(problem, target)
+    bad = bad or _check_multiple("bq_sz % bq_c_sz", config.bq_sz, config.bq_c_sz)
+    bad = bad or _check_multiple("bkv_sz % page_size", config.bkv_sz, problem.page_size)
+    if bad is None and problem.kv_dtype == "int8":
+        bad = refusal("kv_dtype int8", "the kernel takes floating-point caches only")
+    return bad or _check_scratch(batched_scratch_bytes(problem, config, target), target)
 
 
 def v3_scratch_bytes(problem: Problem, config: Any, target: Target) -> int:

@@ -18,6 +18,7 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.family import KernelFamily, Traffic
 from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_tune.errors import UsageError
@@ -26,7 +27,10 @@ from rpa_tune.public_configs import (
     Hd64Config,
     V3Config,
     batched_scratch_bytes,
+    check_batched,
     check_call,
+    check_hd64,
+    check_v3,
     refusal,
     v3_scratch_bytes,
     why_untraceable,
@@ -96,7 +100,7 @@ def _num_steps(
     """KV blocks of all contexts: each is walked at least once."""
     del problem, core
     seqs = [i for slot in slots for i in batch.family_seqs(slot)]
-    return sum(layout.cdiv(batch.kv_lens[i], config.bkv_sz) for i in seqs)
+    return sum(cdiv(batch.kv_lens[i], config.bkv_sz) for i in seqs)
 
 
 def _smem_bytes(problem: Problem, config: Any) -> int:
@@ -217,16 +221,20 @@ def _family(
     served = {"decode": ("decode",), "mixed": ("prefill", "mixed")}
     slots = served.get(case, ("decode", "prefill", "mixed"))
     batched = config_type is BatchedConfig
+    checks: dict[type[Any], Callable[..., Infeasible | None]] = {
+        V3Config: check_v3, Hd64Config: check_hd64, BatchedConfig: check_batched,
+    }  # fmt: skip
     return PublicFamily(
         name=name,
         kernel=kernel,
         slots=slots,
         config_type=config_type,
+        check=checks[config_type],
         default_config=partial(_default_config, name),
         search_axes=axes,
         scratch_bytes=batched_scratch_bytes if batched else v3_scratch_bytes,
         smem_bytes=_smem_bytes,
-        split=None,
+        partition=None,
         traffic=partial(_traffic, slots),
         useful_bytes=partial(_useful_bytes, slots),
         mxu_flops=partial(_mxu_flops, slots),

@@ -4,15 +4,17 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rpa_kernels import layout, limits, operands, useful
+from rpa_kernels import layout, limits, operands
 from rpa_kernels.batch import Batch
 from rpa_kernels.blockwise.chains import all_chains, query_rows
 from rpa_kernels.blockwise.config import BlockwiseConfig
-from rpa_kernels.blockwise.split import cuts
+from rpa_kernels.blockwise.partition import boundaries
 from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.family import Traffic
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
+from rpa_kernels.window import window_start
 
 Shape = tuple[int, ...]
 
@@ -57,11 +59,11 @@ def buffers(
     if has_values(problem, config):
         named["v"] = ((heads, config.bkv_sz, v_lanes), unpacked)
     if not config.mxu_sums:
-        named["sums"] = ((*state, layout.LANES), "float32")
+        named["row_sum"] = ((*state, layout.LANES), "float32")
     if target.has_result_buffers:
-        named["top"] = ((held, layout.LANES), "float32")
+        named["lane_max"] = ((held, layout.LANES), "float32")
     if mask_rows:
-        named["most"] = ((mask_rows, config.bkv_csz), "float32")
+        named["mask_cap"] = ((mask_rows, config.bkv_csz), "float32")
     if problem.has_sinks:
         named["sinks"] = (problem.sinks_shape, "float32")
     return named
@@ -96,7 +98,7 @@ def blocks(
     everything = _all_blocks(family, problem, config, batch)
     if core.count == 1:
         return everything
-    at = cuts(family, problem, config, batch.arrays(problem), core.count)
+    at = boundaries(family, problem, config, batch.arrays(problem), core.count)
     return itertools.islice(everything, int(at[core.index]), int(at[core.index + 1]))
 
 
@@ -112,7 +114,7 @@ def _all_blocks(
             yield Block(
                 first=first,
                 end=end,
-                kv_first=useful.window_start(first, problem),
+                kv_first=window_start(first, problem),
                 kv_end=end if problem.causal else kv_len,
                 cached_end=kv_len - q_len if problem.update_kv_cache else kv_len,
             )
@@ -123,7 +125,7 @@ def num_steps(
 ) -> int:
     """KV blocks over all query blocks."""
     return sum(
-        layout.cdiv(b.kv_end - b.kv_first, config.bkv_sz)
+        cdiv(b.kv_end - b.kv_first, config.bkv_sz)
         for b in blocks(family, problem, config, batch, core)
     )
 
@@ -141,12 +143,12 @@ def traffic(
         for start in range(b.kv_first, b.kv_end, config.bkv_sz):
             end = min(start + config.bkv_sz, b.kv_end)
             read += (end - start) * kv_bytes
-            copies += layout.cdiv(max(min(end, b.cached_end) - start, 0), page)
+            copies += cdiv(max(min(end, b.cached_end) - start, 0), page)
             copies += end > b.cached_end
             written = range(max(start, b.first), min(end, b.end))
             if problem.update_kv_cache and written:
                 write += len(written) * kv_bytes
-                copies += layout.cdiv(written.start % page + len(written), page)
+                copies += cdiv(written.start % page + len(written), page)
     if copies and problem.has_sinks:
         read += problem.sinks_bytes
         copies += 1
@@ -177,10 +179,8 @@ def mxu_flops(
                 oldest = max(first + 1 - problem.sliding_window, 0)
             for start in range(b.kv_first, seen, config.bkv_sz):
                 end = min(start + config.bkv_sz, seen)
-                tiles += layout.cdiv(end - start, csz) - max(oldest - start, 0) // csz * (
-                    oldest < end
-                )
-                tiles -= layout.cdiv(end - start, csz) * (oldest >= end)
+                tiles += cdiv(end - start, csz) - max(oldest - start, 0) // csz * (oldest < end)
+                tiles -= cdiv(end - start, csz) * (oldest >= end)
             tokens_times_keys += tokens * tiles * csz
     rows = problem.num_kv_heads * query_rows(problem, 1)
     lanes = 2 * problem.padded_head_dim + sums_lanes(problem, config)

@@ -2,28 +2,28 @@
 
 A *chain* is the work of some query rows of one KV head on one KV compute block:
 
-    score    q @ K.T   MXU       to the score buffer
-    soften   softmax   VPU, EUP  to the probability buffer
-    weigh    p @ V     MXU       into the accumulator
+    qk        q @ K.T   MXU       to the score buffer
+    softmax   softmax   VPU, EUP  to the probability buffer
+    pv        p @ V     MXU       into the accumulator
 
 Done one after another, each stage would wait for the last: a matrix product returns about 200
 cycles after it is issued. So a pass of the loop works on a *group* of chains, staggered:
 
-    chain c - 1   weigh      MXU    or chain c, once softened; see `weighs_late`
-    chain c + 1   score      MXU    the last chain's turn scores the first one of the next pass
-    chain c       soften     VPU
+    chain c - 1   pv         MXU    or chain c, after its softmax; see `delays_pv`
+    chain c + 1   qk         MXU    the last chain's turn scores the first one of the next pass
+    chain c       softmax    VPU
 
-Weighed late, no stage waits for another one of its turn. The compiler sees all turns of a pass as
-one block of instructions and fills the units; at the end of a pass they drain, some 250 cycles, so
-passes are long. Buffers have slots for a few chains, and a slot is read before it is written again.
-Indices of a group are one dynamic start and static steps, which lets the compiler tell its chains
-apart. The code is two passes long (one with masks, one without), and one for each split for few
-queries (`chains.py`), whatever the block sizes.
+With a delayed pv, no stage waits for another one of its turn. The compiler sees all turns of a pass
+as one block of instructions and fills the units; at the end of a pass they drain, some 250 cycles,
+so passes are long. Buffers have slots for a few chains, and a slot is read before it is written
+again. Indices of a group are one dynamic start and static steps, which lets the compiler tell its
+chains apart. The code is two passes long (one with masks, one without), and one for each split for
+few queries (`chains.py`), whatever the block sizes.
 
 Where some queries do not see some keys (the diagonal, the ends of a window and of the context) a
 pass has a mask, which all heads share, and where that gains half the keys: an *edge*. Of a KV
 compute block at the diagonal that leaves out the half that nobody sees. What one pass does for
-another one (its first score, its last weighing) is done for whole KV compute blocks: an edge takes
+another one (its first qk, its last pv) is done for whole KV compute blocks: an edge takes
 its half of the scores, and leaves zeros in the other half of the probabilities.
 
 The softmax of few rows takes less time than a product needs to return. Their splits have larger
@@ -39,8 +39,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from rpa_kernels import online_softmax
-from rpa_kernels.blockwise import sums, walk
+from rpa_kernels import lane_ops, online_softmax
+from rpa_kernels.blockwise import walk
 from rpa_kernels.blockwise.chains import Chains
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.blockwise.scratch import Scratch
@@ -81,19 +81,19 @@ class Attention:
         def _() -> None:
             first = Group(begin, self.tiles(begin).first, jnp.int32(0))
             for chain in range(self.chains.lag):
-                self.score(first, chain, is_edge=False)
-            if self.weighs_late:
+                self.qk(first, chain, is_edge=False)
+            if self.delays_pv:
                 self.clear_last(first)
             before, _ = jax.lax.while_loop(
                 lambda groups: groups[1].q_tile < end,
                 lambda groups: (groups[1], self.step(*groups, end)),
                 (first, first),
             )
-            if self.weighs_late:
-                self.weigh(before, self.chains.width - 1, is_edge=False)
+            if self.delays_pv:
+                self.pv(before, self.chains.width - 1, is_edge=False)
 
     @property
-    def weighs_late(self) -> bool:
+    def delays_pv(self) -> bool:
         """Whether a chain is weighed one turn later, and a pass's last one in the next pass.
 
         With result buffers the compiler gives each product a unit of its own, and that of p @ V
@@ -106,13 +106,14 @@ class Attention:
         """Makes the last chain's slot one that adds nothing when the first pass weighs it."""
         s, last = self.scratch, self.chains.width - 1
         self.store(s.p, last, jnp.zeros((self.chains.rows, self.chains.keys), s.p.dtype))
-        own = self.place(group, last)[2]
+        own = self.locate(group, last)[2]
         s.alpha[own] = jnp.ones((own.size, s.alpha.shape[1]), s.alpha.dtype)
 
     def q_tiles(self) -> tuple[Scalar, Scalar]:
         """Query compute blocks that see a key of the KV block."""
         block, size = self.block, self.chains.tokens
-        begin, end = jnp.int32(0), cdiv(block.num_q, size)
+        begin: Scalar = jnp.int32(0)
+        end: Scalar = cdiv(block.num_q, size)
         if self.problem.causal:
             begin = div(jnp.maximum(block.kv_start - block.q_first, 0), size)
         if self.problem.sliding_window is not None:
@@ -167,27 +168,27 @@ class Attention:
         """One pass over the chains of a group; the first were scored by the pass before."""
         width, lag, num_slots = self.chains.width, self.chains.lag, self.chains.num_slots
         for chain in range(width + lag - 1):
-            if self.weighs_late:
+            if self.delays_pv:
                 if chain:
-                    self.weigh(group, chain - 1, is_edge=is_edge)
+                    self.pv(group, chain - 1, is_edge=is_edge)
                 else:
-                    self.weigh(before, width - 1, is_edge=False)
+                    self.pv(before, width - 1, is_edge=False)
             if is_edge and chain < self.chains.num_masks:
-                self.keep_mask(group, chain)
+                self.keep_mask_cap(group, chain)
             if chain < width:
                 ahead_by = chain + lag
                 scored = (group, ahead_by) if ahead_by < width else (ahead, ahead_by - width)
-                score = partial(self.score, *scored, is_edge=is_edge and ahead_by < width)
+                score = partial(self.qk, *scored, is_edge=is_edge and ahead_by < width)
                 if scored[1] % num_slots != chain % num_slots:
                     score()
-                    self.soften(group, chain, is_edge=is_edge)
+                    self.softmax(group, chain, is_edge=is_edge)
                 else:  # one slot for both: it has to be read before it is written
-                    self.soften(group, chain, is_edge=is_edge)
+                    self.softmax(group, chain, is_edge=is_edge)
                     score()
-            if not self.weighs_late and chain >= lag - 1:
-                self.weigh(group, chain - lag + 1, is_edge=is_edge)
+            if not self.delays_pv and chain >= lag - 1:
+                self.pv(group, chain - lag + 1, is_edge=is_edge)
 
-    def place(self, group: Group, chain: int) -> tuple[Scalar, Any, Any]:
+    def locate(self, group: Group, chain: int) -> tuple[Scalar, Any, Any]:
         """KV head of a chain, its rows of the query compute block, and those of its slot."""
         c = self.chains
         if c.width >= c.parts:
@@ -210,12 +211,13 @@ class Attention:
         c = self.chains
         if is_edge:
             return pl.ds(pl.multiple_of(group.kv_edge * c.edge_keys, c.edge_keys), c.edge_keys)
-        return pl.ds(pl.multiple_of(div(group.kv_edge, c.num_edges) * c.keys, c.keys), c.keys)
+        block: Scalar = div(group.kv_edge, c.num_edges)
+        return pl.ds(pl.multiple_of(block * c.keys, c.keys), c.keys)
 
     def folds(self, ref: Ref, chain: int, keys: int) -> list[Any]:
         """Where a buffer holds the first `keys` of a chain's keys, each `bkv_csz` of them apart."""
         c, csz = self.chains, self.config.bkv_csz
-        num_slots = c.num_masks if ref is self.scratch.most else c.num_slots
+        num_slots = c.num_masks if ref is self.scratch.mask_cap else c.num_slots
         first, step = chain % num_slots * c.rows, c.rows * num_slots
         lanes = pl.ds(0, min(keys, csz))
         return [(pl.ds(first + step * fold, c.rows), lanes) for fold in range(-(-keys // csz))]
@@ -230,42 +232,37 @@ class Attention:
         for i, part in enumerate(self.folds(ref, chain, value.shape[1])):
             ref[part] = value[:, i * csz : (i + 1) * csz]
 
-    def score(self, group: Group, chain: int, *, is_edge: bool) -> None:
+    def qk(self, group: Group, chain: int, *, is_edge: bool) -> None:
         """Stage one of a chain."""
-        s, (head, first, own) = self.scratch, self.place(group, chain)
+        s, (head, first, own) = self.scratch, self.locate(group, chain)
         q = s.scaled_q[head, self.rows(group, first)]
         k = s.k[head, self.keys(group, is_edge=is_edge)]
-        scores = online_softmax.scores(q, k, self.problem)
+        scores = online_softmax.qk(q, k, self.problem)
         self.store(s.s, chain, scores)
-        if self.weighs_late and not is_edge:
-            assert s.top is not None
-            # Here they pass through registers anyhow; softening then loads them once, not twice.
-            s.top[own] = sums.max_by_lane(scores)
+        if self.delays_pv and not is_edge:
+            assert s.lane_max is not None
+            # Here they pass through registers anyhow; `softmax` then loads them once, not twice.
+            s.lane_max[own] = lane_ops.max_by_lane(scores)
 
-    def soften(self, group: Group, chain: int, *, is_edge: bool) -> None:
+    def softmax(self, group: Group, chain: int, *, is_edge: bool) -> None:
         """Stage two of a chain."""
-        s, (head, first, own) = self.scratch, self.place(group, chain)
+        s, (head, first, own) = self.scratch, self.locate(group, chain)
         at = (head, self.rows(group, first))
         keys = self.chains.keys
         scores = self.edge_scores(group, chain) if is_edge else self.load(s.s, chain, keys)
-        m_old = s.m[at]
-        top = scores
-        if self.weighs_late and not is_edge:
-            assert s.top is not None
-            top = s.top[own]
-        m = jnp.maximum(m_old, jnp.max(top, axis=1, keepdims=True))
+        m_old, most = s.m[at], None
+        if self.delays_pv and not is_edge:
+            assert s.lane_max is not None
+            most = s.lane_max[own]
         # Sums need float32: to widen packed exponentials takes longer than to compute them wide.
-        dtype = s.p.dtype if s.sums is None else jnp.dtype(jnp.float32)
-        p = online_softmax.exponentials(
-            scores, online_softmax.spread(m, scores.shape[1]), self.target, dtype
-        )
-        alpha = jnp.exp2(m_old - m)
+        dtype = s.p.dtype if s.row_sum is None else jnp.dtype(jnp.float32)
+        p, m, alpha = online_softmax.softmax_step(scores, m_old, self.target, dtype, most=most)
         s.m[at] = m
         s.alpha[own] = alpha
-        if s.sums is not None:
-            s.sums[at] = alpha * s.sums[at] + sums.sum_by_lane(p)
+        if s.row_sum is not None:
+            s.row_sum[at] = alpha * s.row_sum[at] + lane_ops.sum_by_lane(p)
         p = p.astype(s.p.dtype)
-        if is_edge and self.weighs_late and chain == self.chains.width - 1:
+        if is_edge and self.delays_pv and chain == self.chains.width - 1:
             p = self.whole(group, p)
         self.store(s.p, chain, p)
 
@@ -280,8 +277,8 @@ class Attention:
         else:
             scores = self.load(s.s, chain, c.edge_keys)
         if c.num_masks:
-            return jnp.minimum(scores, self.load(s.most, chain, c.edge_keys))
-        return self.mask(scores, group, self.place(group, chain)[1])
+            return jnp.minimum(scores, self.load(s.mask_cap, chain, c.edge_keys))
+        return self.mask(scores, group, self.locate(group, chain)[1])
 
     def whole(self, group: Group, p: jax.Array) -> jax.Array:
         """Probabilities of an edge, [rows, edge_keys], as those of the KV compute block."""
@@ -295,15 +292,15 @@ class Attention:
         """Whether a group looks at edge `index` of its KV compute block."""
         return rem(group.kv_edge, self.chains.num_edges) == index
 
-    def keep_mask(self, group: Group, chain: int) -> None:
+    def keep_mask_cap(self, group: Group, chain: int) -> None:
         """Keeps what the scores of a chain are at most, for it and the same part of other heads.
 
         To load it is one `vmin` for each register of scores, to compute it two or more.
         """
         c = self.chains
         anything = jnp.full((c.rows, c.edge_keys), jnp.inf, jnp.float32)
-        most = self.mask(anything, group, self.place(group, chain)[1])
-        self.store(self.scratch.most, chain, most)
+        cap = self.mask(anything, group, self.locate(group, chain)[1])
+        self.store(self.scratch.mask_cap, chain, cap)
 
     def mask(self, scores: jax.Array, group: Group, first: Scalar) -> jax.Array:
         """Masks scores of the rows from `first` on: [rows, edge_keys]."""
@@ -311,14 +308,14 @@ class Attention:
         q_pos = self.q_positions(group.q_tile, first)
         return mask_scores(scores, q_pos, k_start, self.block.kv_end, self.problem)
 
-    def weigh(self, group: Group, chain: int, *, is_edge: bool) -> None:
+    def pv(self, group: Group, chain: int, *, is_edge: bool) -> None:
         """Stage three of a chain."""
-        c, s, (head, first, own) = self.chains, self.scratch, self.place(group, chain)
+        c, s, (head, first, own) = self.chains, self.scratch, self.locate(group, chain)
         at = (head, self.rows(group, first))
         values = (s.k if s.v is None else s.v)[head, self.keys(group, is_edge=is_edge)]
         p = self.load(s.p, chain, c.edge_keys if is_edge else c.keys)
-        pv = online_softmax.weigh(p, values)
-        s.acc[at] = online_softmax.spread(s.alpha[own], pv.shape[1]) * s.acc[at] + pv
+        pv = online_softmax.pv(p, values)
+        s.acc[at] = lane_ops.widen(s.alpha[own], pv.shape[1]) * s.acc[at] + pv
 
     def q_positions(self, q_tile: Scalar, first: Scalar) -> jax.Array:
         """Position of the query of each row of a chain: int32[rows, 1].

@@ -3,10 +3,15 @@
 from dataclasses import dataclass, replace
 
 from rpa_kernels import layout
-from rpa_kernels.blockwise.config import CHAIN_ROWS, PASS_ROWS, BlockwiseConfig
+from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
+# Query rows of a chain, see `attend.py`. More rows reuse each weight load of the MXU more.
+CHAIN_ROWS = 256
+# Query rows of all chains in one pass of the pipeline, at most. More hide more of the first chain's
+# and the last chain's latency; the code grows with them.
+PASS_ROWS = 4096
 # Tokens whose query rows lie together, where there are many.
 GRANULE = 16
 # Tokens of the splits for blocks of few queries.

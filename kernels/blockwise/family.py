@@ -4,9 +4,9 @@ from functools import partial
 from typing import Any
 
 from rpa_kernels import useful
-from rpa_kernels.blockwise import account
-from rpa_kernels.blockwise.config import BlockwiseConfig, default_config, search_axes
-from rpa_kernels.blockwise.split import split
+from rpa_kernels.blockwise import account, space
+from rpa_kernels.blockwise.config import BlockwiseConfig
+from rpa_kernels.blockwise.partition import partition
 from rpa_kernels.family import KernelFamily
 
 
@@ -21,8 +21,9 @@ def make_family(name: str) -> KernelFamily:
     return KernelFamily(
         name=name,
         config_type=BlockwiseConfig,
-        default_config=default_config,
-        search_axes=search_axes,
+        check=space.check,
+        default_config=space.default_config,
+        search_axes=space.search_axes,
         scratch_bytes=account.scratch_bytes,
         smem_bytes=account.smem_bytes,
         traffic=partial(account.traffic, name),
@@ -30,7 +31,7 @@ def make_family(name: str) -> KernelFamily:
         mxu_flops=partial(account.mxu_flops, name),
         useful_flops=partial(useful.useful_flops, name),
         num_steps=partial(account.num_steps, name),
-        split=partial(split, name),
+        partition=partial(partition, name),
         launch=partial(_launch, name),
         kernel_name=partial(account.kernel_name, name),
     )

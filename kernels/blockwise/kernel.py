@@ -14,14 +14,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels import packed, pages
-from rpa_kernels.blockwise import sums, walk
+from rpa_kernels.blockwise import mxu_sums, walk
 from rpa_kernels.blockwise.attend import Attention
 from rpa_kernels.blockwise.chains import Chains, all_chains
 from rpa_kernels.blockwise.config import BlockwiseConfig
+from rpa_kernels.blockwise.partition import SEQS
 from rpa_kernels.blockwise.q_blocks import QBlocks
 from rpa_kernels.blockwise.scratch import Scratch
-from rpa_kernels.blockwise.split import SEQS
-from rpa_kernels.blockwise.walk import Block, Place
+from rpa_kernels.blockwise.walk import Block, Cursor
 from rpa_kernels.calls import Refs
 from rpa_kernels.ints import cdiv
 from rpa_kernels.layout import LANES
@@ -44,37 +44,37 @@ class Kernel:
     kv_new: Ref
     cache: PagedCache
     sinks: Ref | None
-    first: Place
-    end: Place
+    first: Cursor
+    end: Cursor
     scratch: Scratch
     q_blocks: QBlocks
     paths: tuple[Chains, ...]
     problem: Problem
     config: BlockwiseConfig
     target: Target
-    strided: bool
+    on_chip: bool
 
-    def block_at(self, place: Place) -> Block:
+    def block_at(self, cursor: Cursor) -> Block:
         """Reads the lengths of a step."""
-        return walk.block_at(place, self.meta, self.problem, self.config)
+        return walk.block_at(cursor, self.meta, self.problem, self.config)
 
-    def is_own(self, place: Place) -> Scalar:
+    def is_own(self, cursor: Cursor) -> Scalar:
         """Whether a step, none before the core's first, is the core's."""
-        is_before = place.seq < self.end.seq
+        is_before = cursor.seq < self.end.seq
         if self.target.num_cores == 1:
             return is_before
         # Cores may share a sequence: each has query blocks of it.
-        is_in_last = (place.seq == self.end.seq) & (place.q_block < self.end.q_block)
+        is_in_last = (cursor.seq == self.end.seq) & (cursor.q_block < self.end.q_block)
         return is_before | is_in_last
 
     # Fetching KV and writing new tokens back.
 
-    def start_fetch(self, slot: Scalar, place: Place, *, is_fresh: bool = False) -> Place:
+    def start_fetch(self, slot: Scalar, cursor: Cursor, *, is_fresh: bool = False) -> Cursor:
         """Starts fetching the KV block of a step; returns the next step.
 
         A fresh buffer was never filled, so nothing of it can be on its way to the cache.
         """
-        block, is_own = self.block_at(place), self.is_own(place)
+        block, is_own = self.block_at(cursor), self.is_own(cursor)
 
         @pl.when(is_own)
         def _() -> None:
@@ -93,9 +93,9 @@ class Kernel:
             if self.problem.update_kv_cache:
                 self.start_fetch_new(block, buffer, sem)
 
-        following = walk.after(place, block)
-        return Place(
-            *(jnp.where(is_own, new, old) for new, old in zip(following, place, strict=True))
+        following = walk.after(cursor, block)
+        return Cursor(
+            *(jnp.where(is_own, new, old) for new, old in zip(following, cursor, strict=True))
         )
 
     def start_fetch_new(self, block: Block, buffer: Ref, sem: Ref) -> None:
@@ -202,7 +202,7 @@ class Kernel:
                 fused=problem.fuses_kv,
                 dtype=problem.kv_dtype,
                 num_valid=num_valid,
-                strided=self.strided,
+                on_chip=self.on_chip,
             )
             s.k[head, tokens] = k.astype(s.k.dtype)
             if s.v is not None:
@@ -232,32 +232,32 @@ class Kernel:
             for slot in range(self.config.num_buffers):
                 self.scratch.unwritten[slot] = 0
             if self.config.mxu_sums:
-                sums.fill_ones(self.scratch.v, self.problem)
+                mxu_sums.fill_ones(self.scratch.v, self.problem)
             self.q_blocks.reset()
-            place = ahead = self.first
-            self.q_blocks.start(0, self.block_at(place))
+            cursor = ahead = self.first
+            self.q_blocks.start(0, self.block_at(cursor))
             pages.fetch_sinks(self.sinks, self.scratch.sinks, self.scratch.sinks_sem)
             for slot in range(self.config.num_buffers - 1):
                 ahead = self.start_fetch(slot, ahead, is_fresh=True)
             jax.lax.while_loop(
                 lambda carry: self.is_own(carry[2]),
                 self.step,
-                (jnp.int32(0), jnp.int32(0), place, ahead),
+                (jnp.int32(0), jnp.int32(0), cursor, ahead),
             )
             for slot in range(self.config.num_buffers):
                 self.wait_write(slot)
             self.q_blocks.drain()
 
     def step(
-        self, carry: tuple[Scalar, Scalar, Place, Place]
-    ) -> tuple[Scalar, Scalar, Place, Place]:
+        self, carry: tuple[Scalar, Scalar, Cursor, Cursor]
+    ) -> tuple[Scalar, Scalar, Cursor, Cursor]:
         """One step: prefetch, wait, write back, unpack, attend, send."""
-        slot, parity, place, ahead = carry
+        slot, parity, cursor, ahead = carry
         last_slot = self.config.num_buffers - 1
         ahead = self.start_fetch(jnp.where(slot == 0, last_slot, slot - 1), ahead)
-        block = self.block_at(place)
+        block = self.block_at(cursor)
 
-        @pl.when(place.kv_block == 0)
+        @pl.when(cursor.kv_block == 0)
         def _() -> None:
             @pl.when(self.is_own(block.next_q))
             def _() -> None:
@@ -278,7 +278,7 @@ class Kernel:
         return (
             jnp.where(slot == last_slot, 0, slot + 1),
             jnp.where(block.is_last_kv, 1 - parity, parity),
-            walk.after(place, block),
+            walk.after(cursor, block),
             ahead,
         )
 
@@ -290,28 +290,29 @@ def blockwise_kernel(
     problem: Problem,
     config: BlockwiseConfig,
     target: Target,
-    strided: bool,
+    on_chip: bool,
 ) -> None:
     """Body of the Pallas call.
 
     Args:
-      refs: Operands, outputs and scratch; a share is (sequence, query block) of its start and end.
+      refs: Operands, outputs and scratch; a core range is (sequence, query block) of its
+        start and of its end.
       family: `prefill` or `mixed`.
       problem: Static shapes and features.
       config: Block sizes.
       target: What the chip can do.
-      strided: Which body of `packed` to use.
+      on_chip: Which body of `packed` to use.
     """
     zero = jnp.int32(0)
-    first, end = (Place(refs.meta.distribution[i], zero, zero) for i in SEQS[family])
-    if refs.share is not None:
-        first, end = (Place(seq, q_block, zero) for seq, q_block in refs.share)
+    first, end = (Cursor(refs.meta.distribution[i], zero, zero) for i in SEQS[family])
+    if refs.core_range is not None:
+        first, end = (Cursor(seq, q_block, zero) for seq, q_block in refs.core_range)
     paths = all_chains(family, problem, config, target)
     q_blocks = QBlocks(
-        q=refs.q, out=refs.out, scratch=refs.scratch, paths=paths, problem=problem, strided=strided
+        q=refs.q, out=refs.out, scratch=refs.scratch, paths=paths, problem=problem, on_chip=on_chip
     )
     Kernel(
         meta=refs.meta, kv_new=refs.kv_new, cache=refs.cache, sinks=refs.sinks, first=first,
         end=end, scratch=refs.scratch, q_blocks=q_blocks, paths=paths, problem=problem,
-        config=config, target=target, strided=strided,
+        config=config, target=target, on_chip=on_chip,
     ).run()  # fmt: skip

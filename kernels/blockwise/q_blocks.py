@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels import online_softmax, packed
-from rpa_kernels.blockwise import sums, walk
+from rpa_kernels import lane_ops, online_softmax, packed
+from rpa_kernels.blockwise import mxu_sums, walk
 from rpa_kernels.blockwise.chains import Chains, query_rows
 from rpa_kernels.blockwise.scratch import Scratch
 from rpa_kernels.blockwise.walk import Block
@@ -31,7 +31,7 @@ class QBlocks:
       scratch: Scratch refs.
       paths: `all_chains`; the one that a block takes says how its rows are grouped.
       problem: Static shapes and features.
-      strided: Which body of `packed` to use.
+      on_chip: Which body of `packed` to use.
     """
 
     q: Ref
@@ -39,7 +39,7 @@ class QBlocks:
     scratch: Scratch
     paths: tuple[Chains, ...]
     problem: Problem
-    strided: bool
+    on_chip: bool
 
     def start(self, parity: Scalar, block: Block) -> None:
         """Starts fetching a query block."""
@@ -100,7 +100,7 @@ class QBlocks:
                 words = [
                     packed.load_q(
                         s.q, (parity,), head=head, word=word, start=granule * size, count=size,
-                        strided=self.strided,
+                        on_chip=self.on_chip,
                     )
                     for word in range(problem.q_words)
                 ]  # fmt: skip
@@ -118,8 +118,8 @@ class QBlocks:
         s = self.scratch
         words, pack = self.problem.q_shape[2:4]
         s.acc[head, rows] = jnp.zeros((rows.size, s.acc.shape[2]), jnp.float32)
-        if s.sums is not None:
-            s.sums[head, rows] = jnp.zeros((rows.size, LANES), jnp.float32)
+        if s.row_sum is not None:
+            s.row_sum[head, rows] = jnp.zeros((rows.size, LANES), jnp.float32)
         if s.sinks is None:
             s.m[head, rows] = jnp.full((rows.size, LANES), online_softmax.MASKED, jnp.float32)
             return
@@ -127,10 +127,10 @@ class QBlocks:
         sinks = [s.sinks[head, pl.ds(word * pack, pack)] for word in range(words)]
         s.m[head, rows] = jnp.concatenate([jnp.tile(sink, (size, 1)) for sink in sinks], axis=0)
         ones = jnp.ones((rows.size, LANES), jnp.float32)
-        if s.sums is not None:
-            s.sums[head, rows] = ones / LANES
+        if s.row_sum is not None:
+            s.row_sum[head, rows] = ones / LANES
         else:
-            lanes = sums.sum_lanes(self.problem)
+            lanes = mxu_sums.sum_lanes(self.problem)
             s.acc[head, rows, lanes] = ones[:, : lanes.size]
 
     def _divide(self, parity: Scalar, block: Block, size: int) -> None:
@@ -143,13 +143,16 @@ class QBlocks:
             rows = self._rows(granule, size)
             for head in range(problem.num_kv_heads):
                 acc = s.acc[head, rows]
-                by_lane = None if s.sums is None else s.sums[head, rows]
-                total = sums.total(acc, problem) if by_lane is None else sums.over_lanes(by_lane)
+                by_lane = None if s.row_sum is None else s.row_sum[head, rows]
+                if by_lane is None:
+                    total = mxu_sums.total(acc, problem)
+                else:
+                    total = lane_ops.over_lanes(by_lane)
                 factor = (problem.v_scale or 1.0) / total
-                out = acc[:, :lanes] * online_softmax.spread(factor, lanes)
+                out = acc[:, :lanes] * lane_ops.widen(factor, lanes)
                 for word in range(words):
                     own = out[word * size * pack : (word + 1) * size * pack]
                     packed.store_q(
                         s.out, (parity,), own.astype(s.out.dtype), head=head, word=word,
-                        start=granule * size, strided=self.strided,
+                        start=granule * size, on_chip=self.on_chip,
                     )  # fmt: skip

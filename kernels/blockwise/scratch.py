@@ -25,15 +25,15 @@ class Scratch(NamedTuple):
         K is if K|V fused; None if fused without `mxu_sums`.
       scaled_q: [KV heads, rows, lanes].
       m: [KV heads, rows, 128], running maximum, equal in all lanes.
-      sums: [KV heads, rows, 128], running sum of each lane's keys; with `mxu_sums` None.
+      row_sum: [KV heads, rows, 128], running sum of each lane's keys; with `mxu_sums` None.
       acc: [KV heads, rows, lanes of v], running p @ V, and with `mxu_sums` the
         running sum in the lanes of v that hold ones.
       s, p: [rows of `num_slots` chains, bkv_csz], scores and probabilities; more rows for more
         keys; see `attend.py`.
       alpha: [rows of `num_slots` chains, 128], factors for what was accumulated before.
-      most: [rows of `num_masks` chains, bkv_csz], what the scores of an edge are at most, laid out
-        as they are: infinity, or `MASKED`; None where no split keeps masks.
-      top: [rows of `num_slots` chains, 128], greatest score of each lane; where results have
+      mask_cap: [rows of `num_masks` chains, bkv_csz], what the scores of an edge are at most,
+        laid out as they are: infinity, or `MASKED`; None where no split keeps masks.
+      lane_max: [rows of `num_slots` chains, 128], greatest score of each lane; where results have
         buffers, else None.
       sinks: `problem.sinks_shape`, or None.
       unwritten: int32[num_buffers] in SMEM, tokens of each KV buffer on their way to the cache.
@@ -48,13 +48,13 @@ class Scratch(NamedTuple):
     v: Ref | None
     scaled_q: Ref
     m: Ref
-    sums: Ref | None
+    row_sum: Ref | None
     acc: Ref
     s: Ref
     p: Ref
     alpha: Ref
-    most: Ref | None
-    top: Ref | None
+    mask_cap: Ref | None
+    lane_max: Ref | None
     sinks: Ref | None
     unwritten: Ref
     unsent: Ref
@@ -67,7 +67,7 @@ class Scratch(NamedTuple):
 
 def scratch_shapes(problem: Problem, config: BlockwiseConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
-    vmem: dict[str, Any] = dict.fromkeys(("v", "sums", "most", "top", "sinks"))
+    vmem: dict[str, Any] = dict.fromkeys(("v", "row_sum", "mask_cap", "lane_max", "sinks"))
     vmem |= {
         name: pltpu.VMEM(shape, jnp.dtype(dtype))
         for name, (shape, dtype) in buffers(problem, config, target).items()

@@ -18,7 +18,7 @@ from rpa_kernels.problem import Problem
 Scalar = Any
 
 
-class Place(NamedTuple):
+class Cursor(NamedTuple):
     """A place in the walk: sequence, query block in it, KV block of that."""
 
     seq: Scalar
@@ -41,20 +41,20 @@ class Block:
     cached_end: Scalar  # position after the last key that is in the cache
     new_token: Scalar  # row in kv_new of the key at `cached_end`
     is_last_kv: Scalar  # whether the query block has no further KV block
-    next_q: Place  # first step of the next query block
+    next_q: Cursor  # first step of the next query block
 
 
-def block_at(place: Place, meta: Meta, problem: Problem, config: BlockwiseConfig) -> Block:
+def block_at(cursor: Cursor, meta: Meta, problem: Problem, config: BlockwiseConfig) -> Block:
     """Reads the lengths of a step; any values past the last sequence."""
-    seq = jnp.minimum(place.seq, meta.kv_lens.shape[0] - 1)
+    seq = jnp.minimum(cursor.seq, meta.kv_lens.shape[0] - 1)
     q_start, q_stop, kv_len = meta.cu_q_lens[seq], meta.cu_q_lens[seq + 1], meta.kv_lens[seq]
     q_len = q_stop - q_start
-    offset = place.q_block * config.bq_sz
+    offset = cursor.q_block * config.bq_sz
     num_q = jnp.minimum(q_len - offset, config.bq_sz)
     q_first = kv_len - q_len + offset
     q_end = q_first + num_q
     visible_end = q_end if problem.causal else kv_len
-    kv_start = pages.window_start(q_first, problem) + place.kv_block * config.bkv_sz
+    kv_start = pages.scalar_window_start(q_first, problem) + cursor.kv_block * config.bkv_sz
     kv_end = jnp.minimum(kv_start + config.bkv_sz, visible_end)
     more_q = offset + config.bq_sz < q_len
     one, zero = jnp.int32(1), jnp.int32(0)
@@ -70,21 +70,21 @@ def block_at(place: Place, meta: Meta, problem: Problem, config: BlockwiseConfig
         cached_end=kv_len - q_len if problem.update_kv_cache else kv_len,
         new_token=q_start,
         is_last_kv=kv_end >= visible_end,
-        next_q=Place(
-            place.seq + jnp.where(more_q, zero, one),
-            jnp.where(more_q, place.q_block + 1, zero),
+        next_q=Cursor(
+            cursor.seq + jnp.where(more_q, zero, one),
+            jnp.where(more_q, cursor.q_block + 1, zero),
             zero,
         ),
     )
 
 
-def after(place: Place, block: Block) -> Place:
-    """The step after `place`, whose scalars are `block`."""
+def after(cursor: Cursor, block: Block) -> Cursor:
+    """The step after `cursor`, whose scalars are `block`."""
     last = block.is_last_kv
-    return Place(
-        jnp.where(last, block.next_q.seq, place.seq),
-        jnp.where(last, block.next_q.q_block, place.q_block),
-        jnp.where(last, 0, place.kv_block + 1),
+    return Cursor(
+        jnp.where(last, block.next_q.seq, cursor.seq),
+        jnp.where(last, block.next_q.q_block, cursor.q_block),
+        jnp.where(last, 0, cursor.kv_block + 1),
     )
 
 

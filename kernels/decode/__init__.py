@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from rpa_kernels.decode import account
-from rpa_kernels.decode.config import DecodeConfig, default_config, search_axes
-from rpa_kernels.decode.split import split
+from rpa_kernels.decode import account, space
+from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.decode.partition import partition
 from rpa_kernels.family import KernelFamily
 
 
@@ -18,8 +18,9 @@ def _launch(*args: Any, **kwargs: Any) -> Any:
 FAMILY = KernelFamily(
     name="decode",
     config_type=DecodeConfig,
-    default_config=default_config,
-    search_axes=search_axes,
+    check=space.check,
+    default_config=space.default_config,
+    search_axes=space.search_axes,
     scratch_bytes=account.scratch_bytes,
     smem_bytes=account.smem_bytes,
     traffic=account.traffic,
@@ -27,7 +28,7 @@ FAMILY = KernelFamily(
     mxu_flops=account.mxu_flops,
     useful_flops=account.useful_flops,
     num_steps=account.num_steps,
-    split=split,
+    partition=partition,
     launch=_launch,
     kernel_name=account.kernel_name,
 )

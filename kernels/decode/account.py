@@ -5,10 +5,12 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.decode import heads
 from rpa_kernels.decode.config import DecodeConfig
-from rpa_kernels.decode.split import split
+from rpa_kernels.decode.partition import partition
 from rpa_kernels.family import Traffic
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
+from rpa_kernels.window import window_start
 
 Shape = tuple[int, ...]
 
@@ -29,10 +31,10 @@ def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, st
         "out": ((2, bq, *q_token), problem.q_dtype),
         "scaled_q": ((items, groups, rows, lanes), operands.matmul_dtype(problem)),
         "item_m": ((items, groups, rows, layout.LANES), "float32"),
-        "item_sums": ((items, groups, rows, layout.LANES), "float32"),
+        "item_row_sum": ((items, groups, rows, layout.LANES), "float32"),
         "item_acc": ((items, groups, rows, lanes), "float32"),
         "m": ((groups, rows, layout.LANES), "float32"),
-        "sums": ((groups, rows, layout.LANES), "float32"),
+        "row_sum": ((groups, rows, layout.LANES), "float32"),
         "acc": ((groups, rows, lanes), "float32"),
     }
     if problem.has_sinks:
@@ -58,20 +60,20 @@ def _spans(
     """(first position fetched or attended, kv_len) of every decode sequence of a core."""
     seqs = batch.family_seqs("decode")
     if core.count > 1:
-        cuts = split(problem, config, batch.arrays(problem), core.count)
-        seqs = range(cuts[core.index], cuts[core.index + 1])
-    return [(useful.window_start(batch.kv_lens[i] - 1, problem), batch.kv_lens[i]) for i in seqs]
+        bounds = partition(problem, config, batch.arrays(problem), core.count)
+        seqs = range(bounds[core.index], bounds[core.index + 1])
+    return [(window_start(batch.kv_lens[i] - 1, problem), batch.kv_lens[i]) for i in seqs]
 
 
 def num_items(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
     """KV blocks over all sequences."""
     spans = _spans(problem, config, batch, core)
-    return sum(layout.cdiv(end - start, config.bkv_sz) for start, end in spans)
+    return sum(cdiv(end - start, config.bkv_sz) for start, end in spans)
 
 
 def num_steps(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
     """Steps walked: `seqs_per_step` KV blocks each."""
-    return layout.cdiv(num_items(problem, config, batch, core), config.seqs_per_step)
+    return cdiv(num_items(problem, config, batch, core), config.seqs_per_step)
 
 
 def traffic(
@@ -81,7 +83,7 @@ def traffic(
     spans = _spans(problem, config, batch, core)
     num_seqs, new = len(spans), int(problem.update_kv_cache)
     cached = [end - new - start for start, end in spans]
-    q_blocks = layout.cdiv(num_seqs, config.bq_sz)
+    q_blocks = cdiv(num_seqs, config.bq_sz)
     q_bytes, kv_bytes = num_seqs * problem.q_token_bytes, problem.kv_token_bytes
     return Traffic(
         read_bytes=sum(cached) * kv_bytes
@@ -91,7 +93,7 @@ def traffic(
         write_bytes=q_bytes + new * num_seqs * kv_bytes,
         num_copies=(2 + new) * q_blocks
         + new * num_seqs
-        + sum(layout.cdiv(n, min(problem.page_size, config.bkv_sz)) for n in cached)
+        + sum(cdiv(n, min(problem.page_size, config.bkv_sz)) for n in cached)
         + bool(spans) * problem.has_sinks,
     )
 
@@ -102,7 +104,7 @@ def mxu_flops(
     """FLOPs the MXU executes, padding included: every item runs its step's longest tile count."""
     del target
     items = [
-        layout.cdiv(min(config.bkv_sz, end - block), config.bkv_csz)
+        cdiv(min(config.bkv_sz, end - block), config.bkv_csz)
         for start, end in _spans(problem, config, batch, core)
         for block in range(start, end, config.bkv_sz)
     ]

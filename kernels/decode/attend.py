@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from rpa_kernels import layout, online_softmax, operands, packed
+from rpa_kernels import lane_ops, layout, online_softmax, operands, packed
 from rpa_kernels.decode import heads
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.heads import HeadGroup
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.decode.walk import Item
 from rpa_kernels.mask import mask_scores
-from rpa_kernels.online_softmax import MASKED, spread
+from rpa_kernels.online_softmax import MASKED
 from rpa_kernels.problem import Problem
 from rpa_kernels.stagger import staggered
 from rpa_kernels.target import Target
@@ -39,7 +39,7 @@ class Attend:
     problem: Problem
     config: DecodeConfig
     target: Target
-    strided: bool
+    on_chip: bool
 
     @property
     def groups(self) -> tuple[HeadGroup, ...]:
@@ -52,11 +52,11 @@ class Attend:
         for g, row in enumerate(rows):
             for i, group in enumerate(self.groups):
                 q = packed.load_token_q(
-                    s.q, row, head=group.first, count=group.count, strided=self.strided
+                    s.q, row, head=group.first, count=group.count, on_chip=self.on_chip
                 )
                 s.scaled_q[g, i, pl.ds(0, q.shape[0])] = online_softmax.scale_q(q, self.problem)
         s.item_m[...] = jnp.full_like(s.item_m, MASKED)
-        s.item_sums[...] = jnp.zeros_like(s.item_sums)
+        s.item_row_sum[...] = jnp.zeros_like(s.item_row_sum)
         s.item_acc[...] = jnp.zeros_like(s.item_acc)
 
     def tile(self, slot: Scalar, items: list[Item], first: Scalar, *, masked: bool) -> None:
@@ -67,32 +67,37 @@ class Attend:
         def state(chain: int) -> tuple[Any, ...]:
             g, i = divmod(chain, len(groups))
             rows = pl.ds(0, groups[i].rows(problem))
-            return tuple(ref.at[g, i, rows] for ref in (s.item_m, s.item_sums, s.item_acc))
+            return tuple(ref.at[g, i, rows] for ref in (s.item_m, s.item_row_sum, s.item_acc))
 
         def load(chain: int, *, value: bool) -> jax.Array:
             g, i = divmod(chain, len(groups))
             left = items[g].num_tokens - first if masked else None
             return self.load(slot, groups[i], g * self.config.bkv_sz + first, left, value=value)
 
-        def score(chain: int, _: None) -> jax.Array:
+        def qk(chain: int, _: None) -> jax.Array:
             g, i = divmod(chain, len(groups))
             q = s.scaled_q[g, i, pl.ds(0, groups[i].rows(problem))]
-            return online_softmax.scores(q, load(chain, value=False), problem)
+            return online_softmax.qk(q, load(chain, value=False), problem)
 
-        def soften(chain: int, scores: jax.Array) -> tuple[jax.Array, ...]:
+        def softmax(chain: int, scores: jax.Array) -> tuple[jax.Array, ...]:
             g, i = divmod(chain, len(groups))
             item = items[g] if masked else None
             scores = self.mask(scores, groups[i], item, first)
-            m, sums, _ = state(chain)
-            return online_softmax.update(scores, m, sums, self.target, mxu_dtype)
+            m_ref, row_sum_ref, _ = state(chain)
+            p, m, alpha = online_softmax.softmax_step(scores, m_ref[...], self.target, mxu_dtype)
+            m_ref[...] = m
+            row_sum_ref[...] = alpha * row_sum_ref[...] + jnp.sum(
+                p.astype(jnp.float32), axis=1, keepdims=True
+            )
+            return p, alpha
 
-        def weigh(chain: int, carried: tuple[jax.Array, ...]) -> None:
+        def pv(chain: int, carried: tuple[jax.Array, ...]) -> None:
             p, alpha = carried
             *_, acc = state(chain)
-            pv = online_softmax.weigh(p.astype(mxu_dtype), load(chain, value=True))
-            acc[...] = spread(alpha, acc.shape[1]) * acc[...] + pv
+            pv = online_softmax.pv(p.astype(mxu_dtype), load(chain, value=True))
+            acc[...] = lane_ops.widen(alpha, acc.shape[1]) * acc[...] + pv
 
-        staggered(len(items) * len(groups), (score, soften, weigh), CHAIN_LAG)
+        staggered(len(items) * len(groups), (qk, softmax, pv), CHAIN_LAG)
 
     def load(
         self, slot: Scalar, group: HeadGroup, start: Scalar, num_valid: Scalar, *, value: bool
@@ -112,7 +117,7 @@ class Attend:
             "start": start,
             "count": count,
             "num_valid": num_valid if value else None,
-            "strided": self.strided,
+            "on_chip": self.on_chip,
         }
         if heads.keeps_words(problem):
             kv = packed.load_rows(
@@ -166,29 +171,27 @@ class Attend:
         v_scale = problem.v_scale or 1.0
         for i, group in enumerate(self.groups):
             used = pl.ds(0, group.rows(problem))
-            m, sums, acc = s.m[i, used], s.sums[i, used], s.acc[i, used]
+            m, row_sum, acc = s.m[i, used], s.row_sum[i, used], s.acc[i, used]
             for g, (item, row) in enumerate(zip(items, rows, strict=True)):
-                m, sums, acc = self.reset(group, item.block == 0, m, sums, acc)
-                item_m = s.item_m[g, i, used]
-                m_new = jnp.maximum(m, item_m)
-                old, new = jnp.exp2(m - m_new), jnp.exp2(item_m - m_new)
-                m = m_new
-                sums = old * sums + new * s.item_sums[g, i, used]
-                lanes = acc.shape[1]
-                acc = spread(old, lanes) * acc + spread(new, lanes) * s.item_acc[g, i, used]
-                out = acc * spread(v_scale / sums, lanes)
+                m, row_sum, acc = self.reset(group, item.block == 0, m, row_sum, acc)
+                m, alpha, beta = online_softmax.merge_factors(m, s.item_m[g, i, used])
+                row_sum = alpha * row_sum + beta * s.item_row_sum[g, i, used]
+                width = acc.shape[1]
+                acc = lane_ops.widen(alpha, width) * acc
+                acc += lane_ops.widen(beta, width) * s.item_acc[g, i, used]
+                out = acc * lane_ops.widen(v_scale / row_sum, width)
                 packed.store_token_q(
                     s.out, row, out.astype(s.out.dtype), head=group.first, count=group.count,
-                    strided=self.strided,
+                    on_chip=self.on_chip,
                 )  # fmt: skip
-            s.m[i, used], s.sums[i, used], s.acc[i, used] = m, sums, acc
+            s.m[i, used], s.row_sum[i, used], s.acc[i, used] = m, row_sum, acc
 
     def reset(
         self,
         group: HeadGroup,
         is_first: Scalar,
         m: jax.Array,
-        sums: jax.Array,
+        row_sum: jax.Array,
         acc: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Softmax state before an item: that of an empty sequence if the item is its first."""
@@ -200,9 +203,9 @@ class Attend:
             used = pl.ds(0, heads.rows_per_head(self.problem))
             sinks = [s.sinks[group.first + k, used] for k in range(group.count)]
             m_0 = jnp.concatenate(sinks, axis=0)
-        sums_0 = jnp.full_like(sums, 0.0 if s.sinks is None else 1.0)
+        row_sum_0 = jnp.full_like(row_sum, 0.0 if s.sinks is None else 1.0)
         return (
             jnp.where(is_first, m_0, m),
-            jnp.where(is_first, sums_0, sums),
+            jnp.where(is_first, row_sum_0, row_sum),
             jnp.where(is_first, jnp.zeros_like(acc), acc),
         )

@@ -22,7 +22,7 @@ from rpa_kernels.decode.attend import Attend, Row
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.q_blocks import QBlocks
 from rpa_kernels.decode.scratch import Scratch
-from rpa_kernels.decode.walk import Item, Place, Walk
+from rpa_kernels.decode.walk import Cursor, Item, Walk
 from rpa_kernels.ints import cdiv
 from rpa_kernels.pages import PagedCache
 from rpa_kernels.problem import Problem
@@ -48,9 +48,9 @@ class Kernel:
         """Where the items' queries and outputs are."""
         return [self.q_blocks.row(item.seq, item.is_real) for item in items]
 
-    def start_fetch(self, slot: Scalar, place: Place) -> Place:
-        """Starts fetching the step at `place`; returns the place of the step after it."""
-        items, following = self.walk.items_from(place)
+    def start_fetch(self, slot: Scalar, cursor: Cursor) -> Cursor:
+        """Starts fetching the step at `cursor`; returns the cursor of the step after it."""
+        items, following = self.walk.items_from(cursor)
         for g, item in enumerate(items):
             self.cache.start_fetch(
                 self.scratch.kv.at[slot],
@@ -105,37 +105,37 @@ class Kernel:
 
         @pl.when(self.walk.first_seq < self.walk.end_seq)
         def _() -> None:
-            place = Place(jnp.int32(self.walk.first_seq), jnp.int32(0))
+            cursor = Cursor(jnp.int32(self.walk.first_seq), jnp.int32(0))
             self.q_blocks.start()
             # A loop, though a short one: within straight code the compiler moves the copies of
             # queries behind those of KV, and the first step waits for all of them.
-            ahead = jax.lax.fori_loop(0, self.config.num_buffers, self.start_fetch, place)
+            ahead = jax.lax.fori_loop(0, self.config.num_buffers, self.start_fetch, cursor)
             self.q_blocks.start_fetch(1)
             self.q_blocks.wait_first()
             jax.lax.while_loop(
                 lambda carry: carry[1].seq < self.walk.end_seq,
                 self.step,
-                (jnp.int32(0), place, ahead),
+                (jnp.int32(0), cursor, ahead),
             )
             self.q_blocks.drain()
 
-    def step(self, carry: tuple[Scalar, Place, Place]) -> tuple[Scalar, Place, Place]:
+    def step(self, carry: tuple[Scalar, Cursor, Cursor]) -> tuple[Scalar, Cursor, Cursor]:
         """One step: wait, attend, join, and fetch the step `num_buffers` ahead."""
-        slot, place, ahead = carry
-        items, following = self.walk.items_from(place)
+        slot, cursor, ahead = carry
+        items, following = self.walk.items_from(cursor)
         self.q_blocks.advance(items[0].seq, [(item.seq, item.is_real) for item in items])
         self.maths.begin(self.rows(items))
         self.wait_fetch(slot, items)
         self.attend(slot, items)
         rows = self.rows(items)
 
-        def fetch_and_join(ahead: Place) -> Place:
+        def fetch_and_join(ahead: Cursor) -> Cursor:
             # One block of code: the join's vector work leaves the scalar slots to the copies.
             after = self.start_fetch(slot, ahead)
             self.maths.join(items, rows)
             return after
 
-        def join(ahead: Place) -> Place:
+        def join(ahead: Cursor) -> Cursor:
             self.maths.join(items, rows)
             return ahead
 
@@ -151,25 +151,25 @@ def decode_kernel(
     problem: Problem,
     config: DecodeConfig,
     target: Target,
-    strided: bool,
+    on_chip: bool,
 ) -> None:
     """Body of the Pallas call.
 
     Args:
-      refs: Operands, outputs and scratch; a share is (first sequence,), (end,).
+      refs: Operands, outputs and scratch; a core range is (first sequence,), (end,).
       problem: Static shapes and features.
       config: Block sizes.
       target: What the chip can do.
-      strided: Which body of `packed` to use.
+      on_chip: Which body of `packed` to use.
     """
     first_seq, end_seq = 0, refs.meta.distribution[0]
-    if refs.share is not None:
-        (first_seq,), (end_seq,) = refs.share
+    if refs.core_range is not None:
+        (first_seq,), (end_seq,) = refs.core_range
     q_blocks = QBlocks(
         refs=refs, first_seq=first_seq, end_seq=end_seq, problem=problem, config=config
     )
     maths = Attend(
-        scratch=refs.scratch, problem=problem, config=config, target=target, strided=strided
+        scratch=refs.scratch, problem=problem, config=config, target=target, on_chip=on_chip
     )
     walk = Walk(
         meta=refs.meta, first_seq=first_seq, end_seq=end_seq, problem=problem, config=config

@@ -3,9 +3,12 @@
 from rpa_kernels import calls
 from rpa_kernels.decode.account import kernel_name
 from rpa_kernels.decode.kernel import decode_kernel
+from rpa_kernels.decode.partition import partition
 from rpa_kernels.decode.scratch import scratch_shapes
-from rpa_kernels.decode.split import split
 
 launch = calls.Launch(
-    kernel=decode_kernel, kernel_name=kernel_name, scratch_shapes=scratch_shapes, split=split
+    kernel=decode_kernel,
+    kernel_name=kernel_name,
+    scratch_shapes=scratch_shapes,
+    partition=partition,
 )

@@ -21,7 +21,7 @@ class Scratch(NamedTuple):
       kv_new: [2, C + 1, words, packing, lanes], new keys and values of a block of sequences.
       q, out: [2, C + 1, KV heads, q words, q packing, lanes].
       scaled_q: [G, head groups, rows, lanes], queries of the step's items.
-      item_m, item_sums, item_acc: [G, head groups, rows, ...], softmax state of each item.
+      item_m, item_row_sum, item_acc: [G, head groups, rows, ...], softmax state of each item.
       m, sums, acc: [head groups, rows, ...], softmax state of the sequence the step began in.
       sinks: `problem.sinks_shape`, or None.
       progress: int32[2] in SMEM; see `q_blocks.QBlocks`.
@@ -34,10 +34,10 @@ class Scratch(NamedTuple):
     out: Ref
     scaled_q: Ref
     item_m: Ref
-    item_sums: Ref
+    item_row_sum: Ref
     item_acc: Ref
     m: Ref
-    sums: Ref
+    row_sum: Ref
     acc: Ref
     sinks: Ref | None
     progress: Ref

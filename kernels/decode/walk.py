@@ -16,7 +16,7 @@ from rpa_kernels.problem import Problem
 Scalar = Any
 
 
-class Place(NamedTuple):
+class Cursor(NamedTuple):
     """A place in the list of items: sequence and KV block within it."""
 
     seq: Scalar
@@ -39,7 +39,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Walk:
-    """Finds items by place; the core's own sequences are [first_seq, end_seq)."""
+    """Finds items by cursor; the core's own sequences are [first_seq, end_seq)."""
 
     meta: Meta
     first_seq: Scalar
@@ -47,18 +47,18 @@ class Walk:
     problem: Problem
     config: DecodeConfig
 
-    def item_at(self, place: Place) -> Item:
+    def item_at(self, cursor: Cursor) -> Item:
         """Reads the lengths of one item."""
-        is_real = place.seq < self.end_seq
-        owner = jnp.where(is_real, place.seq, 0)
+        is_real = cursor.seq < self.end_seq
+        owner = jnp.where(is_real, cursor.seq, 0)
         kv_len = self.meta.kv_lens[owner]
-        base = pages.window_start(kv_len - 1, self.problem)
-        start = base + place.block * self.config.bkv_sz
+        base = pages.scalar_window_start(kv_len - 1, self.problem)
+        start = base + cursor.block * self.config.bkv_sz
         num_tokens = jnp.where(is_real, jnp.minimum(kv_len - start, self.config.bkv_sz), 0)
         cached = kv_len - int(self.problem.update_kv_cache)
         return Item(
-            seq=place.seq,
-            block=place.block,
+            seq=cursor.seq,
+            block=cursor.block,
             is_real=is_real,
             owner=owner,
             start=start,
@@ -67,17 +67,17 @@ class Walk:
             kv_len=kv_len,
         )
 
-    def after(self, item: Item) -> Place:
-        """The place after an item; stays past the last sequence."""
+    def after(self, item: Item) -> Cursor:
+        """The cursor after an item; stays past the last sequence."""
         more = item.start + self.config.bkv_sz < item.kv_len
         same = jnp.logical_and(more, item.is_real)
         step = jnp.logical_and(jnp.logical_not(more), item.is_real).astype(jnp.int32)
-        return Place(item.seq + step, jnp.where(same, item.block + 1, 0))
+        return Cursor(item.seq + step, jnp.where(same, item.block + 1, 0))
 
-    def items_from(self, place: Place) -> tuple[list[Item], Place]:
-        """The items of one step and the place of the next step."""
+    def items_from(self, cursor: Cursor) -> tuple[list[Item], Cursor]:
+        """The items of one step and the cursor of the next step."""
         items = []
         for _ in range(self.config.seqs_per_step):
-            items.append(self.item_at(place))
-            place = self.after(items[-1])
-        return items, place
+            items.append(self.item_at(cursor))
+            cursor = self.after(items[-1])
+        return items, cursor

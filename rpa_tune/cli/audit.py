@@ -11,8 +11,8 @@ import click
 
 from rpa_tune.cli.audit_plan import left_out_of_plan, plan_text
 from rpa_tune.cli.layers_text import layers_to_dict, print_layers
-from rpa_tune.cli.main import counted, print_json
 from rpa_tune.cli.options import Choice
+from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
 from rpa_tune.cli.server import Server, server_options
 from rpa_tune.dispatch.audit import Coverage, Entry, audit

@@ -2,7 +2,7 @@
 
 import click
 
-from rpa_tune.cli.main import print_json
+from rpa_tune.cli.output import print_json
 from rpa_tune.hw.chip import Chip, load_chip, load_chips
 
 

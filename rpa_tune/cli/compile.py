@@ -14,9 +14,9 @@ import click
 from rpa_tune.artifact import Manifest
 from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
 from rpa_tune.cli.layers_text import print_layers
-from rpa_tune.cli.main import counted, print_json
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import Q_DTYPE, Choice, cache_option
+from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
 from rpa_tune.cli.server import Server, server_options
 from rpa_tune.compile.pool import WorkerPool

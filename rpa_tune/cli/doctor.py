@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rpa_tune.cli.main import print_json
 from rpa_tune.cli.options import ChipName
+from rpa_tune.cli.output import print_json
 from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.compile import target
 from rpa_tune.compile.pool import WorkerPool

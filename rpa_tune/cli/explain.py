@@ -10,7 +10,6 @@ import click
 
 from rpa_tune.cli.explain_text import print_simulation
 from rpa_tune.cli.layers_text import layers_to_dict
-from rpa_tune.cli.main import print_json
 from rpa_tune.cli.neighbours import (
     Neighbour,
     advice,
@@ -22,6 +21,7 @@ from rpa_tune.cli.neighbours import (
 )
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import batch_option, cache_option, candidate_options
+from rpa_tune.cli.output import print_json
 from rpa_tune.cli.question import Question, resolve_question
 from rpa_tune.cli.trace import write_heaviest
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.cli.main import print_json
+from rpa_tune.cli.output import print_json
 from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.families import public_family
 from rpa_tune.padding import padding_note

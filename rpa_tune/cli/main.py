@@ -6,10 +6,9 @@ with failures; 75 budget spent, resumable; 130 interrupted, resumable.
 """
 
 import importlib
-import json
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -56,16 +55,6 @@ def cli() -> None:
 
     Example: rpa-tune sweep quickstart
     """
-
-
-def print_json(data: Any) -> None:
-    """Prints one JSON document on stdout, for `--json`."""
-    click.echo(json.dumps(data, indent=2, sort_keys=True, allow_nan=False))
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:

@@ -95,7 +95,8 @@ def other_problems(question: Question, options: Mapping[str, Any]) -> list[tuple
         except UsageError:
             continue  # no such problem: a page that is too small, say
         target = load_chip(other.candidate.chip).target
-        if other.candidate.config.check(other.candidate.problem, target) is None:
+        asked = other.candidate
+        if load_family(asked.family).check(asked.problem, asked.config, target) is None:
             found.append((change, other))
     return found
 

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.cli.main import print_json
 from rpa_tune.cli.options import ChipName
+from rpa_tune.cli.output import print_json
 from rpa_tune.cli.tables import clause_text
 from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.portfolio import Portfolio

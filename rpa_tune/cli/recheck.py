@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import click
 
 from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.cli.main import counted, print_json
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import ChipName, Choice, cache_option
+from rpa_tune.cli.output import counted, print_json
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families import ALL_FAMILIES, public_family

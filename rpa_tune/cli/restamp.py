@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rpa_tune.candidate import Fidelity
-from rpa_tune.cli.main import counted, print_json
+from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.recheck import (
     EXIT_FINDINGS,
     Lines,

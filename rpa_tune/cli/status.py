@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.cli.main import print_json
+from rpa_tune.cli.output import print_json
 from rpa_tune.errors import StoreError
 from rpa_tune.padding import padding_note
 from rpa_tune.store import codec, journal

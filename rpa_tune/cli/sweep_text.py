@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rpa_tune.candidate import Status
-from rpa_tune.cli.main import print_json
+from rpa_tune.cli.output import print_json
 from rpa_tune.cli.tables import (
     config_lines,
     regret_text,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from rpa_tune.cli.main import counted, print_json
 from rpa_tune.cli.options import ChipName, Choice
+from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.recheck import EXIT_FINDINGS, check
 from rpa_tune.cli.restamp import restamp
 from rpa_tune.errors import TableError

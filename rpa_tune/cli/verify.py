@@ -10,7 +10,6 @@ import click
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Status
 from rpa_tune.cli.layers_text import print_layers
-from rpa_tune.cli.main import print_json
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import (
     batch_option,
@@ -19,7 +18,9 @@ from rpa_tune.cli.options import (
     parse_config,
     read_batch,
 )
+from rpa_tune.cli.output import print_json
 from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_all, hostile_batches
+from rpa_tune.families import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models import load_model, problem_for
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -62,7 +63,9 @@ def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) 
     tasks = make_tasks(**options)
     if not as_json:
         print_layers(load_model(options["model"]))
-    if tasks[0].config.check(tasks[0].problem, load_chip(tasks[0].chip).target):
+    first = tasks[0]
+    target = load_chip(first.chip).target
+    if load_family(first.family).check(first.problem, first.config, target):
         tasks = tasks[:1]  # what cannot exist for one batch cannot for any
     workers = workers or len(os.sched_getaffinity(0))
     verdicts: list[Verdict] = []

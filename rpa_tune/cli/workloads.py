@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import click
 import yaml
 
-from rpa_tune.cli.main import print_json
 from rpa_tune.cli.numbers import number, number_or_none
+from rpa_tune.cli.output import print_json
 from rpa_tune.cli.workload_words import hints_name_options
 from rpa_tune.cli.workloads_text import print_list, print_summary
 from rpa_tune.errors import TraceError, UsageError

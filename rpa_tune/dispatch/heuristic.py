@@ -14,8 +14,9 @@ def heuristic(family: str, problem: Problem, target: Target) -> Any | Infeasible
     Returns:
       A config that fits, or the limit that no config of the heuristic's form can meet.
     """
-    config = load_family(family).default_config(problem, target)
+    record = load_family(family)
+    config = record.default_config(problem, target)
     if isinstance(config, Infeasible):
         return config
-    blocked = config.check(problem, target)
+    blocked = record.check(problem, config, target)
     return config if blocked is None else blocked

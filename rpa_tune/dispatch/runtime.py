@@ -117,7 +117,8 @@ def _check_plan(plan: LaunchPlan, problem: Problem) -> None:
             text = ", ".join(f"{name}={a!r} (plan: {b!r})" for name, (a, b) in wrong.items())
             raise ValueError(f"this plan was made for another problem: {text}")
         for launch in plan.launches:
-            if blocked := launch.config.check(problem, plan.target):
+            check = load_family(launch.family).check
+            if blocked := check(problem, launch.config, plan.target):
                 raise ValueError(f"{launch.family} config of the plan does not fit: {blocked}")
 
 

@@ -135,7 +135,7 @@ def _fitting(row: TableRow, problem: Problem, target: Target) -> tuple[Any, ...]
             config = family.config_from_dict(fields)
         except ValueError as error:
             return str(error)
-        blocked = config.check(problem, target)
+        blocked = family.check(problem, config, target)
         if blocked is not None:
             return str(blocked)
         configs.append(config)

@@ -171,7 +171,7 @@ def launch_cores(candidate: Candidate) -> tuple[Core, ...]:
 
 
 def _cores(family: str, chip: str) -> tuple[Core, ...]:
-    splits = load_family(family).split is not None
+    splits = load_family(family).partition is not None
     return cores_of(load_chip(chip).num_cores_per_device if splits else 1)
 
 

@@ -138,7 +138,8 @@ def check_in(
     """The same in a pool that outlives the call."""
     ready = []
     for task in tasks:
-        if bad := task.config.check(task.problem, load_chip(task.chip).target):
+        check = load_family(task.family).check
+        if bad := check(task.problem, task.config, load_chip(task.chip).target):
             yield Verdict(task=task, status=Status.INFEASIBLE, detail=str(bad))
         elif misfit := task.batch.misfit(task.problem):
             yield Verdict(task=task, status=Status.INFEASIBLE, detail=misfit)

@@ -12,7 +12,7 @@ from typing import Any
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile.pool import Failure, FailureKind
-from rpa_tune.families import slots
+from rpa_tune.families import load_family, slots
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
@@ -59,7 +59,8 @@ def find_obstacle(candidate: Candidate, workload: Workload) -> str:
     """
     if candidate.workload != workload.digest:
         raise ValueError(f"candidate is for workload {candidate.workload}, not {workload.digest}")
-    blocked = candidate.config.check(candidate.problem, load_chip(candidate.chip).target)
+    check = load_family(candidate.family).check
+    blocked = check(candidate.problem, candidate.config, load_chip(candidate.chip).target)
     if blocked is not None:
         return str(blocked)
     return _misfit(candidate.family, candidate.problem, workload)

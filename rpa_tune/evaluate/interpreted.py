@@ -12,11 +12,13 @@ from typing import Any
 
 from rpa_kernels import layout
 from rpa_kernels.batch import Batch
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, TaskPool, WorkerPool
 from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_in, hostile_batches
 from rpa_tune.evaluate.evaluator import AbstractEvaluator, find_obstacle, refuse
+from rpa_tune.families import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -50,13 +52,14 @@ def stand_in(candidate: Candidate) -> tuple[Candidate, Workload]:
     small = _with_few_heads(whole)
     target = load_chip(candidate.chip).target
     # A limit that only the small problem breaks says nothing about the candidate.
-    used = small if config.check(small, target) is None else whole
+    check = load_family(candidate.family).check
+    used = small if check(small, config, target) is None else whole
     return replace(candidate, problem=used, workload=workload.digest), workload
 
 
 def _resized(problem: Problem, workload: Workload) -> Problem:
     """The problem with arrays just large enough for the batches."""
-    pages_per_seq = layout.cdiv(workload.max_context_tokens, problem.page_size)
+    pages_per_seq = cdiv(workload.max_context_tokens, problem.page_size)
     return replace(
         problem,
         max_num_tokens=layout.next_power_of_2(workload.max_num_tokens),

@@ -159,8 +159,8 @@ def scalar_operands(candidate: Candidate, batch: Batch) -> Mapping[int, Any]:
     arrays = batch.arrays(problem)
     found = [arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution]
     num_cores = len(launch_cores(candidate))
-    if family.split is not None and num_cores > 1:
-        found.append(family.split(problem, candidate.config, arrays, num_cores))
+    if family.partition is not None and num_cores > 1:
+        found.append(family.partition(problem, candidate.config, arrays, num_cores))
     return dict(enumerate(found))
 
 

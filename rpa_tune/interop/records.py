@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rpa_kernels import layout
 from rpa_kernels.batch import Batch
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem, check_whole
 from rpa_tune.compile import worker
 from rpa_tune.compile.pool import WorkerPool
@@ -186,7 +186,7 @@ def _record(index: int, row: dict[str, Any]) -> Record:
     if row["max_model_len"] is None:
         assumed.append(f"page table for {longest} tokens")
     q_lens = (row["q_len"],) * row["num_seqs"]
-    pages_per_seq = layout.cdiv(longest, row["page_size"])
+    pages_per_seq = cdiv(longest, row["page_size"])
     window = re.search(r"sliding_window=(\d+)", row["note"] or "")
     return Record(
         index=index,

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from rpa_kernels import layout
+from rpa_kernels.ints import cdiv
 from rpa_tune.dispatch.attention import ragged_paged_attention
 from rpa_tune.dispatch.call import Features
 from rpa_tune.dispatch.dispatcher import Dispatcher
@@ -138,7 +139,7 @@ def _in_packs(cache: jax.Array) -> jax.Array:
     """[pages, page_size, heads, head_dim] with heads in packs of a word, padded if need be."""
     pages, page_size, num_heads, head_dim = cache.shape
     pack = layout.packing(str(cache.dtype))
-    rows, lanes = layout.cdiv(num_heads, pack), layout.align(head_dim, layout.LANES)
+    rows, lanes = cdiv(num_heads, pack), layout.align(head_dim, layout.LANES)
     spare = ((0, 0), (0, 0), (0, rows * pack - num_heads), (0, lanes - head_dim))
     return jnp.pad(cache, spare).reshape(pages, page_size, rows, pack, lanes)
 
@@ -157,7 +158,7 @@ def page_table(page_indices: jax.Array, cu_kv_lens: jax.Array, page_size: int) -
     """
     num_pages, num_seqs = page_indices.shape[0], cu_kv_lens.shape[0] - 1
     starts = cu_kv_lens[:-1] // page_size
-    within = jnp.arange(layout.cdiv(num_pages, num_seqs), dtype=jnp.int32)
+    within = jnp.arange(cdiv(num_pages, num_seqs), dtype=jnp.int32)
     places = jnp.minimum(starts[:, None] + within, num_pages - 1)
     return page_indices[places].reshape(-1)
 

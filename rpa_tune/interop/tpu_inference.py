@@ -23,6 +23,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from rpa_kernels import layout
 from rpa_kernels.batch import Batch
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip
@@ -297,7 +298,7 @@ def _block_options(
 def _cache_shape(kernel: str, problem: Problem) -> tuple[int, ...]:
     pack = layout.packing(problem.kv_dtype)
     if kernel == "hd64":
-        heads = layout.cdiv(problem.num_kv_heads, pack)
+        heads = cdiv(problem.num_kv_heads, pack)
         return (problem.num_pages, problem.page_size, heads, pack, layout.LANES)
     if kernel == "stacked":
         rows = layout.align(problem.head_dim, layout.SUBLANES * pack)

@@ -71,7 +71,7 @@ def build_space(
     examples: dict[str, str] = {}
     for point in itertools.product(*(axis.values for axis in axes)):
         config = family.config_type(**dict(zip(names, point, strict=True)))
-        blocked = config.check(problem, target)
+        blocked = family.check(problem, config, target)
         if blocked is None:
             configs.append(config)
         else:
@@ -101,7 +101,7 @@ def one_step_away(config: Any, family: KernelFamily, problem: Problem, target: T
         larger = [value for value in values if value > own][:1]
         smaller = [value for value in values if value < own][-1:]
         found += [replace(config, **{name: value}) for value in (*larger, *smaller)]
-    return [other for other in found if other.check(problem, target) is None]
+    return [other for other in found if family.check(problem, other, target) is None]
 
 
 def build_axes(

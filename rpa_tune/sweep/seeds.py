@@ -52,7 +52,8 @@ def neighbour_seeds(study: Study, winners: Sequence[Winner]) -> list[Any]:
     key = tuning_key(study.problem, study.chip, study.family)
     target = load_chip(study.chip).target
     configs = nearest_first(key, winners)
-    return [c for c in configs if c.check(study.problem, target) is None][:MAX_SEEDS]
+    check = load_family(study.family).check
+    return [c for c in configs if check(study.problem, c, target) is None][:MAX_SEEDS]
 
 
 def nearest_first(key: TuningKey, winners: Iterable[Winner]) -> list[Any]:

@@ -91,7 +91,7 @@ def lint_row(row: TableRow, kernel_digests: Mapping[str, str]) -> list[Finding]:
     family = load_family(row.key.family)
     for i, fields in enumerate(row.configs):
         try:
-            blocked = family.config_from_dict(fields).check(problem, target)
+            blocked = family.check(problem, family.config_from_dict(fields), target)
         except ValueError as error:
             found.append(("config", str(error)))
             continue

@@ -66,9 +66,10 @@ def simulate(pool, cache_dir, named, **changes):
     tasks = []
     for family, problem, chip in named.values():
         target = load_chip(chip).target
-        config = load_family(family).default_config(problem, target)
+        record = load_family(family)
+        config = record.default_config(problem, target)
         config = dataclasses.replace(config, **changes)
-        assert config.check(problem, target) is None
+        assert record.check(problem, config, target) is None
         candidate = Candidate(
             family=family, problem=problem, config=config, chip=chip, workload="test"
         )

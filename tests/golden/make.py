@@ -176,7 +176,7 @@ def _small_config(family: str, chip: str) -> Any:
     for name, values in record.search_axes(PROBLEM, target).items():
         for value in values:
             smaller = record.config_from_dict({**fields, name: value})
-            if smaller.check(PROBLEM, target) is None:
+            if record.check(PROBLEM, smaller, target) is None:
                 fields[name] = value
                 break
     return record.config_from_dict(fields)

@@ -40,7 +40,7 @@ CASES = {
 
 def share(family, batch, config, problem):
     """Where the cores' shares start and end."""
-    split = load_family(family).split(problem, config, batch.arrays(problem), 2)
+    split = load_family(family).partition(problem, config, batch.arrays(problem), 2)
     return split.reshape(3, -1).tolist()
 
 
@@ -147,7 +147,7 @@ def _overlap(monkeypatch, family, first, again, end):
         named = real(refs, problem, num_cores)
         core = calls.pl.program_id(0)
         start = jnp.where(core == 0, first, again)
-        share = ((start, *[0] * (width - 1)), (jnp.int32(end), *[0] * (width - 1)))
-        return dataclasses.replace(named, share=share)
+        core_range = ((start, *[0] * (width - 1)), (jnp.int32(end), *[0] * (width - 1)))
+        return dataclasses.replace(named, core_range=core_range)
 
     monkeypatch.setattr(calls, "_name_refs", name_refs)

@@ -89,7 +89,7 @@ def test_a_million_tokens_behind_a_window(family):
             **ONE_HEAD, max_num_tokens=16, max_num_seqs=1, pages_per_seq=1 << 16, num_pages=8,
             sliding_window=40 - 7 * (family == "mixed"),
         )  # fmt: skip
-        assert config_for(family).check(problem, V6E) is None
+        assert load_family(family).check(problem, config_for(family), V6E) is None
         count = -(-kv_len // 16)
         table = ((0,) * (count - len(seen_pages)) + seen_pages,)
         q_len = 1 if family == "decode" else 4

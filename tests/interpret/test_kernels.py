@@ -216,7 +216,7 @@ def test_decode_in_as_few_rows_as_there_are_sequences(num_tokens, bq_sz):
     # The copy of the block past the last must not start past the last row either.
     problem = make_problem(max_num_tokens=num_tokens, max_num_seqs=num_tokens)
     config = decode_config(bq_sz=bq_sz)
-    assert config.check(problem, V6E) is None
+    assert load_family("decode").check(problem, config, V6E) is None
     for num_seqs in (num_tokens, 1):
         kv_lens = (17, 1, 130, 2, 16, 3, 4, 5)[:num_seqs]
         batch = Batch(q_lens=(1,) * num_seqs, kv_lens=kv_lens, num_decode=num_seqs)

@@ -1,4 +1,4 @@
-"""The chip's strided loads and stores mean the same as the ones the race detector can run."""
+"""The chip's on_chip loads and stores mean the same as the ones the race detector can run."""
 
 import jax
 import jax.numpy as jnp
@@ -46,17 +46,17 @@ def test_load_kv(dtype, heads, head_dim):
     x = random_bits((2, TOKENS, layout.odd(words), pack, lanes), dtype)
     out = jax.ShapeDtypeStruct((heads, 2, 16, lanes), jnp.dtype(dtype))
 
-    def body(strided, ref, k_ref):
+    def body(on_chip, ref, k_ref):
         for head in range(heads):
             k, v = packed.load_kv(
                 ref, (1,), head=head, start=8, count=16, fused=fused, dtype=dtype,
-                num_valid=11, strided=strided,
+                num_valid=11, on_chip=on_chip,
             )  # fmt: skip
             k_ref[head, 0], k_ref[head, 1] = k, v
 
     fast, plain = (
-        run(lambda *refs, strided=strided: body(strided, *refs), x, out)[0]
-        for strided in (True, False)
+        run(lambda *refs, on_chip=on_chip: body(on_chip, *refs), x, out)[0]
+        for on_chip in (True, False)
     )
     np.testing.assert_array_equal(bits(fast), bits(plain))
     row = 0 if fused else 1
@@ -72,18 +72,18 @@ def test_load_rows(dtype, lanes):
     x = random_bits((2, TOKENS, 3, pack, lanes), dtype)
     out = jax.ShapeDtypeStruct((16 * pack, lanes), jnp.dtype(dtype))
 
-    def body(strided, num_valid, ref, rows_ref):
+    def body(on_chip, num_valid, ref, rows_ref):
         rows_ref[...] = packed.load_rows(
             ref, (1,), word=2, start=8, count=16, num_rows=pack - 1, num_valid=num_valid,
-            strided=strided,
+            on_chip=on_chip,
         )  # fmt: skip
 
     for num_valid in (None, 11):
         expected = bits(np.asarray(x)[1, tokens, 2].copy()).reshape(16, pack, -1)
         expected[:, pack - 1] = 0
         expected[num_valid or 16 :] = 0
-        for strided in (True, False):
-            (rows,) = run(lambda *refs, s=strided, n=num_valid: body(s, n, *refs), x, out)
+        for on_chip in (True, False):
+            (rows,) = run(lambda *refs, s=on_chip, n=num_valid: body(s, n, *refs), x, out)
             np.testing.assert_array_equal(bits(rows).reshape(expected.shape), expected)
 
 
@@ -95,17 +95,17 @@ def test_load_q(dtype, heads, words, lanes):
     rows = jax.ShapeDtypeStruct((heads, words, 16 * pack, lanes), jnp.dtype(dtype))
     token = jax.ShapeDtypeStruct((heads, words * pack, lanes), jnp.dtype(dtype))
 
-    def body(strided, ref, rows_ref, token_ref):
+    def body(on_chip, ref, rows_ref, token_ref):
         for head in range(heads):
-            token_ref[head] = packed.load_token_q(ref, (1, 5), head=head, strided=strided)
+            token_ref[head] = packed.load_token_q(ref, (1, 5), head=head, on_chip=on_chip)
             for word in range(words):
                 rows_ref[head, word] = packed.load_q(
-                    ref, (1,), head=head, word=word, start=8, count=16, strided=strided
+                    ref, (1,), head=head, word=word, start=8, count=16, on_chip=on_chip
                 )
 
     fast, plain = (
-        run(lambda *refs, strided=strided: body(strided, *refs), x, rows, token)
-        for strided in (True, False)
+        run(lambda *refs, on_chip=on_chip: body(on_chip, *refs), x, rows, token)
+        for on_chip in (True, False)
     )
     for a, b in zip(fast, plain, strict=True):
         np.testing.assert_array_equal(bits(a), bits(b))
@@ -114,7 +114,7 @@ def test_load_q(dtype, heads, words, lanes):
 
 
 class WordRef:
-    """A reference as far as strided stores use one; no interpreter stores through a reshape."""
+    """A reference as far as on_chip stores use one; no interpreter stores through a reshape."""
 
     def __init__(self, array):
         self.array = array

@@ -78,7 +78,7 @@ def test_a_kernel_is_made_of_the_modules_that_its_launch_loads(family):
 @pytest.mark.parametrize(
     ("file", "changed"),
     [
-        ("blockwise/sums.py", {"prefill", "mixed"}),
+        ("blockwise/mxu_sums.py", {"prefill", "mixed"}),
         ("blockwise/__init__.py", {"prefill", "mixed"}),
         ("mixed/__init__.py", {"mixed"}),
         ("decode/attend.py", {"decode"}),  # imported inside a function of the family's record

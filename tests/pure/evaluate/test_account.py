@@ -54,7 +54,7 @@ def test_equal_to_the_account_itself_all_over_the_space(family_name, chip):
     family, target = load_family(family_name), load_chip(chip).target
     own = WORKLOAD.for_family(*slots(family_name))
     configs = build_space(family, SHAPE, target).configs
-    cores = cores_of(load_chip(chip).num_cores_per_device if family.split else 1)
+    cores = cores_of(load_chip(chip).num_cores_per_device if family.partition else 1)
     for config in configs[:: max(1, len(configs) // 60)]:
         asked = Candidate(
             family=family_name, problem=SHAPE, config=config, chip=chip, workload=own.digest

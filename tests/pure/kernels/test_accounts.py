@@ -149,7 +149,7 @@ def test_a_third_buffer_where_it_fits_and_no_window_is():
     # All of a small VMEM goes into longer blocks first.
     config = family.default_config(LLAMA, target)
     third = dataclasses.replace(config, num_buffers=3)
-    assert (config.num_buffers == 3) == (third.check(LLAMA, target) is None)
+    assert (config.num_buffers == 3) == (family.check(LLAMA, third, target) is None)
 
 
 @pytest.mark.parametrize("chip", ["v4", "v6e"])
@@ -212,7 +212,7 @@ def test_default_config_exists_and_is_in_reach_of_the_search(chip, name, changes
     problem = dataclasses.replace(LLAMA, **changes)
     config = family.default_config(problem, target)
     assert not isinstance(config, Infeasible), str(config)
-    assert config.check(problem, target) is None
+    assert family.check(problem, config, target) is None
     assert family.config_from_dict(family.config_to_dict(config)) == config
     axes = family.search_axes(problem, target)
     assert set(axes) == set(family.config_to_dict(config))
@@ -236,7 +236,8 @@ def test_default_config_exists_and_is_in_reach_of_the_search(chip, name, changes
     ],
 )
 def test_check_names_the_limit(config, limit):
-    blocked = config.check(LLAMA, V6E)
+    name = "decode" if isinstance(config, DecodeConfig) else "mixed"
+    blocked = load_family(name).check(LLAMA, config, V6E)
     assert blocked is not None
     assert blocked.limit == limit
 

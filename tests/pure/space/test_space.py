@@ -34,7 +34,7 @@ def test_every_point_is_a_config_or_has_a_reason(name, chip):
     assert space.num_points == grid
     assert space.configs
     assert len(set(space.configs)) == len(space.configs)
-    assert all(config.check(PROBLEM, target) is None for config in space.configs)
+    assert all(family.check(PROBLEM, config, target) is None for config in space.configs)
     assert set(space.examples) == set(space.rejected)
 
 

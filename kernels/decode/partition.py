@@ -4,13 +4,15 @@ from typing import Any
 
 import numpy as np
 
-from rpa_kernels import cores, layout
+from rpa_kernels import cores
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
+from rpa_kernels.window import window_start
 
 
-def split(
+def partition(
     problem: Problem, config: DecodeConfig, arrays: BatchArrays, num_cores: int, xp: Any = np
 ) -> Any:
     """First sequence of each core, and the end: int32[num_cores + 1].
@@ -18,7 +20,7 @@ def split(
     Balances KV compute blocks.
     """
     kv_lens = arrays.kv_lens
-    num_tokens = kv_lens - cores.window_start(kv_lens - 1, problem, xp)
+    num_tokens = kv_lens - window_start(kv_lens - 1, problem, maximum=xp.maximum)
     is_decode = xp.arange(problem.max_num_seqs) < arrays.distribution[0]
-    costs = xp.where(is_decode, layout.cdiv(num_tokens, config.bkv_csz), 0)
+    costs = xp.where(is_decode, cdiv(num_tokens, config.bkv_csz), 0)
     return cores.balance(costs, num_cores, xp)

@@ -1,0 +1,186 @@
+"""The search space of the prefill and mixed families: axes, default, check. No jax."""
+
+from dataclasses import replace
+
+from rpa_kernels import layout, limits
+from rpa_kernels.blockwise.account import scratch_bytes
+from rpa_kernels.blockwise.chains import CHAIN_ROWS, PASS_ROWS
+from rpa_kernels.blockwise.config import BlockwiseConfig
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.ints import cdiv
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+
+# A chain needs whole tiles of query rows, and an odd number of heads is split in two chains.
+MIN_BQ_CSZ = 16
+# Tokens of a chunk that is long: so many, for each sequence, that half as many passes pay for the
+# rows that a compute block of twice the tokens wastes at the diagonal and behind the last query.
+LONG_CHUNK = 512
+# Tokens of a KV block that fill and drain the pipeline seldom enough.
+USUAL_KV = 1024
+# KV heads of a device, at most, whose passes over so many are too few.
+FEW_HEADS = 2
+
+
+def check(
+    problem: Problem,
+    config: BlockwiseConfig,
+    target: Target,
+    *,
+    vmem_share: float = limits.SCRATCH_VMEM_SHARE,
+) -> Infeasible | None:
+    """None when a config can exist for `problem` on `target`, else the limit it breaks.
+
+    Args:
+      problem: Static shapes and features.
+      config: Block sizes.
+      target: The chip.
+      vmem_share: Share of VMEM that scratch may take.
+    """
+    bad = limits.check_positive(
+        bq_sz=config.bq_sz, bq_csz=config.bq_csz, bkv_sz=config.bkv_sz, bkv_csz=config.bkv_csz,
+        num_buffers=config.num_buffers - 1,
+    )  # fmt: skip
+    bad = bad or limits.check_blocks(bkv_sz=config.bkv_sz, bkv_csz=config.bkv_csz, problem=problem)
+    if bad:
+        return bad
+    if (
+        config.bq_csz < MIN_BQ_CSZ
+        or config.bq_sz % config.bq_csz
+        or config.bq_csz & (config.bq_csz - 1)
+    ):
+        return Infeasible(
+            limit="bq_sz % bq_csz",
+            need=config.bq_sz,
+            have=config.bq_csz,
+            unit="tokens",
+            hint=f"bq_csz must be a power of two from {MIN_BQ_CSZ} that divides bq_sz",
+        )
+    if config.mxu_sums not in (0, 1):
+        return Infeasible(
+            limit="mxu_sums", need=config.mxu_sums, have=1, unit="", hint="must be 0 or 1"
+        )
+    return limits.check_memory(
+        scratch=scratch_bytes(problem, config, target),
+        problem=problem,
+        target=target,
+        vmem_share=vmem_share,
+    )
+
+
+def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
+    """Values worth trying, in rising order; `check` says which combinations can exist."""
+    kv = limits.block_sizes(problem, (128, 256, 512, 1024, 2048))
+    windowed = _default_kv(problem, _default_keys(problem, target))
+    most = max(16, layout.next_power_of_2(problem.max_num_tokens))
+    q = tuple(n for n in (16, 32, 64, 128, 256, 512) if n <= most)
+    return {
+        "bq_sz": q,
+        "bq_csz": tuple(n for n in q if n <= 256),
+        "bkv_sz": tuple(sorted({*kv, windowed})),
+        "bkv_csz": tuple(sorted({n for n in (*kv, 256, 512) if n <= max(kv)})),
+        "num_buffers": (2, 3),
+        # Where a column of ones is free it can still lose: v7x at 4 query tokens, by 9 %.
+        "mxu_sums": tuple(range(_default_mxu_sums(problem, target) + 1)),
+    }
+
+
+def _default_mxu_sums(problem: Problem, target: Target) -> int:
+    """1 where ones cost no product: V leaves half the columns of an MXU free, or K's are."""
+    return int(target.mxu_size >= 2 * problem.padded_head_dim or problem.fuses_kv)
+
+
+def _default_keys(problem: Problem, target: Target) -> int:
+    """Keys of a compute block: two widths of an MXU, or less in a window.
+
+    Fewer leave the latency of a product in sight; more spill scores, and waste more at the
+    diagonal and at the edge of a window, which is where all of a narrow window is.
+    """
+    keys = 2 * target.mxu_size
+    is_narrow = problem.sliding_window is not None and problem.sliding_window < 4 * keys
+    return max(keys // 2, 256) if is_narrow else keys
+
+
+def _is_long(problem: Problem) -> bool:
+    """Whether all sequences can have long chunks at once."""
+    return problem.max_num_tokens >= LONG_CHUNK * problem.max_num_seqs
+
+
+def _default_kv(problem: Problem, keys: int) -> int:
+    """Tokens of a KV block: so many that a window reaches not just a little into one more.
+
+    Few heads make few passes of a KV block, between which the pipeline drains.
+    """
+    if problem.sliding_window is None:
+        drains_often = problem.num_kv_heads <= FEW_HEADS and _is_long(problem)
+        return limits.block_sizes(problem, (2 * USUAL_KV if drains_often else USUAL_KV,))[0]
+    span = problem.sliding_window + problem.page_size
+    num_blocks = max(1, round(span / USUAL_KV))
+    size = layout.align(cdiv(span, num_blocks), keys)
+    return limits.block_sizes(problem, (max(size, USUAL_KV),))[0]
+
+
+def _with_third_buffer(
+    config: BlockwiseConfig, problem: Problem, target: Target, share: float
+) -> BlockwiseConfig:
+    """One more KV block in flight where it fits: few queries take less time than a copy's latency.
+
+    Not in a window, which is one or two KV blocks, and the first would wait behind the others.
+    """
+    third = replace(config, num_buffers=3)
+    fits = (
+        problem.sliding_window is None and check(problem, third, target, vmem_share=share) is None
+    )
+    return third if fits else config
+
+
+def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeasible:
+    """A config that fits, by rule of thumb.
+
+    The query rows of a compute block fill one pass of the pipeline over all KV heads, or half a
+    pass where chunks may be short or heads are wide; see `_default_keys` and `_default_kv` for its
+    keys. Then query blocks as long as fit, so that KV is fetched and unpacked once for many
+    queries; but a chunk of 512 has a block for each core.
+
+    Returns:
+      The first of a falling series that passes `check`, or the last one's `Infeasible`.
+    """
+    most_q = max(MIN_BQ_CSZ, layout.next_power_of_2(problem.max_num_tokens))
+    rows_per_token = problem.q_words * layout.packing(problem.q_dtype)
+    # Chains of heads wider than an MXU have twice the code.
+    is_half = problem.padded_head_dim > target.mxu_size or not _is_long(problem)
+    pass_rows = PASS_ROWS // 2 if is_half else PASS_ROWS
+    rows = max(CHAIN_ROWS, pass_rows // problem.num_kv_heads)
+    bq_csz = min(most_q, 256, max(MIN_BQ_CSZ, layout.next_power_of_2(rows // rows_per_token)))
+    bq = min(most_q, max(bq_csz, 512 // target.num_cores))
+    keys = _default_keys(problem, target)
+    usual = limits.block_sizes(problem, (USUAL_KV,))[0]
+    bkv, kv_per_q, share = _default_kv(problem, keys), 2, limits.DEFAULT_VMEM_SHARE
+    if layout.LANES < problem.padded_head_dim <= target.mxu_size and _is_long(problem):
+        # Unpacking wide heads for few queries is a tenth of the time; longer query blocks just fit.
+        kv_per_q, share = 1, limits.SCRATCH_VMEM_SHARE
+    while True:
+        config = BlockwiseConfig(
+            bq_sz=bq,
+            bq_csz=bq_csz,
+            bkv_sz=bkv,
+            bkv_csz=limits.compute_size(bkv, keys),
+            num_buffers=2,
+            mxu_sums=_default_mxu_sums(problem, target),
+        )
+        bad = check(problem, config, target, vmem_share=share)
+        if bad is None:
+            return _with_third_buffer(config, problem, target, share)
+        smaller = limits.smaller_block(bkv, problem)
+        if bkv > usual:
+            bkv = usual
+        elif smaller and bkv > max(kv_per_q * bq, keys):
+            bkv = smaller
+        elif bq > bq_csz:
+            bq //= 2
+        elif bq_csz > MIN_BQ_CSZ:
+            bq_csz //= 2  # the buffers of a pass shrink, the query block does not
+        elif smaller:
+            bkv = smaller
+        else:
+            return bad

@@ -1,0 +1,98 @@
+"""The search space of the decode family: axes, default, check. No jax."""
+
+from rpa_kernels import limits
+from rpa_kernels.decode.account import scratch_bytes
+from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+
+
+def check(
+    problem: Problem,
+    config: DecodeConfig,
+    target: Target,
+    *,
+    vmem_share: float = limits.SCRATCH_VMEM_SHARE,
+) -> Infeasible | None:
+    """None when a config can exist for `problem` on `target`, else the limit it breaks.
+
+    Args:
+      problem: Static shapes and features.
+      config: Block sizes.
+      target: The chip.
+      vmem_share: Share of VMEM that scratch may take.
+    """
+    bad = limits.check_positive(
+        bkv_sz=config.bkv_sz, bkv_csz=config.bkv_csz, seqs_per_step=config.seqs_per_step,
+        num_buffers=config.num_buffers - 1, bq_sz=config.bq_sz,
+    )  # fmt: skip
+    bad = bad or limits.check_blocks(bkv_sz=config.bkv_sz, bkv_csz=config.bkv_csz, problem=problem)
+    if bad:
+        return bad
+    if config.bq_sz < config.seqs_per_step:
+        return Infeasible(
+            limit="bq_sz >= seqs_per_step",
+            need=config.bq_sz,
+            have=config.seqs_per_step,
+            unit="sequences",
+            hint="a step may touch two blocks of queries, not three",
+        )
+    return limits.check_memory(
+        scratch=scratch_bytes(problem, config, target),
+        problem=problem,
+        target=target,
+        vmem_share=vmem_share,
+    )
+
+
+def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
+    """Values worth trying, in rising order; `check` says which can be combined."""
+    del target
+    sizes = limits.block_sizes(problem, (128, 256, 512, 1024, 2048))
+    return {
+        "bkv_sz": sizes,
+        "bkv_csz": tuple(sorted({*sizes, *(n for n in (128, 256, 512) if n <= max(sizes))})),
+        "seqs_per_step": (1, 2, 4, 8),
+        "num_buffers": (2, 3, 4),
+        "bq_sz": (16, 32),
+    }
+
+
+def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasible:
+    """A config that fits, by rule of thumb: blocks of 512 tokens, about 2 MiB in a step.
+
+    Where one block of 512 is more than that, two of 256: as many bytes and as much code in a step,
+    and tails and windows leave less of a block empty.
+
+    Four buffers, where they fit: the tail of a sequence takes as long to attend to as a whole
+    block but is fetched sooner, and the more steps are under way the longer the read engine has
+    work beside tails. Queries of 16 sequences at a time are never behind the KV of their steps.
+
+    Returns:
+      The first of a falling series that passes `check`, or the last one's `Infeasible`.
+    """
+    block, seqs, buffers = limits.block_sizes(problem, (512,))[0], 4, 4
+    while seqs > 1 and seqs * block * problem.kv_token_bytes > 2 << 20:
+        seqs //= 2
+    if block * problem.kv_token_bytes > 2 << 20:
+        block, seqs = limits.block_sizes(problem, (256,))[0], 2
+    while True:
+        config = DecodeConfig(
+            bkv_sz=block,
+            bkv_csz=limits.compute_size(block, 512),
+            seqs_per_step=seqs,
+            num_buffers=buffers,
+            bq_sz=16,
+        )
+        bad = check(problem, config, target, vmem_share=limits.DEFAULT_VMEM_SHARE)
+        if bad is None:
+            return config
+        if buffers > 3:
+            buffers -= 1
+        elif seqs > 1:
+            seqs //= 2
+        elif smaller := limits.smaller_block(block, problem):
+            block = smaller
+        else:
+            return bad
