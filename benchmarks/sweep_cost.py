@@ -96,7 +96,7 @@ LAYOUTS = (
     Layout(name="--workers 1", num_runs=1, workers=1),
     Layout(name="--workers 16", num_runs=1, workers=16),
     Layout(name="--shard I/16 --workers 16", num_runs=16, workers=16),
-    Layout(name="--engine ray", num_runs=1, workers=256),
+    Layout(name="--executor ray", num_runs=1, workers=256),
 )
 
 

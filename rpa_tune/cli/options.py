@@ -1,8 +1,9 @@
 """Options that several commands share: a candidate, a batch, where compiles are kept."""
 
+import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,21 @@ if TYPE_CHECKING:
     _TextParam = click.ParamType[str]
 else:  # generic from click 8.5 on
     _TextParam = click.ParamType
+
+
+class RenamedOption(click.Option):
+    """An option whose old spelling still works, and is not shown by `--help`."""
+
+    def __init__(self, declarations: Sequence[str], *, old: str, **settings: Any) -> None:
+        """Takes what `click.Option` does, and the old spelling."""
+        super().__init__([*declarations, old], **settings)
+        self._old = old
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The line of `--help`, without the old spelling."""
+        shown = copy.copy(self)
+        shown.opts = [name for name in self.opts if name != self._old]
+        return super(RenamedOption, shown).get_help_record(ctx)
 
 
 class Choice(_TextParam):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rpa_tune.candidate import Fidelity
 from rpa_tune.cli.forecast import forecast, print_forecast
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import ChipName, Choice, cache_option
+from rpa_tune.cli.options import ChipName, Choice, RenamedOption, cache_option
 from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
 from rpa_tune.cli.sweep_job import Job, open_job
 from rpa_tune.cli.sweep_text import Outcome, print_outcome
@@ -79,8 +79,9 @@ _LEAST_CHECK_DEADLINE_S = 300.0
 @click.option("--storage", metavar="FILE|URL",
               help="Share the work with other runs, each with a --store of its own, through a "
               "journal file or postgresql://USER@HOST/DATABASE.")  # fmt: skip
-@click.option("--engine", type=Choice(("local", "ray")), default="local", show_default=True,
-              help="Where to compile: processes here, or a Ray cluster.")  # fmt: skip
+@click.option("--executor", cls=RenamedOption, old="--engine", type=Choice(("local", "ray")),
+              default="local", show_default=True,
+              help="Where tasks run: processes on this machine, or a Ray cluster.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def sweep(**options: Any) -> None:
     """Tunes what PLAN asks for and writes table rows.
@@ -138,7 +139,7 @@ class _Options:
     verify: bool
     shard_text: str | None
     storage: str | None
-    engine: str
+    executor: str
     as_json: bool
 
     def resume_command(self, store_file: Path) -> str:
@@ -156,7 +157,7 @@ class _Options:
             "--store": store_file,
             "--tables": self.table_folder,
             "--cache": self.cache,
-            "--engine": None if self.engine == "local" else self.engine,
+            "--executor": None if self.executor == "local" else self.executor,
             "--shard": self.shard_text,
             "--storage": None if self.storage is None else hide_password(self.storage),
         }
@@ -174,7 +175,7 @@ def _tune(
         require_writable(asked.table_folder)
     if any(public_family(name) for name in plan.families):
         use_wheel(asked.cache / WHEELS)
-    host, measuring = find_measuring_host(asked.engine, plan)
+    host, measuring = find_measuring_host(asked.executor, plan)
     with tempfile.TemporaryDirectory() as no_cache, _open_exchange(asked) as exchange:
         cache = Path(no_cache) if asked.fresh else asked.cache
         made = make_evaluators(plan, pool, cache, measuring)
@@ -231,7 +232,7 @@ def _load(asked: _Options) -> SweepPlan:
 
 def _make_pool(asked: _Options) -> WorkerPool | RayPool:
     """Where tasks run; nothing starts yet, but a cluster is connected to."""
-    if asked.engine == "ray":
+    if asked.executor == "ray":
         return RayPool(num_workers=asked.workers, address=os.environ.get("RAY_ADDRESS"))
     return WorkerPool(num_workers=asked.workers or _num_cores())
 
@@ -250,17 +251,17 @@ def _open_exchange(asked: _Options) -> "AbstractContextManager[Exchange | None]"
     return Exchange(asked.storage)
 
 
-def find_measuring_host(engine: str, plan: SweepPlan) -> tuple[MeasuringHost, TaskPool | None]:
+def find_measuring_host(executor: str, plan: SweepPlan) -> tuple[MeasuringHost, TaskPool | None]:
     """What to measure on, and where; what is there is found out by a worker process.
 
     Args:
-      engine: `local` looks for a TPU of this host, `ray` for TPU hosts of the cluster.
+      executor: `local` looks for a TPU of this host, `ray` for TPU hosts of the cluster.
       plan: Says how many to measure, and for which chips.
     """
     if not plan.search.measure:
         return MeasuringHost(reason="the plan measures none"), None
     pool: TaskPool
-    if engine == "ray":
+    if executor == "ray":
         pool = RayPool(resources={"TPU": 1})
         if not pool.has_room:
             return MeasuringHost(reason="no node of the cluster has a TPU"), None

@@ -12,7 +12,8 @@ import yaml
 
 from rpa_tune.cli.main import print_json
 from rpa_tune.cli.numbers import number, number_or_none
-from rpa_tune.cli.workload_words import hints_name_options
+from rpa_tune.cli.options import RenamedOption
+from rpa_tune.cli.workload_words import OPTION_OF_SECTION, hints_name_options
 from rpa_tune.cli.workloads_text import print_list, print_summary
 from rpa_tune.errors import TraceError, UsageError
 from rpa_tune.workload.build import build_workload, serve
@@ -47,10 +48,19 @@ def _spec_options(command: Command) -> Command:
                 help="Tokens in a page.",
             ),
             click.option(
-                "--engine", multiple=True, metavar="KNOB=VALUE", help="Engine knob; may repeat."
+                "--knob",
+                "knobs",
+                cls=RenamedOption,
+                old="--engine",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Knob of the serving engine; may repeat.",
             ),
             click.option(
-                "--arrivals", multiple=True, metavar="KEY=VALUE", help="Arrivals; may repeat."
+                "--arrivals",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="How requests arrive; may repeat.",
             ),
             click.option("--requests", type=number("requests"), help="Requests to serve."),
             click.option("--seed", type=number("seed"), help="Seed of all that is drawn."),
@@ -210,7 +220,7 @@ def _changes(
     base: Mapping[str, Any],
     *,
     page_size: int,
-    engine: tuple[str, ...],
+    knobs: tuple[str, ...],
     arrivals: tuple[str, ...],
     requests: int | None,
     seed: int | None,
@@ -222,7 +232,7 @@ def _changes(
     Args:
       base: The mapping.
       page_size: Tokens in a page.
-      engine: `KNOB=VALUE`s.
+      knobs: `KEY=VALUE`s of the serving engine.
       arrivals: `KEY=VALUE`s.
       requests: Requests to serve.
       seed: Of all that is drawn.
@@ -242,7 +252,7 @@ def _changes(
             raise UsageError(f"--{key.replace('_', '-')}: this workload has no trace")
         if value is not None:
             changes["requests"][key] = value
-    for section, pairs in (("engine", engine), ("arrivals", arrivals)):
+    for section, pairs in (("engine", knobs), ("arrivals", arrivals)):
         if pairs:
             changes[section] = dict(_pair(section, pair) for pair in pairs)
     if seed is not None:
@@ -252,12 +262,13 @@ def _changes(
 
 def _pair(section: str, text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
+    option = OPTION_OF_SECTION[section]
     if not equals:
-        raise UsageError(f"--{section} needs KEY=VALUE, got {text!r}")
+        raise UsageError(f"{option} needs KEY=VALUE, got {text!r}")
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UsageError(f"--{section} {key} has no value: {value!r}") from error
+        raise UsageError(f"{option} {key} has no value: {value!r}") from error
 
 
 def _print(summary: dict[str, Any], as_json: bool) -> None:

@@ -50,7 +50,7 @@ class RayPool:
             import ray
         except ImportError as error:
             raise UsageError(
-                "--engine ray needs Ray, which is not installed",
+                "--executor ray needs Ray, which is not installed",
                 hint=install_command("ray"),
             ) from error
         if not ray.is_initialized():

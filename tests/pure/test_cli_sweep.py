@@ -23,6 +23,7 @@ from rpa_tune.cli import sweep as module
 from rpa_tune.cli.main import cli
 from rpa_tune.cli.progress import RichWatch
 from rpa_tune.compile.failure import Reply
+from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import StoreError, TableError, UsageError
 from rpa_tune.store import journal
 from rpa_tune.sweep.oracle import Oracle
@@ -407,6 +408,23 @@ def test_what_goes_on_is_the_command_that_was_given(folder, evaluators, monkeypa
     assert command.startswith("rpa-tune sweep plan.yaml --workers 2 --store ")
     assert "--no-verify" in command
     assert "--fresh" not in command
+
+
+@pytest.mark.parametrize("option", ["--executor", "--engine"])
+def test_the_executor_has_an_old_spelling_that_is_not_shown(folder, monkeypatch, option):
+    pools = []
+
+    def connect(**given):
+        pools.append(given)
+        return WorkerPool(num_workers=1)
+
+    monkeypatch.setattr(module, "RayPool", connect)
+    result = sweep(option, "Ray", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert len(pools) == 1
+    text = sweep("--help").stdout
+    assert "--executor [local|ray]" in text
+    assert "--engine" not in text
 
 
 def with_optuna(monkeypatch, version):

@@ -65,12 +65,26 @@ def test_simulate_is_deterministic_and_counts_all(capsys: pytest.CaptureFixture[
 
 def test_knobs_reach_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
     data = run_json(
-        capsys, "simulate", "azure-conv", "--requests", "100", "--engine", "max_num_seqs=4",
-        "--engine", "max_num_batched_tokens=256", "--arrivals", "process=at_once",
+        capsys, "simulate", "azure-conv", "--requests", "100", "--knob", "max_num_seqs=4",
+        "--knob", "max_num_batched_tokens=256", "--arrivals", "process=at_once",
         "--arrivals", "request_rate=null",
     )  # fmt: skip
     assert data["distributions"]["seqs_per_step"]["p100"] == 4
     assert data["distributions"]["tokens_per_step"]["p100"] == 256
+
+
+def test_the_old_spelling_of_knobs_works_and_is_not_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = run_json(
+        capsys, "simulate", "azure-conv", "--requests", "100", "--engine", "max_num_seqs=4",
+        "--knob", "max_num_batched_tokens=256",
+    )  # fmt: skip
+    assert data["distributions"]["seqs_per_step"]["p100"] == 4
+    assert data["distributions"]["tokens_per_step"]["p100"] == 256
+    _, text, _ = run(capsys, "simulate", "--help")
+    assert "--knob KEY=VALUE" in text
+    assert "--engine" not in text
 
 
 def test_simulated_steps_import_as_a_workload(
@@ -113,9 +127,9 @@ def test_bad_trace_has_line_and_column_or_is_dropped(
         (["simulate"], "either a WORKLOAD or a --trace"),
         (["simulate", "chat-low", "--trace", "azure-conv"], "either a WORKLOAD or a --trace"),
         (["simulate", "--trace", "nowhere"], "not readable"),
-        (["simulate", "--trace", "azure-conv", "--engine", "max_num_seqs"], "needs KEY=VALUE"),
-        (["simulate", "--trace", "azure-conv", "--engine", "max_num_seqs=]"], "has no value"),
-        (["simulate", "--trace", "azure-conv", "--engine", "seqs=5"], "unknown key 'seqs'"),
+        (["simulate", "--trace", "azure-conv", "--knob", "max_num_seqs"], "--knob needs KEY=VALUE"),
+        (["simulate", "--trace", "azure-conv", "--knob", "max_num_seqs=]"], "has no value"),
+        (["simulate", "--trace", "azure-conv", "--knob", "seqs=5"], "unknown key 'seqs'"),
         (["show", "agentic-low", "--time-unit", "ms"], "--time-unit: this workload has no trace"),
         (["show", "chat-low", "--page-size", "0"], "--page-size=0"),
         (["simulate", "--trace", "mooncake"], "prompt over max_model_len"),
