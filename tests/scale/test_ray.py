@@ -95,7 +95,8 @@ def test_a_sweep_on_a_cluster_writes_the_same_table(cluster, tmp_path, monkeypat
     rows = {}
     for executor in ("ray", "local"):
         command = ["sweep", "plan.yaml", "--no-verify", "--executor", executor,
-                   "--tables", executor, "--store", f"{executor}.jsonl", "--workers", "2"]  # fmt: skip
+                   "--tables", executor, "--store", f"{executor}.jsonl",
+                   "--workers", "2"]  # fmt: skip
         result = CliRunner().invoke(cli, command)
         assert result.exit_code == 0, result.output
         rows[executor] = [(r.key, r.configs, r.rule) for r in load_tables([tmp_path / executor])]
