@@ -204,7 +204,7 @@ def play_run(
 
     fill()
     run.play()
-    assert not waiting, "studies that nobody started"
+    assert not waiting, "studies that were never started"
     return run
 
 

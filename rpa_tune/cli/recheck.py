@@ -34,16 +34,16 @@ EXIT_FINDINGS = 3
 @click.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--recompile", is_flag=True,
-              help="Compile and simulate configs and heuristics again.")  # fmt: skip
+              help="Compile and simulate the rows' configs and the heuristics again.")  # fmt: skip
 @click.option("--chip", type=ChipName(), help="Only this chip.")
 @click.option("--family", type=Choice(ALL_FAMILIES), help="Only this family.")
 @click.option("--plan", "plan_files", multiple=True, type=click.Path(path_type=Path),
-              help="Sweep plan with the workload of nameless rows; repeatable.")  # fmt: skip
+              help="Plan with the workload of rows that name none; may repeat.")  # fmt: skip
 @click.option("--store", "store_file", type=click.Path(path_type=Path), show_default=True,
-              default=Path(".rpa-tune") / "check.jsonl", help="Answers are kept here.")  # fmt: skip
+              default=Path(".rpa-tune") / "check.jsonl", help="File for results.")  # fmt: skip
 @cache_option
 @click.option("--workers", type=number("workers"), default=1, show_default=True,
-              help="Compiler processes.")  # fmt: skip
+              help="Worker processes.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def check(
     folder: Path | None,
@@ -59,9 +59,9 @@ def check(
     """Finds rows of FOLDER, or of the shipped tables, that are stale under what is installed.
 
     Without --recompile only versions and workloads are compared. With it the rows are evaluated
-    again: reported are schedules that changed, configs that no longer fit, and rows that today's
-    heuristic beats. A row whose workload cannot be made again is a finding too: see --plan. What
-    was answered is in the store: the same command goes on after an interruption.
+    again. It reports schedules that changed, configs that no longer fit, and rows that today's
+    heuristic beats. A row whose workload cannot be rebuilt is a finding, too: see --plan. Results
+    are stored: after an interruption the same command resumes.
 
     Exit codes: 0 nothing found; 2 usage; 3 findings, or a table does not parse.
 
@@ -129,7 +129,7 @@ class _Lines(Watch):
     def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
         """A row begins."""
         self._num_begun += 1
-        known = f", {num_known} known" if num_known else ""
+        known = f", {num_known} already stored" if num_known else ""
         self._say(f"row {self._num_begun} of {self._num_rows}: {study.name}: {num} configs{known}")
 
     def answered(self, study: Study, evaluation: Evaluation) -> None:

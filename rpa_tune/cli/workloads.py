@@ -63,23 +63,23 @@ def _spec_options(command: Command) -> Command:
                 help="How requests arrive; may repeat.",
             ),
             click.option("--requests", type=number("requests"), help="Requests to serve."),
-            click.option("--seed", type=number("seed"), help="Seed of all that is drawn."),
-            click.option("--drop-bad", is_flag=True, help="Leave bad rows out and count them."),
+            click.option("--seed", type=number("seed"), help="Random seed."),
+            click.option("--drop-bad", is_flag=True, help="Skip bad rows and count them."),
             click.option(
                 "--time-unit",
                 type=click.Choice([*UNITS_PER_S]),
-                help="Unit of a trace's times, where the file does not say.",
+                help="Unit of the trace's times, if the file does not state it.",
             ),
             click.option(
                 "--block-tokens",
                 type=number("block_tokens"),
-                help="Tokens that one of a trace's hash_ids stands for.",
+                help="Tokens per hash_ids block of the trace.",
             ),
             click.option(
                 "--turns",
                 type=click.Choice(TURNS),
-                help="Whether prompts of later turns hold the turns before (full) or what "
-                "a turn adds (new); apart: ids of conversations mean nothing.",
+                help="What the prompt of a later turn contains: all turns before it, too (full), "
+                "or only what it adds (new); apart ignores conversation ids.",
             ),
         ]
     ):
@@ -116,9 +116,9 @@ def list_command(as_json: bool) -> None:
 @JSON_OPTION
 @hints_name_options()
 def show(workload: str, batches: int | None, as_json: bool, **options: Any) -> None:
-    """Draws WORKLOAD: a preset, a trace, a recording, or a stored workload.
+    """Shows WORKLOAD: a preset, a trace, a recording, or a stored workload.
 
-    The error of the batches that stand for all steps is that of a heuristic kernel time.
+    The error of the batches that represent all steps is that of a heuristic kernel time.
 
     Example: rpa-tune workloads show chat-high --page-size 64
     """
@@ -140,8 +140,10 @@ def show(workload: str, batches: int | None, as_json: bool, **options: Any) -> N
 @workloads.command()
 @click.argument("workload", required=False)
 @click.option("--trace", help="Shipped trace or file, served by an engine with default knobs.")
-@click.option("--steps", type=click.Path(path_type=Path), help="Write every step, JSON Lines.")
-@click.option("--page-tables", is_flag=True, help="With --steps: page tables, too.")
+@click.option(
+    "--steps", type=click.Path(path_type=Path), help="Write every step to this file, JSON Lines."
+)
+@click.option("--page-tables", is_flag=True, help="With --steps: also write page tables.")
 @_spec_options
 @JSON_OPTION
 @hints_name_options()
@@ -153,9 +155,9 @@ def simulate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Runs the engine over a preset WORKLOAD or a --trace, and says what it launched.
+    """Simulates a serving engine on a preset WORKLOAD or a --trace, and reports its launches.
 
-    Every step counts, also while the engine fills up and runs dry.
+    All steps are counted, including those while the engine fills up and drains.
 
     Example: rpa-tune workloads simulate --trace azure-conv --requests 10000 --json
     """

@@ -112,7 +112,7 @@ _MAPPINGS = {"heuristic": True, "agreement": True, "config": False, "sampler": F
 
 
 def _check(note: StudyPlan | StudyNote | Stopped) -> None:
-    """Refuses fields of the wrong type: the file may be anybody's.
+    """Refuses fields of the wrong type: the file may come from anywhere.
 
     Raises:
       ValueError: There is one.

@@ -146,7 +146,7 @@ def test_warnings_do_not_fail_and_problems_do(monkeypatch, capsys):
     code, out = run(monkeypatch, capsys, [GOOD, MEH])
     assert code == 0
     assert "hint: watch" in out
-    assert "all is well" in out
+    assert "no problems found" in out
     code, out = run(monkeypatch, capsys, [GOOD, BAD])
     assert code == 1
     assert "it hurts" in out

@@ -70,9 +70,9 @@ def test_text_says_time_bound_owners_and_what_is_guessed(run):
     assert code == 0
     assert "time " in out
     assert BOUNDS["hbm"] in out
-    assert "cycles by owner" in out
+    assert "cycles by cause" in out
     assert "issue" in out
-    assert "guesses behind the time: none" in out
+    assert "guessed parameters: none" in out
     assert "2 decode, 0 prefill and 1 mixed sequences" in out
 
 
@@ -115,9 +115,9 @@ def test_no_time_is_exit_code_1_with_the_reason_and_all_keys(run, config, status
         ({"batch": None, "workload": "azure"}, "unknown workload 'azure'", "azure-conv"),
         ({"batch": None}, "one of --workload and --batch", ""),
         ({"config": "bkv=3"}, "'bkv' is not a field", "bkv_sz"),
-        ({"config": "bkv_sz=3,bkv_sz=4"}, "is not a new name=integer", ""),
-        ({"config": "bkv_sz=x"}, "is not a new name=integer", ""),
-        ({"config": "bkv_sz=-1"}, "is not a new name=integer", ""),
+        ({"config": "bkv_sz=3,bkv_sz=4"}, "must be name=integer, each name once", ""),
+        ({"config": "bkv_sz=x"}, "must be name=integer, each name once", ""),
+        ({"config": "bkv_sz=-1"}, "must be name=integer, each name once", ""),
         ({"tp": 3}, "cannot run at tp=3", "use one of"),
         ({"page-size": 0}, "--page-size=0", ""),
         ({"windowed": True}, "no layers that a kernel family serves for windowed=True", "32 full"),
@@ -151,7 +151,7 @@ def test_hints_about_a_trace_name_a_command_that_has_the_option(run, tmp_path):
     code, out, err = run(batch=None, workload=trace)
     assert (code, out) == (2, "")
     command = f"rpa-tune workloads import '{trace}' -o stored.json --drop-bad"
-    assert f"hint: mend the row, or leave bad rows out with `{command}`" in err
+    assert f"hint: fix the row, or skip bad rows with `{command}`" in err
     assert "`--workload stored.json`" in err
 
 
@@ -199,18 +199,22 @@ def test_advice_comes_from_neighbours_that_were_tried(run, by_bytes):
     code, out, err = run(**NO_TRIES, tries=30)
     assert code == 0
     advice = next(line for line in out.splitlines() if line.startswith("advice"))
-    assert "page size 256 for 128 takes" in advice
+    assert "page size 256 instead of 128 takes" in advice
     assert "(simulated)" in advice
-    for change in ("page size 64 for 128", "float8_e4m3fn cache for bfloat16", "bq_sz=32 for 16"):
+    for change in (
+        "page size 64 instead of 128",
+        "float8_e4m3fn cache instead of bfloat16",
+        "bq_sz=32 instead of 16",
+    ):
         assert f"{change} (tried)" in out
     assert "1 of " in err  # progress
     answer = json.loads(run(**NO_TRIES, tries=30, json=True)[1])
     by_change = {n["change"]: n for n in answer["neighbours"]}
-    larger = by_change["page size 256 for 128"]
+    larger = by_change["page size 256 instead of 128"]
     assert larger["page_size"] == 256
     assert larger["speedup"] == pytest.approx(answer["time_us"] / larger["time_us"])
     assert larger["speedup"] > 1.05
-    assert by_change["page size 64 for 128"]["speedup"] < 1
+    assert by_change["page size 64 instead of 128"]["speedup"] < 1
     # Exactly one thing differs: a page size, a cache, or one field of the config.
     for neighbour in answer["neighbours"]:
         same_problem = (neighbour["page_size"], neighbour["kv_dtype"]) == (128, "bfloat16")

@@ -114,7 +114,7 @@ def test_bad_trace_has_line_and_column_or_is_dropped(
     assert (code, out) == (2, "")
     assert err.startswith("error: length too small: got -3")
     assert f"{path}:3, column 'prompt_tokens'" in err
-    assert "hint: mend the row, or leave bad rows out with `--drop-bad`" in err
+    assert "hint: fix the row, or skip bad rows with `--drop-bad`" in err
     data = run_json(capsys, "show", str(path), "--drop-bad")
     assert data["dropped"] == {"length too small": 1}
     assert data["requests"]["count"] == 2
@@ -151,7 +151,7 @@ def test_what_a_trace_does_not_say_is_asked_for_and_told(
     path.write_text("".join(json.dumps({"ts": 50 * i, **row}) + "\n" for i in range(9)))
     code, out, err = run(capsys, "show", str(path))
     assert (code, out) == (2, "")
-    assert "hint: say which with `--time-unit s` or `--time-unit ms`" in err
+    assert "hint: give the unit with `--time-unit s` or `--time-unit ms`" in err
     code, out, err = run(capsys, "show", str(path), "--time-unit", "ms")
     assert (code, out) == (2, "")
     assert "with `--block-tokens 64`; the numbers fit blocks of 64 tokens" in err
@@ -176,7 +176,7 @@ def test_a_sweep_says_as_what_its_trace_was_read(
     with pytest.raises(SystemExit) as left:
         main(["sweep", str(plan), "--dry-run"])
     assert left.value.code == 2
-    assert "hint: say which with `requests: {time_unit: s}`" in capsys.readouterr().err
+    assert "hint: give the unit with `requests: {time_unit: s}`" in capsys.readouterr().err
     told = f"workload: {{requests: {{trace: {trace}, time_unit: s}}}}"
     plan.write_text(text.replace(f"workload: {trace}", told))
     with pytest.raises(SystemExit):

@@ -31,8 +31,8 @@ TWO_CONFIGS = make_row(
 GOLDEN = [
     (PROBLEM, [make_row(configs=[TUNED])], Source.EXACT, "simulated, tuned"),
     (NEAR, [make_row(configs=[TUNED])], Source.NEAREST, "max_num_seqs 8 for 16"),
-    (NEAR, [make_row(configs=[TUNED], verdict="heuristic")], Source.HEURISTIC, "found it fine"),
-    (FAR, [make_row(configs=[TUNED])], Source.HEURISTIC, "none nearer than 4"),
+    (NEAR, [make_row(configs=[TUNED], verdict="heuristic")], Source.HEURISTIC, "heuristic won in"),
+    (FAR, [make_row(configs=[TUNED])], Source.HEURISTIC, "none that fits within distance 4"),
     (PROBLEM, [], Source.HEURISTIC, "no row for this key"),
     (PROBLEM, [make_row("mixed")], Source.HEURISTIC, "no row for this key"),
     (PROBLEM, [make_row(chip="v5e")], Source.HEURISTIC, "no row for this key"),

@@ -169,7 +169,7 @@ def test_when_the_first_fail_alike_on_the_device_no_more_are_tried(tmp_path):
         assert (result.decision, result.row()) == (None, None)
         said = _why_none(result)
         assert "no config works on the device" in said
-        assert "all failed alike; the next run asks again" in said
+        assert "all failed with the same error; the next run retries" in said
     calm, measured = run(tmp_path, study=study)
     assert calm.row().evidence.fidelity == "measured"
 
