@@ -103,7 +103,7 @@ SHELLS = {
     "harmless": ({"JAX_LOG_COMPILES": "1"}, Health.OK, "(JAX_LOG_COMPILES)", ""),
     "other program": (
         {"JAX_OTHER": "1", "JAX_LOG_COMPILES": "1"}, Health.WARNING,
-        "another schedule with JAX_OTHER=1", "compiler's defaults",
+        "a different schedule with JAX_OTHER=1", "compiler's defaults",
     ),
     "breaks": (
         {"LIBTPU_INIT_ARGS": "--break", "JAX_LOG_COMPILES": "1"}, Health.PROBLEM,

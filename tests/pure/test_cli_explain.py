@@ -113,7 +113,7 @@ def test_no_time_is_exit_code_1_with_the_reason_and_all_keys(run, config, status
         ({"chip": "v8"}, "unknown chip 'v8'", "known chips"),
         ({"model": "lama3-8b"}, "unknown model", "did you mean llama3-8b?"),
         ({"batch": None, "workload": "azure"}, "unknown workload 'azure'", "azure-conv"),
-        ({"batch": None}, "one of --workload and --batch", ""),
+        ({"batch": None}, "give either --workload or --batch", ""),
         ({"config": "bkv=3"}, "'bkv' is not a field", "bkv_sz"),
         ({"config": "bkv_sz=3,bkv_sz=4"}, "must be name=integer, each name once", ""),
         ({"config": "bkv_sz=x"}, "must be name=integer, each name once", ""),
@@ -187,7 +187,7 @@ def test_without_tries_only_the_bound_is_said(run, by_bytes):
     """Each bound had a fixed sentence of advice, wrong where it was tried."""
     code, out, _ = run(**NO_TRIES)
     assert code == 0
-    assert "advice    none: no neighbour has a time. --tries 8" in out
+    assert "advice    none: no neighbouring config has a time; --tries 8" in out
     for text in (*BOUNDS.values(), out):
         for word in ("would help", "larger", "faster memory", "more buffers"):
             assert word not in text
@@ -253,9 +253,9 @@ def test_answers_of_a_sweep_are_neighbours_too(run, by_bytes, tmp_path, batch_fi
         journal.append(replace(made.answer(elsewhere), time_us=0.5))
     answer = json.loads(run(config=None, json=True)[1])
     assert [(n["how"], n["change"], n["time_us"]) for n in answer["neighbours"]] == [
-        ("stored", "num_buffers=2 for 4", 1.0)
+        ("stored", "num_buffers=2 instead of 4", 1.0)
     ]
-    assert answer["advice"].startswith("num_buffers=2 for 4 takes 1.0 us")
+    assert answer["advice"].startswith("num_buffers=2 instead of 4 takes 1.0 us")
 
 
 def test_what_is_no_store_is_said(run, by_bytes, tmp_path):

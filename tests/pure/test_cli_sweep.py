@@ -315,7 +315,7 @@ def test_a_tpu_that_the_plan_does_not_name_measures_nothing(folder, evaluators, 
     monkeypatch.setattr(module, "device_pool", lambda: pool)
     result = sweep("--chip", "v5e")
     assert result.exit_code == 0
-    assert "the TPU that is there is a v6e, which the plan does not name" in result.stdout
+    assert "this TPU is a v6e, which the plan does not name" in result.stdout
     assert pool.closed
 
 
@@ -334,7 +334,7 @@ def test_shards_and_a_last_run_write_the_tables(folder, evaluators):
     assert sorted(p.name for p in (folder / ".rpa-tune").glob("*.jsonl")) == [
         "plan.1-of-2.jsonl", "plan.2-of-2.jsonl", "plan.jsonl",
     ]  # fmt: skip
-    assert "does not belong" in str(sweep("--shard", "1/3").exception)
+    assert "does not match the shards" in str(sweep("--shard", "1/3").exception)
 
 
 def test_the_last_run_finishes_what_a_dead_shard_left(folder, evaluators):

@@ -70,7 +70,7 @@ def test_unknown_fields_are_usage_errors():
 @pytest.mark.parametrize(
     ("task", "status", "code", "said"),
     [
-        ("check_right", "ok", 0, "right"),
+        ("check_right", "ok", 0, "correct"),
         ("check_wrong", "wrong_answer", 1, "data race"),
         ("fail", "run_failed", 1, "ValueError"),
         ("killed_every_time", "crashed", 1, "SIGKILL"),

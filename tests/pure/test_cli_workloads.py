@@ -47,7 +47,7 @@ def test_show_reports_kinds_histograms_and_error(capsys: pytest.CaptureFixture[s
     assert set(data["compression"]["time_error"]) == {"decode", "mixed"}
     assert sum(batch["weight"] for batch in data["batches"]) == pytest.approx(1.0)
     _, text, _ = run(capsys, *args)
-    for word in ("decode-only", "context of a sequence", "█", "held out", data["digest"]):
+    for word in ("decode-only", "context length per sequence", "█", "held out", data["digest"]):
         assert word in text
 
 
