@@ -50,7 +50,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     text += ["", "| public kernel | cells served | best of them |", "|---|---|---|"]
     text += [f"| {k} | {served[k]} of {len(cells)} | {best.get(k, 0)} |" for k in OPPONENTS]
     ahead = (compared["speedup"] >= 1).sum()
-    text += ["", f"Ahead in {ahead} of {len(compared)} cells that were compared."]
+    text += ["", f"Faster in {ahead} of {len(compared)} cells compared."]
     return text
 
 
