@@ -39,7 +39,8 @@ GOLDEN = [
     (PROBLEM, [make_row(configs=[{"bkv_sz": 1}])], Source.HEURISTIC, "missing"),
     (PROBLEM, [make_row(configs=[{**TUNED, "num_buffers": 1}])], Source.HEURISTIC, "num_buffers"),
     (PROBLEM, [make_row(configs=[{**TUNED, "num_buffers": 1}]),
-               make_row(problem=NEAR, configs=[TUNED])], Source.NEAREST, "max_num_seqs 16 instead of 8"),
+               make_row(problem=NEAR, configs=[TUNED])],
+     Source.NEAREST, "max_num_seqs 16 instead of 8"),
 ]  # fmt: skip
 
 
