@@ -245,5 +245,5 @@ def test_one_config_is_too_few_to_praise_the_simulator():
     alone = Agreement(
         num_configs=1, rank_correlation=None, regret_pct=0.0, measured_over_simulated=1.1
     )
-    assert "too few to say" in str(alone)
+    assert "too few to judge" in str(alone)
     assert "cost" not in str(alone)
