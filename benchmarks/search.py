@@ -131,7 +131,7 @@ def answer(truth: Truth, config: Any) -> Any:
 def seeds(truth: Truth, start: str, others: Sequence[Truth]) -> list[Any]:
     """Recorded configs to start from.
 
-    Winners are those of the other problems of the design half: the tables of somebody who has
+    Winners are those of the other problems of the design half: the tables of a user who has
     swept that half before.
     """
     if start == NOTHING:

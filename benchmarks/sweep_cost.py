@@ -96,7 +96,7 @@ LAYOUTS = (
     Layout(name="--workers 1", num_runs=1, workers=1),
     Layout(name="--workers 16", num_runs=1, workers=16),
     Layout(name="--shard I/16 --workers 16", num_runs=16, workers=16),
-    Layout(name="--engine ray", num_runs=1, workers=256),
+    Layout(name="--executor ray", num_runs=1, workers=256),
 )
 
 
@@ -204,7 +204,7 @@ def play_run(
 
     fill()
     run.play()
-    assert not waiting, "studies that nobody started"
+    assert not waiting, "studies that were never started"
     return run
 
 

@@ -116,7 +116,7 @@ class Artifact:
                     raise ArtifactError(
                         f"sha256 is {self.sha256}, not {sha256}",
                         where=str(path),
-                        hint="do not load it: it is not the file that was meant",
+                        hint="do not load it: it is not the expected file",
                     )
                 with zipfile.ZipFile(file) as archive:
                     self.manifest = _read_manifest(archive, path)
@@ -301,4 +301,4 @@ def _record(data: Any, what: str, names: set[str]) -> dict[str, Any]:
 
 def _check(good: Any, what: str, got: Any) -> None:
     if not good:
-        raise ValueError(f"{what}={got!r:.100} is not what it must be")
+        raise ValueError(f"{what}={got!r:.100} is invalid")

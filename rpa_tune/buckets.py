@@ -49,8 +49,8 @@ class Limits:
     """A server's limits, under the names of its options.
 
     Attributes:
-      max_num_seqs: Most sequences in one step.
-      max_num_batched_tokens: Most new tokens in one step.
+      max_num_seqs: Maximum number of sequences in a step.
+      max_num_batched_tokens: Maximum number of new tokens in a step.
       max_model_len: Longest context, tokens.
       bucket_seqs: Whether the per-sequence arrays are padded to the next power of two of
         sequences; else always to the most. tpu-inference 0.32.0 does not: its

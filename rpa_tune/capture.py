@@ -223,7 +223,7 @@ def record(
 def _copy(values: npt.ArrayLike) -> Int32Array:
     """A copy, since engines reuse their buffers; refuses what would have to leave a device."""
     if type(values).__module__.partition(".")[0] in ("jax", "jaxlib"):
-        raise TypeError("capture wants the host's arrays: copying from a device would stall it")
+        raise TypeError("capture needs host arrays: a copy from a device would stall the engine")
     return np.array(values, np.int32)
 
 

@@ -1,7 +1,7 @@
 """A model as attention sees it: kinds of layers, how many of each, and the problem of each kind.
 
 Layers of one kind have the same heads, window, scale and cache, so one kernel serves them all.
-What no kernel family can serve is a kind too, with the reason, so that nobody takes it for served.
+What no kernel family can serve is a kind too, with the reason, so that it is not taken for served.
 """
 
 import dataclasses

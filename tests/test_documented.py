@@ -38,7 +38,6 @@ space: {decode: {bkv_sz: [256, 512], bkv_csz: [256, 512], seqs_per_step: [1], bq
 search: {simulate: 6, wave: 3}
 """
 QUICK = {
-    "README.md: rpa-tune status .rpa-tune/chat.jsonl",
     "docs/serving.md: rpa-tune audit --model",
     "docs/workloads.md: rpa-tune workloads show",
     "sweeps/README.md: rpa-tune status .rpa-tune/chat.jsonl",
@@ -129,7 +128,6 @@ def public_tables(folder, stack):
 
 
 SETUPS = {
-    "README.md: rpa-tune status .rpa-tune/chat.jsonl": chat_sweep,
     "sweeps/README.md: rpa-tune status .rpa-tune/chat.jsonl": chat_sweep,
     "sweeps/README.md: rpa-tune sweep chat.yaml": chat_plan,
     "docs/workloads.md: rpa-tune workloads import": captured,

@@ -147,7 +147,7 @@ def test_every_dependency_is_imported_somewhere():
     for requirement in wanted:
         name = re.split(r"[\[>=<]", requirement)[0]
         pattern = rf"^\s*(import|from) {modules.get(name, name)}\b"
-        assert re.search(pattern, text, re.MULTILINE), f"nobody imports {name}"
+        assert re.search(pattern, text, re.MULTILINE), f"no module imports {name}"
 
 
 @pytest.mark.parametrize("name", ["capture.record", "capture.Capture", "load_dispatcher", "Step"])

@@ -34,13 +34,17 @@ _FAIL_ON = {
 
 @click.command(name="audit")
 @server_options
-@click.option("--tables", type=click.Path(path_type=Path), help="Laid over the shipped tables.")
+@click.option(
+    "--tables",
+    type=click.Path(path_type=Path),
+    help="Tables that take precedence over the shipped ones.",
+)
 @click.option("--fail-on", type=Choice(_FAIL_ON), default="heuristic",
-              show_default=True, help="From which coverage on a look-up is a miss.")  # fmt: skip
+              show_default=True, help="Count this coverage, and worse, as misses.")  # fmt: skip
 @click.option("--write-plan", type=click.Path(path_type=Path, dir_okay=False),
               help="Write a sweep plan that tunes the misses.")  # fmt: skip
 @click.option("--workload", default=DEFAULT_WORKLOAD, show_default=True,
-              help="What that plan tunes on: a preset or a file.")  # fmt: skip
+              help="Workload of that plan: a preset or a file.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def audit_command(
     tables: Path | None,
@@ -50,17 +54,18 @@ def audit_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Lists every look-up of a server, and where its configs would come from.
+    """Lists every table look-up of a server, and where its config comes from.
 
-    A model with several kinds of layers has every look-up once for each kind.
+    A model with several kinds of layers has every look-up once per kind. The options are the
+    server's own.
 
-    The options are the server's own. A config of the heuristic is a miss: nobody compared it with
-    others. The loss is against tuned configs: of the heuristic it is what was lost in a row that
-    differs in its maxima alone (tokens, sequences, context) and by a doubling at most, and without
-    one it is unknown.
+    A heuristic config counts as a miss, because it was never compared with other configs. The loss
+    is relative to tuned configs. For a heuristic config it is taken from a row that differs only in
+    its maxima (tokens, sequences, context), by a factor of two at most. Without such a row it is
+    unknown.
 
-    Exit codes: 0 every look-up is covered, or the plan was written; 2 usage; 3 misses, or layers
-    that no kernel serves.
+    Exit codes: 0 every look-up is covered, or the plan was written; 2 usage; 3 there are misses, or
+    layers that no kernel serves.
 
     Example: rpa-tune audit --model llama3-8b --chip v6e --max-num-seqs 64
     """
@@ -200,5 +205,5 @@ def _loss_text(entry: Entry) -> str:
 def _why_text(entry: Entry) -> str:
     loss = f"; loss as in {entry.loss.where}" if entry.loss else ""
     stale = "; made with other kernels" if entry.is_stale else ""
-    untested = "; nothing else had a time" if entry.is_untested else ""
+    untested = "; no other config had a time" if entry.is_untested else ""
     return f"{entry.why}{stale}{untested}{loss}"

@@ -38,24 +38,24 @@ DEFAULT_PARAMETERS = (
 @click.argument("records", type=click.Path(path_type=Path))
 @click.option("--chip", required=True, type=ChipName(), help="Chip to fit: v5e, v6e, v7x, ...")
 @click.option("--plan", type=click.Path(path_type=Path),
-              help="The plan that a store was made by; needed with a store.")  # fmt: skip
+              help="Plan of the sweep; required with a store.")  # fmt: skip
 @click.option("--batches", default=3, show_default=True, type=number("batches"),
-              help="Launches to take of each measured candidate of a store.")  # fmt: skip
+              help="Launches per measured candidate of a store.")  # fmt: skip
 @click.option(
     "--parameter",
     "parameters",
     multiple=True,
-    help=f"Parameter to fit; repeat. Default: {', '.join(DEFAULT_PARAMETERS)}.",
+    help=f"Parameter to fit; may repeat. Default: {', '.join(DEFAULT_PARAMETERS)}.",
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Write the fitted rows as YAML.")
 @click.option(
-    "--workers", default=1, show_default=True, type=number("workers"), help="Compiler processes."
+    "--workers", default=1, show_default=True, type=number("workers"), help="Worker processes."
 )
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
     default=default_cache_dir() / "fidelity",
-    help="Keeps the public wheel and the schedules.",
+    help="Folder for the public wheel and the schedules.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def calibrate(
@@ -71,10 +71,12 @@ def calibrate(
 ) -> None:
     """Fits machine parameters to the measured times in RECORDS.
 
-    RECORDS has the form of benchmarks/data/measured_rpa.json in the repository, times of the public
-    v3 kernel on your TPU, of which only device times are used; or it is the store of a sweep that
-    measured, with the PLAN that made it. The fitted rows belong into rpa_tune/llo/machines.yaml;
-    parameters that the records do not determine stay near where they were.
+    RECORDS is one of two things. It is a file in the form of benchmarks/data/measured_rpa.json,
+    with times of the public v3 kernel on your TPU; only its device times are used. Or it is the
+    store of a sweep that measured, together with the sweep's --plan.
+
+    The fitted rows belong in rpa_tune/llo/machines.yaml. Parameters that the records do not
+    determine stay near their old values.
 
     Example: rpa-tune calibrate .rpa-tune/quickstart.jsonl --plan quickstart --chip v6e
     """
@@ -101,7 +103,7 @@ def _from_store(
         raise UsageError(
             "a store does not say which batches it measured",
             where=str(path),
-            hint="add --plan with the plan that the store was made by",
+            hint="add --plan with the plan of the sweep",
         )
     files = [path, *find_shards(path).values()]
     found = [e for file in files for e in store.read(file).evaluations]

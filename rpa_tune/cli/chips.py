@@ -10,7 +10,7 @@ from rpa_tune.hw.chip import Chip, load_chip, load_chips
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def chips(name: str | None, as_json: bool) -> None:
-    """Lists the chips, or every number of the chip NAME with its source.
+    """Lists the chips, or every parameter of the chip NAME with its source.
 
     Example: rpa-tune chips v6e
     """

@@ -37,7 +37,7 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
 @click.option(
     "--num-pages",
     type=number("num_pages"),
-    help="Pages of the KV cache; default: enough for all sequences at their longest.",
+    help="Pages of the KV cache; default: enough for all sequences at maximum length.",
 )
 @click.option(
     "--q-dtype",
@@ -55,13 +55,17 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
 @click.option(
     "--v-scale", type=number("v_scale"), help="Scale of stored values, for a quantised cache."
 )
-@click.option("--tables", type=click.Path(path_type=Path), help="Laid over the shipped tables.")
+@click.option(
+    "--tables",
+    type=click.Path(path_type=Path),
+    help="Tables that take precedence over the shipped ones.",
+)
 @click.option(
     "--on-miss",
     default="nearest",
     show_default=True,
     type=Choice(["nearest", "heuristic", "error"]),
-    help="As the server loads its dispatcher.",
+    help="What the server's dispatcher does without an exact row.",
 )
 @click.option(
     "-o",
@@ -69,7 +73,7 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
     type=click.Path(path_type=Path),
     default="kernels.zip",
     show_default=True,
-    help="The artefact.",
+    help="File to write.",
 )
 @cache_option
 @click.option(
@@ -77,10 +81,10 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
     default=DEFAULT_DEADLINE_S,
     show_default=True,
     type=number("deadline"),
-    help="Seconds that one plan may take.",
+    help="Time limit per plan, seconds.",
 )
-@click.option("--workers", type=number("workers"), help="Processes; default: one a core.")
-@click.option("--dry-run", is_flag=True, help="List the plans, compile nothing.")
+@click.option("--workers", type=number("workers"), help="Worker processes; default: one per core.")
+@click.option("--dry-run", is_flag=True, help="List the plans; compile nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def compile_command(
     tables: Path | None,
@@ -95,13 +99,12 @@ def compile_command(
 ) -> None:
     """Compiles every kernel that a server can launch into one file, for its TPU host to load.
 
-    The options are the server's own; sizes and scales must be those of its calls. The file is for
-    the very jax, libtpu, kernels and chip it was made with: elsewhere the dispatcher says so and
-    compiles. It serves calls made outside of `jit`. Interrupted, the same command goes on.
+    The options are the server's own; sizes and scales must be those of its calls. Kernels for every
+    kind of layers of the model are included. The file is valid only for the jax, libtpu, kernels
+    and chip that it was built with; otherwise the dispatcher logs the reason and compiles. It
+    serves calls outside of `jit`. After an interruption the same command resumes.
 
-    Every kind of layers of the model is compiled for.
-
-    Exit codes: 0 done; 1 some plans are left out, because the compiler refused them or no kernel
+    Exit codes: 0 done; 1 some plans were left out, because the compiler refused them or no kernel
     serves such layers; 2 usage; 3 the file cannot be written, or a table does not parse.
 
     Example: rpa-tune compile --model llama3-8b --chip v6e --max-num-seqs 64 --num-pages 4096

@@ -1,4 +1,4 @@
-"""`rpa-tune doctor`: is this machine able to tune, and if not, what to do about it."""
+"""`rpa-tune doctor`: can this machine tune, and if not, how to fix it."""
 
 import enum
 import functools
@@ -74,11 +74,11 @@ class Check:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def doctor(chip: str, cache: Path, as_json: bool) -> None:
-    """Checks versions, disk, memory, and a compile for a chip that is not there.
+    """Checks versions, disk, memory, and a compile for a chip that is not attached.
 
-    The compile is done twice: as a sweep's workers do it, and with your shell's settings.
+    The compile runs twice: in the environment of a sweep's workers, and in that of your shell.
 
-    Exit code 1 when something is wrong; each problem comes with what to do.
+    Exit code 1 when there is a problem; each problem comes with a hint.
 
     Example: rpa-tune doctor
     """
@@ -91,7 +91,7 @@ def doctor(chip: str, cache: Path, as_json: bool) -> None:
     if as_json:
         print_json({"ok": not problems, "checks": [asdict(check) for check in checks]})
     else:
-        click.echo(f"problems: {', '.join(problems)}" if problems else "all is well")
+        click.echo(f"problems: {', '.join(problems)}" if problems else "no problems found")
     if problems:
         raise click.exceptions.Exit(1)
 
@@ -256,17 +256,17 @@ def check_own_environment(chip: str, wanted: "Probe") -> Check:
     right, wrong = is_right(None)
     if right:
         settings = ", ".join(target.program_settings()) or "none that jax or XLA reads"
-        return judge(Health.OK, f"the same schedule as without ({settings})")
+        return judge(Health.OK, f"the same schedule as with the defaults ({settings})")
     guilty = [name for name in target.suspects() if not is_right([name])[0]]
     names = ", ".join(f"{name}={os.environ[name]}" for name in guilty)
     if wrong:
         advice = f"unset {', '.join(guilty)}" if guilty else "compare with an empty environment"
-        advice += " where the kernels are called; sweeps start workers without"
+        advice += " where the kernels are called; sweep workers run without them"
         return judge(Health.PROBLEM, f"{names or 'your environment'}: {wrong}", advice)
     return judge(
         Health.WARNING,
-        f"another schedule with {names or 'your environment'}",
-        "tuned times are those of the compiler's defaults; sweeps start workers without",
+        f"a different schedule with {names or 'your environment'}",
+        "tuned times hold for the compiler's defaults; sweep workers run without these settings",
     )
 
 
@@ -298,12 +298,10 @@ def _judge_schedule(chip: str, schedule: str, seconds: float, judge: Callable[..
         except DumpError as error:
             return judge(
                 Health.PROBLEM,
-                f"schedule is not understood: {error.args[0]}",
+                f"the schedule cannot be parsed: {error.args[0]}",
                 f"use libtpu {' or '.join(_KNOWN_LIBTPU)}",
             )
-    return judge(
-        Health.OK, f"{seconds:.1f} s for {chip}, {len(program.bundles)} bundles, understood"
-    )
+    return judge(Health.OK, f"{seconds:.1f} s for {chip}, {len(program.bundles)} bundles, parsed")
 
 
 def _advice(log: str) -> str:

@@ -1,4 +1,4 @@
-"""`rpa-tune explain`: one candidate under the glass."""
+"""`rpa-tune explain`: one candidate in detail."""
 
 import functools
 from collections.abc import Sequence
@@ -46,14 +46,14 @@ ALWAYS = (
     default=0,
     show_default=True,
     type=click.IntRange(0),
-    help="Compile and simulate so many neighbours at most, and advise from them.",
+    help="Neighbouring configs to compile and simulate, at most.",
 )
 @click.option(
     "--store",
     "stores",
     multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="A sweep's answers to advise from, too; may repeat. Default: those in .rpa-tune.",
+    help="Sweep store whose times are used for advice; may repeat. Default: all in .rpa-tune.",
 )
 @cache_option
 @click.option(
@@ -61,7 +61,7 @@ ALWAYS = (
     default=DEFAULT_DEADLINE_S,
     show_default=True,
     type=number("deadline"),
-    help="Seconds that compiling, and simulating, may take.",
+    help="Time limit, seconds, for compiling and for simulating.",
 )
 @click.option(
     "--trace",
@@ -78,13 +78,15 @@ def explain(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compiles and simulates one config, and says where its time goes.
+    """Compiles and simulates one config, and shows where its time goes.
 
-    Without --config it is the family's own choice, which the dispatcher falls back on. Of a model
-    with several kinds of layers, --layers picks one; those without a window are the usual choice.
-    What would be faster is said of neighbours that have times alone: configs one step away, other
-    page sizes, another KV cache, from the stores of sweeps and from --tries. Exit code 1 when the
-    config cannot exist, does not compile, or has no time for another reason.
+    Without --config it is the family's default, which the dispatcher falls back on. For a model
+    with several kinds of layers, --layers picks one; the default is layers without a window.
+
+    Advice comes from the times of neighbours only: configs one step away, other page sizes, another
+    KV cache. The times are those of sweep stores and of --tries.
+
+    Exit code 1 when the config is infeasible, does not compile, or has no time for another reason.
 
     Example: rpa-tune explain --chip v6e --family decode --model llama3-8b
     --workload azure-conv --config bkv_sz=1024,num_buffers=2

@@ -22,16 +22,16 @@ _MIN_LOOP_SHARE = 0.01
 
 # One sentence per `Timeline.bound_by`.
 BOUNDS = {
-    "hbm": "Copies between HBM and VMEM take most of the time, and it goes into bytes.",
-    "dma_issue": "Copies take most of the time, and it goes into their number, not their bytes.",
-    "dma_latency": "The kernel waits for copies that the engines are not busy with.",
-    "mxu": "The matrix units, or their results, are waited for.",
-    "vector": "Vector work fills the bundles.",
+    "hbm": "Copies between HBM and VMEM take most of the time; their bytes are the limit.",
+    "dma_issue": "Copies take most of the time; their number is the limit, not their bytes.",
+    "dma_latency": "The kernel waits for the latency of copies while the DMA engines are idle.",
+    "mxu": "The kernel waits for the matrix units or their results.",
+    "vector": "Vector instructions fill the bundles.",
     "scalar": "Scalar bundles (addresses, loops, copy descriptors) take most of the time.",
-    "sync": "The kernel waits for flags that it sets itself.",
-    "launch": "Launching takes most of the time.",
+    "sync": "The kernel waits for its own semaphores.",
+    "launch": "Launch overhead takes most of the time.",
 }
-NOT_TRIED = "none: no neighbour has a time. --tries 8 compiles and simulates some"
+NOT_TRIED = "none: no neighbouring config has a time; --tries 8 simulates up to 8"
 _MAX_NEIGHBOURS = 8  # printed; all are in the JSON form
 
 
@@ -50,7 +50,7 @@ def print_simulation(
     click.echo(
         f"time      {evaluation.time_us:,.1f} us a launch, simulated: mean of "
         f"{len(evaluation.batch_us)} batches, {low:,.1f} to {high:,.1f}; "
-        f"no kernel with this account below {bound.time_us:,.1f}"
+        f"lower bound {bound.time_us:,.1f}"
     )
     if span := metrics.get("interval_us"):
         click.echo(
@@ -114,7 +114,7 @@ def _print_efficiency(metrics: dict[str, Any], chip: Chip, time_us: float) -> No
 
 def _print_owners(cycles_by_owner: dict[str, int]) -> None:
     total = sum(cycles_by_owner.values())
-    click.echo(f"\ncycles by owner ({total:,} in all)")
+    click.echo(f"\ncycles by cause ({total:,} in total)")
     for owner, cycles in sorted(cycles_by_owner.items(), key=lambda item: -item[1]):
         if cycles:
             click.echo(f"  {owner:16}{cycles:>14,}  {cycles / total:>6.1%}  {_bar(cycles / total)}")
@@ -124,7 +124,7 @@ def _print_heaviest(question: Question, simulation: Simulation) -> None:
     """Loops and slots of the batch that most of the time goes into."""
     weighted, timeline = simulation.heaviest(question.workload)
     click.echo(
-        f"\nthe batch with most of the time: {_describe(weighted.batch)}; "
+        f"\nthe batch that takes most of the time: {_describe(weighted.batch)}; "
         f"{weighted.weight:.0%} of launches, {timeline.time_us:,.1f} us, bound by "
         f"{timeline.bound_by}"
     )
@@ -160,8 +160,8 @@ def _print_doubts(metrics: dict[str, Any]) -> None:
         f"simulated in {metrics['simulate_s']:.1f} s"
     )
     unknown = ", ".join(f"{name} ({count:,})" for name, count in metrics["unknown"].items())
-    click.echo(f"not modelled: {unknown or 'nothing met'}")
-    click.echo(f"guesses behind the time: {', '.join(metrics['guesses']) or 'none'}")
+    click.echo(f"not modelled: {unknown or 'none'}")
+    click.echo(f"guessed parameters: {', '.join(metrics['guesses']) or 'none'}")
 
 
 def _describe(batch: Batch) -> str:

@@ -99,6 +99,6 @@ def print_forecast(rows: list[dict[str, Any]], as_json: bool) -> None:
         if row["padding"]:
             click.echo(f"{row['study']}: {row['padding']}")
         for limit, count in sorted(row["rejected"].items(), key=lambda item: -item[1]):
-            click.echo(f"{row['study']}: {count:,} configs left out: {limit}")
+            click.echo(f"{row['study']}: {count:,} configs are infeasible: {limit}")
     total = sum(row["seconds"] for row in rows)
-    click.echo(f"about {total:g} s in all ({rows[0]['seconds_are']}); nothing was run")
+    click.echo(f"about {total:g} s in total ({rows[0]['seconds_are']}); nothing was run")

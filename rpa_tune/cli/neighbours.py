@@ -81,11 +81,11 @@ def other_problems(question: Question, options: Mapping[str, Any]) -> list[tuple
     problem = question.candidate.problem
     size, cache = problem.page_size, _OTHER_CACHE[problem.kv_dtype]
     changes: list[tuple[str, dict[str, Any]]] = [
-        (f"page size {other} for {size}", {"page_size": other})
+        (f"page size {other} instead of {size}", {"page_size": other})
         for other in (2 * size, size // 2)
         if other
     ]
-    changes.append((f"{cache} cache for {problem.kv_dtype}", {"kv_dtype": cache}))
+    changes.append((f"{cache} cache instead of {problem.kv_dtype}", {"kv_dtype": cache}))
     text = ",".join(f"{name}={value}" for name, value in asdict(question.candidate.config).items())
     found = []
     for change, fields in changes:
@@ -209,7 +209,9 @@ def advice(neighbours: Sequence[Neighbour], base_us: float) -> str:
     error_pct = ERROR_PCT[Fidelity.SIMULATED]
     best = timed[0]
     best_us = best.time_us or 0.0
-    took = f"takes {best_us:,.1f} us for {base_us:,.1f}, {base_us / best_us:.2f}x (simulated)"
+    took = (
+        f"takes {best_us:,.1f} us instead of {base_us:,.1f}, {base_us / best_us:.2f}x (simulated)"
+    )
     if best_us * (1 + error_pct / 100) < base_us:
         return f"{best.change} {took}"
     return (
@@ -255,5 +257,7 @@ def _config_change(config: Any, other: Any) -> str:
     """`bkv_sz=1024 for 512, ...`."""
     ours, theirs = asdict(config), asdict(other)
     return ", ".join(
-        f"{name}={theirs[name]} for {ours[name]}" for name in ours if theirs[name] != ours[name]
+        f"{name}={theirs[name]} instead of {ours[name]}"
+        for name in ours
+        if theirs[name] != ours[name]
     )

@@ -1,8 +1,9 @@
 """Options that several commands share: a candidate, a batch, where compiles are kept."""
 
+import copy
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,21 @@ if TYPE_CHECKING:
     _TextParam = click.ParamType[str]
 else:  # generic from click 8.5 on
     _TextParam = click.ParamType
+
+
+class RenamedOption(click.Option):
+    """An option whose old spelling still works, and is not shown by `--help`."""
+
+    def __init__(self, declarations: Sequence[str], *, old: str, **settings: Any) -> None:
+        """Takes what `click.Option` does, and the old spelling."""
+        super().__init__([*declarations, old], **settings)
+        self._old = old
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The line of `--help`, without the old spelling."""
+        shown = copy.copy(self)
+        shown.opts = [name for name in self.opts if name != self._old]
+        return super(RenamedOption, shown).get_help_record(ctx)
 
 
 class Choice(_TextParam):
@@ -100,7 +116,7 @@ _OPTIONS = (
     click.option("--model", required=True, type=ModelName(),
                  help="Model name, or the path of a config.json."),
     click.option("--config", "config_text", default="", metavar="K=V,...",
-                 help="Fields that differ from the family's own choice."),
+                 help="Fields that override the family's default config."),
     click.option("--tp", default=1, show_default=True, type=number("tp"),
                  help="Devices that share the heads."),
     click.option("--page-size", default=128, show_default=True, type=number("page_size"),
@@ -117,12 +133,12 @@ _OPTIONS = (
 
 cache_option = click.option(
     "--cache", type=click.Path(path_type=Path), default=default_cache_dir,
-    help="Folder of compiles; default: the user's cache folder.",
+    help="Folder for cached compiles; default: the user's cache folder.",
 )  # fmt: skip
 
 batch_option = click.option(
     "--batch", "batch_file", type=click.Path(path_type=Path),
-    help='One batch instead: JSON {"q_lens": [..], "kv_lens": [..], "num_decode": n}.',
+    help='File with one batch, JSON {"q_lens": [..], "kv_lens": [..], "num_decode": n}.',
 )  # fmt: skip
 
 
@@ -145,7 +161,9 @@ def parse_config(text: str) -> dict[str, int]:
         value = value.strip()
         if not (value.isascii() and value.isdigit()) or name.strip() in fields:
             raise UsageError(
-                f"{part!r} is not a new name=integer", where="--config", hint="bkv_sz=512,bq_sz=8"
+                f"{part!r} must be name=integer, each name once",
+                where="--config",
+                hint="bkv_sz=512,bq_sz=8",
             )
         fields[name.strip()] = int(FIELD.check(int(value), name.strip(), where="--config"))
     return fields
@@ -172,7 +190,7 @@ def make_config(family: str, problem: Problem, chip: str, fields: dict[str, int]
         return dataclasses.replace(default, **fields)
     if missing := [name for name in known if name not in fields]:
         raise UsageError(
-            f"{family} has no config of its own here ({default}); {', '.join(missing)} missing",
+            f"{family} has no default config here ({default}); {', '.join(missing)} missing",
             where="--config",
         )
     return record.config_from_dict(fields)

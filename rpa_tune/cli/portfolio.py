@@ -26,19 +26,19 @@ EXIT_NO_ANSWERS = 3
 
 @click.command()
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--chip", type=ChipName(), help="Only this chip, instead of the plan's.")
+@click.option("--chip", type=ChipName(), help="Use this chip instead of the plan's.")
 @click.option("--store", "store_file", type=click.Path(path_type=Path),
-              help="Where the answers are; default .rpa-tune/PLAN.jsonl.")  # fmt: skip
+              help="Store with the results; default .rpa-tune/PLAN.jsonl.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def portfolio(plan_file: Path, chip: str | None, store_file: Path | None, as_json: bool) -> None:
-    """Prints the best rules of 1, 2, 3, ... configs for each study of PLAN, and what they lose.
+    """Prints the best rules of 1, 2, 3, ... configs for each study of PLAN, and their regret.
 
-    PLAN is a file, or the name of a plan that comes with rpa-tune. The loss (regret) is against the
-    best known config for every batch of the workload. Only answers of today's kernels, simulator
-    and compiler count, of the highest fidelity there is. Set `search.configs` in the plan to the
-    number of configs that rows may have.
+    PLAN is a file, or the name of a plan that comes with rpa-tune. The regret is the time lost
+    relative to the best known config for every batch of the workload. Only results of the installed
+    kernels, simulator and compiler are used, at the highest fidelity available. Set
+    `search.configs` in the plan to the number of configs that a row may have.
 
-    Exit codes: 0 done; 2 usage; 3 the store has no answer for some study.
+    Exit codes: 0 done; 2 usage; 3 the store has no results for some study.
 
     Example: rpa-tune portfolio quickstart
     """
@@ -126,7 +126,7 @@ def _lines(document: dict[str, Any]) -> list[str]:
         f"{document['num_batches']} batches of {document['workload']}{left_out}"
     )
     if not document["curve"]:
-        return [f"{document['study']}: no answers in the store{left_out}; sweep first"]
+        return [f"{document['study']}: no results in the store{left_out}; run rpa-tune sweep first"]
     lines = [head, f"{'configs':>9}{'time us':>11}{'regret %':>10}  rule"]
     for entry in document["curve"]:
         first, *rest = entry["text"]

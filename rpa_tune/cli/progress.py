@@ -70,12 +70,14 @@ class PlainWatch(CountingWatch):
     def study_started(self, study: Study, space: Space) -> None:
         """Says how large the space is."""
         super().study_started(study, space)
-        self._say(f"{study.name}: {len(space.configs):,} of {space.num_points:,} configs can exist")
+        self._say(
+            f"{study.name}: {len(space.configs):,} of {space.num_points:,} configs are feasible"
+        )
 
     def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
         """Says what is asked."""
         super().wave_started(study, fidelity, num, num_known)
-        known = f", {num_known:,} known" if num_known else ""
+        known = f", {num_known:,} already stored" if num_known else ""
         self._say(f"{study.name}: {fidelity.name.lower()} {num:,} candidates{known}")
 
     def answered(self, study: Study, evaluation: Evaluation) -> None:
@@ -83,7 +85,7 @@ class PlainWatch(CountingWatch):
         super().answered(study, evaluation)
         time_us, score = evaluation.time_us, self.tally.scores[study.name]
         if evaluation.ok and evaluation.fidelity is Fidelity.INTERPRETED:
-            self._say(f"{study.name}: right: {evaluation.metrics.get('how', '')}")
+            self._say(f"{study.name}: verified: {evaluation.metrics.get('how', '')}")
         else:
             found = f"{time_us:.1f} us" if time_us else f"{evaluation.status}: {evaluation.detail}"
             self._say(f"{study.name}: {found}; {score}")
@@ -95,7 +97,7 @@ class PlainWatch(CountingWatch):
         """Says what was decided."""
         super().study_finished(result)
         self._say(
-            f"{result.study.name}: {result.verdict}, {result.num_asked:,} new answers; {self.tally}"
+            f"{result.study.name}: {result.verdict}, {result.num_asked:,} new results; {self.tally}"
         )
 
     def _say(self, text: str) -> None:

@@ -56,7 +56,7 @@ def resolve_question(
       UsageError: Whatever is wrong with them.
     """
     if (workload is None) == (batch_file is None):
-        raise UsageError("one of --workload and --batch is needed, and only one")
+        raise UsageError("give either --workload or --batch")
     if batch_file is not None:
         batches = read_batch(batch_file)
     else:

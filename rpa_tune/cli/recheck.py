@@ -53,7 +53,7 @@ def recompile_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--recompile", is_flag=True,
-              help="Compile and simulate configs and heuristics again.")  # fmt: skip
+              help="Compile and simulate the rows' configs and the heuristics again.")  # fmt: skip
 @recompile_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def check(
@@ -70,9 +70,9 @@ def check(
     """Finds rows of FOLDER, or of the shipped tables, that are stale under what is installed.
 
     Without --recompile only versions and workloads are compared. With it the rows are evaluated
-    again: reported are schedules that changed, configs that no longer fit, and rows that today's
-    heuristic beats. A row whose workload cannot be made again is a finding too: see --plan. What
-    was answered is in the store: the same command goes on after an interruption.
+    again. It reports schedules that changed, configs that no longer fit, and rows that today's
+    heuristic beats. A row whose workload cannot be rebuilt is a finding, too: see --plan. Results
+    are stored: after an interruption the same command resumes.
 
     Exit codes: 0 nothing found; 2 usage; 3 findings, or a table does not parse.
 
@@ -147,7 +147,7 @@ class Lines(Watch):
 
     def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
         """A row begins, or is about to be verified."""
-        known = f", {num_known} known" if num_known else ""
+        known = f", {num_known} already stored" if num_known else ""
         if fidelity is Fidelity.INTERPRETED:
             self._say(f"{study.name}: verifying {counted(num, 'config')}{known}")
             return

@@ -25,13 +25,13 @@ _OPTIONS = (
     click.option("--tp", default=1, show_default=True, type=number("tp"),
                  help="Devices that share the heads."),
     click.option("--max-num-seqs", default=256, show_default=True, type=number("max_num_seqs"),
-                 help="Most sequences in one step."),
+                 help="Maximum sequences per step."),
     click.option("--max-num-batched-tokens", default=8192, show_default=True,
-                 type=number("max_num_batched_tokens"), help="Most new tokens in one step."),
+                 type=number("max_num_batched_tokens"), help="Maximum new tokens per step."),
     click.option("--max-model-len", default=8192, show_default=True, type=number("max_model_len"),
-                 help="Longest context, tokens."),
+                 help="Maximum context length, tokens."),
     click.option("--bucket-seqs", is_flag=True,
-                 help="The server pads to powers of two of sequences, too."),
+                 help="The server also pads sequences to powers of two."),
     click.option("--uses-prefill", is_flag=True,
                  help="The server puts sequences into the prefill slot of the distribution."),
     click.option("--page-size", default=128, show_default=True, type=number("page_size"),
@@ -56,8 +56,8 @@ class Server:
       model: Name or path.
       chip: Chip name.
       tp: Devices that share the heads.
-      max_num_seqs: Most sequences in one step.
-      max_num_batched_tokens: Most new tokens in one step.
+      max_num_seqs: Maximum number of sequences in a step.
+      max_num_batched_tokens: Maximum number of new tokens in a step.
       max_model_len: Longest context, tokens.
       bucket_seqs: See `Engine`.
       uses_prefill: See `Engine`.

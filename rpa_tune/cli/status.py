@@ -35,14 +35,14 @@ _NUMBER = re.compile(r"\d[\d,]*(\.\d+)?")
 @click.command()
 @click.argument("store_file", metavar="STORE", type=click.Path(path_type=Path))
 @click.option("--stops", is_flag=True,
-              help="Say why candidates stopped, too; like reasons once.")  # fmt: skip
+              help="Also print why candidates were dropped, grouped by reason.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def status(store_file: Path, stops: bool, as_json: bool) -> None:
     """Summarises STORE and its shards by study. Never blocks a running sweep.
 
-    Answers and failures, the best time against the heuristic's, why candidates stopped, how many
-    evaluations are left at most, and how long they will take at the rate of the last ones. With
-    --json every candidate that stopped is listed.
+    Shows results and failures, the best time relative to the heuristic's, why candidates were
+    dropped, the maximum number of evaluations left, and the time they will take at the current
+    rate. With --json every dropped candidate is listed.
 
     Exit codes: 0 done; 1 no such store, or not a store.
 
@@ -74,7 +74,7 @@ class _Found:
 
     Attributes:
       contents: By file.
-      running: Names of the files that somebody is writing to.
+      running: Names of the files that a run is writing to.
     """
 
     contents: Mapping[Path, Contents]
@@ -299,7 +299,7 @@ def _best_text(study: Mapping[str, Any]) -> str:
 
 def _overall_text(document: Mapping[str, Any]) -> str:
     damaged = document["damaged_lines"]
-    parts = [f"{document['answers']:,} answers"]
+    parts = [f"{document['answers']:,} results"]
     parts[0] += f", {len(damaged)} lines unreadable" if damaged else ""
     if len(document["files"]) > 1:
         parts[0] += f" in {len(document['files'])} files"

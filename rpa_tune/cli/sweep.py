@@ -16,7 +16,7 @@ from rich.console import Console
 from rpa_tune.candidate import Fidelity
 from rpa_tune.cli.forecast import forecast, print_forecast
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import ChipName, Choice, cache_option
+from rpa_tune.cli.options import ChipName, Choice, RenamedOption, cache_option
 from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
 from rpa_tune.cli.sweep_job import Job, open_job
 from rpa_tune.cli.sweep_text import Outcome, print_outcome
@@ -63,24 +63,25 @@ _LEAST_CHECK_DEADLINE_S = 300.0
 @click.command()
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--chip", type=ChipName(), help="Tune for this chip instead of the plan's.")
-@click.option("--dry-run", is_flag=True, help="Only say how much there is to do.")
-@click.option("--fresh", is_flag=True, help="Ask again what the store and the cache know.")
-@click.option("--workers", type=number("workers"), help="Compiler processes; default: one a core.")
-@click.option("--budget", help="Stop after this long, resumable: 90s, 30m, 2h.")
+@click.option("--dry-run", is_flag=True, help="Print the estimated work and stop.")
+@click.option("--fresh", is_flag=True, help="Ignore stored results and cached compiles.")
+@click.option("--workers", type=number("workers"), help="Worker processes; default: one per core.")
+@click.option("--budget", help="Time limit, such as 90s, 30m or 2h; resumable.")
 @click.option("--store", "store_file", type=click.Path(path_type=Path),
-              help="Answers are kept here; default .rpa-tune/PLAN.jsonl.")  # fmt: skip
+              help="File for results; default .rpa-tune/PLAN.jsonl.")  # fmt: skip
 @click.option("--tables", "table_folder", type=click.Path(path_type=Path), show_default=True,
-              default=Path("tuned_tables"), help="Rows are written here.")  # fmt: skip
+              default=Path("tuned_tables"), help="Folder for table rows.")  # fmt: skip
 @cache_option
 @click.option("--verify/--no-verify", default=True, show_default=True,
-              help="Compare with the reference what is about to be promoted.")  # fmt: skip
+              help="Verify winners against the reference before promotion.")  # fmt: skip
 @click.option("--shard", "shard_text", metavar="I/N",
-              help="Run the I-th of N parts, with a store file of its own.")  # fmt: skip
+              help="Run part I of N; its results have a file of their own.")  # fmt: skip
 @click.option("--storage", metavar="FILE|URL",
               help="Share the work with other runs, each with a --store of its own, through a "
               "journal file or postgresql://USER@HOST/DATABASE.")  # fmt: skip
-@click.option("--engine", type=Choice(("local", "ray")), default="local", show_default=True,
-              help="Where to compile: processes here, or a Ray cluster.")  # fmt: skip
+@click.option("--executor", cls=RenamedOption, old="--engine", type=Choice(("local", "ray")),
+              default="local", show_default=True,
+              help="Where tasks run: processes on this machine, or a Ray cluster.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def sweep(**options: Any) -> None:
     """Tunes what PLAN asks for and writes table rows.
@@ -88,16 +89,16 @@ def sweep(**options: Any) -> None:
     PLAN is a YAML file, or the name of a plan that comes with rpa-tune: public_hd64,
     public_stacked, public_v3, quickstart, steady_decode.
 
-    Candidates are bounded analytically, the promising ones are compiled for the chip and their
-    schedules simulated; on a host with a TPU of the study's chip the best are measured. Winners are
-    promoted if the interpreter finds them right. Everything learnt is stored at once: run the same
-    command again to go on after an interruption.
+    Each candidate gets an analytical lower bound. The most promising ones are compiled for the chip
+    and their schedules simulated. On a host with a TPU of the study's chip the best are measured.
+    A winner is promoted if it matches the reference under the interpreter. Every result is stored
+    at once: after an interruption, run the same command again to resume.
 
-    On a batch system, --shard 1/N to N/N run over one --store; afterwards the same command without
-    --shard finishes what is missing and writes the tables.
+    On a batch system, run --shard 1/N to N/N with one --store. Then run the same command without
+    --shard: it finishes what is missing and writes the tables.
 
-    Exit codes: 0 done; 1 error; 2 usage; 3 some problem has no config that works; 75 budget
-    spent; 130 interrupted. After 75 and 130 the same command resumes.
+    Exit codes: 0 done; 1 error; 2 usage; 3 a problem has no working config; 75 budget spent;
+    130 interrupted. After 75 and 130 the same command resumes.
 
     Example: rpa-tune sweep quickstart --chip v5e --budget 10m
     """
@@ -118,7 +119,7 @@ def sweep(**options: Any) -> None:
     print_outcome(outcome, as_json=asked.as_json)
     if what := {EXIT_BUDGET: "budget spent", EXIT_INTERRUPTED: "interrupted"}.get(outcome.code):
         command = asked.resume_command(job.store_file)
-        _say(f"{what}: {run.num_asked} new answers are in {job.own}; go on with: {command}")
+        _say(f"{what}: {run.num_asked} new results are in {job.own}; resume with: {command}")
     raise click.exceptions.Exit(outcome.code)
 
 
@@ -138,7 +139,7 @@ class _Options:
     verify: bool
     shard_text: str | None
     storage: str | None
-    engine: str
+    executor: str
     as_json: bool
 
     def resume_command(self, store_file: Path) -> str:
@@ -156,7 +157,7 @@ class _Options:
             "--store": store_file,
             "--tables": self.table_folder,
             "--cache": self.cache,
-            "--engine": None if self.engine == "local" else self.engine,
+            "--executor": None if self.executor == "local" else self.executor,
             "--shard": self.shard_text,
             "--storage": None if self.storage is None else hide_password(self.storage),
         }
@@ -174,7 +175,7 @@ def _tune(
         require_writable(asked.table_folder)
     if any(public_family(name) for name in plan.families):
         use_wheel(asked.cache / WHEELS)
-    host, measuring = find_measuring_host(asked.engine, plan)
+    host, measuring = find_measuring_host(asked.executor, plan)
     with tempfile.TemporaryDirectory() as no_cache, _open_exchange(asked) as exchange:
         cache = Path(no_cache) if asked.fresh else asked.cache
         made = make_evaluators(plan, pool, cache, measuring)
@@ -231,7 +232,7 @@ def _load(asked: _Options) -> SweepPlan:
 
 def _make_pool(asked: _Options) -> WorkerPool | RayPool:
     """Where tasks run; nothing starts yet, but a cluster is connected to."""
-    if asked.engine == "ray":
+    if asked.executor == "ray":
         return RayPool(num_workers=asked.workers, address=os.environ.get("RAY_ADDRESS"))
     return WorkerPool(num_workers=asked.workers or _num_cores())
 
@@ -242,25 +243,25 @@ def _open_exchange(asked: _Options) -> "AbstractContextManager[Exchange | None]"
         return nullcontext()
     if asked.fresh:
         raise UsageError(
-            "--fresh asks again what is known, and --storage takes what others know",
-            hint="for a new start give all runs a new --storage",
+            "--fresh ignores stored results, but --storage shares those of other runs",
+            hint="to start over, give all runs a new --storage",
         )
     from rpa_tune.sweep.exchange import Exchange
 
     return Exchange(asked.storage)
 
 
-def find_measuring_host(engine: str, plan: SweepPlan) -> tuple[MeasuringHost, TaskPool | None]:
+def find_measuring_host(executor: str, plan: SweepPlan) -> tuple[MeasuringHost, TaskPool | None]:
     """What to measure on, and where; what is there is found out by a worker process.
 
     Args:
-      engine: `local` looks for a TPU of this host, `ray` for TPU hosts of the cluster.
+      executor: `local` looks for a TPU of this host, `ray` for TPU hosts of the cluster.
       plan: Says how many to measure, and for which chips.
     """
     if not plan.search.measure:
-        return MeasuringHost(reason="the plan measures none"), None
+        return MeasuringHost(reason="the plan asks for no measurements"), None
     pool: TaskPool
-    if engine == "ray":
+    if executor == "ray":
         pool = RayPool(resources={"TPU": 1})
         if not pool.has_room:
             return MeasuringHost(reason="no node of the cluster has a TPU"), None
@@ -272,7 +273,7 @@ def find_measuring_host(engine: str, plan: SweepPlan) -> tuple[MeasuringHost, Ta
     if host.chip in plan.chips:
         return host, pool
     pool.close()
-    reason = host.reason or f"the TPU that is there is a {host.chip}, which the plan does not name"
+    reason = host.reason or f"this TPU is a {host.chip}, which the plan does not name"
     return MeasuringHost(reason=reason, device=host.device), None
 
 

@@ -62,7 +62,7 @@ def open_job(plan: SweepPlan, store_file: Path | None, shard_text: str | None) -
     counts = {other.count for other in found} | ({shard.count} if shard else set())
     if shard and len(counts) > 1:
         raise StoreError(
-            f"shard {shard} does not belong to the shards beside the store, of which there are "
+            f"shard {shard} does not match the shards beside the store, which are parts of "
             f"{min(counts - {shard.count})}",
             where=str(store_file),
             hint="remove those, or use another --store",

@@ -160,7 +160,7 @@ def _why_none(result: StudyResult) -> str:
         details = [answer.detail for answer in result.answers if answer.detail]
         where = f"no config works on the device, of {len(result.answers)} tried"
         rest = f". Simulated, the best was {best.candidate.config}, {best.time_us or 0.0:,.1f} us; "
-        rest += "for a row from simulated times set search.measure to 0 in the plan"
+        rest += "for a row from simulated times, set search.measure to 0 in the plan"
     else:
         counts = Counter(stop.reason for stop in result.stops)
         counts.update({f"rejected by {limit}": n for limit, n in result.space.rejected.items()})
@@ -176,10 +176,10 @@ def _why_no_comparison(result: StudyResult) -> str:
     """What became of the heuristic, without which nothing is promoted."""
     heuristic = result.study.heuristic()
     asked = [answer for answer in result.answers if answer.candidate.config == heuristic]
-    what = "; ".join(f"{a.status.value}: {a.detail}" for a in asked) or "it was not asked for"
+    what = "; ".join(f"{a.status.value}: {a.detail}" for a in asked) or "it was not evaluated"
     timed = min((a for a in result.answers if a.ok), key=lambda a: a.time_us or 0.0)
     return (
-        f"the heuristic has no time ({what}), so nothing is promoted: of the others "
+        f"the heuristic has no time ({what}), so nothing is promoted; the fastest other config, "
         f"{timed.candidate.config} takes {timed.time_us or 0.0:,.1f} us"
     )
 

@@ -39,7 +39,7 @@ def tables() -> None:
 @click.option("--family", type=Choice(ALL_FAMILIES), help="Only this family.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def show(folder: Path | None, chip: str | None, family: str | None, as_json: bool) -> None:
-    """Prints the rows of FOLDER, or of the tables this installation ships.
+    """Prints the rows of FOLDER, or of the shipped tables.
 
     Exit codes: 0 done; 2 usage; 3 a table does not parse.
 
@@ -64,7 +64,7 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
 @click.argument("folder", required=False, type=_FOLDER)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def lint(folder: Path | None, as_json: bool) -> None:
-    """Checks every row: it parses, fits its chip, can be looked up, and is not stale.
+    """Checks that every row parses, fits its chip, can be looked up, and is not stale.
 
     Exit codes: 0 nothing found; 2 usage; 3 findings.
 
@@ -93,7 +93,7 @@ tables.add_command(restamp)
 @click.argument("new", type=_FOLDER)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def diff(old: Path, new: Path, as_json: bool) -> None:
-    """Says which rows of the folders OLD and NEW differ, and in what.
+    """Lists the rows that differ between the folders OLD and NEW, with their fields.
 
     Exit codes: 0 the same; 1 they differ; 2 usage; 3 a table does not parse.
 
@@ -112,13 +112,13 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
 
 @tables.command()
 @click.argument("folder", required=False, type=_FOLDER)
-@click.option("--format", "form", required=True, type=Choice(EXPORTERS), help="Who reads it.")
+@click.option("--format", "form", required=True, type=Choice(EXPORTERS), help="Format to write.")
 @click.option("--chip", type=ChipName(), help="Only this chip.")
 @click.option("--output", type=click.Path(path_type=Path), help="File instead of stdout.")
 def export(folder: Path | None, form: str, chip: str | None, output: Path | None) -> None:
-    """Prints the rows of public kernels in the form that a serving engine reads.
+    """Prints the rows of public kernels in a format that a serving engine reads.
 
-    Rows that the form cannot say are named on stderr with the reason.
+    Rows that the format cannot represent are listed on stderr with the reason.
 
     Exit codes: 0 every row of a public kernel was exported; 2 usage; 3 some were left out, there
     were none, or a table does not parse.
@@ -147,7 +147,7 @@ def export(folder: Path | None, form: str, chip: str | None, output: Path | None
 @click.argument("sources", nargs=-1, required=True, type=_FOLDER)
 @click.option("--into", "target", required=True, type=_FOLDER, help="Folder to write to.")
 def merge(sources: tuple[Path, ...], target: Path) -> None:
-    """Copies the rows of the folders SOURCES into another; where keys agree, the later wins.
+    """Copies the rows of the folders SOURCES into another; for equal keys the last source wins.
 
     Exit codes: 0 done; 2 usage; 3 a table does not parse.
 
@@ -198,13 +198,13 @@ def workload_text(row: TableRow) -> str:
 def verified_text(row: TableRow) -> str:
     """Whether and how a row's configs were compared with the reference."""
     if public_family(row.key.family):
-        return "a public kernel: its results were not looked at"
+        return "a public kernel: not compared with the reference"
     return f"verified: {row.evidence.verified}" if row.evidence.verified else "not verified"
 
 
 def verdict_text(row: TableRow) -> str:
     """The verdict, and whether it was verified where that is ours to do."""
-    alone = ", nothing else had a time" if row.evidence.num_candidates < 2 else ""
+    alone = ", no other config had a time" if row.evidence.num_candidates < 2 else ""
     if public_family(row.key.family):
         return f"{row.evidence.verdict}{alone}, public kernel"
     checked = "verified" if row.evidence.verified else "not verified"

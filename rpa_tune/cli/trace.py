@@ -51,7 +51,7 @@ def load_schedule(candidate: Candidate, cache_dir: Path) -> str:
     """
     compiled = CompileCache(cache_dir).load(compile_key(candidate))
     if compiled is None or compiled.bundles is None:
-        raise DumpError("no schedule of this candidate is kept", where=str(cache_dir))
+        raise DumpError("the cache has no schedule of this candidate", where=str(cache_dir))
     raw = compiled.bundles.read_bytes()
     return (gzip.decompress(raw) if compiled.bundles.suffix == ".gz" else raw).decode()
 

@@ -1,4 +1,4 @@
-"""`rpa-tune verify`: is a config right? No TPU needed, and no libtpu."""
+"""`rpa-tune verify`: is a config correct? No TPU needed, and no libtpu."""
 
 import os
 from dataclasses import asdict
@@ -38,25 +38,28 @@ _DMA_MODES = ("on_wait", "eager")
     default=0,
     show_default=True,
     type=number("seed"),
-    help="Of queries, keys, values and cache.",
+    help="Random seed of queries, keys, values and cache.",
 )
 @click.option(
     "--deadline",
     default=600.0,
     show_default=True,
     type=number("deadline"),
-    help="Seconds one check may take.",
+    help="Time limit per check, seconds.",
 )
-@click.option("--workers", type=number("workers"), help="Processes; default: one a core.")
+@click.option("--workers", type=number("workers"), help="Worker processes; default: one per core.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) -> None:
     """Runs a config under the interpreter and compares it with the float32 reference.
 
-    Output and KV cache are compared, and races are looked for, on batches with lengths of 1, page
-    and block boundaries and their neighbours, with copies as late and as early as they may be, and
-    with entries of the page table that nobody may use out of bounds. Errors are those of the
-    kernel's roundings, with an exponential that is right to one; the chip's own is not in them.
-    Large models are slow: --tp divides the heads. Exit code 1 when something is wrong.
+    Compares output and KV cache, and looks for data races. The batches have lengths of 1 and
+    lengths at and next to page and block boundaries. Each runs twice: with DMA copies that complete
+    as late as possible, and as early as possible. Unused page-table entries are out of bounds.
+
+    Reported errors come from the kernel's rounding, with an exponential that is exact to one
+    rounding. Errors of the chip's own exponential are not included.
+
+    Large models are slow; --tp divides the heads. Exit code 1 when a check fails.
 
     Example: rpa-tune verify --chip v6e --family decode --model llama3-8b --tp 4 --config bq_sz=16
     """
@@ -80,7 +83,7 @@ def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) 
         cannot_exist = bool(verdicts) and all(
             verdict.status is Status.INFEASIBLE for verdict in verdicts
         )
-        click.echo("right" if is_right else "cannot exist" if cannot_exist else "WRONG")
+        click.echo("correct" if is_right else "infeasible" if cannot_exist else "WRONG")
     if not is_right:
         raise click.exceptions.Exit(1)
 

@@ -11,6 +11,9 @@ from rpa_tune.errors import TraceError
 from rpa_tune.workload.spec import load_presets
 from rpa_tune.workload.workload import Workload
 
+# Which option of `rpa-tune workloads` sets keys of a section of a workload's mapping.
+OPTION_OF_SECTION = {"engine": "--knob", "arrivals": "--arrivals"}
+
 
 def say_sources(workloads: Iterable[Workload]) -> None:
     """Says on stderr what workloads were made of, unless they are presets; each once."""
@@ -53,4 +56,4 @@ def _options(setting: str) -> str:
         option = f"--{key.replace('_', '-')}"
         return option if value is True else f"{option} {value}"
     pairs = ((key, "null" if value is None else value) for key, value in values.items())
-    return " ".join(f"--{section} {key}={value}" for key, value in pairs)
+    return " ".join(f"{OPTION_OF_SECTION[section]} {key}={value}" for key, value in pairs)

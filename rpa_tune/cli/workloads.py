@@ -11,8 +11,9 @@ import click
 import yaml
 
 from rpa_tune.cli.numbers import number, number_or_none
+from rpa_tune.cli.options import RenamedOption
 from rpa_tune.cli.output import print_json
-from rpa_tune.cli.workload_words import hints_name_options
+from rpa_tune.cli.workload_words import OPTION_OF_SECTION, hints_name_options
 from rpa_tune.cli.workloads_text import print_list, print_summary
 from rpa_tune.errors import TraceError, UsageError
 from rpa_tune.workload.build import build_workload, serve
@@ -47,29 +48,38 @@ def _spec_options(command: Command) -> Command:
                 help="Tokens in a page.",
             ),
             click.option(
-                "--engine", multiple=True, metavar="KNOB=VALUE", help="Engine knob; may repeat."
+                "--knob",
+                "knobs",
+                cls=RenamedOption,
+                old="--engine",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Knob of the serving engine; may repeat.",
             ),
             click.option(
-                "--arrivals", multiple=True, metavar="KEY=VALUE", help="Arrivals; may repeat."
+                "--arrivals",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="How requests arrive; may repeat.",
             ),
             click.option("--requests", type=number("requests"), help="Requests to serve."),
-            click.option("--seed", type=number("seed"), help="Seed of all that is drawn."),
-            click.option("--drop-bad", is_flag=True, help="Leave bad rows out and count them."),
+            click.option("--seed", type=number("seed"), help="Random seed."),
+            click.option("--drop-bad", is_flag=True, help="Skip bad rows and count them."),
             click.option(
                 "--time-unit",
                 type=click.Choice([*UNITS_PER_S]),
-                help="Unit of a trace's times, where the file does not say.",
+                help="Unit of the trace's times, if the file does not state it.",
             ),
             click.option(
                 "--block-tokens",
                 type=number("block_tokens"),
-                help="Tokens that one of a trace's hash_ids stands for.",
+                help="Tokens per hash_ids block of the trace.",
             ),
             click.option(
                 "--turns",
                 type=click.Choice(TURNS),
-                help="Whether prompts of later turns hold the turns before (full) or what "
-                "a turn adds (new); apart: ids of conversations mean nothing.",
+                help="What the prompt of a later turn contains: all turns before it, too (full), "
+                "or only what it adds (new); apart ignores conversation ids.",
             ),
         ]
     ):
@@ -106,9 +116,9 @@ def list_command(as_json: bool) -> None:
 @JSON_OPTION
 @hints_name_options()
 def show(workload: str, batches: int | None, as_json: bool, **options: Any) -> None:
-    """Draws WORKLOAD: a preset, a trace, a recording, or a stored workload.
+    """Shows WORKLOAD: a preset, a trace, a recording, or a stored workload.
 
-    The error of the batches that stand for all steps is that of a heuristic kernel time.
+    The error of the batches that represent all steps is that of a heuristic kernel time.
 
     Example: rpa-tune workloads show chat-high --page-size 64
     """
@@ -130,8 +140,10 @@ def show(workload: str, batches: int | None, as_json: bool, **options: Any) -> N
 @workloads.command()
 @click.argument("workload", required=False)
 @click.option("--trace", help="Shipped trace or file, served by an engine with default knobs.")
-@click.option("--steps", type=click.Path(path_type=Path), help="Write every step, JSON Lines.")
-@click.option("--page-tables", is_flag=True, help="With --steps: page tables, too.")
+@click.option(
+    "--steps", type=click.Path(path_type=Path), help="Write every step to this file, JSON Lines."
+)
+@click.option("--page-tables", is_flag=True, help="With --steps: also write page tables.")
 @_spec_options
 @JSON_OPTION
 @hints_name_options()
@@ -143,9 +155,9 @@ def simulate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Runs the engine over a preset WORKLOAD or a --trace, and says what it launched.
+    """Simulates a serving engine on a preset WORKLOAD or a --trace, and reports its launches.
 
-    Every step counts, also while the engine fills up and runs dry.
+    All steps are counted, including those while the engine fills up and drains.
 
     Example: rpa-tune workloads simulate --trace azure-conv --requests 10000 --json
     """
@@ -210,7 +222,7 @@ def _changes(
     base: Mapping[str, Any],
     *,
     page_size: int,
-    engine: tuple[str, ...],
+    knobs: tuple[str, ...],
     arrivals: tuple[str, ...],
     requests: int | None,
     seed: int | None,
@@ -222,7 +234,7 @@ def _changes(
     Args:
       base: The mapping.
       page_size: Tokens in a page.
-      engine: `KNOB=VALUE`s.
+      knobs: `KEY=VALUE`s of the serving engine.
       arrivals: `KEY=VALUE`s.
       requests: Requests to serve.
       seed: Of all that is drawn.
@@ -242,7 +254,7 @@ def _changes(
             raise UsageError(f"--{key.replace('_', '-')}: this workload has no trace")
         if value is not None:
             changes["requests"][key] = value
-    for section, pairs in (("engine", engine), ("arrivals", arrivals)):
+    for section, pairs in (("engine", knobs), ("arrivals", arrivals)):
         if pairs:
             changes[section] = dict(_pair(section, pair) for pair in pairs)
     if seed is not None:
@@ -252,12 +264,13 @@ def _changes(
 
 def _pair(section: str, text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
+    option = OPTION_OF_SECTION[section]
     if not equals:
-        raise UsageError(f"--{section} needs KEY=VALUE, got {text!r}")
+        raise UsageError(f"{option} needs KEY=VALUE, got {text!r}")
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise UsageError(f"--{section} {key} has no value: {value!r}") from error
+        raise UsageError(f"{option} {key} has no value: {value!r}") from error
 
 
 def _print(summary: dict[str, Any], as_json: bool) -> None:

@@ -9,10 +9,10 @@ from rich.table import Table
 
 BAR_CELLS = 40
 HISTOGRAMS = {
-    "context_tokens_per_seq": "context of a sequence, tokens",
-    "seqs_per_step": "sequences in a launch",
-    "tokens_per_step": "new tokens in a launch",
-    "new_tokens_per_seq": "new tokens of a sequence",
+    "context_tokens_per_seq": "context length per sequence, tokens",
+    "seqs_per_step": "sequences per launch",
+    "tokens_per_step": "new tokens per launch",
+    "new_tokens_per_seq": "new tokens per sequence",
 }
 
 
@@ -49,8 +49,9 @@ def _print_requests(console: Console, summary: Mapping[str, Any]) -> None:
     requests, engine = summary["requests"], summary["engine"]
     prompts, outputs = requests["prompt_tokens"], requests["output_tokens"]
     console.print(
-        f"{requests['count']:,} requests; prompt {prompts['p50']:,.0f} tokens in the median and "
-        f"{prompts['p95']:,.0f} at 95 %, output {outputs['p50']:,.0f} and {outputs['p95']:,.0f}"
+        f"{requests['count']:,} requests; prompt tokens: median {prompts['p50']:,.0f}, 95th "
+        f"percentile {prompts['p95']:,.0f}; output tokens: median {outputs['p50']:,.0f}, "
+        f"95th percentile {outputs['p95']:,.0f}"
     )
     console.print(
         f"{engine['num_steps']:,} launches in {engine['engine_s']:,.0f} s of engine time (guess); "
@@ -58,7 +59,9 @@ def _print_requests(console: Console, summary: Mapping[str, Any]) -> None:
         f"{engine['num_cached_tokens']:,} tokens from the prefix cache"
     )
     if summary["num_ramp_steps"]:
-        console.print(f"{summary['num_ramp_steps']:,} launches of the ramps are left out")
+        console.print(
+            f"{summary['num_ramp_steps']:,} launches of ramp-up and ramp-down are excluded"
+        )
     for reason, count in summary["dropped"].items():
         console.print(f"[yellow]dropped {count:,}: {reason}[/]")
 
@@ -79,7 +82,7 @@ def _print_kinds(console: Console, kinds: Mapping[str, Any]) -> None:
 def _print_histogram(console: Console, title: str, histogram: Mapping[str, Any]) -> None:
     console.print(
         f"\n[bold]{title}[/]: mean {histogram['mean']:,.1f}, median {histogram['p50']:,}, "
-        f"95 % {histogram['p95']:,}, most {histogram['p100']:,}"
+        f"95th percentile {histogram['p95']:,}, maximum {histogram['p100']:,}"
     )
     shares = histogram["share"]
     first = next(i for i, share in enumerate(shares) if share >= 0.0005)
@@ -107,11 +110,11 @@ def _print_batches(console: Console, summary: Mapping[str, Any]) -> None:
 
 def _print_error(console: Console, compression: Mapping[str, Any]) -> None:
     console.print(
-        f"\n{compression['num_batches']} batches stand for {compression['num_steps']:,} launches; "
+        f"\n{compression['num_batches']} batches represent {compression['num_steps']:,} launches; "
         "error of the mean kernel time (heuristic):"
     )
     _print_family_errors(console, "kernel time", compression["time_error"])
-    console.print(f"  worst of all measures preserved: {compression['worst_error']:.2%}")
+    console.print(f"  largest error of all preserved measures: {compression['worst_error']:.2%}")
     for name, errors in compression["held_out_time_error"].items():
         _print_family_errors(console, f"held out: {name}", errors)
 

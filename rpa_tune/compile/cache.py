@@ -3,7 +3,7 @@
 One compile is a small JSON record and, when it succeeded, the compressed schedule beside it. The
 schedule is written first and the record last, each to a temporary name and then renamed: a record
 that is there is whole, whatever was killed when. That memory ran out is kept too, because it would
-run out again. Other refusals are not, nor crashes and timeouts: whoever asks again wants to know.
+run out again. Other refusals are not, nor crashes and timeouts: another request tries again.
 """
 
 import gzip

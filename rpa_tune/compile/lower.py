@@ -182,7 +182,7 @@ def compile_call(call: Call, chip_name: str) -> Compiled:
 def serialize_call(call: Call, chip_name: str) -> bytes | Compiled:
     """The executable of a call for a chip that is not there, for a host that has the chip.
 
-    Every argument is kept, used or not, so that whoever runs it need not know which are. For a
+    Every argument is kept, used or not, so that its caller need not know which are. For a
     worker process: what is traced afterwards says no more where it comes from.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Worker processes that may crash, hang, abort or grow without harming anybody else.
+"""Worker processes that may crash, hang, abort or grow without harming other processes.
 
 libtpu aborts the process on a failed check, and a compile can take forever: so work that touches
 it runs in children, one task at a time, each with a deadline, a memory cap and a process group of
@@ -91,7 +91,7 @@ class _Stream:
 class WorkerPool(Closing):
     """Runs tasks in child processes; a task that goes wrong costs itself only.
 
-    Any number of threads may ask at once; whoever asked first is served first. A thread of the
+    Any number of threads may ask at once; the first to ask is served first. A thread of the
     pool's own drives the children. Workers start when there is work and are replaced when they die.
     """
 
@@ -212,7 +212,7 @@ class WorkerPool(Closing):
                 for outcome in crew.wait(bell):
                     outcome.task.owner.deliver(outcome)
                 self._retire()
-        except BaseException as reason:  # whoever waits must not wait forever
+        except BaseException as reason:  # a waiting thread must not wait forever
             error = reason
         finally:
             crew.close()
@@ -227,7 +227,7 @@ class WorkerPool(Closing):
                 stream.box.put(None)
 
     def _next_task(self) -> Task | None:
-        """The next task of whoever asked first."""
+        """The next task of the thread that asked first."""
         for stream in list(self._streams):
             if (task := stream.next_task()) is not None:
                 return task

@@ -30,7 +30,7 @@ class Task:
       function: `module:function`.
       argument: What the function takes.
       deadline_s: Seconds that one of its phases may take.
-      owner: Whose task it is; nobody here looks inside.
+      owner: Whose task it is; opaque here.
       started: When it was first handed out, `time.monotonic`; 0 before.
       was_killed: Whether a worker was killed from outside while at it.
     """

@@ -44,13 +44,13 @@ class RayPool:
           deadline_s: Seconds that one phase of a task may take.
 
         Raises:
-          UsageError: Ray is not installed, or nobody answers at the address.
+          UsageError: Ray is not installed, or no cluster answers at the address.
         """
         try:
             import ray
         except ImportError as error:
             raise UsageError(
-                "--engine ray needs Ray, which is not installed",
+                "--executor ray needs Ray, which is not installed",
                 hint=install_command("ray"),
             ) from error
         if not ray.is_initialized():
@@ -123,7 +123,7 @@ class RayPool:
             failure = Failure(
                 kind=FailureKind.DIED,
                 phase="start",
-                detail=f"lost on the cluster: {type(error).__name__}",
+                detail=f"the task was lost on the cluster: {type(error).__name__}",
                 log=str(error),
             )
             return Reply(index=index, seconds=since_submitted_s, failure=failure)
@@ -131,13 +131,13 @@ class RayPool:
 
 
 def require_answer(address: str) -> None:
-    """Refuses an address where nobody listens, which Ray itself would try for minutes.
+    """Refuses an address where nothing listens, which Ray itself would try for minutes.
 
     Args:
       address: `HOST:PORT` or `ray://HOST:PORT`; names that Ray looks up itself are let through.
 
     Raises:
-      UsageError: Nobody listens.
+      UsageError: Nothing listens.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
@@ -146,9 +146,9 @@ def require_answer(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
     except OSError as error:
         raise UsageError(
-            f"no Ray cluster answers: {error.strerror or error}",
+            f"cannot connect to a Ray cluster: {error.strerror or error}",
             where=f"RAY_ADDRESS={address}",
-            hint="`ray start --head` starts one; without RAY_ADDRESS one is started here",
+            hint="start one with `ray start --head`, or unset RAY_ADDRESS for a local one",
         ) from error
 
 

@@ -91,7 +91,7 @@ def main() -> None:
         # `-m` made this module `__main__`; tasks must find the state under its real name.
         resolve("rpa_tune.compile.worker:serve")(Connection(fd))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the pool is gone, and nobody waits for an answer
+        return  # the pool is gone, and no answer is awaited
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Entry:
         compared.
       loss: Of an exact row none, and None here. Of the heuristic, what it lost in the nearest row
         whose key differs in the maxima alone, by a doubling at most; None where there is no such
-        row: then the loss is not known. Nor is that of a nearest row: nobody tried its configs
+        row: then the loss is not known. Nor is that of a nearest row: its configs were not tried
         here.
     """
 

@@ -209,7 +209,7 @@ def _describe(plan: LaunchPlan, known: Iterable[LaunchPlan]) -> str:
     problem, ours = plan.problem, _facts(plan)
     text = f"{'+'.join(plan.families)} for {problem.max_num_tokens} tokens"
     changes = [
-        [f"{name} {theirs} for {ours.get(name)}"
+        [f"{name} {theirs} instead of {ours.get(name)}"
          for name, theirs in _facts(other).items() if theirs != ours.get(name)]
         for other in known
     ]  # fmt: skip

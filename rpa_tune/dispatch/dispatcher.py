@@ -37,7 +37,7 @@ class _Menu:
         self.problem = problem
         self.target = target
         self.choices = choices
-        # Mixed takes over what nobody else serves, from one place in the batch to its end: when
+        # Mixed takes over what no other family serves, from one place in the batch to its end: when
         # it has the decode sequences, it has the prefill ones as well.
         if "decode" not in choices:
             choices.pop("prefill", None)

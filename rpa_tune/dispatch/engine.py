@@ -45,8 +45,8 @@ class Engine:
     """A serving engine's limits, under the names of its options.
 
     Attributes:
-      max_num_seqs: Most sequences in one step.
-      max_num_batched_tokens: Most new tokens in one step.
+      max_num_seqs: Maximum number of sequences in a step.
+      max_num_batched_tokens: Maximum number of new tokens in a step.
       bucket_seqs: See `buckets.Limits`.
       uses_prefill: Whether sequences are ever put in the prefill slot of the distribution.
         Source: tpu-inference 0.32.0, runner/tpu_runner.py puts none there.

@@ -61,7 +61,7 @@ class LaunchPlan:
     def effective_distribution(
         self, decode_end: Any, prefill_end: Any, num_seqs: Any
     ) -> tuple[Any, Any, Any]:
-        """The distribution the kernels are given: who serves what nobody was launched for.
+        """The distribution the kernels are given: which family serves what none was launched for.
 
         Args:
           decode_end: First entry of the caller's distribution; an int or a traced scalar.

@@ -91,11 +91,11 @@ def select(
     if on_miss == "nearest":
         choice = _nearest(key, problem, target, tables)
         if choice is None:
-            reason += f", and none nearer than {NEAREST_LIMIT:g} that fits"
+            reason += f", and none that fits within distance {NEAREST_LIMIT:g}"
         elif choice.row is not None and choice.row.evidence.verdict == HEURISTIC:
             # The neighbour found the heuristic fine: the heuristic for this problem, then, not
             # the config that it had for the neighbour's.
-            reason += f", and the {choice.why} found it fine"
+            reason += f"; the heuristic won in the {choice.why}"
         else:
             return choice
     config = heuristic(family, problem, target)
@@ -112,7 +112,7 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
         if isinstance(configs, str) or near.distance == 0:
             continue
         changed = ", ".join(
-            f"{name} {theirs} for {ours}"
+            f"{name} {theirs} instead of {ours}"
             for name, (ours, theirs) in differences(key, near.row.key).items()
         )
         return Choice(

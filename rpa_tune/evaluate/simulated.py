@@ -93,7 +93,7 @@ class SimulatedEvaluator(AbstractEvaluator):
     def simulate_all(
         self, candidates: Iterable[Candidate], workload: Workload
     ) -> Iterator[Simulation]:
-        """The same with the timelines, for whoever wants to look inside."""
+        """The same, with the timelines."""
         sent: list[Candidate] = []
         refused: list[Simulation] = []
 

@@ -1,7 +1,8 @@
 """The names that keys of a `config.json` go by, and which keys change attention.
 
-A key that may change attention and that nobody here reads must not be passed over: the model would
-look plainer than it is. `unread_attention_keys` finds such keys by the words in their names.
+A key that may change attention and that this code does not read must not be passed over: the
+model would look plainer than it is. `unread_attention_keys` finds such keys by the words in their
+names.
 """
 
 import re

@@ -60,9 +60,7 @@ def read_file(path: Path) -> Model:
         error.where = error.where or str(path)
         raise
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise UsageError(
-            f"a value is not of the kind that its key has: {error}", where=str(path)
-        ) from error
+        raise UsageError(f"a value has the wrong type: {error}", where=str(path)) from error
 
 
 def read_config(

@@ -64,7 +64,7 @@ def scalar_operands(candidate: Candidate, batch: Batch) -> Operands:
             return call.operands
     raise UsageError(
         f"the public function calls {[call.name for call in calls]}, not {wanted}",
-        hint=f"rpa-tune knows tpu-inference {wheel.VERSION}",
+        hint=f"rpa-tune supports tpu-inference {wheel.VERSION}",
     )
 
 

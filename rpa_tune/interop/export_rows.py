@@ -57,12 +57,10 @@ def sort_out(rows: Iterable[TableRow], kernels: Sequence[str], why_not: str) -> 
         elif family.kernel not in kernels:
             export.leave_out(row, f"{family.kernel}: {why_not}")
         elif len(row.configs) > 1:
-            why = f"a rule over {len(row.configs)} configs; the engine has one config a problem"
+            why = f"a rule over {len(row.configs)} configs; the engine has one config per problem"
             export.leave_out(row, why)
         elif row.evidence.speedup is None:
-            export.leave_out(
-                row, "the function's own choice has no time: nothing says that it is slower"
-            )
+            export.leave_out(row, "the function's default has no time to compare with")
         else:
             export.exported.append(row)
     return export
@@ -82,7 +80,7 @@ def v3_tuple(config: dict[str, int]) -> tuple[int, int, int, int]:
 def comment(row: TableRow) -> str:
     """Where an exported line comes from, as the comment above it."""
     evidence = row.evidence
-    gain = "" if evidence.speedup is None else f", {evidence.speedup:.2f}x the function's own"
+    gain = "" if evidence.speedup is None else f", {evidence.speedup:.2f}x the function's default"
     return (
         f"# {evidence.verdict}, {evidence.fidelity} {evidence.time_us:,.1f} us{gain}; "
         f"{evidence.workload} {evidence.workload_digest}; libtpu {evidence.libtpu}, {evidence.date}"

@@ -42,7 +42,7 @@ def install(dispatcher: Dispatcher, *, interpret: Any = None) -> StandIn:
     originals = loaded_functions()
     if not originals:
         raise UsageError(
-            "tpu-inference is not loaded: there is nothing to stand in for",
+            "tpu-inference is not loaded: there is nothing to replace",
             hint=f"import {INTERFACE} first",
         )
     stand_in = StandIn()
@@ -74,7 +74,7 @@ def loaded_functions() -> list[Any]:
         function = getattr(sys.modules[MODULES[kernel]], name, None)
         check_drift(
             function, f"{MODULES[kernel]}.{name}", leading=LEADING, known=_KNOWN,
-            hint=f"rpa-tune knows tpu-inference {VERSION}",
+            hint=f"rpa-tune supports tpu-inference {VERSION}",
         )  # fmt: skip
         found.append(function)
     return found

@@ -61,7 +61,7 @@ def install(dispatcher: Dispatcher, *, interpret: Any = None) -> StandIn:
         raise UsageError(
             f"sglang-jax does not import: {error}",
             where=BACKEND,
-            hint=f"rpa-tune knows sglang-jax {VERSION}",
+            hint=f"rpa-tune supports sglang-jax {VERSION}",
         ) from error
     function = getattr(sys.modules.get(KERNEL), FUNCTION, None)
     check_signature(function)
@@ -73,7 +73,7 @@ def install(dispatcher: Dispatcher, *, interpret: Any = None) -> StandIn:
         raise UsageError(
             f"{BACKEND} does not hold the function that it calls",
             where=places,
-            hint=f"rpa-tune knows sglang-jax {VERSION}",
+            hint=f"rpa-tune supports sglang-jax {VERSION}",
         )
     return stand_in
 
@@ -86,7 +86,7 @@ def check_signature(function: Any) -> None:
     """
     check_drift(
         function, f"{KERNEL}.{FUNCTION}", leading=LEADING, known=_KNOWN,
-        hint=f"rpa-tune knows sglang-jax {VERSION}",
+        hint=f"rpa-tune supports sglang-jax {VERSION}",
     )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def check_drift(
       where: Its module and name.
       leading: Its arrays, in order.
       known: Every parameter that the stand-in understands.
-      hint: For whoever has another version.
+      hint: For an engine of another version.
 
     Raises:
       UsageError: It is gone, its arrays come in another order, or it has an unknown parameter.

@@ -238,7 +238,7 @@ def check_signature(kernel: str, function: Callable[..., Any]) -> None:
         raise UsageError(
             f"the signature of tpu-inference's {kernel} kernel has drifted: missing {missing}, "
             f"leading parameters {names[: len(LEADING)]}",
-            hint=f"rpa-tune knows tpu-inference {wheel.VERSION}",
+            hint=f"rpa-tune supports tpu-inference {wheel.VERSION}",
         )
 
 

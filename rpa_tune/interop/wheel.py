@@ -118,7 +118,7 @@ def load_module(root: Path, name: str) -> types.ModuleType:
         raise UsageError(
             f"{name} does not import: {error}",
             where=str(root),
-            hint=f"rpa-tune knows tpu-inference {VERSION}",
+            hint=f"rpa-tune supports tpu-inference {VERSION}",
         ) from error
 
 

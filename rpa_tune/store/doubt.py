@@ -18,7 +18,7 @@ MAX_ATTEMPTS = 2
 # Candidates in a row, the heuristic's first, whose one reason ends a study.
 MOST_ALIKE = 3
 
-# The candidate's own failures, whoever asks and whenever.
+# The candidate's own failures, on every machine and at any time.
 _ITS_OWN = frozenset({Status.INFEASIBLE, Status.OUT_OF_MEMORY, Status.WRONG_ANSWER})
 # What differs between two messages of one reason: paths, numbers, addresses.
 _PARTICULARS = re.compile(r"/\S+|0x[0-9a-fA-F]+|\d+(\.\d+)?")

@@ -117,7 +117,7 @@ def is_store(path: Path) -> bool:
 
 
 def has_writer(path: Path) -> bool:
-    """Whether somebody holds the store's lock at this moment."""
+    """Whether a run holds the store's lock at this moment."""
     lock = FileLock(str(path) + ".lock")
     try:
         lock.acquire(timeout=0)
@@ -329,5 +329,5 @@ def _unwritable(path: Path, error: OSError) -> StoreError:
     return StoreError(
         f"cannot write to the store: {error.strerror or error}",
         where=str(path),
-        hint=f"what was stored before is whole; {remedy} and run the same command to go on",
+        hint=f"earlier results are intact; {remedy} and run the same command to resume",
     )

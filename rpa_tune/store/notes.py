@@ -107,11 +107,12 @@ def decode(line: bytes) -> StudyPlan | StudyNote:
 
 
 _TEXTS = ("name", "study", "verdict", "reason", "detail")
-_MAPPINGS = {"heuristic": True, "agreement": True, "config": False}  # whether it may be None
+# Whether it may be None.
+_MAPPINGS = {"heuristic": True, "agreement": True, "config": False, "sampler": False}
 
 
 def _check(note: StudyPlan | StudyNote | Stopped) -> None:
-    """Refuses fields of the wrong type: the file may be anybody's.
+    """Refuses fields of the wrong type: the file may come from anywhere.
 
     Raises:
       ValueError: There is one.

@@ -69,9 +69,9 @@ def find_shards(store: Path) -> dict[Shard, Path]:
     counts = sorted({shard.count for shard in found})
     if len(counts) > 1:
         raise StoreError(
-            f"shards of {' and of '.join(map(str, counts))} lie beside this store",
+            f"shards of both {' and '.join(map(str, counts))} parts lie beside this store",
             where=str(store),
-            hint="they deal the studies out differently: remove those of one, or use another store",
+            hint="they divide the studies differently: remove one set, or use another store",
         )
     return dict(sorted(found.items(), key=lambda item: item[0].index))
 
@@ -83,10 +83,10 @@ def read_others(store: Path, own: Path) -> list[journal.Contents]:
 
 
 def require_idle(shards: dict[Shard, Path], store: Path) -> None:
-    """Refuses to go on while somebody writes to a shard.
+    """Refuses to go on while a run writes to a shard.
 
     Raises:
-      StoreError: Somebody does.
+      StoreError: One does.
     """
     if busy := [shard for shard, path in shards.items() if journal.has_writer(path)]:
         raise StoreError(

@@ -36,7 +36,7 @@ class Agreement:
         if self.num_configs < 2:
             return (
                 f"1 config measured at {self.measured_over_simulated:.2f}x its simulated time: "
-                "too few to say whether the simulator ranks well"
+                "too few to judge the simulator's ranking"
             )
         rank = "none" if self.rank_correlation is None else f"{self.rank_correlation:.2f}"
         return (

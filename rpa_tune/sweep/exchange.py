@@ -7,7 +7,7 @@ folder or a PostgreSQL database; each question is a trial in it, so Optuna's own
 sweep: `exchange_text.py` says how. What runs tell each other is in the system attributes, which
 those tools leave out.
 
-A run says that it lives by counting up a number. Whoever waits for it gives it up when the number
+A run says that it lives by counting up a number. Another run gives it up when the number
 has stood still for `grace_s` on its own clock; clocks of different hosts are never compared.
 """
 
@@ -159,7 +159,7 @@ class Exchange(Closing):
     def _take(
         self, study_id: int, shown: text.Shown, candidate: Candidate
     ) -> Evaluation | FrozenTrial | None:
-        """Somebody's answer, or the trial of whoever is at it, or None when it is ours."""
+        """The answer of a run, or the trial of a run that is at it, or None when it is ours."""
         with self._lock, self._usable():
             taken = self._look(study_id, candidate)
             if taken is not None:
@@ -229,7 +229,7 @@ class Exchange(Closing):
             self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
 
     def _show(self, study_id: int, study: Study, fidelity: Fidelity) -> text.Shown:
-        """Says for people what a study is; whoever comes first does, and all say the same."""
+        """Says for people what a study is; the first run does, and all would say the same."""
         with self._lock, self._usable():
             key = (study_id, study.name)
             if key in self._shown:
@@ -255,8 +255,7 @@ class Exchange(Closing):
             theirs = self._storage.get_study_user_attrs(study_id)[text.SEARCH]
         if differences := text.differences(shown.attributes[text.SEARCH], theirs):
             raise StoreError(
-                f"the runs that share this storage search {shown.name} in another way: "
-                f"{differences}",
+                f"the runs that share this storage search {shown.name} differently: {differences}",
                 where=hide_password(self._name),
                 hint="give all of them one plan and the same versions, or this one a --storage of "
                 "its own",
@@ -320,9 +319,9 @@ class Exchange(Closing):
         except (optuna.exceptions.StorageInternalError, OSError) as error:
             cause = error.__cause__ or error
             raise StoreError(
-                f"lost the storage: {_first_line(cause)}",
+                f"the connection to the storage was lost: {_first_line(cause)}",
                 where=hide_password(self._name),
-                hint="what was answered is in the store; run the same command to go on",
+                hint="earlier results are in the store; run the same command to resume",
             ) from error
 
 

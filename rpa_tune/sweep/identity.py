@@ -33,11 +33,11 @@ def require_same_samplers(studies: Sequence[Study], plans: Iterable[StudyPlan], 
             continue
         if now.sampler.get("kind") == plan.sampler.get("kind") and now.sampler != plan.sampler:
             raise StoreError(
-                f"the search of {now.name} was begun with {versions_text(plan.sampler)}; "
-                f"{versions_text(now.sampler)} asks other questions",
+                f"the search of {now.name} began with {versions_text(plan.sampler)}; "
+                f"{versions_text(now.sampler)} would choose other candidates",
                 where=where,
                 hint=f"install {versions_text(plan.sampler)}, give this run another --store, "
-                "or ask everything anew with --fresh",
+                "or start over with --fresh",
             )
 
 

@@ -132,7 +132,7 @@ class Oracle:
             self._journal.append_note(note)
 
     def tell(self, event: str, *arguments: object) -> None:
-        """Calls a method of the watch, while nobody else does."""
+        """Calls a method of the watch, one thread at a time."""
         with self._monitor:
             getattr(self.watch, event)(*arguments)
 

@@ -105,7 +105,7 @@ def find_plan(plan: Path) -> Path:
     """
     is_name = plan.name == str(plan) and not plan.suffix
     if plan.is_file() or not is_name:
-        return plan  # whoever reads it says what is wrong with it
+        return plan  # reading it says what is wrong with it
     shipped = shipped_plans()
     if plan.name not in shipped:
         raise UsageError(

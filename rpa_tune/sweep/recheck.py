@@ -40,7 +40,7 @@ class Check:
       time_us: Of the row's configs today, mean over the workload; None without one.
       heuristic_us: Of today's heuristic; None without one.
       findings: What makes the row stale, or keeps it from being asked. Their rules: `versions`
-        (made with others, and not asked again), `remake` (it cannot be asked again),
+        (made with other versions and not evaluated again), `remake` (it cannot be asked again),
         `unanswered`, `fit`, `schedule`, `time` (moved by more than the evaluator's error, with no
         change of schedule that is known), `rank`.
     """
@@ -67,7 +67,7 @@ def remake(row: TableRow, plans: Sequence[SweepPlan] = ()) -> Study:
     try:
         problem = _problem(row, whole)
     except ValueError as error:
-        raise UsageError(f"the problem cannot be made again: {error}") from error
+        raise UsageError(f"the problem cannot be rebuilt: {error}") from error
     return Study(
         name=row.where, family=row.key.family, problem=problem, chip=row.key.chip,
         workload=workload,
@@ -82,7 +82,9 @@ def check_versions(row: TableRow, plans: Sequence[SweepPlan] = ()) -> Check:
     except UsageError as error:
         check = _with(check, "remake", error.args[0])
     return (
-        _with(check, "versions", "made with others, and not asked again") if check.older else check
+        _with(check, "versions", "made with other versions and not evaluated again")
+        if check.older
+        else check
     )
 
 
@@ -102,7 +104,7 @@ def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> Check
     try:
         configs = [family.config_from_dict(fields) for fields in row.configs]
     except ValueError as error:
-        return _with(check, "fit", f"the kernel has no such config any more: {error}")
+        return _with(check, "fit", f"the kernel no longer has this config: {error}")
     try:
         study = remake(row, plans)
     except UsageError as error:
@@ -148,9 +150,9 @@ def compare(
     if evidence.schedule_digest and digest:
         check = replace(check, schedule="same" if digest == evidence.schedule_digest else "changed")
     change_pct = round(100 * (time_us / evidence.time_us - 1), 1) + 0.0  # no minus zero
-    times = f"{evidence.time_us:,.1f} us then, {time_us:,.1f} us now ({change_pct:+.1f} %)"
+    times = f"{evidence.time_us:,.1f} us before, {time_us:,.1f} us now ({change_pct:+.1f} %)"
     if check.schedule == "changed":
-        check = _with(check, "schedule", f"another schedule: {times}")
+        check = _with(check, "schedule", f"the schedule changed: {times}")
     elif abs(change_pct) > evidence.error_pct:
         check = _with(check, "time", times)
     margin = 1.0 if evidence.verdict == TUNED else 1 + evidence.error_pct / 100
@@ -214,18 +216,18 @@ def _workload(row: TableRow, plans: Sequence[SweepPlan]) -> tuple[Workload, Work
             if (found := _of_server(row, plan)) is not None:
                 return found, found
         except (RpaTuneError, ValueError) as error:
-            reasons.append(f"the shapes of {plan.path} cannot be made again: {error.args[0]}")
+            reasons.append(f"the shapes of {plan.path} cannot be rebuilt: {error.args[0]}")
     for source in (_parts(name), *(plan.workload for plan in plans)):
         try:
             whole = load_workload(source, page_size=row.key.page_size)
             workload = whole.for_family(*slots(row.key.family))
         except (RpaTuneError, ValueError) as error:
-            reasons.append(f"workload {name!r} cannot be made again: {error.args[0]}")
+            reasons.append(f"workload {name!r} cannot be rebuilt: {error.args[0]}")
             continue
         if workload.digest == evidence.workload_digest:
             return whole, workload
         reasons.append(
-            f"workload {name!r} has other batches today: {workload.digest}, "
+            f"workload {name!r} has other batches now: {workload.digest}, "
             f"the row was tuned on {evidence.workload_digest}"
         )
     raise UsageError(reasons[0])

@@ -2,7 +2,7 @@
 
 Every config gets a lower bound, which closes what cannot win. The search chooses `Search.simulate`
 of the rest to be simulated, and where there is a TPU the best of those are measured, until
-`Search.measure` have a measured time. Whoever is left behind has a `Stop` with the reason.
+`Search.measure` have a measured time. Each dropped candidate records why in a `Stop`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,10 +82,10 @@ def not_asked(
         bound = below.get(candidate.config)
         least = measure.loss(bound) if bound is not None and best is not None else None
         if best is not None and least is not None and least >= best:
-            detail = f"at least {measure.show(least)}, and {measure.show(best)} was found"
+            detail = f"lower bound {measure.show(least)}, best so far {measure.show(best)}"
             stops.append(Stop(candidate=candidate, reason=BOUNDED, detail=detail))
         else:
-            detail = f"the search spent its {len(answers)} evaluations elsewhere"
+            detail = f"not among the {len(answers)} candidates that the search evaluated"
             stops.append(Stop(candidate=candidate, reason=NOT_CHOSEN, detail=detail))
     return stops
 
@@ -94,7 +94,7 @@ class Finalists(AbstractSampler):
     """Who is measured: the best of the simulated, and for each that fails the next best.
 
     What the simulator likes may not compile, fit or be right on the device. As long as fewer than
-    `Search.measure` have a measured time, there is somebody to ask.
+    `Search.measure` have a measured time, the next best is measured.
     """
 
     def __init__(

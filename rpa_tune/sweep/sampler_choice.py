@@ -60,7 +60,7 @@ def sampler_identity(search: Search, num_configs: int) -> dict[str, str]:
     for package in _DECIDED_BY.get(kind, ()):
         try:
             identity[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # whoever makes the sampler says so
+        except metadata.PackageNotFoundError:  # making the sampler says so
             continue
     return identity
 

@@ -40,7 +40,7 @@ class Sweep:
     Attributes:
       evaluators: By fidelity: an analytical and a simulating one, and a measuring one where there
         is a TPU. An interpreting one is no rung: it says whether what is about to be promoted is
-        right. Without it nobody asks.
+        right. Without it nothing is verified.
       chip_here: The chip that the measuring evaluator has; studies of others are not measured.
       journal: The store, open for writing.
       watch: Who is told.
@@ -82,7 +82,7 @@ class Sweep:
         """Runs the studies side by side; each result is final when it is yielded.
 
         What a study asks is a function of the plan and of the answers, whatever else is running.
-        When it ends early, by an error or because nobody wants more results, the evaluators are
+        When it ends early, by an error or because no more results are wanted, the evaluators are
         closed.
 
         Args:
@@ -195,7 +195,7 @@ class Sweep:
     def _measured(self, result: StudyResult, heuristic: Any) -> StudyResult:
         """The result by what the device says about the finalists.
 
-        A config that fails there is never promoted, and neither is one that nobody measured.
+        A config that fails there is never promoted, and neither is one that was not measured.
         """
         study = result.study
         finalists = Finalists(result.answers, study.search, always=[heuristic])
@@ -285,7 +285,7 @@ def _why_give_up(answers: Sequence[Evaluation]) -> str:
     """Why it is no use to ask more: as many answers as that takes, and one reason for all."""
     if len(answers) < MOST_ALIKE or not fail_alike(answers):
         return ""
-    return f"the first {len(answers)} all failed alike; the next run asks again"
+    return f"the first {len(answers)} all failed with the same error; the next run retries"
 
 
 def _decide(answers: Sequence[Evaluation], heuristic: Any, search: Search) -> Decision | None:

@@ -51,7 +51,7 @@ class Score:
 
 
 class Tally:
-    """Counts of a run; of bounds, nobody tells it."""
+    """Counts of a run; bounds are not reported to it."""
 
     def __init__(self) -> None:
         """Starts the clock."""

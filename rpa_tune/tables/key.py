@@ -1,6 +1,6 @@
 """The key of a table row: the only bucketing code in the repository.
 
-The writer, the reader, lint and the dispatcher all call `tuning_key`; nobody else rounds. The key
+The writer, the reader, lint and the dispatcher all call `tuning_key`; no other code rounds. The key
 holds what changes which config is best. It leaves out what does not (number of pages in the
 cache, softmax scale, mask value, the value of a soft cap or of a scale).
 """

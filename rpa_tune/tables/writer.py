@@ -87,7 +87,7 @@ def replace_file(path: Path, text: str) -> None:
         raise TableError(
             f"cannot write the table: {error.strerror or error}",
             where=str(path),
-            hint="run the command again where there is room: what a sweep asked is in its store",
+            hint="free some space and run the command again: the results are in the store",
         ) from error
 
 

@@ -8,7 +8,7 @@ from rpa_tune.workload.columns import TraceFormat
 from rpa_tune.workload.draft import BadFieldError, Draft, Refusals
 from rpa_tune.workload.text_tree import TextTree
 
-# Sizes that are tried, to help someone who has to say one.
+# Sizes that are tried, to name in a hint.
 BLOCK_TOKENS = tuple(1 << i for i in range(3, 13))
 
 
@@ -37,7 +37,7 @@ def settle_blocks(
     hashed = [draft for draft in drafts if draft.hashes is not None]
     if not hashed:
         if told:
-            raise TraceError(f"no row has hash_ids, so that block_tokens={told} has no meaning")
+            raise TraceError(f"no row has hash_ids: block_tokens={told} does not apply")
         return list(drafts), None
     size = told or known.block_tokens
     misfits = {id(d) for d in hashed if size is None or not _fits(d, size)}
@@ -74,13 +74,13 @@ def _unknown_size(hashed: Sequence[Draft], size: int | None, misfits: set[int]) 
     """What to say when the size of a block is not known or cannot be."""
     counts = Counter(s for draft in hashed for s in BLOCK_TOKENS if _fits(draft, s))
     fitting = [s for s, count in sorted(counts.items()) if count >= 0.99 * len(hashed)]
-    hint = "say what one of the hash_ids stands for with {}"
+    hint = "give the tokens per hash_ids block with {}"
     if fitting:
         hint += f"; the numbers fit blocks of {' or '.join(map(str, fitting))} tokens"
     setting = f"requests: {{block_tokens: {fitting[0] if fitting else 'N'}}}"
     if size is None:
         return TraceError(
-            "tokens of a block of hash_ids are not known",
+            "the number of tokens per hash_ids block is unknown",
             where=hashed[0].place,
             hint=hint,
             settings=(setting,),

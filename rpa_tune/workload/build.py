@@ -134,7 +134,7 @@ def _simulate(spec: WorkloadSpec, source: TraceSource | Synthetic) -> Served:
 
 
 def _without_times(spec: WorkloadSpec, who: str) -> WorkloadSpec:
-    """Says that all requests arrive at once, where nobody did.
+    """Says that all requests arrive at once, where the spec does not.
 
     Raises:
       TraceError: Their times, or a rate of them, are asked for.
@@ -143,9 +143,9 @@ def _without_times(spec: WorkloadSpec, who: str) -> WorkloadSpec:
     if arrivals.process is Process.TRACE or (arrivals.process is None and arrivals.request_rate):
         wanted = "process: trace" if arrivals.process else f"request_rate: {arrivals.request_rate}"
         raise TraceError(
-            f"{who} no times, so that `{wanted}` has none to follow",
+            f"{who} no times, which `{wanted}` needs",
             where=spec.requests.trace if isinstance(spec.requests, TraceSource) else spec.name,
-            hint="choose how they arrive: {}, {} or {}",
+            hint="choose an arrival process: {}, {} or {}",
             settings=(
                 "arrivals: {process: poisson, request_rate: 1}",
                 "arrivals: {process: closed_loop, max_concurrency: 32}",

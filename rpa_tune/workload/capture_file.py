@@ -90,7 +90,7 @@ def _read_file(path: Path, dropped: Counter[str], *, drop_bad: bool) -> Iterator
                 raise TraceError(
                     f"bad launch: {error}",
                     where=f"{path}:{number}" + (f", column {error.column!r}" * bool(error.column)),
-                    hint="leave bad lines out with {}",
+                    hint="skip bad lines with {}",
                     settings=("requests: {drop_bad: true}",),
                 ) from error
             dropped["bad launch"] += 1

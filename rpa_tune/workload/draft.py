@@ -91,7 +91,7 @@ class Refusals:
             raise TraceError(
                 f"{error.reason}: {error.detail}",
                 where=f"{place}, column {error.column!r}",
-                hint="mend the row, or leave bad rows out with {}",
+                hint="fix the row, or skip bad rows with {}",
                 settings=("requests: {drop_bad: true}",),
             ) from error
         self.dropped[error.reason] += 1

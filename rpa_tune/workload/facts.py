@@ -1,4 +1,4 @@
-"""As what a trace was recognised, for whoever reads its numbers."""
+"""As what a trace was recognised, for readers of its numbers."""
 
 import math
 from collections.abc import Iterator

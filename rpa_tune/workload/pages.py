@@ -32,7 +32,7 @@ class PagePool:
 
     @property
     def num_free(self) -> int:
-        """Pages that nobody holds."""
+        """Pages that no sequence holds."""
         return self._num_pages - self._next_unused + len(self._returned)
 
     def take(self, count: int) -> list[int]:

@@ -24,7 +24,7 @@ class Sequence:
 
     Attributes:
       request: Its lengths.
-      number: Its place among the requests; names text that nobody else has.
+      number: Its place among the requests; names text that no other request has.
       goal: Known tokens at which it is finished.
       known: Tokens that exist: the prompt and what was generated.
       computed: Leading tokens whose keys and values are in its pages.

@@ -49,7 +49,7 @@ class TraceSource:
     Attributes:
       trace: A shipped trace's name or a path.
       limit: Requests to take from its start; None for all.
-      drop_bad: Leave bad rows out and count them.
+      drop_bad: Skip bad rows and count them.
       time_unit: Unit of numeric times, `s`, `ms`, `us` or `ns`; None for what the file says.
       block_tokens: Tokens that one of the `hash_ids` stands for; None for the format's.
       turns: Whether prompts of later turns hold the turns before (`full`) or what the turn adds

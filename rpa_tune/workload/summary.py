@@ -106,7 +106,7 @@ def weights_of(workload: Workload) -> Float64Array:
 
 
 def distributions(steps: Sequence[Step], weights: Float64Array) -> dict[str, Any]:
-    """Histograms: sequences and new tokens of a launch, context and new tokens of a sequence.
+    """Histograms: sequences and new tokens of a launch, context and new tokens per sequence.
 
     Args:
       steps: Launches.

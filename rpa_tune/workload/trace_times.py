@@ -91,7 +91,7 @@ def _unit_of_times(
     if num_dates > len(times):
         if told:
             raise TraceError(
-                f"times are dates, so that time_unit={told} has no meaning",
+                f"times are dates: time_unit={told} does not apply",
                 where=drafts[0].place,
             )
         return TimeUnit(unit="date", basis="written dates")
@@ -121,7 +121,7 @@ def _unknown_unit(
     return TraceError(
         f"unit of {column!r} is not known: the numbers span {span:g} s or {span:g} ms{why}",
         where=place,
-        hint="say which with {} or {}",
+        hint="give the unit with {} or {}",
         settings=("requests: {time_unit: s}", "requests: {time_unit: ms}"),
     )
 

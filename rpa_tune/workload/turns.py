@@ -98,7 +98,7 @@ def _refuse_circles(drafts: Sequence[Draft], column: str) -> None:
                 raise TraceError(
                     f"rows follow each other in a circle through {at.own_id!r}",
                     where=f"{at.place}, column {column!r}",
-                    hint="mend the parents, or read rows apart with {}",
+                    hint="fix the parents, or read rows apart with {}",
                     settings=("requests: {turns: apart}",),
                 )
             seen.add(id(at))

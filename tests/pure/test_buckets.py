@@ -1,4 +1,4 @@
-"""One rule for the shapes of a server, followed by everybody who makes or meets a row."""
+"""One rule for the shapes of a server, followed by all code that makes or meets a row."""
 
 import pytest
 from table_rows import PROBLEM

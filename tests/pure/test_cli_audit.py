@@ -126,7 +126,7 @@ def test_a_loss_is_that_of_a_row_that_differs_in_its_maxima_alone(folder, tmp_pa
 @pytest.mark.parametrize(
     ("evidence", "said"),
     [({"kernel_digest": "old"}, "made with other kernels"),
-     ({"num_candidates": 1}, "nothing else had a time")],
+     ({"num_candidates": 1}, "no other config had a time")],
 )  # fmt: skip
 def test_an_exact_row_without_evidence_for_today_has_no_known_loss(
     folder, tmp_path, evidence, said

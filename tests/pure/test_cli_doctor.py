@@ -103,7 +103,7 @@ SHELLS = {
     "harmless": ({"JAX_LOG_COMPILES": "1"}, Health.OK, "(JAX_LOG_COMPILES)", ""),
     "other program": (
         {"JAX_OTHER": "1", "JAX_LOG_COMPILES": "1"}, Health.WARNING,
-        "another schedule with JAX_OTHER=1", "compiler's defaults",
+        "a different schedule with JAX_OTHER=1", "compiler's defaults",
     ),
     "breaks": (
         {"LIBTPU_INIT_ARGS": "--break", "JAX_LOG_COMPILES": "1"}, Health.PROBLEM,
@@ -146,7 +146,7 @@ def test_warnings_do_not_fail_and_problems_do(monkeypatch, capsys):
     code, out = run(monkeypatch, capsys, [GOOD, MEH])
     assert code == 0
     assert "hint: watch" in out
-    assert "all is well" in out
+    assert "no problems found" in out
     code, out = run(monkeypatch, capsys, [GOOD, BAD])
     assert code == 1
     assert "it hurts" in out

@@ -70,9 +70,9 @@ def test_text_says_time_bound_owners_and_what_is_guessed(run):
     assert code == 0
     assert "time " in out
     assert BOUNDS["hbm"] in out
-    assert "cycles by owner" in out
+    assert "cycles by cause" in out
     assert "issue" in out
-    assert "guesses behind the time: none" in out
+    assert "guessed parameters: none" in out
     assert "2 decode, 0 prefill and 1 mixed sequences" in out
 
 
@@ -113,11 +113,11 @@ def test_no_time_is_exit_code_1_with_the_reason_and_all_keys(run, config, status
         ({"chip": "v8"}, "unknown chip 'v8'", "known chips"),
         ({"model": "lama3-8b"}, "unknown model", "did you mean llama3-8b?"),
         ({"batch": None, "workload": "azure"}, "unknown workload 'azure'", "azure-conv"),
-        ({"batch": None}, "one of --workload and --batch", ""),
+        ({"batch": None}, "give either --workload or --batch", ""),
         ({"config": "bkv=3"}, "'bkv' is not a field", "bkv_sz"),
-        ({"config": "bkv_sz=3,bkv_sz=4"}, "is not a new name=integer", ""),
-        ({"config": "bkv_sz=x"}, "is not a new name=integer", ""),
-        ({"config": "bkv_sz=-1"}, "is not a new name=integer", ""),
+        ({"config": "bkv_sz=3,bkv_sz=4"}, "must be name=integer, each name once", ""),
+        ({"config": "bkv_sz=x"}, "must be name=integer, each name once", ""),
+        ({"config": "bkv_sz=-1"}, "must be name=integer, each name once", ""),
         ({"tp": 3}, "cannot run at tp=3", "use one of"),
         ({"page-size": 0}, "--page-size=0", ""),
         ({"windowed": True}, "no layers that a kernel family serves for windowed=True", "32 full"),
@@ -151,7 +151,7 @@ def test_hints_about_a_trace_name_a_command_that_has_the_option(run, tmp_path):
     code, out, err = run(batch=None, workload=trace)
     assert (code, out) == (2, "")
     command = f"rpa-tune workloads import '{trace}' -o stored.json --drop-bad"
-    assert f"hint: mend the row, or leave bad rows out with `{command}`" in err
+    assert f"hint: fix the row, or skip bad rows with `{command}`" in err
     assert "`--workload stored.json`" in err
 
 
@@ -187,7 +187,7 @@ def test_without_tries_only_the_bound_is_said(run, by_bytes):
     """Each bound had a fixed sentence of advice, wrong where it was tried."""
     code, out, _ = run(**NO_TRIES)
     assert code == 0
-    assert "advice    none: no neighbour has a time. --tries 8" in out
+    assert "advice    none: no neighbouring config has a time; --tries 8" in out
     for text in (*BOUNDS.values(), out):
         for word in ("would help", "larger", "faster memory", "more buffers"):
             assert word not in text
@@ -199,18 +199,22 @@ def test_advice_comes_from_neighbours_that_were_tried(run, by_bytes):
     code, out, err = run(**NO_TRIES, tries=30)
     assert code == 0
     advice = next(line for line in out.splitlines() if line.startswith("advice"))
-    assert "page size 256 for 128 takes" in advice
+    assert "page size 256 instead of 128 takes" in advice
     assert "(simulated)" in advice
-    for change in ("page size 64 for 128", "float8_e4m3fn cache for bfloat16", "bq_sz=32 for 16"):
+    for change in (
+        "page size 64 instead of 128",
+        "float8_e4m3fn cache instead of bfloat16",
+        "bq_sz=32 instead of 16",
+    ):
         assert f"{change} (tried)" in out
     assert "1 of " in err  # progress
     answer = json.loads(run(**NO_TRIES, tries=30, json=True)[1])
     by_change = {n["change"]: n for n in answer["neighbours"]}
-    larger = by_change["page size 256 for 128"]
+    larger = by_change["page size 256 instead of 128"]
     assert larger["page_size"] == 256
     assert larger["speedup"] == pytest.approx(answer["time_us"] / larger["time_us"])
     assert larger["speedup"] > 1.05
-    assert by_change["page size 64 for 128"]["speedup"] < 1
+    assert by_change["page size 64 instead of 128"]["speedup"] < 1
     # Exactly one thing differs: a page size, a cache, or one field of the config.
     for neighbour in answer["neighbours"]:
         same_problem = (neighbour["page_size"], neighbour["kv_dtype"]) == (128, "bfloat16")
@@ -249,9 +253,9 @@ def test_answers_of_a_sweep_are_neighbours_too(run, by_bytes, tmp_path, batch_fi
         journal.append(replace(made.answer(elsewhere), time_us=0.5))
     answer = json.loads(run(config=None, json=True)[1])
     assert [(n["how"], n["change"], n["time_us"]) for n in answer["neighbours"]] == [
-        ("stored", "num_buffers=2 for 4", 1.0)
+        ("stored", "num_buffers=2 instead of 4", 1.0)
     ]
-    assert answer["advice"].startswith("num_buffers=2 for 4 takes 1.0 us")
+    assert answer["advice"].startswith("num_buffers=2 instead of 4 takes 1.0 us")
 
 
 def test_what_is_no_store_is_said(run, by_bytes, tmp_path):

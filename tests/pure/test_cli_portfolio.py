@@ -122,7 +122,7 @@ def test_the_curve_is_printed_from_the_store(folder):
 def test_without_answers_it_says_so_and_fails(folder):
     result = run("portfolio", "plan.yaml")
     assert result.exit_code == 3
-    assert "no answers in the store" in result.stdout
+    assert "no results in the store" in result.stdout
 
 
 def test_answers_of_other_versions_do_not_count(folder):

@@ -48,7 +48,7 @@ def test_a_running_and_a_dead_store(tmp_path):
     dead = status(path).stdout
     assert "v6e/decode, 8/2 heads of 128" in dead
     assert "1 out_of_memory" in dead
-    assert "3 answers; no sweep is writing" in dead
+    assert "3 results; no sweep is writing" in dead
 
 
 class TenSecondsEach(FormulaEvaluator):
@@ -131,9 +131,9 @@ def stop(number, reason, detail):
 
 def test_like_reasons_are_said_once_with_their_number(tmp_path):
     study = make_study()
-    elsewhere = "the search spent its 20 evaluations elsewhere"
+    elsewhere = "not among the 20 candidates that the search evaluated"
     stops = [
-        *(stop(n, "bounded", f"at least {n}.5 us, and 10.0 us was found") for n in range(11, 15)),
+        *(stop(n, "bounded", f"lower bound {n}.5 us, best so far 10.0 us") for n in range(11, 15)),
         *(stop(n, "not chosen", elsewhere) for n in range(1550)),
         stop(3, "out_of_memory", "Used 1.5M of 1.0M"),
         stop(4, "compile_failed", "no rule for x"),
@@ -147,7 +147,7 @@ def test_like_reasons_are_said_once_with_their_number(tmp_path):
     assert [line.strip() for line in lines if line.startswith("  ")][1:] == [
         f"not chosen: 1,550 configs: {elsewhere}",
         "bounded: 4 configs, for example bkv_sz=1408, bq_sz=8: "
-        "at least 11.5 us, and 10.0 us was found",
+        "lower bound 11.5 us, best so far 10.0 us",
         "out_of_memory: bkv_sz=384, bq_sz=8: Used 1.5M of 1.0M",
         "compile_failed: bkv_sz=512, bq_sz=8: no rule for x",
     ]
@@ -206,7 +206,7 @@ def test_shards_are_merged(tmp_path):
     assert found["studies_finished"] == len(found["studies"]) == 2
     assert {study["name"] for study in found["studies"]} == {s.name for s in studies}
     assert not found["running"]
-    assert "answers in 2 files; 2 of 2 studies ended; no sweep is writing" in status(store).stdout
+    assert "results in 2 files; 2 of 2 studies ended; no sweep is writing" in status(store).stdout
 
 
 def test_files_that_are_no_stores(tmp_path):

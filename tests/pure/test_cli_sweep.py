@@ -23,6 +23,7 @@ from rpa_tune.cli import sweep as module
 from rpa_tune.cli.main import cli
 from rpa_tune.cli.progress import RichWatch
 from rpa_tune.compile.failure import Reply
+from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import StoreError, TableError, UsageError
 from rpa_tune.store import journal
 from rpa_tune.sweep.oracle import Oracle
@@ -171,7 +172,7 @@ def test_what_is_promoted_is_verified_unless_told_not_to(folder, evaluators):
     assert sweep("--no-verify", "--tables", "a").exit_code == 0
     assert not evaluators[Fidelity.INTERPRETED].asked
     result = sweep("--tables", "b")
-    assert "right: made up" in result.stderr
+    assert "verified: made up" in result.stderr
     verified = [row.evidence.verified for name in "ab" for row in load_tables([folder / name])]
     assert verified == ["", "made up"]
     evaluators[Fidelity.INTERPRETED].statuses = lambda config: Status.WRONG_ANSWER
@@ -238,7 +239,7 @@ def test_ctrl_c_and_a_batch_system_end_it_cleanly_and_it_says_how_to_go_on(folde
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "interrupted" in err
-    assert "go on with: rpa-tune sweep plan.yaml" in err
+    assert "resume with: rpa-tune sweep plan.yaml" in err
     kept = journal.read(folder / ".rpa-tune" / "plan.jsonl").evaluations
     simulated = [e for e in kept if e.fidelity is Fidelity.SIMULATED]
     assert 1 <= len(simulated) < 6
@@ -265,7 +266,7 @@ def test_without_a_tpu_nothing_is_measured_and_the_output_says_so(folder, evalua
     assert "Nothing was measured: this host has no TPU." in sweep().stdout
     assert json.loads(sweep("--json").stdout)["measuring"]["reason"] == "this host has no TPU"
     (folder / "plan.yaml").write_text(PLAN.replace("simulate: 6", "simulate: 6, measure: 0"))
-    assert "Nothing was measured: the plan measures none." in sweep().stdout
+    assert "Nothing was measured: the plan asks for no measurements." in sweep().stdout
 
 
 DEVICE = {
@@ -314,7 +315,7 @@ def test_a_tpu_that_the_plan_does_not_name_measures_nothing(folder, evaluators, 
     monkeypatch.setattr(module, "device_pool", lambda: pool)
     result = sweep("--chip", "v5e")
     assert result.exit_code == 0
-    assert "the TPU that is there is a v6e, which the plan does not name" in result.stdout
+    assert "this TPU is a v6e, which the plan does not name" in result.stdout
     assert pool.closed
 
 
@@ -333,7 +334,7 @@ def test_shards_and_a_last_run_write_the_tables(folder, evaluators):
     assert sorted(p.name for p in (folder / ".rpa-tune").glob("*.jsonl")) == [
         "plan.1-of-2.jsonl", "plan.2-of-2.jsonl", "plan.jsonl",
     ]  # fmt: skip
-    assert "does not belong" in str(sweep("--shard", "1/3").exception)
+    assert "does not match the shards" in str(sweep("--shard", "1/3").exception)
 
 
 def test_the_last_run_finishes_what_a_dead_shard_left(folder, evaluators):
@@ -403,10 +404,27 @@ def test_what_goes_on_is_the_command_that_was_given(folder, evaluators, monkeypa
     result = sweep("--workers", "2", "--no-verify", "--fresh")
     assert result.exit_code == 130
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("interrupted")]
-    command = line.partition("go on with: ")[2]
+    command = line.partition("resume with: ")[2]
     assert command.startswith("rpa-tune sweep plan.yaml --workers 2 --store ")
     assert "--no-verify" in command
     assert "--fresh" not in command
+
+
+@pytest.mark.parametrize("option", ["--executor", "--engine"])
+def test_the_executor_has_an_old_spelling_that_is_not_shown(folder, monkeypatch, option):
+    pools = []
+
+    def connect(**given):
+        pools.append(given)
+        return WorkerPool(num_workers=1)
+
+    monkeypatch.setattr(module, "RayPool", connect)
+    result = sweep(option, "Ray", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert len(pools) == 1
+    text = sweep("--help").stdout
+    assert "--executor [local|ray]" in text
+    assert "--engine" not in text
 
 
 def with_optuna(monkeypatch, version):
@@ -429,7 +447,7 @@ def test_a_search_is_not_resumed_under_another_version_of_its_sampler(
     for arguments in ((), ("--dry-run",), ("--shard", "1/2")):
         refused = sweep(*arguments).exception
         assert isinstance(refused, StoreError), arguments
-        assert "was begun with optuna 4.9.0; optuna 5.0.0 asks other questions" in str(refused)
+        assert "began with optuna 4.9.0; optuna 5.0.0 would choose other candidates" in str(refused)
         assert "--fresh" in refused.hint
         assert ".rpa-tune/plan.jsonl" in refused.where
     assert sweep("--store", "other.jsonl").exit_code == 0
@@ -445,7 +463,7 @@ def test_shards_of_other_versions_of_the_sampler_are_not_finished(folder, evalua
     with_optuna(monkeypatch, "4.9.0")
     assert sweep("--shard", "1/2").exit_code == 0
     with_optuna(monkeypatch, "5.0.0")
-    assert "was begun with optuna 4.9.0" in str(sweep().exception)
+    assert "began with optuna 4.9.0" in str(sweep().exception)
 
 
 def raise_interrupt(oracle):

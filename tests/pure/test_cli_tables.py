@@ -109,7 +109,7 @@ def test_check_compares_versions_unless_told_to_recompile(tmp_path, monkeypatch)
     result = tables("check", tmp_path)
     assert result.exit_code == 3
     assert (
-        "versions: made with others, and not asked again\n  since: libtpu 0.0.1 -> "
+        "versions: made with other versions and not evaluated again\n  since: libtpu 0.0.1 -> "
         in result.stdout
     )
 
@@ -202,7 +202,7 @@ def test_a_row_says_what_it_does_not_rest_on(tmp_path):
     assert shown["is_stale"]
     assert shown["padding"]
     alone = make_row("decode", problem, num_candidates=1, verdict="heuristic")
-    assert verdict_text(alone) == "heuristic, nothing else had a time, not verified"
+    assert verdict_text(alone) == "heuristic, no other config had a time, not verified"
 
 
 def test_nothing_is_no_clean_bill(tmp_path):

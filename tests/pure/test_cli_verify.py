@@ -59,7 +59,7 @@ def test_a_config_that_cannot_exist_is_said_so_once(capsys):
     said = capsys.readouterr().out
     assert exited.value.code == 1
     assert said.count("vmem_bytes: need") == 1
-    assert said.endswith("cannot exist\n")
+    assert said.endswith("infeasible\n")
 
 
 def test_unknown_fields_are_usage_errors():
@@ -70,7 +70,7 @@ def test_unknown_fields_are_usage_errors():
 @pytest.mark.parametrize(
     ("task", "status", "code", "said"),
     [
-        ("check_right", "ok", 0, "right"),
+        ("check_right", "ok", 0, "correct"),
         ("check_wrong", "wrong_answer", 1, "data race"),
         ("fail", "run_failed", 1, "ValueError"),
         ("killed_every_time", "crashed", 1, "SIGKILL"),

@@ -47,7 +47,7 @@ def test_show_reports_kinds_histograms_and_error(capsys: pytest.CaptureFixture[s
     assert set(data["compression"]["time_error"]) == {"decode", "mixed"}
     assert sum(batch["weight"] for batch in data["batches"]) == pytest.approx(1.0)
     _, text, _ = run(capsys, *args)
-    for word in ("decode-only", "context of a sequence", "█", "held out", data["digest"]):
+    for word in ("decode-only", "context length per sequence", "█", "held out", data["digest"]):
         assert word in text
 
 
@@ -65,12 +65,26 @@ def test_simulate_is_deterministic_and_counts_all(capsys: pytest.CaptureFixture[
 
 def test_knobs_reach_the_engine(capsys: pytest.CaptureFixture[str]) -> None:
     data = run_json(
-        capsys, "simulate", "azure-conv", "--requests", "100", "--engine", "max_num_seqs=4",
-        "--engine", "max_num_batched_tokens=256", "--arrivals", "process=at_once",
+        capsys, "simulate", "azure-conv", "--requests", "100", "--knob", "max_num_seqs=4",
+        "--knob", "max_num_batched_tokens=256", "--arrivals", "process=at_once",
         "--arrivals", "request_rate=null",
     )  # fmt: skip
     assert data["distributions"]["seqs_per_step"]["p100"] == 4
     assert data["distributions"]["tokens_per_step"]["p100"] == 256
+
+
+def test_the_old_spelling_of_knobs_works_and_is_not_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = run_json(
+        capsys, "simulate", "azure-conv", "--requests", "100", "--engine", "max_num_seqs=4",
+        "--knob", "max_num_batched_tokens=256",
+    )  # fmt: skip
+    assert data["distributions"]["seqs_per_step"]["p100"] == 4
+    assert data["distributions"]["tokens_per_step"]["p100"] == 256
+    _, text, _ = run(capsys, "simulate", "--help")
+    assert "--knob KEY=VALUE" in text
+    assert "--engine" not in text
 
 
 def test_simulated_steps_import_as_a_workload(
@@ -100,7 +114,7 @@ def test_bad_trace_has_line_and_column_or_is_dropped(
     assert (code, out) == (2, "")
     assert err.startswith("error: length too small: got -3")
     assert f"{path}:3, column 'prompt_tokens'" in err
-    assert "hint: mend the row, or leave bad rows out with `--drop-bad`" in err
+    assert "hint: fix the row, or skip bad rows with `--drop-bad`" in err
     data = run_json(capsys, "show", str(path), "--drop-bad")
     assert data["dropped"] == {"length too small": 1}
     assert data["requests"]["count"] == 2
@@ -113,9 +127,9 @@ def test_bad_trace_has_line_and_column_or_is_dropped(
         (["simulate"], "either a WORKLOAD or a --trace"),
         (["simulate", "chat-low", "--trace", "azure-conv"], "either a WORKLOAD or a --trace"),
         (["simulate", "--trace", "nowhere"], "not readable"),
-        (["simulate", "--trace", "azure-conv", "--engine", "max_num_seqs"], "needs KEY=VALUE"),
-        (["simulate", "--trace", "azure-conv", "--engine", "max_num_seqs=]"], "has no value"),
-        (["simulate", "--trace", "azure-conv", "--engine", "seqs=5"], "unknown key 'seqs'"),
+        (["simulate", "--trace", "azure-conv", "--knob", "max_num_seqs"], "--knob needs KEY=VALUE"),
+        (["simulate", "--trace", "azure-conv", "--knob", "max_num_seqs=]"], "has no value"),
+        (["simulate", "--trace", "azure-conv", "--knob", "seqs=5"], "unknown key 'seqs'"),
         (["show", "agentic-low", "--time-unit", "ms"], "--time-unit: this workload has no trace"),
         (["show", "chat-low", "--page-size", "0"], "--page-size=0"),
         (["simulate", "--trace", "mooncake"], "prompt over max_model_len"),
@@ -137,7 +151,7 @@ def test_what_a_trace_does_not_say_is_asked_for_and_told(
     path.write_text("".join(json.dumps({"ts": 50 * i, **row}) + "\n" for i in range(9)))
     code, out, err = run(capsys, "show", str(path))
     assert (code, out) == (2, "")
-    assert "hint: say which with `--time-unit s` or `--time-unit ms`" in err
+    assert "hint: give the unit with `--time-unit s` or `--time-unit ms`" in err
     code, out, err = run(capsys, "show", str(path), "--time-unit", "ms")
     assert (code, out) == (2, "")
     assert "with `--block-tokens 64`; the numbers fit blocks of 64 tokens" in err
@@ -162,7 +176,7 @@ def test_a_sweep_says_as_what_its_trace_was_read(
     with pytest.raises(SystemExit) as left:
         main(["sweep", str(plan), "--dry-run"])
     assert left.value.code == 2
-    assert "hint: say which with `requests: {time_unit: s}`" in capsys.readouterr().err
+    assert "hint: give the unit with `requests: {time_unit: s}`" in capsys.readouterr().err
     told = f"workload: {{requests: {{trace: {trace}, time_unit: s}}}}"
     plan.write_text(text.replace(f"workload: {trace}", told))
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whoever was killed while writing them."""
+"""Files that are whole or not there, even if the writer was killed."""
 
 import signal
 import socket

@@ -93,12 +93,13 @@ def test_a_sweep_on_a_cluster_writes_the_same_table(cluster, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plan.yaml").write_text(PLAN)
     rows = {}
-    for engine in ("ray", "local"):
-        command = ["sweep", "plan.yaml", "--no-verify", "--engine", engine, "--tables", engine,
-                   "--store", f"{engine}.jsonl", "--workers", "2"]  # fmt: skip
+    for executor in ("ray", "local"):
+        command = ["sweep", "plan.yaml", "--no-verify", "--executor", executor,
+                   "--tables", executor, "--store", f"{executor}.jsonl",
+                   "--workers", "2"]  # fmt: skip
         result = CliRunner().invoke(cli, command)
         assert result.exit_code == 0, result.output
-        rows[engine] = [(r.key, r.configs, r.rule) for r in load_tables([tmp_path / engine])]
+        rows[executor] = [(r.key, r.configs, r.rule) for r in load_tables([tmp_path / executor])]
     assert rows["ray"] == rows["local"] != []
 
 
@@ -117,7 +118,7 @@ def test_a_sweep_on_a_cluster_measures_where_the_tpus_are(cluster, tmp_path, mon
     monkeypatch.setattr(measured, "TASK", "scale.ray_tasks:measure")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "plan.yaml").write_text(PLAN)
-    command = ["sweep", "plan.yaml", "--no-verify", "--engine", "ray", "--store", "s.jsonl"]
+    command = ["sweep", "plan.yaml", "--no-verify", "--executor", "ray", "--store", "s.jsonl"]
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 0, result.output
     assert "Measured for v6e on a made up" in result.stdout

@@ -13,7 +13,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once():
         listener.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         for form in (address, f"ray://{address}"):
-            with pytest.raises(UsageError, match="no Ray cluster answers") as refused:
+            with pytest.raises(UsageError, match="cannot connect to a Ray cluster") as refused:
                 require_answer(form)
             assert refused.value.where == f"RAY_ADDRESS={form}"
         listener.listen()

@@ -30,16 +30,17 @@ TWO_CONFIGS = make_row(
 # What is looked up, in which rows -> source and part of the reason. Change with care.
 GOLDEN = [
     (PROBLEM, [make_row(configs=[TUNED])], Source.EXACT, "simulated, tuned"),
-    (NEAR, [make_row(configs=[TUNED])], Source.NEAREST, "max_num_seqs 8 for 16"),
-    (NEAR, [make_row(configs=[TUNED], verdict="heuristic")], Source.HEURISTIC, "found it fine"),
-    (FAR, [make_row(configs=[TUNED])], Source.HEURISTIC, "none nearer than 4"),
+    (NEAR, [make_row(configs=[TUNED])], Source.NEAREST, "max_num_seqs 8 instead of 16"),
+    (NEAR, [make_row(configs=[TUNED], verdict="heuristic")], Source.HEURISTIC, "heuristic won in"),
+    (FAR, [make_row(configs=[TUNED])], Source.HEURISTIC, "none that fits within distance 4"),
     (PROBLEM, [], Source.HEURISTIC, "no row for this key"),
     (PROBLEM, [make_row("mixed")], Source.HEURISTIC, "no row for this key"),
     (PROBLEM, [make_row(chip="v5e")], Source.HEURISTIC, "no row for this key"),
     (PROBLEM, [make_row(configs=[{"bkv_sz": 1}])], Source.HEURISTIC, "missing"),
     (PROBLEM, [make_row(configs=[{**TUNED, "num_buffers": 1}])], Source.HEURISTIC, "num_buffers"),
     (PROBLEM, [make_row(configs=[{**TUNED, "num_buffers": 1}]),
-               make_row(problem=NEAR, configs=[TUNED])], Source.NEAREST, "max_num_seqs 16 for 8"),
+               make_row(problem=NEAR, configs=[TUNED])],
+     Source.NEAREST, "max_num_seqs 16 instead of 8"),
 ]  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def test_a_study_gives_up_after_three_and_the_next_run_makes_the_whole_table(tmp
         assert reasons.count("gave up") == len(reasons) - 3
         assert len({stop.candidate for stop in broken.stops}) == len(reasons)
         assert len(reasons) >= len(broken.space.configs)
-        assert broken.gave_up == "the first 3 all failed alike; the next run asks again"
+        assert broken.gave_up == "the first 3 all failed with the same error; the next run retries"
     mended, asked = run(tmp_path)
     assert asked == asked_calmly
     assert mended.row() == calm.row()
@@ -150,7 +150,7 @@ def test_checks_that_all_fail_alike_end_the_study_too(tmp_path):
         (result,) = Sweep(evaluators=evaluators, journal=store, watch=Watch()).run([STUDY])
     assert 3 <= len(evaluators[Fidelity.INTERPRETED].asked) <= 4
     assert result.row() is None
-    assert "failed alike" in result.gave_up
+    assert "failed with the same error" in result.gave_up
     mended, asked = run(tmp_path)
     assert asked == []  # the times are known
     assert mended.row() is not None

@@ -298,7 +298,7 @@ def test_a_storage_that_is_lost_under_way_is_one_clear_error(tmp_path, monkeypat
 
     with Exchange(str(tmp_path / "s")) as one:
         monkeypatch.setattr(one._storage, failing, fail)
-        with pytest.raises(StoreError, match=r"lost the storage: .*No space left") as lost:
+        with pytest.raises(StoreError, match=r"the storage was lost: .*No space left") as lost:
             share(one, candidates, FormulaEvaluator(Fidelity.SIMULATED))
     assert "run the same command" in lost.value.hint
 

@@ -169,7 +169,7 @@ def test_when_the_first_fail_alike_on_the_device_no_more_are_tried(tmp_path):
         assert (result.decision, result.row()) == (None, None)
         said = _why_none(result)
         assert "no config works on the device" in said
-        assert "all failed alike; the next run asks again" in said
+        assert "all failed with the same error; the next run retries" in said
     calm, measured = run(tmp_path, study=study)
     assert calm.row().evidence.fidelity == "measured"
 
@@ -245,5 +245,5 @@ def test_one_config_is_too_few_to_praise_the_simulator():
     alone = Agreement(
         num_configs=1, rank_correlation=None, regret_pct=0.0, measured_over_simulated=1.1
     )
-    assert "too few to say" in str(alone)
+    assert "too few to judge" in str(alone)
     assert "cost" not in str(alone)

@@ -175,7 +175,7 @@ def test_a_workload_that_cannot_be_made_again_is_said(study, tmp_path):
     row = tune(study, tmp_path / "t", Compiler())
     for changes, text in (
         ({"workload": "of a plan"}, "unknown workload 'of a plan'"),
-        ({"workload_digest": "0" * 16}, "has other batches today"),
+        ({"workload_digest": "0" * 16}, "has other batches now"),
     ):
         other = replace(row, evidence=replace(row.evidence, **changes))
         found = check(other, Compiler(), tmp_path)

@@ -200,7 +200,7 @@ def test_requests_without_times_are_never_at_once_unsaid(tmp_path: Path) -> None
         assert said in source
         assert source.endswith("no times: all arrive at once")
         for arrivals in ({"process": "trace"}, {"request_rate": 5.0}):
-            with pytest.raises(TraceError, match="no times, so that") as caught:
+            with pytest.raises(TraceError, match="no times, which `") as caught:
                 build_workload(spec_of(requests=requests, arrivals=arrivals))
             assert "`arrivals: {process: at_once, request_rate: null}`" in caught.value.hint
         chosen = {"process": "poisson", "request_rate": 5.0}

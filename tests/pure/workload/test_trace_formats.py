@@ -128,7 +128,7 @@ def test_blocks_of_an_unknown_format_have_to_be_told(tmp_path: Path) -> None:
         {"time": i, "prompt_tokens": 200, "output_tokens": 2, "hash_ids": [*range(4)]}
         for i in range(3)
     ]
-    with pytest.raises(TraceError, match="tokens of a block of hash_ids are not known") as caught:
+    with pytest.raises(TraceError, match="tokens per hash_ids block is unknown") as caught:
         read(tmp_path, rows)
     assert "the numbers fit blocks of 64 tokens" in caught.value.hint
     assert ends(read(tmp_path, rows, block_tokens=64)) == [[64, 128, 192]] * 3
