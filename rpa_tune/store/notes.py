@@ -107,7 +107,8 @@ def decode(line: bytes) -> StudyPlan | StudyNote:
 
 
 _TEXTS = ("name", "study", "verdict", "reason", "detail")
-_MAPPINGS = {"heuristic": True, "agreement": True, "config": False}  # whether it may be None
+# Whether it may be None.
+_MAPPINGS = {"heuristic": True, "agreement": True, "config": False, "sampler": False}
 
 
 def _check(note: StudyPlan | StudyNote | Stopped) -> None:
@@ -123,12 +124,16 @@ def _check(note: StudyPlan | StudyNote | Stopped) -> None:
             is_good = isinstance(value, str)
         elif part.name in _MAPPINGS:
             is_good = isinstance(value, dict) or (value is None and _MAPPINGS[part.name])
+            if part.name == "sampler" and is_good:
+                is_good = all(isinstance(version, str) for version in value.values())
         elif part.name == "num_evaluations":
             is_good = type(value) is int and value >= 0
         elif part.name == "stamp":
             is_good = all(isinstance(part, str) for part in value)
-        else:
+        elif part.name == "stopped":
             for stop in value:
                 _check(stop)
+        else:
+            raise AssertionError(f"no rule for {part.name}")
         if not is_good:
             raise ValueError(f"not a note: {part.name}={value!r:.40}")
