@@ -210,7 +210,8 @@ def _stamp_of(evaluation: Evaluation) -> tuple[str, ...]:
 
 def _stamp(plan: StudyPlan, fidelity: Fidelity) -> tuple[str, ...]:
     """The stamp that an answer of the plan's versions has."""
-    return codec.stamp_of(dict(zip(codec.STAMP_KEYS, plan.stamp, strict=True)), fidelity)
+    # Stores of older versions have shorter stamps: what they lack counts as empty.
+    return codec.stamp_of(dict(zip(codec.STAMP_KEYS, plan.stamp, strict=False)), fidelity)
 
 
 def _num_left(
