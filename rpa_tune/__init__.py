@@ -1,8 +1,8 @@
 """rpa-tune: tunes, checks and dispatches Ragged Paged Attention kernels for TPUs.
 
 `load_dispatcher`, `ragged_paged_attention`, `Problem`, `Step`, `Artifact` and the module `capture`
-are what a serving engine needs; they are imported when first used, so that importing the package
-stays light.
+are what a serving engine needs. `tune` and `load_plan` are what a tuning program needs
+(docs/python.md). All are imported when first used, so that importing the package stays light.
 """
 
 import importlib
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from rpa_tune import capture
     from rpa_tune.artifact import Artifact
     from rpa_tune.dispatch import load_dispatcher, ragged_paged_attention
+    from rpa_tune.sweep.plan import load_plan
+    from rpa_tune.sweep.run import tune
     from rpa_tune.tables.step import Step
 
 __version__ = "0.1.0"
@@ -22,7 +24,9 @@ _LAZY = {
     "Problem": "rpa_kernels.problem",
     "Step": "rpa_tune.tables.step",
     "load_dispatcher": "rpa_tune.dispatch",
+    "load_plan": "rpa_tune.sweep.plan",
     "ragged_paged_attention": "rpa_tune.dispatch",
+    "tune": "rpa_tune.sweep.run",
 }
 # Modules that people use by their full names, `rpa_tune.capture.record(...)`.
 _LAZY_MODULES = ("capture",)
@@ -34,12 +38,14 @@ __all__ = [
     "__version__",
     "capture",
     "load_dispatcher",
+    "load_plan",
     "ragged_paged_attention",
+    "tune",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a serving name on first use."""
+    """Imports a public name on first use."""
     if name in _LAZY_MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
@@ -48,5 +54,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The serving names, imported or not."""
+    """The public names, imported or not."""
     return sorted({*globals(), *__all__})

@@ -16,7 +16,7 @@ from rpa_kernels.layout import KV_DTYPES, Q_DTYPES
 from rpa_kernels.names import did_you_mean, find_name
 from rpa_kernels.problem import Problem
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models import model_name
