@@ -1,8 +1,9 @@
 """rpa-tune: tunes, checks and dispatches Ragged Paged Attention kernels for TPUs.
 
 `load_dispatcher`, `ragged_paged_attention`, `Problem`, `Step`, `Artifact` and the module `capture`
-are what a serving engine needs. `tune` and `load_plan` are what a tuning program needs
-(docs/python.md). All are imported when first used, so that importing the package stays light.
+are what a serving engine needs. `tune` and `load_plan`, `explain`, `verify`, `audit` and `Server`
+are the commands of those names as calls (docs/python.md). All are imported when first used, so
+that importing the package stays light.
 """
 
 import importlib
@@ -11,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rpa_kernels.problem import Problem
     from rpa_tune import capture
+    from rpa_tune.analysis.audit import audit
+    from rpa_tune.analysis.explain import explain
+    from rpa_tune.analysis.server import Server
+    from rpa_tune.analysis.verify import verify
     from rpa_tune.artifact import Artifact
     from rpa_tune.dispatch import load_dispatcher, ragged_paged_attention
     from rpa_tune.sweep.plan import load_plan
@@ -22,11 +27,15 @@ __version__ = "0.1.0"
 _LAZY = {
     "Artifact": "rpa_tune.artifact",
     "Problem": "rpa_kernels.problem",
+    "Server": "rpa_tune.analysis.server",
     "Step": "rpa_tune.tables.step",
+    "audit": "rpa_tune.analysis.audit",
+    "explain": "rpa_tune.analysis.explain",
     "load_dispatcher": "rpa_tune.dispatch",
     "load_plan": "rpa_tune.sweep.plan",
     "ragged_paged_attention": "rpa_tune.dispatch",
     "tune": "rpa_tune.sweep.run",
+    "verify": "rpa_tune.analysis.verify",
 }
 # Modules that people use by their full names, `rpa_tune.capture.record(...)`.
 _LAZY_MODULES = ("capture",)
@@ -34,13 +43,17 @@ _LAZY_MODULES = ("capture",)
 __all__ = [
     "Artifact",
     "Problem",
+    "Server",
     "Step",
     "__version__",
+    "audit",
     "capture",
+    "explain",
     "load_dispatcher",
     "load_plan",
     "ragged_paged_attention",
     "tune",
+    "verify",
 ]
 
 

@@ -60,11 +60,15 @@ ALLOWED: dict[str, set[str]] = {
         "public_configs", "public_kernels",
     },
     "report": {"candidate", "store", "tables", "llo", "hw"},
+    "analysis": {
+        "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store", "models",
+        "provenance", "promote", "families", "dispatch", "buckets",
+    },
 }  # fmt: skip
 SERVING = ("kernels", "hw", "tables", "dispatch", "capture")
 TUNING = {
     "sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "promote",
-    "artifact_build",
+    "artifact_build", "analysis",
 }  # fmt: skip
 THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "optuna": {
