@@ -107,8 +107,7 @@ def decode(line: bytes) -> StudyPlan | StudyNote:
 
 
 _TEXTS = ("name", "study", "verdict", "reason", "detail")
-# Whether it may be None.
-_MAPPINGS = {"heuristic": True, "agreement": True, "config": False, "sampler": False}
+_MAPPINGS = {"heuristic": True, "agreement": True, "config": False}  # whether it may be None
 
 
 def _check(note: StudyPlan | StudyNote | Stopped) -> None:
@@ -124,16 +123,14 @@ def _check(note: StudyPlan | StudyNote | Stopped) -> None:
             is_good = isinstance(value, str)
         elif part.name in _MAPPINGS:
             is_good = isinstance(value, dict) or (value is None and _MAPPINGS[part.name])
-            if part.name == "sampler" and is_good:
-                is_good = all(isinstance(version, str) for version in value.values())
+        elif part.name == "sampler":
+            is_good = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
         elif part.name == "num_evaluations":
             is_good = type(value) is int and value >= 0
         elif part.name == "stamp":
             is_good = all(isinstance(part, str) for part in value)
-        elif part.name == "stopped":
+        else:
             for stop in value:
                 _check(stop)
-        else:
-            raise AssertionError(f"no rule for {part.name}")
         if not is_good:
             raise ValueError(f"not a note: {part.name}={value!r:.40}")
