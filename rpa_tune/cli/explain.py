@@ -19,7 +19,7 @@ from rpa_tune.cli.neighbours import (
     read_stores,
     try_neighbours,
 )
-from rpa_tune.cli.numbers import number
+from rpa_tune.cli.numbers import number, number_or_none
 from rpa_tune.cli.options import batch_option, cache_option, candidate_options
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.question import Question, resolve_question
@@ -45,7 +45,7 @@ ALWAYS = (
     "--tries",
     default=0,
     show_default=True,
-    type=click.IntRange(0),
+    type=number_or_none("tries"),
     help="Neighbouring configs to compile and simulate, at most.",
 )
 @click.option(

@@ -205,12 +205,14 @@ def _summarize(
 
 
 def _stamp_of(evaluation: Evaluation) -> tuple[str, ...]:
-    return codec.stamp_of(evaluation.provenance, evaluation.fidelity)
+    # A plan's stamp is that of its times, without the verifier.
+    return codec.stamp_of({**evaluation.provenance, "verifier": ""}, evaluation.fidelity)
 
 
 def _stamp(plan: StudyPlan, fidelity: Fidelity) -> tuple[str, ...]:
     """The stamp that an answer of the plan's versions has."""
-    return codec.stamp_of(dict(zip(codec.STAMP_KEYS, plan.stamp, strict=True)), fidelity)
+    # Stores of older versions have shorter stamps: what they lack counts as empty.
+    return codec.stamp_of(dict(zip(codec.STAMP_KEYS, plan.stamp, strict=False)), fidelity)
 
 
 def _num_left(
