@@ -43,7 +43,7 @@ def lines(report: dict[str, Any]) -> list[str]:
         of_kind = compared[compared["kind"] == kind]
         by_model = of_kind.groupby(["model", "chip"])["speedup"].apply(entry).unstack("chip")
         by_model.loc["all"] = of_kind.groupby("chip")["speedup"].apply(entry)
-        table = by_model.reindex(index=[*MODELS, "all"], columns=CHIPS).fillna("-")
+        table = by_model.reindex(index=[*MODELS, "all"], columns=CHIPS).astype(object).fillna("-")
         text += ["", f"| {kind} | {' | '.join(CHIPS)} |", "|---" * (len(CHIPS) + 1) + "|"]
         text += [f"| {model} | {' | '.join(row)} |" for model, row in table.iterrows()]
     others = cells[list(OPPONENTS)].dropna(how="all")

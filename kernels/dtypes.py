@@ -36,11 +36,11 @@ def dtype_name(dtype: object, allowed: Sequence[str], what: str) -> str:
         word = word.removeprefix(module)
     found = find_name(word, allowed, OTHER_NAMES)
     if found is None:
-        hint = did_you_mean(word, allowed, OTHER_NAMES)
+        hint = did_you_mean(word or dtype, allowed, OTHER_NAMES)
         raise ValueError(f"{what}={dtype!r} is not a dtype that is served; {hint}")
     return found
 
 
 def _own_name(dtype: object) -> str:
     """`name` of a dtype (`numpy.dtype`), `__name__` of a scalar type (`jax.numpy.bfloat16`)."""
-    return str(getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or dtype)
+    return str(getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or "")

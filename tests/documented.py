@@ -45,9 +45,10 @@ class Scenario:
 
     @property
     def name(self) -> str:
-        """The document and the first command, without its options."""
-        words = self.steps[0].command.split()
-        return f"{self.document}: {' '.join(words[:3])}"
+        """The document and the first command up to its options, three words at least."""
+        words = [word for word in self.steps[0].command.split() if "=" not in word]
+        options = (i for i, word in enumerate(words) if word.startswith("-") or word == "#")
+        return f"{self.document}: {' '.join(words[: max(3, min(next(options, 4), 4))])}"
 
 
 def scenarios() -> list[Scenario]:

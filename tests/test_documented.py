@@ -5,6 +5,7 @@ compile for a TPU or sweep are slow tests. A new one is slow unless it is listed
 finds in its folder is made by `SETUPS`.
 """
 
+import json
 import os
 import shlex
 import subprocess
@@ -39,16 +40,17 @@ search: {simulate: 6, wave: 3}
 """
 QUICK = {
     "docs/serving.md: rpa-tune audit --model",
-    "docs/workloads.md: rpa-tune workloads show",
+    "docs/workloads.md: rpa-tune workloads show azure-conv",
+    "docs/workloads.md: rpa-tune workloads show mine.jsonl",
     "sweeps/README.md: rpa-tune status .rpa-tune/chat.jsonl",
 }
 # Scenarios that cannot be run here, and what else holds them.
 NOT_RUN = {
-    "docs/tables.md: rpa-tune tables check": (
+    "docs/tables.md: rpa-tune tables check tables": (
         "shows a change from one jax to another, of which one is installed; "
         "tests/pure/sweep/test_recheck.py"
     ),
-    "docs/tables.md: rpa-tune tables lint": (
+    "docs/tables.md: rpa-tune tables lint tables": (
         "shows tables made before a rename in this checkout; tests/pure/sweep/test_restamp.py, and "
         "tests/aot/test_restamp.py with the compiler"
     ),
@@ -57,7 +59,7 @@ NOT_RUN = {
 NOT_COMPARED = {
     "docs/interop.md: rpa-tune sweep sweeps/public_v3.yaml",
     "docs/interop.md: rpa-tune sweep sweeps/public_hd64.yaml",
-    "docs/interop.md: rpa-tune tables export",
+    "docs/interop.md: rpa-tune tables export public_tables",
 }
 SCENARIOS = {scenario.name: scenario for scenario in scenarios()}
 
@@ -107,6 +109,20 @@ def captured(folder, stack):
     (folder / "sweeps" / "mine.yaml").write_text(plan)
 
 
+def bailian_trace(folder, stack):
+    """A trace of Qwen-Bailian's form: one conversation of two turns, and a request by itself."""
+    rows = [
+        {"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.0, "input_length": 521, "turn": 1,
+         "hash_ids": list(range(33))},
+        {"chat_id": 2, "parent_chat_id": 1, "timestamp": 61.5, "input_length": 700, "turn": 2,
+         "hash_ids": [*range(32), *range(100, 112)]},
+        {"chat_id": 7, "parent_chat_id": -1, "timestamp": 62.0, "input_length": 40, "turn": 1,
+         "hash_ids": [0, 1, 2]},
+    ]  # fmt: skip
+    lines = [json.dumps({**row, "output_length": 132, "type": "text"}) for row in rows]
+    (folder / "mine.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def one_batch(folder, stack):
     """A batch of two decodes."""
     (folder / "batch.json").write_text('{"q_lens": [1, 1], "kv_lens": [700, 90], "num_decode": 2}')
@@ -130,11 +146,12 @@ def public_tables(folder, stack):
 SETUPS = {
     "sweeps/README.md: rpa-tune status .rpa-tune/chat.jsonl": chat_sweep,
     "sweeps/README.md: rpa-tune sweep chat.yaml": chat_plan,
-    "docs/workloads.md: rpa-tune workloads import": captured,
+    "docs/workloads.md: rpa-tune workloads import steps.jsonl": captured,
+    "docs/workloads.md: rpa-tune workloads show mine.jsonl": bailian_trace,
     "docs/trace.md: rpa-tune explain --chip": one_batch,
     "docs/serving.md: rpa-tune compile --model": fresh_cache,
     "docs/serving.md: rpa-tune portfolio sweeps/quickstart.yaml": quickstart_store,
-    "docs/interop.md: rpa-tune tables export": public_tables,
+    "docs/interop.md: rpa-tune tables export public_tables": public_tables,
 }
 
 
@@ -234,7 +251,8 @@ def examples():
 
 @pytest.mark.parametrize("command", sorted({*documented_commands(), *examples()}))
 def test_commands_that_are_shown_have_the_options_that_they_show(command):
-    program, *words = shlex.split(command)
+    program, *words = (word for word in shlex.split(command) if not word.startswith("JAX_")
+                       and not word.startswith("LIBTPU_"))  # fmt: skip
     assert program == "rpa-tune"
     parsed(words)
 

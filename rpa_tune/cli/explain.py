@@ -9,7 +9,7 @@ import click
 from rpa_tune.analysis.explain import DEFAULT_DEADLINE_S, Explanation, explain_question
 from rpa_tune.cli.explain_text import print_explanation
 from rpa_tune.cli.layers_text import layers_to_dict
-from rpa_tune.cli.numbers import number
+from rpa_tune.cli.numbers import number, number_or_none
 from rpa_tune.cli.options import batch_option, cache_option, candidate_options
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.question import resolve_question
@@ -31,7 +31,7 @@ ALWAYS = (
     "--tries",
     default=0,
     show_default=True,
-    type=click.IntRange(0),
+    type=number_or_none("tries"),
     help="Neighbouring configs to compile and simulate, at most.",
 )
 @click.option(

@@ -29,10 +29,12 @@ def print_list(presets: Mapping[str, Mapping[str, Any]], traces: Sequence[str]) 
 def print_summary(summary: Mapping[str, Any]) -> None:
     """Prints whichever parts a summary has."""
     console = Console(highlight=False)
-    console.print(f"[bold]{escape(summary['name'])}[/]: {escape(summary['source'])}")
+    console.print(
+        f"[bold]{escape(summary['name'])}[/]: {escape(summary['source'])}", soft_wrap=True
+    )
     trace = summary.get("trace")
     if trace and trace["summary"] not in summary["source"]:
-        console.print(f"read as: {escape(trace['summary'])}")
+        console.print(f"read as: {escape(trace['summary'])}", soft_wrap=True)
     if summary.get("requests"):
         _print_requests(console, summary)
     if summary.get("kinds"):

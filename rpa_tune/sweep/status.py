@@ -178,7 +178,8 @@ def _summarize(
 
 
 def _stamp_of(evaluation: Evaluation) -> tuple[str, ...]:
-    return codec.stamp_of(evaluation.provenance, evaluation.fidelity)
+    # A plan's stamp is that of its times, without the verifier.
+    return codec.stamp_of({**evaluation.provenance, "verifier": ""}, evaluation.fidelity)
 
 
 def _stamp(plan: StudyPlan, fidelity: Fidelity) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def run(*arguments):
 def test_two_configs_that_each_win_half_the_steps_share_a_row_and_the_dispatcher_obeys(folder):
     result = run("sweep", "plan.yaml")
     assert result.exit_code == 0, result.output
-    assert "regret 0 % (best of at most 1 config 25 %, 2 configs 0 %)" in result.stdout
+    assert "regret 0 % of 3 tried (best of at most 1 config 25 %, 2 configs 0 %)" in result.stdout
     (row,) = load_tables([folder / "tuned_tables"])
     assert [config["bkv_sz"] for config in row.configs] == [256, 1024]
     assert (row.evidence.time_us, row.evidence.regret_by_num_configs_pct) == (100.0, (25.0, 0.0))
@@ -141,7 +141,7 @@ def test_answers_of_other_versions_do_not_count(folder):
 def test_tables_show_prints_the_regret(folder):
     assert run("sweep", "plan.yaml").exit_code == 0
     shown = run("tables", "show", "tuned_tables").stdout
-    assert "regret 0 % (best of at most 1 config 25 %, 2 configs 0 %)" in shown
+    assert "regret 0 % of 3 tried (best of at most 1 config 25 %, 2 configs 0 %)" in shown
 
 
 def test_a_real_store():

@@ -115,7 +115,7 @@ def test_layers_that_no_kernel_serves_are_said_and_are_a_miss(tmp_path):
     assert result.exit_code == 3
     assert "36 chunk 8192 (not served: attention within chunks" in result.stdout
     short = [*LONG[:-1], "8192"]  # no context reaches beyond its first chunk
-    result = run("audit", "--model", tmp_path, *short)
+    result = run("audit", "--model", tmp_path, *short, "--fail-on", "infeasible")
     assert result.exit_code == 0, result.stdout
     assert "48 full" in result.stdout
 

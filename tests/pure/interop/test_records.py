@@ -38,7 +38,7 @@ def test_operands_are_those_of_the_v3_call():
         ({"case": "verify"}, "'verify' is not one of"),
         ({"kv_len": "a few"}, "a few"),
         ({"kv_len": 1, "q_len": 2}, "q_len"),
-        ({"measured_us": "soon"}, "could not convert"),
+        ({"measured_us": "soon"}, "must be a number above zero"),
     ],
 )
 def test_wrong_records_are_refused_by_position(tmp_path, change, says):
