@@ -23,7 +23,7 @@ from pathlib import Path
 
 import measured
 
-from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.interop import records, wheel
 from rpa_tune.llo.machine import load_machine

@@ -1,8 +1,9 @@
 """rpa-tune: tunes, checks and dispatches Ragged Paged Attention kernels for TPUs.
 
 `load_dispatcher`, `ragged_paged_attention`, `Problem`, `Step`, `Artifact` and the module `capture`
-are what a serving engine needs; they are imported when first used, so that importing the package
-stays light.
+are what a serving engine needs. `tune` and `load_plan`, `explain`, `verify`, `audit` and `Server`
+are the commands of those names as calls (docs/python.md). All are imported when first used, so
+that importing the package stays light.
 """
 
 import importlib
@@ -11,8 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rpa_kernels.problem import Problem
     from rpa_tune import capture
+    from rpa_tune.analysis.audit import audit
+    from rpa_tune.analysis.explain import explain
+    from rpa_tune.analysis.server import Server
+    from rpa_tune.analysis.verify import verify
     from rpa_tune.artifact import Artifact
     from rpa_tune.dispatch import load_dispatcher, ragged_paged_attention
+    from rpa_tune.sweep.plan import load_plan
+    from rpa_tune.sweep.run import tune
     from rpa_tune.tables.step import Step
 
 __version__ = "0.1.0"
@@ -20,9 +27,15 @@ __version__ = "0.1.0"
 _LAZY = {
     "Artifact": "rpa_tune.artifact",
     "Problem": "rpa_kernels.problem",
+    "Server": "rpa_tune.analysis.server",
     "Step": "rpa_tune.tables.step",
+    "audit": "rpa_tune.analysis.audit",
+    "explain": "rpa_tune.analysis.explain",
     "load_dispatcher": "rpa_tune.dispatch",
+    "load_plan": "rpa_tune.sweep.plan",
     "ragged_paged_attention": "rpa_tune.dispatch",
+    "tune": "rpa_tune.sweep.run",
+    "verify": "rpa_tune.analysis.verify",
 }
 # Modules that people use by their full names, `rpa_tune.capture.record(...)`.
 _LAZY_MODULES = ("capture",)
@@ -30,16 +43,22 @@ _LAZY_MODULES = ("capture",)
 __all__ = [
     "Artifact",
     "Problem",
+    "Server",
     "Step",
     "__version__",
+    "audit",
     "capture",
+    "explain",
     "load_dispatcher",
+    "load_plan",
     "ragged_paged_attention",
+    "tune",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a serving name on first use."""
+    """Imports a public name on first use."""
     if name in _LAZY_MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
@@ -48,5 +67,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The serving names, imported or not."""
+    """The public names, imported or not."""
     return sorted({*globals(), *__all__})

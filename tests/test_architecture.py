@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "sweep": {
         "candidate", "kernels", "hw", "workload", "space", "evaluate", "store", "models",
         "provenance", "promote", "tables", "families", "objective", "buckets", "report",
+        "compile", "interop", "padding", "public_configs",
     },
     "promote": {
         "candidate", "store", "tables", "kernels", "hw", "portfolio", "workload", "families",
@@ -59,11 +60,15 @@ ALLOWED: dict[str, set[str]] = {
         "public_configs", "public_kernels",
     },
     "report": {"candidate", "store", "tables", "llo", "hw"},
+    "analysis": {
+        "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store", "models",
+        "provenance", "promote", "families", "dispatch", "buckets",
+    },
 }  # fmt: skip
 SERVING = ("kernels", "hw", "tables", "dispatch", "capture")
 TUNING = {
     "sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "promote",
-    "artifact_build",
+    "artifact_build", "analysis",
 }  # fmt: skip
 THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "optuna": {
@@ -77,6 +82,8 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "rich": {"cli"},
     "jax": {"kernels", "compile", "evaluate", "dispatch", "interop"},
 }
+# Files outside cli that may read environment variables.
+ENVIRONMENT_IN = {"rpa_tune/compile/target.py", "rpa_tune/compile/paths.py"}
 # kernels' files that promise to need no jax, with the layers built on them.
 NO_JAX = [
     "rpa_kernels.batch", "rpa_kernels.problem", "rpa_kernels.decode.account",
@@ -92,12 +99,14 @@ MAX_KERNEL_BODY_LINES = 120
 MAX_PARAMETERS = 8
 # Exceptions, each with its reason: the page of shame.
 PUBLIC_CALL = "the eight arrays of the public attention call, in its order"
+SWEEP_OPTIONS = "keywords of a public call: those of `rpa-tune sweep`"
 LONGER: dict[str, str] = {
     "kernels/calls.py:__call__": PUBLIC_CALL,
     "kernels/reference.py:ragged_paged_attention": PUBLIC_CALL,
     "rpa_tune/dispatch/attention.py:ragged_paged_attention": PUBLIC_CALL,
     "kernels/packed.py:load_kv": "where in a buffer, which head, how much of it: all scalars",
     "kernels/pages.py:start_fetch": "source, destination, range: a copy in one call",
+    "rpa_tune/sweep/run.py:tune": SWEEP_OPTIONS,
     "rpa_tune/llo/words.py:arithmetic": "compiled; one line or two for each operation",
     "rpa_tune/llo/recording.py:replay_loop": "compiled; a twin of run_loop, without its registers",
     "rpa_tune/llo/loop.py:run_loop": "compiled; calls inside would pass all arrays by value",
@@ -238,14 +247,28 @@ def test_dispatcher_loads_no_tuning_package():
     assert "rpa_tune.artifact" not in loaded  # paid for by those who load one
 
 
+@pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_the_command_line_prints(path):
+    if layer_of_file(path) == "cli":
+        return
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    assert "print" not in {ast.unparse(call.func) for call in calls}
+
+
+def test_the_library_of_the_tuner_needs_no_command_line():
+    loaded = loaded_after("import rpa_tune; [getattr(rpa_tune, name) for name in rpa_tune.__all__]")
+    assert not {"click", "rich", "optuna", "pandas"} & loaded
+    assert not [name for name in loaded if name.startswith("rpa_tune.cli")]
+
+
 def test_promised_modules_need_no_jax():
     assert "jax" not in loaded_after("import " + ", ".join(NO_JAX))
 
 
-def test_environment_is_read_in_two_places_only():
+def test_environment_is_read_in_few_places_only():
     for path in source_files():
         file = str(path.relative_to(ROOT))
-        if file == "rpa_tune/compile/target.py" or layer_of_file(path) == "cli":
+        if file in ENVIRONMENT_IN or layer_of_file(path) == "cli":
             continue
         text = path.read_text()
         assert "os.environ" not in text, file

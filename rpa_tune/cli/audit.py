@@ -2,34 +2,26 @@
 
 import itertools
 import shlex
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rpa_tune.cli.audit_plan import left_out_of_plan, plan_text
+from rpa_tune.analysis.audit import FAIL_ON, Audit, audit
+from rpa_tune.analysis.server import Server
 from rpa_tune.cli.layers_text import layers_to_dict, print_layers
 from rpa_tune.cli.options import Choice
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
-from rpa_tune.cli.server import Server, server_options
-from rpa_tune.dispatch.audit import Coverage, Entry, audit
-from rpa_tune.dispatch.dispatcher import load_dispatcher
+from rpa_tune.cli.server import server_options, to_words
+from rpa_tune.dispatch.audit import Coverage, Entry
 from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
-from rpa_tune.models import Share
 from rpa_tune.padding import padding_note
 
 EXIT_MISSES = 3
 DEFAULT_WORKLOAD = "azure-conv"
-# From which coverage on a look-up is not covered.
-_FAIL_ON = {
-    "nearest": {Coverage.NEAREST, Coverage.HEURISTIC, Coverage.INFEASIBLE},
-    "heuristic": {Coverage.HEURISTIC, Coverage.INFEASIBLE},
-    "infeasible": {Coverage.INFEASIBLE},
-}
 
 
 @click.command(name="audit")
@@ -39,7 +31,7 @@ _FAIL_ON = {
     type=click.Path(path_type=Path),
     help="Tables that take precedence over the shipped ones.",
 )
-@click.option("--fail-on", type=Choice(_FAIL_ON), default="heuristic",
+@click.option("--fail-on", type=Choice(FAIL_ON), default="heuristic",
               show_default=True, help="Count this coverage, and worse, as misses.")  # fmt: skip
 @click.option("--write-plan", type=click.Path(path_type=Path, dir_okay=False),
               help="Write a sweep plan that tunes the misses.")  # fmt: skip
@@ -69,35 +61,23 @@ def audit_command(
 
     Example: rpa-tune audit --model llama3-8b --chip v6e --max-num-seqs 64
     """
-    server = Server(**options)
-    dispatcher = load_dispatcher(server.chip, tables)
-    found: list[tuple[Share, Entry]] = []
-    for share in server.layers():
-        buckets = (bucket.problem for bucket in server.engine.buckets(share.problem))
-        entries = audit(dispatcher, buckets, server.engine.families)
-        found += [(share, entry) for entry in entries]
-    misses = [entry for _, entry in found if entry.coverage in _FAIL_ON[fail_on]]
-    command = tune_command(server, tables, fail_on, workload) if _tunable(misses) else None
+    found = audit(Server(**options), tables=tables, fail_on=fail_on)
+    command = tune_command(found.server, tables, fail_on, workload) if found.tunable else None
     if as_json:
-        print_json(_to_dict(server, found, misses, command))
+        print_json(_to_dict(found, command))
     else:
-        _print(server, found, misses, fail_on)
+        _print(found, fail_on)
         if command and write_plan is None:
             click.echo(f"To tune them: {command}")
     if write_plan is not None:
-        _write_plan(write_plan, server, _tunable(misses), workload)
-    elif misses or server.loaded.unserved:
+        _write_plan(write_plan, found, workload)
+    elif not found.ok:
         raise click.exceptions.Exit(EXIT_MISSES)
-
-
-def _tunable(misses: Sequence[Entry]) -> list[Entry]:
-    """Those that a sweep can do something about."""
-    return [entry for entry in misses if entry.coverage is not Coverage.INFEASIBLE]
 
 
 def tune_command(server: Server, tables: Path | None, fail_on: str, workload: str) -> str:
     """The command line that writes a plan for the misses and sweeps it."""
-    words: list[object] = ["rpa-tune", "audit", *server.to_words()]
+    words: list[object] = ["rpa-tune", "audit", *to_words(server)]
     words += ["--tables", tables] if tables else []
     words += ["--fail-on", fail_on] if fail_on != "heuristic" else []
     words += ["--workload", workload] if workload != DEFAULT_WORKLOAD else []
@@ -110,22 +90,19 @@ def tune_command(server: Server, tables: Path | None, fail_on: str, workload: st
     return f"{first} && {shlex.join(map(str, sweep))}"
 
 
-def _write_plan(path: Path, server: Server, misses: list[Entry], workload: str) -> None:
-    if not misses:
-        raise UsageError("nothing to tune: no plan is written", where=str(path))
-    text, left_out = plan_text(server, misses, workload), left_out_of_plan(server, misses, workload)
+def _write_plan(path: Path, found: Audit, workload: str) -> None:
+    try:
+        text = found.plan_text(workload)
+    except UsageError as error:
+        error.where = error.where or (str(path) if not found.tunable else "")
+        raise
     write_whole(path, text.encode())
-    for family, why in left_out.items():
+    for family, why in found.left_out_of_plan(workload).items():
         click.echo(f"{family} is left out of the plan: {why}", err=True)
     click.echo(f"wrote {path}", err=True)
 
 
-def _to_dict(
-    server: Server,
-    found: Sequence[tuple[Share, Entry]],
-    misses: Sequence[Entry],
-    command: str | None,
-) -> Mapping[str, Any]:
+def _to_dict(found: Audit, command: str | None) -> Mapping[str, Any]:
     listed = [
         {
             "family": entry.family,
@@ -142,27 +119,22 @@ def _to_dict(
             "loss_error_pct": entry.loss.error_pct if entry.loss else None,
             "loss_from": entry.loss.where if entry.loss else None,
         }
-        for share, entry in found
+        for share, entry in found.found
     ]
     return {
         "entries": listed,
-        "counts": Counter(entry.coverage for _, entry in found),
-        "misses": len(misses),
+        "counts": found.counts,
+        "misses": len(found.misses),
         "tune_command": command,
-        **layers_to_dict(server.loaded),
+        **layers_to_dict(found.server.loaded),
     }
 
 
-def _print(
-    server: Server,
-    found: Sequence[tuple[Share, Entry]],
-    misses: Sequence[Entry],
-    fail_on: str,
-) -> None:
+def _print(found: Audit, fail_on: str) -> None:
     """A table for each kind of layers, then what it comes to."""
+    server, entries = found.server, found.entries
     print_layers(server.loaded)
-    entries = [entry for _, entry in found]
-    for share, group in itertools.groupby(found, lambda pair: pair[0]):
+    for share, group in itertools.groupby(found.found, lambda pair: pair[0]):
         listed = [entry for _, entry in group]
         problem = listed[0].problem
         click.echo(
@@ -178,9 +150,10 @@ def _print(
                 f"{entry.problem.max_num_tokens:>7}{entry.problem.max_num_seqs:>6}  "
                 f"{entry.family:8}{entry.coverage:11}{_loss_text(entry):>9}  {_why_text(entry)}"
             )
-    counts = Counter(entry.coverage for entry in entries)
-    summary = ", ".join(f"{counts[coverage]} {coverage}" for coverage in Coverage)
-    click.echo(f"{len(entries)} look-ups: {summary}; {len(misses)} misses (--fail-on {fail_on})")
+    summary = ", ".join(f"{found.counts[coverage]} {coverage}" for coverage in Coverage)
+    click.echo(
+        f"{len(entries)} look-ups: {summary}; {len(found.misses)} misses (--fail-on {fail_on})"
+    )
     if unknown := sum(entry.expected_loss_pct is None for entry in entries):
         click.echo(
             f"The loss of {counted(unknown, 'look-up')} is not known: "

@@ -9,8 +9,8 @@ import yaml
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import ChipName
 from rpa_tune.cli.output import print_json
-from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.cli.workload_words import say_sources
+from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.observations import measured_answers, observe

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from rpa_tune.analysis.server import Server
 from rpa_tune.artifact import Manifest
 from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
 from rpa_tune.cli.layers_text import print_layers
@@ -18,7 +19,7 @@ from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import Q_DTYPE, Choice, cache_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
-from rpa_tune.cli.server import Server, server_options
+from rpa_tune.cli.server import server_options
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.target import build_environment
 from rpa_tune.dispatch.dispatcher import load_dispatcher

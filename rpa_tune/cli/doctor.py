@@ -17,8 +17,8 @@ import click
 
 from rpa_tune.cli.options import ChipName
 from rpa_tune.cli.output import print_json
-from rpa_tune.cli.paths import default_cache_dir
 from rpa_tune.compile import target
+from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import DumpError, RpaTuneError, install_command
 from rpa_tune.llo.parse import load_program

@@ -1,35 +1,21 @@
 """`rpa-tune explain`: one candidate in detail."""
 
-import functools
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rpa_tune.cli.explain_text import print_simulation
+from rpa_tune.analysis.explain import DEFAULT_DEADLINE_S, Explanation, explain_question
+from rpa_tune.cli.explain_text import print_explanation
 from rpa_tune.cli.layers_text import layers_to_dict
-from rpa_tune.cli.neighbours import (
-    Neighbour,
-    advice,
-    find_stored,
-    num_cores,
-    other_problems,
-    read_stores,
-    try_neighbours,
-)
 from rpa_tune.cli.numbers import number, number_or_none
 from rpa_tune.cli.options import batch_option, cache_option, candidate_options
 from rpa_tune.cli.output import print_json
-from rpa_tune.cli.question import Question, resolve_question
+from rpa_tune.cli.question import resolve_question
 from rpa_tune.cli.trace import write_heaviest
-from rpa_tune.evaluate.analytical import AnalyticalEvaluator
-from rpa_tune.evaluate.simulated import SimulatedEvaluator, Simulation
 from rpa_tune.padding import padding_note
 
-DEFAULT_DEADLINE_S = 600.0
-DEFAULT_STORES = Path(".rpa-tune")  # where sweeps keep their answers
 # Keys that the JSON form always has; null without a time.
 ALWAYS = (
     "total_cycles", "cycles_by_owner", "mbu", "mfu", "bound_by", "hbm_bytes", "vmem_bytes",
@@ -91,34 +77,25 @@ def explain(
     Example: rpa-tune explain --chip v6e --family decode --model llama3-8b
     --workload azure-conv --config bkv_sz=1024,num_buffers=2
     """
-    question = resolve_question(**options)
-    evaluator = SimulatedEvaluator(
-        num_workers=max(1, min(tries, num_cores())), cache_dir=cache, deadline_s=deadline
+    found = explain_question(
+        resolve_question(**options),
+        tries=tries,
+        stores=stores,
+        cache=cache,
+        deadline_s=deadline,
+        said=_say,
     )
-    try:
-        (simulation,) = evaluator.simulate_all([question.candidate], question.workload)
-        neighbours: list[Neighbour] = []
-        if (base_us := simulation.evaluation.time_us) is not None:
-            others = functools.cache(functools.partial(other_problems, question, options))
-            answers = read_stores(stores, DEFAULT_STORES, _say)
-            neighbours += find_stored(question, others, answers)
-            neighbours += try_neighbours(
-                question, others, evaluator,
-                most=tries, base_us=base_us, known=neighbours, said=_say,
-            ) if tries else []  # fmt: skip
-    finally:
-        evaluator.close()
     if as_json:
-        print_json(to_dict(question, simulation, neighbours))
+        print_json(to_dict(found))
     else:
-        print_simulation(question, simulation, neighbours)
-    if not simulation.evaluation.ok:
+        print_explanation(found)
+    if not found.ok:
         raise click.exceptions.Exit(1)
     if trace is not None:
         write_heaviest(
-            question.candidate,
-            [wb.batch for wb in question.workload.batches],
-            simulation.evaluation.batch_us,
+            found.question.candidate,
+            [wb.batch for wb in found.question.workload.batches],
+            found.evaluation.batch_us,
             cache_dir=cache,
             path=trace,
         )
@@ -128,12 +105,9 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def to_dict(
-    question: Question, simulation: Simulation, neighbours: Sequence[Neighbour]
-) -> dict[str, Any]:
+def to_dict(found: Explanation) -> dict[str, Any]:
     """The JSON form: the evaluation, its metrics on the top level, and a closer look per batch."""
-    evaluation = simulation.evaluation
-    (bound,) = AnalyticalEvaluator().evaluate_all([question.candidate], question.workload)
+    question, evaluation = found.question, found.evaluation
     weights = [wb.weight for wb in question.workload.batches]
     return {
         **dict.fromkeys(ALWAYS),
@@ -142,7 +116,7 @@ def to_dict(
         "detail": evaluation.detail,
         "fidelity": evaluation.fidelity.name.lower(),
         "time_us": evaluation.time_us,
-        "lower_bound_us": bound.time_us,
+        "lower_bound_us": found.lower_bound_us,
         **{k: v for k, v in question.candidate.to_dict().items() if k != "workload"},
         "model": question.model,
         **layers_to_dict(question.loaded),
@@ -150,10 +124,10 @@ def to_dict(
         "is_default_config": question.is_default,
         "batches": [
             {"weight": weight, **asdict(timeline)}
-            for weight, timeline in zip(weights, simulation.timelines, strict=False)
+            for weight, timeline in zip(weights, found.simulation.timelines, strict=False)
         ],
         "padding": padding_note(question.candidate.problem),
-        "neighbours": [n.to_dict(evaluation.time_us or 0.0) for n in neighbours],
-        "advice": advice(neighbours, evaluation.time_us or 0.0),
+        "neighbours": [n.to_dict(evaluation.time_us or 0.0) for n in found.neighbours],
+        "advice": found.advice,
         "provenance": evaluation.provenance,
     }

@@ -1,16 +1,15 @@
 """What `rpa-tune explain` prints for people."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from rpa_kernels.batch import Batch
+from rpa_tune.analysis.explain import Explanation
+from rpa_tune.analysis.neighbours import BOUNDED
+from rpa_tune.analysis.question import Question
 from rpa_tune.cli.layers_text import print_layers
-from rpa_tune.cli.neighbours import BOUNDED, Neighbour, advice
 from rpa_tune.cli.problem_text import problem_text
-from rpa_tune.cli.question import Question
-from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import Simulation
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.llo.timeline import Timeline
@@ -35,22 +34,19 @@ NOT_TRIED = "none: no neighbouring config has a time; --tries 8 simulates up to 
 _MAX_NEIGHBOURS = 8  # printed; all are in the JSON form
 
 
-def print_simulation(
-    question: Question, simulation: Simulation, neighbours: Sequence[Neighbour]
-) -> None:
+def print_explanation(found: Explanation) -> None:
     """Prints everything that is known about one candidate."""
-    evaluation = simulation.evaluation
+    question, evaluation = found.question, found.evaluation
     _print_head(question)
     if not evaluation.ok:
         click.echo(f"{evaluation.status.value}: {evaluation.detail}")
         return
     metrics, chip = evaluation.metrics, load_chip(question.candidate.chip)
-    (bound,) = AnalyticalEvaluator().evaluate_all([question.candidate], question.workload)
     low, high = min(evaluation.batch_us), max(evaluation.batch_us)
     click.echo(
         f"time      {evaluation.time_us:,.1f} us a launch, simulated: mean of "
         f"{len(evaluation.batch_us)} batches, {low:,.1f} to {high:,.1f}; "
-        f"lower bound {bound.time_us:,.1f}"
+        f"lower bound {found.lower_bound_us:,.1f}"
     )
     if span := metrics.get("interval_us"):
         click.echo(
@@ -59,9 +55,9 @@ def print_simulation(
         )
     _print_efficiency(metrics, chip, float(evaluation.time_us or 0.0))
     click.echo(f"bound by  {metrics['bound_by']}. {BOUNDS.get(metrics['bound_by'], '')}")
-    _print_neighbours(neighbours, float(evaluation.time_us or 0.0))
+    _print_neighbours(found)
     _print_owners(metrics["cycles_by_owner"])
-    _print_heaviest(question, simulation)
+    _print_heaviest(question, found.simulation)
     _print_doubts(metrics)
 
 
@@ -78,16 +74,17 @@ def _print_head(question: Question) -> None:
     click.echo(f"config    {fields}{' (the default)' if question.is_default else ''}")
 
 
-def _print_neighbours(neighbours: Sequence[Neighbour], base_us: float) -> None:
+def _print_neighbours(found: Explanation) -> None:
     """What was tried beside it, fastest first, and what follows."""
-    click.echo(f"advice    {advice(neighbours, base_us) or NOT_TRIED}")
-    timed = sorted((n for n in neighbours if n.time_us), key=lambda n: n.time_us or 0.0)
+    base_us = found.time_us or 0.0
+    click.echo(f"advice    {found.advice or NOT_TRIED}")
+    timed = sorted((n for n in found.neighbours if n.time_us), key=lambda n: n.time_us or 0.0)
     for near in timed[:_MAX_NEIGHBOURS]:
         time_us = near.time_us or 0.0
         click.echo(f"  {time_us:>10,.1f} us  {base_us / time_us:.2f}x  {near.change} ({near.how})")
     if len(timed) > _MAX_NEIGHBOURS:
         click.echo(f"  and {len(timed) - _MAX_NEIGHBOURS} slower ones")
-    for near in neighbours:
+    for near in found.neighbours:
         if near.how == BOUNDED:
             click.echo(f"  not tried, at least {near.bound_us or 0.0:,.1f} us: {near.change}")
         elif not near.time_us:

@@ -1,7 +1,6 @@
 """Options that several commands share: a candidate, a batch, where compiles are kept."""
 
 import copy
-import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,20 +9,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from rpa_kernels import FAMILIES, load_family
+from rpa_kernels import FAMILIES
 from rpa_kernels.dtypes import OTHER_NAMES as OTHER_DTYPE_NAMES
-from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.layout import KV_DTYPES, Q_DTYPES
 from rpa_kernels.names import did_you_mean, find_name
-from rpa_kernels.problem import Problem
+from rpa_tune.analysis.question import one_batch
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models import model_name
 from rpa_tune.ranges import FIELD
 from rpa_tune.workload.batch_data import batch_from_data
-from rpa_tune.workload.workload import WeightedBatch, Workload
+from rpa_tune.workload.workload import Workload
 
 Command = TypeVar("Command", bound=Callable[..., None])
 if TYPE_CHECKING:
@@ -169,33 +167,6 @@ def parse_config(text: str) -> dict[str, int]:
     return fields
 
 
-def make_config(family: str, problem: Problem, chip: str, fields: dict[str, int]) -> Any:
-    """The family's own choice with some fields changed; all of them, if it has no choice.
-
-    Raises:
-      UsageError: An unknown field, a missing one where the family has no choice of its own, or
-        pages that do not fit the chip.
-    """
-    load_chip(chip).require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
-    record = load_family(family)
-    known = list(record.config_type.__dataclass_fields__)
-    if unknown := [name for name in fields if name not in known]:
-        raise UsageError(
-            f"{unknown[0]!r} is not a field of a {family} config",
-            where="--config",
-            hint=f"fields: {', '.join(known)}",
-        )
-    default = record.default_config(problem, load_chip(chip).target)
-    if not isinstance(default, Infeasible):
-        return dataclasses.replace(default, **fields)
-    if missing := [name for name in known if name not in fields]:
-        raise UsageError(
-            f"{family} has no default config here ({default}); {', '.join(missing)} missing",
-            where="--config",
-        )
-    return record.config_from_dict(fields)
-
-
 def read_batch(path: Path) -> Workload:
     """A workload of one batch with given lengths.
 
@@ -204,9 +175,7 @@ def read_batch(path: Path) -> Workload:
     """
     try:
         batch = batch_from_data(json.loads(path.read_text(encoding="utf-8")))
-        return Workload(
-            name=path.name, source=str(path), batches=(WeightedBatch(batch=batch, weight=1.0),)
-        )
+        return one_batch(batch, name=path.name, source=str(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"not a batch: {error}",

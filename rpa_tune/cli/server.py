@@ -1,20 +1,17 @@
-"""The options that describe a serving engine, shared by `audit` and `compile`, and what they mean.
+"""The options that describe a serving engine, shared by `audit` and `compile`.
 
 The options have the engine's own names.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from dataclasses import asdict
+from typing import TypeVar
 
 import click
 
-from rpa_tune.buckets import Limits
+from rpa_tune.analysis.server import Server
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import KV_DTYPE, ChipName, ModelName
-from rpa_tune.dispatch.engine import Engine
-from rpa_tune.hw.chip import load_chip
-from rpa_tune.models import Model, Share, load_model, shares
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -48,95 +45,11 @@ def server_options(command: Command) -> Command:
     return command
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Server:
-    """A serving engine: one attribute an option, and what it makes of them.
-
-    Attributes:
-      model: Name or path.
-      chip: Chip name.
-      tp: Devices that share the heads.
-      max_num_seqs: Maximum number of sequences in a step.
-      max_num_batched_tokens: Maximum number of new tokens in a step.
-      max_model_len: Longest context, tokens.
-      bucket_seqs: See `Engine`.
-      uses_prefill: See `Engine`.
-      page_size: Tokens in one page.
-      kv_dtype: Dtype name of the KV cache.
-    """
-
-    model: str
-    chip: str
-    tp: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    bucket_seqs: bool
-    uses_prefill: bool
-    page_size: int
-    kv_dtype: str
-
-    @property
-    def engine(self) -> Engine:
-        """Which shapes it compiles."""
-        return Engine(
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            bucket_seqs=self.bucket_seqs,
-            uses_prefill=self.uses_prefill,
-        )
-
-    @property
-    def limits(self) -> Limits:
-        """Its limits, as a plan has them."""
-        return Limits(
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            max_model_len=self.max_model_len,
-            bucket_seqs=self.bucket_seqs,
-        )
-
-    def to_words(self) -> list[str]:
-        """The options again, as words of a command line."""
-        words = []
-        for name, value in asdict(self).items():
-            if value not in (None, False):
-                words.append(f"--{name.replace('_', '-')}")
-                words += [] if value is True else [str(value)]
-        return words
-
-    def layers(self, **features: Any) -> list[Share]:
-        """Every kind of layers that a kernel family serves, with its problem.
-
-        Args:
-          **features: Further fields of `Problem`, or other values than these options give.
-
-        Raises:
-          UsageError: Heads that do not divide, layers that no kernel family serves, or sizes that
-            no kernel has.
-        """
-        pages_per_seq = self.limits.pages_per_seq(self.page_size)
-        given = {
-            "page_size": self.page_size,
-            "max_num_tokens": self.max_num_batched_tokens,
-            "max_num_seqs": self.max_num_seqs,
-            "pages_per_seq": pages_per_seq,
-            "num_pages": pages_per_seq * self.max_num_seqs,
-            "kv_dtype": self.kv_dtype,
-        }
-        found = shares(self.loaded, tp=self.tp, where="the server's options", **given | features)
-        for share in found:
-            load_chip(self.chip).require_room(
-                page_bytes=share.problem.page_bytes, num_seqs=share.problem.max_num_seqs
-            )
-        return found
-
-    @property
-    def loaded(self) -> Model:
-        """The whole model, for contexts as long as the server has them.
-
-        Raises:
-          UsageError: An unknown model, or layers that no kernel family serves.
-        """
-        pages_per_seq = self.limits.pages_per_seq(self.page_size)
-        return load_model(self.model).within(pages_per_seq * self.page_size)
+def to_words(server: Server) -> list[str]:
+    """The options of a server again, as words of a command line."""
+    words = []
+    for name, value in asdict(server).items():
+        if value not in (None, False):
+            words.append(f"--{name.replace('_', '-')}")
+            words += [] if value is True else [str(value)]
+    return words

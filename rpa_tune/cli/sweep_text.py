@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,44 +22,28 @@ from rpa_tune.cli.tables import (
 )
 from rpa_tune.evaluate.measured import MeasuringHost
 from rpa_tune.padding import padding_note
-from rpa_tune.store.shards import Shard
 from rpa_tune.sweep.result import NO_COMPARISON, StudyResult
+from rpa_tune.sweep.run import Outcome
 from rpa_tune.tables.row import TableRow
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How a run ended.
+def print_outcome(outcome: Outcome, *, code: int, table_folder: Path, as_json: bool) -> None:
+    """Prints a table for people, or one JSON document.
 
-    Attributes:
-      results: Of the studies that were decided, in the order of the plan.
-      files: Tables that changed.
-      table_folder: Where they are.
-      shard: Which part of the sweep this was; None for all.
-      num_studies: Studies that the run was to do.
-      host: What could be measured on, or why nothing could.
+    Args:
+      outcome: How the run ended.
       code: Exit code.
+      table_folder: Where rows are written to.
+      as_json: Which of the two.
     """
-
-    results: Sequence[StudyResult]
-    files: Sequence[Path]
-    table_folder: Path
-    shard: Shard | None
-    num_studies: int
-    host: MeasuringHost
-    code: int
-
-
-def print_outcome(outcome: Outcome, *, as_json: bool) -> None:
-    """Prints a table for people, or one JSON document."""
     if as_json:
         print_json(
             {
-                "exit_code": outcome.code,
+                "exit_code": code,
                 "studies": [_result_to_dict(result) for result in outcome.results],
-                "num_studies": outcome.num_studies,
-                "tables": [str(path) for path in outcome.files],
-                "measuring": asdict(outcome.host),
+                "num_studies": len(outcome.job.mine),
+                "tables": [str(path) for path in outcome.tables],
+                "measuring": asdict(outcome.measuring),
             }
         )
         return
@@ -69,16 +53,17 @@ def print_outcome(outcome: Outcome, *, as_json: bool) -> None:
         Console(width=max(120, Console().width, needed)).print(_table(outcome.results))
     for result in outcome.results:
         _print_result(result)
-    click.echo(_host_text(outcome.host))
-    if outcome.shard is not None:
+    click.echo(_host_text(outcome.measuring))
+    if outcome.job.shard is not None:
         click.echo(
-            f"Shard {outcome.shard} is done. Without --shard, the same command writes the tables."
+            f"Shard {outcome.job.shard} is done. "
+            "Without --shard, the same command writes the tables."
         )
         return
-    unchanged = "" if outcome.files else " (unchanged)"
+    unchanged = "" if outcome.tables else " (unchanged)"
     if rows := [row for result in outcome.results if (row := result.row()) is not None]:
-        uses = uses_text(rows, outcome.table_folder)
-        click.echo(f"Tables are in {outcome.table_folder}{unchanged}. {uses}")
+        uses = uses_text(rows, table_folder)
+        click.echo(f"Tables are in {table_folder}{unchanged}. {uses}")
 
 
 def _print_result(result: StudyResult) -> None:

@@ -1,33 +1,22 @@
 """`rpa-tune verify`: is a config correct? No TPU needed, and no libtpu."""
 
-import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
-from rpa_kernels.batch import Batch
-from rpa_tune.candidate import Status
+from rpa_tune.analysis.verify import (
+    DEFAULT_DEADLINE_S,
+    Verification,
+    check_tasks,
+    make_tasks,
+)
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import (
-    batch_option,
-    candidate_options,
-    make_config,
-    parse_config,
-    read_batch,
-)
+from rpa_tune.cli.options import batch_option, candidate_options, parse_config, read_batch
 from rpa_tune.cli.output import print_json
-from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_all, hostile_batches
-from rpa_tune.families import load_family
-from rpa_tune.hw.chip import load_chip
-from rpa_tune.models import load_model, problem_for
-from rpa_tune.workload.workload import WeightedBatch, Workload
-
-# The context for which a family makes its own choice when no batch is given.
-_NOMINAL_CONTEXT_TOKENS = 4096
-_DMA_MODES = ("on_wait", "eager")
+from rpa_tune.evaluate.correctness import Verdict
+from rpa_tune.models import load_model
 
 
 @click.command()
@@ -42,7 +31,7 @@ _DMA_MODES = ("on_wait", "eager")
 )
 @click.option(
     "--deadline",
-    default=600.0,
+    default=DEFAULT_DEADLINE_S,
     show_default=True,
     type=number("deadline"),
     help="Time limit per check, seconds.",
@@ -63,79 +52,27 @@ def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) 
 
     Example: rpa-tune verify --chip v6e --family decode --model llama3-8b --tp 4 --config bq_sz=16
     """
-    tasks = make_tasks(**options)
+    batch_file, config_text = options.pop("batch_file"), options.pop("config_text")
+    tasks = make_tasks(
+        config=parse_config(config_text),
+        batches=None if batch_file is None else read_batch(batch_file),
+        **options,
+    )
     if not as_json:
         print_layers(load_model(options["model"]))
-    first = tasks[0]
-    target = load_chip(first.chip).target
-    if load_family(first.family).check(first.problem, first.config, target):
-        tasks = tasks[:1]  # what cannot exist for one batch cannot for any
-    workers = workers or len(os.sched_getaffinity(0))
     verdicts: list[Verdict] = []
-    for verdict in check_all(tasks, num_workers=min(workers, len(tasks)), deadline_s=deadline):
+    for verdict in check_tasks(tasks, workers=workers, deadline_s=deadline):
         verdicts.append(verdict)
         if not as_json:
             _print_verdict(verdict)
-    is_right = bool(verdicts) and all(verdict.status is Status.OK for verdict in verdicts)
+    found = Verification(verdicts=tuple(verdicts))
     if as_json:
-        print_json({"ok": is_right, "checks": [_to_dict(verdict) for verdict in verdicts]})
+        print_json({"ok": found.ok, "checks": [_to_dict(verdict) for verdict in verdicts]})
     else:
-        cannot_exist = bool(verdicts) and all(
-            verdict.status is Status.INFEASIBLE for verdict in verdicts
-        )
-        click.echo("correct" if is_right else "infeasible" if cannot_exist else "WRONG")
-    if not is_right:
+        cannot_exist = bool(verdicts) and not found.can_exist
+        click.echo("correct" if found.ok else "infeasible" if cannot_exist else "WRONG")
+    if not found.ok:
         raise click.exceptions.Exit(1)
-
-
-def make_tasks(
-    *,
-    chip: str,
-    family: str,
-    model: str,
-    config_text: str,
-    batch_file: Path | None,
-    seed: int,
-    **shape: Any,
-) -> list[CheckTask]:
-    """The launches to check: each batch with copies late and early.
-
-    Args:
-      chip: Chip name.
-      family: Family name.
-      model: Model name or path.
-      config_text: `k=v,...`.
-      batch_file: JSON file with one batch; None for hostile ones.
-      seed: Of the operands.
-      **shape: `tp`, `page_size`, `q_dtype`, `kv_dtype`, `layers` and `windowed` of `problem_for`.
-
-    Raises:
-      UsageError: Whatever is wrong with them.
-    """
-    record, fields = load_model(model), parse_config(config_text)
-    if batch_file is not None:
-        workload = read_batch(batch_file)
-        config = make_config(family, problem_for(record, workload=workload, **shape), chip, fields)
-    else:
-        tokens = _NOMINAL_CONTEXT_TOKENS
-        nominal = _one_batch(Batch(q_lens=(tokens,), kv_lens=(tokens,), num_decode=0))
-        config = make_config(family, problem_for(record, workload=nominal, **shape), chip, fields)
-        batches = hostile_batches(family, page_size=shape["page_size"], block_tokens=config.bkv_sz)
-        weighted = tuple(WeightedBatch(batch=b, weight=1 / len(batches)) for b in batches)
-        workload = Workload(name="hostile", source="lengths at boundaries", batches=weighted)
-    problem = problem_for(record, workload=workload, **shape)
-    return [
-        CheckTask(
-            family=family, problem=problem, config=config, chip=chip, batch=weighted.batch,
-            seed=seed, dma_mode=mode,
-        )
-        for weighted in workload.batches
-        for mode in _DMA_MODES
-    ]  # fmt: skip
-
-
-def _one_batch(batch: Batch) -> Workload:
-    return Workload(name="one", source="", batches=(WeightedBatch(batch=batch, weight=1.0),))
 
 
 def _print_verdict(verdict: Verdict) -> None:

@@ -108,7 +108,7 @@ def decode(line: bytes) -> StudyPlan | StudyNote:
 
 _TEXTS = ("name", "study", "verdict", "reason", "detail")
 # Whether it may be None.
-_MAPPINGS = {"heuristic": True, "agreement": True, "config": False, "sampler": False}
+_MAPPINGS = {"heuristic": True, "agreement": True, "config": False}
 
 
 def _check(note: StudyPlan | StudyNote | Stopped) -> None:

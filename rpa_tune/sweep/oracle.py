@@ -9,7 +9,7 @@ exchange, it waits for what another run is asking, too.
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -131,10 +131,14 @@ class Oracle:
         with self._monitor:
             self._journal.append_note(note)
 
-    def tell(self, event: str, *arguments: object) -> None:
-        """Calls a method of the watch, one thread at a time."""
+    def tell(self, event: Callable[[Watch], None]) -> None:
+        """Has the watch told, one thread at a time.
+
+        Args:
+          event: Calls a method of the watch.
+        """
         with self._monitor:
-            getattr(self.watch, event)(*arguments)
+            event(self.watch)
 
     def stop(self) -> None:
         """Makes every study end at its next answer, and frees what the evaluators hold."""
@@ -146,7 +150,7 @@ class Oracle:
 
     def _bounds(self, wave: Sequence[Candidate], study: Study) -> list[Evaluation]:
         """Lower bounds of a wave, in its order."""
-        self.tell("wave_started", study, Fidelity.ANALYTICAL, len(wave), 0)
+        self.tell(lambda watch: watch.wave_started(study, Fidelity.ANALYTICAL, len(wave), 0))
         bounds = {}
         for bound in self.evaluators[Fidelity.ANALYTICAL].evaluate_all(wave, study.workload):
             bounds[bound.candidate] = bound

@@ -116,7 +116,7 @@ def find_plan(plan: Path) -> Path:
     return shipped[plan.name]
 
 
-def load_plan(plan: Path) -> SweepPlan:
+def load_plan(plan: str | Path) -> SweepPlan:
     """Reads a plan.
 
     Args:
@@ -125,7 +125,7 @@ def load_plan(plan: Path) -> SweepPlan:
     Raises:
       UsageError: The file cannot be read, or something in it is unknown, missing or impossible.
     """
-    path = find_plan(plan)
+    path = find_plan(Path(plan))
     root = read_yaml(path)
     entries = root.entries(KEYS, "the plan")
     if missing := [key for key in REQUIRED if key not in entries]:

@@ -93,7 +93,8 @@ class Sweep:
           BudgetSpentError: The budget ran out; the studies not yet yielded can be resumed.
         """
         places = [p for p in line_up(studies, self.num_shards) if shard in (0, p.shard)]
-        self.oracle.tell("sweep_started", [studies[place.index] for place in places])
+        mine = [studies[place.index] for place in places]
+        self.oracle.tell(lambda watch: watch.sweep_started(mine))
         for place in places:
             self.oracle.note(studies[place.index].note())
         decisions: dict[int, Decision | None] = {}
@@ -123,14 +124,18 @@ class Sweep:
                 if isinstance(outcome, BaseException):
                     raise outcome
                 decisions[index] = outcome.decision
-                self.oracle.note(outcome.note())
-                self.oracle.tell("study_finished", outcome)
+                self._note_end(outcome)
                 yield outcome
         finally:
             if threads:
                 self.oracle.stop()
             for thread in threads.values():
                 thread.join()
+
+    def _note_end(self, result: StudyResult) -> None:
+        """Stores what a study came to, and has the watch told."""
+        self.oracle.note(result.note())
+        self.oracle.tell(lambda watch: watch.study_finished(result))
 
     def run_study(self, study: Study, decisions: Sequence[Decision] = ()) -> StudyResult:
         """Climbs the ladder: many cheap answers, few dear ones.
@@ -140,7 +145,7 @@ class Sweep:
           decisions: Of studies whose winners it starts from.
         """
         space = study.space()
-        self.oracle.tell("study_started", study, space)
+        self.oracle.tell(lambda watch: watch.study_started(study, space))
         heuristic = study.heuristic()
         seeds = [] if isinstance(heuristic, Infeasible) else [heuristic]
         seeds += neighbour_seeds(study, [*decided(decisions), *self.winners])

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import wheel
 from rpa_tune.public_configs import WHEELS

@@ -48,7 +48,7 @@ class Axes:
 @pytest.fixture
 def interface(monkeypatch):
     """The wheel's `attention_interface`, freshly imported."""
-    from rpa_tune.cli.paths import default_cache_dir
+    from rpa_tune.compile.paths import default_cache_dir
 
     try:
         root = wheel.use_wheel(default_cache_dir() / WHEELS)

@@ -18,7 +18,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
-from rpa_tune.cli.paths import default_cache_dir
+from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import sglang_jax, wheel

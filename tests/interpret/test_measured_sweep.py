@@ -41,7 +41,8 @@ print("loaded:", *loaded, file=sys.stderr)
 """
 PROGRAM = """
 import functools
-from rpa_tune.cli import main, sweep
+from rpa_tune.cli import main
+from rpa_tune.sweep import run as sweep
 from rpa_tune.evaluate import measured, simulated
 
 simulated.TASK = "pure.evaluate.builders:answer"

@@ -226,7 +226,8 @@ STUDY = ANSWER.candidate.study
 STORED = {
     "answer": codec.encode(ANSWER),
     "plan": notes.encode(notes.StudyPlan(name="a", study=STUDY, num_evaluations=3,
-                                         heuristic={"bq_sz": 8}, stamp=("", "", "0", ""))),
+                                         heuristic={"bq_sz": 8}, stamp=("", "", "0", ""),
+                                         sampler={"kind": "tpe", "optuna": "5.0.0"})),
     "note": notes.encode(notes.StudyNote(
         name="a", study=STUDY, verdict="tuned",
         stopped=(notes.Stopped(reason="bounded", detail="why", config={"bq_sz": 8}),))),

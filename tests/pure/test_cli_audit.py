@@ -13,10 +13,10 @@ from table_rows import make_row
 
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Evaluation, Fidelity, Status
-from rpa_tune.cli import sweep as sweep_module
 from rpa_tune.cli.main import cli
 from rpa_tune.dispatch import dispatcher
 from rpa_tune.errors import UsageError
+from rpa_tune.sweep import run as sweep_module
 from rpa_tune.tables.writer import merge_into
 
 SERVER = ["--model", "llama3-8b", "--chip", "v6e", "--max-num-seqs", "8",

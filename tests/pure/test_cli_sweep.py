@@ -19,13 +19,13 @@ from rich.console import Console
 from table_rows import PROBLEM, default_config, make_row
 
 from rpa_tune.candidate import Fidelity, Status
-from rpa_tune.cli import sweep as module
 from rpa_tune.cli.main import cli
 from rpa_tune.cli.progress import RichWatch
 from rpa_tune.compile.failure import Reply
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import StoreError, TableError, UsageError
 from rpa_tune.store import journal
+from rpa_tune.sweep import run as module
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.tables.reader import load_tables
 from rpa_tune.tables.writer import merge_into
@@ -215,7 +215,8 @@ PROGRAM = textwrap.dedent("""
     import signal
     from pathlib import Path
     from fake_sweep import make_evaluators
-    from rpa_tune.cli import main, sweep
+    from rpa_tune.cli import main
+    from rpa_tune.sweep import run as sweep
     made = make_evaluators(delay_s=0.3)
     sweep.make_evaluators = lambda *_: made
     sweep.shipped_folder = lambda: Path("shipped")
@@ -418,7 +419,7 @@ def test_the_executor_has_an_old_spelling_that_is_not_shown(folder, monkeypatch,
         pools.append(given)
         return WorkerPool(num_workers=1)
 
-    monkeypatch.setattr(module, "RayPool", connect)
+    monkeypatch.setattr("rpa_tune.cli.sweep.RayPool", connect)
     result = sweep(option, "Ray", "--dry-run")
     assert result.exit_code == 0, result.output
     assert len(pools) == 1

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from rpa_kernels import load_family
+from rpa_tune.analysis.verify import make_tasks
 from rpa_tune.candidate import Status
 from rpa_tune.cli.main import main
-from rpa_tune.cli.verify import make_tasks
+from rpa_tune.cli.options import parse_config
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate import correctness
 from rpa_tune.evaluate.correctness import check_all, hostile_batches
@@ -20,8 +21,8 @@ SHAPE = {
 
 def tasks(family="decode", config="bkv_sz=128,bkv_csz=128", **changes):
     return make_tasks(**{
-        "chip": "v6e", "family": family, "model": "llama3-8b", "config_text": config,
-        "batch_file": None, "seed": 0, **SHAPE, **changes,
+        "chip": "v6e", "family": family, "model": "llama3-8b",
+        "config": parse_config(config), "seed": 0, **SHAPE, **changes,
     })  # fmt: skip
 
 

@@ -173,7 +173,8 @@ FILLED = textwrap.dedent("""
     import sys
     from pathlib import Path
     from fake_sweep import make_evaluators
-    from rpa_tune.cli import main, sweep
+    from rpa_tune.cli import main
+    from rpa_tune.sweep import run as sweep
     sweep.make_evaluators = lambda *_: make_evaluators()
     sweep.has_tpu = lambda: False
     sweep.shipped_folder = lambda: Path("shipped")

@@ -1,4 +1,4 @@
-"""Where commands keep what can be made again."""
+"""Where what can be made again is kept, unless a caller names another place."""
 
 import os
 from pathlib import Path

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from rpa_tune.cli.server import Server
+from rpa_tune.analysis.server import Server
 from rpa_tune.dispatch.audit import Entry
 from rpa_tune.errors import UsageError
 from rpa_tune.families import slots

@@ -4,14 +4,13 @@ A neighbour differs in one thing: one value of the config, the page size, or the
 cache. Times come from stores (any config of the same study), and from tries that a person asks for.
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rpa_tune.analysis.question import Question, make_question
 from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.cli.question import Question, resolve_question
 from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
@@ -69,14 +68,13 @@ class Neighbour:
         }
 
 
-def other_problems(question: Question, options: Mapping[str, Any]) -> list[tuple[str, Question]]:
+def other_problems(question: Question) -> list[tuple[str, Question]]:
     """Twice and half the page size, and another KV cache, where they can exist: change, neighbour.
 
     A config that a person gave stays; the family's own choice is made anew.
 
     Args:
       question: Whose neighbours.
-      options: What it was resolved from.
     """
     problem = question.candidate.problem
     size, cache = problem.page_size, _OTHER_CACHE[problem.kv_dtype]
@@ -86,12 +84,11 @@ def other_problems(question: Question, options: Mapping[str, Any]) -> list[tuple
         if other
     ]
     changes.append((f"{cache} cache instead of {problem.kv_dtype}", {"kv_dtype": cache}))
-    text = ",".join(f"{name}={value}" for name, value in asdict(question.candidate.config).items())
+    config = None if question.is_default else asdict(question.candidate.config)
     found = []
     for change, fields in changes:
-        given = {**options, **fields, "config_text": "" if question.is_default else text}
         try:
-            other = resolve_question(**given)
+            other = make_question(**{**question.given, "config": config, **fields})
         except UsageError:
             continue  # no such problem: a page that is too small, say
         target = load_chip(other.candidate.chip).target
@@ -218,11 +215,6 @@ def advice(neighbours: Sequence[Neighbour], base_us: float) -> str:
         f"none of {len(timed)} tried is faster by more than the simulator's error of "
         f"{error_pct:g} %; the fastest, {best.change}, {took}"
     )
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def _answered(change: str, how: str, question: Question, answer: Evaluation) -> Neighbour:

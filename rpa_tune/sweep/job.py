@@ -1,17 +1,15 @@
-"""What one run of `rpa-tune sweep` has to do, and what the files beside its store know of it."""
+"""What one run of a sweep has to do, and what the files beside its store know of it."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_tune.candidate import Evaluation
-from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.errors import StoreError
-from rpa_tune.models import load_model
 from rpa_tune.store import journal as store
 from rpa_tune.store.notes import StudyPlan
 from rpa_tune.store.shards import Shard, find_shards, parse_shard, read_others, require_idle
 from rpa_tune.sweep.lineup import line_up
-from rpa_tune.sweep.plan import SweepPlan
+from rpa_tune.sweep.plan import SweepPlan, load_plan
 from rpa_tune.sweep.study import Study, build_studies
 
 
@@ -20,6 +18,7 @@ class Job:
     """What this run does of a sweep.
 
     Attributes:
+      plan: What is swept.
       studies: All of the plan.
       mine: Those that this run does.
       shard: Which part that is; None for all.
@@ -31,6 +30,7 @@ class Job:
       plans: What all files know of earlier runs' studies.
     """
 
+    plan: SweepPlan
     studies: list[Study]
     mine: list[Study]
     shard: Shard | None
@@ -42,20 +42,25 @@ class Job:
     plans: list[StudyPlan]
 
 
-def open_job(plan: SweepPlan, store_file: Path | None, shard_text: str | None) -> Job:
+def open_job(
+    plan: str | Path | SweepPlan,
+    store_file: str | Path | None = None,
+    shard_text: str | None = None,
+) -> Job:
     """Looks at what lies beside the store.
 
     Args:
-      plan: What is swept.
-      store_file: Where answers are kept; the plan's own place if None.
+      plan: What is swept: a file, the name of a shipped plan, or a plan.
+      store_file: Where answers are kept; `.rpa-tune/PLAN.jsonl` if None.
       shard_text: `I/N`; None for all of it.
 
     Raises:
+      UsageError: There is no such plan, or something in it is wrong.
       StoreError: The shards beside the store are no parts of this sweep, or not yet at their end.
     """
+    plan = plan if isinstance(plan, SweepPlan) else load_plan(plan)
     studies = build_studies(plan)
-    _say_layers(plan, studies)
-    store_file = store_file or Path(".rpa-tune") / f"{plan.name}.jsonl"
+    store_file = Path(store_file) if store_file else Path(".rpa-tune") / f"{plan.name}.jsonl"
     shard = parse_shard(shard_text) if shard_text else None
     found = find_shards(store_file)
     own = store_file if shard is None else shard.path(store_file)
@@ -76,6 +81,7 @@ def open_job(plan: SweepPlan, store_file: Path | None, shard_text: str | None) -
     known = [evaluation for contents in others for evaluation in contents.evaluations]
     mine_before = store.read(own)
     return Job(
+        plan=plan,
         studies=studies,
         mine=mine,
         shard=shard,
@@ -86,12 +92,3 @@ def open_job(plan: SweepPlan, store_file: Path | None, shard_text: str | None) -
         answers=[*known, *mine_before.evaluations],
         plans=[plan for contents in (*others, mine_before) for plan in contents.plans],
     )
-
-
-def _say_layers(plan: SweepPlan, studies: list[Study]) -> None:
-    """Which layers the studies are for, where a model has several kinds or some are left out."""
-    context = max(study.problem.max_context_tokens for study in studies)
-    for name in plan.models:
-        model = load_model(name).within(context)
-        if len(model.kinds) > 1 or model.other_layers or model.notes:
-            print_layers(model, err=True)

@@ -1,0 +1,155 @@
+"""One candidate and the batches that launch it, from what a person calls them."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rpa_kernels import FAMILIES, load_family
+from rpa_kernels.batch import Batch
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.names import did_you_mean, find_name
+from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Candidate
+from rpa_tune.errors import UsageError
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.models import Model, load_model, problem_for
+from rpa_tune.ranges import FIELD
+from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
+
+# A preset, a file, a mapping (docs/workloads.md), one batch, or weighted ones.
+AnyWorkload = str | Path | Mapping[str, Any] | Batch | Workload
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """One candidate, resolved.
+
+    Attributes:
+      candidate: What to evaluate.
+      workload: The batches that launch its family.
+      model: As the person said it.
+      loaded: The whole model.
+      is_default: Whether the config is the family's own choice.
+      given: What `make_question` was given, to ask for a neighbour.
+    """
+
+    candidate: Candidate
+    workload: Workload
+    model: str
+    loaded: Model
+    is_default: bool
+    given: Mapping[str, Any]
+
+
+def make_question(
+    *,
+    chip: str,
+    family: str,
+    model: str,
+    workload: AnyWorkload,
+    config: Mapping[str, int] | None = None,
+    page_size: int = 128,
+    **shape: Any,
+) -> Question:
+    """A candidate and its workload.
+
+    Args:
+      chip: Chip name.
+      family: Family name.
+      model: Model name, or path of a config.json.
+      workload: What is launched; see `AnyWorkload`.
+      config: Fields that override the family's default config.
+      page_size: Tokens in a KV cache page.
+      **shape: `tp`, `q_dtype`, `kv_dtype`, `layers` and `windowed` of `problem_for`.
+
+    Raises:
+      UsageError: Whatever is wrong with them.
+      TraceError: The workload is a bad file.
+    """
+    chip, family = load_chip(chip).name, find_family(family)
+    loaded = load_model(model)
+    batches = as_workload(workload, page_size=page_size)
+    problem = problem_for(loaded, workload=batches, page_size=page_size, **shape)
+    try:
+        own = batches.for_family(family)
+    except ValueError as error:
+        raise UsageError(str(error), hint="another --family, or another --workload") from error
+    made = make_config(family, problem, chip, config or {})
+    candidate = Candidate(
+        family=family, problem=problem, config=made, chip=chip, workload=own.digest
+    )
+    given = {
+        "chip": chip, "family": family, "model": model, "workload": workload, "config": config,
+        "page_size": page_size, **shape,
+    }  # fmt: skip
+    return Question(
+        candidate=candidate, workload=own, model=model, loaded=loaded, is_default=not config,
+        given=given,
+    )  # fmt: skip
+
+
+def find_family(name: str) -> str:
+    """A family, however it is spelt.
+
+    Raises:
+      UsageError: None of ours.
+    """
+    found = find_name(name, FAMILIES)
+    if found is None:
+        raise UsageError(
+            f"{name!r} is not one of {', '.join(FAMILIES)}",
+            where="family",
+            hint=did_you_mean(name, FAMILIES),
+        )
+    return found
+
+
+def as_workload(workload: AnyWorkload, *, page_size: int) -> Workload:
+    """Weighted batches, from what stands for them.
+
+    Raises:
+      UsageError: An unknown name, or a bad mapping.
+      TraceError: A bad file.
+    """
+    if isinstance(workload, Workload):
+        return workload
+    if isinstance(workload, Batch):
+        return one_batch(workload, name="one batch", source="given")
+    spec = str(workload) if isinstance(workload, Path) else workload
+    return load_workload(spec, page_size=page_size)
+
+
+def one_batch(batch: Batch, *, name: str, source: str) -> Workload:
+    """A workload of one batch."""
+    return Workload(name=name, source=source, batches=(WeightedBatch(batch=batch, weight=1.0),))
+
+
+def make_config(family: str, problem: Problem, chip: str, fields: Mapping[str, int]) -> Any:
+    """The family's own choice with some fields changed; all of them, if it has no choice.
+
+    Raises:
+      UsageError: An unknown field, a number that no field has, a missing field where the family
+        has no choice of its own, or pages that do not fit the chip.
+    """
+    load_chip(chip).require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
+    record = load_family(family)
+    known = list(record.config_type.__dataclass_fields__)
+    if unknown := [name for name in fields if name not in known]:
+        raise UsageError(
+            f"{unknown[0]!r} is not a field of a {family} config",
+            where="--config",
+            hint=f"fields: {', '.join(known)}",
+        )
+    for name, value in fields.items():
+        FIELD.check(value, name, where="--config")
+    default = record.default_config(problem, load_chip(chip).target)
+    if not isinstance(default, Infeasible):
+        return dataclasses.replace(default, **fields)
+    if missing := [name for name in known if name not in fields]:
+        raise UsageError(
+            f"{family} has no default config here ({default}); {', '.join(missing)} missing",
+            where="--config",
+        )
+    return record.config_from_dict(dict(fields))
