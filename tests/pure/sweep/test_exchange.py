@@ -334,8 +334,12 @@ def test_storages_that_cannot_be_used_say_why():
 
 def as_optuna_shows(storage):
     """Name -> study, as the dashboard and `optuna studies` list them."""
-    storage = storage.replace("postgresql://", "postgresql+psycopg://")
-    if "://" not in storage:
+    if "://" in storage:
+        from sqlalchemy.pool import NullPool
+
+        url = storage.replace("postgresql://", "postgresql+psycopg://")
+        storage = optuna.storages.RDBStorage(url, engine_kwargs={"poolclass": NullPool})
+    else:
         storage = JournalStorage(JournalFileBackend(storage))
     found = optuna.study.get_all_study_names(storage)
     return {name: optuna.load_study(study_name=name, storage=storage) for name in found}
