@@ -58,7 +58,10 @@ def ragged_paged_attention(
     for seq in sequences(chosen, arrays, problem):
         if problem.update_kv_cache:
             kv_cache = write_new(kv_cache, kv_new, seq, problem=problem)
-        out = attend_sequence(
+        # Compiler options belong to the outermost jit: within a caller's it decides.
+        is_traced = any(isinstance(x, jax.core.Tracer) for x in (queries, kv_cache))
+        attend = attend_sequence if is_traced else _attend_exactly
+        out = attend(
             out, queries, kv_cache, seq, sinks, problem=problem, compute_dtype=compute_dtype
         )
     return out, kv_cache
@@ -109,9 +112,6 @@ def write_new(
     return kv_cache.at[page, seq.positions % problem.page_size].set(new, mode="drop")
 
 
-@functools.partial(
-    jax.jit, static_argnames=("problem", "compute_dtype"), compiler_options=EXACT_ROUNDING
-)
 def attend_sequence(
     out: jax.Array,
     queries: jax.Array,
@@ -136,6 +136,11 @@ def attend_sequence(
     k, v = (jnp.where(seen.any(axis=0)[:, None, None], x, 0) for x in (k, v))
     new = attention(q, k, v, seen, problem, sinks, jnp.dtype(compute_dtype))
     return out.at[seq.rows].set(new, mode="drop")
+
+
+_attend_exactly = jax.jit(
+    attend_sequence, static_argnames=("problem", "compute_dtype"), compiler_options=EXACT_ROUNDING
+)
 
 
 def split_kv(rows: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array]:

@@ -50,7 +50,7 @@ def test_right_answers_are_timed_and_every_sample_is_kept(make):
         assert 1 <= len(rounds) <= 2
         assert all(len(samples) == 4 and min(samples) > 0 for samples in rounds)
     assert good.provenance["device"]["platform"] == "cpu"
-    assert good.provenance["device"]["flags"]["JAX_PLATFORMS"] == "cpu"
+    assert good.provenance["device"]["flags"] == {}  # nothing that decides a program
 
 
 def test_one_bad_kernel_does_not_spoil_its_group(make):

@@ -94,7 +94,7 @@ def test_device_topology_and_flags_are_recorded_with_every_sample(swept):
     for answer in (a for a in answers if a.fidelity is Fidelity.MEASURED):
         device = answer.provenance["device"]
         assert {"device_kind", "num_devices", "num_hosts", "coords", "flags"} <= set(device)
-        assert device["flags"]["JAX_PLATFORMS"] == "cpu"
+        assert device["flags"] == {}  # of what decides a program the worker was given nothing
         assert len(answer.metrics["samples_ns"]) == len(answer.batch_us)
         assert all(len(last) == 4 for *_, last in answer.metrics["samples_ns"])
     assert document["measuring"]["chip"] == "v6e"
