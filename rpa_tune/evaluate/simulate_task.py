@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels import load_family
+from rpa_kernels import load_family, runs
 from rpa_kernels.batch import Batch
 from rpa_kernels.family import Traffic
 from rpa_tune.candidate import Candidate, Status
@@ -157,7 +157,8 @@ def scalar_operands(candidate: Candidate, batch: Batch) -> Mapping[int, Any]:
     """
     family, problem = load_family(candidate.family), candidate.problem
     arrays = batch.arrays(problem)
-    found = [arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution]
+    page_runs = runs.pack(arrays, problem)
+    found = [arrays.kv_lens, page_runs, arrays.cu_q_lens, arrays.distribution]
     num_cores = len(launch_cores(candidate))
     if family.partition is not None and num_cores > 1:
         found.append(family.partition(problem, candidate.config, arrays, num_cores))
