@@ -264,8 +264,8 @@ NO_PLANS = {
     "order": lambda e: e["launches"].reverse(),
     "head_dims": lambda e: e["problem"].update(head_dims=1),
     "num_pages=0": lambda e: e["problem"].update(num_pages=0),
-    "unhashable": lambda e: e["problem"].update(soft_cap=[]),
-    "not supported": lambda e: e["problem"].update(page_size="16"),
+    "soft_cap=[] must be a finite number": lambda e: e["problem"].update(soft_cap=[]),
+    "page_size='16' must be a whole number": lambda e: e["problem"].update(page_size="16"),
 }
 
 
