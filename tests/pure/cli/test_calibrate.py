@@ -20,7 +20,7 @@ from rpa_tune.store import journal
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.study import build_studies
 
-DATA = Path(__file__).parents[2] / "benchmarks" / "data" / "measured_rpa.json"
+DATA = Path(__file__).parents[3] / "benchmarks" / "data" / "measured_rpa.json"
 
 
 def invoke(*args):
