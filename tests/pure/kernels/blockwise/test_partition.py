@@ -1,5 +1,6 @@
 """Which query blocks each core serves: disjoint, complete, balanced by the pairs they attend to."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -62,7 +63,7 @@ def test_cores_get_disjoint_runs_of_nearly_equal_cost(family, features):
         assert at[0] == 0
         assert at[-1] == len(blocks)
         costs = [cost for _, cost in blocks]
-        for start, end in zip(at[:-1], at[1:], strict=True):
+        for start, end in itertools.pairwise(at):
             # Each end of a run is off by half a block at most.
             assert abs(sum(costs[start:end]) - sum(costs) / num_cores) <= max(costs)
         # The kernel is told the same as (sequence, query block); the end is the next sequence.

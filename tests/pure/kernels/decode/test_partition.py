@@ -1,5 +1,6 @@
 """Which decode sequences each core serves."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -47,7 +48,7 @@ def test_ranges_are_disjoint_cover_all_and_differ_by_less_than_a_sequence(
     # KV compute blocks of a sequence: those of its tokens, from the page of the oldest one seen.
     tokens = [kv if window is None else kv - max(kv - window, 0) // 16 * 16 for kv in kv_lens]
     blocks = [-(-n // CONFIG.bkv_csz) for n in tokens]
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         # Each end of a range is off by half a sequence at most.
         assert abs(sum(blocks[start:end]) - sum(blocks) / num_cores) <= max(blocks, default=0)
 

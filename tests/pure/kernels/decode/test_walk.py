@@ -12,7 +12,7 @@ from rpa_kernels.problem import Problem
 KV_LENS = (1, 16, 300, 128, 257)
 
 
-def make_walk(*, first_seq=0, end_seq=len(KV_LENS), seqs_per_step=2, bkv_sz=128, **changes):
+def make_walk(*, first_seq=0, end_seq=5, seqs_per_step=2, bkv_sz=128, **changes):
     problem = Problem(
         num_q_heads=8, num_kv_heads=2, head_dim=128, page_size=16, max_num_tokens=8,
         max_num_seqs=6, pages_per_seq=32, num_pages=64, **changes,
