@@ -168,7 +168,7 @@ class Loader(yaml.SafeLoader):
           yaml.MarkedYAMLError: It has none: a date in month 13, or `!!int abc`.
         """
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (ValueError, KeyError, AttributeError) as error:
             kind = node.tag.rpartition(":")[2]
             raise yaml.MarkedYAMLError(
