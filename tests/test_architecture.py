@@ -64,11 +64,15 @@ ALLOWED: dict[str, set[str]] = {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store", "models",
         "provenance", "promote", "families", "dispatch", "buckets",
     },
+    "check": {
+        "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families", "provenance",
+        "llo", "artifact", "artifact_build", "dispatch", "tables",
+    },
 }  # fmt: skip
 SERVING = ("kernels", "hw", "tables", "dispatch", "capture")
 TUNING = {
     "sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "promote",
-    "artifact_build", "analysis",
+    "artifact_build", "analysis", "check",
 }  # fmt: skip
 THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "optuna": {
@@ -80,7 +84,14 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "pandas": {"report", "rpa_tune/sweep/result.py"},  # there for type checkers only
     "click": {"cli"},
     "rich": {"cli"},
-    "jax": {"kernels", "compile", "evaluate", "dispatch", "interop"},
+    "jax": {
+        "kernels",
+        "compile",
+        "evaluate",
+        "dispatch",
+        "interop",
+        "rpa_tune/check/on_device.py",
+    },
 }
 # Files outside cli that may read environment variables.
 ENVIRONMENT_IN = {"rpa_tune/compile/target.py", "rpa_tune/compile/paths.py"}
