@@ -19,14 +19,14 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_kernels.verify import draw_operands
 from rpa_kernels.watch import interpreter
-from rpa_tune.artifact import Artifact
-from rpa_tune.artifact_build import Built, compile_plan, write_built
+from rpa_tune.artifact.build import Built, compile_plan, write_built
+from rpa_tune.artifact.compiled import Compiled, mismatches
+from rpa_tune.artifact.file import Artifact
 from rpa_tune.candidate import Candidate
 from rpa_tune.check.artifact_task import ArtifactTask, BuiltArtifact, RunArtifact
 from rpa_tune.compile import worker
 from rpa_tune.compile.lower import abstract_inputs
 from rpa_tune.dispatch.call import Arrays
-from rpa_tune.dispatch.compiled import Compiled, mismatches
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.dispatch.runtime import attend

@@ -4,7 +4,6 @@ The file is written after each part, so a run that was interrupted goes on where
 earlier run found well is kept only under the same identity: device, versions, sources.
 """
 
-import contextlib
 import datetime
 import itertools
 import time
@@ -52,6 +51,7 @@ _INSPECT_DEADLINE_S = 120.0
 _GUESSED_S = {ENVIRONMENT: 60.0, CORRECTNESS: 30.0, KERNELS: 60.0, ARTIFACT: 60.0}
 # Timed on two cores of a busy machine.
 _REHEARSED_S = {ENVIRONMENT: 60.0, CORRECTNESS: 60.0, KERNELS: 30.0, ARTIFACT: 30.0}
+_NEEDS_DEVICE = Part(name="device", outcome=Outcome.NOT_RUN, detail="there is none to use")
 _STEPS: dict[str, Callable[[steps.Setup], Iterator[Part]]] = {
     ENVIRONMENT: steps.check_environment,
     CORRECTNESS: steps.check_correctness,
@@ -299,13 +299,12 @@ def _run_step(
     found: list[Part] = []
     # Those of an earlier run stay in the file until their turn comes.
     waiting = {part.name: part for part in report.parts[step]}
-    parts = _STEPS[step](setup)
-    with contextlib.closing(parts):  # type: ignore[type-var]  # generators have it
-        for part in parts:
-            found.append(part)
-            waiting.pop(part.name, None)
-            report.parts[step] = [*found, *waiting.values()]
-            report.save(path)
-            watch.part(step, part)
+    has_what_it_needs = setup.device or step == ENVIRONMENT
+    for part in _STEPS[step](setup) if has_what_it_needs else [_NEEDS_DEVICE]:
+        found.append(part)
+        waiting.pop(part.name, None)
+        report.parts[step] = [*found, *waiting.values()]
+        report.save(path)
+        watch.part(step, part)
     report.parts[step] = found
     watch.end_step(step, report.outcome(step), time.monotonic() - started)

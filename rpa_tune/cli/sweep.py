@@ -21,7 +21,7 @@ from rpa_tune.cli.sweep_text import print_outcome
 from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.ray_pool import RayPool
-from rpa_tune.models import load_model
+from rpa_tune.models.catalog import load_model
 from rpa_tune.sweep.forecast import forecast
 from rpa_tune.sweep.identity import require_same_samplers
 from rpa_tune.sweep.job import Job, open_job

@@ -10,7 +10,7 @@ from fake_sweep import FakeInterpreter, FormulaEvaluator, make_study, true_us
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli import restamp as cli_restamp
 from rpa_tune.cli.main import cli
-from rpa_tune.promote import decide, make_row
+from rpa_tune.decide.promote import decide, make_row
 from rpa_tune.provenance import kernel_digest, versions
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep import recheck

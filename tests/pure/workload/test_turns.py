@@ -9,9 +9,10 @@ import pytest
 
 from rpa_tune.errors import TraceError
 from rpa_tune.workload.arrivals import Arrivals, Process
-from rpa_tune.workload.engine import Engine, Step
+from rpa_tune.workload.engine import Engine
 from rpa_tune.workload.knobs import EngineKnobs
 from rpa_tune.workload.request import Request
+from rpa_tune.workload.step import EngineStep
 from rpa_tune.workload.trace import Trace, TraceRules, load_trace
 
 KNOBS = EngineKnobs(block_size=16, max_num_seqs=8, max_model_len=4096)
@@ -135,7 +136,7 @@ def test_turns_follow_the_nearest_that_was_not_left_out(tmp_path: Path) -> None:
     assert [request.prompt_tokens for request in trace.requests] == [10, 40]
 
 
-def served(requests: list[Request], **options: Any) -> tuple[list[Step], Engine]:
+def served(requests: list[Request], **options: Any) -> tuple[list[EngineStep], Engine]:
     engine = Engine(requests, KNOBS, **options)
     return list(engine.run()), engine
 

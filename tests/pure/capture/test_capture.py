@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rpa_tune import capture as capture_module
 from rpa_tune.capture import Capture
+from rpa_tune.capture import writer as capture_module
+from rpa_tune.capture.reader import is_recording, load_recording, write_steps
 from rpa_tune.errors import TraceError
-from rpa_tune.workload.capture_file import is_recording, load_recording, write_steps
 from rpa_tune.workload.engine import Engine
 from rpa_tune.workload.knobs import EngineKnobs
 from rpa_tune.workload.request import Request

@@ -9,11 +9,11 @@ from click.testing import CliRunner
 from fake_sweep import FormulaEvaluator, make_study, true_us
 from table_rows import PROBLEM, default_config, make_row
 
-from rpa_tune import promote
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli import recheck as cli_recheck
 from rpa_tune.cli.main import cli, main
 from rpa_tune.cli.tables import uses_text, verdict_text, verified_text
+from rpa_tune.decide import promote
 from rpa_tune.errors import TableError
 from rpa_tune.sweep import recheck
 from rpa_tune.tables.reader import load_tables

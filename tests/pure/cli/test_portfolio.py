@@ -12,9 +12,9 @@ from table_rows import make_row
 from rpa_kernels import load_family
 from rpa_tune.candidate import Fidelity
 from rpa_tune.cli.main import cli
+from rpa_tune.decide.portfolio import portfolio_curve
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
-from rpa_tune.portfolio import portfolio_curve
 from rpa_tune.sweep import run as sweep_module
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.study import build_studies

@@ -17,7 +17,7 @@ from jaxlib import xla_client
 from rpa_kernels import FAMILIES, load_family
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
-from rpa_tune.artifact import Artifact, Executable, Manifest
+from rpa_tune.artifact.file import Artifact, Executable, Manifest
 from rpa_tune.dispatch.plan import Launch, LaunchPlan
 from rpa_tune.errors import ArtifactError
 from rpa_tune.hw.chip import Chip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rpa_tune.compile import ahead
+from rpa_tune.artifact import jax_cache
 from rpa_tune.compile.target import build_environment
 from rpa_tune.errors import UsageError
 
@@ -47,4 +47,4 @@ def test_a_host_of_another_shape_has_an_entry_of_its_own(tmp_path):
 
 def test_an_unknown_topology_is_refused_by_name():
     with pytest.raises(UsageError, match="no topology 'v6e:3x5'"):
-        ahead.devices("v6e", "v6e:3x5")
+        jax_cache.devices("v6e", "v6e:3x5")

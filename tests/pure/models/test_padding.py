@@ -6,7 +6,7 @@ import pytest
 from table_rows import PROBLEM
 
 from rpa_kernels.layout import KV_DTYPES
-from rpa_tune.padding import padding_note, token_bytes, useful_token_bytes
+from rpa_tune.models.padding import padding_note, token_bytes, useful_token_bytes
 from rpa_tune.tables.key import tuning_key
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from rpa_kernels.batch import Batch
 from rpa_tune.errors import UsageError
-from rpa_tune.models import load_model, load_models, model_name, problem_for, problems_for
+from rpa_tune.models.catalog import load_model, load_models, model_name, problem_for, problems_for
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.decide.objective import EXPECTED_TIME, yardstick
+from rpa_tune.decide.portfolio import Portfolio, portfolio_curve
 from rpa_tune.families import slots
 from rpa_tune.llo.ensemble import NEARLY_ALL, share_of_wins
-from rpa_tune.objective import EXPECTED_TIME, yardstick
-from rpa_tune.portfolio import Portfolio, portfolio_curve
 from rpa_tune.tables.key import beyond_key, tuning_key
 from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, TUNED, Clause, Evidence, TableRow
 from rpa_tune.tables.step import Lengths, Step

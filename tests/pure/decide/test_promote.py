@@ -6,8 +6,8 @@ import pytest
 from fake_sweep import FormulaEvaluator, make_study
 
 from rpa_tune.candidate import Fidelity, Status
-from rpa_tune.objective import WORST_REGRET
-from rpa_tune.promote import decide, make_row
+from rpa_tune.decide.objective import WORST_REGRET
+from rpa_tune.decide.promote import decide, make_row
 from rpa_tune.tables.row import HEURISTIC, TUNED
 
 STUDY = make_study()

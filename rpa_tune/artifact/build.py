@@ -1,7 +1,7 @@
 """Compiles launch plans on a machine without a TPU, into an artefact.
 
 What is compiled is kept by content, so an interrupted build goes on where it was. The artefact
-itself is written last, whole. Neighbours: `artifact.py` is the file; `dispatch/compiled.py` loads.
+itself is written last, whole. Neighbours: `file.py` is the file; `compiled.py` loads.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rpa_tune.artifact import Executable, Manifest, write_artifact
+from rpa_tune.artifact.compiled import package_versions, source_digests
+from rpa_tune.artifact.file import Executable, Manifest, write_artifact
 from rpa_tune.compile.failure import TaskPool
 from rpa_tune.compile.lower import Call, abstract_inputs, serialize_call
-from rpa_tune.dispatch.compiled import package_versions, source_digests
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.dispatch.runtime import flat_call
 from rpa_tune.files import write_whole

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpa_tune.portfolio import portfolio_curve, roundest
+from rpa_tune.decide.portfolio import portfolio_curve, roundest
 from rpa_tune.tables.step import FEATURES, Lengths
 
 SHORT, LONG = [10.0, 11.0, 90.0, 95.0], [30.0, 31.0, 50.0, 52.0]

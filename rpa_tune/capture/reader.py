@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from rpa_tune.capture import SCHEMA
+from rpa_tune.capture.writer import SCHEMA
 from rpa_tune.errors import TraceError
-from rpa_tune.workload.engine import Step
+from rpa_tune.workload.step import EngineStep
 
 MAX_FILES = 1000  # rotated files looked for; a recording has `num_files` of them
 
@@ -31,7 +31,7 @@ class Recording:
       dropped: Reason -> launches left out, by the recorder or by us.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[EngineStep, ...]
     dropped: Mapping[str, int]
 
 
@@ -62,7 +62,7 @@ def load_recording(path: Path, *, drop_bad: bool = False) -> Recording:
     """
     rotated = [path.with_name(f"{path.name}.{n}") for n in range(MAX_FILES, 0, -1)]
     dropped: Counter[str] = Counter()
-    steps: list[Step] = []
+    steps: list[EngineStep] = []
     for file in [*(other for other in rotated if other.exists()), path]:
         steps.extend(_read_file(file, dropped, drop_bad=drop_bad))
     if not steps:
@@ -70,7 +70,7 @@ def load_recording(path: Path, *, drop_bad: bool = False) -> Recording:
     return Recording(steps=tuple(steps), dropped=dict(dropped))
 
 
-def _read_file(path: Path, dropped: Counter[str], *, drop_bad: bool) -> Iterator[Step]:
+def _read_file(path: Path, dropped: Counter[str], *, drop_bad: bool) -> Iterator[EngineStep]:
     try:
         lines = list(_lines(path))
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
@@ -127,7 +127,7 @@ def _row(line: str) -> dict[str, Any]:
     return row
 
 
-def _step(row: Mapping[str, Any]) -> Step:
+def _step(row: Mapping[str, Any]) -> EngineStep:
     """Checks one launch and puts its decodes first.
 
     Engines that verify drafts count them as decodes; here a decode has one query token.
@@ -145,7 +145,7 @@ def _step(row: Mapping[str, Any]) -> Step:
         raise BadStepError("nd", f"need 0 to {len(q_lens)} decodes, got {num_decode!r}")
     is_decode = (np.arange(len(q_lens)) < num_decode) & (q_lens == 1)
     order = np.argsort(~is_decode, kind="stable")
-    return Step(
+    return EngineStep(
         start_us=_seconds(row) * 1e6,
         q_lens=q_lens[order],
         kv_lens=kv_lens[order],
@@ -177,7 +177,7 @@ def _lengths(row: Mapping[str, Any], column: str) -> np.ndarray[Any, np.dtype[np
 
 
 def write_steps(
-    path: Path, steps: Sequence[Step], *, block_size: int, page_tables: bool = False
+    path: Path, steps: Sequence[EngineStep], *, block_size: int, page_tables: bool = False
 ) -> None:
     """Writes steps in the form of a recording, so that it can be read back as one.
 

@@ -17,10 +17,10 @@ from rpa_kernels import layout
 from rpa_kernels.ints import cdiv
 from rpa_kernels.names import did_you_mean, find_name
 from rpa_kernels.problem import Problem
-from rpa_tune.buckets import shape_of
 from rpa_tune.errors import UsageError
 from rpa_tune.hf.read import read_config, read_file
-from rpa_tune.model import LayerKind, Model
+from rpa_tune.models.buckets import shape_of
+from rpa_tune.models.model import LayerKind, Model
 from rpa_tune.workload.workload import Workload
 
 __all__ = ["LayerKind", "Model", "Share", "load_model", "load_models", "problem_for",
@@ -44,8 +44,8 @@ class Share:
 
 @functools.cache
 def load_models() -> dict[str, Model]:
-    """All models of `models.yaml` by name."""
-    text = resources.files("rpa_tune").joinpath("models.yaml").read_text()
+    """All models of `catalog.yaml` by name."""
+    text = resources.files("rpa_tune.models").joinpath("catalog.yaml").read_text()
     models = {}
     for name, row in yaml.safe_load(text).items():
         source, checked = row.pop("source"), row.pop("checked")
@@ -95,7 +95,7 @@ def model_name(text: str) -> str:
 @functools.cache
 def _repositories() -> dict[str, str]:
     """Repository, with and without its owner -> model."""
-    rows = yaml.safe_load(resources.files("rpa_tune").joinpath("models.yaml").read_text())
+    rows = yaml.safe_load(resources.files("rpa_tune.models").joinpath("catalog.yaml").read_text())
     return {
         _untuned(spelling): name
         for name, row in rows.items()

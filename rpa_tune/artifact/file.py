@@ -7,7 +7,7 @@ is unpickled, and every executable has the digest that the manifest says. An exe
 code all the same: load those only that come from where you would take a program from, and give the
 file's digest, which `rpa-tune compile` prints, to `load_dispatcher`.
 
-No jax. Neighbours: `artifact_build.py` compiles; `dispatch/compiled.py` loads and runs.
+No jax. Neighbours: `build.py` compiles; `compiled.py` loads and runs.
 """
 
 import hashlib

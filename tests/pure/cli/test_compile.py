@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 import rpa_tune
-from rpa_tune import artifact_build
-from rpa_tune.artifact import Artifact
+from rpa_tune.artifact import build
+from rpa_tune.artifact.file import Artifact
 from rpa_tune.cli import compile as command
 from rpa_tune.cli.main import cli
 from rpa_tune.compile.failure import Failure, FailureKind, Reply
@@ -34,7 +34,7 @@ class FakePool:
         pass
 
     def map_unordered(self, function, arguments, *, deadline_s=None):
-        assert function == "rpa_tune.artifact_build:compile_plan"
+        assert function == "rpa_tune.artifact.build:compile_plan"
         for index, plan in reversed(list(enumerate(arguments))):
             FakePool.asked.append(plan)
             answer = FakePool.refused.get(plan.families, ("+".join(plan.families).encode(), ""))
@@ -165,6 +165,6 @@ def test_a_full_disk_costs_the_cache_only(run, monkeypatch, tmp_path):
     def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(artifact_build, "write_whole", full)
+    monkeypatch.setattr(build, "write_whole", full)
     assert run().exit_code == 0
     assert len(Artifact(tmp_path / "k.zip").manifest.executables) == 5

@@ -99,7 +99,7 @@ class Model:
     """What attention needs to know of a model.
 
     Attributes:
-      name: Name in `models.yaml`, or the path of a `config.json`.
+      name: Name in `catalog.yaml`, or the path of a `config.json`.
       source: Where the numbers are from.
       kinds: Its kinds of attention layers, those without a window first.
       other_layers: Layers that are no attention: what they are -> how many.

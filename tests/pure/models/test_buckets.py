@@ -4,9 +4,9 @@ import pytest
 from table_rows import PROBLEM
 
 from rpa_kernels.batch import Batch
-from rpa_tune.buckets import Limits, shapes
 from rpa_tune.dispatch.engine import Engine
-from rpa_tune.models import load_model, problem_for
+from rpa_tune.models.buckets import Limits, shapes
+from rpa_tune.models.catalog import load_model, problem_for
 from rpa_tune.tables.key import tuning_key
 from rpa_tune.workload.workload import WeightedBatch, Workload
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rpa_tune import artifact, files
-from rpa_tune.artifact import Artifact, Executable, Manifest, write_artifact
+from rpa_tune.artifact.file import Artifact, Executable, Manifest, write_artifact
 from rpa_tune.errors import ArtifactError
 
 CONTENTS = {
@@ -314,7 +314,7 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
 
 
 def test_reading_needs_neither_jax_nor_pickle():
-    code = "import rpa_tune.artifact, sys; print({'jax', 'pickle'} & {*sys.modules})"
+    code = "import rpa_tune.artifact.file, sys; print({'jax', 'pickle'} & {*sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 
