@@ -130,17 +130,17 @@ def tpu_check(
         )
     named = "" if chip is None else load_chip(chip).name
     with _pool(is_rehearsal) as pool:
-        device, reason = _ask_device(pool)
-        if device and not is_rehearsal and device["platform"] != "tpu":
-            device, reason = {}, f"no TPU here: jax finds a {device['platform']} only"
+        device, trouble = _ask_device(pool, is_rehearsal=is_rehearsal)
         found = named if is_rehearsal else _chip_of(device, named)
         if device and not found:
-            reason = f"unknown device kind {device['device_kind']!r}: name its chip with --chip"
+            trouble = DeviceError(
+                f"unknown device kind {device['device_kind']!r}", hint="name its chip with --chip"
+            )
             device = {}
         identity = _identity(found, device, is_rehearsal=is_rehearsal)
         beginning, report, known = _begin(path, identity, fresh=fresh)
         setup = steps.Setup(
-            chip=found, is_rehearsal=is_rehearsal, device=device, reason=reason, pool=pool,
+            chip=found, is_rehearsal=is_rehearsal, device=device, trouble=trouble, pool=pool,
             cache_dir=default_cache_dir() if cache is None else Path(cache),
             known=known, ends_at=ends_at,
         )  # fmt: skip
@@ -157,12 +157,21 @@ def _pool(is_rehearsal: bool) -> WorkerPool:
     return device_pool()
 
 
-def _ask_device(pool: TaskPool) -> tuple[dict[str, Any], str]:
+def _ask_device(pool: TaskPool, *, is_rehearsal: bool) -> tuple[dict[str, Any], DeviceError | None]:
     """What the device says of itself; or nothing, and why."""
     (reply,) = pool.map_unordered(_INSPECT, [None], deadline_s=_INSPECT_DEADLINE_S)
     if reply.failure is not None:
-        return {}, f"the device cannot be used: {reply.failure.detail}"
-    return reply.value, ""
+        return {}, DeviceError(
+            f"the device cannot be used: {reply.failure.detail}",
+            hint="end what holds the TPU, if something does",
+        )
+    device: dict[str, Any] = reply.value
+    if not is_rehearsal and device["platform"] != "tpu":
+        return {}, DeviceError(
+            f"no TPU here: jax finds a {device['platform']} only",
+            hint="to try the command without one: --rehearse --chip v6e",
+        )
+    return device, None
 
 
 def _chip_of(device: dict[str, Any], named: str) -> str:

@@ -42,7 +42,7 @@ class Setup:
       chip: Name in the chip table.
       is_rehearsal: Whether a CPU stands in for the chip.
       device: What `on_device.inspect` says; empty when there is no device to use.
-      reason: Why there is none; empty when there is one.
+      trouble: Why there is none; None when there is one.
       pool: One worker, which owns the device.
       cache_dir: Where compiles are kept.
       known: Parts that an earlier run found well, by step and name.
@@ -52,7 +52,7 @@ class Setup:
     chip: str
     is_rehearsal: bool
     device: Mapping[str, Any]
-    reason: str
+    trouble: DeviceError | None
     pool: TaskPool
     cache_dir: Path
     known: Mapping[tuple[str, str], Part]
@@ -113,11 +113,8 @@ def check_environment(setup: Setup) -> Iterator[Part]:
 
 
 def _device(setup: Setup) -> Part:
-    if not setup.device:
-        raise DeviceError(
-            setup.reason,
-            hint="end what holds the TPU; to try the command without one: --rehearse --chip v6e",
-        )
+    if setup.trouble is not None:
+        raise setup.trouble
     device = setup.device
     num, hbm = device["num_devices"], device["hbm_bytes"]
     memory = f", {hbm / 1e9:.1f} GB of HBM each" if hbm else ""

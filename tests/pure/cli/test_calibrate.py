@@ -68,7 +68,7 @@ def measured_store(tmp_path, monkeypatch):
     (study,) = build_studies(load_plan(tmp_path / "plan.yaml"))
     program = make.program("0.0.42.1/v6e_decode.txt.gz")
     monkeypatch.setattr(observations, "COMPILE", "pure.evaluate.fake_tasks:no_schedule")
-    monkeypatch.setattr(observations, "_load", lambda bundles: program)
+    monkeypatch.setattr(observations, "_load", lambda bundles, answer: program)
     monkeypatch.setattr(observations, "scalar_operands", lambda *_: make.operands("decode"))
     slow = load_machine("v6e").with_values(
         {"read_latency_cycles": 2000.0}, source="test", confidence="guess"
