@@ -21,23 +21,32 @@ _NOBODY = ("root", "user", "ubuntu", "localhost")
 
 def without_places(text: str) -> str:
     """A text without paths, addresses, and the names of this host and its user."""
-    text = _MAIL.sub("<mail>", text)
-    text = _PATH.sub("<path>", text)
-    text = _ADDRESS.sub("<address>", text)
-    for name, word in _names().items():
-        text = re.sub(rf"(?<![\w]){re.escape(name)}(?![\w])", word, text)
-    return text
+    return _clean(text, _names())
 
 
 def without_places_in(data: Any) -> Any:
     """The same for every text in plain JSON values."""
-    if isinstance(data, str):
-        return without_places(data)
-    if isinstance(data, Mapping):
-        return {name: without_places_in(value) for name, value in data.items()}
-    if isinstance(data, Sequence):
-        return [without_places_in(value) for value in data]
-    return data
+    names = _names()
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            return _clean(value, names)
+        if isinstance(value, Mapping):
+            return {name: clean(inner) for name, inner in value.items()}
+        if isinstance(value, Sequence):
+            return [clean(inner) for inner in value]
+        return value
+
+    return clean(data)
+
+
+def _clean(text: str, names: Mapping[str, str]) -> str:
+    for pattern, word in ((_MAIL, "<mail>"), (_PATH, "<path>"), (_ADDRESS, "<address>")):
+        text = pattern.sub(word, text)
+    for name, word in names.items():
+        if name in text:
+            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", word, text)
+    return text
 
 
 def public_settings(settings: Mapping[str, str]) -> dict[str, str]:

@@ -50,7 +50,7 @@ _INSPECT_DEADLINE_S = 120.0
 # A bound on what a part takes on a TPU host: no more than guesses, none was timed on one.
 _GUESSED_S = {ENVIRONMENT: 60.0, CORRECTNESS: 30.0, KERNELS: 60.0, ARTIFACT: 60.0}
 # Timed on two cores of a busy machine.
-_REHEARSED_S = {ENVIRONMENT: 60.0, CORRECTNESS: 60.0, KERNELS: 30.0, ARTIFACT: 30.0}
+_REHEARSED_S = {ENVIRONMENT: 20.0, CORRECTNESS: 40.0, KERNELS: 24.0, ARTIFACT: 20.0}
 _NEEDS_DEVICE = Part(name="device", outcome=Outcome.NOT_RUN, detail="there is none to use")
 _STEPS: dict[str, Callable[[steps.Setup], Iterator[Part]]] = {
     ENVIRONMENT: steps.check_environment,
@@ -163,7 +163,7 @@ def _ask_device(pool: TaskPool, *, is_rehearsal: bool) -> tuple[dict[str, Any], 
     if reply.failure is not None:
         return {}, DeviceError(
             f"the device cannot be used: {reply.failure.detail}",
-            hint="end what holds the TPU, if something does",
+            hint="end what holds the TPU; on a slice of several hosts jax waits for all of them",
         )
     device: dict[str, Any] = reply.value
     if not is_rehearsal and device["platform"] != "tpu":
@@ -259,7 +259,7 @@ def _read_old(path: Path) -> CheckReport | None:
         return None
     if not is_report(path):
         raise UsageError(
-            "there is a file, and it is not of `rpa-tune tpu-check`", where=str(path),
+            "it exists, and is no file of `rpa-tune tpu-check`", where=str(path),
             hint="name another with --json",
         )  # fmt: skip
     return read_report(path)

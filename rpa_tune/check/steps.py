@@ -194,7 +194,8 @@ def _time(
     if times.simulated is None:
         failed = _failed(case.name, f"simulated: {simulated.status}: {simulated.detail}")
         return replace(failed, figures=times.to_dict())
-    hint = "" if times.is_steady else "the samples scatter or drift: calibrate leaves it out"
+    is_of_use = times.is_steady or setup.is_rehearsal
+    hint = "" if is_of_use else "the samples scatter or drift: calibrate leaves it out"
     return Part(
         name=case.name, outcome=Outcome.OK, detail=_words(times), hint=hint,
         figures=times.to_dict(),

@@ -96,9 +96,9 @@ class _Lines(CheckWatch):
         time = "kept" if part.is_kept else f"{part.seconds:.1f} s"
         health = part.figures.get("health", part.outcome.value)
         shown = health if part.outcome is Outcome.OK else part.outcome.value
-        click.echo(f"  {shown:8} {part.name:36} {part.detail} [{time}]", err=True)
+        click.echo(f"  {shown:8} {part.name:43} {part.detail} [{time}]", err=True)
         if part.hint:
-            click.echo(f"  {'':8} {'':36} hint: {part.hint}", err=True)
+            click.echo(f"  {'':8} {'':43} hint: {part.hint}", err=True)
 
     def end_step(self, step: str, outcome: Outcome, seconds: float) -> None:
         """Outcome and time."""
@@ -124,7 +124,7 @@ def _print_result(report: CheckReport, path: Path) -> None:
         click.echo(f"{step}: {said or 'not run'}")
     if identity.is_rehearsal:
         click.echo(f"{path}: a rehearsal; on a TPU host: rpa-tune tpu-check")
-    else:
+    elif report.times:
         click.echo(f"{path}: send it, or fit the simulator to it: rpa-tune calibrate {path}")
 
 

@@ -5,8 +5,9 @@ from importlib import metadata
 
 import pytest
 
-from rpa_tune.cli import doctor as module
-from rpa_tune.cli.doctor import Check, Health
+from rpa_tune.check import host as module
+from rpa_tune.check.host import Check, Health
+from rpa_tune.cli import doctor
 from rpa_tune.cli.main import main
 from rpa_tune.compile import process, target
 
@@ -131,7 +132,7 @@ def test_settings_that_change_or_break_a_compile_are_named(monkeypatch, shell):
 
 
 def run(monkeypatch, capsys, checks, *args):
-    monkeypatch.setattr(module, "run_checks", lambda chip, cache: iter(checks))
+    monkeypatch.setattr(doctor, "run_checks", lambda chip, cache: iter(checks))
     with pytest.raises(SystemExit) as exited:
         main(["doctor", *args])
     return exited.value.code or 0, capsys.readouterr().out
