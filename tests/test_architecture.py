@@ -114,7 +114,7 @@ NO_JAX = [
     "rpa_kernels.decode.config", "rpa_kernels.blockwise.account", "rpa_kernels.blockwise.config",
     "rpa_tune.hw.chip", "rpa_tune.llo.simulate", "rpa_tune.workload.workload",
     "rpa_tune.store.journal", "rpa_tune.tables.reader", "rpa_tune.space.space",
-    "rpa_tune.artifact.file",
+    "rpa_tune.artifact.file", "rpa_tune.check.run",
 ]  # fmt: skip
 
 MAX_MODULE_LINES = 400

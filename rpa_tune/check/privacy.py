@@ -4,9 +4,8 @@ import contextlib
 import getpass
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 # A path of two names or more. What comes before it is no part of a word, so `1/2` and `a/b` stay.
 _PATH = re.compile(r"(?<![\w.])(?:~|/[\w.+@%-]+)(?:/[\w.+@%-]+)+/?")
@@ -21,31 +20,10 @@ _NOBODY = ("root", "user", "ubuntu", "localhost")
 
 def without_places(text: str) -> str:
     """A text without paths, addresses, and the names of this host and its user."""
-    return _clean(text, _names())
-
-
-def without_places_in(data: Any) -> Any:
-    """The same for every text in plain JSON values."""
-    names = _names()
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, str):
-            return _clean(value, names)
-        if isinstance(value, Mapping):
-            return {name: clean(inner) for name, inner in value.items()}
-        if isinstance(value, Sequence):
-            return [clean(inner) for inner in value]
-        return value
-
-    return clean(data)
-
-
-def _clean(text: str, names: Mapping[str, str]) -> str:
     for pattern, word in ((_MAIL, "<mail>"), (_PATH, "<path>"), (_ADDRESS, "<address>")):
         text = pattern.sub(word, text)
-    for name, word in names.items():
-        if name in text:
-            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", word, text)
+    for name, word in _names().items():
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", word, text)
     return text
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rpa_tune.check.privacy import without_places_in
+from rpa_tune.check.privacy import without_places
 from rpa_tune.check.times import KernelTimes
 from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
@@ -126,9 +126,9 @@ class CheckReport:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, without what says whose machine it was."""
+        """The JSON form. Details and hints, which quote errors, are cleaned of whose machine it was."""
         identity = self.identity
-        data = {
+        return {
             "schema": SCHEMA,
             "is_rehearsal": identity.is_rehearsal,
             "date": self.date,
@@ -147,8 +147,6 @@ class CheckReport:
                 for step in STEPS
             ],
         }
-        clean: dict[str, Any] = without_places_in(data)
-        return clean
 
     def save(self, path: Path) -> None:
         """Writes the file whole.
@@ -250,8 +248,8 @@ def _part_to_dict(part: Part) -> dict[str, Any]:
     return {
         "name": part.name,
         "outcome": part.outcome.value,
-        "detail": part.detail,
-        "hint": part.hint,
+        "detail": without_places(part.detail),
+        "hint": without_places(part.hint),
         "seconds": round(part.seconds, 3),
         **({"figures": dict(part.figures)} if part.figures else {}),
     }

@@ -51,7 +51,6 @@ _INSPECT_DEADLINE_S = 120.0
 _GUESSED_S = {ENVIRONMENT: 60.0, CORRECTNESS: 30.0, KERNELS: 60.0, ARTIFACT: 60.0}
 # Timed on two cores of a busy machine.
 _REHEARSED_S = {ENVIRONMENT: 20.0, CORRECTNESS: 40.0, KERNELS: 24.0, ARTIFACT: 20.0}
-_NEEDS_DEVICE = Part(name="device", outcome=Outcome.NOT_RUN, detail="there is none to use")
 _STEPS: dict[str, Callable[[steps.Setup], Iterator[Part]]] = {
     ENVIRONMENT: steps.check_environment,
     CORRECTNESS: steps.check_correctness,
@@ -234,8 +233,8 @@ def _begin(
         settings=public_settings(target.program_settings()),
         date=old.date if known and old is not None else today,
     )
-    for (step, _), part in known.items():
-        report.parts[step].append(part)
+    if known and old is not None:  # what failed stays in the file until it is tried again
+        report.parts |= {step: old.parts[step] for step in STEPS if step != ENVIRONMENT}
     return (
         Beginning(
             identity=identity,
@@ -299,6 +298,17 @@ def _guess_s(identity: Identity, known: dict[tuple[str, str], Part]) -> float:
     return sum(count * each[step] for step, count in counts.items())
 
 
+def _parts(step: str, setup: steps.Setup) -> Iterator[Part]:
+    """The parts of a step; what goes wrong between two of them is one more."""
+    if not setup.device and step != ENVIRONMENT:
+        yield Part(name="device", outcome=Outcome.NOT_RUN, detail="there is none to use")
+        return
+    try:
+        yield from _STEPS[step](setup)
+    except Exception as error:  # a bug in one step must not cost the others
+        yield steps.failure(step, error)
+
+
 def _run_step(
     step: str, setup: steps.Setup, report: CheckReport, path: Path, watch: CheckWatch
 ) -> None:
@@ -308,8 +318,7 @@ def _run_step(
     found: list[Part] = []
     # Those of an earlier run stay in the file until their turn comes.
     waiting = {part.name: part for part in report.parts[step]}
-    has_what_it_needs = setup.device or step == ENVIRONMENT
-    for part in _STEPS[step](setup) if has_what_it_needs else [_NEEDS_DEVICE]:
+    for part in _parts(step, setup):
         found.append(part)
         waiting.pop(part.name, None)
         report.parts[step] = [*found, *waiting.values()]

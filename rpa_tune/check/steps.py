@@ -81,16 +81,19 @@ def attempt(name: str, find: Callable[[], Part]) -> Part:
     started = time.monotonic()
     try:
         part = find()
-    except RpaTuneError as error:
-        where = f" in {error.where}" if error.where else ""
-        part = Part(
-            name=name, outcome=Outcome.FAILED, detail=f"{error.args[0]}{where}",
-            hint=error.hint or _REPORT,
-        )  # fmt: skip
     except Exception as error:  # a bug in one part must not cost the others
-        detail = " ".join(f"{type(error).__name__}: {error}".split())
-        part = Part(name=name, outcome=Outcome.FAILED, detail=detail, hint=_REPORT)
+        part = failure(name, error)
     return replace(part, seconds=time.monotonic() - started)
+
+
+def failure(name: str, error: Exception) -> Part:
+    """The part that an exception is: what, where, hint."""
+    if isinstance(error, RpaTuneError):
+        where = f" in {error.where}" if error.where else ""
+        detail, hint = f"{error.args[0]}{where}", error.hint or _REPORT
+    else:
+        detail, hint = " ".join(f"{type(error).__name__}: {error}".split()), _REPORT
+    return Part(name=name, outcome=Outcome.FAILED, detail=detail, hint=hint)
 
 
 def check_environment(setup: Setup) -> Iterator[Part]:

@@ -8,7 +8,7 @@ import pytest
 from pure.check.host_of_a_tpu import Host
 
 from rpa_tune.check import run
-from rpa_tune.check.privacy import public_settings, without_places, without_places_in
+from rpa_tune.check.privacy import public_settings, without_places
 from rpa_tune.check.record import KERNELS, STEPS, is_report, read_report
 from rpa_tune.errors import UsageError
 
@@ -103,9 +103,6 @@ def test_places_are_taken_out_and_nothing_else(monkeypatch, text, clean):
     monkeypatch.setattr(platform, "node", lambda: "host-9")
     monkeypatch.setattr(getpass, "getuser", lambda: "bob")
     assert without_places(text) == clean
-    assert without_places_in({"a": [text, {"b": text}], "c": 1}) == {
-        "a": [clean, {"b": clean}], "c": 1
-    }  # fmt: skip
 
 
 def test_settings_keep_flags_and_plain_words_only():

@@ -182,6 +182,35 @@ def test_a_problem_of_the_machine_is_a_failure_of_the_first_step(host, path):
     assert failed(report)[ENVIRONMENT, "disk"].hint == "make room"
 
 
+@pytest.mark.parametrize("name", ["kernel_cases", "correctness_cases", "run_checks"])
+def test_a_bug_between_two_parts_costs_one_step(host, path, monkeypatch, name):
+    def broken(*args, **options):
+        raise ZeroDivisionError("made up")
+
+    monkeypatch.setattr(steps, name, broken)
+    report = check(path)
+    (part,) = failed(report).values()
+    assert part.detail == "ZeroDivisionError: made up"
+    assert "report this" in part.hint
+
+
+def test_a_user_may_be_called_like_a_word_of_ours(host, path, monkeypatch):
+    monkeypatch.setattr(getpass, "getuser", lambda: "tpu")
+    assert check(path).ok
+    assert read_report(path).identity.device["platform"] == "tpu"
+    assert check(path).parts[KERNELS][0].is_kept
+
+
+def test_a_failed_time_is_in_the_file_until_it_is_taken_again(host, path):
+    """A measured time whose prediction failed: the next run is interrupted before its turn."""
+    host.answers[simulated.TASK] = not_understood
+    check(path)
+    host.checks = iter_then_interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        check(path)
+    assert len(read_report(path).times) == 10
+
+
 def test_an_interrupted_check_goes_on_where_it_was(host, path):
     calls = []
 
