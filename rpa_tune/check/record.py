@@ -126,7 +126,7 @@ class CheckReport:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form. Details and hints, which quote errors, are cleaned of whose machine it was."""
+        """The JSON form; details and hints, which quote errors, do not say whose machine it was."""
         identity = self.identity
         return {
             "schema": SCHEMA,

@@ -99,7 +99,7 @@ def failure(name: str, error: Exception) -> Part:
 def check_environment(setup: Setup) -> Iterator[Part]:
     """The device, and what `rpa-tune doctor` looks at; never kept from an earlier run."""
     yield attempt("device", functools.partial(_device, setup))
-    checks = run_checks(setup.chip or "v6e", setup.cache_dir)
+    checks = run_checks(setup.chip, setup.cache_dir)
     while True:
         started = time.monotonic()
         if (check := next(checks, None)) is None:

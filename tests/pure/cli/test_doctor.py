@@ -131,6 +131,14 @@ def test_settings_that_change_or_break_a_compile_are_named(monkeypatch, shell):
     assert "JAX_LOG_COMPILES" not in theirs.advice
 
 
+def test_without_a_chip_nothing_is_compiled(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "check_compiles", lambda chip: [BAD])
+    assert BAD in list(module.run_checks("v6e", tmp_path))
+    others = list(module.run_checks("", tmp_path))
+    assert "memory" in {check.name for check in others}
+    assert BAD not in others
+
+
 def run(monkeypatch, capsys, checks, *args):
     monkeypatch.setattr(doctor, "run_checks", lambda chip, cache: iter(checks))
     with pytest.raises(SystemExit) as exited:
