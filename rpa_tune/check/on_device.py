@@ -5,6 +5,7 @@ rehearsal a CPU is the device. Kernels do not compile for one, so they are inter
 asked whether they are right, and the float32 reference takes their place elsewhere.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,6 +68,11 @@ def inspect(_: None = None) -> dict[str, Any]:
 def launch_interpreted(candidate: Candidate, batch: Batch) -> Callable[..., Any]:
     """The candidate's kernel under the TPU interpreter, jitted: for a CPU."""
     del batch
+    return _launch_interpreted(candidate)
+
+
+@functools.lru_cache(maxsize=1)  # the batches of a candidate come one after the other
+def _launch_interpreted(candidate: Candidate) -> Callable[..., Any]:
     family, problem = load_family(candidate.family), candidate.problem
     target = load_chip(candidate.chip).target
     interpret = interpreter("on_wait", target.num_cores)

@@ -284,7 +284,7 @@ def _artifact(setup: Setup) -> Part:
     return Part(
         name=_MADE,
         outcome=Outcome.OK,
-        detail=f"{built.num_bytes / 1e6:.1f} MB ({how}), loaded and run, equal to the jitted call",
+        detail=f"{built.num_bytes / 1e6:.2f} MB ({how}), loaded and run, equal to the jitted call",
         figures=figures,
     )
 
