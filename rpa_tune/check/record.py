@@ -15,7 +15,7 @@ from rpa_tune.check.privacy import without_places
 from rpa_tune.check.times import KernelTimes
 from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
-from rpa_tune.hw.chip import load_chips
+from rpa_tune.hw.chip import load_chip, load_chips
 
 SCHEMA = "rpa-tpu-check/1"
 ENVIRONMENT, CORRECTNESS, KERNELS, ARTIFACT = "environment", "correctness", "kernels", "artifact"
@@ -242,6 +242,10 @@ def _check_times(name: str, times: KernelTimes, identity: Identity) -> None:
         raise ValueError(f"kernel {name!r:.60}: needs either measured_us or rehearsed_us")
     if times.candidate.chip != identity.chip:
         raise ValueError(f"kernel {name!r:.60} is for {times.candidate.chip}, not {identity.chip}")
+    problem, chip = times.candidate.problem, load_chip(identity.chip)
+    have = chip.value("hbm_bytes") * chip.num_cores_per_device
+    if problem.num_pages * problem.page_bytes > have:  # whoever reads it would draw them all
+        raise ValueError(f"kernel {name!r:.60}: {problem.num_pages:,} pages do not fit the HBM")
 
 
 def _part_to_dict(part: Part) -> dict[str, Any]:

@@ -102,9 +102,9 @@ def calibrate(
         observations, skipped = _from_records(records, machine, cache, workers)
     if not observations:
         raise UsageError(
-            f"nothing to fit, {len(skipped)} left out; the first: {skipped[0]}",
+            f"nothing to fit, {len(skipped)} left out: {'; '.join(skipped[:2])}",
             where=str(records),
-            hint="compile with the versions that were measured",
+            hint="what was measured is compiled again here: use the versions that it names",
         )
     result = fit(machine, observations, parameters or DEFAULT_PARAMETERS)
     rows = _rows(machine.chip, result)

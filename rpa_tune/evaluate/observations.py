@@ -11,6 +11,7 @@ from pathlib import Path
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.compile.dumps import schedule_digest, unpack_bundles
 from rpa_tune.compile.pool import TaskPool
+from rpa_tune.evaluate.evaluator import find_obstacle
 from rpa_tune.evaluate.simulate_task import SimulateTask, scalar_operands
 from rpa_tune.llo.calibrate import Observation
 from rpa_tune.llo.machine import load_machine
@@ -57,8 +58,10 @@ def observe(
             yield f"{name}: the plan has no workload {answer.candidate.workload}"
         elif not answer.metrics.get("is_steady", True):
             yield f"{name}: its samples were not steady"
-        elif stale := _stale(answer):
-            yield f"{name}: {stale}"
+        elif obstacle := _stale(answer) or find_obstacle(
+            answer.candidate, workloads[answer.candidate.workload]
+        ):
+            yield f"{name}: {obstacle}"
         else:
             usable.append((name, answer))
     tasks = [

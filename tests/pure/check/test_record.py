@@ -51,6 +51,10 @@ CHANGES = {
     ),
     "odd config": (lambda d: kernel(d)["candidate"]["config"].pop("bq_sz"), "bq_sz"),
     "odd family": (lambda d: kernel(d)["candidate"].update(family="x"), "x"),
+    "huge": (
+        lambda d: kernel(d)["candidate"]["problem"].update(num_pages=2**31 - 1),
+        "pages do not fit the HBM",
+    ),
     "no figures of a step": (lambda d: d.update(steps=[1]), "not a file of"),
     "device": (lambda d: d.update(device=[]), "device must be an object, got []"),
 }  # fmt: skip

@@ -179,6 +179,12 @@ def test_a_check_of_another_chip_or_without_times_is_refused(check_file):
         (lambda data: data["sources"].update(decode="0" * 16), "other sources of the kernel"),
         (lambda data: data["steps"][2]["parts"][0]["figures"].update(is_steady=False), "steady"),
         (
+            lambda data: data["steps"][2]["parts"][0]["figures"]["candidate"]["config"].update(
+                bkv_sz=100
+            ),
+            "bkv_sz % page_size: need 100",
+        ),
+        (
             lambda data: data["steps"][2]["parts"][0]["figures"]["simulated"].update(
                 schedule_digest="6" * 16
             ),
