@@ -199,7 +199,7 @@ def hold_out(
     for group, fitted in without.items():
         sets = machine_sets(fitted, deviation(group))
         for o in (o for o in observations if o.group == group):
-            times_us = replay_us(o.recordings, [one.machine for one in sets])
+            times_us = replay_us(o.launches, [one.machine for one in sets])
             scaled = [us * one.scale for us, one in zip(times_us, sets, strict=True)]
             predictions[o.label].interval_us = interval(scaled)
     return whole, deviation(""), predictions

@@ -1,7 +1,8 @@
 """The public measured rows: what was timed, and what its launch does.
 
-Times are in `data/measured_rpa.json` and `data/measured_rpa_2.jsonl`. What each launch does, its
-bundles, copies and waits without their times, is in `data/recordings.zip`: made once by
+Times are in `data/measured_rpa.json`, `data/measured_rpa_2.jsonl` and
+`data/measured_tokamax.jsonl` (`tokamax_rows.py` makes it). What each launch does, its bundles,
+copies and waits without their times, is in `data/recordings.zip`: made once by
 `record_measured.py` from the schedules that the compiler gives the public kernels, checked against
 the digests in its manifest, and timed again in milliseconds under any machine.
 """
@@ -21,6 +22,7 @@ from rpa_tune.llo.recording import unpack
 DATA = Path(__file__).parent / "data"
 RECORDS = DATA / "measured_rpa.json"
 ROWS = DATA / "measured_rpa_2.jsonl"
+TOKAMAX = DATA / "measured_tokamax.jsonl"
 RECORDINGS = DATA / "recordings.zip"
 MANIFEST = "manifest.json"
 _FEW_QUERIES = 16  # tokens a sequence; steps that verify drafts have the shape of decode
@@ -31,9 +33,9 @@ class Row:
     """One measured time.
 
     Attributes:
-      name: `v3-0`, `sglang-5`, `stacked-3`: its source, and its place in the file.
+      name: `v3-0`, `sglang-5`, `stacked-3`, `tokamax-7`: its source, and its place in the file.
       chip: Name in the chip table.
-      part: `decode` or `prefill`.
+      part: `decode`, `prefill`, or `dense`: attention without a cache.
       source: Whose kernel; all rows of one are left out together to judge a form.
       group: Rows too alike to predict each other: the same kernel on the same heads.
       label: Heads, page size, sequences, blocks.
@@ -41,6 +43,7 @@ class Row:
       is_device_time: Whether the kernel alone was timed.
       origin: Where the time was published.
       assumed: What the source does not say.
+      left_out: Why the row is not used; empty if it is.
       contents: The record or the line of the file.
     """
 
@@ -55,12 +58,18 @@ class Row:
     origin: str
     assumed: str
     contents: Any
+    left_out: str = ""
 
 
 def load_rows() -> tuple[Row, ...]:
     """Every row handed over."""
     lines = [json.loads(line) for line in ROWS.read_text().splitlines()]
-    return (*map(_of_record, load_records(RECORDS)), *map(_of_line, range(len(lines)), lines))
+    tokamax = [json.loads(line) for line in TOKAMAX.read_text().splitlines()]
+    return (
+        *map(_of_record, load_records(RECORDS)),
+        *map(_of_line, range(len(lines)), lines),
+        *map(_of_tokamax, range(len(tokamax)), tokamax),
+    )
 
 
 def _of_record(record: Record) -> Row:
@@ -110,6 +119,38 @@ def _of_line(place: int, line: dict[str, Any]) -> Row:
     )
 
 
+def _of_tokamax(place: int, line: dict[str, Any]) -> Row:
+    blocks = "/".join(str(value) for value in line["blocks"].values() if isinstance(value, int))
+    if line["kernel"] == "batched_rpa":
+        tokens, num_q_heads, head_dim = line["queries"]
+        heads = f"{num_q_heads}/{line['num_kv_heads']} d{head_dim}"
+        part = "decode" if tokens == line["num_seqs"] else "prefill"
+        label = f"{heads} p{line['kv_cache'][1]} n{line['num_seqs']} t{tokens} {blocks}"
+        source, group = "tokamax rpa", f"tokamax rpa {heads}"
+    else:
+        shape = "x".join(map(str, line["q"]))
+        kind = ("causal" if line["is_causal"] else "full") + (
+            " and residuals" if line["has_residuals"] else ""
+        )
+        part, label = "dense", f"{line['kernel']} {shape} {kind} {blocks}"
+        source = f"tokamax {line['kernel']}"
+        group = f"tokamax dense d{line['q'][-1]}"
+    return Row(
+        name=f"tokamax-{place}",
+        chip=line["chip"],
+        part=part,
+        source=source,
+        group=group,
+        label=label,
+        measured_us=line["measured_us"],
+        is_device_time=True,
+        origin=f"{line['source']}, entry {line['entry']}",
+        assumed=line["not_recorded"],
+        left_out=line.get("left_out", ""),
+        contents=line,
+    )
+
+
 def load_observations(rows: tuple[Row, ...]) -> tuple[dict[str, Observation], dict[str, Any]]:
     """What the rows' launches do, by name, as far as they were recorded; and the manifest.
 
@@ -128,7 +169,7 @@ def load_observations(rows: tuple[Row, ...]) -> tuple[dict[str, Observation], di
                     raise ValueError(f"{row.name} is not what the manifest says")
                 found[row.name] = Observation(
                     label=row.name,
-                    recordings=unpack(content),
+                    launches=unpack(content),
                     measured_us=row.measured_us,
                     group=row.group,
                 )

@@ -144,7 +144,7 @@ def _from_records(
             continue
         seen = Observation(
             label=f"record {record.index}",
-            recordings=llo_record(program, machine, record.operands()),
+            launches=(llo_record(program, machine, record.operands()),),
             measured_us=record.measured_us,
         )
         if is_impossible(seen, machine):
