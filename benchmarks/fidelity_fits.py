@@ -7,7 +7,7 @@ copies, matmuls and the launch of a measured chip is what comes out.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -149,7 +149,7 @@ class Prediction:
     """
 
     held_out_us: float
-    fitted_us: float
+    fitted_us: float | None
     interval_us: tuple[float, float] = field(default=(0.0, 0.0))
 
 
@@ -197,12 +197,33 @@ def hold_out(
         )
 
     for group, fitted in without.items():
-        sets = machine_sets(fitted, deviation(group))
-        for o in (o for o in observations if o.group == group):
-            times_us = replay_us(o.launches, [one.machine for one in sets])
-            scaled = [us * one.scale for us, one in zip(times_us, sets, strict=True)]
-            predictions[o.label].interval_us = interval(scaled)
+        inside = [o for o in observations if o.group == group]
+        _set_intervals(predictions, inside, machine_sets(fitted, deviation(group)))
     return whole, deviation(""), predictions
+
+
+def predict_unseen(
+    fitted: Fit, deviation: float, observations: Sequence[Observation]
+) -> dict[str, Prediction]:
+    """Rows that no fit of the chip ever saw, by label, with their intervals."""
+    times = predict(fitted.machine, observations).tolist()
+    found = {
+        o.label: Prediction(held_out_us=us, fitted_us=None)
+        for o, us in zip(observations, times, strict=True)
+    }
+    _set_intervals(found, observations, machine_sets(fitted, deviation))
+    return found
+
+
+def _set_intervals(
+    predictions: Mapping[str, Prediction],
+    observations: Sequence[Observation],
+    sets: Sequence[MachineSet],
+) -> None:
+    for o in observations:
+        times_us = replay_us(o.launches, [one.machine for one in sets])
+        scaled = [us * one.scale for us, one in zip(times_us, sets, strict=True)]
+        predictions[o.label].interval_us = interval(scaled)
 
 
 def without_source(

@@ -44,6 +44,8 @@ class Row:
       origin: Where the time was published.
       assumed: What the source does not say.
       left_out: Why the row is not used; empty if it is.
+      is_fitted: Whether it may take part in a fit. Rows of tokamax do so on v5p alone, where there
+        are no others: elsewhere they test what was fitted to other sources.
       contents: The record or the line of the file.
     """
 
@@ -59,6 +61,7 @@ class Row:
     assumed: str
     contents: Any
     left_out: str = ""
+    is_fitted: bool = True
 
 
 def load_rows() -> tuple[Row, ...]:
@@ -147,6 +150,7 @@ def _of_tokamax(place: int, line: dict[str, Any]) -> Row:
         origin=f"{line['source']}, entry {line['entry']}",
         assumed=line["not_recorded"],
         left_out=line.get("left_out", ""),
+        is_fitted=line["chip"] == "v5p",
         contents=line,
     )
 
