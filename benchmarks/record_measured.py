@@ -27,7 +27,8 @@ import measured
 from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import UsageError
-from rpa_tune.interop import records, wheel
+from rpa_tune.interop import records
+from rpa_tune.interop.public.tpu_inference.package import WHEEL
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.recording import pack
@@ -75,7 +76,7 @@ def _v3(task: Task) -> tuple[Path | str, Operands]:
     from rpa_tune.compile.dumps import unpack_bundles
 
     output = worker.worker_folder() / "schedule.txt.gz"
-    root = wheel.fetch_wheel(task.wheels)
+    root = WHEEL.fetch(task.wheels)
     asked = records.CompileTask(record=task.row.contents, root=root, output=output)
     if refusal := records.compile_record(asked):
         return refusal, {}

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Layer -> layers it may import. Single modules of rpa_tune are layers of their own name.
+# Layer -> layers it may import. Single modules of rpa_tune are layers of their own name; a name
+# with a dot is a layer of its own within a folder.
 BASE = {"errors", "files", "closing", "ranges"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
@@ -23,46 +24,45 @@ ALLOWED: dict[str, set[str]] = {
     "llo": {"hw"},
     "workload": {"kernels", "capture"},
     "capture": set(),
-    "candidate": {"kernels", "families"},
-    "families": {"kernels", "public_kernels"},
+    "candidate": {"kernels", "families.registry"},
+    "families": {"kernels", "hw", "provenance"},
+    "families.registry": {"kernels", "families", "interop.public"},
     "objective": {"candidate"},
-    "public_configs": {"kernels"},
-    "public_kernels": {"kernels", "public_configs"},
     "buckets": {"kernels"},
     "padding": {"kernels"},
     "model": {"kernels"},
     "hf": {"model"},
     "models": {"kernels", "workload", "buckets", "model", "hf"},
-    "provenance": {"kernels", "public_configs", "public_kernels"},
+    "provenance": {"kernels"},
     "space": {"candidate", "kernels", "hw"},
-    "tables": {"candidate", "kernels", "hw", "families"},
-    "compile": {"candidate", "kernels", "hw", "provenance", "families"},
+    "tables": {"candidate", "kernels", "hw", "families.registry"},
+    "compile": {"candidate", "kernels", "hw", "provenance", "families", "families.registry"},
     "store": {"candidate"},
     "evaluate": {
         "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance",
-        "interop", "families", "public_configs", "public_kernels",
+        "families", "families.registry",
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "space", "evaluate", "store", "models",
-        "provenance", "promote", "tables", "families", "objective", "buckets", "report",
-        "compile", "interop", "padding", "public_configs",
+        "provenance", "promote", "tables", "families.registry", "objective", "buckets", "report",
+        "compile", "padding",
     },
     "promote": {
-        "candidate", "store", "tables", "kernels", "hw", "portfolio", "workload", "families",
-        "objective", "llo",
+        "candidate", "store", "tables", "kernels", "hw", "portfolio", "workload",
+        "families.registry", "objective", "llo",
     },
     "portfolio": {"candidate", "store", "tables", "kernels"},
     "artifact": set(),
-    "artifact_build": {"artifact", "compile", "dispatch", "hw"},
+    "artifact_build": {"artifact", "compile", "dispatch", "families", "hw"},
     "dispatch": {"kernels", "hw", "tables", "artifact", "provenance", "buckets"},
+    "interop.public": {"kernels", "hw", "families"},
     "interop": {
-        "candidate", "kernels", "hw", "tables", "compile", "dispatch", "llo",
-        "public_configs", "public_kernels",
+        "kernels", "hw", "tables", "compile", "dispatch", "llo", "families", "interop.public",
     },
     "report": {"candidate", "store", "tables", "llo", "hw"},
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store", "models",
-        "provenance", "promote", "families", "dispatch", "buckets",
+        "provenance", "promote", "families.registry", "dispatch", "buckets",
     },
 }  # fmt: skip
 SERVING = ("kernels", "hw", "tables", "dispatch", "capture")
@@ -80,7 +80,15 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "pandas": {"report", "rpa_tune/sweep/result.py"},  # there for type checkers only
     "click": {"cli"},
     "rich": {"cli"},
-    "jax": {"kernels", "compile", "evaluate", "dispatch", "interop"},
+    "jax": {
+        "kernels",
+        "compile",
+        "evaluate",
+        "dispatch",
+        "interop",
+        "interop.public",
+        "rpa_tune/families/own_call.py",
+    },
 }
 # Files outside cli that may read environment variables.
 ENVIRONMENT_IN = {"rpa_tune/compile/target.py", "rpa_tune/compile/paths.py"}
@@ -90,7 +98,7 @@ NO_JAX = [
     "rpa_kernels.decode.config", "rpa_kernels.blockwise.account", "rpa_kernels.blockwise.config",
     "rpa_tune.hw.chip", "rpa_tune.llo.simulate", "rpa_tune.workload.workload",
     "rpa_tune.store.journal", "rpa_tune.tables.reader", "rpa_tune.space.space",
-    "rpa_tune.artifact",
+    "rpa_tune.artifact", "rpa_tune.families.registry",
 ]  # fmt: skip
 
 MAX_MODULE_LINES = 400
@@ -121,12 +129,15 @@ def layer_of(module: str) -> str | None:
     top, _, rest = module.partition(".")
     if top == "rpa_kernels":
         return "kernels"
-    return rest.split(".")[0] if top == "rpa_tune" and rest else None
+    if top != "rpa_tune" or not rest:
+        return None
+    within = [name for name in ALLOWED if "." in name and f"{rest}.".startswith(f"{name}.")]
+    return within[0] if within else rest.split(".")[0]
 
 
 def layer_of_file(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return "kernels" if parts[0] == "kernels" else parts[1]
+    return layer_of(".".join(("rpa_kernels" if parts[0] == "kernels" else parts[0], *parts[1:])))
 
 
 def imports(path: Path) -> Iterator[str]:

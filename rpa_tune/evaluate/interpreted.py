@@ -18,7 +18,7 @@ from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, TaskPool, WorkerPool
 from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_in, hostile_batches
 from rpa_tune.evaluate.evaluator import AbstractEvaluator, find_obstacle, refuse
-from rpa_tune.families import load_family
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -149,7 +149,7 @@ def _conclude(candidate: Candidate, verdicts: list[Verdict], seconds: float) -> 
             **(_figures(candidate, verdicts) if last.status is Status.OK else {}),
             "evaluate_s": seconds,
         },
-        provenance=provenance(candidate.family),
+        provenance=provenance(load_family(candidate.family).digest),
     )
 
 

@@ -24,6 +24,7 @@ from rpa_tune.evaluate.evaluator import (
     status_of_failure,
 )
 from rpa_tune.evaluate.measurement import Measurement, MeasureTask, spread
+from rpa_tune.families.registry import load_family
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
 
@@ -172,7 +173,7 @@ class MeasuredEvaluator(AbstractEvaluator):
                 fidelity=Fidelity.MEASURED,
                 status=status_of_failure(reply.failure),
                 detail=reply.failure.detail,
-                provenance=provenance(group[0].family),
+                provenance=provenance(load_family(group[0].family).digest),
             )
 
     def _task(self, group: Sequence[Candidate], workload: Workload) -> MeasureTask:
@@ -221,7 +222,11 @@ def _conclude(
 ) -> Evaluation:
     """Turns samples into an answer."""
     device = reply.value.device
-    stamp = {**provenance(candidate.family), "device": device, "settings": device["flags"]}
+    stamp = {
+        **provenance(load_family(candidate.family).digest),
+        "device": device,
+        "settings": device["flags"],
+    }
     if found.status is not Status.OK:
         return Evaluation(
             candidate=candidate,

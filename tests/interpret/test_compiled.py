@@ -24,10 +24,10 @@ from rpa_kernels.problem import Problem
 from rpa_tune import artifact_build
 from rpa_tune.artifact import Artifact
 from rpa_tune.artifact_build import Built, write_built
-from rpa_tune.compile.lower import abstract_inputs
 from rpa_tune.dispatch import ragged_paged_attention, runtime
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.errors import ArtifactError
+from rpa_tune.families.own_call import abstract_inputs
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.tables.reader import Tables
 from rpa_tune.tables.step import Step

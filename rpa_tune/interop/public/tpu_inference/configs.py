@@ -1,9 +1,8 @@
 """What the public RPA kernels of tpu-inference are told: block sizes, and what they refuse.
 
-No jax, no wheel. Neighbour: `public_kernels.py` makes families of them.
+No jax, no wheel. Neighbour: `families.py` makes families of them.
 """
 
-import importlib.metadata
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +10,8 @@ from rpa_kernels import limits
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
-
-VERSION = "0.32.0"  # of tpu-inference
-# Stands where our families have a digest of their sources. Raise the number behind the slash when
-# an adapter changes what is compiled or simulated.
-KERNEL_DIGEST = f"tpu-inference-{VERSION}/3"
-# The chips that the public kernels take, and what `get_device_name` of the wheel calls them.
-# Source: tpu-inference 0.32.0, `get_default_block_sizes` (no version 4) and utils.py; v5p announces
-# itself as `TPU v5`.
-DEVICE_NAMES = {"v5e": "TPU v5e", "v5p": "TPU v5", "v6e": "TPU v6e", "v7x": "TPU v7"}
-WHEELS = "wheels"  # folder of the compile cache that keeps the unpacked wheel
-# From this jax on the stacked kernel does not trace: `wait_in_slot` of jax's own pipeline is None.
-# Source: observed with jax 0.12.0.1; it traces with 0.10.2.
-_STACKED_ENDS_WITH_JAX = (0, 12)
+from rpa_tune.interop.public.family import refusal
+from rpa_tune.interop.public.tpu_inference.package import DEVICE_NAMES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,19 +112,6 @@ def batched_scratch_bytes(problem: Problem, config: Any, target: Target) -> int:
     del target
     block = config.bkv_sz * problem.kv_token_bytes + config.bq_sz * problem.q_token_bytes
     return int(config.batch_size * config.n_buffer * block)
-
-
-def why_untraceable(kernel: str) -> str:
-    """Why a kernel cannot be traced with the jax that is installed; empty if it can."""
-    version = importlib.metadata.version("jax")
-    major, minor = (int(part) for part in version.split(".")[:2])
-    if kernel == "stacked" and (major, minor) >= _STACKED_ENDS_WITH_JAX:
-        return f"the stacked kernel of tpu-inference {VERSION} does not trace under jax {version}"
-    return ""
-
-
-def refusal(limit: str, hint: str) -> Infeasible:
-    return Infeasible(limit=limit, need=1, have=0, unit="", hint=hint)
 
 
 def check_call(problem: Problem, target: Target, *, is_hd64: bool = False) -> Infeasible | None:
