@@ -6,7 +6,7 @@ and keeps bundles, copies and waits in `data/recordings.zip`; no code of a publi
     python benchmarks/record_measured.py [--workers 2] [--source tokamax] [--row v3-0] [--again]
 
 It records the rows of the v3 kernel, which pip gets in the tpu-inference 0.32.0 wheel, and those
-of tokamax, whose wheel pip gets too; its kernels need Python 3.12 and jax 0.11.1 or newer. The other
+of tokamax, whose wheel pip gets too, under Python 3.12 and jax 0.11.1 or newer. The other
 two kernels are in no package: their recordings were made in the same way, from
 github.com/sgl-project/sglang-jax at 87cd71a8 and github.com/vllm-project/tpu-inference at 6b1a9495,
 and stand as they are. Rows that are recorded already are left alone but for `--again`. The measured
@@ -59,8 +59,7 @@ def record_row(task: Task) -> tuple[bytes, str]:
     if task.row.name.startswith("tokamax-"):
         tokamax_calls = importlib.import_module("tokamax_calls")  # needs a newer jax
         try:
-            root = tokamax_calls.fetch(task.wheels)
-            return pack(tokamax_calls.record_line(task.row.contents, root)), ""
+            return pack(tokamax_calls.record_line(task.row.contents, task.wheels)), ""
         except UsageError as error:
             return b"", str(error)
     bundles, operands = _v3(task)

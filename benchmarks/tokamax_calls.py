@@ -5,7 +5,6 @@ the kernels, and the copies and transposes that XLA puts around them. Needs toka
 jax that its kernels trace under: 0.11.1 or newer, so Python 3.12.
 """
 
-import functools
 import sys
 import types
 from collections.abc import Callable
@@ -19,15 +18,20 @@ import jax.extend  # the kernel uses it, and does not import it
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
-from jax.sharding import AbstractDevice, AbstractMesh
+from jax.sharding import AbstractMesh
 
+from rpa_kernels.batch import Batch
+from rpa_kernels.problem import Problem
 from rpa_tune.compile import target, worker
-from rpa_tune.compile.lower import Call, compile_call
+from rpa_tune.compile.lower import compile_call
 from rpa_tune.errors import DumpError, UsageError
+from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop import wheel
-from rpa_tune.interop.launches import Recorder
-from rpa_tune.interop.operands import Operands, PallasCall
+from rpa_tune.interop.public.batched import BatchedConfig
+from rpa_tune.interop.public.launches import Recorder
+from rpa_tune.interop.public.operands import Operands, PallasCall
+from rpa_tune.interop.public.tokamax import calls
+from rpa_tune.interop.public.tokamax.package import WHEEL
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.parse import load_program
@@ -35,12 +39,9 @@ from rpa_tune.llo.program import Program
 from rpa_tune.llo.recording import Launch
 from rpa_tune.llo.simulate import record
 
-NAME, VERSION = "tokamax", "0.0.17"
 _OPS = "tokamax._src.ops"
-_RPA = f"{_OPS}.batched_rpa.kernel"
 _SPLASH = f"{_OPS}.experimental.tpu.splash_attention"
 _METADATA = "rpa_metadata_schedule"  # name= of the launches that make schedules
-_IDLE_BQ, _IDLE_BKV = 16, 256  # tokens in the blocks of a case that a row does not use
 _NO_COMPUTATION = ("<", "TLP")  # the program around the computations: it only calls them
 
 
@@ -59,23 +60,15 @@ class Timed:
     calls: tuple[PallasCall, ...]
 
 
-def fetch(folder: Path) -> Path:
-    """The unpacked wheel."""
-    return wheel.fetch_wheel(folder, name=NAME, version=VERSION, package=NAME)
-
-
-def record_line(line: dict[str, Any], root: Path) -> list[Launch]:
+def record_line(line: dict[str, Any], cache: Path) -> list[Launch]:
     """In a worker: compiles the program of a row, and records every computation in it.
 
     Raises:
       UsageError: The compiler refuses, or something in the program cannot be simulated.
     """
-    device = AbstractDevice(
-        device_kind=load_chip(line["chip"]).device_kinds[0], num_cores=1, platform="tpu"
-    )
-    mesh = AbstractMesh((), (), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
-        timed = (_batched if line["kernel"] == "batched_rpa" else _dense)(line, root, mesh)
+    WHEEL.use(cache)
+    with calls.pretend(load_chip(line["chip"])):
+        timed = (_batched if line["kernel"] == "batched_rpa" else _dense)(line, WHEEL.root)
         compiled = compile_call(
             Call(
                 function=timed.function,
@@ -90,9 +83,9 @@ def record_line(line: dict[str, Any], root: Path) -> list[Launch]:
     return _launches(target.dump_folder(worker.worker_folder()), timed.calls, line["chip"])
 
 
-def _launches(folder: Path, calls: tuple[PallasCall, ...], chip: str) -> list[Launch]:
+def _launches(folder: Path, launched: tuple[PallasCall, ...], chip: str) -> list[Launch]:
     """Everything that a compiled program runs, once each."""
-    waiting = {name: [c.operands for c in calls if c.name == name] for name in _names(calls)}
+    waiting = {n: [c.operands for c in launched if c.name == n] for n in _names(launched)}
     found = []
     paths = {_computation(path): path for path in folder.glob("*-final_bundles.txt")}
     # Of calls by one name the compiler gives the first the highest number.
@@ -161,75 +154,56 @@ class _Recorder(Recorder):
         return super()._make_metadata(launch, arrays, mesh)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Lengths:
-    """What the recorder asks a batch for."""
-
-    kv_lens: Any
-    page_indices: Any
-    cu_q_lens: Any
-    distribution: Any
-
-    def arrays(self, problem: Any) -> "_Lengths":
-        """Itself."""
-        del problem
-        return self
-
-
-def _batched(line: dict[str, Any], root: Path, mesh: AbstractMesh) -> Timed:
+def _batched(line: dict[str, Any], root: Path) -> Timed:
     """Ragged paged attention. Contexts are not recorded: every one fills its pages."""
-    wrapper: Any = wheel.load_module(root, f"{_RPA}.wrapper")
-    configs: Any = wheel.load_module(root, f"{_RPA}.configs")
+    del root
     tokens, num_q_heads, head_dim = line["queries"]
-    num_seqs, num_indices = line["num_seqs"], line["num_page_indices"]
+    num_seqs, pages_per_seq = line["num_seqs"], line["num_page_indices"] // line["num_seqs"]
+    num_pages, page_size = line["kv_cache"][:2]
+    problem = Problem(
+        num_q_heads=num_q_heads,
+        num_kv_heads=line["num_kv_heads"],
+        head_dim=head_dim,
+        page_size=page_size,
+        max_num_tokens=tokens,
+        max_num_seqs=num_seqs,
+        pages_per_seq=pages_per_seq,
+        num_pages=num_pages,
+        q_dtype="bfloat16",
+        kv_dtype="bfloat16",
+        sm_scale=1.0,
+    )
     q_lens = q_lens_of(tokens, num_seqs)
     num_decode = sum(q == 1 for q in q_lens)
-    blocks = line["blocks"]
-    sizes = {"bkv_sz": blocks["bkv_sz"], "n_buffer": blocks["num_buffers"]}
-    idle = {"bkv_sz": _IDLE_BKV, "n_buffer": 2, "batch_size": 1}
-    decode = {"batch_size": blocks["decode_batch_size"], **sizes} if num_decode else idle
-    prefill = (
-        {
-            "bq_sz": blocks["prefill_bq_sz"],
-            "bq_c_sz": blocks["prefill_bq_c_sz"],
-            "batch_size": blocks["prefill_batch_size"],
-            **sizes,
-        }
-        if num_decode < num_seqs
-        else {"bq_sz": _IDLE_BQ, "bq_c_sz": _IDLE_BQ, **idle}
+    batch = Batch(
+        q_lens=tuple(q_lens),
+        kv_lens=(pages_per_seq * page_size,) * num_seqs,
+        num_decode=num_decode,
     )
-    function = functools.partial(
-        wrapper.ragged_paged_attention,
-        sm_scale=1.0,
-        decode_block_sizes=configs.BlockSizes(bq_sz=1, bq_c_sz=1, **decode),
-        prefill_block_sizes=configs.BlockSizes(**prefill),
+    tuned = line["blocks"]
+    shared = {"bkv_sz": tuned["bkv_sz"], "n_buffer": tuned["num_buffers"]}
+    decode = BatchedConfig(bq_sz=1, bq_c_sz=1, batch_size=tuned["decode_batch_size"], **shared)
+    prefill = BatchedConfig(
+        bq_sz=tuned["prefill_bq_sz"],
+        bq_c_sz=tuned["prefill_bq_c_sz"],
+        batch_size=tuned["prefill_batch_size"],
+        **shared,
     )
-    new = (tokens, line["num_kv_heads"], head_dim)
-    shapes = [
-        ((tokens, num_q_heads, head_dim), jnp.bfloat16),
-        (new, jnp.bfloat16),
-        (new, jnp.bfloat16),
-        (tuple(line["kv_cache"]), jnp.bfloat16),
-        ((num_seqs,), jnp.int32),
-        ((num_indices,), jnp.int32),
-        ((num_seqs + 1,), jnp.int32),
-        ((3,), jnp.int32),
-    ]
-    arguments = tuple(jax.ShapeDtypeStruct(*shape) for shape in shapes)
-    capacity = num_indices // num_seqs * line["kv_cache"][1]
-    lengths = _Lengths(
-        kv_lens=np.full(num_seqs, capacity, np.int32),
-        page_indices=np.arange(num_indices, dtype=np.int32),
-        cu_q_lens=np.cumsum([0, *q_lens]).astype(np.int32),
-        distribution=np.array([num_decode, num_decode, num_seqs], np.int32),
-    )
-    recorder = _Recorder(
-        function, arguments, functools.partial(jax.sharding.use_abstract_mesh, mesh)
-    )
+    # A case without sequences gets small blocks, which are compiled sooner.
+    blocks = calls.blocks_of("decode", problem, decode)
+    if not num_decode:
+        blocks = calls.blocks_of("mixed", problem, prefill)
+    elif num_decode < num_seqs:
+        blocks["prefill"] = prefill
+    bound = calls.bind(problem, blocks, load_chip(line["chip"]))
+    recorder = _Recorder(bound.function, bound.arguments, bound.context)
     recorder.metadata = []
-    lengths_as_batch: Any = lengths
-    calls = recorder.calls(lengths_as_batch, lengths_as_batch)
-    return Timed(function=function, arguments=arguments, calls=(*recorder.metadata, *calls))
+    launched = recorder.calls(problem, batch)
+    return Timed(
+        function=bound.function,
+        arguments=bound.arguments,
+        calls=(*recorder.metadata, *launched),
+    )
 
 
 def q_lens_of(tokens: int, num_seqs: int) -> list[int]:
@@ -239,9 +213,8 @@ def q_lens_of(tokens: int, num_seqs: int) -> list[int]:
     return [1] * (num_seqs - 1) + [tokens - num_seqs + 1]
 
 
-def _dense(line: dict[str, Any], root: Path, mesh: AbstractMesh) -> Timed:
+def _dense(line: dict[str, Any], root: Path) -> Timed:
     """Dense attention, forward: the splash kernel, for one sequence or a batch of them."""
-    del mesh
     splash, masks = _load_splash(root)
     q_shape, k_shape, v_shape = line["q"], line["k"], line["v"]
     is_batched = line["kernel"] == "dense"
@@ -315,13 +288,13 @@ def _calls_of(splash: Any, kernel: Any, arguments: list[Any]) -> tuple[PallasCal
 
 def _load_splash(root: Path) -> tuple[Any, Any]:
     """(kernel's module, masks' module); the records that the kernel shares with its operator."""
-    masks = wheel.load_module(root, f"{_SPLASH}.splash_attention_mask")
+    masks = WHEEL.load(root, f"{_SPLASH}.splash_attention_mask")
     name = f"{_SPLASH}.base"
     if name not in sys.modules:
         # The real one needs all of tokamax; the kernel wants the names that it passes on.
         module = types.ModuleType(name)
-        module.__dict__.update(vars(wheel.load_module(root, f"{_SPLASH}.reference")))
+        module.__dict__.update(vars(WHEEL.load(root, f"{_SPLASH}.reference")))
         module.__dict__["__name__"] = name
         sys.modules[name] = module
-        setattr(sys.modules[_SPLASH], "base", module)
-    return wheel.load_module(root, f"{_SPLASH}.splash_attention_kernel"), masks
+        sys.modules[_SPLASH].__dict__["base"] = module
+    return WHEEL.load(root, f"{_SPLASH}.splash_attention_kernel"), masks

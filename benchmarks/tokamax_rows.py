@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import measured
-import tokamax_calls
 
 from rpa_tune.compile.paths import default_cache_dir
+from rpa_tune.interop.public.tokamax.package import WHEEL
 
 _TABLES = "tokamax/data/autotuning"
 _CHIPS = {"tpu_v5": "v5p", "tpu_v6_lite": "v6e", "tpu7x": "v7x"}
@@ -50,7 +50,7 @@ def lines(root: Path) -> Iterator[dict[str, Any]]:
                         **_call(kernel, json.loads(key)),
                         "blocks": json.loads(config),
                         "measured_us": statistics.median(answer["evaluation_times_ms"]) * 1000,
-                        "source": f"tokamax {tokamax_calls.VERSION}, {folder}/{file}.json",
+                        "source": f"tokamax {WHEEL.version}, {folder}/{file}.json",
                         "entry": place,
                     }
 
@@ -94,8 +94,7 @@ def _shape(text: str) -> list[int]:
 
 def main() -> None:
     """Writes the file."""
-    root = tokamax_calls.fetch(default_cache_dir() / "fidelity")
-    found = list(lines(root))
+    found = list(lines(WHEEL.use(default_cache_dir())))
     measured.TOKAMAX.write_text("".join(json.dumps(line) + "\n" for line in found))
     print(f"{len(found)} lines")
 
