@@ -227,7 +227,7 @@ def main() -> None:
             tried = [
                 (chip, form, [r for r in mine if is_usable(r, seen)], seen)
                 for chip, mine, seen in jobs
-                if chip != "v5e"  # too few rows to tell
+                if chip not in ("v5e", "v5p")  # too few rows, or none that depend on copies
                 for form in fits.FORMS
             ]
             forms = [line for lines in pool.map(judge_form, tried) for line in lines]
