@@ -80,8 +80,8 @@ def test_what_a_batch_does_not_have_is_an_empty_schedule():
 
 
 def test_a_schedule_that_its_windows_do_not_hold_is_refused():
-    long = replace(PAGED, pages_per_seq=1 << 14, num_pages=1 << 15, max_num_seqs=2)
-    batch = Batch(q_lens=(1, 1), kv_lens=(1 << 21, 1 << 21), num_decode=2)
+    long = replace(PAGED, pages_per_seq=1 << 14, num_pages=3 << 14, max_num_seqs=3)
+    batch = Batch(q_lens=(1,) * 3, kv_lens=(1 << 21,) * 3, num_decode=3)
     family = TOKAMAX["public-tokamax-decode"]
     with pytest.raises(ScheduleTooLongError, match="room for"):
         family.scalar_operands(long, replace(DECODE, bkv_sz=128, batch_size=1), V6E, batch)
