@@ -29,7 +29,6 @@ from rpa_tune.llo.calibrate import Observation, predict
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.provenance import provenance
 
-
 # In every time of tokamax's ragged paged attention, whatever its size: measured less simulated.
 _UNEXPLAINED_US = 40.0
 

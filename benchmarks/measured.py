@@ -186,6 +186,12 @@ def load_observations(rows: tuple[Row, ...]) -> tuple[dict[str, Observation], di
     return found, manifest
 
 
+def recorded_names() -> set[str]:
+    """Names of the rows that have a recording."""
+    with zipfile.ZipFile(RECORDINGS) as archive:
+        return set(archive.namelist()) - {MANIFEST}
+
+
 def keep_recordings(contents: dict[str, bytes], versions: dict[str, str]) -> None:
     """Writes recordings, one entry a row; the same contents give the same file."""
     manifest = {

@@ -102,8 +102,7 @@ def main() -> None:
         row
         for row in measured.load_rows()
         if row.name.startswith(f"{args.source}-")
-        and not row.left_out
-        and row.name in (args.row or [row.name])
+        and (row.name in args.row if args.row else not row.left_out)
         and (args.again or row.name not in contents)
     ]
     source = provenance()
