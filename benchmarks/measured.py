@@ -7,24 +7,27 @@ copies and waits without their times, is in `data/recordings.zip`: made once by
 the digests in its manifest, and timed again in milliseconds under any machine.
 """
 
-import hashlib
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rpa_tune.errors import UsageError
+from rpa_tune.interop.measured_rows import (
+    MANIFEST,
+    Recordings,
+    call_digest,
+    keep_recordings,
+)
 from rpa_tune.interop.records import Record, load_records
 from rpa_tune.llo.calibrate import Observation
-from rpa_tune.llo.recording import unpack
 
 DATA = Path(__file__).parent / "data"
 RECORDS = DATA / "measured_rpa.json"
 ROWS = DATA / "measured_rpa_2.jsonl"
 TOKAMAX = DATA / "measured_tokamax.jsonl"
 RECORDINGS = DATA / "recordings.zip"
-MANIFEST = "manifest.json"
 _FEW_QUERIES = 16  # tokens a sequence; steps that verify drafts have the shape of decode
 
 
@@ -47,6 +50,7 @@ class Row:
       is_fitted: Whether it may take part in a fit. Rows of tokamax do so on v5p alone, where there
         are no others: elsewhere they test what was fitted to other sources.
       contents: The record or the line of the file.
+      call: Digest of what was called.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Row:
     origin: str
     assumed: str
     contents: Any
+    call: str
     left_out: str = ""
     is_fitted: bool = True
 
@@ -96,6 +101,15 @@ def _of_record(record: Record) -> Row:
         origin=record.source,
         assumed=record.assumed,
         contents=record,
+        call=call_digest(
+            {
+                "chip": record.chip,
+                "kernel": record.case,
+                "problem": asdict(record.problem),
+                "blocks": record.blocks,
+                "batch": asdict(record.batch),
+            }
+        ),
     )
 
 
@@ -119,6 +133,7 @@ def _of_line(place: int, line: dict[str, Any]) -> Row:
         origin=line["source"],
         assumed=line["not_recorded"] or "",
         contents=line,
+        call=call_digest(line),
     )
 
 
@@ -152,38 +167,8 @@ def _of_tokamax(place: int, line: dict[str, Any]) -> Row:
         left_out=line.get("left_out", ""),
         is_fitted=line["chip"] == "v5p",
         contents=line,
+        call=call_digest(line),
     )
-
-
-def load_observations(rows: tuple[Row, ...]) -> tuple[dict[str, Observation], dict[str, Any]]:
-    """What the rows' launches do, by name, as far as they were recorded; and the manifest.
-
-    Raises:
-      UsageError: The file is missing or damaged.
-    """
-    found = {}
-    try:
-        with zipfile.ZipFile(RECORDINGS) as archive:
-            manifest: dict[str, Any] = json.loads(archive.read(MANIFEST))
-            for row in rows:
-                if row.name not in manifest["sha256"]:
-                    continue
-                content = archive.read(row.name)
-                if hashlib.sha256(content).hexdigest() != manifest["sha256"][row.name]:
-                    raise ValueError(f"{row.name} is not what the manifest says")
-                found[row.name] = Observation(
-                    label=row.name,
-                    launches=unpack(content),
-                    measured_us=row.measured_us,
-                    group=row.group,
-                )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(
-            f"cannot read recordings: {error}",
-            where=str(RECORDINGS),
-            hint="python benchmarks/record_measured.py makes them again",
-        ) from error
-    return found, manifest
 
 
 def recorded_names() -> set[str]:
@@ -192,16 +177,30 @@ def recorded_names() -> set[str]:
         return set(archive.namelist()) - {MANIFEST}
 
 
-def keep_recordings(contents: dict[str, bytes], versions: dict[str, str]) -> None:
-    """Writes recordings, one entry a row; the same contents give the same file."""
-    manifest = {
-        "sha256": {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)},
-        "versions": {name: versions[name] for name in sorted(contents)},
-    }
-    entries = {MANIFEST: json.dumps(manifest, indent=1).encode()}
-    entries |= {name: contents[name] for name in sorted(contents)}
-    partial = RECORDINGS.with_suffix(".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in entries.items():
-            archive.writestr(zipfile.ZipInfo(name), content)
-    partial.rename(RECORDINGS)
+def load_observations(rows: tuple[Row, ...]) -> tuple[dict[str, Observation], dict[str, Any]]:
+    """What the rows' launches do, by name, as far as they were recorded; and the manifest.
+
+    Raises:
+      UsageError: The file is missing or damaged, or was made of other calls than the rows'.
+    """
+    recordings = Recordings(RECORDINGS)
+    found = {}
+    for row in rows:
+        if (launches := recordings.launches(row.name)) is None:
+            continue
+        if recordings.manifest["calls"][row.name] != row.call:
+            raise UsageError(
+                f"{row.name} was recorded of another call than the row says",
+                where=str(RECORDINGS),
+                hint=f"python benchmarks/record_measured.py --row {row.name} --again",
+            )
+        found[row.name] = Observation(
+            label=row.name, launches=launches, measured_us=row.measured_us, group=row.group
+        )
+    return found, recordings.manifest
+
+
+def keep(contents: dict[str, bytes], versions: dict[str, str]) -> None:
+    """Writes recordings of rows."""
+    calls = {row.name: row.call for row in load_rows()}
+    keep_recordings(RECORDINGS, contents, versions, calls)

@@ -118,7 +118,7 @@ def main() -> None:
                     continue
                 contents[name] = packed
                 versions[name] = f"jax {source['jax']}, libtpu {source['libtpu']}"
-                measured.keep_recordings(contents, versions)
+                measured.keep(contents, versions)
                 print(f"{name}: {len(packed):,} bytes", file=sys.stderr)
     if failed:
         sys.exit("not recorded:\n" + "\n".join(failed))

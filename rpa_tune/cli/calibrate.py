@@ -14,6 +14,7 @@ from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.observations import measured_answers, observe
+from rpa_tune.interop.measured_rows import Recordings, call_digest, is_lines, load_lines
 from rpa_tune.interop.records import load_records, schedules
 from rpa_tune.llo.calibrate import Fit, Observation, fit
 from rpa_tune.llo.machine import Machine, load_machine
@@ -39,6 +40,8 @@ DEFAULT_PARAMETERS = (
 @click.option("--chip", required=True, type=ChipName(), help="Chip to fit: v5e, v6e, v7x, ...")
 @click.option("--plan", type=click.Path(path_type=Path),
               help="Plan of the sweep; required with a store.")  # fmt: skip
+@click.option("--recordings", type=click.Path(path_type=Path),
+              help="Archive of what the calls do; required with measured rows.")  # fmt: skip
 @click.option("--batches", default=3, show_default=True, type=number("batches"),
               help="Launches per measured candidate of a store.")  # fmt: skip
 @click.option(
@@ -62,6 +65,7 @@ def calibrate(
     records: Path,
     chip: str,
     plan: Path | None,
+    recordings: Path | None,
     batches: int,
     parameters: tuple[str, ...],
     output: Path | None,
@@ -71,9 +75,11 @@ def calibrate(
 ) -> None:
     """Fits machine parameters to the measured times in RECORDS.
 
-    RECORDS is one of two things. It is a file in the form of benchmarks/data/measured_rpa.json,
-    with times of the public v3 kernel on your TPU; only its device times are used. Or it is the
-    store of a sweep that measured, together with the sweep's --plan.
+    RECORDS is one of three things. It is a file in the form of benchmarks/data/measured_rpa.json,
+    with times of the public v3 kernel on your TPU; only its device times are used. Or it is one in
+    the form of measured_rpa_2.jsonl beside it, of kernels that no package has, together with
+    --recordings of these calls (recordings.zip beside it). Or it is the store of a sweep that
+    measured, together with the sweep's --plan.
 
     The fitted rows belong in rpa_tune/llo/machines.yaml. Parameters that the records do not
     determine stay near their old values.
@@ -83,6 +89,8 @@ def calibrate(
     machine = load_machine(chip)
     if store.is_store(records):
         observations, skipped = _from_store(records, plan, machine, cache, workers, batches)
+    elif is_lines(records):
+        observations, skipped = _from_lines(records, recordings, machine)
     else:
         observations, skipped = _from_records(records, machine, cache, workers)
     result = fit(machine, observations, parameters or DEFAULT_PARAMETERS)
@@ -121,6 +129,35 @@ def _from_store(
                 skipped.append(f"{seen.label}: its bundles alone take longer than measured")
             else:
                 observations.append(seen)
+    return observations, skipped
+
+
+def _from_lines(
+    path: Path, recordings: Path | None, machine: Machine
+) -> tuple[list[Observation], list[str]]:
+    """Launches of measured rows, and what was left out."""
+    if recordings is None:
+        raise UsageError(
+            "measured rows do not say what their kernels do",
+            where=str(path),
+            hint="add --recordings, as benchmarks/data/recordings.zip of the repository",
+        )
+    chosen = [line for line in load_lines(path) if line.chip == machine.chip]
+    if not chosen:
+        raise UsageError(f"no measured rows of {machine.chip}", where=str(path))
+    archive = Recordings(recordings)
+    observations, skipped = [], []
+    for line in chosen:
+        label = f"line {line.place + 1}"
+        launches = archive.of_call(call_digest(line.contents))
+        if launches is None:
+            skipped.append(f"{label}: its call is not in {recordings}")
+            continue
+        seen = Observation(label=label, launches=launches, measured_us=line.measured_us)
+        if is_impossible(seen, machine):
+            skipped.append(f"{label}: its bundles alone take longer than measured")
+        else:
+            observations.append(seen)
     return observations, skipped
 
 

@@ -101,13 +101,20 @@ def test_a_damaged_recording_is_refused(benchmark, monkeypatch, tmp_path):
         measured.load_observations(measured.load_rows())
 
 
+def test_a_recording_of_another_call_is_refused(benchmark):
+    measured = benchmark("measured")
+    (row,) = [row for row in measured.load_rows() if row.name == "v3-9"]
+    with pytest.raises(UsageError, match="v3-9 was recorded of another call"):
+        measured.load_observations((replace(row, call="0" * 16),))
+
+
 def test_kept_recordings_are_a_function_of_what_they_hold(benchmark, monkeypatch, tmp_path):
     measured = benchmark("measured")
     contents = []
     kept = {"v3-1": b"1", "v3-0": b"0"}
     for name, order in (("a.zip", kept), ("b.zip", dict(sorted(kept.items())))):
         monkeypatch.setattr(measured, "RECORDINGS", tmp_path / name)
-        measured.keep_recordings(order, dict.fromkeys(order, "x"))
+        measured.keep(order, dict.fromkeys(order, "x"))
         contents.append((tmp_path / name).read_bytes())
     assert contents[0] == contents[1]
 
