@@ -160,7 +160,9 @@ def run_interpreted(
     launch = functools.partial(
         family.launch, problem=problem, config=config, target=target, interpret=interpret
     )
-    out, cache = jax.jit(launch, compiler_options=reference.EXACT_ROUNDING)(
+    # Compiling takes longer than running: optimise little.
+    options = {**reference.EXACT_ROUNDING, "xla_backend_optimization_level": 0}
+    out, cache = jax.jit(launch, compiler_options=options)(
         q,
         kv_new,
         operands.kv_cache,

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Layer -> layers it may import. Single modules of rpa_tune are layers of their own name.
+# Layer -> layers it may import. A layer is a folder or a module, named as it is imported; where a
+# module inside a folder is named too, it is a layer of its own.
 BASE = {"errors", "files", "closing", "ranges"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
@@ -21,54 +22,71 @@ ALLOWED: dict[str, set[str]] = {
     "ranges": set(),
     "hw": {"kernels"},
     "llo": {"hw"},
-    "workload": {"kernels", "capture"},
-    "capture": set(),
-    "candidate": {"kernels", "families"},
-    "families": {"kernels", "public_kernels"},
-    "objective": {"candidate"},
-    "public_configs": {"kernels"},
-    "public_kernels": {"kernels", "public_configs"},
-    "buckets": {"kernels"},
-    "padding": {"kernels"},
-    "model": {"kernels"},
-    "hf": {"model"},
-    "models": {"kernels", "workload", "buckets", "model", "hf"},
-    "provenance": {"kernels", "public_configs", "public_kernels"},
+    "workload": {"kernels", "capture.reader", "workload.step"},
+    "workload.step": {"kernels"},
+    "capture": {"capture.writer"},
+    "capture.writer": set(),
+    "capture.reader": {"capture.writer", "workload.step"},
+    "candidate": {"kernels", "families.registry"},
+    "families": {"kernels", "hw", "provenance"},
+    "families.registry": {"kernels", "families", "interop.public"},
+    "models": set(),
+    "models.buckets": {"kernels"},
+    "models.padding": {"kernels"},
+    "models.model": {"kernels"},
+    "models.catalog": {"kernels", "workload", "models.buckets", "models.model", "hf"},
+    "hf": {"models.model"},
+    "provenance": {"kernels"},
     "space": {"candidate", "kernels", "hw"},
-    "tables": {"candidate", "kernels", "hw", "families"},
-    "compile": {"candidate", "kernels", "hw", "provenance", "families"},
+    "tables": {"candidate", "kernels", "hw", "families.registry"},
+    "compile": {"candidate", "kernels", "hw", "provenance", "families", "families.registry"},
     "store": {"candidate"},
     "evaluate": {
         "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance",
-        "interop", "families", "public_configs", "public_kernels",
+        "families", "families.registry",
     },
     "sweep": {
-        "candidate", "kernels", "hw", "workload", "space", "evaluate", "store", "models",
-        "provenance", "promote", "tables", "families", "objective", "buckets", "report",
-        "compile", "interop", "padding", "public_configs",
+        "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
+        "models.catalog", "models.buckets", "models.padding", "provenance", "decide", "tables",
+        "families.registry", "report", "compile",
     },
-    "promote": {
-        "candidate", "store", "tables", "kernels", "hw", "portfolio", "workload", "families",
-        "objective", "llo",
+    "decide": {
+        "candidate", "store", "tables", "kernels", "hw", "workload", "families.registry", "llo",
     },
-    "portfolio": {"candidate", "store", "tables", "kernels"},
     "artifact": set(),
-    "artifact_build": {"artifact", "compile", "dispatch", "hw"},
-    "dispatch": {"kernels", "hw", "tables", "artifact", "provenance", "buckets"},
+    "artifact.file": set(),
+    "artifact.compiled": {"artifact.file", "dispatch.plan", "kernels", "hw", "provenance"},
+    "artifact.build": {
+        "artifact.file", "artifact.compiled", "compile", "dispatch", "dispatch.plan", "families",
+        "hw",
+    },
+    "artifact.jax_cache": {"compile", "hw"},
+    "dispatch": {
+        "kernels", "hw", "tables", "artifact.file", "artifact.compiled", "provenance",
+        "models.buckets", "dispatch.plan",
+    },
+    "dispatch.plan": {"kernels"},
+    "interop.public": {"kernels", "hw", "families"},
     "interop": {
-        "candidate", "kernels", "hw", "tables", "compile", "dispatch", "llo",
-        "public_configs", "public_kernels",
+        "kernels", "hw", "tables", "compile", "dispatch", "llo", "families", "interop.public",
     },
     "report": {"candidate", "store", "tables", "llo", "hw"},
     "analysis": {
-        "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store", "models",
-        "provenance", "promote", "families", "dispatch", "buckets",
+        "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
+        "models.catalog", "models.model", "models.buckets", "provenance", "decide",
+        "families.registry", "dispatch",
+    },
+    "check": {
+        "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
+        "families.registry", "provenance", "llo", "artifact.file", "artifact.compiled",
+        "artifact.build", "dispatch", "dispatch.plan",
+        "tables",
     },
 }  # fmt: skip
 SERVING = ("kernels", "hw", "tables", "dispatch", "capture")
 TUNING = {
-    "sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "promote",
-    "artifact_build", "analysis",
+    "sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "decide",
+    "artifact.build", "artifact.jax_cache", "analysis", "check",
 }  # fmt: skip
 THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "optuna": {
@@ -80,7 +98,18 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "pandas": {"report", "rpa_tune/sweep/result.py"},  # there for type checkers only
     "click": {"cli"},
     "rich": {"cli"},
-    "jax": {"kernels", "compile", "evaluate", "dispatch", "interop"},
+    "jax": {
+        "kernels",
+        "compile",
+        "evaluate",
+        "dispatch",
+        "interop",
+        "interop.public",
+        "rpa_tune/families/own_call.py",
+        "rpa_tune/check/on_device.py",
+        "artifact.compiled",
+        "artifact.jax_cache",
+    },
 }
 # Files outside cli that may read environment variables.
 ENVIRONMENT_IN = {"rpa_tune/compile/target.py", "rpa_tune/compile/paths.py"}
@@ -90,7 +119,7 @@ NO_JAX = [
     "rpa_kernels.decode.config", "rpa_kernels.blockwise.account", "rpa_kernels.blockwise.config",
     "rpa_tune.hw.chip", "rpa_tune.llo.simulate", "rpa_tune.workload.workload",
     "rpa_tune.store.journal", "rpa_tune.tables.reader", "rpa_tune.space.space",
-    "rpa_tune.artifact",
+    "rpa_tune.artifact.file", "rpa_tune.families.registry", "rpa_tune.check.run",
 ]  # fmt: skip
 
 MAX_MODULE_LINES = 400
@@ -117,16 +146,23 @@ def source_files() -> list[Path]:
     return sorted([*(ROOT / "kernels").rglob("*.py"), *(ROOT / "rpa_tune").rglob("*.py")])
 
 
+def module_of(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return f"rpa_{name}" if path.is_relative_to(ROOT / "kernels") else name
+
+
 def layer_of(module: str) -> str | None:
-    top, _, rest = module.partition(".")
+    top, *rest = module.split(".")
     if top == "rpa_kernels":
         return "kernels"
-    return rest.split(".")[0] if top == "rpa_tune" and rest else None
+    if top != "rpa_tune" or not rest:
+        return None
+    own = ".".join(rest[:2])
+    return own if own in ALLOWED else rest[0]
 
 
 def layer_of_file(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return "kernels" if parts[0] == "kernels" else parts[1]
+    return layer_of(module_of(path)) or "__init__"
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -141,11 +177,6 @@ def imports(path: Path) -> Iterator[str]:
 
 def test_layers_form_no_cycle():
     graphlib.TopologicalSorter(ALLOWED).prepare()
-
-
-def module_of(path: Path) -> str:
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    return f"rpa_{name}" if path.is_relative_to(ROOT / "kernels") else name
 
 
 def depends_on(text: str, modules: set[str]) -> set[str]:
@@ -244,7 +275,7 @@ def test_dispatcher_loads_no_tuning_package():
     heavy = {"optuna", "pandas", "click", "rich", "numba"}  # jax itself loads libtpu if it is there
     loaded = loaded_after("import rpa_tune.dispatch.attention, rpa_tune; rpa_tune.load_dispatcher")
     assert not heavy & loaded
-    assert "rpa_tune.artifact" not in loaded  # paid for by those who load one
+    assert "rpa_tune.artifact.file" not in loaded  # paid for by those who load one
 
 
 @pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -1,0 +1,334 @@
+"""The public RPA kernels of tpu-inference as candidates: v3, hd64, batched and stacked.
+
+Each adapter says what to call, with which abstract arguments, and which arrays the kernels
+read on their scalar side for a batch, so that a foreign kernel is compiled and simulated just
+like ours. Block sizes and the VMEM limit are always explicit: off a TPU the public functions
+cannot look them up.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from rpa_kernels import layout
+from rpa_kernels.batch import Batch
+from rpa_kernels.ints import cdiv
+from rpa_kernels.problem import Problem
+from rpa_tune.errors import UsageError
+from rpa_tune.hw.chip import Chip
+from rpa_tune.interop.public.launches import Recorder
+from rpa_tune.interop.public.operands import PallasCall
+from rpa_tune.interop.public.tpu_inference.package import (
+    DEVICE_NAMES,
+    PACKAGE,
+    WHEEL,
+    why_untraceable,
+)
+
+KERNELS = "tpu_inference.kernels"
+MODULES = {
+    "v3": f"{KERNELS}.ragged_paged_attention.v3.kernel",
+    "hd64": f"{KERNELS}.ragged_paged_attention.v3.kernel_hd64",
+    "batched": f"{KERNELS}.experimental.batched_rpa.wrapper",
+    "stacked": f"{KERNELS}.experimental.stacked_rpa.wrapper",
+}
+FUNCTIONS = {"hd64": "ragged_paged_attention_hd64"}  # the others: ragged_paged_attention
+GENERATION = {"v5e": 5, "v5p": 5, "v6e": 6, "v7x": 7}  # v4 is refused by the public kernels
+
+# Share of SMEM that these kernels are told. Told all of it, they leave 32 or 256 KiB beside their
+# schedule, and libtpu 0.0.42.1 then spills scalars to HBM: 2 to 20 times slower in simulation.
+SMEM_SHARE = {MODULES["batched"]: 0.5, MODULES["stacked"]: 0.75}
+
+# Parameters that an adapter relies on; a signature without them has drifted.
+LEADING = (
+    "queries", "keys", "values", "kv_cache", "kv_lens", "page_indices", "cu_q_lens",
+    "distribution",
+)  # fmt: skip
+REQUIRED = {
+    "v3": {"d_block_sizes", "m_block_sizes", "vmem_limit_bytes", "sliding_window", "sm_scale"},
+    "hd64": {"num_kv_pages_per_block", "num_queries_per_block", "vmem_limit_bytes"},
+    "batched": {"decode_block_sizes", "prefill_block_sizes", "vmem_limit_bytes", "kv_layout"},
+    "stacked": {"decode_block_sizes", "prefill_block_sizes", "vmem_limit_bytes"},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ForeignCall:
+    """A public attention function bound to a problem and its block sizes.
+
+    Attributes:
+      kernel: `v3`, `hd64`, `batched` or `stacked`.
+      chip: The chip to compile for.
+      problem: Static shapes and dtypes.
+      function: The bound public function; takes the eight arrays of `LEADING`, then sinks if
+        the problem has them (hd64 only).
+      arguments: Abstract arrays for `function`.
+      module: The wheel's module, patched by `pretend`.
+      smem_share: Share of SMEM that the function is told.
+      recorder: What finds its launches.
+    """
+
+    kernel: str
+    chip: Chip
+    problem: Problem
+    function: Callable[..., Any]
+    arguments: tuple[jax.ShapeDtypeStruct, ...]
+    module: Any
+    smem_share: float
+    recorder: Recorder = dataclasses.field(repr=False)
+
+    def pretend(self) -> contextlib.AbstractContextManager[None]:
+        """Where the function may be traced; see `pretend`."""
+        return pretend(self.chip, self.module, self.smem_share)
+
+    def pallas_calls(self, batch: Batch) -> tuple[PallasCall, ...]:
+        """What the function launches for `batch`, with the scalars each launch reads.
+
+        Raises:
+          ScheduleTooLongError: With this share of SMEM the function would drop work.
+          Exception: What the function raises.
+        """
+        return self.recorder.calls(self.problem, batch)
+
+
+@contextlib.contextmanager
+def pretend(chip: Chip, module: Any, smem_share: float | None = None) -> Iterator[None]:
+    """Answers the wheel's questions about the chip with `chip`; of SMEM it gets a share.
+
+    Args:
+      chip: The chip to compile for.
+      module: The wheel's module whose function is traced.
+      smem_share: None: what `SMEM_SHARE` says.
+    """
+    device = AbstractDevice(device_kind=chip.device_kinds[0], num_cores=1, platform="tpu")
+    mesh = AbstractMesh((), (), abstract_device=device)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.sharding.use_abstract_mesh(mesh))
+        if not hasattr(pltpu, "reciprocal"):  # the name up to jax 0.9; hd64 still uses it
+            stack.enter_context(mock.patch.object(pltpu, "reciprocal", pl.reciprocal, create=True))
+        if hasattr(module, "get_tpu_version"):
+            stack.enter_context(
+                mock.patch.object(module, "get_tpu_version", return_value=GENERATION[chip.name])
+            )
+        share = SMEM_SHARE.get(module.__name__, 1.0) if smem_share is None else smem_share
+        if share < 1:
+            info = pltpu.get_tpu_info()
+            told = dataclasses.replace(
+                info, smem_capacity_bytes=int(info.smem_capacity_bytes * share)
+            )
+            stack.enter_context(mock.patch.object(pltpu, "get_tpu_info", return_value=told))
+        yield
+
+
+def bind(
+    kernel: str,
+    root: Path,
+    *,
+    chip: Chip,
+    problem: Problem,
+    blocks: Any,
+    smem_share: float | None = None,
+) -> ForeignCall:
+    """Binds a public function to a problem and block sizes.
+
+    Args:
+      kernel: One of `MODULES`.
+      root: Folder of the unpacked wheel; see `Wheel.fetch`.
+      chip: The chip to compile for; not v4.
+      problem: Static shapes and dtypes.
+      blocks: v3: `{"d": 4-tuple, "m": 4-tuple}` of (bq_sz, bkv_sz, bq_csz, bkv_csz) in tokens;
+        hd64: (pages, queries); batched and stacked: `{"decode": {...}, "prefill": {...}}` with
+        the fields of the public BlockSizes; None: what the function chooses itself.
+      smem_share: Share of SMEM that it is told; None: what `SMEM_SHARE` says, or all of it where it
+        refuses with less.
+
+    Raises:
+      UsageError: An unknown kernel, a chip the public kernels refuse, a drifted signature, or a
+        kernel that this jax does not trace.
+    """
+    function, module = _load_function(kernel, root, chip, problem)
+    options: dict[str, Any] = {
+        "sm_scale": problem.sm_scale,
+        "sliding_window": problem.sliding_window,
+        "soft_cap": problem.soft_cap,
+        "k_scale": problem.k_scale,
+        "v_scale": problem.v_scale,
+        "q_scale": problem.q_scale,
+        "vmem_limit_bytes": chip.vmem_bytes,
+        **_block_options(kernel, root, chip, problem, blocks),
+    }
+
+    def bound(*arrays: Any) -> Any:
+        return function(*arrays, **options)
+
+    arguments = _abstract_arguments(kernel, problem)
+    if smem_share is None:
+        key = (kernel, str(root), chip.name, problem, repr(blocks))
+        smem_share = _smem_share(key, chip, module, bound, arguments)
+    else:
+        # jit remembers a trace by its arguments, and SMEM is none of them.
+        jax.clear_caches()
+    return ForeignCall(
+        kernel=kernel,
+        chip=chip,
+        problem=problem,
+        function=bound,
+        arguments=arguments,
+        module=module,
+        smem_share=smem_share,
+        recorder=Recorder(bound, arguments, partial(pretend, chip, module, smem_share)),
+    )
+
+
+def _load_function(
+    kernel: str, root: Path, chip: Chip, problem: Problem
+) -> tuple[Callable[..., Any], Any]:
+    """(function, its module), if there is one that could serve the problem."""
+    if kernel not in MODULES:
+        raise UsageError(f"unknown public kernel {kernel!r}", hint=f"one of {sorted(MODULES)}")
+    if chip.name not in GENERATION:
+        raise UsageError(f"the public kernels refuse {chip.name}")
+    if problem.has_sinks and kernel != "hd64":
+        raise UsageError(f"the public {kernel} kernel has no attention sinks")
+    if reason := why_untraceable(kernel):
+        raise UsageError(reason, hint="jax 0.10.2 traces it")
+    module = WHEEL.load(root, MODULES[kernel])
+    function = getattr(module, FUNCTIONS.get(kernel, "ragged_paged_attention"))
+    check_signature(kernel, function)
+    return function, module
+
+
+_smem_shares: dict[Any, float] = {}  # what tracing found, once a process
+
+
+def _smem_share(
+    key: Any, chip: Chip, module: Any, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> float:
+    """The share of SMEM that a function is told: all of it where it refuses with less."""
+    if module.__name__ not in SMEM_SHARE:
+        return 1.0
+    if key not in _smem_shares:
+        _smem_shares[key] = SMEM_SHARE[module.__name__]
+        with pretend(chip, module):
+            try:
+                jax.eval_shape(function, *arguments)
+            except ValueError:  # its schedule does not fit
+                _smem_shares[key] = 1.0
+            except Exception:  # no matter of SMEM: it is said again when it is compiled
+                pass
+    return _smem_shares[key]
+
+
+def check_signature(kernel: str, function: Callable[..., Any]) -> None:
+    """Refuses a public function whose signature has drifted.
+
+    Raises:
+      UsageError: The leading arrays or the options an adapter relies on are not there.
+    """
+    names = list(inspect.signature(function).parameters)
+    missing = sorted(REQUIRED[kernel] - set(names))
+    if tuple(names[: len(LEADING)]) != LEADING or missing:
+        raise UsageError(
+            f"the signature of tpu-inference's {kernel} kernel has drifted: missing {missing}, "
+            f"leading parameters {names[: len(LEADING)]}",
+            hint=f"rpa-tune supports {PACKAGE.title}",
+        )
+
+
+def choose_hd64(root: Path, chip: Chip, problem: Problem) -> tuple[int, int]:
+    """(pages, queries) of the hd64 kernel: a row of the public table, or its default for the chip.
+
+    The function looks them up itself, but by the name of a device that is not there.
+    """
+    name = MODULES["hd64"].rsplit(".", 1)[0] + ".tuned_block_sizes_hd64"
+    module: Any = WHEEL.load(root, name)
+    with (
+        mock.patch.object(module, "get_device_name", return_value=DEVICE_NAMES[chip.name]),
+        mock.patch.object(module, "get_tpu_version", return_value=GENERATION[chip.name]),
+        mock.patch.object(module, "logger"),  # its `info_once` is vllm's
+    ):
+        pages, queries = module.get_tuned_block_sizes(
+            jnp.dtype(problem.q_dtype),
+            jnp.dtype(problem.kv_dtype),
+            problem.num_q_heads,
+            problem.num_kv_heads,
+            problem.head_dim,
+            problem.page_size,
+            problem.max_num_tokens,
+            problem.pages_per_seq,
+            problem.sliding_window,
+        )
+    return pages, queries
+
+
+def _block_options(
+    kernel: str, root: Path, chip: Chip, problem: Problem, blocks: Any
+) -> dict[str, Any]:
+    if blocks is None and kernel == "hd64":
+        blocks = choose_hd64(root, chip, problem)
+    if blocks is None and kernel != "batched":
+        return {}
+    if kernel == "v3":
+        return {"d_block_sizes": tuple(blocks["d"]), "m_block_sizes": tuple(blocks["m"])}
+    if kernel == "hd64":
+        return {"num_kv_pages_per_block": blocks[0], "num_queries_per_block": blocks[1]}
+    package = MODULES[kernel].rsplit(".", 1)[0]
+    if kernel == "batched":
+        configs = WHEEL.load(root, f"{package}.configs")
+        sizes = {
+            f"{case}_block_sizes": configs.BlockSizes(**fields)
+            for case, fields in (blocks or {}).items()
+        }
+        return {**sizes, "kv_layout": configs.KVLayout.HEAD_ALONG_SUBLANE}
+    decode = WHEEL.load(root, f"{package}.decode.block_sizes")
+    prefill = WHEEL.load(root, f"{package}.prefill.block_sizes")
+    return {
+        "decode_block_sizes": decode.BlockSizes(**blocks["decode"]),
+        "prefill_block_sizes": prefill.BlockSizes(**blocks["prefill"]),
+    }
+
+
+def _cache_shape(kernel: str, problem: Problem) -> tuple[int, ...]:
+    pack = layout.packing(problem.kv_dtype)
+    if kernel == "hd64":
+        heads = cdiv(problem.num_kv_heads, pack)
+        return (problem.num_pages, problem.page_size, heads, pack, layout.LANES)
+    if kernel == "stacked":
+        rows = layout.align(problem.head_dim, layout.SUBLANES * pack)
+        return (problem.num_pages, 2 * problem.num_kv_heads, rows, problem.page_size)
+    return layout.kv_cache_shape(
+        num_pages=problem.num_pages,
+        page_size=problem.page_size,
+        num_kv_heads=problem.num_kv_heads,
+        head_dim=problem.head_dim,
+        kv_dtype=problem.kv_dtype,
+    )
+
+
+def _abstract_arguments(kernel: str, problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
+    tokens, seqs = problem.max_num_tokens, problem.max_num_seqs
+    new = (tokens, problem.num_kv_heads, problem.head_dim)
+    shapes: list[tuple[tuple[int, ...], str]] = [
+        ((tokens, problem.num_q_heads, problem.head_dim), problem.q_dtype),
+        (new, problem.kv_dtype),
+        (new, problem.kv_dtype),
+        (_cache_shape(kernel, problem), problem.kv_dtype),
+        ((seqs,), "int32"),
+        ((seqs * problem.pages_per_seq,), "int32"),
+        ((seqs + 1,), "int32"),
+        ((3,), "int32"),
+    ]
+    if problem.has_sinks:
+        shapes.append(((problem.num_q_heads,), "float32"))
+    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
