@@ -4,12 +4,15 @@ The comparison is `rpa_kernels.verify`'s; this file chooses batches, runs the ch
 process, and gives it a status. Neighbours: `measured.py` times nothing that is not right here.
 """
 
+import itertools
+import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Status
 from rpa_tune.compile.pool import FailureKind, Reply, TaskPool, WorkerPool
@@ -67,8 +70,8 @@ def hostile_batches(
 ) -> tuple[Batch, ...]:
     """Batches with lengths that break kernels: 1, page and block boundaries ±1, several blocks.
 
-    Pages are fragmented. Sequences of another family stand before or behind, and must be left
-    alone.
+    Pages lie alone and in runs (`with_runs`). Sequences of another family stand before or behind,
+    and must be left alone.
 
     Args:
       family: Whose sequences to have.
@@ -87,13 +90,13 @@ def hostile_batches(
         | {longest}
     )
     if family == "decode":
-        return (
+        batches = (
             _batch([1] * len(edges), edges, num_decode=len(edges), page_seed=1),
             _batch([1, 5], [longest, 5], num_decode=1, page_seed=2),
         )
-    if family == "prefill":
+    elif family == "prefill":
         contexts = [edge for edge in edges if edge >= chunk]
-        return (
+        batches = (
             Batch(
                 q_lens=(1, *([chunk] * len(contexts)), 3),
                 kv_lens=(page_size + 1, *contexts, 3),
@@ -102,12 +105,34 @@ def hostile_batches(
                 page_seed=1,
             ),
         )
-    whole = [n for n in edges if n <= 2 * chunk + 1]
-    chunks = [min(n, chunk + 1) for n in edges]
-    return (
-        _batch([1, *whole], [page_size + 1, *whole], num_decode=1, page_seed=1),
-        _batch(chunks, edges, num_decode=0, page_seed=2),
-    )
+    else:
+        whole = [n for n in edges if n <= 2 * chunk + 1]
+        chunks = [min(n, chunk + 1) for n in edges]
+        batches = (
+            _batch([1, *whole], [page_size + 1, *whole], num_decode=1, page_seed=1),
+            _batch(chunks, edges, num_decode=0, page_seed=2),
+        )
+    return tuple(with_runs(batch, page_size) for batch in batches)
+
+
+def with_runs(batch: Batch, page_size: int) -> Batch:
+    """The batch with pages alone and in runs of up to 6, ascending and descending.
+
+    Args:
+      batch: Its `page_seed` decides; its pages will be as many as it needs, from 0 on.
+      page_size: Tokens in a page.
+    """
+    draw = random.Random(batch.page_seed)
+    counts = [cdiv(kv_len, page_size) for kv_len in batch.kv_lens]
+    left, pieces = list(range(sum(counts))), []
+    while left:
+        size = draw.randint(1, 6)
+        piece, left = left[:size], left[size:]
+        pieces.append(piece[:: draw.choice((1, -1))])
+    draw.shuffle(pieces)
+    pages = itertools.chain.from_iterable(pieces)
+    table = tuple(tuple(itertools.islice(pages, count)) for count in counts)
+    return replace(batch, page_table=table)
 
 
 def _batch(

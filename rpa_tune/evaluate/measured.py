@@ -16,7 +16,7 @@ from rpa_tune.compile import target
 from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, Reply, TaskPool, WorkerPool
 from rpa_tune.errors import DeviceError
 from rpa_tune.evaluate.account import account_of, batches_and_weights
-from rpa_tune.evaluate.correctness import hostile_batches
+from rpa_tune.evaluate.correctness import hostile_batches, with_runs
 from rpa_tune.evaluate.evaluator import (
     AbstractEvaluator,
     find_obstacle,
@@ -204,10 +204,11 @@ def fitting_batches(candidate: Candidate) -> tuple[Batch, ...]:
         page_size=problem.page_size,
         block_tokens=min(candidate.config.bkv_sz, problem.max_context_tokens // 2),
     ):
-        while batch.num_seqs and batch.misfit(problem):
-            batch = _without_last(batch)
-        if batch.family_seqs(candidate.family):
-            fitting.append(batch)
+        left = dataclasses.replace(batch, page_table=None)
+        while left.num_seqs and left.misfit(problem):
+            left = _without_last(left)
+        if left.family_seqs(candidate.family):
+            fitting.append(with_runs(left, problem.page_size))
     return tuple(fitting)
 
 

@@ -1,5 +1,6 @@
 """`rpa-tune verify` with stand-ins for the interpreter: options, verdicts, exit codes."""
 
+import itertools
 import json
 
 import pytest
@@ -35,6 +36,17 @@ def test_hostile_lengths_include_one_boundaries_and_neighbours(family):
     if family != "prefill":
         assert 1 in served
     assert any(len(batch.family_seqs(family)) < batch.num_seqs for batch in batches)
+
+
+@pytest.mark.parametrize("family", ["decode", "mixed", "prefill"])
+def test_hostile_pages_are_all_different_and_have_runs_of_both_directions(family):
+    steps = set()
+    for batch in hostile_batches(family, page_size=16, block_tokens=128):
+        counts = [-(-kv_len // 16) for kv_len in batch.kv_lens]
+        assert [len(row) for row in batch.page_table] == counts
+        assert sorted(itertools.chain(*batch.page_table)) == list(range(sum(counts)))
+        steps |= {b - a for row in batch.page_table for a, b in itertools.pairwise(row)}
+    assert {1, -1} < steps
 
 
 @pytest.mark.parametrize("family", ["decode", "mixed"])
