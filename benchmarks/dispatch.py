@@ -28,7 +28,7 @@ import click
 from rpa_kernels.problem import Problem
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop import wheel
+from rpa_tune.interop.public.tpu_inference.package import WHEEL
 from rpa_tune.provenance import versions
 from rpa_tune.tables.key import tuning_key
 from rpa_tune.tables.reader import load_tables, shipped_folder
@@ -67,7 +67,7 @@ def conditions() -> dict[str, Any]:
         ),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg()[0],
-        "peer": f"{wheel.PACKAGE} {wheel.VERSION}",
+        "peer": f"{WHEEL.package} {WHEEL.version}",
         **{name: version for name, version in versions().items() if version},
     }  # fmt: skip
 
@@ -143,8 +143,8 @@ def imports() -> dict[str, Any]:
 
 def peer_lookup(cache_dir: Path) -> dict[str, Any]:
     """The public look-up on a key its table has, and on one it lacks."""
-    root = wheel.fetch_wheel(cache_dir)
-    module: Any = wheel.load_module(root, PEER)
+    root = WHEEL.fetch(cache_dir)
+    module: Any = WHEEL.load(root, PEER)
 
     class Silent:
         """Takes log lines and drops them."""

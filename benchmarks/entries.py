@@ -15,7 +15,7 @@ from rpa_tune.evaluate import simulate_task
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import simulate as foreign
-from rpa_tune.interop import wheel
+from rpa_tune.interop.public.tpu_inference.package import WHEEL
 from rpa_tune.provenance import kernel_digest
 
 
@@ -121,7 +121,7 @@ def public_entries(group: Group, search: int, root: Path) -> list[Entry]:
             kernel=kernel,
             blocks=blocks,
             rank=rank,
-            source=wheel.VERSION,
+            source=WHEEL.version,
             task=foreign.TASK,
             argument=foreign.ForeignTask(
                 kernel=kernel,

@@ -26,9 +26,9 @@ from entries import Entry, our_entries, public_entries
 
 from rpa_tune.compile.pool import Reply, WorkerPool
 from rpa_tune.errors import UsageError
-from rpa_tune.interop import wheel
+from rpa_tune.interop.public.tpu_inference.package import WHEEL
 from rpa_tune.llo.ensemble import NEARLY_ALL, interval, share_of_wins
-from rpa_tune.provenance import provenance
+from rpa_tune.provenance import kernel_digest, provenance
 
 LEVEL = 1.02  # times nearer to each other than this are level
 QUICK_TO_COMPILE_FIRST = ("ours", *OPPONENTS)
@@ -124,8 +124,8 @@ def summarize(results: list[dict], seconds: float) -> dict[str, Any]:
     worst = min(compared, key=lambda cell: cell["speedup"], default=None)
     return {
         "evidence": "simulated",
-        "versions": provenance("mixed"),
-        "opponent": f"tpu-inference {wheel.VERSION}",
+        "versions": provenance(kernel_digest("mixed")),
+        "opponent": f"tpu-inference {WHEEL.version}",
         "geomean_speedup": geomeans(compared),
         "geomean_by_chip": {
             chip: geomeans([cell for cell in compared if cell["chip"] == chip]) for chip in chips
@@ -237,7 +237,7 @@ def entries_of(
     chosen: Iterable[Group], search: int, search_public: int, opponents: list[str], work: Path
 ) -> Iterator[tuple[Group, list[Entry]]]:
     """The entries of each group: so many block sizes for ours, so many for each opponent."""
-    root = wheel.fetch_wheel(work) if search_public else None
+    root = WHEEL.fetch(work) if search_public else None
     for group in chosen:
         entries = our_entries(group, search, work / "cache")
         if root is not None:

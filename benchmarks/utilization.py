@@ -23,7 +23,7 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Status
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
-from rpa_tune.provenance import provenance
+from rpa_tune.provenance import kernel_digest, provenance
 
 CHIPS = ("v4", "v5e", "v5p", "v6e", "v7x")
 LARGE_PAGE = 512
@@ -167,7 +167,7 @@ def main(chips: str, search: int, workers: int, cache: Path, json_file: Path | N
     if json_file:
         report = {
             "evidence": "simulated",
-            "versions": provenance("mixed"),
+            "versions": provenance(kernel_digest("mixed")),
             "search": search,
             "cells": rows,
         }

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rpa_kernels.problem import Problem
-from rpa_tune.families import load_family
+from rpa_tune.families.registry import load_family
 
 
 class Fidelity(enum.IntEnum):

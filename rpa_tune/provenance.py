@@ -13,9 +13,6 @@ from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
-from rpa_tune.public_configs import KERNEL_DIGEST
-from rpa_tune.public_kernels import PUBLIC_FAMILIES
-
 _PACKAGES = {"rpa_tune": "rpa-tune", "jax": "jax", "jaxlib": "jaxlib", "libtpu": "libtpu"}
 DIGEST_LENGTH = 16  # hex digits kept of a SHA-256
 
@@ -34,14 +31,12 @@ def versions() -> dict[str, str | None]:
 
 @functools.cache
 def kernel_digest(family: str) -> str:
-    """Digest of the sources that a family's kernel is made of.
+    """Digest of the sources that the kernel of a family of ours is made of.
 
     Covers the modules that the family's record and its launch import, and those that they import
     in turn: a change to another family, to the verifier or to the reference leaves a family's
-    answers valid. Read once a process. A public kernel is told by its version.
+    answers valid. Read once a process.
     """
-    if family in PUBLIC_FAMILIES:
-        return KERNEL_DIGEST
     # `inputs` lays out what a launch is given, in the same program.
     return _digest(_import_closure([f"rpa_kernels.{family}", "rpa_kernels.inputs"]))
 
@@ -67,11 +62,11 @@ def simulator_digest() -> str:
     return _digest([*_files(package / "llo", suffixes), *_files(package / "hw", suffixes)])
 
 
-def provenance(family: str | None = None) -> dict[str, Any]:
+def provenance(kernel: str | None = None) -> dict[str, Any]:
     """What to stamp on a record.
 
     Args:
-      family: Whose kernel digest to include; None for a record about no kernel.
+      kernel: `Family.digest` of the kernel that it is about; None for a record about none.
 
     Returns:
       Plain JSON values: the versions, `kernel`, `verifier` and `simulator` digests, `host`, and
@@ -84,7 +79,7 @@ def provenance(family: str | None = None) -> dict[str, Any]:
         "host": platform.node(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    return stamp if family is None else {**stamp, "kernel": kernel_digest(family)}
+    return stamp if kernel is None else {**stamp, "kernel": kernel}
 
 
 def _files(folder: Traversable, suffixes: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:

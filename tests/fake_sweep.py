@@ -103,7 +103,7 @@ def stamp(family):
     """Today's versions without host and time, so that two runs write the same bytes."""
     from rpa_tune.provenance import provenance
 
-    whole = provenance(family)
+    whole = provenance(kernel_digest(family))
     return {**{key: whole[key] for key in ("simulator", "verifier", "jax", "libtpu")},
             "kernel": kernel_digest(family), "time": "2026-01-02T03:04:05+00:00"}  # fmt: skip
 

@@ -27,36 +27,38 @@ ALLOWED: dict[str, set[str]] = {
     "capture": {"capture.writer"},
     "capture.writer": set(),
     "capture.reader": {"capture.writer", "workload.step"},
-    "candidate": {"kernels", "families"},
-    "families": {"kernels", "public_kernels"},
-    "public_configs": {"kernels"},
-    "public_kernels": {"kernels", "public_configs"},
+    "candidate": {"kernels", "families.registry"},
+    "families": {"kernels", "hw", "provenance"},
+    "families.registry": {"kernels", "families", "interop.public"},
     "models": set(),
     "models.buckets": {"kernels"},
     "models.padding": {"kernels"},
     "models.model": {"kernels"},
     "models.catalog": {"kernels", "workload", "models.buckets", "models.model", "hf"},
     "hf": {"models.model"},
-    "provenance": {"kernels", "public_configs", "public_kernels"},
+    "provenance": {"kernels"},
     "space": {"candidate", "kernels", "hw"},
-    "tables": {"candidate", "kernels", "hw", "families"},
-    "compile": {"candidate", "kernels", "hw", "provenance", "families"},
+    "tables": {"candidate", "kernels", "hw", "families.registry"},
+    "compile": {"candidate", "kernels", "hw", "provenance", "families", "families.registry"},
     "store": {"candidate"},
     "evaluate": {
         "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance",
-        "interop", "families", "public_configs", "public_kernels",
+        "families", "families.registry",
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
         "models.catalog", "models.buckets", "models.padding", "provenance", "decide", "tables",
-        "families", "report", "compile", "interop", "public_configs",
+        "families.registry", "report", "compile",
     },
-    "decide": {"candidate", "store", "tables", "kernels", "hw", "workload", "families", "llo"},
+    "decide": {
+        "candidate", "store", "tables", "kernels", "hw", "workload", "families.registry", "llo",
+    },
     "artifact": set(),
     "artifact.file": set(),
     "artifact.compiled": {"artifact.file", "dispatch.plan", "kernels", "hw", "provenance"},
     "artifact.build": {
-        "artifact.file", "artifact.compiled", "compile", "dispatch", "dispatch.plan", "hw",
+        "artifact.file", "artifact.compiled", "compile", "dispatch", "dispatch.plan", "families",
+        "hw",
     },
     "artifact.jax_cache": {"compile", "hw"},
     "dispatch": {
@@ -64,21 +66,27 @@ ALLOWED: dict[str, set[str]] = {
         "models.buckets", "dispatch.plan",
     },
     "dispatch.plan": {"kernels"},
+    "interop.public": {"kernels", "hw", "families"},
     "interop": {
-        "candidate", "kernels", "hw", "tables", "compile", "dispatch", "llo",
-        "public_configs", "public_kernels",
+        "kernels", "hw", "tables", "compile", "dispatch", "llo", "families", "interop.public",
     },
     "report": {"candidate", "store", "tables", "llo", "hw"},
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
-        "models.catalog", "models.model", "models.buckets", "provenance", "decide", "families",
-        "dispatch",
+        "models.catalog", "models.model", "models.buckets", "provenance", "decide",
+        "families.registry", "dispatch",
+    },
+    "check": {
+        "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
+        "families.registry", "provenance", "llo", "artifact.file", "artifact.compiled",
+        "artifact.build", "dispatch", "dispatch.plan",
+        "tables",
     },
 }  # fmt: skip
 SERVING = ("kernels", "hw", "tables", "dispatch", "capture")
 TUNING = {
     "sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "decide",
-    "artifact.build", "artifact.jax_cache", "analysis",
+    "artifact.build", "artifact.jax_cache", "analysis", "check",
 }  # fmt: skip
 THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "optuna": {
@@ -96,6 +104,9 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
         "evaluate",
         "dispatch",
         "interop",
+        "interop.public",
+        "rpa_tune/families/own_call.py",
+        "rpa_tune/check/on_device.py",
         "artifact.compiled",
         "artifact.jax_cache",
     },
@@ -108,7 +119,7 @@ NO_JAX = [
     "rpa_kernels.decode.config", "rpa_kernels.blockwise.account", "rpa_kernels.blockwise.config",
     "rpa_tune.hw.chip", "rpa_tune.llo.simulate", "rpa_tune.workload.workload",
     "rpa_tune.store.journal", "rpa_tune.tables.reader", "rpa_tune.space.space",
-    "rpa_tune.artifact.file",
+    "rpa_tune.artifact.file", "rpa_tune.families.registry", "rpa_tune.check.run",
 ]  # fmt: skip
 
 MAX_MODULE_LINES = 400

@@ -8,7 +8,7 @@ import yaml
 from rpa_tune.analysis.server import Server
 from rpa_tune.dispatch.audit import Entry
 from rpa_tune.errors import UsageError
-from rpa_tune.families import slots
+from rpa_tune.families.registry import load_family
 from rpa_tune.workload.workload import load_workload
 
 
@@ -64,7 +64,7 @@ def left_out_of_plan(server: Server, misses: Sequence[Entry], workload: str) -> 
     left_out = {}
     for family in sorted({entry.family for entry in misses}):
         try:
-            batches.for_family(*slots(family))
+            batches.for_family(*load_family(family).slots)
         except ValueError as error:
             left_out[family] = str(error)
     return left_out

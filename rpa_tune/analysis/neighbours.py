@@ -15,7 +15,7 @@ from rpa_tune.decide.promote import ERROR_PCT
 from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
-from rpa_tune.families import load_family
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
 from rpa_tune.space.space import one_step_away
@@ -130,7 +130,7 @@ def find_stored(
       others: Its neighbours with another problem; not asked for when the stores know nothing.
       answers: Of stores; those of other versions are passed over.
     """
-    stamp = stamp_of(provenance(question.candidate.family))
+    stamp = stamp_of(provenance(load_family(question.candidate.family).digest))
     known: dict[str, Evaluation] = {}
     for answer in answers:
         if answer.fidelity is Fidelity.SIMULATED and stamp_of(answer.provenance) == stamp:

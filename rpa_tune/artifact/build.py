@@ -15,9 +15,11 @@ from typing import Any
 from rpa_tune.artifact.compiled import package_versions, source_digests
 from rpa_tune.artifact.file import Executable, Manifest, write_artifact
 from rpa_tune.compile.failure import TaskPool
-from rpa_tune.compile.lower import Call, abstract_inputs, serialize_call
+from rpa_tune.compile.lower import serialize_call
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.dispatch.runtime import flat_call
+from rpa_tune.families.family import Call
+from rpa_tune.families.own_call import abstract_inputs
 from rpa_tune.files import write_whole
 from rpa_tune.hw.chip import Chip
 

@@ -16,9 +16,7 @@ from rpa_tune.cli.options import ChipName, Choice, cache_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
-from rpa_tune.families import ALL_FAMILIES, public_family
-from rpa_tune.interop.wheel import use_wheel
-from rpa_tune.public_configs import WHEELS
+from rpa_tune.families.registry import ALL_FAMILIES, known_family
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import load_plan
@@ -81,7 +79,7 @@ def check(
     plans = [load_plan(file) for file in plan_files]
     rows = choose_rows(folder or shipped_folder(), chip, family)
     if recompile:
-        fetch_wheel(rows, cache)
+        fetch(rows, cache)
         evaluators = {Fidelity.SIMULATED: make_evaluator(workers, cache)}
         with Journal(store_file) as journal:
             oracle = Oracle(evaluators=evaluators, journal=journal, watch=Lines(len(rows)))
@@ -109,10 +107,11 @@ def choose_rows(folder: Path, chip: str | None, family: str | None) -> list[Tabl
     return [row for row in rows if family in (None, row.key.family)]
 
 
-def fetch_wheel(rows: Sequence[TableRow], cache: Path) -> None:
-    """Has the wheel of the public kernels there, if rows are of such."""
-    if any(public_family(row.key.family) for row in rows):
-        use_wheel(cache / WHEELS)
+def fetch(rows: Sequence[TableRow], cache: Path) -> None:
+    """Has everything there that the rows' kernels need."""
+    for name in sorted({row.key.family for row in rows}):
+        if (family := known_family(name)) is not None:
+            family.fetch(cache)
 
 
 def ask_each(

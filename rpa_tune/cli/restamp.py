@@ -15,7 +15,7 @@ from rpa_tune.cli.recheck import (
     Lines,
     ask_each,
     choose_rows,
-    fetch_wheel,
+    fetch,
     make_evaluator,
     recompile_options,
 )
@@ -111,7 +111,7 @@ def _prove_all(
             yield known
     if not todo:
         return
-    fetch_wheel(todo, cache)
+    fetch(todo, cache)
     evaluators = make_evaluators(workers, cache, verify)
     with Journal(store_file) as journal:
         oracle = Oracle(evaluators=evaluators, journal=journal, watch=Lines(len(todo)))

@@ -11,11 +11,10 @@ from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.recheck import EXIT_FINDINGS, check
 from rpa_tune.cli.restamp import restamp
 from rpa_tune.errors import TableError
-from rpa_tune.families import ALL_FAMILIES, public_family
+from rpa_tune.families.registry import ALL_FAMILIES, known_family, load_family
 from rpa_tune.interop.export import EXPORTERS
 from rpa_tune.interop.export_rows import OURS
 from rpa_tune.models.padding import padding_note
-from rpa_tune.provenance import kernel_digest
 from rpa_tune.tables.changes import diff_tables
 from rpa_tune.tables.lint import lint_folder
 from rpa_tune.tables.reader import load_tables, shipped_folder
@@ -71,7 +70,7 @@ def lint(folder: Path | None, as_json: bool) -> None:
     Example: rpa-tune tables lint tuned_tables
     """
     folder = _existing(folder or shipped_folder())
-    findings = lint_folder(folder, {name: kernel_digest(name) for name in ALL_FAMILIES})
+    findings = lint_folder(folder, {name: load_family(name).digest for name in ALL_FAMILIES})
     num_files = len(list(folder.glob("*/*.jsonl")))
     if as_json:
         print_json({"files": num_files, "findings": [asdict(finding) for finding in findings]})
@@ -174,7 +173,8 @@ def _to_dict(row: TableRow) -> dict[str, object]:
 
 def _is_stale(row: TableRow) -> bool:
     """Whether its times are those of other kernels than today's."""
-    return row.evidence.kernel_digest != kernel_digest(row.key.family)
+    family = known_family(row.key.family)
+    return family is None or row.evidence.kernel_digest != family.digest
 
 
 def _evidence_text(row: TableRow) -> str:
@@ -189,6 +189,12 @@ def _evidence_text(row: TableRow) -> str:
     )
 
 
+def _unverified(row: TableRow) -> str:
+    """Why its configs are not compared with the reference; empty if they are."""
+    family = known_family(row.key.family)
+    return family.unverified if family else ""
+
+
 def workload_text(row: TableRow) -> str:
     """Which batches a row was tuned on."""
     evidence = row.evidence
@@ -197,16 +203,16 @@ def workload_text(row: TableRow) -> str:
 
 def verified_text(row: TableRow) -> str:
     """Whether and how a row's configs were compared with the reference."""
-    if public_family(row.key.family):
-        return "a public kernel: not compared with the reference"
+    if what := _unverified(row):
+        return f"a {what}: not compared with the reference"
     return f"verified: {row.evidence.verified}" if row.evidence.verified else "not verified"
 
 
 def verdict_text(row: TableRow) -> str:
     """The verdict, and whether it was verified where that is ours to do."""
     alone = ", no other config had a time" if row.evidence.num_candidates < 2 else ""
-    if public_family(row.key.family):
-        return f"{row.evidence.verdict}{alone}, public kernel"
+    if what := _unverified(row):
+        return f"{row.evidence.verdict}{alone}, {what}"
     checked = "verified" if row.evidence.verified else "not verified"
     return f"{row.evidence.verdict}{alone}, {checked}"
 
@@ -214,10 +220,11 @@ def verdict_text(row: TableRow) -> str:
 def uses_text(rows: Sequence[TableRow], folder: Path) -> str:
     """What can be done with rows: ours are dispatched, those of public kernels exported."""
     texts = []
-    if chips := sorted({row.key.chip for row in rows if not public_family(row.key.family)}):
+    launched = [row for row in rows if load_family(row.key.family).is_launched]
+    if chips := sorted({row.key.chip for row in launched}):
         use = f'rpa_tune.load_dispatcher(chip="{chips[0]}", tables="{folder}")'
         texts.append(f"Use them: {use}")
-    if any(public_family(row.key.family) for row in rows):
+    if len(launched) < len(rows):
         texts.append(f"For the public kernels: rpa-tune tables export {folder} --format kwargs")
     return "; ".join(texts)
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import target
-from rpa_tune.families import load_family
+from rpa_tune.families.registry import load_family
 from rpa_tune.files import write_whole
-from rpa_tune.provenance import kernel_digest, versions
+from rpa_tune.provenance import versions
 
 _SCHEMA = "rpa-compile/2"
 
@@ -68,7 +68,7 @@ def compile_key(candidate: Candidate, settings: Mapping[str, str] | None = None)
     family = load_family(candidate.family)
     content |= {
         "schema": _SCHEMA,
-        "kernel": kernel_digest(candidate.family),
+        "kernel": family.digest,
         "kernel_name": family.kernel_name(candidate.problem, candidate.config),
         "flags": target.DUMP_FLAGS,
         "settings": dict(settings or {}),

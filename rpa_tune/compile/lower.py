@@ -1,27 +1,23 @@
 """Candidate → schedule, in a worker process: trace, lower, compile, find the dump.
 
-The kernel is compiled inside the wrapper it is used in (`prepare`, launch, `finish`), because XLA
-decides from the surroundings where operands live. Runs only where `target.worker_environment` was
+What is compiled the family says (`Family.call`). Runs only where `target.worker_environment` was
 set before jax was imported; the parent side is `pool.py`.
 """
 
 import re
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from rpa_kernels import inputs, load_family
-from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import dumps, target, worker
 from rpa_tune.compile.cache import CompileCache, Compiled, compile_key
 from rpa_tune.errors import DumpError
+from rpa_tune.families.family import Call
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 
 # The three ways in which the compiler says that memory ran out.
@@ -40,33 +36,11 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _FULL_DISK_BYTES = 1 << 20  # less free space than this explains a dump that is missing or torn
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
-    """A function to compile for the sake of one Pallas call in it.
-
-    Attributes:
-      function: Takes `arguments`.
-      arguments: Abstract arrays, without sharding.
-      kernel_name: `name=` of the Pallas call.
-      donated: Positions of arguments that the function may overwrite.
-    """
-
-    function: Callable[..., Any]
-    arguments: tuple[jax.ShapeDtypeStruct, ...]
-    kernel_name: str
-    donated: tuple[int, ...] = ()
-
-
-def compile_candidate(
-    candidate: Candidate,
-    cache: CompileCache,
-    compile_one: Callable[[Candidate], Compiled] | None = None,
-) -> Compiled:
+def compile_candidate(candidate: Candidate, cache: CompileCache) -> Compiled:
     """Compiles a candidate, or finds that it was compiled before.
 
     Args:
       candidate: Its workload plays no part.
-      compile_one: Compiles it when the cache does not know it; our own families if None.
       cache: Where answers are kept. If one cannot be kept it is returned all the same, with the
         reason in `not_cached`.
 
@@ -77,61 +51,16 @@ def compile_candidate(
     key = compile_key(candidate, target.program_settings())
     if (known := cache.load(key)) is not None:
         return known
-    compiled = (compile_one or _compile_own)(candidate)
+    call = load_family(candidate.family).call(
+        candidate.problem, candidate.config, load_chip(candidate.chip)
+    )
+    compiled = compile_call(call, candidate.chip)
     if compiled.status is Status.COMPILE_FAILED:
         return compiled
     try:
         return cache.save(key, compiled)
     except OSError as error:
         return replace(compiled, not_cached=f"{error.strerror}: {error.filename}")
-
-
-def _compile_own(candidate: Candidate) -> Compiled:
-    return compile_call(candidate_call(candidate), candidate.chip)
-
-
-def candidate_call(candidate: Candidate) -> Call:
-    """The attention call of one family, from public arrays to public arrays."""
-    problem, family = candidate.problem, load_family(candidate.family)
-    chip_target = load_chip(candidate.chip).target
-
-    def attend(
-        queries: jax.Array, keys: jax.Array, values: jax.Array, kv_cache: jax.Array,
-        *rest: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-        q, kv_new = inputs.prepare(queries, keys, values, problem)
-        scalars, sinks = rest[:4], rest[4] if problem.has_sinks else None
-        out, kv_cache = family.launch(
-            q, kv_new, kv_cache, *scalars,
-            problem=problem, config=candidate.config, target=chip_target, sinks=sinks,
-        )  # fmt: skip
-        return inputs.finish(out, problem), kv_cache
-
-    return Call(
-        function=attend,
-        arguments=abstract_inputs(problem),
-        kernel_name=family.kernel_name(problem, candidate.config),
-        donated=(3,),
-    )
-
-
-def abstract_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes and dtypes of the public call: q, k, v, cache, four int32 arrays, sinks if any."""
-    tokens, kv_heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
-    q_dtype, kv_dtype = jnp.dtype(problem.q_dtype), jnp.dtype(problem.kv_dtype)
-    shapes: list[tuple[tuple[int, ...], Any]] = [
-        ((tokens, problem.num_q_heads, dim), q_dtype),
-        ((tokens, kv_heads, dim), kv_dtype),
-        ((tokens, kv_heads, dim), kv_dtype),
-        (problem.kv_cache_shape, kv_dtype),
-        ((problem.max_num_seqs,), jnp.int32),
-        ((problem.max_num_seqs * problem.pages_per_seq,), jnp.int32),
-        ((problem.max_num_seqs + 1,), jnp.int32),
-        ((3,), jnp.int32),
-    ]
-    if problem.has_sinks:
-        shapes.append(((problem.num_q_heads,), jnp.float32))
-    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
 
 
 def compile_call(call: Call, chip_name: str) -> Compiled:
@@ -148,13 +77,14 @@ def compile_call(call: Call, chip_name: str) -> Compiled:
     arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in call.arguments]
     started = time.perf_counter()
     worker.report_phase("lower")
-    lowered = jax.jit(call.function, donate_argnums=call.donated).lower(*arguments)
-    lower_s = time.perf_counter() - started
-    worker.report_phase("compile")
-    try:
-        executable = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        return replace(_refusal(str(error)), kernel_name=call.kernel_name, lower_s=lower_s)
+    with call.context():
+        lowered = jax.jit(call.function, donate_argnums=call.donated).lower(*arguments)
+        lower_s = time.perf_counter() - started
+        worker.report_phase("compile")
+        try:
+            executable = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            return replace(_refusal(str(error)), kernel_name=call.kernel_name, lower_s=lower_s)
     compile_s = time.perf_counter() - started - lower_s
     try:
         vmem = dumps.read_vmem_report(folder, call.kernel_name)
@@ -197,12 +127,13 @@ def serialize_call(call: Call, chip_name: str) -> bytes | Compiled:
     function = jax.jit(call.function, donate_argnums=call.donated, keep_unused=True)
     # No source locations: they would put this machine's paths into the executable.
     jax.config.update("jax_traceback_in_locations_limit", 0)
-    lowered = function.lower(*arguments)
-    worker.report_phase("compile")
-    try:
-        executable = lowered.compile().runtime_executable()
-    except jax.errors.JaxRuntimeError as error:
-        return _refusal(str(error))
+    with call.context():
+        lowered = function.lower(*arguments)
+        worker.report_phase("compile")
+        try:
+            executable = lowered.compile().runtime_executable()
+        except jax.errors.JaxRuntimeError as error:
+            return _refusal(str(error))
     assert executable is not None  # jax's type says it may be, for programs without one
     num_parameters = len(executable.get_parameter_layouts())
     if num_parameters != len(arguments):

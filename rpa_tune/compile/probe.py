@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from rpa_kernels import load_family
 from rpa_kernels.problem import Problem
-from rpa_tune.candidate import Candidate, Status
+from rpa_tune.candidate import Status
 from rpa_tune.compile.dumps import schedule_digest
-from rpa_tune.compile.lower import candidate_call, compile_call
+from rpa_tune.compile.lower import compile_call
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 
 FAMILY = "decode"
@@ -39,9 +39,9 @@ def compile_probe(chip: str) -> Probe:
     Raises:
       Exception: What tracing raises.
     """
-    config = load_family(FAMILY).default_config(PROBLEM, load_chip(chip).target)
-    candidate = Candidate(family=FAMILY, problem=PROBLEM, config=config, chip=chip, workload="")
-    compiled = compile_call(candidate_call(candidate), chip)
+    family, record = load_family(FAMILY), load_chip(chip)
+    config = family.default_config(PROBLEM, record.target)
+    compiled = compile_call(family.call(PROBLEM, config, record), chip)
     return Probe(
         detail="" if compiled.status is Status.OK else compiled.detail,
         seconds=compiled.lower_s + compiled.compile_s,

@@ -16,7 +16,7 @@ from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.decide.objective import EXPECTED_TIME, yardstick
 from rpa_tune.decide.portfolio import Portfolio, portfolio_curve
-from rpa_tune.families import slots
+from rpa_tune.families.registry import load_family
 from rpa_tune.llo.ensemble import NEARLY_ALL, share_of_wins
 from rpa_tune.tables.key import beyond_key, tuning_key
 from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, TUNED, Clause, Evidence, TableRow
@@ -230,7 +230,7 @@ def _batch_us(
 def served_lengths(batch: Batch, family: str) -> Lengths:
     """The sequences of a batch that a family serves."""
     step = Step.of_batch(batch)
-    return sum((step.lengths(slot) for slot in slots(family)), Lengths())
+    return sum((step.lengths(slot) for slot in load_family(family).slots), Lengths())
 
 
 def _evidence(decision: Decision, workload: Workload) -> Evidence:

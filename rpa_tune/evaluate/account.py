@@ -12,11 +12,10 @@ from dataclasses import fields
 from typing import Any, Generic, TypeVar
 
 from rpa_kernels.batch import Batch, BatchArrays
-from rpa_kernels.cores import Core, cores_of
-from rpa_kernels.family import Traffic
+from rpa_kernels.cores import Core
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
-from rpa_tune.families import load_family
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.workload.workload import Workload
 
@@ -95,7 +94,7 @@ class WorkloadAccount:
         """Asks the account for nothing yet; `own` has only batches that launch the family."""
         family, self._chip = load_family(family_name), load_chip(chip_name)
         self._family, self._problem, target = family, problem, self._chip.target
-        cores = _cores(family_name, chip_name)
+        cores = family.cores(self._chip)
         batches = [_LaidOut.of(weighted.batch) for weighted in own.batches]
         self._weights = [weighted.weight for weighted in own.batches]
         self._useful_bytes = self.mean([family.useful_bytes(problem, b) for b in batches])
@@ -163,33 +162,6 @@ def account_of(candidate: Candidate, own: Workload) -> WorkloadAccount:
 
 
 _account = functools.lru_cache(maxsize=_KEPT_ACCOUNTS)(WorkloadAccount)
-
-
-def launch_cores(candidate: Candidate) -> tuple[Core, ...]:
-    """The TensorCores that a launch uses: all of a device, but one for a public kernel."""
-    return _cores(candidate.family, candidate.chip)
-
-
-def _cores(family: str, chip: str) -> tuple[Core, ...]:
-    splits = load_family(family).partition is not None
-    return cores_of(load_chip(chip).num_cores_per_device if splits else 1)
-
-
-def traffic_of(candidate: Candidate, batch: Batch) -> Traffic:
-    """What the family's account says the DMAs of all cores move for one batch."""
-    family = load_family(candidate.family)
-    problem, config = candidate.problem, candidate.config
-    shares = [family.traffic(problem, config, batch, core) for core in launch_cores(candidate)]
-    return functools.reduce(operator.add, shares)
-
-
-def mxu_flops_of(candidate: Candidate, batch: Batch) -> int:
-    """What the family's account says the MXUs of all cores execute for one batch."""
-    family, target = load_family(candidate.family), load_chip(candidate.chip).target
-    problem, config = candidate.problem, candidate.config
-    return sum(
-        family.mxu_flops(problem, config, batch, target, core) for core in launch_cores(candidate)
-    )
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:

@@ -14,7 +14,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.evaluate.account import account_of
 from rpa_tune.evaluate.evaluator import AbstractEvaluator, find_obstacle, largest, refuse
-from rpa_tune.families import slots
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.provenance import provenance
@@ -126,8 +126,8 @@ class AnalyticalEvaluator(AbstractEvaluator):
         self, candidates: Iterable[Candidate], workload: Workload
     ) -> Iterator[Evaluation]:
         """One bound per candidate, in the order given; see `AbstractEvaluator`."""
-        stamp = functools.cache(provenance)
-        own = functools.cache(lambda family: workload.for_family(*slots(family)))
+        stamp = functools.cache(lambda family: provenance(load_family(family).digest))
+        own = functools.cache(lambda family: workload.for_family(*load_family(family).slots))
         for candidate in candidates:
             if obstacle := find_obstacle(candidate, workload):
                 yield refuse(candidate, self.fidelity, obstacle)

@@ -12,7 +12,7 @@ from typing import Any
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile.pool import Failure, FailureKind
-from rpa_tune.families import load_family, slots
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
@@ -59,8 +59,10 @@ def find_obstacle(candidate: Candidate, workload: Workload) -> str:
     """
     if candidate.workload != workload.digest:
         raise ValueError(f"candidate is for workload {candidate.workload}, not {workload.digest}")
-    check = load_family(candidate.family).check
-    blocked = check(candidate.problem, candidate.config, load_chip(candidate.chip).target)
+    family = load_family(candidate.family)
+    if family.unavailable:
+        return family.unavailable
+    blocked = family.check(candidate.problem, candidate.config, load_chip(candidate.chip).target)
     if blocked is not None:
         return str(blocked)
     return _misfit(candidate.family, candidate.problem, workload)
@@ -69,7 +71,7 @@ def find_obstacle(candidate: Candidate, workload: Workload) -> str:
 @functools.lru_cache(maxsize=64)  # the same for all candidates of a study
 def _misfit(family: str, problem: Problem, workload: Workload) -> str:
     """Why a workload's batches cannot be launched; empty when they can."""
-    served = slots(family)
+    served = load_family(family).slots
     batches = [wb.batch for wb in workload.batches if any(map(wb.batch.family_seqs, served))]
     if not batches:
         return f"workload {workload.name!r} never launches family {family!r}"
@@ -84,7 +86,7 @@ def refuse(candidate: Candidate, fidelity: Fidelity, obstacle: str) -> Evaluatio
         fidelity=fidelity,
         status=Status.INFEASIBLE,
         detail=obstacle,
-        provenance=provenance(candidate.family),
+        provenance=provenance(load_family(candidate.family).digest),
     )
 
 

@@ -24,6 +24,7 @@ from rpa_tune.evaluate.evaluator import (
     status_of_failure,
 )
 from rpa_tune.evaluate.measurement import Measurement, MeasureTask, spread
+from rpa_tune.families.registry import load_family
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
 
@@ -35,6 +36,8 @@ REFERENCE = "rpa_tune.evaluate.measure_task:launch_reference"
 _PCI_DEVICES = Path("/sys/bus/pci/devices")
 _GOOGLE = "0x1ae0"
 _TPUS = ("0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # v4, v5p, v5e, v6e, v7x
+# KV caches of full size pass through the host, and libtpu maps gigabytes of it for transfers.
+_MEMORY_BYTES = 32 << 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +61,12 @@ def device_pool(scratch_dir: Path | None = None) -> WorkerPool:
     Args:
       scratch_dir: Where profiles go; the system's temporary folder if None.
     """
-    return WorkerPool(num_workers=1, scratch_dir=scratch_dir, environment=target.device_environment)
+    return WorkerPool(
+        num_workers=1,
+        memory_bytes=_MEMORY_BYTES,
+        scratch_dir=scratch_dir,
+        environment=target.device_environment,
+    )
 
 
 def has_tpu(devices: Path = _PCI_DEVICES) -> bool:
@@ -172,7 +180,7 @@ class MeasuredEvaluator(AbstractEvaluator):
                 fidelity=Fidelity.MEASURED,
                 status=status_of_failure(reply.failure),
                 detail=reply.failure.detail,
-                provenance=provenance(group[0].family),
+                provenance=provenance(load_family(group[0].family).digest),
             )
 
     def _task(self, group: Sequence[Candidate], workload: Workload) -> MeasureTask:
@@ -221,7 +229,11 @@ def _conclude(
 ) -> Evaluation:
     """Turns samples into an answer."""
     device = reply.value.device
-    stamp = {**provenance(candidate.family), "device": device, "settings": device["flags"]}
+    stamp = {
+        **provenance(load_family(candidate.family).digest),
+        "device": device,
+        "settings": device["flags"],
+    }
     if found.status is not Status.OK:
         return Evaluation(
             candidate=candidate,

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.family import Traffic
 from rpa_tune.candidate import Candidate, Status
@@ -18,8 +17,8 @@ from rpa_tune.compile import target, worker
 from rpa_tune.compile.cache import CompileCache, Compiled
 from rpa_tune.compile.dumps import DiskFullError, schedule_digest, unpack_bundles
 from rpa_tune.errors import DumpError
-from rpa_tune.evaluate.account import launch_cores, mxu_flops_of, traffic_of
-from rpa_tune.families import public_family
+from rpa_tune.families.family import Executed
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.llo.ensemble import load_sets
 from rpa_tune.llo.machine import load_machine
@@ -27,8 +26,6 @@ from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
 from rpa_tune.llo.simulate import simulate
 from rpa_tune.llo.timeline import Timeline
-from rpa_tune.public_configs import WHEELS
-from rpa_tune.public_kernels import least_cached_bytes
 
 TASK = "rpa_tune.evaluate.simulate_task:simulate_candidate"
 
@@ -116,12 +113,8 @@ def compile_schedule(task: SimulateTask) -> Compiled:
     from rpa_tune.compile.lower import compile_candidate
 
     cache = CompileCache(task.cache_dir)
-    if not public_family(task.candidate.family):
-        return compile_candidate(task.candidate, cache)
-    from rpa_tune.interop import candidates, wheel
-
-    wheel.use_wheel(task.cache_dir / WHEELS)
-    return compile_candidate(task.candidate, cache, candidates.compile_public)
+    load_family(task.candidate.family).fetch(task.cache_dir)
+    return compile_candidate(task.candidate, cache)
 
 
 def _compile_costs(compiled: Compiled) -> dict[str, Any]:
@@ -139,78 +132,32 @@ def _compile_costs(compiled: Compiled) -> dict[str, Any]:
 
 def simulate_batch(program: Program, candidate: Candidate, batch: Batch) -> Timeline:
     """Runs one launch of a compiled candidate, and times it under every set of parameters."""
-    if public_family(candidate.family):
-        from rpa_tune.interop import candidates
-
-        operands: Mapping[int, Any] = candidates.scalar_operands(candidate, batch)
-    else:
-        operands = scalar_operands(candidate, batch)
-    chip = candidate.chip
+    operands, chip = scalar_operands(candidate, batch), candidate.chip
     return simulate(program, load_machine(chip), operands, sets=load_sets(chip))
 
 
 def scalar_operands(candidate: Candidate, batch: Batch) -> Mapping[int, Any]:
-    """The int32 arrays of a launch by operand index.
-
-    Every family of ours passes these four first, in this order, and behind them, on two cores,
-    the split; `rpa_kernels.calls` says so.
-    """
-    family, problem = load_family(candidate.family), candidate.problem
-    arrays = batch.arrays(problem)
-    found = [arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution]
-    num_cores = len(launch_cores(candidate))
-    if family.partition is not None and num_cores > 1:
-        found.append(family.partition(problem, candidate.config, arrays, num_cores))
-    return dict(enumerate(found))
+    """The int32 arrays of a launch by operand index; see `Family.scalar_operands`."""
+    family, chip = load_family(candidate.family), load_chip(candidate.chip)
+    return family.scalar_operands(candidate.problem, candidate.config, chip, batch)
 
 
 def find_mismatch(
     candidate: Candidate, batches: tuple[Batch, ...], timelines: tuple[Timeline, ...]
 ) -> str:
-    """Where a simulation differs from the kernel's account; empty if nowhere.
-
-    Copies must be equal, and matmuls no fewer than the account's FLOPs need: a kernel that skips
-    work copies all the same. A difference means that the kernel, the account, the parser or the
-    simulator is wrong, so no time that rests on them can be trusted. A public kernel has no exact
-    account: only a schedule that reads less than the cached K and V is caught.
-    """
-    if family := public_family(candidate.family):
-        for i, (batch, timeline) in enumerate(zip(batches, timelines, strict=True)):
-            least = least_cached_bytes(candidate.problem, batch, family.slots)
-            if timeline.read_bytes < least:
-                # Its schedule has a fixed length; what does not fit is dropped without a word.
-                return (
-                    f"batch {i}: reads {timeline.read_bytes:,} of {least:,} cached bytes: "
-                    "the kernel's own schedule is too short"
-                )
-        return ""
+    """Where a simulation cannot be that of the kernel; see `Family.find_mismatch`."""
+    family, chip = load_family(candidate.family), load_chip(candidate.chip)
     for i, (batch, timeline) in enumerate(zip(batches, timelines, strict=True)):
-        account = traffic_of(candidate, batch)
-        moved = Traffic(
-            read_bytes=timeline.read_bytes,
-            write_bytes=timeline.write_bytes,
-            num_copies=timeline.num_copies,
+        executed = Executed(
+            traffic=Traffic(
+                read_bytes=timeline.read_bytes,
+                write_bytes=timeline.write_bytes,
+                num_copies=timeline.num_copies,
+            ),
+            mxu_busy_cycles=timeline.mxu_busy_cycles,
         )
-        if moved != account:
-            return f"batch {i}: schedule moves {_figures(moved)}, account says {_figures(account)}"
-        most, least = most_mxu_flops(candidate, timeline), mxu_flops_of(candidate, batch)
-        if most < least:
-            return (
-                f"batch {i}: schedule multiplies at most {most:,} FLOPs, account says {least:,}: "
-                "work is skipped"
-            )
+        if reason := family.find_mismatch(
+            candidate.problem, candidate.config, chip, batch, executed
+        ):
+            return f"batch {i}: {reason}"
     return ""
-
-
-def most_mxu_flops(candidate: Candidate, timeline: Timeline) -> int:
-    """FLOPs of the matmuls that were executed, had each used every row and column of its MXU."""
-    chip = load_chip(candidate.chip)
-    rows = timeline.mxu_busy_cycles * chip.value("mxu_rows_per_cycle")
-    return round(2 * rows * chip.value("mxu_size") ** 2)
-
-
-def _figures(traffic: Traffic) -> str:
-    return (
-        f"{traffic.read_bytes:,} bytes in and {traffic.write_bytes:,} out "
-        f"in {traffic.num_copies:,} copies"
-    )

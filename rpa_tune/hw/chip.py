@@ -5,7 +5,7 @@ Numbers describe one TensorCore; a megacore device (v4, v5p) drives two that sha
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -55,7 +55,7 @@ class Chip:
     jax_chip_version: str
     topology: str
     topology_options: tuple[tuple[str, str], ...]
-    numbers: dict[str, Number]
+    numbers: dict[str, Number] = field(hash=False)
 
     def value(self, name: str) -> float:
         """One number that must be known.

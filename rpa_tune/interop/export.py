@@ -17,25 +17,25 @@ from typing import Any
 
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import sglang_jax_tables, tpu_inference_tables
-from rpa_tune.interop.export_rows import Export, case_of, sort_out, v3_tuple
-from rpa_tune.public_configs import VERSION
-from rpa_tune.public_kernels import PUBLIC_FAMILIES
+from rpa_tune.interop.export_rows import Export, family_of, sort_out, v3_tuple
+from rpa_tune.interop.public.tpu_inference.package import WHEEL
 from rpa_tune.tables.key import differences
 from rpa_tune.tables.row import TableRow
 
 
 def keywords(row: TableRow) -> dict[str, Any]:
     """The block-size keyword arguments of the public function that a row sets."""
-    kernel, config = PUBLIC_FAMILIES[row.key.family].kernel, row.configs[0]
+    family, config = family_of(row), row.configs[0]
+    kernel, case = family.kernel, family.case
     if kernel == "v3":
-        return {f"{case_of(row)[0]}_block_sizes": v3_tuple(config)}
+        return {f"{case[0]}_block_sizes": v3_tuple(config)}
     if kernel == "hd64":
         pages = config["bkv_sz"] // row.key.page_size
         return {"num_kv_pages_per_block": pages, "num_queries_per_block": config["bq_sz"]}
     fields = dict(config)
-    if kernel == "stacked" and case_of(row) == "decode":
+    if kernel == "stacked" and case == "decode":
         del fields["bq_c_sz"]
-    name = "decode_block_sizes" if case_of(row) == "decode" else "prefill_block_sizes"
+    name = "decode_block_sizes" if case == "decode" else "prefill_block_sizes"
     return {name: fields}
 
 
@@ -44,13 +44,13 @@ def export_kwargs(rows: Iterable[TableRow]) -> Export:
     export = sort_out(rows, ("v3", "hd64", "batched", "stacked"), "no place")
     groups: dict[tuple[str, str], dict[str, Any]] = {}
     for row in export.exported:
-        kernel = PUBLIC_FAMILIES[row.key.family].kernel
+        kernel = family_of(row).kernel
         problem = {"chip": row.key.chip, **row.key.to_dict()}
         group = groups.setdefault(
             (kernel, json.dumps(problem)), {"kernel": kernel, "problem": problem, "kwargs": {}}
         )
         group["kwargs"] |= keywords(row)
-    document = {"tpu_inference": VERSION, "calls": list(groups.values())}
+    document = {"tpu_inference": WHEEL.version, "calls": list(groups.values())}
     export.text = json.dumps(document, indent=2) + "\n"
     return export
 
@@ -64,7 +64,7 @@ def export_env(rows: Iterable[TableRow]) -> Export:
     export = sort_out(rows, ("v3",), "the variables are read for the v3 kernel only")
     lines: dict[str, tuple[str, TableRow]] = {}
     for row in export.exported:
-        name = f"RPA_V3_{case_of(row).upper()}_BLOCK_SIZES"
+        name = f"RPA_V3_{family_of(row).case.upper()}_BLOCK_SIZES"
         value = ",".join(str(size) for size in v3_tuple(row.configs[0]))
         known, other = lines.setdefault(name, (value, row))
         if known != value:

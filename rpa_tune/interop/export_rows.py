@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from rpa_tune.public_kernels import PUBLIC_FAMILIES
+from rpa_kernels import FAMILIES
+from rpa_tune.interop.public.tpu_inference.families import TPU_INFERENCE, TpuInferenceFamily
+from rpa_tune.interop.public.tpu_inference.package import PACKAGE
 from rpa_tune.tables.row import TableRow
 
 OURS = "rows of our own kernels are used through the dispatcher, not by the public kernels"
@@ -51,9 +53,12 @@ def sort_out(rows: Iterable[TableRow], kernels: Sequence[str], why_not: str) -> 
     """
     export = Export()
     for row in rows:
-        family = PUBLIC_FAMILIES.get(row.key.family)
-        if family is None:
+        name = row.key.family
+        family = TPU_INFERENCE.get(name)
+        if name in FAMILIES:
             export.leave_out(row, OURS)
+        elif family is None:
+            export.leave_out(row, f"{name} is no kernel of {PACKAGE.title}")
         elif family.kernel not in kernels:
             export.leave_out(row, f"{family.kernel}: {why_not}")
         elif len(row.configs) > 1:
@@ -66,10 +71,9 @@ def sort_out(rows: Iterable[TableRow], kernels: Sequence[str], why_not: str) -> 
     return export
 
 
-def case_of(row: TableRow) -> str:
-    """`decode`, `mixed`, or empty for a kernel that serves all sequences in one call."""
-    _, _, case = row.key.family.removeprefix("public-").partition("-")
-    return case
+def family_of(row: TableRow) -> TpuInferenceFamily:
+    """The public call that an exported row is for."""
+    return TPU_INFERENCE[row.key.family]
 
 
 def v3_tuple(config: dict[str, int]) -> tuple[int, int, int, int]:

@@ -17,9 +17,9 @@ from rpa_tune.dispatch.attention import ragged_paged_attention
 from rpa_tune.dispatch.call import Features
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.errors import UsageError
+from rpa_tune.interop.public.tpu_inference.functions import FUNCTIONS, LEADING, MODULES
+from rpa_tune.interop.public.tpu_inference.package import PACKAGE
 from rpa_tune.interop.stand_in import StandIn, check_drift
-from rpa_tune.interop.tpu_inference import FUNCTIONS, LEADING, MODULES
-from rpa_tune.public_configs import VERSION
 
 # Parameters that the stand-in understands beside the arrays: those of our call, and blocks of the
 # hd64 kernel, which say nothing to ours.
@@ -74,7 +74,7 @@ def loaded_functions() -> list[Any]:
         function = getattr(sys.modules[MODULES[kernel]], name, None)
         check_drift(
             function, f"{MODULES[kernel]}.{name}", leading=LEADING, known=_KNOWN,
-            hint=f"rpa-tune supports tpu-inference {VERSION}",
+            hint=f"rpa-tune supports {PACKAGE.title}",
         )  # fmt: skip
         found.append(function)
     return found

@@ -26,12 +26,14 @@ from rpa_kernels.problem import Problem, check_whole
 from rpa_tune.compile import worker
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import UsageError
+from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import load_chip, load_chips
-from rpa_tune.interop import tpu_inference, wheel
+from rpa_tune.interop.public.tpu_inference import functions
+from rpa_tune.interop.public.tpu_inference.configs import V3Config
+from rpa_tune.interop.public.tpu_inference.families import v3_name
+from rpa_tune.interop.public.tpu_inference.package import WHEEL
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
-from rpa_tune.public_configs import V3Config
-from rpa_tune.public_kernels import v3_name
 
 TASK = "rpa_tune.interop.records:compile_record"
 CASES = ("decode", "prefill", "mixed")
@@ -238,10 +240,11 @@ class CompileTask:
 
 def compile_record(task: CompileTask) -> str:
     """Compiles a record's call; returns why there is no schedule, or an empty string."""
-    from rpa_tune.compile.lower import Call, abstract_inputs, compile_call
+    from rpa_tune.compile.lower import compile_call
+    from rpa_tune.families.own_call import abstract_inputs
 
     record = task.record
-    module = wheel.load_module(task.root, tpu_inference.MODULES["v3"])
+    module = WHEEL.load(task.root, functions.MODULES["v3"])
     chip = load_chip(record.chip)
     function = functools.partial(
         module.ragged_paged_attention,
@@ -252,16 +255,14 @@ def compile_record(task: CompileTask) -> str:
     )
     bq, bkv, bq_compute, bkv_compute = record.blocks
     config = V3Config(bq_sz=bq, bkv_sz=bkv, bq_csz=bq_compute, bkv_csz=bkv_compute)
-    with tpu_inference.pretend(chip, module):
-        compiled = compile_call(
-            Call(
-                function=function,
-                arguments=abstract_inputs(record.problem),
-                kernel_name=v3_name(record.case[0], record.problem, config),
-                donated=(3,),
-            ),
-            record.chip,
-        )
+    call = Call(
+        function=function,
+        arguments=abstract_inputs(record.problem),
+        kernel_name=v3_name(record.case[0], record.problem, config),
+        donated=(3,),
+        context=functools.partial(functions.pretend, chip, module),
+    )
+    compiled = compile_call(call, record.chip)
     if compiled.bundles is None:
         return f"{compiled.status}: {compiled.detail}"
     worker.report_phase("keep")
@@ -298,7 +299,7 @@ def schedules(
       UsageError: The wheel cannot be had.
       DumpError: A schedule is not understood.
     """
-    root = wheel.fetch_wheel(cache_dir)
+    root = WHEEL.fetch(cache_dir)
     folder = cache_dir / "schedules" / "-".join(_compiler_versions())
     folder.mkdir(parents=True, exist_ok=True)
     tasks = [

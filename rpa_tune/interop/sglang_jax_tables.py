@@ -13,7 +13,7 @@ v6e and v7 in others.
 from collections.abc import Iterable
 
 from rpa_kernels import layout
-from rpa_tune.interop.export_rows import Export, case_of, comment, sort_out, v3_tuple
+from rpa_tune.interop.export_rows import Export, comment, family_of, sort_out, v3_tuple
 from rpa_tune.tables.key import TuningKey
 from rpa_tune.tables.row import TableRow
 
@@ -56,7 +56,7 @@ def table_key(row: TableRow) -> tuple[str | int | None, ...]:
     bucket of sequences.
     """
     key: TuningKey = row.key
-    is_decode = case_of(row) == "decode"
+    is_decode = family_of(row).case == "decode"
     return (
         "d" if is_decode else "m",
         key.sliding_window_tokens or None,

@@ -12,18 +12,20 @@ from typing import Any, NamedTuple
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.compile import dumps, target, worker
-from rpa_tune.compile.lower import Call, compile_call
+from rpa_tune.compile.lower import compile_call
 from rpa_tune.errors import DumpError
+from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop import tpu_inference
-from rpa_tune.interop.launches import ScheduleTooLongError
-from rpa_tune.interop.operands import PallasCall, kept_calls
+from rpa_tune.interop.public.family import least_cached_bytes
+from rpa_tune.interop.public.launches import ScheduleTooLongError
+from rpa_tune.interop.public.operands import PallasCall, kept_calls
+from rpa_tune.interop.public.tpu_inference import functions
+from rpa_tune.interop.public.tpu_inference.package import PACKAGE
 from rpa_tune.llo.ensemble import load_sets
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
 from rpa_tune.llo.simulate import Timeline, simulate
-from rpa_tune.public_kernels import least_cached_bytes
 
 TASK = "rpa_tune.interop.simulate:simulate_foreign"
 _ALL_SLOTS = ("decode", "prefill", "mixed")
@@ -38,7 +40,7 @@ class ForeignTask:
       root: Folder of the unpacked wheel.
       chip: Name in the chip table.
       problem: Static shapes and dtypes.
-      blocks: Block sizes as `tpu_inference.bind` takes them.
+      blocks: Block sizes as `functions.bind` takes them.
       batches: The launches to time.
     """
 
@@ -101,15 +103,15 @@ def simulate_foreign(task: ForeignTask) -> ForeignAnswer:
     return _answer([rows[i] for i in range(len(task.batches))], compile_s)
 
 
-def _bind(task: ForeignTask, smem_share: float | None) -> tpu_inference.ForeignCall:
-    return tpu_inference.bind(
+def _bind(task: ForeignTask, smem_share: float | None) -> functions.ForeignCall:
+    return functions.bind(
         task.kernel, task.root, chip=load_chip(task.chip), problem=task.problem,
         blocks=task.blocks, smem_share=smem_share,
     )  # fmt: skip
 
 
 def _serve(
-    task: ForeignTask, call: tpu_inference.ForeignCall, batches: dict[int, Batch]
+    task: ForeignTask, call: functions.ForeignCall, batches: dict[int, Batch]
 ) -> tuple[dict[int, _Row], float]:
     """A row for each batch, and the seconds of the compile."""
     worker.report_phase("launches")
@@ -124,16 +126,14 @@ def _serve(
     names = sorted({one.name for calls in launches.values() for one in calls})
     if not names:
         return rows, 0.0
-    with call.pretend():
-        compiled = compile_call(
-            Call(
-                function=call.function,
-                arguments=call.arguments,
-                kernel_name=names[0],
-                donated=(3,),
-            ),
-            task.chip,
-        )
+    whole = Call(
+        function=call.function,
+        arguments=call.arguments,
+        kernel_name=names[0],
+        donated=(3,),
+        context=call.pretend,
+    )
+    compiled = compile_call(whole, task.chip)
     if compiled.bundles is None:
         refusal = _Refusal(f"{compiled.status}: {compiled.detail}")
         return rows | dict.fromkeys(launches, refusal), compiled.lower_s
@@ -146,12 +146,12 @@ def _serve(
 
 
 def _launches(
-    task: ForeignTask, call: tpu_inference.ForeignCall, batch: Batch
+    task: ForeignTask, call: functions.ForeignCall, batch: Batch
 ) -> tuple[PallasCall, ...] | _Refusal:
     """The calls for a batch, or why the function cannot make them."""
     decides = (task.kernel, task.chip, task.problem, task.blocks, call.smem_share, batch)
     try:
-        return kept_calls(task.root, decides, lambda: call.pallas_calls(batch))
+        return kept_calls(task.root, PACKAGE.digest, decides, lambda: call.pallas_calls(batch))
     except Exception as error:  # the function's own, whatever it is; other batches may be served
         *_, last = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {last.strip()}"

@@ -13,16 +13,15 @@ So v3 rows go through keyword arguments or environment variables.
 from collections.abc import Iterable
 
 from rpa_kernels import layout
-from rpa_tune.interop.export_rows import Export, case_of, comment, sort_out
-from rpa_tune.public_configs import DEVICE_NAMES, VERSION
-from rpa_tune.public_kernels import PUBLIC_FAMILIES
+from rpa_tune.interop.export_rows import Export, comment, family_of, sort_out
+from rpa_tune.interop.public.tpu_inference.package import DEVICE_NAMES, PACKAGE
 from rpa_tune.tables.key import TuningKey
 from rpa_tune.tables.row import TableRow
 
 _KERNELS = "tpu_inference.kernels"
 _HD64 = f"{_KERNELS}.ragged_paged_attention.v3.tuned_block_sizes_hd64"
 _BATCHED = f"{_KERNELS}.experimental.batched_rpa.tuned_params"
-_NO_TABLE = f"tpu-inference {VERSION} reads no table for it; use --format kwargs, or env for v3"
+_NO_TABLE = f"{PACKAGE.title} reads no table for it; use --format kwargs, or env for v3"
 
 
 def export_tables(rows: Iterable[TableRow]) -> Export:
@@ -31,7 +30,7 @@ def export_tables(rows: Iterable[TableRow]) -> Export:
     lines: dict[str, list[str]] = {"hd64": [], "batched": []}
     kept, seen = [], set()
     for row in export.exported:
-        kernel = PUBLIC_FAMILIES[row.key.family].kernel
+        kernel = family_of(row).kernel
         entry = hd64_entry(row) if kernel == "hd64" else batched_entry(row)
         place = entry.split(" = ")[0]
         if row.key.has_scales and kernel == "batched":
@@ -76,7 +75,7 @@ def batched_entry(row: TableRow) -> str:
     key = row.key
     pages_per_seq = key.max_context_tokens // key.page_size
     fields = {
-        "case": "decode" if case_of(row) == "decode" else "prefill",
+        "case": "decode" if family_of(row).case == "decode" else "prefill",
         "num_q_heads": key.num_q_heads,
         "num_kv_heads": key.num_kv_heads,
         "head_dim": key.head_dim,
@@ -102,7 +101,7 @@ def _module(lines: dict[str, list[str]]) -> str:
     }
     kernels = [kernel for kernel in ("batched", "hd64") if lines[kernel]]
     text = [
-        f'"""Block sizes for tpu-inference {VERSION}, exported by rpa-tune.',
+        f'"""Block sizes for {PACKAGE.title}, exported by rpa-tune.',
         "",
         "Import this module before the engine compiles. Sizes, contexts and windows of a row are",
         "rounded up to powers of two. The table of the batched kernel is looked up with exact",

@@ -14,8 +14,8 @@ from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Evaluation, Fidelity, Status
 from rpa_tune.decide.promote import digest_of_schedules, served_lengths
 from rpa_tune.errors import RpaTuneError, UsageError
-from rpa_tune.families import load_family, slots
-from rpa_tune.provenance import kernel_digest, versions
+from rpa_tune.families.registry import known_family, load_family
+from rpa_tune.provenance import versions
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import SweepPlan
 from rpa_tune.sweep.shapes import shape_workloads
@@ -196,10 +196,11 @@ def row_time_us(row: TableRow, answers: Sequence[Evaluation], workload: Workload
 
 def older_versions(row: TableRow) -> dict[str, tuple[str, str]]:
     """In what today's installation differs from the one that made a row."""
+    family = known_family(row.key.family)
     today = {
         "jax": versions()["jax"] or "",
         "libtpu": versions()["libtpu"] or "",
-        "kernel_digest": kernel_digest(row.key.family),
+        "kernel_digest": family.digest if family else "",
     }
     then = {name: getattr(row.evidence, name) for name in today}
     return {name: (then[name], today[name]) for name in today if then[name] != today[name]}
@@ -220,7 +221,7 @@ def _workload(row: TableRow, plans: Sequence[SweepPlan]) -> tuple[Workload, Work
     for source in (_parts(name), *(plan.workload for plan in plans)):
         try:
             whole = load_workload(source, page_size=row.key.page_size)
-            workload = whole.for_family(*slots(row.key.family))
+            workload = whole.for_family(*load_family(row.key.family).slots)
         except (RpaTuneError, ValueError) as error:
             reasons.append(f"workload {name!r} cannot be rebuilt: {error.args[0]}")
             continue

@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.errors import UsageError
-from rpa_tune.families import load_family
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.provenance import kernel_digest
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import SweepPlan
 from rpa_tune.sweep.recheck import UNANSWERED, Check, ask, older_versions, refusal, remake
@@ -96,7 +95,7 @@ def restamp(
         verified, wrong = _verify(row, oracle, study)
         if wrong:
             return Restamp(row=row, findings=wrong)
-    today = kernel_digest(row.key.family)
+    today = load_family(row.key.family).digest
     evidence = replace(row.evidence, kernel_digest=today, verified=verified)
     return Restamp(row=row, new=replace(row, evidence=evidence))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rpa_tune.candidate import Candidate, Evaluation, Status
 from rpa_tune.decide.objective import yardstick
-from rpa_tune.families import load_family
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import is_larger_everywhere

@@ -14,7 +14,7 @@ from typing import Any
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.decide.objective import EXPECTED_TIME, yardstick
 from rpa_tune.decide.promote import Decision
-from rpa_tune.families import load_family
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
@@ -101,7 +101,9 @@ def winners_of_store(answers: Iterable[Evaluation], studies: Sequence[Study]) ->
       answers: All of a store, in any order.
       studies: Of the run; today's answers to them are left out.
     """
-    today = {study.family: stamp_of(provenance(study.family)) for study in studies}
+    today = {
+        study.family: stamp_of(provenance(load_family(study.family).digest)) for study in studies
+    }
     own = {(study.family, study.problem, study.chip, study.workload.digest) for study in studies}
     rounds: dict[Any, dict[Any, list[Evaluation]]] = {}
     for answer in answers:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
-from rpa_tune.families import slots
+from rpa_tune.families.registry import load_family
 from rpa_tune.models.buckets import Limits, Shape
 from rpa_tune.workload.batches import WeightedBatch
 from rpa_tune.workload.build import Served, condense, serve
@@ -123,7 +123,7 @@ def _made_of_steps(served: Served, shape: Shape) -> Callable[[str], Workload]:
             raise ValueError(f"workload {served.spec.name!r} never launches family {family!r}")
         spec = replace(served.spec, name=f"{served.spec.name}, {what}")
         kept = condense(replace(served, spec=spec, steps=tuple(thinned)))
-        return kept.workload.for_family(*slots(family))
+        return kept.workload.for_family(*load_family(family).slots)
 
     return make
 
@@ -134,7 +134,7 @@ def _made_of_batches(whole: Workload, shape: Shape) -> Callable[[str], Workload]
     def make(family: str) -> Workload:
         launching = [
             wb
-            for wb in whole.for_family(*slots(family)).batches
+            for wb in whole.for_family(*load_family(family).slots).batches
             if wb.batch.num_tokens <= shape.num_tokens and wb.batch.num_seqs <= shape.num_seqs
         ]
         kept, what = _choose(launching, shape, lambda wb: (wb.batch.num_tokens, wb.batch.num_seqs))
@@ -157,7 +157,7 @@ def _made_of_batches(whole: Workload, shape: Shape) -> Callable[[str], Workload]
 
 def _launches(step: EngineStep, family: str) -> bool:
     count = {"decode": step.num_decode, "prefill": step.num_prefill, "mixed": step.num_mixed}
-    return any(count[slot] for slot in slots(family))
+    return any(count[slot] for slot in load_family(family).slots)
 
 
 def _choose(

@@ -11,7 +11,7 @@ from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
 from rpa_tune.errors import RpaTuneError, UsageError
-from rpa_tune.families import load_family, public_family, slots
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models.buckets import Shape
 from rpa_tune.models.catalog import Share, load_model, problems_for
@@ -83,7 +83,7 @@ class Study:
             study=self.digest,
             num_evaluations=self.search.simulate,
             heuristic=None if isinstance(heuristic, Infeasible) else asdict(heuristic),
-            stamp=stamp_of(provenance(self.family)),
+            stamp=stamp_of(provenance(load_family(self.family).digest)),
             sampler=self.sampler(),
         )
 
@@ -157,7 +157,12 @@ def _judged_on(
     """Family -> its batches, for each shape of the plan's server; one entry without a server."""
     with _blame(plan, "families"):
         if plan.server is None:
-            return [(None, {name: workload.for_family(*slots(name)) for name in plan.families})]
+            return [
+                (
+                    None,
+                    {name: workload.for_family(*load_family(name).slots) for name in plan.families},
+                )
+            ]
         found = shape_workloads(
             plan.workload, plan.server, page_size=page_size, families=plan.families
         )
@@ -165,8 +170,9 @@ def _judged_on(
 
 
 def _search(plan: SweepPlan, family: str) -> Search:
-    """Engines that call a public kernel have one config a problem, and no rule to pick by."""
-    return replace(plan.search, configs=1) if public_family(family) else plan.search
+    """The plan's search, for no more configs a problem than the family's rows can have."""
+    search, most = plan.search, load_family(family).most_configs
+    return search if most is None else replace(search, configs=min(most, search.configs))
 
 
 def _shares(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.decide.promote import Decision, decide
-from rpa_tune.families import load_family, public_family
+from rpa_tune.families.registry import load_family
 from rpa_tune.space.space import Space
 from rpa_tune.store.doubt import MOST_ALIKE, fail_alike
 from rpa_tune.store.journal import Journal
@@ -193,9 +193,9 @@ class Sweep:
         return answers, stops, gave_up
 
     def _is_measured(self, study: Study) -> bool:
-        """Whether a study's finalists are measured: where its chip is."""
+        """Whether a study's finalists are measured: where its chip is, if they can be launched."""
         is_here = Fidelity.MEASURED in self.evaluators and study.chip == self.chip_here
-        return is_here and study.search.measure > 0 and not public_family(study.family)
+        return is_here and study.search.measure > 0 and load_family(study.family).is_launched
 
     def _measured(self, result: StudyResult, heuristic: Any) -> StudyResult:
         """The result by what the device says about the finalists.
@@ -226,9 +226,9 @@ class Sweep:
 
         What could not be checked (a timeout, a crash) is not promoted either.
         """
-        if Fidelity.INTERPRETED not in self.evaluators or public_family(result.study.family):
-            return result  # a public kernel is not ours to verify; its row says so
         family = load_family(result.study.family)
+        if Fidelity.INTERPRETED not in self.evaluators or family.unverified:
+            return result  # its row says so
         asked: dict[Any, Evaluation] = {}
         while row := result.row():
             configs = [family.config_from_dict(fields) for fields in row.configs]

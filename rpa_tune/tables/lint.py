@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_tune.errors import TableError, UsageError
-from rpa_tune.families import ALL_FAMILIES, load_family
+from rpa_tune.families.registry import ALL_FAMILIES, load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.tables.key import problem_of, representative, tuning_key
 from rpa_tune.tables.reader import read_table

@@ -10,7 +10,7 @@ import jax
 import rpa_tune
 from rpa_kernels.problem import Problem
 from rpa_tune.artifact import jax_cache
-from rpa_tune.compile.lower import abstract_inputs
+from rpa_tune.families.own_call import abstract_inputs
 
 PROBLEM = Problem(
     num_q_heads=8, num_kv_heads=2, head_dim=128, page_size=32, max_num_tokens=64, max_num_seqs=8,

@@ -9,6 +9,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rpa_tune.compile import lower, target
 from rpa_tune.dispatch.runtime import flat_call
+from rpa_tune.families.family import Call
+from rpa_tune.families.own_call import abstract_inputs
 
 
 def copy_call(*, rows, name="copy_rows", called=None):
@@ -38,7 +40,7 @@ def copy_call(*, rows, name="copy_rows", called=None):
             name=name,
         )(n, x)
 
-    return lower.Call(
+    return Call(
         function=function,
         arguments=(
             jax.ShapeDtypeStruct((2,), jnp.int32),
@@ -64,7 +66,7 @@ def memory_of_plan(task):
     sharding = jax.sharding.SingleDeviceSharding(device)
     arguments = [
         jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
-        for a in lower.abstract_inputs(plan.problem)
+        for a in abstract_inputs(plan.problem)
     ]
     jitted = jax.jit(function, donate_argnums=donated if donates else ())
     memory = jitted.lower(*arguments).compile().memory_analysis()

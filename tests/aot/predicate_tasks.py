@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rpa_tune.compile import lower
+from rpa_tune.families.family import Call
 
 NUM_SCALARS = 4
 NUM_COPIES = 8
@@ -131,7 +132,7 @@ def program_call(program):
             name="predicates",
         )(scalars, x)
 
-    return lower.Call(
+    return Call(
         function=function,
         arguments=(
             jax.ShapeDtypeStruct((NUM_SCALARS,), jnp.int32),

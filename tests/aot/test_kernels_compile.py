@@ -14,6 +14,8 @@ from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import lower
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.evaluate.simulate_task import TASK, SimulateTask
+from rpa_tune.families.family import Call
+from rpa_tune.families.own_call import abstract_inputs
 from rpa_tune.hw.chip import load_chip
 
 pytestmark = pytest.mark.aot
@@ -120,9 +122,9 @@ def compile_chain(chip):
     shapes = (LLAMA.q_shape, LLAMA.kv_new_shape, LLAMA.kv_cache_shape)
     arrays = tuple(jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
     compiled = lower.compile_call(
-        lower.Call(
+        Call(
             function=chain,
-            arguments=(*arrays, *lower.abstract_inputs(LLAMA)[4:]),
+            arguments=(*arrays, *abstract_inputs(LLAMA)[4:]),
             kernel_name=mixed.kernel_name(LLAMA, config),
             donated=(0, 2),
         ),

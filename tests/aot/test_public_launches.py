@@ -11,7 +11,8 @@ from table_rows import PROBLEM
 
 from rpa_kernels.batch import Batch
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop import launches, tpu_inference
+from rpa_tune.interop.public import launches
+from rpa_tune.interop.public.tpu_inference import functions
 
 pytestmark = [pytest.mark.aot, pytest.mark.usefixtures("tpu_inference_root")]
 LONG = replace(
@@ -27,7 +28,7 @@ STEPS, ACTUAL_STEPS = 3, 11  # operands of a batched kernel: the first by step, 
 @pytest.fixture(scope="module")
 def bind(tpu_inference_root):
     return partial(
-        tpu_inference.bind, "batched", tpu_inference_root, chip=load_chip("v6e"), problem=LONG,
+        functions.bind, "batched", tpu_inference_root, chip=load_chip("v6e"), problem=LONG,
         blocks=BLOCKS,
     )  # fmt: skip
 

@@ -10,10 +10,10 @@ from table_rows import PROBLEM, make_row
 from rpa_kernels.batch import Batch
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop import tpu_inference, wheel
+from rpa_tune.interop.public.tpu_inference import functions
+from rpa_tune.interop.public.tpu_inference.families import TPU_INFERENCE
+from rpa_tune.interop.public.tpu_inference.package import WHEEL, why_untraceable
 from rpa_tune.interop.tpu_inference_tables import export_tables
-from rpa_tune.public_configs import why_untraceable
-from rpa_tune.public_kernels import PUBLIC_FAMILIES
 
 pytestmark = [pytest.mark.aot, pytest.mark.usefixtures("tpu_inference_root")]
 HD64 = replace(PROBLEM, head_dim=64)
@@ -22,12 +22,12 @@ BATCHED = {"bq_sz": 1, "bq_c_sz": 1, "bkv_sz": 256, "batch_size": 4, "n_buffer":
 
 
 def chosen(name, problem):
-    return PUBLIC_FAMILIES[name].default_config(problem, load_chip("v6e").target)
+    return TPU_INFERENCE[name].default_config(problem, load_chip("v6e").target)
 
 
-@pytest.mark.parametrize("name", sorted(PUBLIC_FAMILIES))
+@pytest.mark.parametrize("name", sorted(TPU_INFERENCE))
 def test_the_functions_own_choice_is_a_config(name):
-    family = PUBLIC_FAMILIES[name]
+    family = TPU_INFERENCE[name]
     config = chosen(name, HD64 if family.kernel == "hd64" else PROBLEM)
     if reason := why_untraceable(family.kernel):
         assert reason in str(config)
@@ -44,14 +44,14 @@ def test_exported_rows_are_what_the_wheel_then_chooses(tmp_path, monkeypatch):
     (tmp_path / "exported_blocks.py").write_text(export_tables(rows).text)
     monkeypatch.syspath_prepend(tmp_path)
     for kernel in ("batched", "hd64"):
-        package = tpu_inference.MODULES[kernel].rsplit(".", 1)[0]
+        package = functions.MODULES[kernel].rsplit(".", 1)[0]
         table = "tuned_params" if kernel == "batched" else "tuned_block_sizes_hd64"
-        wheel.load_module(wheel.current_root(), f"{package}.{table}")
+        WHEEL.load(WHEEL.root, f"{package}.{table}")
     importlib.import_module("exported_blocks")
     after = [chosen("public-batched-decode", PROBLEM), chosen("public-hd64", HD64)]
     sys.modules.pop("exported_blocks")
     for row, old, new in zip(rows, before, after, strict=True):
-        assert PUBLIC_FAMILIES[row.key.family].config_to_dict(new) == row.configs[0]
+        assert TPU_INFERENCE[row.key.family].config_to_dict(new) == row.configs[0]
         assert new != old
 
 
@@ -61,8 +61,8 @@ def test_the_batched_kernel_is_told_a_share_of_smem():
     chip = load_chip("v6e")
     told = {}
     for kernel in ("v3", "batched", "stacked"):
-        module = wheel.load_module(wheel.current_root(), tpu_inference.MODULES[kernel])
-        with tpu_inference.pretend(chip, module):
+        module = WHEEL.load(WHEEL.root, functions.MODULES[kernel])
+        with functions.pretend(chip, module):
             told[kernel] = pltpu.get_tpu_info().smem_capacity_bytes
     assert told["batched"] == told["v3"] * 0.5
     assert told["stacked"] == told["v3"] * 0.75
@@ -71,18 +71,14 @@ def test_the_batched_kernel_is_told_a_share_of_smem():
 @pytest.mark.skipif(why_untraceable("stacked") == "", reason="this jax traces it")
 def test_a_kernel_that_this_jax_does_not_trace_is_not_bound():
     with pytest.raises(UsageError, match=r"the stacked kernel .* does not trace"):
-        tpu_inference.bind(
-            "stacked", wheel.current_root(), chip=load_chip("v6e"), problem=PROBLEM, blocks=None
-        )
+        functions.bind("stacked", WHEEL.root, chip=load_chip("v6e"), problem=PROBLEM, blocks=None)
 
 
 def test_hd64_is_bound_to_what_the_function_would_choose():
-    call = tpu_inference.bind(
-        "hd64", wheel.current_root(), chip=load_chip("v6e"), problem=HD64, blocks=None
-    )
+    call = functions.bind("hd64", WHEEL.root, chip=load_chip("v6e"), problem=HD64, blocks=None)
     config = chosen("public-hd64", HD64)
     (name,) = [one.name for one in call.pallas_calls(BATCH)]
-    assert name == PUBLIC_FAMILIES["public-hd64"].kernel_name(HD64, config)
+    assert name == TPU_INFERENCE["public-hd64"].kernel_name(HD64, config)
 
 
 @pytest.mark.skipif(why_untraceable("stacked") != "", reason="this jax does not trace it")
@@ -92,7 +88,7 @@ def test_a_function_that_refuses_its_share_of_smem_is_told_all_of_it(kv_dtype, s
         PROBLEM, num_q_heads=32, num_kv_heads=8, page_size=128, pages_per_seq=128,
         max_num_tokens=2048, kv_dtype=kv_dtype,
     )  # fmt: skip
-    call = tpu_inference.bind(
-        "stacked", wheel.current_root(), chip=load_chip("v6e"), problem=problem, blocks=None
+    call = functions.bind(
+        "stacked", WHEEL.root, chip=load_chip("v6e"), problem=problem, blocks=None
     )
     assert call.smem_share == share

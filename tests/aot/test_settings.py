@@ -11,12 +11,11 @@ from dataclasses import replace
 import jax
 import pytest
 
-from rpa_kernels import load_family
-from rpa_tune.candidate import Candidate
 from rpa_tune.compile import lower, target
 from rpa_tune.compile.dumps import schedule_digest
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.probe import PROBLEM
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 
 pytestmark = pytest.mark.aot
@@ -61,12 +60,12 @@ def compile_within(task):
     """In a worker: the schedule's digest of a launch that is traced inside contexts of a caller."""
     name, family, chip, changes = task
     problem = replace(PROBLEM, **changes)
-    config = load_family(family).default_config(problem, load_chip(chip).target)
-    candidate = Candidate(family=family, problem=problem, config=config, chip=chip, workload="")
+    record, chip_record = load_family(family), load_chip(chip)
+    config = record.default_config(problem, chip_record.target)
     with contextlib.ExitStack() as contexts:
         for make in CONTEXTS[name]:
             contexts.enter_context(make())
-        compiled = lower.compile_call(lower.candidate_call(candidate), chip)
+        compiled = lower.compile_call(record.call(problem, config, chip_record), chip)
     assert compiled.bundles is not None, compiled.detail
     return schedule_digest(compiled.bundles)
 

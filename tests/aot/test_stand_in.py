@@ -18,8 +18,9 @@ from table_rows import PROBLEM
 
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
-from rpa_tune.interop import intercept, tpu_inference, wheel
-from rpa_tune.public_configs import WHEELS
+from rpa_tune.interop import intercept
+from rpa_tune.interop.public.tpu_inference import functions
+from rpa_tune.interop.public.tpu_inference.package import WHEEL
 
 pytestmark = pytest.mark.aot
 COMMON = "tpu_inference.layers.common"
@@ -51,7 +52,7 @@ def interface(monkeypatch):
     from rpa_tune.compile.paths import default_cache_dir
 
     try:
-        root = wheel.use_wheel(default_cache_dir() / WHEELS)
+        root = WHEEL.use(default_cache_dir())
     except UsageError as error:
         pytest.skip(f"no tpu-inference wheel: {error}")
     modules = {name: dict.fromkeys(members, type(name, (), {})) for name, members in STUBS.items()}
@@ -66,9 +67,9 @@ def interface(monkeypatch):
         module.__dict__.update(members)
         monkeypatch.setitem(sys.modules, name, module)
     for kernel in ("v3", "hd64"):
-        wheel.load_module(root, tpu_inference.MODULES[kernel])
+        WHEEL.load(root, functions.MODULES[kernel])
     monkeypatch.delitem(sys.modules, intercept.INTERFACE, raising=False)
-    yield wheel.load_module(root, intercept.INTERFACE)
+    yield WHEEL.load(root, intercept.INTERFACE)
     sys.modules.pop(intercept.INTERFACE, None)
 
 
@@ -125,7 +126,7 @@ def test_a_name_bound_by_import_is_replaced_and_a_hidden_one_is_noticed(interfac
 
 
 def test_a_drifted_signature_is_named(interface, monkeypatch):
-    module = sys.modules[tpu_inference.MODULES["v3"]]
+    module = sys.modules[functions.MODULES["v3"]]
 
     def drifted(queries, keys, values, kv_cache, kv_lens, page_indices, cu_q_lens, distribution,
                 *, speculative_tree=None):  # fmt: skip

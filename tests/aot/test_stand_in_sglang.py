@@ -21,8 +21,8 @@ from jax.sharding import PartitionSpec
 from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
-from rpa_tune.interop import sglang_jax, wheel
-from rpa_tune.public_configs import WHEELS
+from rpa_tune.interop import sglang_jax
+from rpa_tune.interop.public.wheel import Wheel
 
 pytestmark = pytest.mark.aot
 SRT = "sgl_jax.srt"
@@ -36,16 +36,16 @@ STUBS = {
     f"{SRT}.utils": {"cdiv": lambda a, b: -(-a // b), "__path__": []},
     f"{SRT}.utils.jax_utils": {"device_array": None, "get_device_name": None},
 }
+WHEEL = Wheel(
+    project="sglang-jax", name="sglang_jax", version=sglang_jax.VERSION, package="sgl_jax"
+)
 HEADS, KV_HEADS, HEAD_DIM, PAGE, NUM_PAGES = 4, 2, 128, 16, 24
 
 
 @pytest.fixture(scope="module")
 def root():
     try:
-        return wheel.fetch_wheel(
-            default_cache_dir() / WHEELS,
-            name="sglang_jax", version=sglang_jax.VERSION, package="sgl_jax",
-        )  # fmt: skip
+        return WHEEL.use(default_cache_dir())
     except UsageError as error:
         if os.environ.get("CI"):
             raise
@@ -60,7 +60,7 @@ def backend(root, monkeypatch):
         module.__dict__.update(members)
         monkeypatch.setitem(sys.modules, name, module)
     before = {name for name in sys.modules if name.startswith("sgl_jax")}
-    yield wheel.load_module(root, sglang_jax.BACKEND)
+    yield WHEEL.load(root, sglang_jax.BACKEND)
     for name in [name for name in sys.modules if name.startswith("sgl_jax")]:
         if name not in before:
             del sys.modules[name]

@@ -7,8 +7,8 @@ from types import ModuleType
 import pytest
 
 from rpa_tune.errors import UsageError
-from rpa_tune.interop import wheel
-from rpa_tune.interop.tpu_inference import MODULES
+from rpa_tune.interop.public.tpu_inference.functions import MODULES
+from rpa_tune.interop.public.tpu_inference.package import WHEEL
 
 FOLDER = Path(__file__).resolve().parents[2] / ".rpa-tune" / "wheels"
 
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parents[2] / ".rpa-tune" / "wheels"
 @functools.cache
 def _load(kernel: str) -> ModuleType | str:
     try:
-        return wheel.load_module(wheel.fetch_wheel(FOLDER), MODULES[kernel])
+        return WHEEL.load(WHEEL.fetch(FOLDER), MODULES[kernel])
     except UsageError as error:
         return str(error)
 

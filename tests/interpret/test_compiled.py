@@ -24,10 +24,10 @@ from rpa_kernels.problem import Problem
 from rpa_tune.artifact import build
 from rpa_tune.artifact.build import Built, write_built
 from rpa_tune.artifact.file import Artifact
-from rpa_tune.compile.lower import abstract_inputs
 from rpa_tune.dispatch import ragged_paged_attention, runtime
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.errors import ArtifactError
+from rpa_tune.families.own_call import abstract_inputs
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.tables.reader import Tables
 from rpa_tune.tables.step import Step
@@ -196,7 +196,7 @@ def test_a_plan_without_executable_is_compiled_and_the_warning_says_what_differs
         dispatcher(*make_arrays(), plan=PLAN, sm_scale=0.25)
     assert [problem.sm_scale for problem in compiles] == [0.25, 0.25]
     (warning,) = warnings()
-    assert "nearest: sm_scale 0.5 for 0.25)" in warning
+    assert "nearest: sm_scale 0.5 instead of 0.25)" in warning
     decode = dispatcher.plan(PROBLEM, Step.of([1], [9], [1, 1, 1]))
     b = Batch(q_lens=(1,), kv_lens=(9,), num_decode=1).arrays(PROBLEM)
     rest = b.kv_lens, b.page_indices, b.cu_q_lens, b.distribution

@@ -20,7 +20,7 @@ from rpa_tune.dispatch.call import Arrays, Features, check_lengths, problem_of
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop.tpu_inference import pretend
+from rpa_tune.interop.public.tpu_inference.functions import pretend
 from rpa_tune.tables.reader import Tables
 
 KERNELS = ("v3", "hd64")

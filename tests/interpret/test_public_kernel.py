@@ -19,7 +19,7 @@ from rpa_kernels.verify import draw_operands, tolerance_of
 from rpa_tune.dispatch.call import Arrays, problem_of
 from rpa_tune.dispatch.plan import Launch, LaunchPlan
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop.tpu_inference import pretend
+from rpa_tune.interop.public.tpu_inference.functions import pretend
 
 # Of sums in the queries' dtype: a few blocks, each with a product, a rescaling and a sum.
 ROUNDINGS = 4

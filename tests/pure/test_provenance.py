@@ -127,7 +127,7 @@ def test_moving_text_between_files_changes_the_digest(kernels):
 
 
 def test_stamp_is_plain_and_complete():
-    stamp = provenance("decode")
+    stamp = provenance(kernel_digest("decode"))
     assert json.loads(json.dumps(stamp)) == stamp
     assert stamp["kernel"] == kernel_digest("decode")
     assert stamp["simulator"] == simulator_digest()
@@ -139,7 +139,7 @@ def test_stamp_is_plain_and_complete():
 
 def test_versions_are_told_without_loading_jax_or_libtpu():
     script = (
-        "import sys; from rpa_tune.provenance import provenance; s = provenance('mixed');"
+        "import sys; from rpa_tune.provenance import provenance; s = provenance('mixed digest');"
         "print(s['libtpu'] is not None, [m for m in ('jax', 'libtpu') if m in sys.modules])"
     )
     out = subprocess.run(

@@ -13,6 +13,7 @@ from rpa_tune import files
 from rpa_tune.candidate import Status
 from rpa_tune.compile import cache as module
 from rpa_tune.compile.cache import CompileCache, Compiled, compile_key
+from rpa_tune.families import own
 
 
 @pytest.fixture
@@ -111,5 +112,5 @@ def test_the_key_follows_compiler_and_kernel_versions(monkeypatch):
     before = compile_key(candidate())
     monkeypatch.setattr(module, "versions", lambda: {"jax": "0", "jaxlib": "0", "libtpu": "0"})
     other_compiler = compile_key(candidate())
-    monkeypatch.setattr(module, "kernel_digest", lambda family: "0")
+    monkeypatch.setattr(own, "kernel_digest", lambda family: "0")
     assert len({before, other_compiler, compile_key(candidate())}) == 3

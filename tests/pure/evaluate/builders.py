@@ -1,11 +1,10 @@
 """Small candidates, workloads and timelines for the evaluator tests."""
 
-from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Status
-from rpa_tune.evaluate.account import mxu_flops_of, traffic_of
 from rpa_tune.evaluate.simulate_task import SimulateAnswer
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.llo.opcodes import Slot
 from rpa_tune.llo.timeline import SlotUse, Timeline
@@ -62,6 +61,18 @@ def timeline(
         unknown=unknown or {},
         guesses=guesses,
     )
+
+
+def traffic_of(candidate, batch):
+    """What the account says the DMAs of a launch move."""
+    family, chip = load_family(candidate.family), load_chip(candidate.chip)
+    return family.launch_traffic(candidate.problem, candidate.config, chip, batch)
+
+
+def mxu_flops_of(candidate, batch):
+    """What the account says the MXUs of a launch execute."""
+    family, chip = load_family(candidate.family), load_chip(candidate.chip)
+    return family.launch_mxu_flops(candidate.problem, candidate.config, chip, batch)
 
 
 def mxu_busy_cycles(candidate, batch):

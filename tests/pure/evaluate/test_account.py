@@ -13,7 +13,7 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.cores import cores_of
 from rpa_tune.candidate import Candidate
 from rpa_tune.evaluate.account import ByFieldsRead, account_of
-from rpa_tune.families import ALL_FAMILIES, load_family, slots
+from rpa_tune.families.registry import ALL_FAMILIES, load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.space.space import build_space
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -52,7 +52,7 @@ def test_which_fields_are_read_may_depend_on_others():
 @pytest.mark.parametrize("family_name", ["decode", "mixed", "public-v3-decode"])
 def test_equal_to_the_account_itself_all_over_the_space(family_name, chip):
     family, target = load_family(family_name), load_chip(chip).target
-    own = WORKLOAD.for_family(*slots(family_name))
+    own = WORKLOAD.for_family(*load_family(family_name).slots)
     configs = build_space(family, SHAPE, target).configs
     cores = cores_of(load_chip(chip).num_cores_per_device if family.partition else 1)
     for config in configs[:: max(1, len(configs) // 60)]:

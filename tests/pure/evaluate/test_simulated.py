@@ -3,12 +3,18 @@
 import dataclasses
 
 import pytest
-from pure.evaluate.builders import WORKLOAD, answer, candidate, timeline
+from pure.evaluate.builders import (
+    WORKLOAD,
+    answer,
+    candidate,
+    mxu_flops_of,
+    timeline,
+    traffic_of,
+)
 from pure.evaluate.contract import EvaluatorContract
 
 from rpa_tune.candidate import Status
 from rpa_tune.evaluate import simulated
-from rpa_tune.evaluate.account import mxu_flops_of, traffic_of
 from rpa_tune.evaluate.simulate_task import SimulateTask, find_mismatch, scalar_operands
 from rpa_tune.evaluate.simulated import SimulatedEvaluator, summarize
 

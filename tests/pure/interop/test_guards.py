@@ -11,8 +11,9 @@ from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Candidate
 from rpa_tune.evaluate.simulate_task import find_mismatch
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.public_configs import why_untraceable
-from rpa_tune.public_kernels import PUBLIC_FAMILIES, least_cached_bytes
+from rpa_tune.interop.public.family import least_cached_bytes
+from rpa_tune.interop.public.tpu_inference.families import TPU_INFERENCE
+from rpa_tune.interop.public.tpu_inference.package import why_untraceable
 
 BATCH = Batch(q_lens=(1, 1, 5), kv_lens=(101, 51, 25), num_decode=2)
 TOKEN_BYTES = 2 * 2 * 128 * 2  # K and V, 2 heads of 128, bfloat16
@@ -21,10 +22,13 @@ TOKEN_BYTES = 2 * 2 * 128 * 2  # K and V, 2 heads of 128, bfloat16
 @dataclass
 class Line:
     read_bytes: int
+    write_bytes: int = 0
+    num_copies: int = 0
+    mxu_busy_cycles: float = 0.0
 
 
 def candidate(name):
-    family = PUBLIC_FAMILIES[name]
+    family = TPU_INFERENCE[name]
     values = dict.fromkeys(family.config_type.__dataclass_fields__, 1)
     config = family.config_type(**values)
     return Candidate(family=name, problem=PROBLEM, config=config, chip="v6e", workload="")
@@ -54,6 +58,6 @@ def test_a_kernel_that_this_jax_does_not_trace_says_so(monkeypatch, kernel, jax,
     if not traces:
         name = f"public-{kernel}-decode"
         problem = replace(PROBLEM, page_size=128)
-        refused = PUBLIC_FAMILIES[name].default_config(problem, load_chip("v6e").target)
+        refused = TPU_INFERENCE[name].default_config(problem, load_chip("v6e").target)
         assert isinstance(refused, Infeasible)
         assert f"does not trace under jax {jax}" in str(refused)

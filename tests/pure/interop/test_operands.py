@@ -5,8 +5,8 @@ import errno
 import numpy as np
 import pytest
 
-from rpa_tune.interop import operands
-from rpa_tune.interop.operands import PallasCall, kept_calls
+from rpa_tune.interop.public import operands
+from rpa_tune.interop.public.operands import PallasCall, kept_calls
 
 CALLS = (
     PallasCall(name="RPAd-p128 b", operands={0: np.arange(5, dtype=np.int32)}),
@@ -26,7 +26,7 @@ class Maker:
 
 
 def ask(folder, make, *decides):
-    found = kept_calls(folder / "wheel-1.0", decides, make)
+    found = kept_calls(folder / "wheel-1.0", "package-1.0/1", decides, make)
     assert [call.name for call in found] == [call.name for call in CALLS]
     for call, wanted in zip(found, CALLS, strict=True):
         assert call.operands.keys() == wanted.operands.keys()

@@ -8,7 +8,7 @@ from fake_sweep import FormulaEvaluator, make_evaluators, make_study
 
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.errors import StoreError
-from rpa_tune.families import load_family
+from rpa_tune.families.registry import load_family
 from rpa_tune.report.frame import answers_frame, store_frame
 from rpa_tune.store import journal
 from rpa_tune.store.journal import Journal

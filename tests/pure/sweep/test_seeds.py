@@ -9,7 +9,7 @@ from table_rows import make_row
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.errors import TableError
-from rpa_tune.families import load_family
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.seeds import (

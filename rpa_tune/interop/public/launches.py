@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
-from rpa_tune.interop.operands import PallasCall
+from rpa_tune.interop.public.operands import PallasCall
 
 _NUM_LEADING = 8  # q, k, v and cache; four int32 arrays; then sinks
 _REFUSED = -1  # in every word of the metadata that failed the kernel's own check

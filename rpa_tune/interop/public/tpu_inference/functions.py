@@ -27,10 +27,14 @@ from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip
-from rpa_tune.interop import wheel
-from rpa_tune.interop.launches import Recorder
-from rpa_tune.interop.operands import PallasCall
-from rpa_tune.public_configs import DEVICE_NAMES, why_untraceable
+from rpa_tune.interop.public.launches import Recorder
+from rpa_tune.interop.public.operands import PallasCall
+from rpa_tune.interop.public.tpu_inference.package import (
+    DEVICE_NAMES,
+    PACKAGE,
+    WHEEL,
+    why_untraceable,
+)
 
 KERNELS = "tpu_inference.kernels"
 MODULES = {
@@ -140,7 +144,7 @@ def bind(
 
     Args:
       kernel: One of `MODULES`.
-      root: Folder of the unpacked wheel; see `wheel.fetch_wheel`.
+      root: Folder of the unpacked wheel; see `Wheel.fetch`.
       chip: The chip to compile for; not v4.
       problem: Static shapes and dtypes.
       blocks: v3: `{"d": 4-tuple, "m": 4-tuple}` of (bq_sz, bkv_sz, bq_csz, bkv_csz) in tokens;
@@ -199,7 +203,7 @@ def _load_function(
         raise UsageError(f"the public {kernel} kernel has no attention sinks")
     if reason := why_untraceable(kernel):
         raise UsageError(reason, hint="jax 0.10.2 traces it")
-    module = wheel.load_module(root, MODULES[kernel])
+    module = WHEEL.load(root, MODULES[kernel])
     function = getattr(module, FUNCTIONS.get(kernel, "ragged_paged_attention"))
     check_signature(kernel, function)
     return function, module
@@ -238,7 +242,7 @@ def check_signature(kernel: str, function: Callable[..., Any]) -> None:
         raise UsageError(
             f"the signature of tpu-inference's {kernel} kernel has drifted: missing {missing}, "
             f"leading parameters {names[: len(LEADING)]}",
-            hint=f"rpa-tune supports tpu-inference {wheel.VERSION}",
+            hint=f"rpa-tune supports {PACKAGE.title}",
         )
 
 
@@ -248,7 +252,7 @@ def choose_hd64(root: Path, chip: Chip, problem: Problem) -> tuple[int, int]:
     The function looks them up itself, but by the name of a device that is not there.
     """
     name = MODULES["hd64"].rsplit(".", 1)[0] + ".tuned_block_sizes_hd64"
-    module: Any = wheel.load_module(root, name)
+    module: Any = WHEEL.load(root, name)
     with (
         mock.patch.object(module, "get_device_name", return_value=DEVICE_NAMES[chip.name]),
         mock.patch.object(module, "get_tpu_version", return_value=GENERATION[chip.name]),
@@ -281,14 +285,14 @@ def _block_options(
         return {"num_kv_pages_per_block": blocks[0], "num_queries_per_block": blocks[1]}
     package = MODULES[kernel].rsplit(".", 1)[0]
     if kernel == "batched":
-        configs = wheel.load_module(root, f"{package}.configs")
+        configs = WHEEL.load(root, f"{package}.configs")
         sizes = {
             f"{case}_block_sizes": configs.BlockSizes(**fields)
             for case, fields in (blocks or {}).items()
         }
         return {**sizes, "kv_layout": configs.KVLayout.HEAD_ALONG_SUBLANE}
-    decode = wheel.load_module(root, f"{package}.decode.block_sizes")
-    prefill = wheel.load_module(root, f"{package}.prefill.block_sizes")
+    decode = WHEEL.load(root, f"{package}.decode.block_sizes")
+    prefill = WHEEL.load(root, f"{package}.prefill.block_sizes")
     return {
         "decode_block_sizes": decode.BlockSizes(**blocks["decode"]),
         "prefill_block_sizes": prefill.BlockSizes(**blocks["prefill"]),

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rpa_tune.files import write_whole
-from rpa_tune.public_configs import KERNEL_DIGEST
 
 Operands = dict[int, npt.NDArray[np.int32]]
 
@@ -37,16 +36,17 @@ class PallasCall:
 
 
 def kept_calls(
-    root: Path, decides: tuple[Any, ...], make: Callable[[], tuple[PallasCall, ...]]
+    root: Path, digest: str, decides: tuple[Any, ...], make: Callable[[], tuple[PallasCall, ...]]
 ) -> tuple[PallasCall, ...]:
     """The launches for a batch: read if they were kept, else made and kept.
 
     Args:
       root: Folder of the unpacked wheel.
+      digest: Of the package.
       decides: Plain records of what was bound, and the batch.
       make: Called when they are not there, or not readable.
     """
-    content = repr((KERNEL_DIGEST, importlib.metadata.version("jax"), decides))
+    content = repr((digest, importlib.metadata.version("jax"), decides))
     name = f"{hashlib.sha256(content.encode()).hexdigest()}.npz"
     path = root.with_name(f"{root.name}-operands") / name
     with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):

@@ -9,7 +9,8 @@ from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop import tpu_inference, wheel
+from rpa_tune.interop.public.tpu_inference import functions
+from rpa_tune.interop.public.tpu_inference.package import WHEEL
 
 
 def block_sizes(
@@ -28,8 +29,8 @@ def block_sizes(
       when the function finds none.
     """
     chip = load_chip(target.chip)
-    module = wheel.load_module(wheel.current_root(), tpu_inference.MODULES[kernel])
-    with tpu_inference.pretend(chip, module):
+    module = WHEEL.load(WHEEL.root, functions.MODULES[kernel])
+    with functions.pretend(chip, module):
         try:
             fields = _CHOOSERS[kernel](is_decode, problem, target)
         except ValueError as error:  # the function's own refusal
@@ -39,7 +40,7 @@ def block_sizes(
 
 def _choose_v3(is_decode: bool, problem: Problem, target: Target) -> dict[str, int]:
     del target
-    module: Any = wheel.load_module(wheel.current_root(), tpu_inference.MODULES["v3"])
+    module: Any = WHEEL.load(WHEEL.root, functions.MODULES["v3"])
     case = module.RpaCase.DECODE if is_decode else module.RpaCase.MIXED
     sizes: dict[str, int] = module.get_default_block_sizes(
         *_shape_arguments(problem, problem.padded_head_dim),
@@ -53,28 +54,26 @@ def _choose_v3(is_decode: bool, problem: Problem, target: Target) -> dict[str, i
 
 def _choose_hd64(is_decode: bool, problem: Problem, target: Target) -> dict[str, int]:
     del is_decode
-    pages, queries = tpu_inference.choose_hd64(
-        wheel.current_root(), load_chip(target.chip), problem
-    )
+    pages, queries = functions.choose_hd64(WHEEL.root, load_chip(target.chip), problem)
     return {"bq_sz": queries, "bkv_sz": pages * problem.page_size}
 
 
 def _choose_batched(is_decode: bool, problem: Problem, target: Target) -> dict[str, int]:
     """Both experimental kernels keep model and serving shapes in two records."""
-    package = tpu_inference.MODULES["batched"].rsplit(".", 1)[0]
+    package = functions.MODULES["batched"].rsplit(".", 1)[0]
     model, serve = _records(package, problem)
-    tuned: Any = wheel.load_module(wheel.current_root(), f"{package}.tuned_params")
+    tuned: Any = WHEEL.load(WHEEL.root, f"{package}.tuned_params")
     case = "decode" if is_decode else "prefill"
     return asdict(tuned.get_tuned_params(model, serve, target.vmem_bytes, case=case))
 
 
 def _choose_stacked(is_decode: bool, problem: Problem, target: Target) -> dict[str, int]:
-    package = tpu_inference.MODULES["stacked"].rsplit(".", 1)[0]
+    package = functions.MODULES["stacked"].rsplit(".", 1)[0]
     model, serve = _records(package, problem)
     if not is_decode:
-        prefill: Any = wheel.load_module(wheel.current_root(), f"{package}.prefill.block_sizes")
+        prefill: Any = WHEEL.load(WHEEL.root, f"{package}.prefill.block_sizes")
         return asdict(prefill.choose_block_sizes(model, serve, target.vmem_bytes))
-    decode: Any = wheel.load_module(wheel.current_root(), f"{package}.decode.block_sizes")
+    decode: Any = WHEEL.load(WHEEL.root, f"{package}.decode.block_sizes")
     has_window = problem.sliding_window is not None
     kind = "sliding_window" if has_window else "non_sliding_window"
     sizes = getattr(decode, f"choose_{kind}_block_sizes")(model, serve, target.vmem_bytes)
@@ -103,7 +102,7 @@ def _shape_arguments(problem: Problem, head_dim: int) -> tuple[Any, ...]:
 
 def _records(package: str, problem: Problem) -> tuple[Any, Any]:
     """(model record, serving record) of a package, as its wrapper makes them."""
-    configs: Any = wheel.load_module(wheel.current_root(), f"{package}.configs")
+    configs: Any = WHEEL.load(WHEEL.root, f"{package}.configs")
     out_dtype = jnp.dtype(problem.q_dtype)
     model = configs.ModelConfigs(
         num_q_heads=problem.num_q_heads,

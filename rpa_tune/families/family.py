@@ -1,0 +1,121 @@
+"""What the tuner asks of a kernel family, ours or a public one. No jax.
+
+`rpa_kernels.family.KernelFamily` says what a kernel is: configs, limits, accounts. A `Family` adds
+what the tuner does with it: compile, read its scalars, hold a schedule against its account. Where
+families differ they override a method or an attribute; nothing asks where one comes from.
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rpa_kernels.batch import Batch
+from rpa_kernels.cores import Core, cores_of
+from rpa_kernels.family import KernelFamily, Traffic
+from rpa_kernels.problem import Problem
+from rpa_tune.hw.chip import Chip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """A function to compile for the sake of one Pallas call in it.
+
+    Attributes:
+      function: Takes `arguments`.
+      arguments: Abstract arrays (`jax.ShapeDtypeStruct`), without sharding.
+      kernel_name: `name=` of the Pallas call.
+      donated: Positions of arguments that the function may overwrite.
+      context: Within which it is traced and compiled.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    kernel_name: str
+    donated: tuple[int, ...] = ()
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Executed:
+    """What a simulated schedule did for one batch.
+
+    Attributes:
+      traffic: What its DMAs moved.
+      mxu_busy_cycles: Cycles of all its MXUs.
+    """
+
+    traffic: Traffic
+    mxu_busy_cycles: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Family(KernelFamily, abc.ABC):
+    """A kernel family as the sweep, the store and the tables know it; there is one of each name.
+
+    Attributes:
+      slots: Which sequences of a batch it serves: some of `decode`, `prefill` and `mixed`.
+      is_launched: Whether the dispatcher can launch it; only what can be launched is measured.
+      unverified: What it is, if its configs are not compared with the reference; empty if they are.
+      most_configs: Configs that whoever reads its rows can use for one problem; None: all of them.
+    """
+
+    slots: tuple[str, ...]
+    is_launched: bool
+    unverified: str
+    most_configs: int | None
+
+    @property
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """Of the kernel's sources, or of the package they come from: what makes answers stale."""
+
+    @property
+    def unavailable(self) -> str:
+        """Why it cannot be compiled with what is installed; empty if it can."""
+        return ""
+
+    @abc.abstractmethod
+    def fetch(self, cache: Path) -> None:
+        """Has everything there that the kernel needs beside what is installed.
+
+        Args:
+          cache: Folder of the compile cache.
+
+        Raises:
+          UsageError: It could not be had.
+        """
+
+    @abc.abstractmethod
+    def call(self, problem: Problem, config: Any, chip: Chip) -> Call:
+        """What to compile for a config. For a worker process: loads jax.
+
+        Raises:
+          Exception: What the kernel's own code raises.
+        """
+
+    @abc.abstractmethod
+    def scalar_operands(
+        self, problem: Problem, config: Any, chip: Chip, batch: Batch
+    ) -> Mapping[int, Any]:
+        """The int32 arrays that a launch reads for a batch, by operand index.
+
+        Raises:
+          UsageError: The function makes no such launch.
+        """
+
+    @abc.abstractmethod
+    def find_mismatch(
+        self, problem: Problem, config: Any, chip: Chip, batch: Batch, executed: Executed
+    ) -> str:
+        """Where a simulation cannot be that of the kernel; empty if nowhere.
+
+        A difference means that the kernel, the account, the parser or the simulator is wrong, so
+        no time that rests on them can be trusted.
+        """
+
+    def cores(self, chip: Chip) -> tuple[Core, ...]:
+        """The TensorCores that a launch uses: all of a device, or one for a kernel of one core."""
+        return cores_of(chip.num_cores_per_device if self.partition is not None else 1)

@@ -1,0 +1,58 @@
+"""The attention call of a family of ours, for a compiler or a device.
+
+The kernel stands inside the wrapper it is used in (`prepare`, launch, `finish`), because XLA
+decides from the surroundings where operands live.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rpa_kernels import inputs
+from rpa_kernels.family import KernelFamily
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+from rpa_tune.families.family import Call
+
+
+def own_call(family: KernelFamily, problem: Problem, config: Any, target: Target) -> Call:
+    """The call of one family, from public arrays to public arrays."""
+
+    def attend(
+        queries: jax.Array, keys: jax.Array, values: jax.Array, kv_cache: jax.Array,
+        *rest: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+        q, kv_new = inputs.prepare(queries, keys, values, problem)
+        scalars, sinks = rest[:4], rest[4] if problem.has_sinks else None
+        out, kv_cache = family.launch(
+            q, kv_new, kv_cache, *scalars,
+            problem=problem, config=config, target=target, sinks=sinks,
+        )  # fmt: skip
+        return inputs.finish(out, problem), kv_cache
+
+    return Call(
+        function=attend,
+        arguments=abstract_inputs(problem),
+        kernel_name=family.kernel_name(problem, config),
+        donated=(3,),
+    )
+
+
+def abstract_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes and dtypes of the public call: q, k, v, cache, four int32 arrays, sinks if any."""
+    tokens, kv_heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
+    q_dtype, kv_dtype = jnp.dtype(problem.q_dtype), jnp.dtype(problem.kv_dtype)
+    shapes: list[tuple[tuple[int, ...], Any]] = [
+        ((tokens, problem.num_q_heads, dim), q_dtype),
+        ((tokens, kv_heads, dim), kv_dtype),
+        ((tokens, kv_heads, dim), kv_dtype),
+        (problem.kv_cache_shape, kv_dtype),
+        ((problem.max_num_seqs,), jnp.int32),
+        ((problem.max_num_seqs * problem.pages_per_seq,), jnp.int32),
+        ((problem.max_num_seqs + 1,), jnp.int32),
+        ((3,), jnp.int32),
+    ]
+    if problem.has_sinks:
+        shapes.append(((problem.num_q_heads,), jnp.float32))
+    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)

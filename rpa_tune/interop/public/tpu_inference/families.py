@@ -1,0 +1,215 @@
+"""The public RPA kernels of tpu-inference as families: axes and names. No jax, no wheel.
+
+One family is one Pallas call of a public function: `public-v3-decode` is the call that serves the
+decode sequences. What needs the wheel (compiling, the scalars of a launch, the function's own
+choice of blocks) is in `calls.py` and `own_choice.py`, loaded when asked for.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rpa_kernels import limits
+from rpa_kernels.batch import Batch
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_kernels.target import Target
+from rpa_tune.families.family import Call
+from rpa_tune.hw.chip import Chip
+from rpa_tune.interop.public.batched import BatchedConfig, scratch_bytes
+from rpa_tune.interop.public.family import PublicFamily, floors, refusal
+from rpa_tune.interop.public.tpu_inference.configs import (
+    Hd64Config,
+    V3Config,
+    check_batched,
+    check_call,
+    check_hd64,
+    check_v3,
+    v3_scratch_bytes,
+)
+from rpa_tune.interop.public.tpu_inference.package import PACKAGE, why_untraceable
+
+if TYPE_CHECKING:
+    from rpa_tune.interop.public.tpu_inference.calls import Tuned
+
+_STACKED_BUFFERS = 2  # Source: NUM_BUFFERS in stacked_rpa/{decode,prefill}/block_sizes.py
+_SLOTS = {"decode": ("decode",), "mixed": ("prefill", "mixed")}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TpuInferenceFamily(PublicFamily):
+    """A Pallas call of tpu-inference.
+
+    Attributes:
+      kernel: `v3`, `hd64`, `batched` or `stacked`.
+      case: `decode`, `mixed`, or empty for a kernel that serves all sequences in one call.
+    """
+
+    kernel: str
+    case: str
+
+    @property
+    def unavailable(self) -> str:
+        """Why it cannot be compiled with what is installed; empty if it can."""
+        return self.package.unavailable or why_untraceable(self.kernel)
+
+    def call(self, problem: Problem, config: Any, chip: Chip) -> Call:
+        """The whole public function, to be compiled for the sake of this call in it."""
+        from rpa_tune.interop.public.tpu_inference import calls  # here, because it loads jax
+
+        return calls.call(self._tuned(problem, config, chip))
+
+    def scalar_operands(
+        self, problem: Problem, config: Any, chip: Chip, batch: Batch
+    ) -> Mapping[int, Any]:
+        """What the function's own code hands to the call."""
+        from rpa_tune.interop.public.tpu_inference import calls
+
+        return calls.scalar_operands(self._tuned(problem, config, chip), batch)
+
+    def _tuned(self, problem: Problem, config: Any, chip: Chip) -> "Tuned":
+        from rpa_tune.interop.public.tpu_inference.calls import Tuned
+
+        return Tuned(
+            kernel=self.kernel,
+            is_decode="decode" in self.slots,
+            name=self.kernel_name(problem, config),
+            problem=problem,
+            config=config,
+            chip=chip,
+        )
+
+
+def _default_config(
+    kernel: str, case: str, config_type: type[Any], problem: Problem, target: Target
+) -> Any:
+    """What the public function chooses itself; needs the wheel."""
+    if bad := check_call(problem, target, is_hd64=config_type is Hd64Config):
+        return bad
+    if reason := PACKAGE.unavailable or why_untraceable(kernel):
+        return refusal("jax", reason)
+    from rpa_tune.interop.public.tpu_inference import own_choice  # here, because it loads jax
+
+    fields = own_choice.block_sizes(kernel, case == "decode", problem, target)
+    return fields if isinstance(fields, Infeasible) else config_type(**fields)
+
+
+def _queries(problem: Problem, values: tuple[int, ...]) -> tuple[int, ...]:
+    fitting = tuple(value for value in values if value <= problem.max_num_tokens)
+    return fitting or values[:1]
+
+
+def _v3_decode_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
+    del target
+    return {
+        "bq_sz": (1,),
+        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048, 4096, 8192)),
+        "bq_csz": (1,),
+        "bkv_csz": limits.block_sizes(problem, (256, 512, 1024, 2048)),
+    }
+
+
+def _v3_mixed_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
+    del target
+    return {
+        "bq_sz": _queries(problem, (16, 32, 64, 128, 256)),
+        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048, 4096)),
+        "bq_csz": _queries(problem, (16, 32, 64, 128)),
+        "bkv_csz": limits.block_sizes(problem, (256, 512, 1024)),
+    }
+
+
+def _hd64_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
+    del target
+    return {
+        "bq_sz": _queries(problem, (8, 16, 32, 64, 128)),
+        "bkv_sz": limits.block_sizes(problem, (128, 256, 512, 1024, 2048, 4096)),
+    }
+
+
+def _batched_decode_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
+    del target
+    return {
+        "bq_sz": (1,),
+        "bq_c_sz": (1,),
+        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048, 4096)),
+        "batch_size": (1, 2, 4, 8, 16),
+        "n_buffer": (2, 3, 4),
+    }
+
+
+def _batched_mixed_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
+    del target
+    return {
+        "bq_sz": _queries(problem, (16, 32, 64, 128, 256)),
+        "bq_c_sz": _queries(problem, (16, 32, 64, 128, 256)),
+        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048)),
+        "batch_size": (1, 2),
+        "n_buffer": (2, 3),
+    }
+
+
+def _stacked(axes: Callable[..., Any], problem: Problem, target: Target) -> Any:
+    return {**axes(problem, target), "n_buffer": (_STACKED_BUFFERS,)}
+
+
+def v3_name(letter: str, problem: Problem, config: V3Config) -> str:
+    """Name of the Pallas call of a case: `d`, `p` or `m`. Source: `scope_name` in v3/kernel.py."""
+    blocks = f"bq_{config.bq_sz}_{config.bq_csz}-bkv_{config.bkv_sz}_{config.bkv_csz}"
+    return f"RPA{letter}-p_{problem.page_size}-{blocks}" + _window("-sw_", problem)
+
+
+def _hd64_name(problem: Problem, config: Any) -> str:
+    """The same. Source: `get_kernel_scope_name` in v3/kernel_hd64.py."""
+    pages = config.bkv_sz // problem.page_size
+    name = f"RPA-HD_64-bq_{config.bq_sz}-bkvp_{pages}-p_{problem.page_size}"
+    return name + _window("-sw_", problem)
+
+
+def _batched_name(letter: str, problem: Problem, config: Any) -> str:
+    """The same. Source: `get_kernel_name` in batched_rpa/kernel.py and stacked_rpa/*/kernel.py."""
+    blocks = f"b{config.batch_size}-q{config.bq_sz}-k{config.bkv_sz}"
+    return f"RPA{letter}-p{problem.page_size}-{blocks}" + _window("-sw", problem)
+
+
+def _window(prefix: str, problem: Problem) -> str:
+    return "" if problem.sliding_window is None else f"{prefix}{problem.sliding_window}"
+
+
+def _family(
+    kernel: str, case: str, config_type: type[Any], axes: Callable[..., Any], name_of: Any
+) -> TpuInferenceFamily:
+    """Puts a family together; a case of decode or mixed, or an empty one for all sequences."""
+    # No engine fills the prefill slot, and without a static chunk no call would serve it: its
+    # sequences are handed to the mixed call, as an engine hands them.
+    slots = _SLOTS.get(case, ("decode", "prefill", "mixed"))
+    checks: dict[type[Any], Callable[..., Infeasible | None]] = {
+        V3Config: check_v3, Hd64Config: check_hd64, BatchedConfig: check_batched,
+    }  # fmt: skip
+    return TpuInferenceFamily(
+        name=f"public-{kernel}-{case}" if case else f"public-{kernel}",
+        package=PACKAGE,
+        kernel=kernel,
+        case=case,
+        config_type=config_type,
+        check=checks[config_type],
+        default_config=partial(_default_config, kernel, case, config_type),
+        search_axes=axes,
+        scratch_bytes=scratch_bytes if config_type is BatchedConfig else v3_scratch_bytes,
+        kernel_name=name_of,
+        **floors(slots),
+    )
+
+
+TPU_INFERENCE = {family.name: family for family in (
+    _family("v3", "decode", V3Config, _v3_decode_axes, partial(v3_name, "d")),
+    _family("v3", "mixed", V3Config, _v3_mixed_axes, partial(v3_name, "m")),
+    _family("hd64", "", Hd64Config, _hd64_axes, _hd64_name),
+    _family("batched", "decode", BatchedConfig, _batched_decode_axes, partial(_batched_name, "d")),
+    _family("batched", "mixed", BatchedConfig, _batched_mixed_axes, partial(_batched_name, "m")),
+    _family("stacked", "decode", BatchedConfig, partial(_stacked, _batched_decode_axes),
+            partial(_batched_name, "d")),
+    _family("stacked", "mixed", BatchedConfig, partial(_stacked, _batched_mixed_axes),
+            partial(_batched_name, "m")),
+)}  # fmt: skip
