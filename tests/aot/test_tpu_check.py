@@ -33,7 +33,11 @@ CHANGES = {
 @pytest.mark.parametrize("chip", ["v6e", "v7x"])
 def test_the_program_that_is_timed_has_the_schedule_that_is_simulated(chip):
     """XLA decides from the surroundings of a kernel where small operands live."""
-    small = ("decode, one short sequence", "decode, many short sequences", "prefill, float32")
+    small = (
+        "decode, one short sequence",
+        "decode, two buffers, short sequences",
+        "prefill, float32",
+    )
     cases = [c for c in kernel_cases(chip, is_rehearsal=False) if c.name in small]
     with WorkerPool(num_workers=2, deadline_s=600) as pool:
         replies = list(pool.map_unordered("aot.check_tasks:simulated_and_measured", cases))
