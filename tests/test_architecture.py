@@ -77,8 +77,9 @@ ALLOWED: dict[str, set[str]] = {
         "families.registry", "dispatch",
     },
     "check": {
-        "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families.registry", "provenance",
-        "llo", "artifact.file", "artifact.compiled", "artifact.build", "dispatch", "dispatch.plan",
+        "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
+        "families.registry", "provenance", "llo", "artifact.file", "artifact.compiled",
+        "artifact.build", "dispatch", "dispatch.plan",
         "tables",
     },
 }  # fmt: skip

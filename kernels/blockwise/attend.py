@@ -31,6 +31,7 @@ KV compute blocks, whose scores lie in the buffers one `bkv_csz` of keys below t
 `lag` more chains between the stages.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -172,7 +173,7 @@ class Attention:
             c.width, lag=c.lag, num_slots=c.num_slots, num_masks=c.num_masks * is_edge,
             delays_pv=self.delays_pv,
         )  # fmt: skip
-        stages = {
+        stages: dict[str, Callable[[Group, int], None]] = {
             "mask": self.keep_mask_cap,
             "qk": partial(self.qk, is_edge=is_edge),
             "softmax": partial(self.softmax, is_edge=is_edge),

@@ -26,13 +26,13 @@ from rpa_tune.artifact.file import Artifact
 from rpa_tune.candidate import Candidate
 from rpa_tune.check.artifact_task import ArtifactTask, BuiltArtifact, RunArtifact
 from rpa_tune.compile import worker
-from rpa_tune.compile.lower import abstract_inputs
 from rpa_tune.dispatch.call import Arrays
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.dispatch.runtime import attend
 from rpa_tune.errors import ArtifactError, UsageError
 from rpa_tune.evaluate.measure_task import describe, find_device
+from rpa_tune.families.own_call import abstract_inputs
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.tables.reader import load_tables, shipped_folder
 from rpa_tune.tables.step import Step

@@ -18,6 +18,7 @@ from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.observations import measured_answers, observe
+from rpa_tune.interop.measured_rows import Recordings, call_digest, is_lines, load_lines
 from rpa_tune.interop.records import load_records, schedules
 from rpa_tune.llo.calibrate import Fit, Observation, fit
 from rpa_tune.llo.machine import Machine, load_machine
@@ -45,6 +46,8 @@ DEFAULT_PARAMETERS = (
               help="Chip to fit: v5e, v6e, v7x, ...; a check's file names its own.")  # fmt: skip
 @click.option("--plan", type=click.Path(path_type=Path),
               help="Plan of the sweep; required with a store.")  # fmt: skip
+@click.option("--recordings", type=click.Path(path_type=Path),
+              help="Archive of what the calls do; required with measured rows.")  # fmt: skip
 @click.option("--batches", default=3, show_default=True, type=number("batches"),
               help="Launches per measured candidate of a store.")  # fmt: skip
 @click.option(
@@ -68,6 +71,7 @@ def calibrate(
     records: Path,
     chip: str | None,
     plan: Path | None,
+    recordings: Path | None,
     batches: int,
     parameters: tuple[str, ...],
     output: Path | None,
@@ -77,9 +81,11 @@ def calibrate(
 ) -> None:
     """Fits machine parameters to the measured times in RECORDS.
 
-    RECORDS is one of three things: what `rpa-tune tpu-check` wrote on a TPU host; a file in the
-    form of benchmarks/data/measured_rpa.json, with times of the public v3 kernel on your TPU, of
-    which only device times are used; the store of a sweep that measured, with the sweep's --plan.
+    RECORDS is one of four things: what `rpa-tune tpu-check` wrote on a TPU host; the store of a
+    sweep that measured, with the sweep's --plan; a file in the form of
+    benchmarks/data/measured_rpa.json, with times of the public v3 kernel on your TPU, of which only
+    device times are used; or one in the form of measured_rpa_2.jsonl beside it, of kernels that no
+    package has, with --recordings of these calls (recordings.zip beside it).
 
     Kernels are compiled again here. What comes out as another schedule than the one that was
     measured, because sources or versions are others, is left out.
@@ -98,6 +104,8 @@ def calibrate(
         observations, skipped = _observed(answers, workloads, machine, cache, workers, batches=1)
     elif store.is_store(records):
         observations, skipped = _from_store(records, plan, machine, cache, workers, batches)
+    elif is_lines(records):
+        observations, skipped = _from_lines(records, recordings, machine)
     else:
         observations, skipped = _from_records(records, machine, cache, workers)
     if not observations:
@@ -176,6 +184,35 @@ def _observed(
     return observations, skipped
 
 
+def _from_lines(
+    path: Path, recordings: Path | None, machine: Machine
+) -> tuple[list[Observation], list[str]]:
+    """Launches of measured rows, and what was left out."""
+    if recordings is None:
+        raise UsageError(
+            "measured rows do not say what their kernels do",
+            where=str(path),
+            hint="add --recordings, as benchmarks/data/recordings.zip of the repository",
+        )
+    chosen = [line for line in load_lines(path) if line.chip == machine.chip]
+    if not chosen:
+        raise UsageError(f"no measured rows of {machine.chip}", where=str(path))
+    archive = Recordings(recordings)
+    observations, skipped = [], []
+    for line in chosen:
+        label = f"line {line.place + 1}"
+        launches = archive.of_call(call_digest(line.contents))
+        if launches is None:
+            skipped.append(f"{label}: its call is not in {recordings}")
+            continue
+        seen = Observation(label=label, launches=launches, measured_us=line.measured_us)
+        if is_impossible(seen, machine):
+            skipped.append(f"{label}: its bundles alone take longer than measured")
+        else:
+            observations.append(seen)
+    return observations, skipped
+
+
 def is_impossible(seen: Observation, machine: Machine) -> bool:
     """Whether the bundles alone take longer than measured: another kernel was timed."""
     return seen.num_bundles / machine.value("clock_hz") * 1e6 > 1.1 * seen.measured_us
@@ -196,7 +233,7 @@ def _from_records(
             continue
         seen = Observation(
             label=f"record {record.index}",
-            recordings=llo_record(program, machine, record.operands()),
+            launches=(llo_record(program, machine, record.operands()),),
             measured_us=record.measured_us,
         )
         if is_impossible(seen, machine):

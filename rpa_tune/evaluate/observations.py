@@ -123,6 +123,6 @@ def _launches(
     for i in picked:
         yield Observation(
             label=f"{name} batch {i}",
-            recordings=record(program, machine, scalar_operands(answer.candidate, batches[i])),
+            launches=(record(program, machine, scalar_operands(answer.candidate, batches[i])),),
             measured_us=answer.batch_us[i],
         )
