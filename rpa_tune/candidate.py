@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rpa_kernels.problem import Problem
+from rpa_tune.families.family import Family
 from rpa_tune.families.registry import load_family
+from rpa_tune.hw.chip import Chip, load_chips
 
 
 class Fidelity(enum.IntEnum):
@@ -43,26 +45,26 @@ class Candidate:
     """One config of one kernel for one problem on one chip, judged on one workload.
 
     Attributes:
-      family: Kernel family name.
+      family: Kernel family.
       problem: Static shapes and dtypes.
       config: The family's config record.
-      chip: Name in the chip table.
+      chip: Where it runs.
       workload: `Workload.digest`: the batches that it is judged on.
     """
 
-    family: str
+    family: Family
     problem: Problem
     config: Any
-    chip: str
+    chip: Chip
     workload: str
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `from_dict` reads it back."""
         return {
-            "family": self.family,
+            "family": self.family.name,
             "problem": asdict(self.problem),
             "config": asdict(self.config),
-            "chip": self.chip,
+            "chip": self.chip.name,
             "workload": self.workload,
         }
 
@@ -73,11 +75,12 @@ class Candidate:
         Raises:
           ValueError, KeyError, TypeError: The data is not a candidate.
         """
+        family = load_family(data["family"])
         return cls(
-            family=data["family"],
+            family=family,
             problem=Problem(**data["problem"]),
-            config=load_family(data["family"]).config_from_dict(data["config"]),
-            chip=data["chip"],
+            config=family.config_from_dict(data["config"]),
+            chip=load_chips()[data["chip"]],
             workload=data["workload"],
         )
 
@@ -86,9 +89,10 @@ class Candidate:
         """What its study is about, for people: not all of it, so that two may have one title."""
         problem = self.problem
         window = f", window {problem.sliding_window}" if problem.sliding_window else ""
+        heads = f"{problem.num_q_heads}/{problem.num_kv_heads} heads of {problem.head_dim}"
         return (
-            f"{self.chip}/{self.family}, {problem.num_q_heads}/{problem.num_kv_heads} heads of "
-            f"{problem.head_dim}, {problem.kv_dtype}, page {problem.page_size}{window}"
+            f"{self.chip.name}/{self.family.name}, {heads}, "
+            f"{problem.kv_dtype}, page {problem.page_size}{window}"
         )
 
     @property
@@ -100,7 +104,9 @@ class Candidate:
     def study(self) -> str:
         """The same of all but the config: candidates of one study have it in common."""
         problem = asdict(self.problem)
-        parts = {"family": self.family, "chip": self.chip, "workload": self.workload}
+        parts = {
+            "family": self.family.name, "chip": self.chip.name, "workload": self.workload,
+        }  # fmt: skip
         return _digest({**parts, "problem": problem})
 
 

@@ -9,7 +9,8 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Evaluation, Fidelity, Status
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
-from rpa_tune.provenance import kernel_digest
+from rpa_tune.families.registry import load_family
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.sweep.sampler import Search
 from rpa_tune.sweep.study import Study
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -39,9 +40,9 @@ def make_workload(name="fake"):
 def make_study(*, name="v6e/fake/decode", simulate=12, chip="v6e", problem=PROBLEM, **axes):
     return Study(
         name=name,
-        family="decode",
+        family=load_family("decode"),
         problem=problem,
-        chip=chip,
+        chip=load_chip(chip),
         workload=make_workload(),
         overrides={**AXES, **axes},
         search=Search(simulate=simulate, wave=4, seed=0),
@@ -103,9 +104,9 @@ def stamp(family):
     """Today's versions without host and time, so that two runs write the same bytes."""
     from rpa_tune.provenance import provenance
 
-    whole = provenance(kernel_digest(family))
+    whole = provenance(family.digest)
     return {**{key: whole[key] for key in ("simulator", "verifier", "jax", "libtpu")},
-            "kernel": kernel_digest(family), "time": "2026-01-02T03:04:05+00:00"}  # fmt: skip
+            "kernel": family.digest, "time": "2026-01-02T03:04:05+00:00"}  # fmt: skip
 
 
 class FakeInterpreter(FormulaEvaluator):

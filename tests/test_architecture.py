@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "capture": {"capture.writer"},
     "capture.writer": set(),
     "capture.reader": {"capture.writer", "workload.step"},
-    "candidate": {"kernels", "families.registry"},
+    "candidate": {"kernels", "hw", "families", "families.registry"},
     "families": {"kernels", "hw", "provenance"},
     "families.registry": {"kernels", "families", "interop.public"},
     "models": set(),
@@ -43,15 +43,15 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"candidate"},
     "evaluate": {
         "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance",
-        "families", "families.registry",
+        "families",
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
         "models.catalog", "models.buckets", "models.padding", "provenance", "decide", "tables",
-        "families.registry", "report", "compile",
+        "families", "families.registry", "report", "compile",
     },
     "decide": {
-        "candidate", "store", "tables", "kernels", "hw", "workload", "families.registry", "llo",
+        "candidate", "store", "tables", "kernels", "hw", "workload", "families", "llo",
     },
     "artifact": set(),
     "artifact.file": set(),
@@ -74,7 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.buckets", "provenance", "decide",
-        "families.registry", "dispatch",
+        "families", "families.registry", "dispatch",
     },
 }  # fmt: skip
 SERVING = ("kernels", "hw", "tables", "dispatch", "capture")

@@ -15,7 +15,6 @@ from rpa_tune.cli.tables import clause_text
 from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.decide.portfolio import Portfolio
 from rpa_tune.decide.promote import study_curve
-from rpa_tune.families.registry import load_family
 from rpa_tune.provenance import provenance
 from rpa_tune.store import journal as store
 from rpa_tune.store.codec import stamp_of
@@ -72,7 +71,7 @@ def answers_of(
     Returns:
       (answers, why others that are about the study's problem were left out -> how many).
     """
-    stamp = stamp_of(provenance(load_family(study.family).digest))
+    stamp = stamp_of(provenance(study.family.digest))
     fresh: dict[tuple[Fidelity, str], Evaluation] = {}
     others: Counter[str] = Counter()
     for answer in evaluations:

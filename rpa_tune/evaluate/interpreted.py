@@ -18,8 +18,6 @@ from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, TaskPool, WorkerPool
 from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_in, hostile_batches
 from rpa_tune.evaluate.evaluator import AbstractEvaluator, find_obstacle, refuse
-from rpa_tune.families.registry import load_family
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
@@ -38,7 +36,7 @@ def stand_in(candidate: Candidate) -> tuple[Candidate, Workload]:
     """
     problem, config = candidate.problem, candidate.config
     batches = hostile_batches(
-        candidate.family,
+        candidate.family.name,
         page_size=problem.page_size,
         block_tokens=config.bkv_sz,
         num_blocks=1,
@@ -50,10 +48,9 @@ def stand_in(candidate: Candidate) -> tuple[Candidate, Workload]:
     )
     whole = _resized(problem, workload)
     small = _with_few_heads(whole)
-    target = load_chip(candidate.chip).target
+    target = candidate.chip.target
     # A limit that only the small problem breaks says nothing about the candidate.
-    check = load_family(candidate.family).check
-    used = small if check(small, config, target) is None else whole
+    used = small if candidate.family.check(small, config, target) is None else whole
     return replace(candidate, problem=used, workload=workload.digest), workload
 
 
@@ -149,7 +146,7 @@ def _conclude(candidate: Candidate, verdicts: list[Verdict], seconds: float) -> 
             **(_figures(candidate, verdicts) if last.status is Status.OK else {}),
             "evaluate_s": seconds,
         },
-        provenance=provenance(load_family(candidate.family).digest),
+        provenance=provenance(candidate.family.digest),
     )
 
 

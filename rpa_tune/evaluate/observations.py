@@ -27,7 +27,7 @@ def measured_answers(evaluations: Iterable[Evaluation], chip: str) -> list[Evalu
     found = {
         e.candidate.digest: e
         for e in evaluations
-        if e.fidelity is Fidelity.MEASURED and e.candidate.chip == chip
+        if e.fidelity is Fidelity.MEASURED and e.candidate.chip.name == chip
     }
     return [answer for answer in found.values() if answer.ok]
 
@@ -51,7 +51,7 @@ def observe(
     """
     usable = []
     for answer in answers:
-        name = f"{answer.candidate.family} {answer.candidate.digest}"
+        name = f"{answer.candidate.family.name} {answer.candidate.digest}"
         if answer.candidate.workload not in workloads:
             yield f"{name}: the plan has no workload {answer.candidate.workload}"
         elif not answer.metrics.get("is_steady", True):
@@ -87,8 +87,10 @@ def _launches(
     by_time = sorted(range(len(answer.batch_us)), key=lambda i: answer.batch_us[i])
     num = min(num_batches, len(by_time))
     picked = sorted({by_time[round(n * (len(by_time) - 1) / max(1, num - 1))] for n in range(num)})
-    batches = [weighted.batch for weighted in workload.for_family(answer.candidate.family).batches]
-    machine = load_machine(answer.candidate.chip)
+    batches = [
+        weighted.batch for weighted in workload.for_family(*answer.candidate.family.slots).batches
+    ]
+    machine = load_machine(answer.candidate.chip.name)
     for i in picked:
         yield Observation(
             label=f"{name} batch {i}",

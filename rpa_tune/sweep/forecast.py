@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.evaluate.interpreted import stand_in
-from rpa_tune.families.registry import load_family
 from rpa_tune.models.padding import padding_note
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
@@ -69,14 +68,14 @@ def forecast(
     for study in job.mine:
         space = study.space()
         num_simulated = min(study.search.simulate, len(space.configs))
-        stamp = stamp_of(provenance(load_family(study.family).digest))
-        check_stamp = stamp_of(provenance(load_family(study.family).digest), Fidelity.INTERPRETED)
+        stamp = stamp_of(provenance(study.family.digest))
+        check_stamp = stamp_of(provenance(study.family.digest), Fidelity.INTERPRETED)
         own = [e for e in simulated if _belongs(e, study) and stamp_of(e.provenance) == stamp]
         todo = max(0, num_simulated - len(own))
         is_checked = any(
             (stand_in(e.candidate)[0].digest, check_stamp) in checked for e in own if e.ok
         )
-        needs_checks = verify and not load_family(study.family).unverified
+        needs_checks = verify and not study.family.unverified
         num_checks = study.search.configs if needs_checks and (todo or not is_checked) else 0
         rows.append(
             StudyForecast(

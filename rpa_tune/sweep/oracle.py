@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.interpreted import stand_in
-from rpa_tune.families.registry import load_family
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.doubt import MAX_ATTEMPTS
@@ -85,7 +84,7 @@ class Oracle:
         """
         if fidelity is Fidelity.ANALYTICAL:
             return self._bounds(wave, study)
-        stamp = stamp_of(provenance(load_family(study.family).digest), fidelity)
+        stamp = stamp_of(provenance(study.family.digest), fidelity)
         keys = {(candidate.digest, fidelity) for candidate in wave}
         with self._monitor:
             while keys & self._being_asked:

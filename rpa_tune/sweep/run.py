@@ -25,7 +25,6 @@ from rpa_tune.evaluate.measured import (
     has_tpu,
 )
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
-from rpa_tune.families.registry import load_family
 from rpa_tune.ranges import RANGES
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.identity import require_same_samplers
@@ -132,8 +131,8 @@ def tune(
     if folder is not None:
         require_writable(folder)
     cache = default_cache_dir() if cache is None else Path(cache)
-    for name in job.plan.families:
-        load_family(name).fetch(cache)
+    for family in dict.fromkeys(study.family for study in job.studies):
+        family.fetch(cache)
     host, measuring = find_measuring_host(job.plan, on_cluster=isinstance(pool, RayPool))
     with tempfile.TemporaryDirectory() as no_cache, _open_exchange(storage, fresh) as exchange:
         made = make_evaluators(job.plan, pool, Path(no_cache) if fresh else cache, measuring)

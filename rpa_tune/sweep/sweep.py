@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.decide.promote import Decision, decide
-from rpa_tune.families.registry import load_family
 from rpa_tune.space.space import Space
 from rpa_tune.store.doubt import MOST_ALIKE, fail_alike
 from rpa_tune.store.journal import Journal
@@ -194,8 +193,8 @@ class Sweep:
 
     def _is_measured(self, study: Study) -> bool:
         """Whether a study's finalists are measured: where its chip is, if they can be launched."""
-        is_here = Fidelity.MEASURED in self.evaluators and study.chip == self.chip_here
-        return is_here and study.search.measure > 0 and load_family(study.family).is_launched
+        is_here = Fidelity.MEASURED in self.evaluators and study.chip.name == self.chip_here
+        return is_here and study.search.measure > 0 and study.family.is_launched
 
     def _measured(self, result: StudyResult, heuristic: Any) -> StudyResult:
         """The result by what the device says about the finalists.
@@ -226,7 +225,7 @@ class Sweep:
 
         What could not be checked (a timeout, a crash) is not promoted either.
         """
-        family = load_family(result.study.family)
+        family = result.study.family
         if Fidelity.INTERPRETED not in self.evaluators or family.unverified:
             return result  # its row says so
         asked: dict[Any, Evaluation] = {}

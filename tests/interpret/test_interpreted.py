@@ -8,6 +8,8 @@ from interpret.kernel_cases import decode_config, make_problem
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Candidate, Fidelity, Status
 from rpa_tune.evaluate.interpreted import InterpretedEvaluator, stand_in
+from rpa_tune.families.registry import load_family
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
 BATCH = Batch(q_lens=(1, 1), kv_lens=(1, 130), num_decode=2)
@@ -25,8 +27,8 @@ def evaluator():
 
 def candidate(**config):
     return Candidate(
-        family="decode", problem=make_problem(num_q_heads=2, num_kv_heads=1),
-        config=decode_config(**config), chip="v6e", workload=WORKLOAD.digest,
+        family=load_family("decode"), problem=make_problem(num_q_heads=2, num_kv_heads=1),
+        config=decode_config(**config), chip=load_chip("v6e"), workload=WORKLOAD.digest,
     )  # fmt: skip
 
 

@@ -26,8 +26,8 @@ def test_an_explanation_has_a_time_a_bound_and_neighbours(fake, tmp_path, capfd)
     assert found.ok
     assert found.time_us > 0
     assert found.lower_bound_us > 0
-    assert found.question.candidate.family == "decode"
-    assert found.question.candidate.chip == "v6e"
+    assert found.question.candidate.family.name == "decode"
+    assert found.question.candidate.chip.name == "v6e"
     assert sum(near.how == "tried" for near in found.neighbours) == 2
     assert found.advice
     assert capfd.readouterr() == ("", "")

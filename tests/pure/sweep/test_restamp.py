@@ -11,6 +11,7 @@ from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli import restamp as cli_restamp
 from rpa_tune.cli.main import cli
 from rpa_tune.decide.promote import decide, make_row
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import kernel_digest, versions
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep import recheck
@@ -227,7 +228,7 @@ def test_the_command_writes_what_it_proved_in_place(tmp_path, run):
     fast = make_stale(folder)
     small = replace(STUDY.problem, num_pages=64, max_num_seqs=4)
     make_stale(folder, study=replace(STUDY, problem=small), libtpu="0.0.1")
-    make_stale(folder, study=replace(STUDY, chip="v5e"))
+    make_stale(folder, study=replace(STUDY, chip=load_chip("v5e")))
     before = {path: path.read_text() for path in folder.glob("*/*.jsonl")}
 
     dry = run("--check", "--chip", "v6e")

@@ -190,7 +190,7 @@ def run_on_disk(folder):
 
 
 def test_a_small_file_system_that_fills_up_during_a_sweep(tmp_path):
-    from pure.test_cli_sweep import PLAN
+    from pure.cli.test_sweep import PLAN
 
     calm, full = tmp_path / "calm", tmp_path / "full"
     for folder in (calm, full):
