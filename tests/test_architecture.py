@@ -13,12 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Layer -> layers it may import. A layer is a folder or a module, named as it is imported; where a
 # module inside a folder is named too, it is a layer of its own.
-BASE = {"errors", "files", "closing", "ranges"}
+BASE = {"errors", "files", "ranges"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "errors": set(),
     "files": set(),
-    "closing": set(),
     "ranges": set(),
     "hw": {"kernels"},
     "llo": {"hw"},

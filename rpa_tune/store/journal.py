@@ -12,6 +12,7 @@ What it promises:
 - Lines are never edited. The last answer of a candidate, fidelity and stamp counts.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -23,7 +24,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
-from rpa_tune.closing import Closing
 from rpa_tune.errors import StoreError
 from rpa_tune.store import codec, notes
 from rpa_tune.store.doubt import fail_alike, is_settled
@@ -129,7 +129,7 @@ def has_writer(path: Path) -> bool:
     return False
 
 
-class Journal(Closing):
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """The one writer of a store, and an index of what it holds. Use as a context manager."""
 
     def __init__(
@@ -250,6 +250,10 @@ class Journal(Closing):
         except OSError as error:
             raise _unwritable(self.path, error) from error
         self._synced_at = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        """Closes, whatever happened."""
+        self.close()
 
     def close(self) -> None:
         """Syncs and gives the lock back. Closing twice is allowed."""

@@ -30,7 +30,6 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
-from rpa_tune.closing import Closing
 from rpa_tune.errors import StoreError, UsageError, install_command
 from rpa_tune.store import codec
 from rpa_tune.store.doubt import TRANSIENT, fail_alike, is_settled
@@ -49,7 +48,7 @@ _SCHEMA_ATTEMPTS = 10
 _CANDIDATE, _RUN, _ANSWER = "rpa-tune:candidate", "rpa-tune:run", "rpa-tune:answer"
 
 
-class Exchange(Closing):
+class Exchange(contextlib.AbstractContextManager["Exchange"]):
     """What one run takes from the others and gives to them. Any number of threads may ask."""
 
     def __init__(self, storage: str, *, beat_s: float = 5.0, grace_s: float = 60.0) -> None:
@@ -126,6 +125,10 @@ class Exchange(Closing):
                 check()
                 time.sleep(_POLL_S)
             waiting = busy
+
+    def __exit__(self, *error: object) -> None:
+        """Closes, whatever happened."""
+        self.close()
 
     def close(self) -> None:
         """Gives back what this run was asked and did not answer."""
