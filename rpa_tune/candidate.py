@@ -22,7 +22,28 @@ class Fidelity(enum.IntEnum):
     ANALYTICAL = 0
     SIMULATED = 1
     MEASURED = 2
-    INTERPRETED = 3  # right or wrong, and never a time: no rung of the ladder
+
+
+class Correctness(enum.Enum):
+    """How it was found out whether a config is right: no time, so no fidelity and no rung."""
+
+    INTERPRETED = "interpreted"
+
+
+Method = Fidelity | Correctness
+
+
+def method_of(name: str) -> Method:
+    """The one that stores and JSON call by its name in lower case.
+
+    Raises:
+      ValueError: There is none.
+    """
+    known: tuple[Method, ...] = (*Fidelity, *Correctness)
+    for method in known:
+        if method.name.lower() == name:
+            return method
+    raise ValueError(f"{name!r:.40} is no fidelity, and no way to verify")
 
 
 class Status(enum.StrEnum):
@@ -121,11 +142,11 @@ class Evaluation:
 
     Attributes:
       candidate: What was asked.
-      fidelity: How it was answered.
+      fidelity: How it was answered; a `Correctness` says right or wrong, and has no time.
       status: OK, or why there is no time.
       detail: One line; empty when OK.
       time_us: Expected device time of one launch over the workload (weighted mean) in
-        microseconds, or None without an answer, and always when interpreted.
+        microseconds, or None without an answer, and always from a `Correctness`.
       batch_us: Time of each of the workload's batches, in its order.
       metrics: Plain JSON values beside the time: `total_cycles`, `cycles_by_owner`, `mbu`,
         `mfu`, `bound_by`, `hbm_bytes`, `vmem_bytes`, `compile_s`, `unknown`, `guesses`, ...
@@ -133,13 +154,24 @@ class Evaluation:
     """
 
     candidate: Candidate
-    fidelity: Fidelity
+    fidelity: Method
     status: Status
     detail: str = ""
     time_us: float | None = None
     batch_us: tuple[float, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rung(self) -> Fidelity:
+        """The fidelity, of an answer that is about time.
+
+        Raises:
+          ValueError: It says whether a config is right.
+        """
+        if not isinstance(self.fidelity, Fidelity):
+            raise ValueError(f"{self.fidelity.name.lower()} is no fidelity")
+        return self.fidelity
 
     @property
     def ok(self) -> bool:

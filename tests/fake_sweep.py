@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
-from rpa_tune.candidate import Evaluation, Fidelity, Status
+from rpa_tune.candidate import Correctness, Evaluation, Fidelity, Status
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
@@ -113,7 +113,7 @@ class FakeInterpreter(FormulaEvaluator):
     """Says that every config is right, unless told otherwise."""
 
     def __init__(self, **options):
-        super().__init__(Fidelity.INTERPRETED, **options)
+        super().__init__(Correctness.INTERPRETED, **options)
 
     def answer(self, candidate, num_batches=2):
         timed = super().answer(candidate, num_batches)
@@ -122,7 +122,7 @@ class FakeInterpreter(FormulaEvaluator):
 
 def make_evaluators(**simulated):
     return {
-        Fidelity.INTERPRETED: FakeInterpreter(),
+        Correctness.INTERPRETED: FakeInterpreter(),
         Fidelity.ANALYTICAL: FormulaEvaluator(Fidelity.ANALYTICAL, scale=0.8),
         Fidelity.SIMULATED: FormulaEvaluator(Fidelity.SIMULATED, **simulated),
     }

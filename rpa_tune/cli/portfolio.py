@@ -78,12 +78,12 @@ def answers_of(
         c = answer.candidate
         if (c.family, c.problem, c.chip, c.workload) != (
             study.family, study.problem, study.chip, study.workload.digest
-        ) or answer.fidelity in (Fidelity.ANALYTICAL, Fidelity.INTERPRETED):  # fmt: skip
+        ) or answer.fidelity not in (Fidelity.SIMULATED, Fidelity.MEASURED):  # fmt: skip
             continue
         if stamp_of(answer.provenance) != stamp:
             others["of other versions"] += 1
         else:
-            fresh[answer.fidelity, c.digest] = answer
+            fresh[answer.rung, c.digest] = answer
     top = max((fidelity for fidelity, _ in fresh), default=None)
     timed = [a for (fidelity, _), a in fresh.items() if fidelity is top and a.ok]
     if untimed := sum(fidelity is top for fidelity, _ in fresh) - len(timed):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.candidate import Correctness, Fidelity, Method
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import ChipName, Choice, cache_option
 from rpa_tune.cli.output import counted, print_json
@@ -21,8 +21,7 @@ from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.recheck import Check, ask, check_versions
-from rpa_tune.sweep.study import Study
-from rpa_tune.sweep.watch import Watch
+from rpa_tune.sweep.watch import Answered, Event, Watch, WaveStarted
 from rpa_tune.tables.reader import load_tables, shipped_folder
 from rpa_tune.tables.row import TableRow
 
@@ -80,7 +79,9 @@ def check(
     rows = choose_rows(folder or shipped_folder(), chip, family)
     if recompile:
         fetch(rows, cache)
-        evaluators = {Fidelity.SIMULATED: make_evaluator(workers, cache)}
+        evaluators: dict[Method, AbstractEvaluator] = {
+            Fidelity.SIMULATED: make_evaluator(workers, cache)
+        }
         with Journal(store_file) as journal:
             oracle = Oracle(evaluators=evaluators, journal=journal, watch=Lines(len(rows)))
             checks = list(ask_each(rows, lambda row: ask(row, oracle, plans), oracle, workers))
@@ -144,20 +145,20 @@ class Lines(Watch):
         self._num_begun = 0
         self._started = time.monotonic()
 
-    def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
-        """A row begins, or is about to be verified."""
-        known = f", {num_known} already stored" if num_known else ""
-        if fidelity is Fidelity.INTERPRETED:
-            self._say(f"{study.name}: verifying {counted(num, 'config')}{known}")
-            return
-        self._num_begun += 1
-        number_of = f"row {self._num_begun} of {self._num_rows}"
-        self._say(f"{number_of}: {study.name}: {counted(num, 'config')}{known}")
-
-    def answered(self, study: Study, evaluation: Evaluation) -> None:
-        """One config has an answer."""
-        found = f"{evaluation.time_us:.1f} us" if evaluation.time_us else evaluation.status.value
-        self._say(f"{study.name}: {found}")
+    def tell(self, event: Event) -> None:
+        """A row begins or is about to be verified, or one of its configs has an answer."""
+        match event:
+            case WaveStarted(study=study, num=num, num_known=num_known):
+                known = f", {num_known} already stored" if num_known else ""
+                if event.fidelity is Correctness.INTERPRETED:
+                    self._say(f"{study.name}: verifying {counted(num, 'config')}{known}")
+                    return
+                self._num_begun += 1
+                number_of = f"row {self._num_begun} of {self._num_rows}"
+                self._say(f"{number_of}: {study.name}: {counted(num, 'config')}{known}")
+            case Answered(study=study, evaluation=answer):
+                found = f"{answer.time_us:.1f} us" if answer.time_us else answer.status.value
+                self._say(f"{study.name}: {found}")
 
     def _say(self, text: str) -> None:
         click.echo(f"[{time.monotonic() - self._started:6.1f} s] {text}", err=True)

@@ -92,9 +92,7 @@ def decide(
     measure = yardstick(evaluations, objective)
     ranked = sorted((evaluation for evaluation in evaluations if evaluation.ok), key=measure.loss)
     best = ranked[0]
-    error_pct = max(
-        ERROR_PCT[best.fidelity], round(100 * float(best.metrics.get("spread", 0.0)), 2)
-    )
+    error_pct = max(ERROR_PCT[best.rung], round(100 * float(best.metrics.get("spread", 0.0)), 2))
     margin = 1 + error_pct / 100
 
     def beats_heuristic(evaluation: Evaluation) -> bool:

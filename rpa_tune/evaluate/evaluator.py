@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rpa_kernels.problem import Problem
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.candidate import Candidate, Evaluation, Method, Status
 from rpa_tune.compile.pool import Failure, FailureKind
 from rpa_tune.families.family import Family
 from rpa_tune.provenance import provenance
@@ -25,7 +25,7 @@ class AbstractEvaluator(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def fidelity(self) -> Fidelity:
+    def fidelity(self) -> Method:
         """How the answers are got."""
 
     @abc.abstractmethod
@@ -77,7 +77,7 @@ def _misfit(family: Family, problem: Problem, workload: Workload) -> str:
     return f"workload does not fit the problem: {misfits[0]}" if misfits else ""
 
 
-def refuse(candidate: Candidate, fidelity: Fidelity, obstacle: str) -> Evaluation:
+def refuse(candidate: Candidate, fidelity: Method, obstacle: str) -> Evaluation:
     """The answer for a candidate that `find_obstacle` objects to."""
     return Evaluation(
         candidate=candidate,

@@ -14,7 +14,7 @@ from rpa_kernels import layout
 from rpa_kernels.batch import Batch
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.candidate import Candidate, Correctness, Evaluation, Status
 from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, TaskPool, WorkerPool
 from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_in, hostile_batches
 from rpa_tune.evaluate.evaluator import AbstractEvaluator, find_obstacle, refuse
@@ -93,9 +93,9 @@ class InterpretedEvaluator(AbstractEvaluator):
         self._pool: TaskPool = pool or WorkerPool(num_workers=num_workers)
 
     @property
-    def fidelity(self) -> Fidelity:
+    def fidelity(self) -> Correctness:
         """INTERPRETED."""
-        return Fidelity.INTERPRETED
+        return Correctness.INTERPRETED
 
     def evaluate_all(
         self, candidates: Iterable[Candidate], workload: Workload
@@ -139,7 +139,7 @@ def _conclude(candidate: Candidate, verdicts: list[Verdict], seconds: float) -> 
     last = verdicts[-1]
     return Evaluation(
         candidate=candidate,
-        fidelity=Fidelity.INTERPRETED,
+        fidelity=Correctness.INTERPRETED,
         status=last.status,
         detail=last.detail,
         metrics={

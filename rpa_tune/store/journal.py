@@ -23,13 +23,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity
+from rpa_tune.candidate import Candidate, Evaluation, Method
 from rpa_tune.errors import StoreError
 from rpa_tune.store import codec, notes
 from rpa_tune.store.doubt import fail_alike, is_settled
 from rpa_tune.store.notes import StudyNote, StudyPlan
 
-Key = tuple[str, Fidelity, tuple[str, ...]]
+Key = tuple[str, Method, tuple[str, ...]]
 _StudyKey = tuple[str, str]  # its name, and `Candidate.study`
 
 
@@ -218,7 +218,7 @@ class Journal(contextlib.AbstractContextManager["Journal"]):
             _note(note, self._planned, self._ended)
 
     def find(
-        self, candidate: Candidate, fidelity: Fidelity, stamp: Sequence[str]
+        self, candidate: Candidate, fidelity: Method, stamp: Sequence[str]
     ) -> Evaluation | None:
         """The answer that still holds for today's `stamp`, or None when it is to be asked.
 
@@ -290,7 +290,7 @@ def _key_of(evaluation: Evaluation) -> Key:
 
 def _doubtful(answers: Mapping[Key, Evaluation]) -> frozenset[Key]:
     """Questions of studies in which everything failed for one reason."""
-    studies: dict[tuple[str, Fidelity, tuple[str, ...]], list[Key]] = {}
+    studies: dict[tuple[str, Method, tuple[str, ...]], list[Key]] = {}
     for key, answer in answers.items():
         _, fidelity, stamp = key
         studies.setdefault((answer.candidate.study, fidelity, stamp), []).append(key)

@@ -29,7 +29,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity
+from rpa_tune.candidate import Candidate, Evaluation, Method
 from rpa_tune.errors import StoreError, UsageError, install_command
 from rpa_tune.store import codec
 from rpa_tune.store.doubt import TRANSIENT, fail_alike, is_settled
@@ -90,7 +90,7 @@ class Exchange(contextlib.AbstractContextManager["Exchange"]):
         evaluate: Evaluate,
         *,
         study: Study,
-        fidelity: Fidelity,
+        fidelity: Method,
         stamp: Sequence[str],
         check: Callable[[], None],
     ) -> Iterator[tuple[Evaluation, bool]]:
@@ -231,7 +231,7 @@ class Exchange(contextlib.AbstractContextManager["Exchange"]):
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
 
-    def _show(self, study_id: int, study: Study, fidelity: Fidelity) -> text.Shown:
+    def _show(self, study_id: int, study: Study, fidelity: Method) -> text.Shown:
         """Says for people what a study is; the first run does, and all would say the same."""
         with self._lock, self._usable():
             key = (study_id, study.name)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.candidate import Correctness, Evaluation, Fidelity
 from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.models.padding import padding_note
 from rpa_tune.provenance import provenance
@@ -61,7 +61,7 @@ def forecast(
     known = [] if fresh else job.answers
     simulated = [e for e in known if e.fidelity is Fidelity.SIMULATED and e.status not in TRANSIENT]
     each_s, is_known = _mean_seconds(simulated, _GUESSED_CANDIDATE_S)
-    checks = [e for e in known if e.fidelity is Fidelity.INTERPRETED]
+    checks = [e for e in known if e.fidelity is Correctness.INTERPRETED]
     check_s, _ = _mean_seconds(checks, _GUESSED_CHECK_S)
     checked = {(e.candidate.digest, stamp_of(e.provenance, e.fidelity)) for e in checks}
     rows = []
@@ -69,7 +69,7 @@ def forecast(
         space = study.space()
         num_simulated = min(study.search.simulate, len(space.configs))
         stamp = stamp_of(provenance(study.family.digest))
-        check_stamp = stamp_of(provenance(study.family.digest), Fidelity.INTERPRETED)
+        check_stamp = stamp_of(provenance(study.family.digest), Correctness.INTERPRETED)
         own = [e for e in simulated if _belongs(e, study) and stamp_of(e.provenance) == stamp]
         todo = max(0, num_simulated - len(own))
         is_checked = any(

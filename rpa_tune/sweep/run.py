@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rpa_tune.candidate import Fidelity
+from rpa_tune.candidate import Correctness, Fidelity, Method
 from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.compile.pool import TaskPool, WorkerPool
 from rpa_tune.compile.ray_pool import RayPool
@@ -137,7 +137,7 @@ def tune(
     with tempfile.TemporaryDirectory() as no_cache, _open_exchange(storage, fresh) as exchange:
         made = make_evaluators(job.plan, pool, Path(no_cache) if fresh else cache, measuring)
         if not verify:
-            made.pop(Fidelity.INTERPRETED)
+            made.pop(Correctness.INTERPRETED)
         budget_s = job.plan.budget_s
         with Journal(job.own, ignore_known=fresh, also_known=job.known) as opened:
             run = Sweep(
@@ -206,7 +206,7 @@ def find_measuring_host(
 
 def make_evaluators(
     plan: SweepPlan, pool: TaskPool, cache: Path, measuring: TaskPool | None
-) -> dict[Fidelity, AbstractEvaluator]:
+) -> dict[Method, AbstractEvaluator]:
     """The rungs, and the interpreter for the winners.
 
     Args:
@@ -215,12 +215,12 @@ def make_evaluators(
       cache: Folder of compiles.
       measuring: Where they are measured; None where there is no TPU.
     """
-    made: dict[Fidelity, AbstractEvaluator] = {
+    made: dict[Method, AbstractEvaluator] = {
         Fidelity.ANALYTICAL: AnalyticalEvaluator(),
         Fidelity.SIMULATED: SimulatedEvaluator(
             pool=pool, cache_dir=cache, deadline_s=plan.search.deadline_s
         ),
-        Fidelity.INTERPRETED: InterpretedEvaluator(
+        Correctness.INTERPRETED: InterpretedEvaluator(
             pool=pool, deadline_s=max(plan.search.deadline_s, _LEAST_CHECK_DEADLINE_S)
         ),
     }

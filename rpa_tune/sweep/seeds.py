@@ -146,7 +146,7 @@ def _last_time(answers: Sequence[Evaluation]) -> str:
 
 def _best(answers: Sequence[Evaluation]) -> Evaluation:
     """The fastest at the highest fidelity among them."""
-    top = max(answer.fidelity for answer in answers)
+    top = max(answer.rung for answer in answers)
     measure = yardstick(answers, EXPECTED_TIME)
     return min(
         (answer for answer in answers if answer.fidelity is top),

@@ -6,7 +6,7 @@ import pytest
 from interpret.kernel_cases import decode_config, make_problem
 
 from rpa_kernels.batch import Batch
-from rpa_tune.candidate import Candidate, Fidelity, Status
+from rpa_tune.candidate import Candidate, Correctness, Status
 from rpa_tune.evaluate.interpreted import InterpretedEvaluator, stand_in
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
@@ -35,7 +35,7 @@ def candidate(**config):
 def test_a_right_config_is_ok_and_a_bad_one_infeasible(evaluator):
     asked = [candidate(), candidate(bkv_sz=100, bkv_csz=100)]
     good, bad = evaluator.evaluate_all(asked, WORKLOAD)
-    assert (good.fidelity, good.status, good.time_us) == (Fidelity.INTERPRETED, Status.OK, None)
+    assert (good.fidelity, good.status, good.time_us) == (Correctness.INTERPRETED, Status.OK, None)
     assert 0 < good.metrics["error_of_tolerance"] <= 1
     assert "2/1 heads, 2 sequences, contexts to 130 tokens" in good.metrics["how"]
     assert bad.status is Status.INFEASIBLE

@@ -14,7 +14,7 @@ from rpa_tune.store import journal
 from rpa_tune.sweep import run as module
 from rpa_tune.sweep.forecast import forecast
 from rpa_tune.sweep.job import open_job
-from rpa_tune.sweep.watch import Watch
+from rpa_tune.sweep.watch import Answered, Watch
 from rpa_tune.tables.reader import load_tables
 
 
@@ -82,8 +82,9 @@ def test_a_spent_budget_is_an_outcome_and_the_same_call_goes_on(folder, evaluato
 
 
 class Interrupting(Watch):
-    def answered(self, study, evaluation):
-        raise KeyboardInterrupt
+    def tell(self, event):
+        if isinstance(event, Answered):
+            raise KeyboardInterrupt
 
 
 def test_an_interrupt_is_the_callers_unless_it_asks_for_what_was_decided(folder, evaluators):
