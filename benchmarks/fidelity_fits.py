@@ -7,7 +7,7 @@ copies, matmuls and the launch of a measured chip is what comes out.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,9 +20,18 @@ from rpa_tune.llo.machine import Machine, load_machine
 from rpa_tune.llo.simulate import replay_us
 
 # Deviations of logarithms beforehand: a factor of 2.7 either way, so that the rows decide; less
-# where there are four, of one kernel with contexts that were assumed.
-PRIOR = {"v5e": 0.3, "v6e": 1.0, "v7x": 1.0}
+# where there are four, of one kernel with contexts that were assumed, and where none is of a copy.
+PRIOR = {"v5e": 0.3, "v5p": 0.3, "v6e": 1.0, "v7x": 1.0}
 NUM_SETS = 16
+# How far off guesses may be, as standard deviations of logarithms: guesses too, but wide ones.
+GUESSED = {
+    "read_fixed_cycles": 0.4,
+    "read_latency_cycles": 0.3,
+    "read_linear_bytes_per_s": 0.2,
+    "launch_us": 0.4,
+    "matmul_latency_bf16_cycles": 0.3,
+    "matmul_latency_f32_cycles": 0.3,
+}
 _LEAST_DEVIATION = 0.02  # of a time's logarithm, where few rows were held out
 _COPIES = ("read_fixed_cycles", "read_latency_cycles", "read_linear_bytes_per_s")
 _COMMON = (*_COPIES, "launch_us", "matmul_latency_bf16_cycles", "matmul_latency_f32_cycles")
@@ -62,8 +71,14 @@ _FEW = Form(
         "matmul_latency_f32_cycles",
     ),
 )  # fmt: skip
+# v5p's are dense attention: they tell nothing of page copies, nor of launches, which are long.
+_DENSE = Form(
+    name="two queues, as on v6e",
+    queues=2,
+    names=("matmul_latency_bf16_cycles", "matmul_latency_f32_cycles"),
+)
 # The form of each chip that has rows.
-CHOSEN = {"v5e": _FEW, "v6e": FORMS[0], "v7x": FORMS[5]}
+CHOSEN = {"v5e": _FEW, "v5p": _DENSE, "v6e": FORMS[0], "v7x": FORMS[5]}
 
 
 def neutral(chip: str, form: Form) -> Machine:
@@ -112,9 +127,13 @@ def sets_of(
       deviation: Standard deviation of the logarithm of times that the fit had not seen.
       count: How many.
     """
-    names = tuple(fitted.values)
-    values = draw(fitted.machine, names, fitted.covariance, count=count)
-    return tuple(with_followers(fitted.values)), values, scales(deviation, count)
+    guessed = [name for name in GUESSED if name not in fitted.values]
+    names = (*fitted.values, *guessed)
+    covariance = np.diag([0.0] * len(fitted.values) + [GUESSED[name] ** 2 for name in guessed])
+    covariance[: len(fitted.values), : len(fitted.values)] = fitted.covariance
+    values = draw(fitted.machine, names, covariance, count=count)
+    followers = with_followers({name: fitted.machine.value(name) for name in names})
+    return tuple(followers), values, scales(deviation, count)
 
 
 def scales(deviation: float, count: int = NUM_SETS) -> list[float]:
@@ -149,7 +168,7 @@ class Prediction:
     """
 
     held_out_us: float
-    fitted_us: float
+    fitted_us: float | None
     interval_us: tuple[float, float] = field(default=(0.0, 0.0))
 
 
@@ -197,12 +216,33 @@ def hold_out(
         )
 
     for group, fitted in without.items():
-        sets = machine_sets(fitted, deviation(group))
-        for o in (o for o in observations if o.group == group):
-            times_us = replay_us(o.recordings, [one.machine for one in sets])
-            scaled = [us * one.scale for us, one in zip(times_us, sets, strict=True)]
-            predictions[o.label].interval_us = interval(scaled)
+        inside = [o for o in observations if o.group == group]
+        _set_intervals(predictions, inside, machine_sets(fitted, deviation(group)))
     return whole, deviation(""), predictions
+
+
+def predict_unseen(
+    fitted: Fit, deviation: float, observations: Sequence[Observation]
+) -> dict[str, Prediction]:
+    """Rows that no fit of the chip ever saw, by label, with their intervals."""
+    times = predict(fitted.machine, observations).tolist()
+    found = {
+        o.label: Prediction(held_out_us=us, fitted_us=None)
+        for o, us in zip(observations, times, strict=True)
+    }
+    _set_intervals(found, observations, machine_sets(fitted, deviation))
+    return found
+
+
+def _set_intervals(
+    predictions: Mapping[str, Prediction],
+    observations: Sequence[Observation],
+    sets: Sequence[MachineSet],
+) -> None:
+    for o in observations:
+        times_us = replay_us(o.launches, [one.machine for one in sets])
+        scaled = [us * one.scale for us, one in zip(times_us, sets, strict=True)]
+        predictions[o.label].interval_us = interval(scaled)
 
 
 def without_source(

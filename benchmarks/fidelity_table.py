@@ -15,18 +15,9 @@ from rpa_tune.llo.machine import Machine, load_machine
 
 LLO = Path(__file__).parents[1] / "rpa_tune" / "llo"
 MACHINES, SETS = LLO / "machines.yaml", LLO / "ensembles.json"
-# Chips without a fit: how far off a guess may be, as standard deviations of logarithms, and how far
-# off times are that no parameter explains. Guesses too, but wide ones.
-_GUESSED = {
-    "read_fixed_cycles": 0.4,
-    "read_latency_cycles": 0.3,
-    "read_linear_bytes_per_s": 0.2,
-    "launch_us": 0.4,
-    "matmul_latency_bf16_cycles": 0.3,
-    "matmul_latency_f32_cycles": 0.3,
-}
+# Of a chip without a fit: how far off times are that no parameter explains, a guess.
 _GUESSED_DEVIATION = 0.1
-_WEAK = 0.5  # a standard error from which on a value is as good as its beginning
+_WEAK = 0.5  # a standard error, as a share of the one beforehand, from which on a value is a guess
 
 
 def write(judged: list[dict[str, Any]]) -> None:
@@ -60,7 +51,7 @@ def _with_fit(text: str, chip: str, fitted: Fit, num_rows: int) -> str:
     for name, value in with_followers(fitted.values).items():
         if name in errors:
             source = f"fit to {num_rows} public device times, within {errors[name]:.0%}"
-            confidence = "fitted" if errors[name] < _WEAK else "guess"
+            confidence = "fitted" if errors[name] < _WEAK * fits.PRIOR[chip] else "guess"
         else:
             leader = next(n for n, f in reversed(FOLLOWERS.items()) if name in f and n in errors)
             source, confidence = f"as {leader}: no time tells them apart", "guess"
@@ -84,8 +75,8 @@ def _replaced(block: str, name: str, value: float, source: str, confidence: str)
 
 def _guessed(machine: Machine) -> dict[str, Any]:
     """Sets of a chip of which nothing was measured."""
-    names = tuple(_GUESSED)
-    covariance = np.diag([_GUESSED[name] ** 2 for name in names])
+    names = tuple(fits.GUESSED)
+    covariance = np.diag([fits.GUESSED[name] ** 2 for name in names])
     values = draw(machine, names, covariance, count=fits.NUM_SETS)
     followers = tuple(with_followers({name: machine.value(name) for name in names}))
     return _entry(followers, values.tolist(), fits.scales(_GUESSED_DEVIATION), "guesses alone")

@@ -1,28 +1,33 @@
 """The public measured rows: what was timed, and what its launch does.
 
-Times are in `data/measured_rpa.json` and `data/measured_rpa_2.jsonl`. What each launch does, its
-bundles, copies and waits without their times, is in `data/recordings.zip`: made once by
+Times are in `data/measured_rpa.json`, `data/measured_rpa_2.jsonl` and
+`data/measured_tokamax.jsonl` (`tokamax_rows.py` makes it). What each launch does, its bundles,
+copies and waits without their times, is in `data/recordings.zip`: made once by
 `record_measured.py` from the schedules that the compiler gives the public kernels, checked against
 the digests in its manifest, and timed again in milliseconds under any machine.
 """
 
-import hashlib
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rpa_tune.errors import UsageError
+from rpa_tune.interop.measured_rows import (
+    MANIFEST,
+    Recordings,
+    call_digest,
+    keep_recordings,
+)
 from rpa_tune.interop.records import Record, load_records
 from rpa_tune.llo.calibrate import Observation
-from rpa_tune.llo.recording import unpack
 
 DATA = Path(__file__).parent / "data"
 RECORDS = DATA / "measured_rpa.json"
 ROWS = DATA / "measured_rpa_2.jsonl"
+TOKAMAX = DATA / "measured_tokamax.jsonl"
 RECORDINGS = DATA / "recordings.zip"
-MANIFEST = "manifest.json"
 _FEW_QUERIES = 16  # tokens a sequence; steps that verify drafts have the shape of decode
 
 
@@ -31,9 +36,9 @@ class Row:
     """One measured time.
 
     Attributes:
-      name: `v3-0`, `sglang-5`, `stacked-3`: its source, and its place in the file.
+      name: `v3-0`, `sglang-5`, `stacked-3`, `tokamax-7`: its source, and its place in the file.
       chip: Name in the chip table.
-      part: `decode` or `prefill`.
+      part: `decode`, `prefill`, or `dense`: attention without a cache.
       source: Whose kernel; all rows of one are left out together to judge a form.
       group: Rows too alike to predict each other: the same kernel on the same heads.
       label: Heads, page size, sequences, blocks.
@@ -41,7 +46,11 @@ class Row:
       is_device_time: Whether the kernel alone was timed.
       origin: Where the time was published.
       assumed: What the source does not say.
+      left_out: Why the row is not used; empty if it is.
+      is_fitted: Whether it may take part in a fit. Rows of tokamax do so on v5p alone, where there
+        are no others: elsewhere they test what was fitted to other sources.
       contents: The record or the line of the file.
+      call: Digest of what was called.
     """
 
     name: str
@@ -55,12 +64,20 @@ class Row:
     origin: str
     assumed: str
     contents: Any
+    call: str
+    left_out: str = ""
+    is_fitted: bool = True
 
 
 def load_rows() -> tuple[Row, ...]:
     """Every row handed over."""
     lines = [json.loads(line) for line in ROWS.read_text().splitlines()]
-    return (*map(_of_record, load_records(RECORDS)), *map(_of_line, range(len(lines)), lines))
+    tokamax = [json.loads(line) for line in TOKAMAX.read_text().splitlines()]
+    return (
+        *map(_of_record, load_records(RECORDS)),
+        *map(_of_line, range(len(lines)), lines),
+        *map(_of_tokamax, range(len(tokamax)), tokamax),
+    )
 
 
 def _of_record(record: Record) -> Row:
@@ -84,6 +101,15 @@ def _of_record(record: Record) -> Row:
         origin=record.source,
         assumed=record.assumed,
         contents=record,
+        call=call_digest(
+            {
+                "chip": record.chip,
+                "kernel": record.case,
+                "problem": asdict(record.problem),
+                "blocks": record.blocks,
+                "batch": asdict(record.batch),
+            }
+        ),
     )
 
 
@@ -107,50 +133,74 @@ def _of_line(place: int, line: dict[str, Any]) -> Row:
         origin=line["source"],
         assumed=line["not_recorded"] or "",
         contents=line,
+        call=call_digest(line),
     )
+
+
+def _of_tokamax(place: int, line: dict[str, Any]) -> Row:
+    blocks = "/".join(str(value) for value in line["blocks"].values() if isinstance(value, int))
+    if line["kernel"] == "batched_rpa":
+        tokens, num_q_heads, head_dim = line["queries"]
+        heads = f"{num_q_heads}/{line['num_kv_heads']} d{head_dim}"
+        part = "decode" if tokens == line["num_seqs"] else "prefill"
+        label = f"{heads} p{line['kv_cache'][1]} n{line['num_seqs']} t{tokens} {blocks}"
+        source, group = "tokamax rpa", f"tokamax rpa {heads}"
+    else:
+        shape = "x".join(map(str, line["q"]))
+        kind = ("causal" if line["is_causal"] else "full") + (
+            " and residuals" if line["has_residuals"] else ""
+        )
+        part, label = "dense", f"{line['kernel']} {shape} {kind} {blocks}"
+        source = f"tokamax {line['kernel']}"
+        group = f"tokamax dense d{line['q'][-1]}"
+    return Row(
+        name=f"tokamax-{place}",
+        chip=line["chip"],
+        part=part,
+        source=source,
+        group=group,
+        label=label,
+        measured_us=line["measured_us"],
+        is_device_time=True,
+        origin=f"{line['source']}, entry {line['entry']}",
+        assumed=line["not_recorded"],
+        left_out=line.get("left_out", ""),
+        is_fitted=line["chip"] == "v5p",
+        contents=line,
+        call=call_digest(line),
+    )
+
+
+def recorded_names() -> set[str]:
+    """Names of the rows that have a recording."""
+    with zipfile.ZipFile(RECORDINGS) as archive:
+        return set(archive.namelist()) - {MANIFEST}
 
 
 def load_observations(rows: tuple[Row, ...]) -> tuple[dict[str, Observation], dict[str, Any]]:
     """What the rows' launches do, by name, as far as they were recorded; and the manifest.
 
     Raises:
-      UsageError: The file is missing or damaged.
+      UsageError: The file is missing or damaged, or was made of other calls than the rows'.
     """
+    recordings = Recordings(RECORDINGS)
     found = {}
-    try:
-        with zipfile.ZipFile(RECORDINGS) as archive:
-            manifest: dict[str, Any] = json.loads(archive.read(MANIFEST))
-            for row in rows:
-                if row.name not in manifest["sha256"]:
-                    continue
-                content = archive.read(row.name)
-                if hashlib.sha256(content).hexdigest() != manifest["sha256"][row.name]:
-                    raise ValueError(f"{row.name} is not what the manifest says")
-                found[row.name] = Observation(
-                    label=row.name,
-                    recordings=unpack(content),
-                    measured_us=row.measured_us,
-                    group=row.group,
-                )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(
-            f"cannot read recordings: {error}",
-            where=str(RECORDINGS),
-            hint="python benchmarks/record_measured.py makes them again",
-        ) from error
-    return found, manifest
+    for row in rows:
+        if (launches := recordings.launches(row.name)) is None:
+            continue
+        if recordings.manifest["calls"][row.name] != row.call:
+            raise UsageError(
+                f"{row.name} was recorded of another call than the row says",
+                where=str(RECORDINGS),
+                hint=f"python benchmarks/record_measured.py --row {row.name} --again",
+            )
+        found[row.name] = Observation(
+            label=row.name, launches=launches, measured_us=row.measured_us, group=row.group
+        )
+    return found, recordings.manifest
 
 
-def keep_recordings(contents: dict[str, bytes], versions: dict[str, str]) -> None:
-    """Writes recordings, one entry a row; the same contents give the same file."""
-    manifest = {
-        "sha256": {name: hashlib.sha256(contents[name]).hexdigest() for name in sorted(contents)},
-        "versions": {name: versions[name] for name in sorted(contents)},
-    }
-    entries = {MANIFEST: json.dumps(manifest, indent=1).encode()}
-    entries |= {name: contents[name] for name in sorted(contents)}
-    partial = RECORDINGS.with_suffix(".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in entries.items():
-            archive.writestr(zipfile.ZipInfo(name), content)
-    partial.rename(RECORDINGS)
+def keep(contents: dict[str, bytes], versions: dict[str, str]) -> None:
+    """Writes recordings of rows."""
+    calls = {row.name: row.call for row in load_rows()}
+    keep_recordings(RECORDINGS, contents, versions, calls)

@@ -3,9 +3,10 @@
 Compiles each row's kernel for a chip that is not there, runs its scalar program on the row's batch,
 and keeps bundles, copies and waits in `data/recordings.zip`; no code of a public kernel is kept.
 
-    python benchmarks/record_measured.py [--workers 2] [--row v3-0] [--again]
+    python benchmarks/record_measured.py [--workers 2] [--source tokamax] [--row v3-0] [--again]
 
-It records the rows of the v3 kernel, which pip gets in the tpu-inference 0.32.0 wheel. The other
+It records the rows of the v3 kernel, which pip gets in the tpu-inference 0.32.0 wheel, and those
+of tokamax, whose wheel pip gets too, under Python 3.12 and jax 0.11.1 or newer. The other
 two kernels are in no package: their recordings were made in the same way, from
 github.com/sgl-project/sglang-jax at 87cd71a8 and github.com/vllm-project/tpu-inference at 6b1a9495,
 and stand as they are. Rows that are recorded already are left alone but for `--again`. The measured
@@ -25,6 +26,7 @@ import measured
 
 from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.compile.pool import WorkerPool
+from rpa_tune.errors import UsageError
 from rpa_tune.interop import records
 from rpa_tune.interop.public.tpu_inference.package import WHEEL
 from rpa_tune.llo.machine import load_machine
@@ -35,6 +37,7 @@ from rpa_tune.llo.simulate import record
 from rpa_tune.provenance import provenance
 
 TASK = "record_measured:record_row"
+SOURCES = ("v3", "tokamax")
 _DEADLINE_S = 3600.0  # compute blocks of 2048 tokens take a quarter of an hour to compile
 
 
@@ -53,11 +56,17 @@ class Task:
 
 def record_row(task: Task) -> tuple[bytes, str]:
     """In a worker: the packed recordings of a row's launch, or nothing and why."""
+    if task.row.name.startswith("tokamax-"):
+        tokamax_calls = importlib.import_module("tokamax_calls")  # needs a newer jax
+        try:
+            return pack(tokamax_calls.record_line(task.row.contents, task.wheels)), ""
+        except UsageError as error:
+            return b"", str(error)
     bundles, operands = _v3(task)
     if isinstance(bundles, str):
         return b"", bundles
     program = load_program(bundles)
-    return pack(record(program, load_machine(task.row.chip), operands)), ""
+    return pack([record(program, load_machine(task.row.chip), operands)]), ""
 
 
 def _v3(task: Task) -> tuple[Path | str, Operands]:
@@ -77,6 +86,7 @@ def main() -> None:
     """Records what is missing; ends with 1 when a row could not be recorded."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--source", choices=SOURCES, default="v3", help="whose kernels")
     parser.add_argument("--row", action="append", help="only this row; repeat")
     parser.add_argument("--again", action="store_true", help="also what is recorded already")
     parser.add_argument("--wheels", type=Path, default=default_cache_dir() / "fidelity")
@@ -91,8 +101,8 @@ def main() -> None:
     wanted = [
         row
         for row in measured.load_rows()
-        if row.name.startswith("v3-")
-        and row.name in (args.row or [row.name])
+        if row.name.startswith(f"{args.source}-")
+        and (row.name in args.row if args.row else not row.left_out)
         and (args.again or row.name not in contents)
     ]
     source = provenance()
@@ -108,7 +118,7 @@ def main() -> None:
                     continue
                 contents[name] = packed
                 versions[name] = f"jax {source['jax']}, libtpu {source['libtpu']}"
-                measured.keep_recordings(contents, versions)
+                measured.keep(contents, versions)
                 print(f"{name}: {len(packed):,} bytes", file=sys.stderr)
     if failed:
         sys.exit("not recorded:\n" + "\n".join(failed))

@@ -96,12 +96,14 @@ class Candidate:
         Raises:
           ValueError, KeyError, TypeError: The data is not a candidate.
         """
-        family = load_family(data["family"])
+        family, chip = load_family(data["family"]), load_chips().get(data["chip"])
+        if chip is None:
+            raise ValueError(f"unknown chip {data['chip']!r:.40}")
         return cls(
             family=family,
             problem=Problem(**data["problem"]),
             config=family.config_from_dict(data["config"]),
-            chip=load_chips()[data["chip"]],
+            chip=chip,
             workload=data["workload"],
         )
 

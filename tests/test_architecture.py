@@ -75,11 +75,17 @@ ALLOWED: dict[str, set[str]] = {
         "models.catalog", "models.model", "models.buckets", "provenance", "decide",
         "families", "families.registry", "dispatch",
     },
+    "check": {
+        "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
+        "families.registry", "provenance", "llo", "artifact.file", "artifact.compiled",
+        "artifact.build", "dispatch", "dispatch.plan",
+        "tables",
+    },
 }  # fmt: skip
 SERVING = ("kernels", "hw", "tables", "dispatch", "capture")
 TUNING = {
     "sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "decide",
-    "artifact.build", "artifact.jax_cache", "analysis",
+    "artifact.build", "artifact.jax_cache", "analysis", "check",
 }  # fmt: skip
 THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "optuna": {
@@ -99,6 +105,7 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
         "interop",
         "interop.public",
         "rpa_tune/families/own_call.py",
+        "rpa_tune/check/on_device.py",
         "artifact.compiled",
         "artifact.jax_cache",
     },
@@ -111,7 +118,7 @@ NO_JAX = [
     "rpa_kernels.decode.config", "rpa_kernels.blockwise.account", "rpa_kernels.blockwise.config",
     "rpa_tune.hw.chip", "rpa_tune.llo.simulate", "rpa_tune.workload.workload",
     "rpa_tune.store.journal", "rpa_tune.tables.reader", "rpa_tune.space.space",
-    "rpa_tune.artifact.file", "rpa_tune.families.registry",
+    "rpa_tune.artifact.file", "rpa_tune.families.registry", "rpa_tune.check.run",
 ]  # fmt: skip
 
 MAX_MODULE_LINES = 400

@@ -12,10 +12,11 @@ from rpa_kernels.names import did_you_mean
 from rpa_tune.families.family import Family
 from rpa_tune.families.own import OwnFamily, own_family
 from rpa_tune.interop.public.family import PublicFamily
+from rpa_tune.interop.public.tokamax.families import TOKAMAX
 from rpa_tune.interop.public.tpu_inference.families import TPU_INFERENCE
 
 # The families of every public package. To add one: a folder in `interop/public`, and a word here.
-_PUBLIC: dict[str, PublicFamily] = {**TPU_INFERENCE}
+_PUBLIC: dict[str, PublicFamily] = {**TPU_INFERENCE, **TOKAMAX}
 ALL_FAMILIES = (*FAMILIES, *_PUBLIC)
 
 

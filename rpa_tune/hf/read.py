@@ -46,7 +46,7 @@ def read_file(path: Path) -> Model:
     """
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"not the config.json of a model: {error}", where=str(path)) from error
     if not isinstance(whole, dict):
         raise UsageError(

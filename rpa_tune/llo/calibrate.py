@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from rpa_tune.errors import UsageError
 from rpa_tune.llo.machine import Machine
-from rpa_tune.llo.recording import Recording
+from rpa_tune.llo.recording import Launch
 from rpa_tune.llo.simulate import replay_us
 
 PRIOR = 0.5  # standard deviation of a parameter's logarithm before anything was measured
@@ -41,24 +41,24 @@ _FAR = 3.0  # deviations from which on an error counts linearly: one bad record 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Observation:
-    """One launch with its measured time.
+    """What ran, with its measured time.
 
     Attributes:
       label: For messages.
-      recordings: What each core does.
+      launches: One after the other; nearly always one.
       measured_us: Device time.
       group: Held out together: launches that are too alike to predict each other.
     """
 
     label: str
-    recordings: tuple[Recording, ...]
+    launches: tuple[Launch, ...]
     measured_us: float
     group: str = ""
 
     @property
     def num_bundles(self) -> int:
         """Bundles that the busier core executes: no machine takes fewer cycles."""
-        return max(recording.num_bundles for recording in self.recordings)
+        return sum(launch.num_bundles for launch in self.launches)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -82,7 +82,7 @@ class Fit:
 
 def predict(machine: Machine, observations: Sequence[Observation]) -> npt.NDArray[np.float64]:
     """Simulated times in microseconds."""
-    times = (replay_us(o.recordings, [machine])[0] for o in observations)
+    times = (replay_us(o.launches, [machine])[0] for o in observations)
     return np.fromiter(times, np.float64, len(observations))
 
 

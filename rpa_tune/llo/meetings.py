@@ -47,7 +47,8 @@ class Meetings:
           MeetingError: It is a part that no barrier known has.
         """
         if item.op is Op.LOAD and _CORE_ID.search(rest):
-            self.core_id = item.terms[0].constant
+            if item.terms[0].first == NO_REGISTER:  # else of a chip whose devices have one core
+                self.core_id = item.terms[0].constant
         elif mnemonic == "vpush":
             if item.terms[0].first not in self._received:
                 raise MeetingError("`vpush` of a vector", "the path must not depend on data")

@@ -32,7 +32,9 @@ _PREDICATE = re.compile(r"\(\s*(!?)(%\w+)\s*\)\s*,?\s*")
 _PREDICATED_MOVE = re.compile(r"\(\s*(!?)(%\w+),\s*(%\w+)\s*\)\s*,?\s*")
 _ADDRESS_PART = re.compile(r"%\w+|#\w+|\$0x[0-9a-f]+")
 _SPLIT = re.compile(r",\s*(?![^\[]*\])")
-_ANNOTATION = re.compile(r"\[(?:resolvable:\$true|thread:\$\d+)\]\s*|(?<=[^,\s])\s+\[#\w+\]$")
+_ANNOTATION = re.compile(
+    r"\[(?:resolvable:\$(?:true|false)|thread:\$\d+)\]\s*|(?<=[^,\s])\s+\[#\w+\]$"
+)
 _TARGET = re.compile(r"target = \$region(\d+)")
 _OPERAND = re.compile(r"\[shape: ([^,\[\]]+\[[\d,]*\])[^,]*, index: (\d+), kind: (\w+)")
 _MXU = re.compile(r"mxu(\d)")
@@ -75,6 +77,7 @@ class _Parser:
         self.branches: list[tuple[int, int, str]] = []
         self.pushed: dict[int, list[int]] = {}
         self.shifted: dict[int, Term] = {}
+        self.memories: dict[int, str] = {}  # that registers point into
         self.meetings = Meetings()
 
     def parse(self) -> Program:
@@ -253,10 +256,12 @@ class _Parser:
     def _special(self, item: Instruction, mnemonic: str, rest: str) -> tuple[Instruction, ...]:
         """What a few mnemonics do besides their operation."""
         if mnemonic == "dma.general":
-            match = _GENERAL.search(rest)
-            if match is None or not set(match.groups()) <= set(memory_spaces()):
+            # XLA's own computations have no comment: there the pointers say which memories.
+            pointers = [self.memories.get(item.terms[i].first, "") for i in (0, 2)]
+            ends = match.groups() if (match := _GENERAL.search(rest)) else pointers
+            if not set(ends) <= set(memory_spaces()):
                 raise self._error("`dma.general` without a comment `FROM-to-TO`", "")
-            return (item._replace(detail=f"{match[1]}_to_{match[2]}"),)
+            return (item._replace(detail="_to_".join(ends)),)
         if item.op is Op.REMAINDER:
             # Results are queued for `spop.drf`, the quotient first where both are wanted.
             if (match := _DIVISION.search(rest)) is None:
@@ -272,6 +277,9 @@ class _Parser:
             if not waiting:
                 raise self._error(f"`{mnemonic}` takes more results than a division has", "")
             return (item._replace(terms=(Term(0, waiting.pop(0)),)),)
+        base, _, memory = mnemonic.rpartition(".")
+        if base in ("scalar_lea", "int_to_ptr"):
+            self.memories[item.result] = memory
         if item.op is Op.SHL and item.terms[1] == Term(_POINTER_SHIFT):
             self.shifted[item.result] = item.terms[0]
         elif mnemonic in ("int_to_ptr.hbm", "int_to_ptr.vmem"):

@@ -57,6 +57,23 @@ class Recording(NamedTuple):
         return int(bundles_of(self.rows, self.blocks, self.trace))
 
 
+class Launch(NamedTuple):
+    """One computation of a program, on every core that runs it.
+
+    Attributes:
+      cores: What each core does.
+      is_kernel: Whether the launch of a kernel comes before it; XLA's own computations have none.
+    """
+
+    cores: tuple[Recording, ...]
+    is_kernel: bool = True
+
+    @property
+    def num_bundles(self) -> int:
+        """Bundles that the busier core executes: no machine takes fewer cycles."""
+        return max(recording.num_bundles for recording in self.cores)
+
+
 def make_recording(
     encoded: Encoded, trace: npt.NDArray[np.int32], num_flags: int, rates: Rates
 ) -> Recording:
@@ -113,30 +130,36 @@ def _mark_stretches(rows: npt.NDArray[np.int32], first: int, end: int, per_eight
         row = max(balanced, row + 1)
 
 
-def pack(recordings: Sequence[Recording]) -> bytes:
-    """Recordings as compressed bytes, the same for the same recordings."""
+def pack(launches: Sequence[Launch]) -> bytes:
+    """Launches as compressed bytes, the same for the same launches."""
     packed = io.BytesIO()
-    for recording in recordings:
-        for array in (*recording[:3], np.array([recording.num_flags], np.int32)):
-            np.save(packed, array, allow_pickle=False)
+    for launch in launches:
+        for core, recording in enumerate(launch.cores):
+            facts = (recording.num_flags, core, launch.is_kernel)
+            for array in (*recording[:3], np.array(facts, np.int32)):
+                np.save(packed, array, allow_pickle=False)
     return lzma.compress(packed.getvalue(), preset=9)
 
 
-def unpack(content: bytes) -> tuple[Recording, ...]:
+def unpack(content: bytes) -> tuple[Launch, ...]:
     """What `pack` packed.
 
     Raises:
       ValueError: It is something else.
     """
+    launches: list[Launch] = []
     try:
         plain = lzma.decompress(content)
-        packed, recordings = io.BytesIO(plain), []
+        packed = io.BytesIO(plain)
         while packed.tell() < len(plain):
-            rows, blocks, trace, flags = (np.load(packed, allow_pickle=False) for _ in range(4))
-            recordings.append(Recording(rows, blocks, trace, int(flags[0])))
-    except (lzma.LZMAError, EOFError, ValueError) as error:
+            rows, blocks, trace, facts = (np.load(packed, allow_pickle=False) for _ in range(4))
+            num_flags, core, is_kernel = facts.tolist()
+            before = launches.pop().cores if core else ()
+            cores = (*before, Recording(rows, blocks, trace, num_flags))
+            launches.append(Launch(cores, bool(is_kernel)))
+    except (lzma.LZMAError, EOFError, ValueError, IndexError) as error:
         raise ValueError(f"not a recording: {error}") from error
-    return tuple(recordings)
+    return tuple(launches)
 
 
 def clockwork(rates: Rates) -> Clockwork:

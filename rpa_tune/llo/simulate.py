@@ -13,7 +13,7 @@ from rpa_tune.llo.ensemble import MachineSet
 from rpa_tune.llo.fast import encode_once, num_flags, run_fast
 from rpa_tune.llo.machine import Machine
 from rpa_tune.llo.program import Program
-from rpa_tune.llo.recording import Recording, make_recording, replay
+from rpa_tune.llo.recording import Launch, make_recording, replay
 from rpa_tune.llo.run import Operands, Run
 from rpa_tune.llo.timeline import Timeline, make_timeline
 
@@ -52,7 +52,7 @@ def simulate(
     timeline = make_timeline(program, machine, rates_of(machine, program.num_cores), runs)
     if not sets:
         return timeline
-    times = replay_us(_recordings(program, machine, runs), [one.machine for one in sets])
+    times = replay_us([_launch(program, machine, runs)], [one.machine for one in sets])
     return replace(
         timeline,
         set_us=tuple(us * one.scale for us, one in zip(times, sets, strict=True)),
@@ -61,19 +61,23 @@ def simulate(
 
 def record(
     program: Program, machine: Machine, operands: Operands, *, max_bundles: int = MAX_BUNDLES
-) -> tuple[Recording, ...]:
-    """What a launch does, one recording a core; see `simulate`."""
+) -> Launch:
+    """What a launch does; see `simulate`."""
     runs = _run(program, machine, operands, max_bundles, is_recorded=True)
-    return _recordings(program, machine, runs)
+    return _launch(program, machine, runs)
 
 
-def replay_us(recordings: Sequence[Recording], machines: Sequence[Machine]) -> list[float]:
-    """The time of a recorded launch under each machine, in microseconds."""
-    rates = [rates_of(machine, len(recordings)) for machine in machines]
-    ends = [max(cores) for cores in zip(*(replay(r, rates) for r in recordings), strict=True)]
+def replay_us(launches: Sequence[Launch], machines: Sequence[Machine]) -> list[float]:
+    """The time of recorded launches, one after the other, under each machine in microseconds."""
+    cycles = [0] * len(machines)
+    for launch in launches:
+        rates = [rates_of(machine, len(launch.cores)) for machine in machines]
+        ends = zip(*(replay(core, rates) for core in launch.cores), strict=True)
+        for i, (machine, end) in enumerate(zip(machines, ends, strict=True)):
+            cycles[i] += max(end) + (machine.launch_cycles if launch.is_kernel else 0)
     return [
-        (end + machine.launch_cycles) / machine.value("clock_hz") * 1e6
-        for end, machine in zip(ends, machines, strict=True)
+        count / machine.value("clock_hz") * 1e6
+        for count, machine in zip(cycles, machines, strict=True)
     ]
 
 
@@ -92,10 +96,10 @@ def _run(
     return runs
 
 
-def _recordings(program: Program, machine: Machine, runs: list[Run]) -> tuple[Recording, ...]:
+def _launch(program: Program, machine: Machine, runs: list[Run]) -> Launch:
     rates = rates_of(machine)
     encoded, flags = encode_once(program, rates), num_flags(program)
-    return tuple(make_recording(encoded, run.trace, flags, rates) for run in runs)
+    return Launch(tuple(make_recording(encoded, run.trace, flags, rates) for run in runs))
 
 
 def check_meetings(program: Program, runs: list[Run]) -> None:

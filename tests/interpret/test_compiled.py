@@ -196,7 +196,7 @@ def test_a_plan_without_executable_is_compiled_and_the_warning_says_what_differs
         dispatcher(*make_arrays(), plan=PLAN, sm_scale=0.25)
     assert [problem.sm_scale for problem in compiles] == [0.25, 0.25]
     (warning,) = warnings()
-    assert "nearest: sm_scale 0.5 for 0.25)" in warning
+    assert "nearest: sm_scale 0.5 instead of 0.25)" in warning
     decode = dispatcher.plan(PROBLEM, Step.of([1], [9], [1, 1, 1]))
     b = Batch(q_lens=(1,), kv_lens=(9,), num_decode=1).arrays(PROBLEM)
     rest = b.kv_lens, b.page_indices, b.cu_q_lens, b.distribution

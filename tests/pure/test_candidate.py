@@ -73,5 +73,5 @@ def test_a_line_about_an_unknown_family_or_chip_is_refused_as_damaged(changes):
     data = codec.to_dict(answer)
     assert codec.from_dict(data) == answer
     data["candidate"] |= changes
-    with pytest.raises(ValueError, match=r"not an evaluation|unknown family|digest"):
+    with pytest.raises(ValueError, match=r"not an evaluation|unknown family|unknown chip"):
         codec.from_dict(data)

@@ -4,7 +4,11 @@ import pytest
 
 import rpa_tune
 from rpa_kernels.batch import Batch
+from rpa_tune.analysis.audit import audit
+from rpa_tune.analysis.explain import explain
 from rpa_tune.analysis.question import as_workload, make_question
+from rpa_tune.analysis.server import Server
+from rpa_tune.analysis.verify import verify
 from rpa_tune.candidate import Status
 from rpa_tune.dispatch.audit import Coverage
 from rpa_tune.errors import UsageError
@@ -19,6 +23,11 @@ SERVER = {"model": "llama3-8b", "chip": "v6e", "max_num_seqs": 16, "max_num_batc
 def fake(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(simulated, "TASK", "pure.evaluate.fake_tasks:simulate_by_bytes")
+
+
+def test_the_package_gives_what_its_modules_have():
+    calls = (rpa_tune.explain, rpa_tune.verify, rpa_tune.audit, rpa_tune.Server)
+    assert calls == (explain, verify, audit, Server)
 
 
 def test_an_explanation_has_a_time_a_bound_and_neighbours(fake, tmp_path, capfd):

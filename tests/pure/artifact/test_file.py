@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rpa_tune import artifact, files
+from rpa_tune import files
+from rpa_tune.artifact import file as artifact
 from rpa_tune.artifact.file import Artifact, Executable, Manifest, write_artifact
 from rpa_tune.errors import ArtifactError
 

@@ -5,8 +5,9 @@ from importlib import metadata
 
 import pytest
 
-from rpa_tune.cli import doctor as module
-from rpa_tune.cli.doctor import Check, Health
+from rpa_tune.check import host as module
+from rpa_tune.check.host import Check, Health
+from rpa_tune.cli import doctor
 from rpa_tune.cli.main import main
 from rpa_tune.compile import process, target
 
@@ -130,8 +131,16 @@ def test_settings_that_change_or_break_a_compile_are_named(monkeypatch, shell):
     assert "JAX_LOG_COMPILES" not in theirs.advice
 
 
+def test_without_a_chip_nothing_is_compiled(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "check_compiles", lambda chip: [BAD])
+    assert BAD in list(module.run_checks("v6e", tmp_path))
+    others = list(module.run_checks("", tmp_path))
+    assert "memory" in {check.name for check in others}
+    assert BAD not in others
+
+
 def run(monkeypatch, capsys, checks, *args):
-    monkeypatch.setattr(module, "run_checks", lambda chip, cache: iter(checks))
+    monkeypatch.setattr(doctor, "run_checks", lambda chip, cache: iter(checks))
     with pytest.raises(SystemExit) as exited:
         main(["doctor", *args])
     return exited.value.code or 0, capsys.readouterr().out

@@ -39,7 +39,7 @@ STEPS = "".join(
           for i, longest in enumerate((200, 300, 6000, 7000))),
     ]
 )  # fmt: skip
-REAL = json.loads((Path(__file__).parents[1] / "golden" / "portfolio.json").read_text())
+REAL = json.loads((Path(__file__).parents[2] / "golden" / "portfolio.json").read_text())
 
 
 class SplitEvaluator(FormulaEvaluator):

@@ -31,7 +31,7 @@ from rpa_tune.sweep.watch import Answered, StudyStarted, SweepStarted, WaveStart
 from rpa_tune.tables.reader import load_tables
 from rpa_tune.tables.writer import merge_into
 
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parents[2]
 PLAN = """\
 chip: v6e
 model: llama3-8b

@@ -25,7 +25,7 @@ def observations(program, machine):
         time_us = simulate(program, machine, operands).time_us
         yield Observation(
             label=str(kv_lens),
-            recordings=record(program, machine, operands),
+            launches=(record(program, machine, operands),),
             measured_us=time_us,
         )
 

@@ -7,10 +7,11 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rpa_tune.errors import UsageError
-from rpa_tune.llo.calibrate import predict
+from rpa_tune.llo.calibrate import Fit, predict
 from rpa_tune.llo.machine import load_machine
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
@@ -30,15 +31,48 @@ def run(fidelity, monkeypatch, *args):
 
 def test_every_row_handed_over_is_loaded_and_says_what_it_is(benchmark):
     rows = benchmark("measured").load_rows()
-    assert len(rows) == 27 + 72
+    assert len(rows) == 27 + 72 + 325
     assert len({row.name for row in rows}) == len(rows)
-    assert {row.part for row in rows} == {"decode", "prefill"}
-    assert {row.chip for row in rows} == {"v5e", "v6e", "v7x"}
+    assert {row.part for row in rows} == {"decode", "prefill", "dense"}
+    assert {row.chip for row in rows} == {"v5e", "v5p", "v6e", "v7x"}
     assert all(row.origin and row.measured_us > 0 for row in rows)
     by_name = {row.name: row for row in rows}
     # Twins are held out together, whoever measured them.
     assert by_name["v3-7"].group == by_name["sglang-16"].group == by_name["sglang-0"].group
     assert by_name["stacked-70"].group != by_name["stacked-71"].group
+
+
+def test_every_row_is_recorded_or_says_why_not(benchmark):
+    measured = benchmark("measured")
+    rows = measured.load_rows()
+    observations, _ = measured.load_observations(rows)
+    silent = [r.name for r in rows if not r.left_out and r.name not in observations]
+    assert silent == []
+    assert not [r.name for r in rows if r.left_out and r.name in observations], "no reason needed"
+    assert all(r.source.startswith("tokamax") for r in rows if r.left_out)
+
+
+def test_rows_of_whole_programs_are_predicted_and_not_fitted(benchmark):
+    rows = benchmark("measured").load_rows()
+    tokamax = [row for row in rows if row.source.startswith("tokamax")]
+    assert {row.chip for row in tokamax if row.is_fitted} == {"v5p"}
+    assert all(row.is_fitted for row in rows if row not in tokamax)
+    assert {row.part for row in tokamax if row.source == "tokamax rpa"} == {"decode", "prefill"}
+
+
+def test_guesses_vary_in_the_sets_of_a_chip_whose_fit_leaves_them(benchmark):
+    fits = benchmark("fidelity_fits")
+    machine = load_machine("v5p")
+    names = ("matmul_latency_bf16_cycles", "matmul_latency_f32_cycles")
+    fitted = Fit(
+        machine=machine, values={name: machine.value(name) for name in names}, predicted_us=(),
+        held_out_us=(), covariance=np.diag([1e-4, 1e-4]),
+    )  # fmt: skip
+    found, values, _ = fits.sets_of(fitted, 0.03)
+    spread = dict(zip(found, np.log(values).std(axis=0), strict=True))
+    assert all(spread[name] < 0.03 for name in names), "measured"
+    assert spread["read_linear_bytes_per_s"] > 0.1, "guessed"
+    assert spread["write_linear_bytes_per_s"] == spread["read_linear_bytes_per_s"], "a follower"
 
 
 def test_the_machine_table_is_what_the_rows_give(benchmark):
@@ -67,13 +101,20 @@ def test_a_damaged_recording_is_refused(benchmark, monkeypatch, tmp_path):
         measured.load_observations(measured.load_rows())
 
 
+def test_a_recording_of_another_call_is_refused(benchmark):
+    measured = benchmark("measured")
+    (row,) = [row for row in measured.load_rows() if row.name == "v3-9"]
+    with pytest.raises(UsageError, match="v3-9 was recorded of another call"):
+        measured.load_observations((replace(row, call="0" * 16),))
+
+
 def test_kept_recordings_are_a_function_of_what_they_hold(benchmark, monkeypatch, tmp_path):
     measured = benchmark("measured")
     contents = []
     kept = {"v3-1": b"1", "v3-0": b"0"}
     for name, order in (("a.zip", kept), ("b.zip", dict(sorted(kept.items())))):
         monkeypatch.setattr(measured, "RECORDINGS", tmp_path / name)
-        measured.keep_recordings(order, dict.fromkeys(order, "x"))
+        measured.keep(order, dict.fromkeys(order, "x"))
         contents.append((tmp_path / name).read_bytes())
     assert contents[0] == contents[1]
 

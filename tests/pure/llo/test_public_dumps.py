@@ -167,6 +167,26 @@ def test_copies_with_strides_in_smem(program_of, way):
         program_of(dump(predicate.format(0), copy, wait))
 
 
+@pytest.mark.parametrize("way", [("hbm", "vmem"), ("vmem", "hbm")])
+def test_strided_copies_of_xla_say_their_memories_by_pointers(program_of, way):
+    source, destination = way
+    pointers = (
+        f"%s3_s1 = scalar_lea.{source} %s1_s0, 64",
+        f"%s4_s2 = int_to_ptr.{destination} [resolvable:$false] %s2_s0",
+    )
+    copy = (
+        "%1 = dma.general /*src=*/%s3_s1, /*size_in_granules=*/40, /*dst=*/%s4_s2,"
+        " /*dst_syncflagno=*/[#allocation5], /*src_syncflagno=*/[#allocation6],"
+        " /*stridedescaddr=*/[#allocation7], /*overrides=*/%s5_s3, /*dst_syncflagno_1=*/0"
+    )
+    wait = "%2 = dma.done.wait [#allocation5], 40"
+    run = run_both(program_of(dump(*pointers, copy, wait)))
+    moved = [num_bytes > 0 for _, num_bytes, _, _ in run.engines]
+    assert moved == [way == ("hbm", "vmem"), way == ("vmem", "hbm"), False]
+    with pytest.raises(DumpError, match="without a comment `FROM-to-TO`"):
+        program_of(dump(pointers[0], copy, wait))
+
+
 @pytest.mark.parametrize(("jumps", "granules"), [(1, 7), (0, 9)])
 def test_forward_branches_to_spill_code(program_of, jumps, granules):
     program = program_of(

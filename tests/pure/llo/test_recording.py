@@ -49,11 +49,21 @@ def test_a_replay_ends_with_the_run(name):
     chip, _ = make.chip_and_family(make.DUMPS / name)
     program, machine = make.program(name), load_machine(chip)
     operands = make.operands_of(name)
-    recordings = record(program, machine, operands)
+    launch = record(program, machine, operands)
     timeline = simulate(program, machine, operands)
-    (us,) = replay_us(recordings, [machine])
+    (us,) = replay_us([launch], [machine])
     assert us == timeline.time_us
-    assert sum(recording.num_bundles for recording in recordings) == timeline.num_bundles
+    assert sum(recording.num_bundles for recording in launch.cores) == timeline.num_bundles
+
+
+def test_launches_follow_each_other_and_only_kernels_are_launched():
+    machine = load_machine(make.chip_and_family(make.DUMPS / FEW[0])[0])
+    launch = record(make.program(FEW[0]), machine, make.operands_of(FEW[0]))
+    inner = launch._replace(is_kernel=False)
+    (alone,), (within,) = replay_us([launch], [machine]), replay_us([inner], [machine])
+    assert alone - within == pytest.approx(machine.value("launch_us"), abs=0.001)
+    assert replay_us([launch, inner, launch], [machine]) == [pytest.approx(2 * alone + within)]
+    assert replay_us([], [machine]) == [0.0]
 
 
 @settings(max_examples=40, deadline=None)
@@ -62,9 +72,9 @@ def test_a_replay_a_compiled_run_and_the_oracle_agree_under_any_parameters(name,
     chip, _ = make.chip_and_family(make.DUMPS / name)
     program, operands = make.program(name), make.operands_of(name)
     machine = load_machine(chip)
-    recordings = record(program, machine, operands)
+    launch = record(program, machine, operands)
     other = rates_of(changed(machine, factors), program.num_cores)
-    for core, recording in enumerate(recordings):
+    for core, recording in enumerate(launch.cores):
         fast = run_fast(program, other, operands, core=core, max_bundles=MAX_BUNDLES)
         assert replay(recording, [other, other]) == [fast.end_cycle] * 2
     slow = interpret(program, other, operands, core=0)
@@ -98,13 +108,16 @@ def test_a_recording_grows_when_it_must(monkeypatch):
 def test_packed_recordings_come_back_whole_and_are_a_function_of_what_they_hold():
     name = next(name for name in FEW if make.TWO_CORES in name)
     machine = load_machine(make.chip_and_family(make.DUMPS / name)[0])
-    recordings = record(make.program(name), machine, make.operands_of(name))
-    assert len(recordings) == 2
-    packed = pack(recordings)
-    assert pack(recordings) == packed
+    launch = record(make.program(name), machine, make.operands_of(name))
+    assert len(launch.cores) == 2
+    launches = [launch, launch._replace(cores=launch.cores[:1], is_kernel=False), launch]
+    packed = pack(launches)
+    assert pack(launches) == packed
     again = unpack(packed)
-    assert replay_us(again, [machine]) == replay_us(recordings, [machine])
-    assert [r.num_flags for r in again] == [r.num_flags for r in recordings]
+    assert replay_us(again, [machine]) == replay_us(launches, [machine])
+    assert [one.is_kernel for one in again] == [True, False, True]
+    for one, other in zip(again, launches, strict=True):
+        assert [r.num_flags for r in one.cores] == [r.num_flags for r in other.cores]
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", pack(())[:-3]])

@@ -63,6 +63,13 @@ def test_cores_meet_and_then_differ_by_their_number(program_of, chip, prefix):
     assert "barrier_cycles" in timeline.guesses
 
 
+def test_a_chips_number_out_of_a_table_is_not_a_cores(program_of):
+    chip = "%s2_s1 = sld [smem:[%s1_s0]] /* core id */"
+    program = program_of(dump("%s1_s0 = smov 4", chip, *WORK))
+    assert program.core_id is None
+    assert len(simulate(program, V5P, {}).core_cycles) == 1
+
+
 def test_a_core_alone_needs_no_barrier(program_of):
     program = program_of(dump(CORE_ID.format(""), *WORK))
     assert program.num_cores == 1

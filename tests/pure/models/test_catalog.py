@@ -213,6 +213,7 @@ def test_built_in_models_leave_nothing_to_guess():
     [
         ("[]", "not the config.json of a model: a JSON list, not an object"),
         ("{", "not the config.json of a model: Expecting property name"),
+        ("[" * 100_000, "not the config.json of a model: maximum recursion depth"),
         ('{"num_attention_heads": 8}', "num_key_value_heads is missing"),
         ('{"hidden_size": 8, "num_key_value_heads": null}', "num_hidden_layers is missing"),
     ],

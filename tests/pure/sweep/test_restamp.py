@@ -108,7 +108,7 @@ def test_a_changed_schedule_is_named_and_the_row_left(tmp_path):
     found = prove(row, tmp_path, Compiler(changed=[BEST]), interpreter)
     assert (found.new, rules(found)) == (None, ["schedule"])
     assert found.findings[0].message.startswith("configs[0] (bkv_sz=512, bkv_csz=256, ")
-    assert "has another schedule: " in found.findings[0].message
+    assert "has the schedule changed: " in found.findings[0].message
     assert not interpreter.asked
     # The heuristic's schedule is not part of a tuned row: its time is.
     found = prove(row, tmp_path / "2", Compiler(changed=[STUDY.heuristic()]))

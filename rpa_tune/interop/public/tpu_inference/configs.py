@@ -10,6 +10,12 @@ from rpa_kernels import limits
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
+from rpa_tune.interop.public.batched import (
+    BatchedConfig,
+    check_blocks,
+    check_multiple,
+    check_scratch,
+)
 from rpa_tune.interop.public.family import refusal
 from rpa_tune.interop.public.tpu_inference.package import DEVICE_NAMES
 
@@ -44,25 +50,6 @@ class Hd64Config:
     bkv_sz: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BatchedConfig:
-    """Block sizes of the batched kernel, and of the stacked one, whose `n_buffer` is 2.
-
-    Attributes:
-      bq_sz: Tokens of a query block.
-      bq_c_sz: Tokens of a query block that is computed at once; divides `bq_sz`.
-      bkv_sz: Tokens of a KV block; whole pages.
-      batch_size: Sequences, or parts of one, that are handled together.
-      n_buffer: KV blocks in flight.
-    """
-
-    bq_sz: int
-    bq_c_sz: int
-    bkv_sz: int
-    batch_size: int
-    n_buffer: int
-
-
 def check_v3(problem: Problem, config: V3Config, target: Target) -> Infeasible | None:
     """None when the kernel takes these blocks, else the limit they break."""
     bad = limits.check_positive(
@@ -74,30 +61,24 @@ def check_v3(problem: Problem, config: V3Config, target: Target) -> Infeasible |
         ("bkv_sz % bkv_csz", config.bkv_sz, config.bkv_csz),
         ("bkv_csz % page_size", config.bkv_csz, problem.page_size),
     ):
-        bad = bad or _check_multiple(name, whole, part)
-    return bad or _check_scratch(v3_scratch_bytes(problem, config, target), target)
+        bad = bad or check_multiple(name, whole, part)
+    return bad or check_scratch(v3_scratch_bytes(problem, config, target), target)
 
 
 def check_hd64(problem: Problem, config: Hd64Config, target: Target) -> Infeasible | None:
     """None when the kernel takes these blocks, else the limit they break."""
     bad = limits.check_positive(bq_sz=config.bq_sz, bkv_sz=config.bkv_sz)
     bad = bad or check_call(problem, target, is_hd64=True)
-    bad = bad or _check_multiple("bkv_sz % page_size", config.bkv_sz, problem.page_size)
-    return bad or _check_scratch(v3_scratch_bytes(problem, config, target), target)
+    bad = bad or check_multiple("bkv_sz % page_size", config.bkv_sz, problem.page_size)
+    return bad or check_scratch(v3_scratch_bytes(problem, config, target), target)
 
 
 def check_batched(problem: Problem, config: BatchedConfig, target: Target) -> Infeasible | None:
     """None when the kernel takes these blocks, else the limit they break."""
-    bad = limits.check_positive(
-        bq_sz=config.bq_sz, bq_c_sz=config.bq_c_sz, bkv_sz=config.bkv_sz,
-        batch_size=config.batch_size, n_buffer=config.n_buffer,
-    )  # fmt: skip
-    bad = bad or check_call(problem, target)
-    bad = bad or _check_multiple("bq_sz % bq_c_sz", config.bq_sz, config.bq_c_sz)
-    bad = bad or _check_multiple("bkv_sz % page_size", config.bkv_sz, problem.page_size)
+    bad = check_call(problem, target)
     if bad is None and problem.kv_dtype == "int8":
         bad = refusal("kv_dtype int8", "the kernel takes floating-point caches only")
-    return bad or _check_scratch(batched_scratch_bytes(problem, config, target), target)
+    return bad or check_blocks(problem, config, target)
 
 
 def v3_scratch_bytes(problem: Problem, config: Any, target: Target) -> int:
@@ -105,13 +86,6 @@ def v3_scratch_bytes(problem: Problem, config: Any, target: Target) -> int:
     del target
     block = config.bkv_sz * problem.kv_token_bytes + config.bq_sz * problem.q_token_bytes
     return int(2 * block)
-
-
-def batched_scratch_bytes(problem: Problem, config: Any, target: Target) -> int:
-    """Bytes of the KV and query buffers: less than what the kernel holds in VMEM."""
-    del target
-    block = config.bkv_sz * problem.kv_token_bytes + config.bq_sz * problem.q_token_bytes
-    return int(config.batch_size * config.n_buffer * block)
 
 
 def check_call(problem: Problem, target: Target, *, is_hd64: bool = False) -> Infeasible | None:
@@ -126,20 +100,4 @@ def check_call(problem: Problem, target: Target, *, is_hd64: bool = False) -> In
     if not problem.causal or not problem.update_kv_cache or not has_default_output:
         hint = "public kernels are tuned with a causal mask, a cache update and the default output"
         return refusal("features", hint)
-    return None
-
-
-def _check_multiple(limit: str, whole: int, part: int) -> Infeasible | None:
-    if whole % part:
-        return Infeasible(limit=limit, need=whole, have=part, unit="tokens")
-    return None
-
-
-def _check_scratch(scratch: int, target: Target) -> Infeasible | None:
-    """Only what cannot fit: the compiler has the last word on the rest."""
-    if scratch > target.vmem_bytes:
-        return Infeasible(
-            limit="vmem_bytes", need=scratch, have=target.vmem_bytes, unit="bytes",
-            hint="buffers alone exceed VMEM",
-        )  # fmt: skip
     return None

@@ -17,12 +17,11 @@ from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import Chip
+from rpa_tune.interop.public.batched import BatchedConfig, scratch_bytes
 from rpa_tune.interop.public.family import PublicFamily, floors, refusal
 from rpa_tune.interop.public.tpu_inference.configs import (
-    BatchedConfig,
     Hd64Config,
     V3Config,
-    batched_scratch_bytes,
     check_batched,
     check_call,
     check_hd64,
@@ -197,7 +196,7 @@ def _family(
         check=checks[config_type],
         default_config=partial(_default_config, kernel, case, config_type),
         search_axes=axes,
-        scratch_bytes=batched_scratch_bytes if config_type is BatchedConfig else v3_scratch_bytes,
+        scratch_bytes=scratch_bytes if config_type is BatchedConfig else v3_scratch_bytes,
         kernel_name=name_of,
         **floors(slots),
     )

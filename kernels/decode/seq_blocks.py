@@ -23,7 +23,7 @@ Scalar = Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QBlocks:
+class SeqBlocks:
     """Refs of the blocks. `progress` in scratch holds (first, ready): the block that the walk's
     first item is in, and the last block that was waited for.
     """

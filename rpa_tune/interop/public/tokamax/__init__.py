@@ -1,0 +1,1 @@
+"""The ragged paged attention kernel of tokamax as families."""
