@@ -24,7 +24,7 @@ _KIND = "rpa-tpu-check/"
 _MAX_FILE_BYTES = 64 << 20  # one that was seen has 40 kB
 
 
-class Outcome(enum.StrEnum):
+class PartOutcome(enum.StrEnum):
     """How a part of a check ended."""
 
     OK = "ok"
@@ -47,7 +47,7 @@ class Part:
     """
 
     name: str
-    outcome: Outcome
+    outcome: PartOutcome
     detail: str = ""
     hint: str = ""
     seconds: float = 0.0
@@ -104,17 +104,17 @@ class CheckReport:
     date: str
     parts: dict[str, list[Part]] = field(default_factory=lambda: {step: [] for step in STEPS})
 
-    def outcome(self, step: str) -> Outcome:
+    def outcome(self, step: str) -> PartOutcome:
         """FAILED when a part failed, NOT_RUN when one was not run or there is none, else OK."""
         outcomes = {part.outcome for part in self.parts[step]}
-        if Outcome.FAILED in outcomes:
-            return Outcome.FAILED
-        return Outcome.OK if outcomes == {Outcome.OK} else Outcome.NOT_RUN
+        if PartOutcome.FAILED in outcomes:
+            return PartOutcome.FAILED
+        return PartOutcome.OK if outcomes == {PartOutcome.OK} else PartOutcome.NOT_RUN
 
     @property
     def ok(self) -> bool:
         """Whether every part of every step was run and is well."""
-        return all(self.outcome(step) is Outcome.OK for step in STEPS)
+        return all(self.outcome(step) is PartOutcome.OK for step in STEPS)
 
     @property
     def times(self) -> list[tuple[str, KernelTimes]]:
@@ -262,7 +262,7 @@ def _part_to_dict(part: Part) -> dict[str, Any]:
 def _part(data: Mapping[str, Any]) -> Part:
     return Part(
         name=str(data["name"]),
-        outcome=Outcome(data["outcome"]),
+        outcome=PartOutcome(data["outcome"]),
         detail=str(data["detail"]),
         hint=str(data["hint"]),
         seconds=float(data["seconds"]),

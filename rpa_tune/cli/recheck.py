@@ -12,7 +12,7 @@ import click
 
 from rpa_tune.candidate import Correctness, Fidelity, Method
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import ChipName, Choice, cache_option
+from rpa_tune.cli.options import ChipName, NameChoice, cache_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
@@ -20,7 +20,7 @@ from rpa_tune.families.registry import ALL_FAMILIES, known_family
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import load_plan
-from rpa_tune.sweep.recheck import Check, ask, check_versions
+from rpa_tune.sweep.recheck import RowCheck, ask, check_versions
 from rpa_tune.sweep.watch import Answered, Event, Watch, WaveStarted
 from rpa_tune.tables.reader import load_tables, shipped_folder
 from rpa_tune.tables.row import TableRow
@@ -29,7 +29,7 @@ EXIT_FINDINGS = 3
 Answer = TypeVar("Answer")
 _OPTIONS = (
     click.option("--chip", type=ChipName(), help="Only this chip."),
-    click.option("--family", type=Choice(ALL_FAMILIES), help="Only this family."),
+    click.option("--family", type=NameChoice(ALL_FAMILIES), help="Only this family."),
     click.option("--plan", "plan_files", multiple=True, type=click.Path(path_type=Path),
                  help="Sweep plan with the workload of nameless rows; repeatable."),
     click.option("--store", "store_file", type=click.Path(path_type=Path), show_default=True,
@@ -164,7 +164,7 @@ class Lines(Watch):
         click.echo(f"[{time.monotonic() - self._started:6.1f} s] {text}", err=True)
 
 
-def _text(found: Check) -> str:
+def _text(found: RowCheck) -> str:
     """A row on one line, its findings below."""
     if found.time_us is None:
         what = "not evaluated" if found.findings else "same jax, libtpu and kernel"
@@ -181,7 +181,7 @@ def _text(found: Check) -> str:
     return "\n  ".join([f"{found.row.where}: {what}", *lines])
 
 
-def _summary(checks: Sequence[Check]) -> str:
+def _summary(checks: Sequence[RowCheck]) -> str:
     rules = Counter(finding.rule for found in checks for finding in found.findings)
     if not checks:
         return "no rows: nothing was checked"
@@ -191,7 +191,7 @@ def _summary(checks: Sequence[Check]) -> str:
     return f"{counted(len(checks), 'row')}: {text}{note}"
 
 
-def _to_dict(found: Check) -> dict[str, Any]:
+def _to_dict(found: RowCheck) -> dict[str, Any]:
     key = found.row.key
     return {
         "where": found.row.where,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rpa_tune.compile import target
-from rpa_tune.compile.crew import Crew, Outcome
+from rpa_tune.compile.crew import Crew, TaskOutcome
 from rpa_tune.compile.failure import (
     DEFAULT_DEADLINE_S,
     Failure,
@@ -74,7 +74,7 @@ class _Stream:
             deadline_s=self._deadline_s, owner=self,
         )  # fmt: skip
 
-    def deliver(self, outcome: Outcome) -> None:
+    def deliver(self, outcome: TaskOutcome) -> None:
         """Puts a task's outcome into the box."""
         self.num_running -= 1
         task = outcome.task

@@ -23,11 +23,12 @@ NEAREST_LIMIT = 4.0
 
 
 class Source(enum.StrEnum):
-    """Where a choice comes from."""
+    """Where a choice comes from, best first; INFEASIBLE where nothing can run."""
 
     EXACT = "exact"
     NEAREST = "nearest"
     HEURISTIC = "heuristic"
+    INFEASIBLE = "infeasible"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

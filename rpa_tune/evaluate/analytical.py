@@ -55,7 +55,7 @@ class Terms:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rates:
+class PeakRates:
     """What a chip can do at best, for the dtypes of one problem.
 
     Attributes:
@@ -87,7 +87,7 @@ class Rates:
         )
 
 
-def rates_of(problem: Problem, chip: Chip) -> Rates:
+def rates_of(problem: Problem, chip: Chip) -> PeakRates:
     """The rates of a chip."""
     machine = load_machine(chip.name)
 
@@ -96,7 +96,7 @@ def rates_of(problem: Problem, chip: Chip) -> Rates:
         kinds = ("linear", "strided")
         return max(machine.value(f"{direction}_{kind}_bytes_per_s") for kind in kinds)
 
-    return Rates(
+    return PeakRates(
         read_bytes_per_s=fastest("read"),
         write_bytes_per_s=fastest("write"),
         num_queues=int(machine.value("copy_queues")),

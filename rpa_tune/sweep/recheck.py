@@ -32,7 +32,7 @@ UNANSWERED = frozenset({Status.CRASHED, Status.COMPILE_TIMEOUT, Status.RUN_TIMEO
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
+class RowCheck:
     """What became of one row.
 
     Attributes:
@@ -88,9 +88,9 @@ def family_of(row: TableRow) -> Family:
         raise UsageError(str(error)) from error
 
 
-def check_versions(row: TableRow, plans: Sequence[SweepPlan] = ()) -> Check:
+def check_versions(row: TableRow, plans: Sequence[SweepPlan] = ()) -> RowCheck:
     """What can be said of a row without compiling anything; `plans` as in `remake`."""
-    check = Check(row=row, older=older_versions(row))
+    check = RowCheck(row=row, older=older_versions(row))
     try:
         remake(row, plans)
     except UsageError as error:
@@ -102,7 +102,7 @@ def check_versions(row: TableRow, plans: Sequence[SweepPlan] = ()) -> Check:
     )
 
 
-def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> Check:
+def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> RowCheck:
     """Evaluates a row's configs and today's heuristic, and compares.
 
     Args:
@@ -113,7 +113,7 @@ def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> Check
     Raises:
       BudgetSpentError, StoppedError: See `Oracle.ask`.
     """
-    check = Check(row=row, older=older_versions(row))
+    check = RowCheck(row=row, older=older_versions(row))
     try:
         family = family_of(row)
     except UsageError as error:
@@ -140,8 +140,8 @@ def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> Check
 
 
 def compare(
-    check: Check, answers: Sequence[Evaluation], heuristic: Evaluation | None, workload: Workload
-) -> Check:
+    check: RowCheck, answers: Sequence[Evaluation], heuristic: Evaluation | None, workload: Workload
+) -> RowCheck:
     """The check with what today's answers say.
 
     A rank has flipped when today's heuristic is faster than a tuned row, or faster by more than
@@ -287,6 +287,6 @@ def _parts(name: str) -> str | dict[str, float]:
     return {part[1]: float(part[0]) for part in parts}
 
 
-def _with(check: Check, rule: str, message: str) -> Check:
+def _with(check: RowCheck, rule: str, message: str) -> RowCheck:
     found = Finding(rule=rule, where=check.row.where, message=message)
     return replace(check, findings=(*check.findings, found))

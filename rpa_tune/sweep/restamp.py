@@ -15,7 +15,7 @@ from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import SweepPlan
 from rpa_tune.sweep.recheck import (
     UNANSWERED,
-    Check,
+    RowCheck,
     ask,
     family_of,
     older_versions,
@@ -36,7 +36,7 @@ class Restamp:
       new: With today's kernel digest; None when it was not proven, or is not needed.
       findings: Why it was not proven. Their rules: `versions` (made with another jax or libtpu),
         `digest` (the row has none of its schedules), `schedule`, `heuristic` (not what the row was
-        compared with), `wrong` (the interpreter objects), and those of `recheck.Check`.
+        compared with), `wrong` (the interpreter objects), and those of `recheck.RowCheck`.
     """
 
     row: TableRow
@@ -117,7 +117,7 @@ def _named(found: Finding, row: TableRow) -> Finding:
     return replace(found, message=f"{whose} has {found.message}")
 
 
-def _other_heuristic(check: Check, study: Study) -> str:
+def _other_heuristic(check: RowCheck, study: Study) -> str:
     """How today's heuristic differs from the one that the verdict rests on; empty if it does not.
 
     A row keeps no digest of its schedule. Where the row pins it, the configs are equal; else its

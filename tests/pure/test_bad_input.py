@@ -19,7 +19,7 @@ from rpa_tune.artifact.compiled import plan_of
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.capture.reader import load_recording
 from rpa_tune.cli.main import cli, main
-from rpa_tune.cli.numbers import Number
+from rpa_tune.cli.numbers import NumberParam
 from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
@@ -336,7 +336,7 @@ NUMBERS = [
     pytest.param(path, option, id=f"{'-'.join(path)} {option.opts[-1]}")
     for path, command in commands()
     for option in command.params
-    if isinstance(option.type, Number)
+    if isinstance(option.type, NumberParam)
 ]
 
 

@@ -6,11 +6,19 @@ from dataclasses import replace
 import pytest
 from pure.evaluate.builders import PROBLEM, candidate
 
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.candidate import (
+    Candidate,
+    Correctness,
+    Evaluation,
+    Fidelity,
+    Status,
+    method_of,
+)
 from rpa_tune.evaluate.correctness import CheckTask
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.store import codec
+from rpa_tune.tables.row import FIDELITIES
 
 PUBLIC = load_family("public-v3-decode")
 # (digest, study) of the two candidates when both held names.
@@ -75,3 +83,16 @@ def test_a_line_about_an_unknown_family_or_chip_is_refused_as_damaged(changes):
     data["candidate"] |= changes
     with pytest.raises(ValueError, match=r"not an evaluation|unknown family|unknown chip"):
         codec.from_dict(data)
+
+
+def test_tables_name_the_same_fidelities_and_the_interpreter_is_none():
+    assert tuple(fidelity.name.lower() for fidelity in Fidelity) == FIDELITIES
+    assert [method_of(name) for name in FIDELITIES] == [*Fidelity]
+    assert method_of("interpreted") is Correctness.INTERPRETED
+    with pytest.raises(ValueError, match="'guessed' is no fidelity"):
+        method_of("guessed")
+    checked = Evaluation(candidate=candidate(), fidelity=Correctness.INTERPRETED, status=Status.OK)
+    assert codec.to_dict(checked)["fidelity"] == "interpreted"
+    assert codec.from_dict(codec.to_dict(checked)) == checked
+    with pytest.raises(ValueError, match="interpreted is no fidelity"):
+        _ = checked.rung
