@@ -70,7 +70,7 @@ def make_question(
       UsageError: Whatever is wrong with them.
       TraceError: The workload is a bad file.
     """
-    record, kernel = load_chip(chip), find_family(family)
+    tpu, kernel = load_chip(chip), find_family(family)
     loaded = load_model(model)
     batches = as_workload(workload, page_size=page_size)
     problem = problem_for(loaded, workload=batches, page_size=page_size, **shape)
@@ -78,12 +78,12 @@ def make_question(
         own = batches.for_family(*kernel.slots)
     except ValueError as error:
         raise UsageError(str(error), hint="another --family, or another --workload") from error
-    made = make_config(kernel, problem, record, config or {})
+    made = make_config(kernel, problem, tpu, config or {})
     candidate = Candidate(
-        family=kernel, problem=problem, config=made, chip=record, workload=own.digest
+        family=kernel, problem=problem, config=made, chip=tpu, workload=own.digest
     )
     given = {
-        "chip": record.name, "family": kernel.name, "model": model, "workload": workload,
+        "chip": tpu.name, "family": kernel.name, "model": model, "workload": workload,
         "config": config, "page_size": page_size, **shape,
     }  # fmt: skip
     return Question(

@@ -137,7 +137,7 @@ def make_tasks(
       UsageError: Whatever is wrong with them.
     """
     RANGES["seed"].check(seed, "seed")
-    target, kernel = load_chip(chip), find_family(family)
+    tpu, kernel = load_chip(chip), find_family(family)
     record, shape = load_model(model), {**shape, "page_size": page_size}
     if batches is None:
         tokens = _NOMINAL_CONTEXT_TOKENS
@@ -145,12 +145,12 @@ def make_tasks(
         nominal = one_batch(batch, name="one", source="")
     else:
         nominal = as_workload(batches, page_size=page_size)
-    made = make_config(kernel, problem_for(record, workload=nominal, **shape), target, config or {})
+    made = make_config(kernel, problem_for(record, workload=nominal, **shape), tpu, config or {})
     workload = nominal if batches is not None else _hostile(kernel, page_size, made)
     problem = problem_for(record, workload=workload, **shape)
     return [
         CheckTask(
-            family=kernel, problem=problem, config=made, chip=target, batch=weighted.batch,
+            family=kernel, problem=problem, config=made, chip=tpu, batch=weighted.batch,
             seed=seed, dma_mode=mode,
         )
         for weighted in workload.batches
