@@ -12,7 +12,7 @@ from rpa_kernels import layout
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.models import load_model, problem_for
+from rpa_tune.models.catalog import load_model, problem_for
 from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
 
 PAGE_SIZE = 128

@@ -16,6 +16,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,8 @@ def main() -> None:
     left_out = [row for row in rows if row.name not in observations and not row.left_out]
     present = [row for row in rows if row.name in observations]
     chips = [chip for chip in fits.CHOSEN if any(row.chip == chip for row in present)]
-    with ProcessPoolExecutor(max_workers=2) as pool:
+    # Spawned: a fork of a process with threads, which jax's are, may hang.
+    with ProcessPoolExecutor(max_workers=2, mp_context=get_context("spawn")) as pool:
         jobs = [(chip, [r for r in present if r.chip == chip], observations) for chip in chips]
         judged = list(pool.map(judge_chip, jobs))
         forms = []

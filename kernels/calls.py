@@ -66,7 +66,7 @@ class Refs:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Launch:
+class KernelLaunch:
     """A family's `launch`.
 
     Attributes:

@@ -1,5 +1,7 @@
 """Limits that every family checks the same way. No jax."""
 
+from typing import Any
+
 from rpa_kernels import layout
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
@@ -114,6 +116,19 @@ def check_memory(
             "pages_per_seq",
         )
     return None
+
+
+def check_sizes(config: Any, problem: Problem, *others: str) -> Infeasible | None:
+    """What every family's `check` begins with: sizes that are positive, and KV blocks that fit.
+
+    Args:
+      config: A family's config; has `bkv_sz`, `bkv_csz` and `num_buffers`.
+      problem: Static shapes.
+      others: Its other fields that are sizes.
+    """
+    sizes = {name: getattr(config, name) for name in ("bkv_sz", "bkv_csz", *others)}
+    bad = check_positive(**sizes, num_buffers=config.num_buffers - 1)
+    return bad or check_blocks(bkv_sz=config.bkv_sz, bkv_csz=config.bkv_csz, problem=problem)
 
 
 def check_positive(**fields: int) -> Infeasible | None:

@@ -67,7 +67,7 @@ def ragged_paged_attention(
     return out, kv_cache
 
 
-class Sequence(NamedTuple):
+class PaddedSequence(NamedTuple):
     """One sequence, padded as the longest of its batch, so that one compiled function serves all.
 
     Attributes:
@@ -83,7 +83,7 @@ class Sequence(NamedTuple):
     kv_len: np.int32
 
 
-def sequences(chosen: list[int], arrays: BatchArrays, problem: Problem) -> list[Sequence]:
+def sequences(chosen: list[int], arrays: BatchArrays, problem: Problem) -> list[PaddedSequence]:
     """The chosen sequences of a batch."""
     starts, kv_lens = np.asarray(arrays.cu_q_lens), np.asarray(arrays.kv_lens)
     page_table = np.asarray(arrays.page_indices).reshape(-1, problem.pages_per_seq)
@@ -91,7 +91,7 @@ def sequences(chosen: list[int], arrays: BatchArrays, problem: Problem) -> list[
     index = np.arange(max((q_lens[i] for i in chosen), default=1), dtype=np.int32)
     most_pages = cdiv(max((int(kv_lens[i]) for i in chosen), default=1), problem.page_size)
     return [
-        Sequence(
+        PaddedSequence(
             rows=np.where(index < q_lens[i], starts[i] + index, problem.max_num_tokens),
             positions=kv_lens[i] - q_lens[i] + index,
             pages=page_table[i, :most_pages],
@@ -103,7 +103,7 @@ def sequences(chosen: list[int], arrays: BatchArrays, problem: Problem) -> list[
 
 @functools.partial(jax.jit, static_argnames=("problem",))
 def write_new(
-    kv_cache: jax.Array, kv_new: jax.Array, seq: Sequence, *, problem: Problem
+    kv_cache: jax.Array, kv_new: jax.Array, seq: PaddedSequence, *, problem: Problem
 ) -> jax.Array:
     """The cache with one sequence's new tokens at their positions."""
     page = seq.pages[seq.positions // problem.page_size]
@@ -116,7 +116,7 @@ def attend_sequence(
     out: jax.Array,
     queries: jax.Array,
     kv_cache: jax.Array,
-    seq: Sequence,
+    seq: PaddedSequence,
     sinks: jax.Array | None,
     *,
     problem: Problem,

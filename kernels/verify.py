@@ -24,7 +24,7 @@ from rpa_kernels.family import KernelFamily
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
-from rpa_kernels.watch import Watch, interpreter, watched
+from rpa_kernels.watch import Faults, interpreter, watched
 from rpa_kernels.window import window_start
 
 # Added to the tolerance of the worst element, relative to the largest output: a rounding of the
@@ -160,7 +160,9 @@ def run_interpreted(
     launch = functools.partial(
         family.launch, problem=problem, config=config, target=target, interpret=interpret
     )
-    out, cache = jax.jit(launch, compiler_options=reference.EXACT_ROUNDING)(
+    # Compiling takes longer than running: optimise little.
+    options = {**reference.EXACT_ROUNDING, "xla_backend_optimization_level": 0}
+    out, cache = jax.jit(launch, compiler_options=options)(
         q,
         kv_new,
         operands.kv_cache,
@@ -203,11 +205,11 @@ def verify(
     operands = draw_operands(problem, batch, seed=seed)
     operands = replace(operands, arrays=spoil_unused(operands.arrays, problem))
     interpret = interpreter(dma_mode, target.num_cores)
-    with watched() as watch:
+    with watched() as faults:
         out, cache = jax.block_until_ready(
             run_interpreted(family, problem, config, target, operands, interpret=interpret)
         )
-    return compare(family, problem, batch, operands, out, cache, watch=watch)
+    return compare(family, problem, batch, operands, out, cache, faults=faults)
 
 
 def spoil_unused(arrays: BatchArrays, problem: Problem) -> BatchArrays:
@@ -243,7 +245,7 @@ def compare(
     out: jax.Array,
     cache: jax.Array,
     *,
-    watch: Watch | None = None,
+    faults: Faults | None = None,
 ) -> Report:
     """Compares a family's output and cache with the reference's.
 
@@ -254,7 +256,7 @@ def compare(
       operands: What it was given.
       out: What it returned, [tokens, KV heads, q words, q packing, padded head_dim].
       cache: The KV cache that it returned.
-      watch: What was seen of it, if it was interpreted.
+      faults: What was seen of it, if it was interpreted.
     """
     own = _rows_of(family.name, batch)
     expected, expected_cache = _reference(problem, family.name, batch, operands, "float32")
@@ -273,8 +275,8 @@ def compare(
         rms_ratio=_rms_ratio(finished[own] - expected[own], baseline[own] - expected[own]),
         cache_bytes_changed=int(wrong.sum()),
         other_rows_changed=int(changed[np.setdiff1d(np.arange(len(before)), own)].sum()),
-        has_race=watch is not None and watch.has_race,
-        unwaited_semaphores=0 if watch is None else watch.unwaited_semaphores,
+        has_race=faults is not None and faults.has_race,
+        unwaited_semaphores=0 if faults is None else faults.unwaited_semaphores,
     )
 
 

@@ -54,7 +54,7 @@ def interpreter(dma_mode: str, num_cores: int = 1) -> pltpu.InterpretParams:
     )
 
 
-class Watch:
+class Faults:
     """What `watched` saw of all kernels that were run within; ask when they are done."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[Watch]:
+def watched() -> Iterator[Faults]:
     """Within, interpreted kernels are watched for faults; see the head of this file.
 
     A kernel must be traced within, and be done (`block_until_ready`) before the end. An index out
@@ -90,19 +90,19 @@ def watched() -> Iterator[Watch]:
     from jax._src.pallas.mosaic.interpret import race_detection_state as races
     from jax._src.pallas.mosaic.interpret import shared_memory, utils
 
-    watch = Watch()
+    faults = Faults()
     with contextlib.ExitStack() as stack:
-        for module, name, stand_in in (
-            (interpret, "RaceDetectionState", _kept(races.RaceDetectionState, watch._races)),
-            (shared_memory, "SharedMemory", _memory(shared_memory.SharedMemory, watch._memories)),
+        for module, name, closed in (
+            (interpret, "RaceDetectionState", _kept(races.RaceDetectionState, faults._races)),
+            (shared_memory, "SharedMemory", _memory(shared_memory.SharedMemory, faults._memories)),
             (shared_memory, "Semaphore", _semaphore(shared_memory.Semaphore)),
             (races, "_ranges_overlap", _overlap(races._ranges_overlap)),
             (utils, "to_range", _checked(utils.to_range)),
         ):
-            stack.enter_context(mock.patch.object(module, name, stand_in))
+            stack.enter_context(mock.patch.object(module, name, closed))
         stack.enter_context(mock.patch.dict(interpret._interpret_impls, {lax.exp2_p: exp2}))
         stack.callback(pltpu.reset_tpu_interpret_mode_state)
-        yield watch
+        yield faults
 
 
 def _kept(base: Any, instances: list[Any]) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rpa_tune.analysis.explain import explain
     from rpa_tune.analysis.server import Server
     from rpa_tune.analysis.verify import verify
-    from rpa_tune.artifact import Artifact
+    from rpa_tune.artifact.file import Artifact
     from rpa_tune.dispatch import load_dispatcher, ragged_paged_attention
     from rpa_tune.sweep.plan import load_plan
     from rpa_tune.sweep.run import tune
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
-    "Artifact": "rpa_tune.artifact",
+    "Artifact": "rpa_tune.artifact.file",
     "Problem": "rpa_kernels.problem",
     "Server": "rpa_tune.analysis.server",
     "Step": "rpa_tune.tables.step",

@@ -1,10 +1,10 @@
 """What attention reads of config.json files as they are published, and the layers they mean.
 
 Facts only: keys and values that attention reads, none of the rest. Sources of the files' values:
-llama-3.1-8b: LLM-Prof (see rpa_tune/models.yaml). llama-4-scout: unsloth/Llama-4-Scout-17B-16E.
+llama-3.1-8b: LLM-Prof (see models/catalog.yaml). llama-4-scout: unsloth/Llama-4-Scout-17B-16E.
 qwen3-30b-a3b: as llama-3.1-8b. qwen3-next-80b-a3b: defaults of Qwen3NextConfig, which are its own.
 qwen3.5-moe-35b-a3b: defaults of Qwen3_5MoeTextConfig (its docstring names the checkpoint).
-gemma-3-27b: maxtext (models.yaml). gemma-3n-e4b: defaults of Gemma3nTextConfig, checkpoint
+gemma-3-27b: maxtext (catalog.yaml). gemma-3n-e4b: defaults of Gemma3nTextConfig, checkpoint
 google/gemma-3n-E4B. gemma-4-31b: google/gemma-4-31B (60 layers, 32 query heads; 16 KV heads of
 256, or 4 of 512). gpt-oss-120b: maxtext. falcon: tiiuae/falcon-7b and -40b. granite: the
 config.json of ibm-granite/granite-3.3-8b-instruct. deepseek-v3: defaults of DeepseekV3Config.

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Layer -> layers it may import. Single modules of rpa_tune are layers of their own name; a name
-# with a dot is a layer of its own within a folder.
+# Layer -> layers it may import. A layer is a folder or a module, named as it is imported; where a
+# module inside a folder is named too, it is a layer of its own.
 BASE = {"errors", "files", "closing", "ranges"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
@@ -22,17 +22,20 @@ ALLOWED: dict[str, set[str]] = {
     "ranges": set(),
     "hw": {"kernels"},
     "llo": {"hw"},
-    "workload": {"kernels", "capture"},
-    "capture": set(),
+    "workload": {"kernels", "capture.reader", "workload.step"},
+    "workload.step": {"kernels"},
+    "capture": {"capture.writer"},
+    "capture.writer": set(),
+    "capture.reader": {"capture.writer", "workload.step"},
     "candidate": {"kernels", "families.registry"},
     "families": {"kernels", "hw", "provenance"},
     "families.registry": {"kernels", "families", "interop.public"},
-    "objective": {"candidate"},
-    "buckets": {"kernels"},
-    "padding": {"kernels"},
-    "model": {"kernels"},
-    "hf": {"model"},
-    "models": {"kernels", "workload", "buckets", "model", "hf"},
+    "models": set(),
+    "models.buckets": {"kernels"},
+    "models.padding": {"kernels"},
+    "models.model": {"kernels"},
+    "models.catalog": {"kernels", "workload", "models.buckets", "models.model", "hf"},
+    "hf": {"models.model"},
     "provenance": {"kernels"},
     "space": {"candidate", "kernels", "hw"},
     "tables": {"candidate", "kernels", "hw", "families.registry"},
@@ -43,32 +46,47 @@ ALLOWED: dict[str, set[str]] = {
         "families", "families.registry",
     },
     "sweep": {
-        "candidate", "kernels", "hw", "workload", "space", "evaluate", "store", "models",
-        "provenance", "promote", "tables", "families.registry", "objective", "buckets", "report",
-        "compile", "padding",
+        "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
+        "models.catalog", "models.buckets", "models.padding", "provenance", "decide", "tables",
+        "families.registry", "report", "compile",
     },
-    "promote": {
-        "candidate", "store", "tables", "kernels", "hw", "portfolio", "workload",
-        "families.registry", "objective", "llo",
+    "decide": {
+        "candidate", "store", "tables", "kernels", "hw", "workload", "families.registry", "llo",
     },
-    "portfolio": {"candidate", "store", "tables", "kernels"},
     "artifact": set(),
-    "artifact_build": {"artifact", "compile", "dispatch", "families", "hw"},
-    "dispatch": {"kernels", "hw", "tables", "artifact", "provenance", "buckets"},
+    "artifact.file": set(),
+    "artifact.compiled": {"artifact.file", "dispatch.plan", "kernels", "hw", "provenance"},
+    "artifact.build": {
+        "artifact.file", "artifact.compiled", "compile", "dispatch", "dispatch.plan", "families",
+        "hw",
+    },
+    "artifact.jax_cache": {"compile", "hw"},
+    "dispatch": {
+        "kernels", "hw", "tables", "artifact.file", "artifact.compiled", "provenance",
+        "models.buckets", "dispatch.plan",
+    },
+    "dispatch.plan": {"kernels"},
     "interop.public": {"kernels", "hw", "families"},
     "interop": {
         "kernels", "hw", "tables", "compile", "dispatch", "llo", "families", "interop.public",
     },
     "report": {"candidate", "store", "tables", "llo", "hw"},
     "analysis": {
-        "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store", "models",
-        "provenance", "promote", "families.registry", "dispatch", "buckets",
+        "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
+        "models.catalog", "models.model", "models.buckets", "provenance", "decide",
+        "families.registry", "dispatch",
+    },
+    "check": {
+        "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
+        "families.registry", "provenance", "llo", "artifact.file", "artifact.compiled",
+        "artifact.build", "dispatch", "dispatch.plan",
+        "tables",
     },
 }  # fmt: skip
 SERVING = ("kernels", "hw", "tables", "dispatch", "capture")
 TUNING = {
-    "sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "promote",
-    "artifact_build", "analysis",
+    "sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "decide",
+    "artifact.build", "artifact.jax_cache", "analysis", "check",
 }  # fmt: skip
 THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "optuna": {
@@ -88,6 +106,9 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
         "interop",
         "interop.public",
         "rpa_tune/families/own_call.py",
+        "rpa_tune/check/on_device.py",
+        "artifact.compiled",
+        "artifact.jax_cache",
     },
 }
 # Files outside cli that may read environment variables.
@@ -98,7 +119,7 @@ NO_JAX = [
     "rpa_kernels.decode.config", "rpa_kernels.blockwise.account", "rpa_kernels.blockwise.config",
     "rpa_tune.hw.chip", "rpa_tune.llo.simulate", "rpa_tune.workload.workload",
     "rpa_tune.store.journal", "rpa_tune.tables.reader", "rpa_tune.space.space",
-    "rpa_tune.artifact", "rpa_tune.families.registry",
+    "rpa_tune.artifact.file", "rpa_tune.families.registry", "rpa_tune.check.run",
 ]  # fmt: skip
 
 MAX_MODULE_LINES = 400
@@ -119,25 +140,56 @@ LONGER: dict[str, str] = {
     "rpa_tune/llo/recording.py:replay_loop": "compiled; a twin of run_loop, without its registers",
     "rpa_tune/llo/loop.py:run_loop": "compiled; calls inside would pass all arrays by value",
 }
+# Modules that no test imports, each with its reason.
+ON_REFS = "reads and writes refs of a running kernel: tests/interpret covers it as a whole"
+A_COMMAND = "a command: the test beside it runs it through `cli.main`"
+NOT_IMPORTED: dict[str, str] = {
+    "rpa_kernels.blockwise.attend": ON_REFS,
+    "rpa_kernels.blockwise.kernel": ON_REFS,
+    "rpa_kernels.blockwise.q_blocks": ON_REFS,
+    "rpa_kernels.blockwise.scratch": ON_REFS,
+    "rpa_kernels.decode.attend": ON_REFS,
+    "rpa_kernels.decode.kernel": ON_REFS,
+    "rpa_kernels.decode.scratch": ON_REFS,
+    "rpa_kernels.decode.seq_blocks": ON_REFS,
+    "rpa_kernels.blockwise.family": "two records: every test that loads `mixed` or `prefill`",
+    "rpa_tune.__main__": "a program: tests/test_packaging.py runs it without click",
+    "rpa_tune.check.on_device": "runs in workers: tests/pure/check rehearses every step of it",
+    "rpa_tune.interop.public.tpu_inference.calls": "asks the wheel: tests/aot/test_public_launches",
+    "rpa_tune.interop.public.tpu_inference.own_choice": "asks the wheel: test_public_look_ups",
+    "rpa_tune.dispatch.heuristic": "one call for `select.py`, which tests/pure/dispatch tests",
+    "rpa_tune.llo.loop": "compiled: test_interpreter.py holds every run of `run_fast` against it",
+    "rpa_tune.llo.run": "a record without a method",
+    **{
+        f"rpa_tune.cli.{name}": A_COMMAND
+        for name in (
+            "audit", "explain", "portfolio", "status", "sweep", "tpu_check", "verify", "workloads",
+        )
+    },
+}  # fmt: skip
 
 
 def source_files() -> list[Path]:
     return sorted([*(ROOT / "kernels").rglob("*.py"), *(ROOT / "rpa_tune").rglob("*.py")])
 
 
+def module_of(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    return f"rpa_{name}" if path.is_relative_to(ROOT / "kernels") else name
+
+
 def layer_of(module: str) -> str | None:
-    top, _, rest = module.partition(".")
+    top, *rest = module.split(".")
     if top == "rpa_kernels":
         return "kernels"
     if top != "rpa_tune" or not rest:
         return None
-    within = [name for name in ALLOWED if "." in name and f"{rest}.".startswith(f"{name}.")]
-    return within[0] if within else rest.split(".")[0]
+    own = ".".join(rest[:2])
+    return own if own in ALLOWED else rest[0]
 
 
 def layer_of_file(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return layer_of(".".join(("rpa_kernels" if parts[0] == "kernels" else parts[0], *parts[1:])))
+    return layer_of(module_of(path)) or "__init__"
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -154,9 +206,24 @@ def test_layers_form_no_cycle():
     graphlib.TopologicalSorter(ALLOWED).prepare()
 
 
-def module_of(path: Path) -> str:
-    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    return f"rpa_{name}" if path.is_relative_to(ROOT / "kernels") else name
+def imported_by_tests() -> set[str]:
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    return {module for path in tests for module in imports(path)}
+
+
+def test_every_module_is_imported_by_a_test():
+    modules = {module_of(path) for path in source_files() if path.name != "__init__.py"}
+    assert sorted(modules - imported_by_tests() - set(NOT_IMPORTED)) == []
+
+
+def test_the_list_of_modules_that_no_test_imports_is_not_stale():
+    modules = {module_of(path) for path in source_files()}
+    assert sorted(set(NOT_IMPORTED) - (modules - imported_by_tests())) == []
+    for module, reason in NOT_IMPORTED.items():
+        assert reason
+        if reason is A_COMMAND:
+            beside = ROOT / "tests/pure/cli" / f"test_{module.rpartition('.')[2]}.py"
+            assert beside.is_file(), module
 
 
 def depends_on(text: str, modules: set[str]) -> set[str]:
@@ -255,7 +322,7 @@ def test_dispatcher_loads_no_tuning_package():
     heavy = {"optuna", "pandas", "click", "rich", "numba"}  # jax itself loads libtpu if it is there
     loaded = loaded_after("import rpa_tune.dispatch.attention, rpa_tune; rpa_tune.load_dispatcher")
     assert not heavy & loaded
-    assert "rpa_tune.artifact" not in loaded  # paid for by those who load one
+    assert "rpa_tune.artifact.file" not in loaded  # paid for by those who load one
 
 
 @pytest.mark.parametrize("path", source_files(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -67,7 +67,9 @@ def test_links_lead_somewhere(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
 def test_commands_in_documents_exist(path):
     known = set(COMMANDS)
-    for name in re.findall(r"(?:^|`)rpa-tune ([a-z]+)\b", path.read_text(), re.MULTILINE):
+    for name in re.findall(
+        r"(?:^|`)rpa-tune ([a-z]+(?:-[a-z]+)*)\b", path.read_text(), re.MULTILINE
+    ):
         assert name in known, f"{relative(path)}: rpa-tune {name}"
 
 

@@ -81,7 +81,7 @@ def smem_bytes(problem: Problem, config: BlockwiseConfig) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
+class QBlock:
     """One query block of one sequence; positions are tokens from the start of its context."""
 
     first: int  # position of its first query
@@ -93,7 +93,7 @@ class Block:
 
 def blocks(
     family: str, problem: Problem, config: BlockwiseConfig, batch: Batch, core: Core = ONLY_CORE
-) -> Iterator[Block]:
+) -> Iterator[QBlock]:
     """Query blocks of a core in the order it walks them."""
     everything = _all_blocks(family, problem, config, batch)
     if core.count == 1:
@@ -104,14 +104,14 @@ def blocks(
 
 def _all_blocks(
     family: str, problem: Problem, config: BlockwiseConfig, batch: Batch
-) -> Iterator[Block]:
+) -> Iterator[QBlock]:
     """Query blocks of all sequences."""
     for i in batch.family_seqs(family):
         q_len, kv_len = batch.q_lens[i], batch.kv_lens[i]
         for start in range(0, q_len, config.bq_sz):
             first = kv_len - q_len + start
             end = kv_len - q_len + min(start + config.bq_sz, q_len)
-            yield Block(
+            yield QBlock(
                 first=first,
                 end=end,
                 kv_first=window_start(first, problem),

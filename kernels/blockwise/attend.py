@@ -31,6 +31,7 @@ KV compute blocks, whose scores lie in the buffers one `bkv_csz` of keys below t
 `lag` more chains between the stages.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ from rpa_kernels.blockwise.walk import Block
 from rpa_kernels.ints import cdiv, div, rem
 from rpa_kernels.mask import mask_scores
 from rpa_kernels.problem import Problem
+from rpa_kernels.stagger import pass_order
 from rpa_kernels.target import Target
 
 Ref = Any
@@ -94,16 +96,16 @@ class Attention:
 
     @property
     def delays_pv(self) -> bool:
-        """Whether a chain is weighed one turn later, and a pass's last one in the next pass.
+        """Whether pv comes one turn later, and that of a pass's last chain in the next pass.
 
         With result buffers the compiler gives each product a unit of its own, and that of p @ V
-        would idle at the head of a pass until the first chain is softened. Units whose results
+        would idle at the head of a pass until the first chain's softmax. Units whose results
         come in order share both products, and have the scores to begin with.
         """
         return self.target.has_result_buffers and not self.chains.is_short
 
     def clear_last(self, group: Group) -> None:
-        """Makes the last chain's slot one that adds nothing when the first pass weighs it."""
+        """Makes the last chain's slot one that adds nothing in the first pass's pv."""
         s, last = self.scratch, self.chains.width - 1
         self.store(s.p, last, jnp.zeros((self.chains.rows, self.chains.keys), s.p.dtype))
         own = self.locate(group, last)[2]
@@ -166,27 +168,25 @@ class Attention:
 
     def attend(self, before: Group, group: Group, ahead: Group, *, is_edge: bool) -> None:
         """One pass over the chains of a group; the first were scored by the pass before."""
-        width, lag, num_slots = self.chains.width, self.chains.lag, self.chains.num_slots
-        for chain in range(width + lag - 1):
-            if self.delays_pv:
-                if chain:
-                    self.pv(group, chain - 1, is_edge=is_edge)
-                else:
-                    self.pv(before, width - 1, is_edge=False)
-            if is_edge and chain < self.chains.num_masks:
-                self.keep_mask_cap(group, chain)
-            if chain < width:
-                ahead_by = chain + lag
-                scored = (group, ahead_by) if ahead_by < width else (ahead, ahead_by - width)
-                score = partial(self.qk, *scored, is_edge=is_edge and ahead_by < width)
-                if scored[1] % num_slots != chain % num_slots:
-                    score()
-                    self.softmax(group, chain, is_edge=is_edge)
-                else:  # one slot for both: it has to be read before it is written
-                    self.softmax(group, chain, is_edge=is_edge)
-                    score()
-            if not self.delays_pv and chain >= lag - 1:
-                self.pv(group, chain - lag + 1, is_edge=is_edge)
+        c = self.chains
+        order = pass_order(
+            c.width, lag=c.lag, num_slots=c.num_slots, num_masks=c.num_masks * is_edge,
+            delays_pv=self.delays_pv,
+        )  # fmt: skip
+        stages: dict[str, Callable[[Group, int], None]] = {
+            "mask": self.keep_mask_cap,
+            "qk": partial(self.qk, is_edge=is_edge),
+            "softmax": partial(self.softmax, is_edge=is_edge),
+            "pv": partial(self.pv, is_edge=is_edge),
+        }
+        # What is done for another pass is done for whole KV compute blocks.
+        for stage, chain in order:
+            if chain < 0:
+                self.pv(before, chain + c.width, is_edge=False)
+            elif chain >= c.width:
+                self.qk(ahead, chain - c.width, is_edge=False)
+            else:
+                stages[stage](group, chain)
 
     def locate(self, group: Group, chain: int) -> tuple[Scalar, Any, Any]:
         """KV head of a chain, its rows of the query compute block, and those of its slot."""

@@ -45,8 +45,8 @@ class Chains:
       parts: Chains of one KV head.
       width: Chains of one pass: several heads, or some of one head's parts.
       num_groups: Passes for all chains.
-      lag: Chains from the one that is scored back to the one that is softened; weighed is the
-        one `lag - 1` before that.
+      lag: Chains from the one that is in qk back to the one that is in softmax; in pv is the one
+        `lag - 1` before that.
     """
 
     tokens: int

@@ -37,7 +37,7 @@ UNPACKED = 16 * 8 * LANES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kernel:
+class BlockwiseKernel:
     """Refs and statics of one kernel call; methods are its phases."""
 
     meta: Meta
@@ -311,7 +311,7 @@ def blockwise_kernel(
     q_blocks = QBlocks(
         q=refs.q, out=refs.out, scratch=refs.scratch, paths=paths, problem=problem, on_chip=on_chip
     )
-    Kernel(
+    BlockwiseKernel(
         meta=refs.meta, kv_new=refs.kv_new, cache=refs.cache, sinks=refs.sinks, first=first,
         end=end, scratch=refs.scratch, q_blocks=q_blocks, paths=paths, problem=problem,
         config=config, target=target, on_chip=on_chip,

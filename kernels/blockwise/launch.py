@@ -9,7 +9,7 @@ from rpa_kernels.blockwise.partition import SEQS, partition
 from rpa_kernels.blockwise.scratch import scratch_shapes
 
 LAUNCHES = {
-    family: calls.Launch(
+    family: calls.KernelLaunch(
         kernel=partial(blockwise_kernel, family=family),
         kernel_name=partial(kernel_name, family),
         scratch_shapes=scratch_shapes,

@@ -37,11 +37,7 @@ def check(
       target: The chip.
       vmem_share: Share of VMEM that scratch may take.
     """
-    bad = limits.check_positive(
-        bq_sz=config.bq_sz, bq_csz=config.bq_csz, bkv_sz=config.bkv_sz, bkv_csz=config.bkv_csz,
-        num_buffers=config.num_buffers - 1,
-    )  # fmt: skip
-    bad = bad or limits.check_blocks(bkv_sz=config.bkv_sz, bkv_csz=config.bkv_csz, problem=problem)
+    bad = limits.check_sizes(config, problem, "bq_sz", "bq_csz")
     if bad:
         return bad
     if (

@@ -83,7 +83,7 @@ def traffic(
     spans = _spans(problem, config, batch, core)
     num_seqs, new = len(spans), int(problem.update_kv_cache)
     cached = [end - new - start for start, end in spans]
-    q_blocks = cdiv(num_seqs, config.bq_sz)
+    seq_blocks = cdiv(num_seqs, config.bq_sz)
     q_bytes, kv_bytes = num_seqs * problem.q_token_bytes, problem.kv_token_bytes
     return Traffic(
         read_bytes=sum(cached) * kv_bytes
@@ -91,7 +91,7 @@ def traffic(
         + new * num_seqs * kv_bytes
         + bool(spans) * problem.sinks_bytes,
         write_bytes=q_bytes + new * num_seqs * kv_bytes,
-        num_copies=(2 + new) * q_blocks
+        num_copies=(2 + new) * seq_blocks
         + new * num_seqs
         + sum(cdiv(n, min(problem.page_size, config.bkv_sz)) for n in cached)
         + bool(spans) * problem.has_sinks,

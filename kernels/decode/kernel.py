@@ -7,7 +7,7 @@ own online softmax, which makes them independent chains for the MXU; after the l
 the items are joined in order into the state of the running sequence.
 
 Queries, new keys and values, and outputs move in blocks of `bq_sz` sequences (a decode sequence
-has one token, so token i is sequence i); `q_blocks.py` does that.
+has one token, so token i is sequence i); `seq_blocks.py` does that.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from jax.experimental import pallas as pl
 from rpa_kernels.calls import Refs
 from rpa_kernels.decode.attend import Attend, Row
 from rpa_kernels.decode.config import DecodeConfig
-from rpa_kernels.decode.q_blocks import QBlocks
 from rpa_kernels.decode.scratch import Scratch
+from rpa_kernels.decode.seq_blocks import SeqBlocks
 from rpa_kernels.decode.walk import Cursor, Item, Walk
 from rpa_kernels.ints import cdiv
 from rpa_kernels.pages import PagedCache
@@ -33,20 +33,20 @@ Scalar = Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kernel:
+class DecodeKernel:
     """Refs and statics of one kernel call; methods are its phases."""
 
     walk: Walk
     cache: PagedCache
     scratch: Scratch
-    q_blocks: QBlocks
+    seq_blocks: SeqBlocks
     maths: Attend
     problem: Problem
     config: DecodeConfig
 
     def rows(self, items: list[Item]) -> list[Row]:
         """Where the items' queries and outputs are."""
-        return [self.q_blocks.row(item.seq, item.is_real) for item in items]
+        return [self.seq_blocks.row(item.seq, item.is_real) for item in items]
 
     def start_fetch(self, slot: Scalar, cursor: Cursor) -> Cursor:
         """Starts fetching the step at `cursor`; returns the cursor of the step after it."""
@@ -106,24 +106,24 @@ class Kernel:
         @pl.when(self.walk.first_seq < self.walk.end_seq)
         def _() -> None:
             cursor = Cursor(jnp.int32(self.walk.first_seq), jnp.int32(0))
-            self.q_blocks.start()
+            self.seq_blocks.start()
             # A loop, though a short one: within straight code the compiler moves the copies of
             # queries behind those of KV, and the first step waits for all of them.
             ahead = jax.lax.fori_loop(0, self.config.num_buffers, self.start_fetch, cursor)
-            self.q_blocks.start_fetch(1)
-            self.q_blocks.wait_first()
+            self.seq_blocks.start_fetch(1)
+            self.seq_blocks.wait_first()
             jax.lax.while_loop(
                 lambda carry: carry[1].seq < self.walk.end_seq,
                 self.step,
                 (jnp.int32(0), cursor, ahead),
             )
-            self.q_blocks.drain()
+            self.seq_blocks.drain()
 
     def step(self, carry: tuple[Scalar, Cursor, Cursor]) -> tuple[Scalar, Cursor, Cursor]:
         """One step: wait, attend, join, and fetch the step `num_buffers` ahead."""
         slot, cursor, ahead = carry
         items, following = self.walk.items_from(cursor)
-        self.q_blocks.advance(items[0].seq, [(item.seq, item.is_real) for item in items])
+        self.seq_blocks.advance(items[0].seq, [(item.seq, item.is_real) for item in items])
         self.maths.begin(self.rows(items))
         self.wait_fetch(slot, items)
         self.attend(slot, items)
@@ -165,7 +165,7 @@ def decode_kernel(
     first_seq, end_seq = 0, refs.meta.distribution[0]
     if refs.core_range is not None:
         (first_seq,), (end_seq,) = refs.core_range
-    q_blocks = QBlocks(
+    seq_blocks = SeqBlocks(
         refs=refs, first_seq=first_seq, end_seq=end_seq, problem=problem, config=config
     )
     maths = Attend(
@@ -174,7 +174,7 @@ def decode_kernel(
     walk = Walk(
         meta=refs.meta, first_seq=first_seq, end_seq=end_seq, problem=problem, config=config
     )
-    Kernel(
-        walk=walk, cache=refs.cache, scratch=refs.scratch, q_blocks=q_blocks, maths=maths,
+    DecodeKernel(
+        walk=walk, cache=refs.cache, scratch=refs.scratch, seq_blocks=seq_blocks, maths=maths,
         problem=problem, config=config,
     ).run()  # fmt: skip

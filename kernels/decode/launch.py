@@ -6,7 +6,7 @@ from rpa_kernels.decode.kernel import decode_kernel
 from rpa_kernels.decode.partition import partition
 from rpa_kernels.decode.scratch import scratch_shapes
 
-launch = calls.Launch(
+launch = calls.KernelLaunch(
     kernel=decode_kernel,
     kernel_name=kernel_name,
     scratch_shapes=scratch_shapes,

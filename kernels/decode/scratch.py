@@ -24,7 +24,7 @@ class Scratch(NamedTuple):
       item_m, item_row_sum, item_acc: [G, head groups, rows, ...], softmax state of each item.
       m, sums, acc: [head groups, rows, ...], softmax state of the sequence the step began in.
       sinks: `problem.sinks_shape`, or None.
-      progress: int32[2] in SMEM; see `q_blocks.QBlocks`.
+      progress: int32[2] in SMEM; see `seq_blocks.SeqBlocks`.
       kv_sems: [num_buffers]; in_sems, out_sems, write_sems: [2].
     """
 

@@ -23,11 +23,7 @@ def check(
       target: The chip.
       vmem_share: Share of VMEM that scratch may take.
     """
-    bad = limits.check_positive(
-        bkv_sz=config.bkv_sz, bkv_csz=config.bkv_csz, seqs_per_step=config.seqs_per_step,
-        num_buffers=config.num_buffers - 1, bq_sz=config.bq_sz,
-    )  # fmt: skip
-    bad = bad or limits.check_blocks(bkv_sz=config.bkv_sz, bkv_csz=config.bkv_csz, problem=problem)
+    bad = limits.check_sizes(config, problem, "seqs_per_step", "bq_sz")
     if bad:
         return bad
     if config.bq_sz < config.seqs_per_step:
@@ -66,7 +62,7 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
     and tails and windows leave less of a block empty.
 
     Four buffers, where they fit: the tail of a sequence takes as long to attend to as a whole
-    block but is fetched sooner, and the more steps are under way the longer the read engine has
+    block but is fetched sooner, and the more steps are under way the longer the copy engine has
     work beside tails. Queries of 16 sequences at a time are never behind the KV of their steps.
 
     Returns:

@@ -11,7 +11,7 @@ from rpa_tune.dispatch.audit import Coverage, Entry
 from rpa_tune.dispatch.audit import audit as look_up
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
-from rpa_tune.models import Share
+from rpa_tune.models.catalog import Share
 
 # Which coverages count as misses.
 FAIL_ON = {

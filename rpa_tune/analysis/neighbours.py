@@ -11,12 +11,12 @@ from typing import Any
 
 from rpa_tune.analysis.question import Question, make_question
 from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.decide.promote import ERROR_PCT
 from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.promote import ERROR_PCT
 from rpa_tune.provenance import provenance
 from rpa_tune.space.space import one_step_away
 from rpa_tune.store import journal

@@ -14,7 +14,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.models import Model, load_model, problem_for
+from rpa_tune.models.catalog import Model, load_model, problem_for
 from rpa_tune.ranges import FIELD
 from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
 

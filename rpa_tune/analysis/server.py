@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from rpa_tune.buckets import Limits
 from rpa_tune.dispatch.engine import Engine
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.models import Model, Share, load_model, shares
+from rpa_tune.models.buckets import Limits
+from rpa_tune.models.catalog import Model, Share, load_model, shares
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from rpa_tune.candidate import Status
 from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_all, hostile_batches
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.models import load_model, problem_for
+from rpa_tune.models.catalog import load_model, problem_for
 from rpa_tune.ranges import RANGES
 from rpa_tune.workload.workload import WeightedBatch, Workload
 

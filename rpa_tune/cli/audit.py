@@ -18,7 +18,7 @@ from rpa_tune.cli.server import server_options, to_words
 from rpa_tune.dispatch.audit import Coverage, Entry
 from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
-from rpa_tune.padding import padding_note
+from rpa_tune.models.padding import padding_note
 
 EXIT_MISSES = 3
 DEFAULT_WORKLOAD = "azure-conv"

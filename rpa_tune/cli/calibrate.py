@@ -1,11 +1,15 @@
 """`rpa-tune calibrate`: fits a chip's machine parameters to measured times."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
+from rpa_tune.candidate import Evaluation
+from rpa_tune.check import evidence
+from rpa_tune.check.record import CheckReport, is_report, read_report
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import ChipName
 from rpa_tune.cli.output import print_json
@@ -23,6 +27,7 @@ from rpa_tune.store import journal as store
 from rpa_tune.store.shards import find_shards
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.study import build_studies
+from rpa_tune.workload.workload import Workload
 
 DEFAULT_PARAMETERS = (
     "read_linear_bytes_per_s",
@@ -37,7 +42,8 @@ DEFAULT_PARAMETERS = (
 
 @click.command()
 @click.argument("records", type=click.Path(path_type=Path))
-@click.option("--chip", required=True, type=ChipName(), help="Chip to fit: v5e, v6e, v7x, ...")
+@click.option("--chip", type=ChipName(),
+              help="Chip to fit: v5e, v6e, v7x, ...; a check's file names its own.")  # fmt: skip
 @click.option("--plan", type=click.Path(path_type=Path),
               help="Plan of the sweep; required with a store.")  # fmt: skip
 @click.option("--recordings", type=click.Path(path_type=Path),
@@ -63,7 +69,7 @@ DEFAULT_PARAMETERS = (
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def calibrate(
     records: Path,
-    chip: str,
+    chip: str | None,
     plan: Path | None,
     recordings: Path | None,
     batches: int,
@@ -75,26 +81,41 @@ def calibrate(
 ) -> None:
     """Fits machine parameters to the measured times in RECORDS.
 
-    RECORDS is one of three things. It is a file in the form of benchmarks/data/measured_rpa.json,
-    with times of the public v3 kernel on your TPU; only its device times are used. Or it is one in
-    the form of measured_rpa_2.jsonl beside it, of kernels that no package has, together with
-    --recordings of these calls (recordings.zip beside it). Or it is the store of a sweep that
-    measured, together with the sweep's --plan.
+    RECORDS is one of four things: what `rpa-tune tpu-check` wrote on a TPU host; the store of a
+    sweep that measured, with the sweep's --plan; a file in the form of
+    benchmarks/data/measured_rpa.json, with times of the public v3 kernel on your TPU, of which only
+    device times are used; or one in the form of measured_rpa_2.jsonl beside it, of kernels that no
+    package has, with --recordings of these calls (recordings.zip beside it).
+
+    Kernels are compiled again here. What comes out as another schedule than the one that was
+    measured, because sources or versions are others, is left out.
 
     The fitted rows belong in rpa_tune/llo/machines.yaml. Parameters that the records do not
     determine stay near their old values.
 
+    Example: rpa-tune calibrate tpu-check.json
+
     Example: rpa-tune calibrate .rpa-tune/quickstart.jsonl --plan quickstart --chip v6e
     """
-    machine = load_machine(chip)
-    if store.is_store(records):
+    report = read_report(records) if is_report(records) else None
+    machine = load_machine(_chip_of(records, report, chip))
+    if report is not None:
+        answers, workloads = evidence.measured_answers(report, records)
+        observations, skipped = _observed(answers, workloads, machine, cache, workers, batches=1)
+    elif store.is_store(records):
         observations, skipped = _from_store(records, plan, machine, cache, workers, batches)
     elif is_lines(records):
         observations, skipped = _from_lines(records, recordings, machine)
     else:
         observations, skipped = _from_records(records, machine, cache, workers)
+    if not observations:
+        raise UsageError(
+            f"nothing to fit, {len(skipped)} left out: {'; '.join(skipped[:2])}",
+            where=str(records),
+            hint="what was measured is compiled again here: use the versions that it names",
+        )
     result = fit(machine, observations, parameters or DEFAULT_PARAMETERS)
-    rows = _rows(chip, result)
+    rows = _rows(machine.chip, result)
     if output is not None:
         output.write_text(yaml.safe_dump(rows, sort_keys=False))
     if as_json:
@@ -120,6 +141,37 @@ def _from_store(
         raise UsageError(f"no measured answers for {machine.chip}", where=str(path))
     workloads = {s.workload.digest: s.workload for s in build_studies(load_plan(plan))}
     say_sources(workloads.values())
+    return _observed(answers, workloads, machine, cache, workers, batches=batches)
+
+
+def _chip_of(path: Path, report: CheckReport | None, named: str | None) -> str:
+    """The chip of a check's file, or the one that was named.
+
+    Raises:
+      UsageError: Neither, or one that contradicts the other.
+    """
+    own = None if report is None else report.identity.chip or None
+    if named is None and own is None:
+        raise UsageError(
+            "these records need the name of a chip", where=str(path), hint="--chip v6e"
+        )
+    if named is not None and own is not None and named != own:
+        raise UsageError(
+            f"the file is of a {own}, not of a {named}", where=str(path), hint="leave --chip out"
+        )
+    return own or named or ""
+
+
+def _observed(
+    answers: list[Evaluation],
+    workloads: Mapping[str, Workload],
+    machine: Machine,
+    cache: Path,
+    workers: int,
+    *,
+    batches: int,
+) -> tuple[list[Observation], list[str]]:
+    """Measured answers as launches, and what was left out."""
     observations, skipped = [], []
     with WorkerPool(num_workers=workers) as pool:
         for seen in observe(answers, workloads, pool, cache_dir=cache, num_batches=batches):

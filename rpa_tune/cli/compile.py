@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from rpa_tune.analysis.server import Server
-from rpa_tune.artifact import Manifest
-from rpa_tune.artifact_build import Built, Kept, build_plans, write_built
+from rpa_tune.artifact.build import Built, Kept, build_plans, write_built
+from rpa_tune.artifact.file import Manifest
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import Q_DTYPE, Choice, cache_option
@@ -26,7 +26,7 @@ from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.padding import padding_note
+from rpa_tune.models.padding import padding_note
 
 DEFAULT_DEADLINE_S = 600.0
 # Options that are fields of a `Problem`.

@@ -14,7 +14,7 @@ from rpa_tune.cli.options import batch_option, cache_option, candidate_options
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.question import resolve_question
 from rpa_tune.cli.trace import write_heaviest
-from rpa_tune.padding import padding_note
+from rpa_tune.models.padding import padding_note
 
 # Keys that the JSON form always has; null without a time.
 ALWAYS = (

@@ -13,7 +13,7 @@ from rpa_tune.cli.problem_text import problem_text
 from rpa_tune.evaluate.simulated import Simulation
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.llo.timeline import Timeline
-from rpa_tune.padding import padding_note
+from rpa_tune.models.padding import padding_note
 
 _BAR = 40  # characters of a full bar
 _MAX_LOOPS = 8

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from rpa_tune.model import Model
+from rpa_tune.models.model import Model
 
 
 def print_layers(model: Model, *, err: bool = False) -> None:

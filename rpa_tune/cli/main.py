@@ -27,6 +27,7 @@ COMMANDS = {
     "status": ("rpa_tune.cli.status", "status"),
     "sweep": ("rpa_tune.cli.sweep", "sweep"),
     "tables": ("rpa_tune.cli.tables", "tables"),
+    "tpu-check": ("rpa_tune.cli.tpu_check", "tpu_check_command"),
     "verify": ("rpa_tune.cli.verify", "verify"),
     "workloads": ("rpa_tune.cli.workloads", "workloads"),
 }

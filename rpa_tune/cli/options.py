@@ -18,7 +18,7 @@ from rpa_tune.cli.numbers import number
 from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.models import model_name
+from rpa_tune.models.catalog import model_name
 from rpa_tune.ranges import FIELD
 from rpa_tune.workload.batch_data import batch_from_data
 from rpa_tune.workload.workload import Workload

@@ -13,9 +13,9 @@ from rpa_tune.cli.options import ChipName
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.tables import clause_text
 from rpa_tune.cli.workload_words import say_sources
+from rpa_tune.decide.portfolio import Portfolio
+from rpa_tune.decide.promote import study_curve
 from rpa_tune.families.registry import load_family
-from rpa_tune.portfolio import Portfolio
-from rpa_tune.promote import study_curve
 from rpa_tune.provenance import provenance
 from rpa_tune.store import journal as store
 from rpa_tune.store.codec import stamp_of

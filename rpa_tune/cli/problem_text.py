@@ -3,7 +3,7 @@
 from typing import Any
 
 from rpa_kernels.problem import Problem
-from rpa_tune.padding import padding_note, token_bytes, useful_token_bytes
+from rpa_tune.models.padding import padding_note, token_bytes, useful_token_bytes
 
 
 def problem_text(problem: Problem) -> str:

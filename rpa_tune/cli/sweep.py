@@ -21,7 +21,7 @@ from rpa_tune.cli.sweep_text import print_outcome
 from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.ray_pool import RayPool
-from rpa_tune.models import load_model
+from rpa_tune.models.catalog import load_model
 from rpa_tune.sweep.forecast import forecast
 from rpa_tune.sweep.identity import require_same_samplers
 from rpa_tune.sweep.job import Job, open_job
@@ -61,7 +61,7 @@ def sweep(**options: Any) -> None:
     """Tunes what PLAN asks for and writes table rows.
 
     PLAN is a YAML file, or the name of a plan that comes with rpa-tune: public_hd64,
-    public_stacked, public_v3, quickstart, steady_decode.
+    public_stacked, public_tokamax, public_v3, quickstart, steady_decode.
 
     Each candidate gets an analytical lower bound. The most promising ones are compiled for the chip
     and their schedules simulated. On a host with a TPU of the study's chip the best are measured.

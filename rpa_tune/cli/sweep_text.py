@@ -21,7 +21,7 @@ from rpa_tune.cli.tables import (
     workload_text,
 )
 from rpa_tune.evaluate.measured import MeasuringHost
-from rpa_tune.padding import padding_note
+from rpa_tune.models.padding import padding_note
 from rpa_tune.sweep.result import NO_COMPARISON, StudyResult
 from rpa_tune.sweep.run import Outcome
 from rpa_tune.tables.row import TableRow

@@ -14,7 +14,7 @@ from rpa_tune.errors import TableError
 from rpa_tune.families.registry import ALL_FAMILIES, known_family, load_family
 from rpa_tune.interop.export import EXPORTERS
 from rpa_tune.interop.export_rows import OURS
-from rpa_tune.padding import padding_note
+from rpa_tune.models.padding import padding_note
 from rpa_tune.tables.changes import diff_tables
 from rpa_tune.tables.lint import lint_folder
 from rpa_tune.tables.reader import load_tables, shipped_folder

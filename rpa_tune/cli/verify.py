@@ -16,7 +16,7 @@ from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import batch_option, candidate_options, parse_config, read_batch
 from rpa_tune.cli.output import print_json
 from rpa_tune.evaluate.correctness import Verdict
-from rpa_tune.models import load_model
+from rpa_tune.models.catalog import load_model
 
 
 @click.command()

@@ -10,14 +10,15 @@ from typing import Any, TypeVar
 import click
 import yaml
 
+from rpa_tune.capture.reader import write_steps
 from rpa_tune.cli.numbers import number, number_or_none
 from rpa_tune.cli.options import RenamedOption
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.workload_words import OPTION_OF_SECTION, hints_name_options
 from rpa_tune.cli.workloads_text import print_list, print_summary
 from rpa_tune.errors import TraceError, UsageError
+from rpa_tune.sweep.nodes import Loader
 from rpa_tune.workload.build import build_workload, serve
-from rpa_tune.workload.capture_file import write_steps
 from rpa_tune.workload.spec import load_presets, overlay, preset_mapping, read_spec
 from rpa_tune.workload.summary import (
     distributions,
@@ -268,8 +269,8 @@ def _pair(section: str, text: str) -> tuple[str, Any]:
     if not equals:
         raise UsageError(f"{option} needs KEY=VALUE, got {text!r}")
     try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return key, yaml.load(value, Loader=Loader)
+    except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{option} {key} has no value: {value!r}") from error
 
 

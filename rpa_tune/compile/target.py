@@ -8,7 +8,7 @@ inside functions, because the parent process uses the rest without it.
 import fnmatch
 import functools
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,11 @@ def suspects() -> list[str]:
     known = (*_INHERITED, *_without_a_tpu(Path()))
     patterns = ("JAX_*", "XLA_*", "LIBTPU_*", "TPU_*", "PJRT_*", "TF_*", "LD_*", "PYTHON*")
     return sorted(n for n in os.environ if _is_among(n, patterns) and not _is_among(n, known))
+
+
+def settings_named(names: Iterable[str]) -> dict[str, str]:
+    """Values of variables of this process's environment, which are there."""
+    return {name: os.environ[name] for name in names}
 
 
 def device_environment(folder: Path) -> dict[str, str]:

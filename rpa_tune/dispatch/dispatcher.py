@@ -24,7 +24,7 @@ from rpa_tune.tables.reader import Tables, load_tables, shipped_folder
 from rpa_tune.tables.step import Step
 
 if TYPE_CHECKING:
-    from rpa_tune.artifact import Artifact
+    from rpa_tune.artifact.file import Artifact
 
 _log = logging.getLogger("rpa_tune.dispatch")
 _ABSENT = -1
@@ -206,8 +206,8 @@ def load_dispatcher(
     compiled = None
     if artifact is not None:
         # Here, because a server without an artefact need not pay for the import.
-        from rpa_tune.artifact import Artifact
-        from rpa_tune.dispatch.compiled import load_compiled
+        from rpa_tune.artifact.compiled import load_compiled
+        from rpa_tune.artifact.file import Artifact
 
         opened = artifact if isinstance(artifact, Artifact) else Artifact(artifact)
         compiled = load_compiled(opened, found)

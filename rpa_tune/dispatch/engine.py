@@ -1,6 +1,6 @@
 """Which calls a serving engine can make: the shapes it compiles for, and the steps behind each.
 
-An engine pads a step to the next of a few shapes (`rpa_tune/buckets.py`). Which plans a bucket can
+An engine pads a step to the next of a few shapes (`models/buckets.py`). Which plans a bucket can
 meet follows from how many tokens and sequences land in it; the rest need no warm-up and no compile.
 """
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from rpa_kernels.problem import Problem
-from rpa_tune.buckets import shapes
 from rpa_tune.dispatch.plan import ORDER
+from rpa_tune.models.buckets import shapes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

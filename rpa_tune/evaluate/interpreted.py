@@ -28,13 +28,14 @@ _FEWEST_KV_HEADS = 2
 _DMA_MODES = ("on_wait", "eager")
 
 
-def stand_in(candidate: Candidate) -> tuple[Candidate, Workload]:
+def stand_in(candidate: Candidate, *, with_few_heads: bool = True) -> tuple[Candidate, Workload]:
     """What is run in a candidate's place, and on what; a function of the candidate alone.
 
     Two problems that differ in sizes only share a stand-in, so one verification serves both.
 
     Args:
       candidate: A config that is about to be promoted.
+      with_few_heads: Whether heads are left out, too, for the sake of the interpreter.
     """
     problem, config = candidate.problem, candidate.config
     batches = hostile_batches(
@@ -48,8 +49,8 @@ def stand_in(candidate: Candidate) -> tuple[Candidate, Workload]:
         source="lengths of 1, and at page and block boundaries",
         batches=tuple(WeightedBatch(batch=b, weight=1 / len(batches)) for b in batches),
     )
-    whole = _resized(problem, workload)
-    small = _with_few_heads(whole)
+    whole = resized(problem, workload)
+    small = _with_few_heads(whole) if with_few_heads else whole
     target = load_chip(candidate.chip).target
     # A limit that only the small problem breaks says nothing about the candidate.
     check = load_family(candidate.family).check
@@ -57,7 +58,7 @@ def stand_in(candidate: Candidate) -> tuple[Candidate, Workload]:
     return replace(candidate, problem=used, workload=workload.digest), workload
 
 
-def _resized(problem: Problem, workload: Workload) -> Problem:
+def resized(problem: Problem, workload: Workload) -> Problem:
     """The problem with arrays just large enough for the batches."""
     pages_per_seq = cdiv(workload.max_context_tokens, problem.page_size)
     return replace(

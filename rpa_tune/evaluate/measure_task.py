@@ -8,6 +8,7 @@ parent's half, `device_times.py` reads the profiler.
 import functools
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from rpa_kernels import inputs, load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_kernels.reference import ragged_paged_attention
-from rpa_kernels.verify import Operands, compare, draw_operands
+from rpa_kernels.verify import Operands, compare, draw_operands, spoil_unused
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import target, worker
+from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.device_times import launch_times_ns, read_profile
 from rpa_tune.evaluate.measurement import (
     BatchSamples,
@@ -59,9 +61,9 @@ def measure(task: MeasureTask) -> MeasureAnswer:
         for candidate, taken in zip(right, _time_batch(right, batch, task, make), strict=True):
             samples[candidate.digest].append(taken)
     return MeasureAnswer(
-        device=_describe(device),
+        device=describe(device),
         measurements=tuple(
-            Measurement(status=Status.OK, samples=tuple(samples[c.digest]))
+            replace(found[c.digest], samples=tuple(samples[c.digest]))
             if c.digest in samples
             else found[c.digest]
             for c in task.candidates
@@ -70,7 +72,7 @@ def measure(task: MeasureTask) -> MeasureAnswer:
 
 
 def find_device(_: None = None) -> dict[str, Any]:
-    """What `jax` finds here: `_describe` and, for a TPU, the name of its `chip`.
+    """What `jax` finds here: `describe` and, for a TPU, the name of its `chip`.
 
     Raises:
       Exception: jax finds no device, or one that the chip table does not have.
@@ -78,7 +80,7 @@ def find_device(_: None = None) -> dict[str, Any]:
     device = jax.devices()[0]
     is_tpu = device.platform == "tpu"
     chip = chip_of_device_kind(device.device_kind).name if is_tpu else ""
-    return {**_describe(device), "chip": chip}
+    return {**describe(device), "chip": chip}
 
 
 def launch_family(candidate: Candidate, batch: Batch) -> Launch:
@@ -130,12 +132,16 @@ def _wrong_device(device: Any, task: MeasureTask) -> str:
         return f"measuring needs a {task.platform}, but jax found a {device.platform}"
     if task.platform != "tpu":
         return ""
-    chip = chip_of_device_kind(device.device_kind).name
+    try:
+        chip = chip_of_device_kind(device.device_kind).name
+    except UsageError:  # contradicts nobody: whoever asks was told which chip it is
+        return ""
     wanted = {candidate.chip for candidate in task.candidates} - {chip}
     return f"candidates are for {', '.join(sorted(wanted))}, this is a {chip}" if wanted else ""
 
 
-def _describe(device: Any) -> dict[str, Any]:
+def describe(device: Any) -> dict[str, Any]:
+    """A device and its host, as an evaluation's provenance has them."""
     return {
         "platform": device.platform,
         "device_kind": device.device_kind,
@@ -149,17 +155,22 @@ def _describe(device: Any) -> dict[str, Any]:
 def _check(candidate: Candidate, batches: Sequence[Batch], make: Any) -> Measurement:
     """Compares a candidate with the reference; nothing is timed that is wrong."""
     family, problem = load_family(candidate.family), candidate.problem
+    compiled: dict[Launch, Launch] = {}  # most make one function for all batches
+    worst: float | None = None
     for seed, batch in enumerate(batches):
         operands = draw_operands(problem, batch, seed=seed)
+        operands = replace(operands, arrays=spoil_unused(operands.arrays, problem))
         arguments = _arguments(operands)
         # What tracing raises ends the task, whose phase then says that the kernel did not compile.
         worker.report_phase("compile")
         failed = Status.COMPILE_FAILED
         try:
-            launch = jax.jit(make(candidate, batch)).lower(*arguments).compile()
+            made = make(candidate, batch)
+            if made not in compiled:
+                compiled[made] = as_jitted(made).lower(*arguments).compile()
             worker.report_phase("check")
             failed = Status.RUN_FAILED
-            out, cache = launch(*arguments)
+            out, cache = compiled[made](*arguments)
             out.block_until_ready()
         except jax.errors.JaxRuntimeError as error:
             exhausted = str(error).startswith("RESOURCE_EXHAUSTED")
@@ -172,7 +183,13 @@ def _check(candidate: Candidate, batches: Sequence[Batch], make: Any) -> Measure
             return Measurement(
                 status=Status.WRONG_ANSWER, detail=f"batch {seed}: {'; '.join(report.problems)}"
             )
-    return Measurement(status=Status.OK)
+        worst = max(worst or 0.0, report.max_error / report.tolerance)
+    return Measurement(status=Status.OK, error_of_tolerance=worst)
+
+
+def as_jitted(launch: Launch) -> Any:
+    """A function under `jit`; one that is brings compiler options of its own."""
+    return launch if hasattr(launch, "lower") else jax.jit(launch)
 
 
 def _time_batch(
@@ -180,7 +197,7 @@ def _time_batch(
 ) -> list[BatchSamples]:
     """Rounds of interleaved launches, until one is steady for all or rounds run out."""
     problem = candidates[0].problem
-    launches = [jax.jit(make(candidate, batch)) for candidate in candidates]
+    launches = [as_jitted(make(candidate, batch)) for candidate in candidates]
     drawn = [_draw_on_device(problem, batch, seed) for seed in range(NUM_INPUTS)]
     for launch in launches:
         for i in range(WARM_UP):

@@ -36,6 +36,8 @@ REFERENCE = "rpa_tune.evaluate.measure_task:launch_reference"
 _PCI_DEVICES = Path("/sys/bus/pci/devices")
 _GOOGLE = "0x1ae0"
 _TPUS = ("0x005e", "0x0062", "0x0063", "0x006f", "0x0076")  # v4, v5p, v5e, v6e, v7x
+# KV caches of full size pass through the host, and libtpu maps gigabytes of it for transfers.
+_MEMORY_BYTES = 32 << 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +61,12 @@ def device_pool(scratch_dir: Path | None = None) -> WorkerPool:
     Args:
       scratch_dir: Where profiles go; the system's temporary folder if None.
     """
-    return WorkerPool(num_workers=1, scratch_dir=scratch_dir, environment=target.device_environment)
+    return WorkerPool(
+        num_workers=1,
+        memory_bytes=_MEMORY_BYTES,
+        scratch_dir=scratch_dir,
+        environment=target.device_environment,
+    )
 
 
 def has_tpu(devices: Path = _PCI_DEVICES) -> bool:

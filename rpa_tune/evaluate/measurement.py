@@ -61,11 +61,14 @@ class Measurement:
       status: OK, COMPILE_FAILED, OUT_OF_MEMORY, RUN_FAILED or WRONG_ANSWER.
       detail: One line; empty when OK.
       samples: One entry a batch when OK.
+      error_of_tolerance: Largest error as a share of what it may be, over the batches that were
+        checked; None when there is no answer.
     """
 
     status: Status
     detail: str = ""
     samples: tuple[BatchSamples, ...] = ()
+    error_of_tolerance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

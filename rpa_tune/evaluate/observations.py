@@ -9,14 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.compile.dumps import unpack_bundles
+from rpa_tune.compile.dumps import schedule_digest, unpack_bundles
 from rpa_tune.compile.pool import TaskPool
+from rpa_tune.evaluate.evaluator import find_obstacle
 from rpa_tune.evaluate.simulate_task import SimulateTask, scalar_operands
 from rpa_tune.llo.calibrate import Observation
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
 from rpa_tune.llo.simulate import record
+from rpa_tune.provenance import kernel_digest, versions
 from rpa_tune.workload.workload import Workload
 
 COMPILE = "rpa_tune.evaluate.simulate_task:compile_schedule"
@@ -56,6 +58,10 @@ def observe(
             yield f"{name}: the plan has no workload {answer.candidate.workload}"
         elif not answer.metrics.get("is_steady", True):
             yield f"{name}: its samples were not steady"
+        elif obstacle := _stale(answer) or find_obstacle(
+            answer.candidate, workloads[answer.candidate.workload]
+        ):
+            yield f"{name}: {obstacle}"
         else:
             usable.append((name, answer))
     tasks = [
@@ -70,15 +76,40 @@ def observe(
             yield f"{name}: {reply.value.status}: {reply.value.detail}"
         elif reply.value.not_cached:
             yield f"{name}: its schedule cannot be kept: {reply.value.not_cached}"
+        elif (program := _load(reply.value.bundles, answer)) is None:
+            yield f"{name}: its schedule here is not the one that was measured{_made_with(answer)}"
         else:
-            program = _load(reply.value.bundles)
             workload = workloads[answer.candidate.workload]
             yield from _launches(name, answer, workload, program, num_batches)
 
 
-def _load(bundles: Path) -> Program:
+def _stale(answer: Evaluation) -> str:
+    """Why what is compiled here is not what was measured; empty as far as that can be told."""
+    stamp = answer.provenance
+    if stamp.get("kernel") not in (None, kernel_digest(answer.candidate.family)):
+        return f"measured with other sources of the kernel{_made_with(answer)}"
+    # The digest of a schedule tells more than the version of its compiler.
+    has_digest = bool(answer.metrics.get("schedule_digest"))
+    if not has_digest and stamp.get("libtpu") not in (None, versions()["libtpu"]):
+        return f"measured with another compiler{_made_with(answer)}"
+    return ""
+
+
+def _made_with(answer: Evaluation) -> str:
+    """The versions of a measurement and those of here, where they differ."""
+    stamp, here = answer.provenance, versions()
+    names = [n for n in ("rpa_tune", "jax", "libtpu") if stamp.get(n) not in (None, here[n])]
+    return "".join(f" ({name} {stamp[name]}, here {here[name]})" for name in names)
+
+
+def _load(bundles: Path, answer: Evaluation) -> Program | None:
+    """The schedule, or None when it is known to be another than the one that was measured."""
     with tempfile.TemporaryDirectory() as folder:
-        return load_program(unpack_bundles(bundles, Path(folder)))
+        unpacked = unpack_bundles(bundles, Path(folder))
+        wanted = answer.metrics.get("schedule_digest")
+        if wanted and schedule_digest(unpacked) != wanted:
+            return None
+        return load_program(unpacked)
 
 
 def _launches(

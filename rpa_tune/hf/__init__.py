@@ -2,5 +2,5 @@
 
 `read.py` is the face. `types.yaml` holds what a file may leave out, `keys.py` the names that keys
 go by and which of them change attention, `layers.py` makes the layers, `installed.py` asks an
-installed transformers. Neighbours: `rpa_tune/model.py` is what comes out.
+installed transformers. Neighbours: `rpa_tune/models/model.py` is what comes out.
 """

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rpa_tune.errors import UsageError
-from rpa_tune.model import LayerKind, merge_kinds
+from rpa_tune.models.model import LayerKind, merge_kinds
 
 Config = Mapping[str, Any]
 

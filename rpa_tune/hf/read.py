@@ -14,7 +14,7 @@ from rpa_tune.errors import UsageError
 from rpa_tune.hf import installed
 from rpa_tune.hf.keys import flatten, unread_attention_keys
 from rpa_tune.hf.layers import NAMING, read_layers
-from rpa_tune.model import Model
+from rpa_tune.models.model import Model
 
 # Keys under which multimodal models keep their language model, outermost first.
 _NESTS = ("thinker_config", "text_config", "llm_config", "language_config")
@@ -46,7 +46,7 @@ def read_file(path: Path) -> Model:
     """
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"not the config.json of a model: {error}", where=str(path)) from error
     if not isinstance(whole, dict):
         raise UsageError(

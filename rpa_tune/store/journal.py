@@ -304,7 +304,7 @@ def _header() -> bytes:
 def _check_header(line: bytes, path: Path) -> None:
     try:
         schema = json.loads(line)["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise StoreError("not a store: line 1 is no header", where=f"{path}:1") from error
     if schema != codec.SCHEMA:
         raise StoreError(

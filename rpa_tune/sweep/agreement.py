@@ -10,7 +10,7 @@ from statistics import correlation, median
 from typing import Any
 
 from rpa_tune.candidate import Evaluation
-from rpa_tune.objective import yardstick
+from rpa_tune.decide.objective import yardstick
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.evaluate.interpreted import stand_in
 from rpa_tune.families.registry import load_family
-from rpa_tune.padding import padding_note
+from rpa_tune.models.padding import padding_note
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.doubt import TRANSIENT

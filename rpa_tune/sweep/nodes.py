@@ -158,19 +158,37 @@ def _split_unit(node: Node, what: str) -> tuple[float, str]:
     return float(match[1]), match[2]
 
 
+class Loader(yaml.SafeLoader):
+    """YAML's plain values; what cannot be one is an error with its line, as all others are."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node.
+
+        Raises:
+          yaml.MarkedYAMLError: It has none: a date in month 13, or `!!int abc`.
+        """
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"{node.value!s:.40} is no {kind}", problem_mark=node.start_mark
+            ) from error
+
+
 def read_yaml(path: Path) -> Node:
     """Reads a file.
 
     Raises:
-      UsageError: It cannot be read, is not YAML, or is empty.
+      UsageError: It cannot be read, is not YAML, holds itself, or is empty.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"cannot read the plan: {reason}", where=str(path)) from error
-    loader = yaml.SafeLoader(text)
     try:
+        loader = Loader(text)
         root = loader.get_single_node()
         if root is None:
             raise UsageError("the plan is empty", where=str(path))
@@ -179,11 +197,17 @@ def read_yaml(path: Path) -> Node:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise UsageError(f"not YAML: {error.problem}", where=f"{path}{line}") from error
-    finally:
-        loader.dispose()
+    except yaml.reader.ReaderError as error:
+        line_number = text.count("\n", 0, error.position) + 1
+        raise UsageError(
+            f"not YAML: unacceptable character {chr(error.character)!r}",
+            where=f"{path}:{line_number}",
+        ) from error
+    except RecursionError as error:
+        raise UsageError("the plan is nested too deeply, or in itself", where=str(path)) from error
 
 
-def _convert(node: yaml.Node, loader: yaml.SafeLoader, path: str) -> Node:
+def _convert(node: yaml.Node, loader: Loader, path: str) -> Node:
     where = f"{path}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
         entries = []
@@ -202,7 +226,7 @@ def _convert(node: yaml.Node, loader: yaml.SafeLoader, path: str) -> Node:
     return Node(value=_scalar(node, loader), where=where)
 
 
-def _scalar(node: yaml.Node, loader: yaml.SafeLoader) -> Any:
+def _scalar(node: yaml.Node, loader: Loader) -> Any:
     if not isinstance(node, yaml.ScalarNode):
         mark = node.start_mark
         raise yaml.MarkedYAMLError(problem="a key must be a plain name", problem_mark=mark)

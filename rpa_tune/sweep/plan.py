@@ -29,12 +29,12 @@ from typing import Any
 
 from rpa_kernels import layout
 from rpa_kernels.dtypes import OTHER_NAMES
-from rpa_tune.buckets import Limits
+from rpa_tune.decide.objective import OBJECTIVES
 from rpa_tune.errors import UsageError
 from rpa_tune.families.registry import ALL_FAMILIES, load_family
 from rpa_tune.hw.chip import chip_spellings, find_chip, load_chips
-from rpa_tune.models import model_name
-from rpa_tune.objective import OBJECTIVES
+from rpa_tune.models.buckets import Limits
+from rpa_tune.models.catalog import model_name
 from rpa_tune.sweep.nodes import Node, read_yaml
 from rpa_tune.sweep.sampler import SAMPLERS, Search
 from rpa_tune.tables.row import MAX_CONFIGS

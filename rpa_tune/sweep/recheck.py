@@ -12,9 +12,9 @@ from rpa_kernels import layout
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Evaluation, Fidelity, Status
+from rpa_tune.decide.promote import digest_of_schedules, served_lengths
 from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.families.registry import known_family, load_family
-from rpa_tune.promote import digest_of_schedules, served_lengths
 from rpa_tune.provenance import versions
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import SweepPlan

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation
-from rpa_tune.promote import Decision, make_row
+from rpa_tune.decide.promote import Decision, make_row
 from rpa_tune.space.space import Space
 from rpa_tune.store.notes import Stopped, StudyNote
 from rpa_tune.sweep.agreement import Agreement

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rpa_tune.candidate import Candidate, Evaluation, Status
+from rpa_tune.decide.objective import yardstick
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.objective import yardstick
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import is_larger_everywhere
 from rpa_tune.sweep.sampler import AbstractSampler, Search

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rpa_tune.candidate import Evaluation
-from rpa_tune.objective import EXPECTED_TIME
+from rpa_tune.decide.objective import EXPECTED_TIME
 
 SAMPLERS = ("auto", "exhaustive", "kriging", "tpe", "gp", "random")
 

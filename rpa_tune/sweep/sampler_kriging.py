@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rpa_tune.candidate import Evaluation
-from rpa_tune.objective import yardstick
+from rpa_tune.decide.objective import yardstick
 from rpa_tune.space.space import Space
 from rpa_tune.sweep.sampler import AbstractSampler, Search
 

@@ -14,8 +14,8 @@ import numpy as np
 import optuna
 
 from rpa_tune.candidate import Evaluation
+from rpa_tune.decide.objective import yardstick
 from rpa_tune.errors import UsageError
-from rpa_tune.objective import yardstick
 from rpa_tune.space.space import Space
 from rpa_tune.sweep.sampler import AbstractSampler, Search
 

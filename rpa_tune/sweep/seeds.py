@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
+from rpa_tune.decide.objective import EXPECTED_TIME, yardstick
+from rpa_tune.decide.promote import Decision
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.objective import EXPECTED_TIME, yardstick
-from rpa_tune.promote import Decision
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.sweep.study import Study

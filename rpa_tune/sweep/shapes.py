@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from rpa_kernels.problem import Problem
-from rpa_tune.buckets import Limits, Shape
 from rpa_tune.errors import UsageError
 from rpa_tune.families.registry import load_family
+from rpa_tune.models.buckets import Limits, Shape
 from rpa_tune.workload.batches import WeightedBatch
 from rpa_tune.workload.build import Served, condense, serve
-from rpa_tune.workload.engine import Step
 from rpa_tune.workload.spec import CaptureSource, overlay, read_spec
+from rpa_tune.workload.step import EngineStep
 from rpa_tune.workload.workload import (
     Workload,
     is_weighted_set,
@@ -30,7 +30,7 @@ from rpa_tune.workload.workload import (
 # spaced, say as much.
 _MOST_STEPS = 10_000
 
-_Launch = TypeVar("_Launch", Step, WeightedBatch)
+_Launch = TypeVar("_Launch", EngineStep, WeightedBatch)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +155,7 @@ def _made_of_batches(whole: Workload, shape: Shape) -> Callable[[str], Workload]
     return make
 
 
-def _launches(step: Step, family: str) -> bool:
+def _launches(step: EngineStep, family: str) -> bool:
     count = {"decode": step.num_decode, "prefill": step.num_prefill, "mixed": step.num_mixed}
     return any(count[slot] for slot in load_family(family).slots)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.errors import StoreError
-from rpa_tune.padding import padding_note
+from rpa_tune.models.padding import padding_note
 from rpa_tune.store import codec, journal
 from rpa_tune.store.journal import Contents
 from rpa_tune.store.notes import StudyNote, StudyPlan

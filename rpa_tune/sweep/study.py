@@ -9,12 +9,12 @@ from typing import Any
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
-from rpa_tune.buckets import Shape
 from rpa_tune.candidate import Candidate
 from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.models import Share, load_model, problems_for
+from rpa_tune.models.buckets import Shape
+from rpa_tune.models.catalog import Share, load_model, problems_for
 from rpa_tune.provenance import provenance
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import Space, build_axes, build_space

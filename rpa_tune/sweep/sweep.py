@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.decide.promote import Decision, decide
 from rpa_tune.families.registry import load_family
-from rpa_tune.promote import Decision, decide
 from rpa_tune.space.space import Space
 from rpa_tune.store.doubt import MOST_ALIKE, fail_alike
 from rpa_tune.store.journal import Journal

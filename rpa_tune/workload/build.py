@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rpa_tune.capture.reader import load_recording
 from rpa_tune.errors import TraceError
 from rpa_tune.workload.arrivals import Process
 from rpa_tune.workload.batches import WeightedBatch, Workload
-from rpa_tune.workload.capture_file import load_recording
 from rpa_tune.workload.compress import Compression, compress
 from rpa_tune.workload.cost import ProxyCosts, StepCosts
-from rpa_tune.workload.engine import Engine, EngineStats, Step
+from rpa_tune.workload.engine import Engine, EngineStats
 from rpa_tune.workload.facts import TraceFacts
 from rpa_tune.workload.request import Request
 from rpa_tune.workload.spec import CaptureSource, TraceSource, WorkloadSpec
+from rpa_tune.workload.step import EngineStep
 from rpa_tune.workload.synthetic import Synthetic
 from rpa_tune.workload.trace import TraceRules, load_trace
 
@@ -33,7 +34,7 @@ class Served:
     """
 
     spec: WorkloadSpec
-    steps: tuple[Step, ...]
+    steps: tuple[EngineStep, ...]
     num_all_steps: int
     stats: EngineStats | None
     requests: tuple[Request, ...]
@@ -173,7 +174,9 @@ def _replay(spec: WorkloadSpec, source: CaptureSource) -> Served:
     )
 
 
-def _run(engine: Engine, num_requests: int, steady_state: bool) -> tuple[tuple[Step, ...], int]:
+def _run(
+    engine: Engine, num_requests: int, steady_state: bool
+) -> tuple[tuple[EngineStep, ...], int]:
     """(Steps between the ramps, or all if there are none or all are wanted; number of all)."""
     steps, steady = [], []
     for step in engine.run():

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rpa_tune.workload.cost import Costs, Float64Array, StepCosts
-from rpa_tune.workload.engine import Step
+from rpa_tune.workload.step import EngineStep
 
 IntArray = npt.NDArray[np.intp]
 NUM_CANDIDATES = 32  # steps nearest to a stratum's mean that may represent it
@@ -43,7 +43,7 @@ class Compression:
         return max((abs(error) for error in self.errors.values()), default=0.0)
 
 
-def compress(steps: Sequence[Step], num_batches: int, costs: StepCosts) -> Compression:
+def compress(steps: Sequence[EngineStep], num_batches: int, costs: StepCosts) -> Compression:
     """Chooses at most `num_batches` steps that stand for all.
 
     Args:
@@ -79,8 +79,8 @@ def relative_errors(
     }
 
 
-def _by_families(steps: Sequence[Step]) -> list[IntArray]:
-    """Step numbers by the combination of families they launch."""
+def _by_families(steps: Sequence[EngineStep]) -> list[IntArray]:
+    """Numbers of steps by the combination of families they launch."""
     kinds = np.array(
         [4 * (s.num_decode > 0) + 2 * (s.num_prefill > 0) + (s.num_mixed > 0) for s in steps]
     )

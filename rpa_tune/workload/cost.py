@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rpa_kernels import FAMILIES
-from rpa_tune.workload.engine import Step
+from rpa_tune.workload.step import EngineStep
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -85,7 +85,7 @@ class Costs:
         return self.values[:, self.names.index(name)]
 
 
-StepCosts = Callable[[Sequence[Step]], Costs]
+StepCosts = Callable[[Sequence[EngineStep]], Costs]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +100,7 @@ class ProxyCosts:
     block_size: int
     kernels: Mapping[str, ProxyKernel] = field(default_factory=lambda: PANEL)
 
-    def __call__(self, steps: Sequence[Step]) -> Costs:
+    def __call__(self, steps: Sequence[EngineStep]) -> Costs:
         """Costs of every step: for each family its times, context fetched and copies started."""
         q = np.concatenate([step.q_lens for step in steps]).astype(np.float64)
         kv = np.concatenate([step.kv_lens for step in steps]).astype(np.float64)

@@ -9,86 +9,17 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from rpa_kernels.batch import Batch
 from rpa_tune.workload.knobs import EngineKnobs, KvRole
 from rpa_tune.workload.request import Request
 from rpa_tune.workload.scheduler import Chosen, SchedulerState, Sequence
+from rpa_tune.workload.step import EngineStep
 
 Int32Array = npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Step:
-    """One launch.
-
-    Attributes:
-      start_us: Engine time at which it starts.
-      q_lens: int32[num_seqs], new tokens; decodes come first.
-      kv_lens: int32[num_seqs], context with the new tokens.
-      num_decode: Sequences with one new token.
-      num_prefill: Sequences after those in the kernel's prefill slot; see `with_prefill_slot`.
-      page_lists: Pages of each sequence, at least as many as `kv_lens` needs: sequences append
-        to their list later, so cut it with `page_table`. Empty when pages are not known.
-    """
-
-    start_us: float
-    q_lens: Int32Array
-    kv_lens: Int32Array
-    num_decode: int
-    num_prefill: int = 0
-    page_lists: tuple[list[int], ...] = ()
-
-    @property
-    def num_seqs(self) -> int:
-        """Sequences in the launch."""
-        return len(self.q_lens)
-
-    @property
-    def num_mixed(self) -> int:
-        """Sequences that neither the decode nor the prefill family serves."""
-        return self.num_seqs - self.num_decode - self.num_prefill
-
-    def with_prefill_slot(self, chunk_tokens: int) -> "Step":
-        """The same launch with sequences of `chunk_tokens` new tokens in the prefill slot."""
-        is_chunk = (self.q_lens == chunk_tokens) & (np.arange(self.num_seqs) >= self.num_decode)
-        rank = np.where(is_chunk, 1, 2)
-        rank[: self.num_decode] = 0
-        order = np.argsort(rank, kind="stable")
-        return replace(
-            self,
-            q_lens=self.q_lens[order],
-            kv_lens=self.kv_lens[order],
-            num_prefill=int(is_chunk.sum()),
-            page_lists=tuple(self.page_lists[i] for i in order) if self.page_lists else (),
-        )
-
-    def page_table(self, block_size: int) -> tuple[tuple[int, ...], ...]:
-        """Pages of each sequence in this step."""
-        return tuple(
-            tuple(pages[: -(-int(kv) // block_size)])
-            for pages, kv in zip(self.page_lists, self.kv_lens, strict=True)
-        )
-
-    def batch(self, *, page_seed: int = 0, block_size: int | None = None) -> Batch:
-        """The launch as kernels see it.
-
-        Args:
-          page_seed: Seed of a drawn, fully fragmented page table.
-          block_size: Page size with which to keep the engine's own page table instead.
-        """
-        return Batch(
-            q_lens=tuple(self.q_lens.tolist()),
-            kv_lens=tuple(self.kv_lens.tolist()),
-            num_decode=self.num_decode,
-            num_prefill=self.num_prefill,
-            page_table=None if block_size is None else self.page_table(block_size),
-            page_seed=page_seed,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +112,7 @@ class Engine:
         """Requests that the engine has seen."""
         return self._num_arrived
 
-    def run(self) -> Iterator[Step]:
+    def run(self) -> Iterator[EngineStep]:
         """Yields every launch until all requests are served."""
         while self._num_finished < len(self._requests):
             self._receive()
@@ -217,11 +148,11 @@ class Engine:
             )
             self._num_arrived += 1
 
-    def _step(self, chosen: Chosen) -> Step:
+    def _step(self, chosen: Chosen) -> EngineStep:
         """Puts decodes first and freezes the lengths."""
         decodes = [pair for pair in chosen if pair[1] == 1]
         ordered = decodes + [pair for pair in chosen if pair[1] != 1]
-        return Step(
+        return EngineStep(
             start_us=self._now_us,
             q_lens=np.array([tokens for _, tokens in ordered], np.int32),
             kv_lens=np.array([s.computed + tokens for s, tokens in ordered], np.int32),

@@ -12,7 +12,7 @@ from rpa_tune.workload.batches import Workload
 from rpa_tune.workload.build import Build, Served
 from rpa_tune.workload.compress import Compression, relative_errors
 from rpa_tune.workload.cost import HELD_OUT, Float64Array, ProxyCosts
-from rpa_tune.workload.engine import Step
+from rpa_tune.workload.step import EngineStep
 
 PERCENTILES = (5, 50, 95, 100)
 
@@ -86,10 +86,10 @@ def summarise_workload(workload: Workload) -> dict[str, Any]:
     }
 
 
-def steps_of(workload: Workload) -> list[Step]:
+def steps_of(workload: Workload) -> list[EngineStep]:
     """A stored workload's batches as steps, for drawing."""
     return [
-        Step(
+        EngineStep(
             start_us=0.0,
             q_lens=np.array(wb.batch.q_lens, np.int32),
             kv_lens=np.array(wb.batch.kv_lens, np.int32),
@@ -105,7 +105,7 @@ def weights_of(workload: Workload) -> Float64Array:
     return np.array([wb.weight for wb in workload.batches])
 
 
-def distributions(steps: Sequence[Step], weights: Float64Array) -> dict[str, Any]:
+def distributions(steps: Sequence[EngineStep], weights: Float64Array) -> dict[str, Any]:
     """Histograms: sequences and new tokens of a launch, context and new tokens per sequence.
 
     Args:
@@ -137,7 +137,7 @@ def _requests(served: Served) -> dict[str, Any] | None:
     }
 
 
-def _kinds(steps: Sequence[Step], block_size: int) -> dict[str, Any]:
+def _kinds(steps: Sequence[EngineStep], block_size: int) -> dict[str, Any]:
     """Share of launches, and of each family's attention time, by the families launched."""
     costs = ProxyCosts(block_size=block_size)(steps)
     has_decode = np.array([step.num_decode > 0 for step in steps])
@@ -159,7 +159,7 @@ def _kinds(steps: Sequence[Step], block_size: int) -> dict[str, Any]:
 
 
 def _held_out(
-    steps: Sequence[Step], compression: Compression, block_size: int
+    steps: Sequence[EngineStep], compression: Compression, block_size: int
 ) -> dict[str, dict[str, float]]:
     """Error in the times of kernels and chips that compression was not told of."""
     errors = {}

@@ -51,12 +51,14 @@ def iterate_rows(name: str, text: str) -> Iterator[tuple[str, Row]]:
                 place = f"{name}:{number}"
                 yield place, _object(place, parse_json(line, place))
     else:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows = csv.DictReader(io.StringIO(text, newline=""))
         try:
-            for csv_row in reader:
-                yield f"{name}:{reader.line_num}", csv_row
+            for csv_row in rows:
+                yield f"{name}:{rows.line_num}", csv_row
         except csv.Error as error:
-            raise TraceError(f"not CSV: {error}", where=f"{name}:{reader.line_num}") from error
+            # That of the reader below: a DictReader's own number is still that of the row before.
+            where = f"{name}:{rows.reader.line_num}"
+            raise TraceError(f"not CSV: {error}", where=where) from error
 
 
 def parse_json(text: str, place: str) -> Any:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from rpa_kernels.names import did_you_mean, find_name
+from rpa_tune.capture.reader import is_recording
 from rpa_tune.errors import TraceError, UsageError
 from rpa_tune.workload.batches import WeightedBatch, Workload, combine
 from rpa_tune.workload.build import build_workload
-from rpa_tune.workload.capture_file import is_recording
 from rpa_tune.workload.spec import KEYS, WorkloadSpec, load_presets, preset_mapping, read_spec
 
 __all__ = ["WeightedBatch", "Workload", "load_workload", "resolve"]

@@ -9,7 +9,7 @@ import jax
 
 import rpa_tune
 from rpa_kernels.problem import Problem
-from rpa_tune.compile import ahead
+from rpa_tune.artifact import jax_cache
 from rpa_tune.families.own_call import abstract_inputs
 
 PROBLEM = Problem(
@@ -25,11 +25,11 @@ def step(*arrays):
 
 
 folder, topology = sys.argv[1:]
-sharding = jax.sharding.SingleDeviceSharding(ahead.devices("v6e", topology)[0])
+sharding = jax.sharding.SingleDeviceSharding(jax_cache.devices("v6e", topology)[0])
 arguments = [
     jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in abstract_inputs(PROBLEM)
 ]
 before = jax.config.jax_compilation_cache_dir
-with ahead.jax_cache(folder):
+with jax_cache.jax_cache(folder):
     jax.jit(step, donate_argnums=(3,)).lower(*arguments).compile()
 assert jax.config.jax_compilation_cache_dir == before

@@ -13,10 +13,10 @@ from table_rows import default_config, make_row
 import rpa_tune
 from rpa_kernels import load_family
 from rpa_kernels.problem import Problem
-from rpa_tune.artifact import Artifact
+from rpa_tune.artifact.compiled import plan_of
+from rpa_tune.artifact.file import Artifact
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.target import build_environment
-from rpa_tune.dispatch.compiled import plan_of
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.dispatch.engine import Engine
 from rpa_tune.provenance import kernel_digest, versions

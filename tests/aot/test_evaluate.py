@@ -19,7 +19,7 @@ from rpa_tune.cli.main import main
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.models import load_model, problem_for
+from rpa_tune.models.catalog import load_model, problem_for
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
 pytestmark = pytest.mark.aot

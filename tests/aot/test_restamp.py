@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from fake_sweep import make_study, make_workload
 
 from rpa_tune.cli.main import cli
+from rpa_tune.decide.promote import decide, make_row
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
-from rpa_tune.promote import decide, make_row
 from rpa_tune.provenance import kernel_digest
 from rpa_tune.store import journal
 from rpa_tune.tables.lint import lint_folder

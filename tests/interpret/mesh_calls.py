@@ -17,7 +17,7 @@ from table_rows import make_row
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
-from rpa_tune.artifact_build import Built, write_built
+from rpa_tune.artifact.build import Built, write_built
 from rpa_tune.dispatch import runtime
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.tables.reader import Tables

@@ -21,9 +21,9 @@ import pytest
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
-from rpa_tune import artifact_build
-from rpa_tune.artifact import Artifact
-from rpa_tune.artifact_build import Built, write_built
+from rpa_tune.artifact import build
+from rpa_tune.artifact.build import Built, write_built
+from rpa_tune.artifact.file import Artifact
 from rpa_tune.dispatch import ragged_paged_attention, runtime
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.errors import ArtifactError
@@ -196,7 +196,7 @@ def test_a_plan_without_executable_is_compiled_and_the_warning_says_what_differs
         dispatcher(*make_arrays(), plan=PLAN, sm_scale=0.25)
     assert [problem.sm_scale for problem in compiles] == [0.25, 0.25]
     (warning,) = warnings()
-    assert "nearest: sm_scale 0.5 for 0.25)" in warning
+    assert "nearest: sm_scale 0.5 instead of 0.25)" in warning
     decode = dispatcher.plan(PROBLEM, Step.of([1], [9], [1, 1, 1]))
     b = Batch(q_lens=(1,), kv_lens=(9,), num_decode=1).arrays(PROBLEM)
     rest = b.kv_lens, b.page_indices, b.cu_q_lens, b.distribution
@@ -264,8 +264,8 @@ NO_PLANS = {
     "order": lambda e: e["launches"].reverse(),
     "head_dims": lambda e: e["problem"].update(head_dims=1),
     "num_pages=0": lambda e: e["problem"].update(num_pages=0),
-    "unhashable": lambda e: e["problem"].update(soft_cap=[]),
-    "not supported": lambda e: e["problem"].update(page_size="16"),
+    "soft_cap=[] must be a finite number": lambda e: e["problem"].update(soft_cap=[]),
+    "page_size='16' must be a whole number": lambda e: e["problem"].update(page_size="16"),
 }
 
 
@@ -295,14 +295,14 @@ def test_the_same_builds_in_any_order_give_the_same_bytes(tmp_path):
 
 
 def test_what_is_kept_is_for_the_same_sources_and_versions(tmp_path, monkeypatch):
-    kept = artifact_build.Kept(tmp_path)
-    key = artifact_build._key(PLAN)
+    kept = build.Kept(tmp_path)
+    key = build._key(PLAN)
     assert kept.load(key) is None
     kept.save(key, b"content")
     assert kept.load(key) == b"content"
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert kept.load(key) is None
-    assert key != artifact_build._key(replace(PLAN, problem=SINKS))
-    monkeypatch.setattr(artifact_build, "source_digests", lambda: {"decode": "changed"})
-    assert key != artifact_build._key(PLAN)
+    assert key != build._key(replace(PLAN, problem=SINKS))
+    monkeypatch.setattr(build, "source_digests", lambda: {"decode": "changed"})
+    assert key != build._key(PLAN)

@@ -38,6 +38,11 @@ CASES = {
 }
 
 
+# Prefill and mixed are one kernel.
+FAMILIES = ["decode", "mixed", pytest.param("prefill", marks=pytest.mark.slow)]
+MODES = ["on_wait", pytest.param("eager", marks=pytest.mark.slow)]
+
+
 def share(family, batch, config, problem):
     """Where the cores' shares start and end."""
     split = load_family(family).partition(problem, config, batch.arrays(problem), 2)
@@ -51,21 +56,24 @@ def check(family, batch, *, problem=None, target=V5P, **kwargs):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dma_mode", ["on_wait", "eager"])
+@pytest.mark.parametrize("dma_mode", MODES)
 @pytest.mark.parametrize("family", CONFIGS)
 def test_two_cores_are_right(family, dma_mode):
     report = check(family, BATCHES[family], dma_mode=dma_mode)
     assert report.ok, report.problems
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=n) for n, c in CASES.items()])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=n, marks=() if n == "fp8" else pytest.mark.slow) for n, c in CASES.items()],
+)
 @pytest.mark.parametrize("family", ["decode", "mixed"])
 def test_two_cores_are_right_with_every_feature(family, case):
     report = check(family, BATCHES[family], problem=make_problem(**case), target=V4)
     assert report.ok, report.problems
 
 
-@pytest.mark.parametrize("dma_mode", ["on_wait", "eager"])
+@pytest.mark.parametrize("dma_mode", MODES)
 @pytest.mark.parametrize("family", ONE_SEQUENCE)
 def test_a_sequence_that_both_cores_serve(family, dma_mode):
     batch = ONE_SEQUENCE[family]
@@ -77,7 +85,7 @@ def test_a_sequence_that_both_cores_serve(family, dma_mode):
     assert report.ok, report.problems
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_core_without_work(family):
     batch = Batch(q_lens=(1,), kv_lens=(100,), num_decode=family == "decode",
                   num_prefill=family == "prefill")  # fmt: skip
@@ -88,7 +96,7 @@ def test_a_core_without_work(family):
     assert check(family, none).ok
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_two_cores_write_what_one_does(family):
     problem, batch = make_problem(), BATCHES[family]
     operands = draw_operands(problem, batch)

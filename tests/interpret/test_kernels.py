@@ -23,17 +23,17 @@ from rpa_kernels.verify import verify
 # Features, several a case where they do not hide one another. Slow ones repeat a path.
 CASES = {
     "llama": {},
-    "mha": {"num_q_heads": 2, "sliding_window": 40},
-    "odd_ratio_one_head": {"num_q_heads": 5, "num_kv_heads": 1, "causal": False},
     "fused_sinks": {"head_dim": 64, "num_q_heads": 6, "has_sinks": True},
-    "wide_heads_soft_cap": {"head_dim": 256, "soft_cap": 2.0, "sm_scale": 1.0},
-    "float32": {"q_dtype": "float32", "kv_dtype": "float32", "head_dim": 80},
     "fp8_scales": {"kv_dtype": "float8_e4m3fn", "q_scale": 0.25, "k_scale": 0.5, "v_scale": 2.0},
     "int8_shared_kv": {
         "kv_dtype": "int8", "k_scale": 0.02, "v_scale": 0.03, "update_kv_cache": False,
     },
 }  # fmt: skip
 SLOW_CASES = {
+    "mha": {"num_q_heads": 2, "sliding_window": 40},
+    "odd_ratio_one_head": {"num_q_heads": 5, "num_kv_heads": 1, "causal": False},
+    "wide_heads_soft_cap": {"head_dim": 256, "soft_cap": 2.0, "sm_scale": 1.0},
+    "float32": {"q_dtype": "float32", "kv_dtype": "float32", "head_dim": 80},
     "ratio_7": {"num_q_heads": 21, "num_kv_heads": 3},
     "fused_odd_heads": {"head_dim": 64, "num_q_heads": 3, "num_kv_heads": 3},
     "fused_fp8": {"head_dim": 64, "kv_dtype": "float8_e4m3fn"},
@@ -55,6 +55,11 @@ ALL = [
     *(pytest.param(case, id=name, marks=pytest.mark.slow) for name, case in SLOW_CASES.items()),
 ]
 SOME = [pytest.param(CASES[name], id=name) for name in ("llama", "fused_sinks")]
+
+
+def slow_but(usual, values):
+    """Parameters of which all but those in `usual` belong to the slow suite."""
+    return [pytest.param(v, marks=() if v in usual else pytest.mark.slow) for v in values]
 
 
 def check(family, problem, config, batch, target=V6E, **kwargs):
@@ -91,10 +96,10 @@ SHORT_CASES = {
 }
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=name) for name, c in SHORT_CASES.items()])
-@pytest.mark.parametrize("target", [V6E, V5E])
-def test_mixed_of_few_queries_is_right(case, target):
-    problem = make_problem(**case)
+@pytest.mark.parametrize("name", slow_but({"llama", "fused_sinks"}, SHORT_CASES))
+@pytest.mark.parametrize("target", slow_but([V6E], [V6E, V5E]))
+def test_mixed_of_few_queries_is_right(name, target):
+    problem = make_problem(**SHORT_CASES[name])
     config = blockwise_config(
         bq_sz=32, bq_csz=32, bkv_sz=256, mxu_sums=int(target is V6E or problem.fuses_kv)
     )
@@ -129,14 +134,14 @@ def test_right_without_bf16_vector_units_and_with_early_copies(family):
     check(family, make_problem(), config, batch, target=V5E, dma_mode="eager")
 
 
-@pytest.mark.parametrize("family", ["prefill", "mixed"])
+@pytest.mark.parametrize("family", slow_but({"mixed"}, ["prefill", "mixed"]))
 def test_blockwise_that_weighs_the_last_chain_of_a_pass_in_the_next_one(family):
     config = blockwise_config(bq_sz=32, bq_csz=32, bkv_sz=256, mxu_sums=1)
     batch = PREFILL_BATCH if family == "prefill" else MIXED_BATCH
     check(family, make_problem(sliding_window=70), config, batch, target=V7X)
 
 
-@pytest.mark.parametrize("target", [V5E, V6E, V7X], ids=lambda target: target.chip)
+@pytest.mark.parametrize("target", slow_but([V7X], [V5E, V6E, V7X]), ids=lambda t: t.chip)
 def test_sums_by_lane_start_with_the_sinks(target):
     # Passes with masks and without, blocks filled in part, and paths for few queries.
     problem = make_problem(head_dim=256, num_q_heads=6, has_sinks=True)
@@ -145,8 +150,8 @@ def test_sums_by_lane_start_with_the_sinks(target):
     check("mixed", problem, config, batch, target=target)
 
 
-@pytest.mark.parametrize("target", [V6E, V7X], ids=lambda target: target.chip)
-@pytest.mark.parametrize("num_kv_heads", [5, 17])
+@pytest.mark.parametrize("target", slow_but([V7X], [V6E, V7X]), ids=lambda t: t.chip)
+@pytest.mark.parametrize("num_kv_heads", slow_but([5], [5, 17]))
 def test_a_last_chain_in_the_slot_of_the_first(num_kv_heads, target):
     # Five heads are one pass of five chains, seventeen as many passes of one.
     problem = make_problem(num_q_heads=num_kv_heads, num_kv_heads=num_kv_heads)
@@ -166,8 +171,8 @@ EDGE_CASES = {
 }
 
 
-# Each case runs on one chip by default, on v7x with sums from the MXU; the rest is slow.
-USUAL_EDGES = (("llama", V6E), ("window", V7X), ("not_causal", V6E), ("fused_sinks", V7X))
+# Two cases run by default, on v7x with sums from the MXU; the rest is slow.
+USUAL_EDGES = (("llama", V6E), ("fused_sinks", V7X))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +206,7 @@ def test_passes_of_half_the_keys_at_edges(monkeypatch, case, target):
     check("mixed", problem, config, batch, target=target)
 
 
-@pytest.mark.parametrize("num_kv_heads", [1, 3])
+@pytest.mark.parametrize("num_kv_heads", slow_but([3], [1, 3]))
 def test_decode_of_words_that_are_not_full_and_an_mxu_without_float8(num_kv_heads):
     # One and three heads leave rows of the last word empty; what lies there must not matter.
     case = {"kv_dtype": "float8_e4m3fn", "num_q_heads": 3, "sliding_window": 40}
@@ -211,7 +216,10 @@ def test_decode_of_words_that_are_not_full_and_an_mxu_without_float8(num_kv_head
     check("decode", problem, decode_config(), DECODE_BATCH, target=target)
 
 
-@pytest.mark.parametrize(("num_tokens", "bq_sz"), [(8, 8), (3, 8), (8, 4)])
+@pytest.mark.parametrize(
+    ("num_tokens", "bq_sz"),
+    [(8, 4), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((8, 8), (3, 8)))],
+)
 def test_decode_in_as_few_rows_as_there_are_sequences(num_tokens, bq_sz):
     # The copy of the block past the last must not start past the last row either.
     problem = make_problem(max_num_tokens=num_tokens, max_num_seqs=num_tokens)

@@ -1,6 +1,7 @@
 """The measured evaluator with everything but the chip: CPU device, reference as the kernel."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from pure.evaluate.builders import PROBLEM, WORKLOAD, candidate
@@ -73,6 +74,17 @@ def test_a_machine_without_the_chip_is_said_so(make):
     evaluator = make(platform="tpu")
     with pytest.raises(DeviceError, match="needs a tpu, but jax found a cpu"):
         list(evaluator.evaluate_all([candidate()], WORKLOAD))
+
+
+def test_a_device_of_an_unknown_kind_contradicts_nobody():
+    """Whoever measures on one has been told by a person which chip it is."""
+    task = MeasureTask(
+        candidates=(candidate(),), batches=(), check_batches=(), num_repeats=1, max_rounds=1,
+        launcher="", platform="tpu",
+    )  # fmt: skip
+    for kind, wrong in (("TPU v6 huge", ""), ("TPU v5e", "candidates are for v6e, this is a v5e")):
+        device = SimpleNamespace(platform="tpu", device_kind=kind)
+        assert measure_task._wrong_device(device, task) == wrong
 
 
 def test_the_host_is_described_by_a_worker(make, tmp_path):

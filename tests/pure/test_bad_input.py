@@ -15,11 +15,12 @@ from table_rows import PROBLEM, default_config, make_row
 
 from rpa_kernels import load_family
 from rpa_kernels.problem import Problem
-from rpa_tune import artifact
+from rpa_tune.artifact import file as artifact
+from rpa_tune.artifact.compiled import plan_of
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.capture.reader import load_recording
 from rpa_tune.cli.main import cli, main
 from rpa_tune.cli.numbers import Number
-from rpa_tune.dispatch.compiled import plan_of
 from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.records import load_records
@@ -29,7 +30,6 @@ from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.study import build_studies
 from rpa_tune.tables.reader import read_table
 from rpa_tune.tables.writer import merge_into
-from rpa_tune.workload.capture_file import load_recording
 
 PYTHON_WORDS = re.compile(
     r"\b(?:Key|Type|Value|Attribute|Index|ZeroDivision|Overflow|Recursion|Unicode\w+)Error\b"

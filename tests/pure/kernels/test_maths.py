@@ -12,7 +12,7 @@ from rpa_kernels.layout import LANES
 from rpa_kernels.mask import mask_scores
 from rpa_kernels.online_softmax import MASKED
 from rpa_kernels.problem import Problem
-from rpa_kernels.stagger import staggered
+from rpa_kernels.stagger import pass_order, staggered
 from rpa_kernels.window import window_start
 from rpa_tune.hw.chip import load_chip
 
@@ -155,6 +155,45 @@ def test_stages_of_a_chain_keep_their_order_and_are_a_lag_apart(count, lag):
         for chain in range(count):
             begun = [c for c, k in log[: log.index((chain, 1))] if k == 0]
             assert len(begun) >= min(chain + lag, count)
+
+
+@pytest.mark.parametrize("delays_pv", [False, True])
+@pytest.mark.parametrize(
+    ("width", "lag", "num_slots"), [(1, 1, 1), (2, 1, 2), (5, 1, 4), (16, 1, 4), (4, 2, 4)]
+)
+def test_passes_follow_each_other_and_no_slot_is_written_before_it_is_read(
+    width, lag, num_slots, delays_pv
+):
+    order = pass_order(
+        width, lag=lag, num_slots=num_slots, num_masks=0, delays_pv=delays_pv and lag == 1
+    )
+    passes = 3
+    log = [("qk", chain) for chain in range(lag)]  # what the first pass is given
+    log += [(stage, chain + i * width) for i in range(passes) for stage, chain in order]
+    done, scores, probabilities = {}, {}, {}
+    for stage, chain in log:
+        if chain < 0:
+            continue  # the pass before the first
+        done.setdefault(chain, []).append(stage)
+        slot = chain % width % num_slots
+        if stage == "qk":
+            assert slot not in scores
+            scores[slot] = chain
+        elif stage == "softmax":
+            assert scores.pop(slot) == chain
+            assert slot not in probabilities
+            probabilities[slot] = chain
+        else:
+            assert probabilities.pop(slot) == chain
+    for chain in range(passes * width - 1):
+        assert done[chain] == ["qk", "softmax", "pv"]
+
+
+def test_a_mask_is_made_before_the_first_softmax_that_needs_it():
+    order = pass_order(8, lag=1, num_slots=4, num_masks=2, delays_pv=True)
+    for mask in range(2):
+        assert order.index(("mask", mask)) < order.index(("softmax", mask))
+    assert order.count(("mask", 0)) == 1
 
 
 @pytest.mark.parametrize("size", [1, 16, 48, 128])

@@ -53,10 +53,11 @@ def test_schema_is_in_line_one_and_an_unknown_one_is_refused(tmp_path):
     for use in (journal.read, Journal):
         with pytest.raises(StoreError, match="rpa-store/99"):
             use(path)
-    path.write_text("not a store\n")
-    with pytest.raises(StoreError, match="not a store"):
-        Journal(path)
-    assert path.read_text() == "not a store\n"
+    for other in ("not a store\n", "[" * 100_000 + "\n"):
+        path.write_text(other)
+        with pytest.raises(StoreError, match="not a store"):
+            Journal(path)
+        assert path.read_text() == other
 
 
 def test_any_prefix_of_a_store_is_a_store(tmp_path):

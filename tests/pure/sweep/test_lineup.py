@@ -110,5 +110,5 @@ def test_shards_find_each_other(tmp_path):
     assert [str(shard) for shard in found] == ["1/2", "2/2"]
     assert [c.evaluations for c in read_others(store, store)] == [(), ()]
     parse_shard("1/3").path(store).touch()
-    with pytest.raises(StoreError, match="shards of 2 and of 3"):
+    with pytest.raises(StoreError, match="shards of both 2 and 3 parts"):
         find_shards(store)

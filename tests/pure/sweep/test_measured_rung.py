@@ -9,7 +9,7 @@ from fake_sweep import FormulaEvaluator, make_evaluators, make_study, true_us
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli.main import cli
 from rpa_tune.cli.sweep_text import _why_none
-from rpa_tune.promote import decide
+from rpa_tune.decide.promote import decide
 from rpa_tune.store import journal as store
 from rpa_tune.sweep.agreement import Agreement, compare
 from rpa_tune.sweep.sweep import Sweep

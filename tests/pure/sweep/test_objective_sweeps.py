@@ -7,7 +7,7 @@ import pytest
 from fake_sweep import FormulaEvaluator, make_evaluators, make_study, true_us
 
 from rpa_tune.candidate import Fidelity
-from rpa_tune.objective import WORST_REGRET
+from rpa_tune.decide.objective import WORST_REGRET
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.sweep import Sweep
 from rpa_tune.sweep.watch import Watch

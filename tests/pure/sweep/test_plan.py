@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rpa_tune.buckets import Limits, shape_of
 from rpa_tune.errors import UsageError
+from rpa_tune.models.buckets import Limits, shape_of
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.shapes import shape_workloads
 from rpa_tune.sweep.study import build_studies

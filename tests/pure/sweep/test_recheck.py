@@ -7,9 +7,9 @@ from fake_sweep import FormulaEvaluator, true_us
 
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Evaluation, Fidelity, Status
-from rpa_tune.models import load_model, problem_for
-from rpa_tune.objective import EXPECTED_TIME, WORST_REGRET
-from rpa_tune.promote import decide, make_row
+from rpa_tune.decide.objective import EXPECTED_TIME, WORST_REGRET
+from rpa_tune.decide.promote import decide, make_row
+from rpa_tune.models.catalog import load_model, problem_for
 from rpa_tune.provenance import kernel_digest, versions
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle

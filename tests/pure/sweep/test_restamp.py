@@ -10,7 +10,7 @@ from fake_sweep import FakeInterpreter, FormulaEvaluator, make_study, true_us
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli import restamp as cli_restamp
 from rpa_tune.cli.main import cli
-from rpa_tune.promote import decide, make_row
+from rpa_tune.decide.promote import decide, make_row
 from rpa_tune.provenance import kernel_digest, versions
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep import recheck
@@ -107,7 +107,7 @@ def test_a_changed_schedule_is_named_and_the_row_left(tmp_path):
     found = prove(row, tmp_path, Compiler(changed=[BEST]), interpreter)
     assert (found.new, rules(found)) == (None, ["schedule"])
     assert found.findings[0].message.startswith("configs[0] (bkv_sz=512, bkv_csz=256, ")
-    assert "has another schedule: " in found.findings[0].message
+    assert "has the schedule changed: " in found.findings[0].message
     assert not interpreter.asked
     # The heuristic's schedule is not part of a tuned row: its time is.
     found = prove(row, tmp_path / "2", Compiler(changed=[STUDY.heuristic()]))

@@ -8,8 +8,8 @@ from fake_sweep import AXES, FormulaEvaluator, make_study, true_us
 
 from rpa_kernels import load_family
 from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.decide.objective import EXPECTED_TIME, WORST_REGRET
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.objective import EXPECTED_TIME, WORST_REGRET
 from rpa_tune.sweep import rungs
 from rpa_tune.sweep.rungs import (
     BOUNDED,

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from rpa_kernels.batch import Batch
 from rpa_tune.cli.options import read_batch
 from rpa_tune.errors import TraceError, UsageError
+from rpa_tune.workload.batch_data import batch_from_data, weight_from_data
 from rpa_tune.workload.workload import load_workload
 
 GOOD: dict[str, Any] = {"q_lens": [1, 64], "kv_lens": [90, 64], "num_decode": 1}
@@ -90,3 +92,30 @@ def test_a_good_batch_is_read(tmp_path: Path) -> None:
     path.write_text(json.dumps(GOOD))
     (weighted,) = read_batch(path).batches
     assert (weighted.batch.q_lens, weighted.batch.num_decode) == ((1, 64), 1)
+
+
+def test_every_field_of_a_batch_is_read() -> None:
+    data = {
+        **GOOD, "kv_lens": [90, 2**31 - 1], "num_decode": 0, "num_prefill": 1, "page_seed": 3,
+        "page_table": [[4], [0, 7]], "weight": 0.5,
+    }  # fmt: skip
+    batch = batch_from_data(data, also_known=("weight",))
+    assert batch == Batch(
+        q_lens=(1, 64), kv_lens=(90, 2**31 - 1), num_decode=0, num_prefill=1, page_seed=3,
+        page_table=((4,), (0, 7)),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="unknown field 'weight', there are q_lens, kv_lens"):
+        batch_from_data(data)
+
+
+def test_a_long_value_is_cut_in_what_is_said() -> None:
+    with pytest.raises(ValueError, match=r"got 'x+\.\.\.$") as caught:
+        batch_from_data({**GOOD, "q_lens": "x" * 1000})
+    assert len(str(caught.value)) < 120
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "1", None, float("inf"), float("nan")])
+def test_a_weight_is_a_number_above_0(value: Any) -> None:
+    assert weight_from_data(2) == 2.0
+    with pytest.raises(ValueError, match="weight: a number above 0 is needed"):
+        weight_from_data(value)

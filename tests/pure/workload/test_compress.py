@@ -14,16 +14,16 @@ from rpa_tune.hw.chip import load_chip
 from rpa_tune.workload.build import Build, build_workload
 from rpa_tune.workload.compress import compress
 from rpa_tune.workload.cost import PANEL, Costs, ProxyCosts
-from rpa_tune.workload.engine import Step
 from rpa_tune.workload.spec import read_spec
+from rpa_tune.workload.step import EngineStep
 from rpa_tune.workload.summary import summarise_build
 
 PROXY = ProxyCosts(block_size=16)
 
 
-def make_step(num_decode: int, chunk: int, context: int) -> Step:
+def make_step(num_decode: int, chunk: int, context: int) -> EngineStep:
     q = [1] * num_decode + [chunk] * (chunk > 0)
-    return Step(
+    return EngineStep(
         start_us=0.0,
         q_lens=np.array(q, np.int32),
         kv_lens=np.array([context + i + n for i, n in enumerate(q)], np.int32),
@@ -40,7 +40,7 @@ steps_strategy = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(steps=steps_strategy, num_batches=st.integers(1, 20))
-def test_weights_are_shares_and_errors_are_true(steps: list[Step], num_batches: int) -> None:
+def test_weights_are_shares_and_errors_are_true(steps: list[EngineStep], num_batches: int) -> None:
     found = compress(steps, num_batches, PROXY)
     kinds = {(s.num_decode > 0, s.num_decode < s.num_seqs) for s in steps}
     assert len(found.indices) <= max(num_batches, len(kinds))
@@ -57,7 +57,7 @@ def test_weights_are_shares_and_errors_are_true(steps: list[Step], num_batches: 
 
 @settings(max_examples=30, deadline=None)
 @given(steps=steps_strategy)
-def test_as_many_batches_as_steps_make_no_error(steps: list[Step]) -> None:
+def test_as_many_batches_as_steps_make_no_error(steps: list[EngineStep]) -> None:
     assert compress(steps, len(steps), PROXY).worst_error < 1e-6
 
 
@@ -119,7 +119,7 @@ def test_error_holds_for_the_real_kernels_accounts(conv: dict[int, Build], famil
 def test_another_time_can_be_passed_in() -> None:
     """A time that only sees the number of sequences: groups must be by that, and exact."""
 
-    def by_sequences(steps: Sequence[Step]) -> Costs:
+    def by_sequences(steps: Sequence[EngineStep]) -> Costs:
         return Costs(
             names=("decode.time_us",),
             values=np.array([[float(step.num_seqs)] for step in steps]),

@@ -9,16 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rpa_kernels.problem import Problem
-from rpa_tune.workload.engine import Engine, Step
+from rpa_tune.workload.engine import Engine
 from rpa_tune.workload.knobs import EngineKnobs, KvRole, Scheduler, StepTime
 from rpa_tune.workload.request import Request
+from rpa_tune.workload.step import EngineStep
 
 Lens = list[tuple[list[int], list[int], int]]
 
 
 def run(
     requests: Sequence[Request], knobs: EngineKnobs, **options: int
-) -> tuple[Engine, list[Step]]:
+) -> tuple[Engine, list[EngineStep]]:
     engine = Engine(requests, knobs, **options)
     return engine, list(engine.run())
 
@@ -27,11 +28,11 @@ def request(prompt: int, output: int, *, at: float = 0.0, **fields: object) -> R
     return Request(arrival_s=at, prompt_tokens=prompt, output_tokens=output, **fields)
 
 
-def lens(steps: Sequence[Step]) -> Lens:
+def lens(steps: Sequence[EngineStep]) -> Lens:
     return [(step.q_lens.tolist(), step.kv_lens.tolist(), step.num_decode) for step in steps]
 
 
-def requests_of(engine: Engine, step: Step) -> list[Request]:
+def requests_of(engine: Engine, step: EngineStep) -> list[Request]:
     """The request behind each sequence of the step that was yielded last."""
     by_pages = {id(sequence.pages): sequence.request for sequence in engine._state.running}
     return [by_pages[id(pages)] for pages in step.page_lists]
@@ -45,7 +46,7 @@ def common_tokens(one: Request, two: Request) -> int:
     return max((min(end, others[key]) for key, end in ends.items() if key in others), default=0)
 
 
-def assert_legal(step: Step, knobs: EngineKnobs, requests: Sequence[Request]) -> None:
+def assert_legal(step: EngineStep, knobs: EngineKnobs, requests: Sequence[Request]) -> None:
     """What an attention kernel may rely on, checked without the engine's own code."""
     table = step.page_table(knobs.block_size)
     assert 1 <= step.num_seqs <= knobs.max_num_seqs

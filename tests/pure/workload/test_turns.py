@@ -9,10 +9,14 @@ import pytest
 
 from rpa_tune.errors import TraceError
 from rpa_tune.workload.arrivals import Arrivals, Process
-from rpa_tune.workload.engine import Engine, Step
+from rpa_tune.workload.draft import Draft, Layout, Refusals
+from rpa_tune.workload.engine import Engine
 from rpa_tune.workload.knobs import EngineKnobs
 from rpa_tune.workload.request import Request
+from rpa_tune.workload.step import EngineStep
+from rpa_tune.workload.text_tree import TextTree
 from rpa_tune.workload.trace import Trace, TraceRules, load_trace
+from rpa_tune.workload.turns import Turns, link_turns, settle_texts
 
 KNOBS = EngineKnobs(block_size=16, max_num_seqs=8, max_model_len=4096)
 
@@ -135,7 +139,7 @@ def test_turns_follow_the_nearest_that_was_not_left_out(tmp_path: Path) -> None:
     assert [request.prompt_tokens for request in trace.requests] == [10, 40]
 
 
-def served(requests: list[Request], **options: Any) -> tuple[list[Step], Engine]:
+def served(requests: list[Request], **options: Any) -> tuple[list[EngineStep], Engine]:
     engine = Engine(requests, KNOBS, **options)
     return list(engine.run()), engine
 
@@ -180,3 +184,77 @@ def test_waits_shrink_with_the_times_of_a_trace() -> None:
     assert [(r.arrival_s, r.wait_s) for r in fast] == [(0.0, 0.0), (5.0, 2.0)]
     drawn = Arrivals(process=Process.POISSON, request_rate=0.2).apply(requests, seed=0)
     assert drawn[1].wait_s == 4.0
+
+
+def settle(
+    drafts: list[Draft], told: str | None = None, *, drop: bool = True
+) -> tuple[list[Draft], Turns, Refusals]:
+    refusals = Refusals(drop_bad=drop)
+    return *settle_texts(drafts, TextTree(), told, 1000, refusals), refusals
+
+
+def chain(*lengths: tuple[int, int]) -> list[Draft]:
+    """Turns of one conversation, each after the one before."""
+    drafts: list[Draft] = []
+    for i, (prompt, output) in enumerate(lengths):
+        before = drafts[-1] if drafts else None
+        drafts.append(Draft(place=f"t:{i}", prompt=prompt, output=output, before=before))
+    return drafts
+
+
+def test_rows_that_are_told_to_be_apart_are_not_linked() -> None:
+    rows = [turn(9, 1, id=1, parent_id=""), turn(9, 1, id=2, parent_id=1), turn(9, 1, id=3)]
+    layout = Layout.of(rows[0])
+
+    def drafts() -> list[Draft]:
+        return [layout.draft(f"t:{i}", row) for i, row in enumerate(rows)]
+
+    linked, apart = drafts(), drafts()
+    assert (link_turns(linked, layout, None), link_turns(apart, layout, "apart")) == (0, 0)
+    assert [draft.before for draft in linked] == [None, linked[0], None]
+    assert [draft.before for draft in apart] == [None, None, None]
+
+
+def test_a_thousand_turns_link_without_recursion() -> None:
+    rows = [turn(9, 1, id=i, parent_id=i + 1) for i in range(3000)]  # the first is the last turn
+    layout = Layout.of(rows[0])
+    drafts = [layout.draft(f"t:{i}", row) for i, row in enumerate(rows)]
+    assert link_turns(drafts, layout, None) == 1  # the first turn's parent is not there
+    kept, turns, _ = settle(drafts, "full")
+    assert kept == drafts[::-1]
+    assert turns == Turns(kind="full", num_conversations=1, num_cut=0)
+
+
+def test_history_is_added_to_new_parts_and_to_nothing_else() -> None:
+    for told, prompts in (
+        (None, [100, 160, 250]),
+        ("full", [100, 50, 60]),
+        ("apart", [100, 50, 60]),
+    ):
+        kept, turns, _ = settle(chain((100, 10), (50, 30), (60, 5)), told)
+        assert [draft.prompt for draft in kept] == prompts
+        assert turns.kind == (told or "new")
+
+
+def test_a_turn_shares_the_answer_only_if_its_prompt_can_hold_it() -> None:
+    first, second, third = settle(chain((100, 10), (105, 30), (200, 5)), "full")[0]
+    assert [end for _, end in first.text] == [100, 110]
+    assert [end for _, end in second.text] == [100, 105, 135]
+    assert second.text[0] == first.text[0]
+    assert third.text[:3] == second.text
+
+
+def test_turns_after_one_that_is_too_long_go_with_it_if_they_need_its_text() -> None:
+    lengths = (600, 100), (500, 10), (1, 1)
+    kept, _, refusals = settle(chain(*lengths), "new")
+    assert [draft.place for draft in kept] == ["t:0"]
+    assert refusals.dropped == {
+        "prompt over max_model_len": 1, "turn after one that was left out": 1
+    }  # fmt: skip
+    with pytest.raises(TraceError, match="prompt over max_model_len: 1200 tokens"):
+        settle(chain(*lengths), "new", drop=False)
+    # Prompts that hold all of the conversation are whole without it.
+    kept, turns, refusals = settle(chain((600, 100), (1001, 10), (800, 1)), "full")
+    assert [(draft.place, draft.before) for draft in kept] == [("t:0", None), ("t:2", None)]
+    assert refusals.dropped == {"prompt over max_model_len": 1}
+    assert turns.num_conversations == 0

@@ -1,0 +1,90 @@
+"""The decode family's space: what is refused, and what the default falls back to."""
+
+import dataclasses
+import itertools
+
+import pytest
+
+from rpa_kernels import limits
+from rpa_kernels.decode import space
+from rpa_kernels.decode.account import scratch_bytes
+from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.problem import Problem
+from rpa_tune.hw.chip import load_chip
+
+V6E = load_chip("v6e").target
+LLAMA = Problem(
+    num_q_heads=32, num_kv_heads=8, head_dim=128, page_size=128, max_num_tokens=256,
+    max_num_seqs=128, pages_per_seq=64, num_pages=2048,
+)  # fmt: skip
+
+
+def configs(problem, target):
+    axes = space.search_axes(problem, target)
+    points = itertools.product(*axes.values())
+    return [DecodeConfig(**dict(zip(axes, point, strict=True))) for point in points]
+
+
+@pytest.mark.parametrize("page_size", [16, 48, 128, 2048])
+def test_a_config_is_refused_exactly_where_it_breaks_a_rule(page_size):
+    problem = dataclasses.replace(LLAMA, page_size=page_size, pages_per_seq=8192 // page_size)
+    target = dataclasses.replace(V6E, vmem_bytes=16 << 20)
+    refused = {}
+    for config in configs(problem, target):
+        rules = {
+            "bkv_sz % page_size": config.bkv_sz % page_size == 0 or page_size % config.bkv_sz == 0,
+            "bkv_sz % bkv_csz": config.bkv_sz % config.bkv_csz == 0,
+            "bkv_csz % 128": config.bkv_csz % 128 == 0 or config.bkv_csz == config.bkv_sz,
+            "bq_sz >= seqs_per_step": config.bq_sz >= config.seqs_per_step,
+            "vmem_bytes": scratch_bytes(problem, config, target) <= 0.85 * (16 << 20),
+        }
+        bad = space.check(problem, config, target)
+        assert (bad.limit if bad else None) == next((r for r, ok in rules.items() if not ok), None)
+        refused[bad.limit if bad else None] = refused.get(bad.limit if bad else None, 0) + 1
+    assert {None, "bkv_sz % bkv_csz", "vmem_bytes"} <= set(refused)
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(DecodeConfig)])
+def test_no_field_may_be_zero_and_one_buffer_is_none(field):
+    config = space.default_config(LLAMA, V6E)
+    least = 2 if field == "num_buffers" else 1
+    bad = space.check(LLAMA, dataclasses.replace(config, **{field: least - 1}), V6E)
+    assert (bad.limit, bad.hint) == (field, "must be positive")
+
+
+WIDE = {"num_kv_heads": 32, "head_dim": 256}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"page_size": 16, "pages_per_seq": 512},
+        {"page_size": 2048, "pages_per_seq": 4},
+        pytest.param(WIDE, marks=pytest.mark.xfail(reason="never tries two buffers", strict=True)),
+    ],
+    ids=["usual", "small_pages", "large_pages", "wide"],
+)
+def test_the_default_gives_up_only_where_nothing_on_the_axes_fits(changes):
+    problem = dataclasses.replace(LLAMA, **changes)
+    share, gave_up = limits.DEFAULT_VMEM_SHARE, []
+    for shift in range(27, 17, -1):
+        target = dataclasses.replace(V6E, vmem_bytes=1 << shift)
+        config = space.default_config(problem, target)
+        gave_up.append(isinstance(config, Infeasible))
+        if not gave_up[-1]:
+            assert space.check(problem, config, target, vmem_share=share) is None
+        elif not gave_up[-2]:  # what does not fit here does not fit in less
+            assert config.limit == "vmem_bytes"
+            for other in configs(problem, target):
+                assert space.check(problem, other, target, vmem_share=share), str(other)
+    assert gave_up == sorted(gave_up)
+    assert (gave_up[0], gave_up[-1]) == (False, True)
+
+
+def test_the_default_step_is_two_mebibytes_at_most_in_four_buffers():
+    for num_kv_heads, shape in ((1, (512, 4)), (2, (512, 4)), (8, (512, 1)), (32, (256, 2))):
+        problem = dataclasses.replace(LLAMA, num_kv_heads=num_kv_heads)
+        config = space.default_config(problem, V6E)
+        assert (config.bkv_sz, config.seqs_per_step, config.num_buffers) == (*shape, 4)
