@@ -92,7 +92,8 @@ def judge_chip(
     return {
         "chip": chip,
         "form": fits.CHOSEN[chip].name,
-        "deviation": deviation,
+        # Of all rows that no fit of theirs had seen: what the sets of parameters are spread by.
+        "deviation": fits.deviation_of([r["error"] for r in found if not r["contradiction"]]),
         "fit": {
             name: {"value": value, "log_standard_error": errors[name]}
             for name, value in fitted.values.items()
