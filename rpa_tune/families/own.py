@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels import load_family
+from rpa_kernels import load_family, runs
 from rpa_kernels.batch import Batch
 from rpa_kernels.family import KernelFamily, Traffic
 from rpa_kernels.problem import Problem
@@ -39,7 +39,8 @@ class OwnFamily(Family):
     ) -> Mapping[int, Any]:
         """Four arrays in the order of `rpa_kernels.calls`, and on two cores the split."""
         arrays = batch.arrays(problem)
-        found = [arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution]
+        page_runs = runs.pack(arrays, problem)
+        found = [arrays.kv_lens, page_runs, arrays.cu_q_lens, arrays.distribution]
         num_cores = len(self.cores(chip))
         if self.partition is not None and num_cores > 1:
             found.append(self.partition(problem, config, arrays, num_cores))
