@@ -85,7 +85,7 @@ class Host:
         return self.asked.count(task)
 
 
-class Pool(contextlib.AbstractContextManager):
+class Pool(contextlib.AbstractContextManager["Pool"]):
     """A pool without processes."""
 
     def __init__(self, host):
@@ -103,7 +103,10 @@ class Pool(contextlib.AbstractContextManager):
             yield Reply(index=index, seconds=0.1, value=reply.value, failure=reply.failure)
 
     def __exit__(self, *error):
-        """Nothing is held."""
+        self.close()
+
+    def close(self):
+        pass
 
 
 def _failure(kind, error):
