@@ -265,7 +265,9 @@ class _Parser:
         if item.op is Op.REMAINDER:
             # Results are queued for `spop.drf`, the quotient first where both are wanted.
             if (match := _DIVISION.search(rest)) is None:
-                raise self._error(f"`{mnemonic}` without a comment `kRem` or `kDivAndRem`", "")
+                raise self._error(
+                    f"`{mnemonic}` without a comment `kRem`, `kDiv` or `kDivAndRem`", ""
+                )
             if match[1] in ("Rem", "Div"):
                 self.pushed[item.result] = [item.result]
                 return (item if match[1] == "Rem" else item._replace(op=Op.QUOTIENT),)

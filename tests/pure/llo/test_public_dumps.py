@@ -212,7 +212,10 @@ def test_vector_phis_take_no_slot(program_of):
 @pytest.mark.parametrize(
     ("bundle", "says"),
     [
-        ("%1 = sdivrem.u32 %s1_s0, 3 /* kDiv */", "without a comment `kRem` or `kDivAndRem`"),
+        (
+            "%1 = sdivrem.u32 %s1_s0, 3 /* kMod */",
+            "without a comment `kRem`, `kDiv` or `kDivAndRem`",
+        ),
         ("%s2_s1 = spop.drf %9", "takes more results than a division has"),
         ("%s2_s1 = spop.drf %1  ;;  %s3_s1 = spop.drf %1", "takes more results"),
     ],
