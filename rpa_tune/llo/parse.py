@@ -265,9 +265,7 @@ class _Parser:
         if item.op is Op.REMAINDER:
             # Results are queued for `spop.drf`, the quotient first where both are wanted.
             if (match := _DIVISION.search(rest)) is None:
-                raise self._error(
-                    f"`{mnemonic}` without a comment `kRem`, `kDiv` or `kDivAndRem`", ""
-                )
+                raise self._error(f"`{mnemonic}` without a comment", "`kRem`, `kDiv`, `kDivAndRem`")
             if match[1] in ("Rem", "Div"):
                 self.pushed[item.result] = [item.result]
                 return (item if match[1] == "Rem" else item._replace(op=Op.QUOTIENT),)
