@@ -5,9 +5,6 @@ copy. Nothing is fetched or written beyond the tokens asked for, so the byte cou
 are exact. Positions are tokens from the start of the sequence's context.
 """
 
-import functools
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,26 +26,8 @@ Scalar = Any  # int or int32 scalar
 # zero: no branch between them, and a zero-size copy costs only its bundle. Beyond it a loop keeps
 # the code small.
 MAX_UNROLLED_PAGES = 8
-# Copies in one turn of that loop. A branch takes half as long as a copy's scalars, and copies of
-# different spans do not wait for one another's entries.
-COPIES_IN_A_TURN = 8
-
-
-class Span(NamedTuple):
-    """Cached tokens of one sequence that are fetched together.
-
-    Attributes:
-      row: First token of the buffer to fill.
-      seq: Sequence index.
-      start: First position, within the sequence's pages even if nothing is fetched; a multiple of
-        the page size, or of the block's tokens where those are a part of a page.
-      num_tokens: Tokens to fetch; nothing at or below 0.
-    """
-
-    row: Scalar
-    seq: Scalar
-    start: Scalar
-    num_tokens: Scalar
+# Copies in one turn of that loop: a branch takes half as long as the scalars of a copy.
+COPIES_IN_A_TURN = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,56 +77,65 @@ class PagedCache:
     hbm: Ref
     problem: Problem
 
-    def start_fetch(self, buffer: Ref, sem: Ref, spans: Sequence[Span], max_tokens: int) -> None:
-        """Starts copying cached tokens to `buffer`, a run of pages at a time.
+    def start_fetch(
+        self,
+        buffer: Ref,
+        sem: Ref,
+        *,
+        row: Scalar,
+        seq: Scalar,
+        start: Scalar,
+        num_tokens: Scalar,
+        max_tokens: int,
+    ) -> None:
+        """Starts copying cached tokens [start, start + num_tokens) to `buffer` from `row` on.
 
         Args:
           buffer: Where to.
           sem: DMA semaphore; counts the bytes that `wait` takes off.
-          spans: What to fetch.
-          max_tokens: Static bound on the tokens of each: whole pages, or a whole part of one.
+          row: First token of the buffer to fill.
+          seq: Sequence index.
+          start: First position, within the sequence's pages even if nothing is fetched; a multiple
+            of the page size, or of `max_tokens` where that is a part of a page.
+          num_tokens: Tokens to fetch; nothing at or below 0.
+          max_tokens: Static bound on `num_tokens`: whole pages, or a whole part of one.
         """
-        page_size = self.problem.page_size
+        page_size, left = self.problem.page_size, jnp.maximum(num_tokens, 0)
+        entry, end_row = self.meta.entry(seq, div(start, page_size)), row + left
         if max_tokens <= page_size:
-            for span in spans:
-                in_page = rem(span.start, page_size) if max_tokens < page_size else 0
-                page = self.meta.read(self.meta.entry(span.seq, div(span.start, page_size))).page
-                size = jnp.clip(span.num_tokens, 0, max_tokens)
-                self._start_copy(buffer, sem, page * page_size + in_page, span.row, size)
+            in_page = rem(start, page_size) if max_tokens < page_size else 0
+            token = self.meta.read(entry).page * page_size + in_page
+            self._start_copy(buffer, sem, token, row, jnp.minimum(left, max_tokens))
             return
 
-        def copy_runs(places: list[_Place]) -> list[_Place]:
-            for _ in range(max(1, COPIES_IN_A_TURN // len(spans))):
-                places = [self._copy_run(buffer, sem, place) for place in places]
-            return places
+        def copy_runs(place: _Place, count: int) -> _Place:
+            for _ in range(count):
+                place = self._copy_run(buffer, sem, place, end_row)
+            return place
 
-        places = [_Place.of(span, self.meta, page_size) for span in spans]
         max_pages = cdiv(max_tokens, page_size)
         if max_pages <= MAX_UNROLLED_PAGES:
-            for _ in range(max_pages):
-                places = [self._copy_run(buffer, sem, place) for place in places]
+            copy_runs(_Place(entry, left), max_pages)
         else:
             jax.lax.while_loop(
-                lambda places: functools.reduce(operator.or_, [p.left for p in places]) > 0,
-                copy_runs,
-                places,
+                lambda place: place.left > 0,
+                lambda place: copy_runs(place, COPIES_IN_A_TURN),
+                _Place(entry, left),
             )
 
-    def _copy_run(self, buffer: Ref, sem: Ref, place: "_Place") -> "_Place":
+    def _copy_run(self, buffer: Ref, sem: Ref, place: "_Place", end_row: Scalar) -> "_Place":
         """Starts the copy of the run at a place, or of nothing at the end; returns the next place.
 
         A copy of nothing names a page, too: that of the last copy, because entries past a
         sequence's pages may be anything, and a bad address need not be harmless.
         """
-        page_size, (entry, left, end_row) = self.problem.page_size, place
+        page_size, (entry, left) = self.problem.page_size, place
         page, count = self.meta.read(entry)
         size = count * page_size
         self._start_copy(buffer, sem, page * page_size, end_row - left, jnp.minimum(size, left))
         has_more = size < left
         return _Place(
-            jnp.where(has_more, entry + count, entry),
-            jnp.where(has_more, left - size, 0),
-            end_row,
+            jnp.where(has_more, entry + count, entry), jnp.where(has_more, left - size, 0)
         )
 
     def _start_copy(self, buffer: Ref, sem: Ref, token: Scalar, row: Scalar, size: Scalar) -> None:
@@ -203,22 +191,10 @@ class PagedCache:
 
 
 class _Place(NamedTuple):
-    """Where the fetch of a span is.
-
-    Attributes:
-      entry: Of the page table; the last run's when all is fetched.
-      left: Tokens left to fetch.
-      end_row: Row of the buffer after the span's last.
-    """
+    """Where a fetch is: an entry of the page table, the last run's at the end, and tokens left."""
 
     entry: Scalar
     left: Scalar
-    end_row: Scalar
-
-    @classmethod
-    def of(cls, span: Span, meta: Meta, page_size: int) -> "_Place":
-        left = jnp.maximum(span.num_tokens, 0)
-        return cls(meta.entry(span.seq, div(span.start, page_size)), left, span.row + left)
 
 
 def fetch_sinks(sinks_hbm: Ref | None, buffer: Ref | None, sem: Ref) -> None:
