@@ -22,6 +22,7 @@ from rpa_tune.analysis.question import make_question
 from rpa_tune.candidate import Evaluation, Fidelity, Status
 from rpa_tune.decide.promote import ERROR_PCT
 from rpa_tune.errors import StoreError
+from rpa_tune.families.registry import load_family
 from rpa_tune.provenance import provenance
 from rpa_tune.store.journal import Journal
 
@@ -41,7 +42,7 @@ def answer(candidate, us: float | None = 50.0, *, fidelity=Fidelity.SIMULATED, *
         fidelity=fidelity,
         status=Status.OK if us else Status.CRASHED,
         time_us=us,
-        provenance={**provenance("decode"), **versions},
+        provenance={**provenance(load_family(candidate.family).digest), **versions},
     )
 
 
