@@ -13,12 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Layer -> layers it may import. A layer is a folder or a module, named as it is imported; where a
 # module inside a folder is named too, it is a layer of its own.
-BASE = {"errors", "files", "closing", "ranges"}
+BASE = {"errors", "files", "ranges"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "errors": set(),
     "files": set(),
-    "closing": set(),
     "ranges": set(),
     "hw": {"kernels"},
     "llo": {"hw"},
@@ -27,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "capture": {"capture.writer"},
     "capture.writer": set(),
     "capture.reader": {"capture.writer", "workload.step"},
-    "candidate": {"kernels", "families.registry"},
+    "candidate": {"kernels", "hw", "families", "families.registry"},
     "families": {"kernels", "hw", "provenance"},
     "families.registry": {"kernels", "families", "interop.public"},
     "models": set(),
@@ -43,15 +42,15 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"candidate"},
     "evaluate": {
         "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance",
-        "families", "families.registry",
+        "families",
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
         "models.catalog", "models.buckets", "models.padding", "provenance", "decide", "tables",
-        "families.registry", "report", "compile",
+        "families", "families.registry", "report", "compile",
     },
     "decide": {
-        "candidate", "store", "tables", "kernels", "hw", "workload", "families.registry", "llo",
+        "candidate", "store", "tables", "kernels", "hw", "workload", "families", "llo",
     },
     "artifact": set(),
     "artifact.file": set(),
@@ -74,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.buckets", "provenance", "decide",
-        "families.registry", "dispatch",
+        "families", "families.registry", "dispatch",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",

@@ -25,7 +25,7 @@ from rpa_kernels.blockwise.walk import Block, Cursor
 from rpa_kernels.calls import Refs
 from rpa_kernels.ints import cdiv
 from rpa_kernels.layout import LANES
-from rpa_kernels.pages import Meta, PagedCache
+from rpa_kernels.pages import Meta, PagedCache, Span
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
@@ -81,15 +81,13 @@ class BlockwiseKernel:
             if not is_fresh:
                 self.wait_write(slot)
             buffer, sem = self.scratch.kv.at[slot], self.scratch.kv_sems.at[slot]
-            self.cache.start_fetch(
-                buffer,
-                sem,
+            span = Span(
                 row=0,
                 seq=block.seq,
                 start=block.kv_start,
                 num_tokens=jnp.minimum(block.kv_end, block.cached_end) - block.kv_start,
-                max_tokens=self.config.bkv_sz,
             )
+            self.cache.start_fetch(buffer, sem, (span,), self.config.bkv_sz)
             if self.problem.update_kv_cache:
                 self.start_fetch_new(block, buffer, sem)
 

@@ -24,7 +24,7 @@ from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.decode.seq_blocks import SeqBlocks
 from rpa_kernels.decode.walk import Cursor, Item, Walk
 from rpa_kernels.ints import cdiv
-from rpa_kernels.pages import PagedCache
+from rpa_kernels.pages import PagedCache, Span
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
@@ -51,16 +51,17 @@ class DecodeKernel:
     def start_fetch(self, slot: Scalar, cursor: Cursor) -> Cursor:
         """Starts fetching the step at `cursor`; returns the cursor of the step after it."""
         items, following = self.walk.items_from(cursor)
-        for g, item in enumerate(items):
-            self.cache.start_fetch(
-                self.scratch.kv.at[slot],
-                self.scratch.kv_sems.at[slot],
+        spans = [
+            Span(
                 row=g * self.config.bkv_sz,
                 seq=item.owner,
                 start=item.start,
                 num_tokens=item.num_cached,
-                max_tokens=self.config.bkv_sz,
             )
+            for g, item in enumerate(items)
+        ]
+        buffer, sem = self.scratch.kv.at[slot], self.scratch.kv_sems.at[slot]
+        self.cache.start_fetch(buffer, sem, spans, self.config.bkv_sz)
         return following
 
     def wait_fetch(self, slot: Scalar, items: list[Item]) -> None:
