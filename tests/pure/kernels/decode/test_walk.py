@@ -20,7 +20,7 @@ def make_walk(*, first_seq=0, end_seq=5, seqs_per_step=2, bkv_sz=128, **changes)
     # The entry past the batch is garbage: no step may be made of it.
     meta = Meta(
         kv_lens=jnp.asarray([*KV_LENS, 9999], jnp.int32),
-        page_indices=None, cu_q_lens=None, distribution=None, pages_per_seq=32,
+        page_runs=None, cu_q_lens=None, distribution=None, pages_per_seq=32, num_pages=64,
     )  # fmt: skip
     config = DecodeConfig(
         bkv_sz=bkv_sz, bkv_csz=bkv_sz, seqs_per_step=seqs_per_step, num_buffers=2, bq_sz=8
