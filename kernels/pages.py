@@ -29,8 +29,8 @@ Scalar = Any  # int or int32 scalar
 # zero: no branch between them, and a zero-size copy costs only its bundle. Beyond it a loop keeps
 # the code small.
 MAX_UNROLLED_PAGES = 8
-# Copies in one turn of that loop, of several spans if there are: a branch costs as much as half of
-# one, and copies of different spans do not wait for one another's entries.
+# Copies in one turn of that loop. A branch takes half as long as a copy's scalars, and copies of
+# different spans do not wait for one another's entries.
 COPIES_IN_A_TURN = 8
 
 
@@ -194,11 +194,8 @@ class PagedCache:
             begin = jnp.maximum(index * page_size - offset, 0)
             size = jnp.minimum(following * page_size - offset, num_tokens) - begin
             token = page * page_size + jnp.where(index == 0, offset, 0)
-            pltpu.make_async_copy(
-                buffer.at[pl.ds(row + begin, size), pl.ds(0, self.problem.kv_words)],
-                self.hbm.at[pl.ds(token, size)],
-                sem,
-            ).start()
+            rows = buffer.at[pl.ds(row + begin, size), pl.ds(0, self.problem.kv_words)]
+            pltpu.make_async_copy(rows, self.hbm.at[pl.ds(token, size)], sem).start()
             return following
 
         num_pages = cdiv(offset + num_tokens, page_size)

@@ -57,11 +57,11 @@ def read(entry: Any, num_pages: int) -> Entry:
 def pack(arrays: BatchArrays, problem: Problem, xp: Any = np) -> Array:
     """The page table as kernels read it; see `read`.
 
-    Pages that the family's queries do not all see, or that have a place for a new token, stay where
+    Pages that a sequence's queries do not all see, or that have a place for a new token, stay where
     they are. Entries past a sequence's pages may be anything, before and after.
 
-    For XLA it is some small operations (v6e, jax 0.10.2: 12), without a loop or a running minimum,
-    which take it long to compile.
+    For XLA it is some small operations (v6e, jax 0.10.2: 27), without a running minimum, which
+    takes it long to compile.
 
     Args:
       arrays: Of a launch.
@@ -75,7 +75,8 @@ def pack(arrays: BatchArrays, problem: Problem, xp: Any = np) -> Array:
     table = arrays.page_indices.reshape(problem.max_num_seqs, problem.pages_per_seq)
     index = xp.arange(problem.pages_per_seq, dtype=xp.int32)
     step = _shifted(table, -1, xp) - table
-    step = xp.where(index % longest == longest - 1, 0, step)  # nor is there one behind the last
+    has_next = (index % longest != longest - 1) & (index + 1 < problem.pages_per_seq)
+    step = xp.where(has_next, step, 0)
     first, end = _free_pages(arrays, problem, xp)
     is_free = (index >= first[:, None]) & (index + 1 < end[:, None])
     is_down = (step == -1) & is_free

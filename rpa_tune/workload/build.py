@@ -188,7 +188,8 @@ def _run(
 
 def _workload(served: Served, compression: Compression) -> Workload:
     spec = served.spec
-    keep_tables = spec.compress.page_tables == "engine"
+    tables = spec.compress.page_tables
+    keep_tables = tables == "engine" or (tables is None and served.stats is not None)
     return Workload(
         name=spec.name,
         source=spec.source,

@@ -66,7 +66,7 @@ class SchedulerState:
     def __init__(self, knobs: EngineKnobs) -> None:
         """Starts empty."""
         self.knobs = knobs
-        self.pool = PagePool(knobs.num_pages)
+        self.pool = PagePool(knobs.num_pages, knobs.reuse)
         self.waiting: deque[EngineSequence] = deque()
         self.running: list[EngineSequence] = []
         self.num_preemptions = 0

@@ -13,7 +13,7 @@ import pytest
 
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Candidate, Status
-from rpa_tune.cli.doctor import Health, check_compiles
+from rpa_tune.check.host import Health, check_compiles
 from rpa_tune.cli.main import main
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator

@@ -159,3 +159,9 @@ def test_no_run_goes_from_one_sequence_to_the_next():
     )
     entries = runs.read(runs.pack(arrays, problem), 64)
     assert entries.count.tolist() == [2, 1, 2, 1]
+
+
+def test_nothing_follows_the_last_page_of_a_table():
+    # A neighbour of 0, which is what would be read behind it.
+    assert entries_of([5, 1], 64)[1] == (1, 1)
+    assert entries_of([5, -1], 64, kv_len=5)[1][1] == 1
