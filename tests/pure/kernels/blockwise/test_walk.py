@@ -35,10 +35,8 @@ META = Meta(
 FEATURES = [
     {},
     {"causal": False},
-    {"sliding_window": 1},
     {"sliding_window": 50},
-    {"sliding_window": 50, "causal": False},
-    {"update_kv_cache": False},
+    {"sliding_window": 1, "causal": False},
 ]
 
 
