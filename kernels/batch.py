@@ -121,11 +121,11 @@ class Batch:
         """Pages of each sequence: the given table, or a fragmented one without repeats."""
         if self.page_table is not None:
             return self.page_table
-        order = np.random.default_rng(self.page_seed).permutation(problem.num_pages).tolist()
+        order = np.random.default_rng(self.page_seed).permutation(problem.num_pages)
         rows, start = [], 0
         for kv in self.kv_lens:
             count = cdiv(kv, problem.page_size)
-            rows.append(tuple(order[start : start + count]))
+            rows.append(tuple(order[start : start + count].tolist()))
             start += count
         return tuple(rows)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels import online_softmax
+from rpa_kernels import online_softmax, runs
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
@@ -98,6 +98,7 @@ class KernelLaunch:
         target: Target,
         interpret: Any = None,
         sinks: jax.Array | None = None,
+        page_runs: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Attends the family's sequences.
 
@@ -114,6 +115,8 @@ class KernelLaunch:
           target: The chip to compile for.
           interpret: None on the chip, else what `pallas_call` takes.
           sinks: float32[num_q_heads] when `problem.has_sinks`.
+          page_runs: `runs.pack` of the lengths and pages, where the caller has it: it is the same
+            for all layers of a step. Made here if None.
 
         Returns:
           (q with the rows of the family's sequences replaced by their output, updated KV cache).
@@ -123,11 +126,14 @@ class KernelLaunch:
         """
         scalars: tuple[jax.Array, ...] = (kv_lens, page_indices, cu_q_lens, distribution)
         check_operands((*scalars, q, kv_new, kv_cache), sinks, problem)
+        names = (field.name for field in dataclasses.fields(BatchArrays))
+        # The record of the host's arrays, here with those of the call.
+        traced: dict[str, Any] = dict(zip(names, scalars, strict=True))
+        arrays = BatchArrays(**traced)
+        if page_runs is None:
+            page_runs = runs.pack(arrays, problem, jnp)
+        scalars = (kv_lens, page_runs, *scalars[2:])
         if target.num_cores > 1:
-            names = (field.name for field in dataclasses.fields(BatchArrays))
-            # The record of the host's arrays, here with those of the call.
-            traced: dict[str, Any] = dict(zip(names, scalars, strict=True))
-            arrays = BatchArrays(**traced)
             scalars = (*scalars, self.partition(problem, config, arrays, target.num_cores, jnp))
         body = functools.partial(
             self.kernel,
@@ -136,17 +142,20 @@ class KernelLaunch:
             target=target,
             on_chip=runs_on_chip(interpret),
         )
-        return _call(
+        # Page behind page: see `pages.PagedCache`.
+        flat_cache = kv_cache.reshape(-1, *kv_cache.shape[2:])
+        out, cache = _call(
             lambda *refs: body(_name_refs(refs, problem, target.num_cores)),
             name=self.kernel_name(problem, config),
             scalars=scalars,
-            arrays=(q, kv_new, kv_cache)
+            arrays=(q, kv_new, flat_cache)
             if sinks is None
-            else (q, kv_new, kv_cache, prepare_sinks(sinks, problem)),
+            else (q, kv_new, flat_cache, prepare_sinks(sinks, problem)),
             scratch_shapes=self.scratch_shapes(problem, config, target),
             target=target,
             interpret=interpret,
         )
+        return out, cache.reshape(kv_cache.shape)
 
 
 def _call(
@@ -191,7 +200,7 @@ def _call(
 
 def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
     """Sorts out the refs of a body: scalars, operands, outputs, scratch."""
-    kv_lens, page_indices, cu_q_lens, distribution, *rest, scratch = refs
+    kv_lens, page_runs, cu_q_lens, distribution, *rest, scratch = refs
     core_range = None
     if num_cores > 1:
         bounds = rest.pop(0)
@@ -202,10 +211,11 @@ def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
     q, kv_new, _, *sinks, out, cache = rest
     meta = Meta(
         kv_lens=kv_lens,
-        page_indices=page_indices,
+        page_runs=page_runs,
         cu_q_lens=cu_q_lens,
         distribution=distribution,
         pages_per_seq=problem.pages_per_seq,
+        num_pages=problem.num_pages,
     )
     return Refs(
         meta=meta,

@@ -1,19 +1,20 @@
 """Moves one span of a sequence's KV between the paged cache in HBM and a buffer in VMEM.
 
-Every copy names a page and a run of tokens in it; nothing is fetched or written beyond the
-tokens asked for, so the byte counts of `account` are exact. Positions are tokens from the start
-of the sequence's context.
+The cache is one row of tokens here, page behind page, so that a run of pages (`runs.py`) is one
+copy. Nothing is fetched or written beyond the tokens asked for, so the byte counts of `account`
+are exact. Positions are tokens from the start of the sequence's context.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from rpa_kernels import runs
 from rpa_kernels.ints import cdiv, div, rem
 from rpa_kernels.problem import Problem
 from rpa_kernels.window import window_start
@@ -21,33 +22,39 @@ from rpa_kernels.window import window_start
 Ref = Any
 Scalar = Any  # int or int32 scalar
 
-# Page copies up to this count are laid out one after another with sizes that may be zero: no
-# branch between them, and a zero-size copy costs only its bundle. Beyond it a loop keeps the
-# code small.
+# Copies of a block of at most so many pages are laid out one after another with sizes that may be
+# zero: no branch between them, and a zero-size copy costs only its bundle. Beyond it a loop keeps
+# the code small.
 MAX_UNROLLED_PAGES = 8
+# Copies in one turn of that loop: a branch takes half as long as the scalars of a copy.
+COPIES_IN_A_TURN = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Meta:
-    """The scalar-prefetch arrays in SMEM; see `batch.BatchArrays`."""
+    """The scalar-prefetch arrays in SMEM; see `batch.BatchArrays`.
+
+    Attributes:
+      page_runs: `runs.pack` of the page table.
+    """
 
     kv_lens: Ref
-    page_indices: Ref
+    page_runs: Ref
     cu_q_lens: Ref
     distribution: Ref
     pages_per_seq: int
+    num_pages: int
 
     def entry(self, seq: Scalar, index: Scalar) -> Scalar:
-        """Where `page_indices` has page `index` of a sequence."""
+        """Where the page table has page `index` of a sequence."""
         return seq * self.pages_per_seq + index
 
-    def page(self, seq: Scalar, index: Scalar) -> jax.Array:
-        """Physical page `index` of a sequence, one that its context reaches.
+    def read(self, entry: Scalar) -> runs.Entry:
+        """What an entry says, one of a page that its sequence's context reaches.
 
         Entries past those may be anything, and may be past the end of the table.
         """
-        page: jax.Array = self.page_indices[self.entry(seq, index)]
-        return page
+        return runs.read(self.page_runs[entry], self.num_pages)
 
 
 # The start of a window, in operations that are cheap on the scalar unit.
@@ -57,6 +64,11 @@ scalar_window_start = partial(window_start, maximum=jnp.maximum, floordiv=div)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PagedCache:
     """The KV cache in HBM, addressed by sequence and position.
+
+    Attributes:
+      meta: Scalars of the batch.
+      hbm: `problem.kv_cache_shape` with pages and tokens of a page as one dimension.
+      problem: Static shapes.
 
     Buffers are KV buffers in VMEM: [tokens, padded words, packing, lanes].
     """
@@ -88,29 +100,51 @@ class PagedCache:
           num_tokens: Tokens to fetch; nothing at or below 0.
           max_tokens: Static bound on `num_tokens`: whole pages, or a whole part of one.
         """
-        page_size, words = self.problem.page_size, self.problem.kv_words
-        first = self.meta.entry(seq, div(start, page_size))
-        in_page = rem(start, page_size) if max_tokens < page_size else 0
+        page_size, left = self.problem.page_size, jnp.maximum(num_tokens, 0)
+        entry, end_row = self.meta.entry(seq, div(start, page_size)), row + left
+        if max_tokens <= page_size:
+            in_page = rem(start, page_size) if max_tokens < page_size else 0
+            token = self.meta.read(entry).page * page_size + in_page
+            self._start_copy(buffer, sem, token, row, jnp.minimum(left, max_tokens))
+            return
 
-        def copy_page(i: Scalar, entry: Scalar) -> None:
-            size = jnp.clip(num_tokens - i * page_size, 0, min(page_size, max_tokens))
-            pltpu.make_async_copy(
-                self.hbm.at[self.meta.page_indices[entry], pl.ds(in_page, size)],
-                buffer.at[pl.ds(row + i * page_size, size), pl.ds(0, words)],
-                sem,
-            ).start()
+        def copy_runs(place: _Place, count: int) -> _Place:
+            for _ in range(count):
+                place = self._copy_run(buffer, sem, place, end_row)
+            return place
 
         max_pages = cdiv(max_tokens, page_size)
         if max_pages <= MAX_UNROLLED_PAGES:
-            # A copy of no tokens names a page too. It is the last one that is fetched from: entries
-            # past a sequence's pages may be anything, and a bad address need not be harmless.
-            last = first + div(jnp.maximum(num_tokens, 1) - 1, page_size)
-            for i in range(max_pages):
-                copy_page(i, jnp.minimum(first + i, last) if i else first)
+            copy_runs(_Place(entry, left), max_pages)
         else:
-            pl.loop(0, cdiv(jnp.maximum(num_tokens, 0), page_size))(
-                lambda i: copy_page(i, first + i)
+            jax.lax.while_loop(
+                lambda place: place.left > 0,
+                lambda place: copy_runs(place, COPIES_IN_A_TURN),
+                _Place(entry, left),
             )
+
+    def _copy_run(self, buffer: Ref, sem: Ref, place: "_Place", end_row: Scalar) -> "_Place":
+        """Starts the copy of the run at a place, or of nothing at the end; returns the next place.
+
+        A copy of nothing names a page, too: that of the last copy, because entries past a
+        sequence's pages may be anything, and a bad address need not be harmless.
+        """
+        page_size, (entry, left) = self.problem.page_size, place
+        page, count = self.meta.read(entry)
+        size = count * page_size
+        self._start_copy(buffer, sem, page * page_size, end_row - left, jnp.minimum(size, left))
+        has_more = size < left
+        return _Place(
+            jnp.where(has_more, entry + count, entry), jnp.where(has_more, left - size, 0)
+        )
+
+    def _start_copy(self, buffer: Ref, sem: Ref, token: Scalar, row: Scalar, size: Scalar) -> None:
+        """Starts copying `size` tokens from `token` of the cache on to a buffer's row."""
+        pltpu.make_async_copy(
+            self.hbm.at[pl.ds(token, size)],
+            buffer.at[pl.ds(row, size), pl.ds(0, self.problem.kv_words)],
+            sem,
+        ).start()
 
     def wait(self, buffer: Ref, sem: Ref, num_tokens: Scalar) -> None:
         """Waits until `num_tokens` tokens in all, maybe none, have arrived in or left `buffer`.
@@ -137,20 +171,30 @@ class PagedCache:
 
         `start` need not be aligned: the first and last copies may cover part of a page.
         """
-        page_size, words = self.problem.page_size, self.problem.kv_words
-        first_page, offset = div(start, page_size), rem(start, page_size)
+        page_size = self.problem.page_size
+        first, offset = self.meta.entry(seq, div(start, page_size)), rem(start, page_size)
 
-        @pl.loop(0, cdiv(offset + num_tokens, page_size))
-        def _(i: jax.Array) -> None:
+        def copy_run(index: Scalar) -> Scalar:
+            """Starts the copy of the run at `index`; returns the next index."""
+            page, count = self.meta.read(first + index)
+            following = index + count
             # Page i covers [i * page_size - offset, (i + 1) * page_size - offset) of the rows.
-            begin = jnp.maximum(i * page_size - offset, 0)
-            size = jnp.minimum((i + 1) * page_size - offset, num_tokens) - begin
-            in_page = jnp.where(i == 0, offset, 0)
-            pltpu.make_async_copy(
-                buffer.at[pl.ds(row + begin, size), pl.ds(0, words)],
-                self.hbm.at[self.meta.page(seq, first_page + i), pl.ds(in_page, size)],
-                sem,
-            ).start()
+            begin = jnp.maximum(index * page_size - offset, 0)
+            size = jnp.minimum(following * page_size - offset, num_tokens) - begin
+            token = page * page_size + jnp.where(index == 0, offset, 0)
+            rows = buffer.at[pl.ds(row + begin, size), pl.ds(0, self.problem.kv_words)]
+            pltpu.make_async_copy(rows, self.hbm.at[pl.ds(token, size)], sem).start()
+            return following
+
+        num_pages = cdiv(offset + num_tokens, page_size)
+        jax.lax.while_loop(lambda index: index < num_pages, copy_run, jnp.int32(0))
+
+
+class _Place(NamedTuple):
+    """Where a fetch is: an entry of the page table, the last run's at the end, and tokens left."""
+
+    entry: Scalar
+    left: Scalar
 
 
 def fetch_sinks(sinks_hbm: Ref | None, buffer: Ref | None, sem: Ref) -> None:

@@ -1,9 +1,9 @@
 """rpa-tune: tunes, checks and dispatches Ragged Paged Attention kernels for TPUs.
 
-`load_dispatcher`, `ragged_paged_attention`, `Problem`, `Step`, `Artifact` and the module `capture`
-are what a serving engine needs. `tune` and `load_plan`, `explain`, `verify`, `audit` and `Server`
-are the commands of those names as calls (docs/python.md). All are imported when first used, so
-that importing the package stays light.
+`load_dispatcher`, `ragged_paged_attention`, `page_runs`, `Problem`, `Step`, `Artifact` and the
+module `capture` are what a serving engine needs. `tune` and `load_plan`, `explain`, `verify`,
+`audit` and `Server` are the commands of those names as calls (docs/python.md). All are imported
+when first used, so that importing the package stays light.
 """
 
 import importlib
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rpa_tune.analysis.server import Server
     from rpa_tune.analysis.verify import verify
     from rpa_tune.artifact.file import Artifact
-    from rpa_tune.dispatch import load_dispatcher, ragged_paged_attention
+    from rpa_tune.dispatch import load_dispatcher, page_runs, ragged_paged_attention
     from rpa_tune.sweep.plan import load_plan
     from rpa_tune.sweep.run import tune
     from rpa_tune.tables.step import Step
@@ -33,6 +33,7 @@ _LAZY = {
     "explain": "rpa_tune.analysis.explain",
     "load_dispatcher": "rpa_tune.dispatch",
     "load_plan": "rpa_tune.sweep.plan",
+    "page_runs": "rpa_tune.dispatch",
     "ragged_paged_attention": "rpa_tune.dispatch",
     "tune": "rpa_tune.sweep.run",
     "verify": "rpa_tune.analysis.verify",
@@ -51,6 +52,7 @@ __all__ = [
     "explain",
     "load_dispatcher",
     "load_plan",
+    "page_runs",
     "ragged_paged_attention",
     "tune",
     "verify",

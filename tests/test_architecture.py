@@ -13,12 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Layer -> layers it may import. A layer is a folder or a module, named as it is imported; where a
 # module inside a folder is named too, it is a layer of its own.
-BASE = {"errors", "files", "closing", "ranges"}
+BASE = {"errors", "files", "ranges"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "errors": set(),
     "files": set(),
-    "closing": set(),
     "ranges": set(),
     "hw": {"kernels"},
     "llo": {"hw"},
@@ -27,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "capture": {"capture.writer"},
     "capture.writer": set(),
     "capture.reader": {"capture.writer", "workload.step"},
-    "candidate": {"kernels", "families.registry"},
+    "candidate": {"kernels", "hw", "families", "families.registry"},
     "families": {"kernels", "hw", "provenance"},
     "families.registry": {"kernels", "families", "interop.public"},
     "models": set(),
@@ -43,15 +42,15 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"candidate"},
     "evaluate": {
         "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance",
-        "families", "families.registry",
+        "families",
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
         "models.catalog", "models.buckets", "models.padding", "provenance", "decide", "tables",
-        "families.registry", "report", "compile",
+        "families", "families.registry", "report", "compile",
     },
     "decide": {
-        "candidate", "store", "tables", "kernels", "hw", "workload", "families.registry", "llo",
+        "candidate", "store", "tables", "kernels", "hw", "workload", "families", "llo",
     },
     "artifact": set(),
     "artifact.file": set(),
@@ -74,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.buckets", "provenance", "decide",
-        "families.registry", "dispatch",
+        "families", "families.registry", "dispatch",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
@@ -157,7 +156,7 @@ NOT_IMPORTED: dict[str, str] = {
     "rpa_tune.check.on_device": "runs in workers: tests/pure/check rehearses every step of it",
     "rpa_tune.interop.public.tpu_inference.calls": "asks the wheel: tests/aot/test_public_launches",
     "rpa_tune.interop.public.tpu_inference.own_choice": "asks the wheel: test_public_look_ups",
-    "rpa_tune.dispatch.heuristic": "one call for `select.py`, which tests/pure/dispatch tests",
+    "rpa_tune.dispatch.audit": "what `analysis/audit.py` asks: test_analysis, cli/test_audit",
     "rpa_tune.llo.loop": "compiled: test_interpreter.py holds every run of `run_fast` against it",
     "rpa_tune.llo.run": "a record without a method",
     **{

@@ -4,7 +4,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rpa_kernels import layout, limits, operands
+import numpy as np
+
+from rpa_kernels import layout, limits, operands, runs
 from rpa_kernels.batch import Batch
 from rpa_kernels.blockwise.chains import all_chains, query_rows
 from rpa_kernels.blockwise.config import BlockwiseConfig
@@ -84,6 +86,7 @@ def smem_bytes(problem: Problem, config: BlockwiseConfig) -> int:
 class QBlock:
     """One query block of one sequence; positions are tokens from the start of its context."""
 
+    seq: int
     first: int  # position of its first query
     end: int  # position after its last query
     kv_first: int  # first position fetched
@@ -112,6 +115,7 @@ def _all_blocks(
             first = kv_len - q_len + start
             end = kv_len - q_len + min(start + config.bq_sz, q_len)
             yield QBlock(
+                seq=i,
                 first=first,
                 end=end,
                 kv_first=window_start(first, problem),
@@ -134,21 +138,26 @@ def traffic(
     family: str, problem: Problem, config: BlockwiseConfig, batch: Batch, core: Core = ONLY_CORE
 ) -> Traffic:
     """What the DMAs move for one batch: queries, new KV, cached KV, output and cache update."""
-    page, q_bytes, kv_bytes = problem.page_size, problem.q_token_bytes, problem.kv_token_bytes
+    q_bytes, kv_bytes = problem.q_token_bytes, problem.kv_token_bytes
+    table = runs.SeqRuns.of(batch.arrays(problem), problem)
     read = write = copies = 0
     for b in blocks(family, problem, config, batch, core):
         read += (b.end - b.first) * q_bytes
         write += (b.end - b.first) * q_bytes
-        copies += 2
-        for start in range(b.kv_first, b.kv_end, config.bkv_sz):
-            end = min(start + config.bkv_sz, b.kv_end)
-            read += (end - start) * kv_bytes
-            copies += cdiv(max(min(end, b.cached_end) - start, 0), page)
-            copies += end > b.cached_end
-            written = range(max(start, b.first), min(end, b.end))
-            if problem.update_kv_cache and written:
-                write += len(written) * kv_bytes
-                copies += cdiv(written.start % page + len(written), page)
+        start = np.arange(b.kv_first, b.kv_end, config.bkv_sz)
+        end = np.minimum(start + config.bkv_sz, b.kv_end)
+        read += (b.kv_end - b.kv_first) * kv_bytes
+        copies += 2 + int(np.sum(end > b.cached_end))
+        cached_end = np.minimum(end, b.cached_end)
+        if config.bkv_sz > problem.page_size:
+            copies += table.count_copies(b.seq, start, cached_end)
+        else:
+            copies += int(np.sum(cached_end > start))
+        if problem.update_kv_cache:
+            # Each token is written from the KV block that its query block sees it in.
+            start, end = np.maximum(start, b.first), np.minimum(end, b.end)
+            write += int(np.sum(np.maximum(end - start, 0))) * kv_bytes
+            copies += table.count_copies(b.seq, start, end)
     if copies and problem.has_sinks:
         read += problem.sinks_bytes
         copies += 1

@@ -1,6 +1,8 @@
 """Bytes, FLOPs and steps of the decode kernel, as plain integers. No jax."""
 
-from rpa_kernels import layout, limits, operands, useful
+import numpy as np
+
+from rpa_kernels import layout, limits, operands, runs, useful
 from rpa_kernels.batch import Batch
 from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.decode import heads
@@ -54,15 +56,34 @@ def smem_bytes(problem: Problem, config: DecodeConfig) -> int:
     return limits.smem_bytes(problem)
 
 
+def _seqs(problem: Problem, config: DecodeConfig, batch: Batch, core: Core) -> range:
+    """Decode sequences of a core."""
+    if core.count == 1:
+        return batch.family_seqs("decode")
+    bounds = partition(problem, config, batch.arrays(problem), core.count)
+    return range(bounds[core.index], bounds[core.index + 1])
+
+
 def _spans(
     problem: Problem, config: DecodeConfig, batch: Batch, core: Core
 ) -> list[tuple[int, int]]:
     """(first position fetched or attended, kv_len) of every decode sequence of a core."""
-    seqs = batch.family_seqs("decode")
-    if core.count > 1:
-        bounds = partition(problem, config, batch.arrays(problem), core.count)
-        seqs = range(bounds[core.index], bounds[core.index + 1])
+    seqs = _seqs(problem, config, batch, core)
     return [(window_start(batch.kv_lens[i] - 1, problem), batch.kv_lens[i]) for i in seqs]
+
+
+def _fetch_copies(problem: Problem, config: DecodeConfig, batch: Batch, core: Core) -> int:
+    """Copies that fetch cached tokens."""
+    seqs, size = _seqs(problem, config, batch, core), config.bkv_sz
+    spans = _spans(problem, config, batch, core)
+    new = int(problem.update_kv_cache)
+    if size <= problem.page_size:
+        return sum(cdiv(end - new - start, size) for start, end in spans)
+    table, copies = runs.SeqRuns.of(batch.arrays(problem), problem), 0
+    for seq, (first, kv_len) in zip(seqs, spans, strict=True):
+        start = np.arange(first, kv_len - new, size)
+        copies += table.count_copies(seq, start, np.minimum(start + size, kv_len - new))
+    return copies
 
 
 def num_items(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
@@ -93,7 +114,7 @@ def traffic(
         write_bytes=q_bytes + new * num_seqs * kv_bytes,
         num_copies=(2 + new) * seq_blocks
         + new * num_seqs
-        + sum(cdiv(n, min(problem.page_size, config.bkv_sz)) for n in cached)
+        + _fetch_copies(problem, config, batch, core)
         + bool(spans) * problem.has_sinks,
     )
 

@@ -176,10 +176,11 @@ class SeqBlocks:
         def _(row: Scalar) -> None:
             seq = self.first_of(block) + row
             position = meta.kv_lens[seq] - 1
-            page = meta.page(seq, div(position, self.problem.page_size))
+            page_size = self.problem.page_size
+            page = meta.read(meta.entry(seq, div(position, page_size))).page
             pltpu.make_async_copy(
                 self.scratch.kv_new.at[slot, row],
-                self.refs.cache.hbm.at[page, rem(position, self.problem.page_size)],
+                self.refs.cache.hbm.at[page * page_size + rem(position, page_size)],
                 self.scratch.write_sems.at[slot],
             ).start()
 

@@ -196,16 +196,17 @@ def kernel_cases(chip: str, *, is_rehearsal: bool) -> list[Case]:
     return found
 
 
-def _candidate(family: str, problem: Problem, chip: str, workload: str) -> Candidate:
-    config = load_family(family).default_config(problem, load_chip(chip).target)
+def _candidate(family_name: str, problem: Problem, chip_name: str, workload: str) -> Candidate:
+    family, chip = load_family(family_name), load_chip(chip_name)
+    config = family.default_config(problem, chip.target)
     return Candidate(family=family, problem=problem, config=config, chip=chip, workload=workload)
 
 
 def _with_small_blocks(candidate: Candidate) -> Candidate:
     """The same with the least KV blocks, which bound the contexts that break it, if it can be."""
     config = replace(candidate.config, bkv_sz=_LEAST_BLOCK_TOKENS, bkv_csz=_LEAST_BLOCK_TOKENS)
-    target = load_chip(candidate.chip).target
-    can_exist = load_family(candidate.family).check(candidate.problem, config, target) is None
+    target = candidate.chip.target
+    can_exist = candidate.family.check(candidate.problem, config, target) is None
     return replace(candidate, config=config) if can_exist else candidate
 
 

@@ -1,6 +1,6 @@
 """Chooses and launches kernels in a serving engine. Needs jax, numpy and yaml only."""
 
-from rpa_tune.dispatch.attention import ragged_paged_attention
+from rpa_tune.dispatch.attention import page_runs, ragged_paged_attention
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.dispatch.engine import Engine
 from rpa_tune.dispatch.plan import Launch, LaunchPlan
@@ -14,5 +14,6 @@ __all__ = [
     "LaunchPlan",
     "Source",
     "load_dispatcher",
+    "page_runs",
     "ragged_paged_attention",
 ]

@@ -8,7 +8,13 @@ import functools
 from typing import Any, Unpack
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from rpa_kernels import runs
+from rpa_kernels.batch import BatchArrays
+from rpa_kernels.problem import Problem
+from rpa_kernels.settings import under_defaults
 from rpa_tune.dispatch.call import Arrays, Features
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.dispatch.plan import LaunchPlan
@@ -28,6 +34,7 @@ def ragged_paged_attention(
     *,
     plan: LaunchPlan | Planner | None = None,
     interpret: Any = None,
+    page_runs: jax.Array | None = None,
     **features: Unpack[Features],
 ) -> tuple[jax.Array, jax.Array]:
     """Ragged paged attention over decode, prefill and mixed sequences of one batch.
@@ -49,6 +56,8 @@ def ragged_paged_attention(
         that of the attached TPU. They plan for this step's lengths when the four metadata arrays
         are NumPy's, else for a full step of every family.
       interpret: None to run on the TPU, or `pltpu.InterpretParams`.
+      page_runs: What the function of this name made of this step's lengths and pages, for all
+        layers with one `sliding_window`; None to make it here. It is not checked against them.
       features: See `Features`.
 
     Returns:
@@ -66,9 +75,51 @@ def ragged_paged_attention(
         attention_sink,
     )  # fmt: skip
     if isinstance(plan, LaunchPlan):
-        return attend(arrays, plan=plan, interpret=interpret, **features)
+        return attend(arrays, plan=plan, interpret=interpret, page_runs=page_runs, **features)
     planner = plan or _attached_dispatcher()
-    return attend(arrays, plan=planner, compiled=planner.compiled, interpret=interpret, **features)
+    return attend(
+        arrays, plan=planner, compiled=planner.compiled, interpret=interpret, page_runs=page_runs,
+        **features,
+    )  # fmt: skip
+
+
+@under_defaults
+def page_runs(kv_lens: Any, page_indices: Any, cu_q_lens: Any, problem: Problem) -> Any:
+    """Where pages of a step follow each other, which kernels then copy at once.
+
+    Every call of `ragged_paged_attention` makes this of its arguments, in some small operations of
+    XLA, which a program of many layers has once if the compiler finds that they are the same. An
+    engine that wants to be sure, or to make it on the host beside the page table, calls this once
+    a step, and passes the result to the calls of all layers with the problem's `sliding_window`,
+    `use_causal_mask` and `update_kv_cache`.
+
+    Args:
+      kv_lens: int32[max_num_seqs], of NumPy or jax.
+      page_indices: int32[max_num_seqs * pages_per_seq], likewise.
+      cu_q_lens: int32[max_num_seqs + 1], likewise.
+      problem: The layers' problem; its sizes are those of the arrays.
+
+    Returns:
+      int32[max_num_seqs * pages_per_seq], of NumPy if all arguments are, else of jax.
+
+    Raises:
+      ValueError: The arrays are not those of the problem.
+    """
+    for name, array, size in (
+        ("kv_lens", kv_lens, problem.max_num_seqs),
+        ("page_indices", page_indices, problem.max_num_seqs * problem.pages_per_seq),
+        ("cu_q_lens", cu_q_lens, problem.max_num_seqs + 1),
+    ):
+        if array.shape != (size,) or array.dtype != jnp.int32:
+            raise ValueError(
+                f"{name} is {array.dtype}{array.shape}, must be int32({size},) for this problem"
+            )
+    on_host = all(isinstance(array, np.ndarray) for array in (kv_lens, page_indices, cu_q_lens))
+    arrays = BatchArrays(
+        kv_lens=kv_lens, page_indices=page_indices, cu_q_lens=cu_q_lens,
+        distribution=np.zeros(3, np.int32),  # runs are the same whatever family serves a sequence
+    )  # fmt: skip
+    return runs.pack(arrays, problem.without_idle_window(), np if on_host else jnp)
 
 
 @functools.cache

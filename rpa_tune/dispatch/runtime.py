@@ -19,7 +19,7 @@ from rpa_tune.tables.step import Lengths, Step
 
 
 class Executables(Protocol):
-    """Plans that need no compile: a `compiled.Compiled`."""
+    """Plans that need no compile: a `compiled.CompiledPlans`."""
 
     def run(self, plan: LaunchPlan, arguments: Sequence[Any]) -> tuple[jax.Array, jax.Array] | None:
         """Runs a plan, or returns None when it has to be compiled."""
@@ -46,6 +46,7 @@ def attend(
     plan: LaunchPlan | Planner,
     compiled: Executables | None = None,
     interpret: Any = None,
+    page_runs: Any = None,
     **features: Unpack[Features],
 ) -> tuple[jax.Array, jax.Array]:
     """The call of `ragged_paged_attention`, with an artefact's executables where there are any.
@@ -55,6 +56,7 @@ def attend(
       plan: What to launch, or what plans it.
       compiled: Executables to run instead of compiling, or None.
       interpret: As there.
+      page_runs: As there.
       features: As there.
 
     Raises:
@@ -63,6 +65,8 @@ def attend(
       ValueError: As there.
     """
     problem = problem_of(arrays, **features)
+    if page_runs is not None:
+        _check_page_runs(page_runs, arrays.page_indices)
     on_host = all(isinstance(array, np.ndarray) for array in arrays[4:8])
     if on_host:
         check_lengths(arrays)
@@ -75,11 +79,22 @@ def attend(
         _check_served(plan, arrays.distribution)
     arguments = arrays if problem.has_sinks else arrays[:-1]
     if compiled is not None and interpret is None:
+        # An executable makes the runs itself: its arguments are those of the public call.
         exact = plan if plan.problem == problem else replace(plan, problem=problem)
         if (results := compiled.run(exact, arguments)) is not None:
             return results
     run = _run_in_place if _donated(problem) == _IN_PLACE else _run
-    return run(*arguments, problem=problem, plan=plan, interpret=interpret)  # type: ignore[no-any-return]
+    return run(  # type: ignore[no-any-return]
+        *arguments, problem=problem, plan=plan, interpret=interpret, page_runs=page_runs
+    )
+
+
+def _check_page_runs(page_runs: Any, page_indices: Any) -> None:
+    if page_runs.shape != page_indices.shape or page_runs.dtype != jnp.int32:
+        raise ValueError(
+            f"page_runs must be int32{page_indices.shape} as page_indices is, "
+            f"got {page_runs.dtype}{page_runs.shape}; `rpa_tune.page_runs` makes it"
+        )
 
 
 def full_step(problem: Problem, *, has_prefill: bool) -> Step:
@@ -154,6 +169,7 @@ def _launch_all(
     problem: Problem,
     plan: LaunchPlan,
     interpret: Any,
+    page_runs: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Lays out the operands once and chains the kernels over them."""
     kv_lens, page_indices, cu_q_lens, distribution = map(jnp.asarray, metadata[:4])
@@ -166,7 +182,7 @@ def _launch_all(
         q, kv_cache = load_family(launch.family).launch(
             q, kv_new, kv_cache, kv_lens, page_indices, cu_q_lens, distribution,
             problem=problem, config=launch.config, target=plan.target, interpret=interpret,
-            sinks=sinks,
+            sinks=sinks, page_runs=page_runs,
         )  # fmt: skip
     return inputs.finish(q, problem), kv_cache
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels import load_family
+from rpa_kernels import load_family, runs
 from rpa_kernels.batch import Batch
 from rpa_kernels.family import KernelFamily, Traffic
 from rpa_kernels.problem import Problem
@@ -16,7 +16,7 @@ from rpa_tune.hw.chip import Chip
 from rpa_tune.provenance import kernel_digest
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class OwnFamily(Family):
     """A family of ours; see `own_family`."""
 
@@ -39,7 +39,8 @@ class OwnFamily(Family):
     ) -> Mapping[int, Any]:
         """Four arrays in the order of `rpa_kernels.calls`, and on two cores the split."""
         arrays = batch.arrays(problem)
-        found = [arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution]
+        page_runs = runs.pack(arrays, problem)
+        found = [arrays.kv_lens, page_runs, arrays.cu_q_lens, arrays.distribution]
         num_cores = len(self.cores(chip))
         if self.partition is not None and num_cores > 1:
             found.append(self.partition(problem, config, arrays, num_cores))

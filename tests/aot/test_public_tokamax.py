@@ -94,7 +94,13 @@ def test_both_cases_compile_and_read_the_whole_cache(head_dim):
         name="one", source="made up", batches=(WeightedBatch(batch=BATCH, weight=1.0),)
     )
     asked = [
-        Candidate(family=name, problem=problem, config=config, chip="v6e", workload=workload.digest)
+        Candidate(
+            family=TOKAMAX[name],
+            problem=problem,
+            config=config,
+            chip=V6E,
+            workload=workload.digest,
+        )
         for name, config in CONFIGS.items()
     ]
     evaluator = SimulatedEvaluator(num_workers=1, cache_dir=default_cache_dir(), deadline_s=300)
@@ -105,4 +111,4 @@ def test_both_cases_compile_and_read_the_whole_cache(head_dim):
     for answer in answers:
         assert answer.status is Status.OK, answer.detail
         assert answer.time_us > 0
-    assert {a.candidate.family for a in answers} == set(CONFIGS)
+    assert {a.candidate.family.name for a in answers} == set(CONFIGS)

@@ -71,7 +71,7 @@ def test_ten_times_tell_what_is_wrong_with_the_machine(tmp_path):
     for name, factor in CHANGES.items():
         deviation = deviations[DEFAULT_PARAMETERS.index(name)]
         assert found.values[name] / ours.value(name) == pytest.approx(factor, rel=0.15), name
-        assert deviation < 0.3, name  # 0.5 was assumed before
+        assert deviation < 0.35, name  # 0.5 was assumed before
 
 
 def test_the_artefact_of_a_check_is_built_without_the_chip_and_is_for_it_alone(tmp_path):

@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from rpa_kernels import reference
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
-from rpa_tune.dispatch.attention import ragged_paged_attention
+from rpa_tune.dispatch.attention import page_runs, ragged_paged_attention
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.hw.chip import load_chip
@@ -196,3 +196,36 @@ def test_unknown_arguments_are_refused():
     plan = LaunchPlan(problem=PROBLEM, target=DISPATCHER.chip.target, launches=())
     with pytest.raises(TypeError, match="block_sizes"):
         run(BATCHES["decode only"], plan, block_sizes=1)
+
+
+# Pages of the decode sequences descend: runs matter.
+DESCENDING = Batch(
+    q_lens=(1, 1), kv_lens=(17, 64), num_decode=2, page_table=((9, 8), (7, 6, 5, 4))
+)  # fmt: skip
+
+
+def test_page_runs_of_the_host_and_of_xla_are_those_that_a_call_makes():
+    plan = DISPATCHER.plan(PROBLEM, Step.of_batch(DESCENDING))
+    kv_lens, pages, starts, _ = metadata(DESCENDING)
+    on_host = page_runs(kv_lens, pages, starts, PROBLEM)
+    assert isinstance(on_host, np.ndarray)
+    traced = jax.jit(page_runs, static_argnums=3)(kv_lens, pages, starts, PROBLEM)
+    np.testing.assert_array_equal(traced, on_host)
+    out, cache = run(DESCENDING, plan, page_runs=on_host)
+    check(DESCENDING, out, cache)
+    # The call reads them: those of another table fetch other pages.
+    others = page_runs(kv_lens, np.flip(pages).copy(), starts, PROBLEM)
+    assert np.any(run(DESCENDING, plan, page_runs=others)[0] != out)
+
+
+def test_page_runs_that_cannot_be_of_the_call_are_refused():
+    plan = DISPATCHER.plan(PROBLEM, Step.of_batch(DESCENDING))
+    kv_lens, pages, starts, _ = metadata(DESCENDING)
+    with pytest.raises(ValueError, match=r"page_runs must be int32\(16,\)"):
+        run(DESCENDING, plan, page_runs=pages[:-1])
+    with pytest.raises(ValueError, match=r"page_runs must be int32\(16,\)"):
+        run(DESCENDING, plan, page_runs=pages.astype(np.float32))
+    with pytest.raises(ValueError, match=r"page_indices is int32\(15,\), must be int32\(16,\)"):
+        page_runs(kv_lens, pages[:-1], starts, PROBLEM)
+    with pytest.raises(ValueError, match=r"kv_lens is int64"):
+        page_runs(kv_lens.astype(np.int64), pages, starts, PROBLEM)

@@ -26,10 +26,11 @@ CONFIG = BlockwiseConfig(
 Q_LENS, KV_LENS = (1, 20, 70, 32), (40, 20, 300, 160)
 META = Meta(
     kv_lens=jnp.asarray(KV_LENS, jnp.int32),
-    page_indices=None,
+    page_runs=None,
     cu_q_lens=jnp.asarray([0, *itertools.accumulate(Q_LENS)], jnp.int32),
     distribution=None,
     pages_per_seq=32,
+    num_pages=128,
 )
 FEATURES = [
     {},
