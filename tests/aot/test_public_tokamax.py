@@ -87,7 +87,7 @@ def test_a_schedule_that_its_windows_do_not_hold_is_refused():
         family.scalar_operands(long, replace(DECODE, bkv_sz=128, batch_size=1), V6E, batch)
 
 
-@pytest.mark.parametrize("head_dim", [128, 64])
+@pytest.mark.parametrize("head_dim", [128, pytest.param(64, marks=pytest.mark.slow)])
 def test_both_cases_compile_and_read_the_whole_cache(head_dim):
     problem = replace(PAGED, head_dim=head_dim)
     workload = Workload(
