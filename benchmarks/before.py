@@ -61,7 +61,7 @@ class Before:
         """
         requests = [
             {
-                "family": c.family, "chip": c.chip, "problem": _given(c.problem),
+                "family": c.family.name, "chip": c.chip.name, "problem": _given(c.problem),
                 "config": asdict(c.config),
             }
             for c in candidates
@@ -98,7 +98,10 @@ def _given(record: Any) -> dict[str, Any]:
 
 
 def compile_one(task: tuple[dict[str, Any], str]) -> None:
-    """In a worker of the earlier commit: leaves a schedule, or the reason for none, in a folder."""
+    """In a worker of the earlier commit: leaves a schedule, or the reason for none, in a folder.
+
+    Written for the modules of that commit: a candidate names its family and chip there.
+    """
     from rpa_kernels import load_family
     from rpa_kernels.problem import Problem
     from rpa_tune.candidate import Candidate

@@ -9,10 +9,11 @@ from typing import Any
 
 from cells import Group
 
-from rpa_kernels import layout, load_family
+from rpa_kernels import layout
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.evaluate import simulate_task
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import simulate as foreign
 from rpa_tune.interop.public.tpu_inference.package import WHEEL
@@ -64,7 +65,7 @@ def our_entries(group: Group, search: int, cache_dir: Path) -> list[Entry]:
         Entry(
             group=group,
             kernel="ours",
-            blocks=load_family(group.family).config_to_dict(candidate.config),
+            blocks=candidate.family.config_to_dict(candidate.config),
             rank=rank,
             source=kernel_digest(group.family),
             task=simulate_task.TASK,
@@ -87,10 +88,10 @@ def our_candidates(group: Group) -> list[Candidate]:
         configs += [family.config_from_dict({**fields, name: value}) for value in steps[:3]]
     first, *rest = (
         Candidate(
-            family=group.family,
+            family=family,
             problem=group.problem,
             config=config,
-            chip=group.chip,
+            chip=chip,
             workload=group.workload.digest,
         )
         for config in dict.fromkeys(configs)
@@ -126,7 +127,7 @@ def public_entries(group: Group, search: int, root: Path) -> list[Entry]:
             argument=foreign.ForeignTask(
                 kernel=kernel,
                 root=root,
-                chip=group.chip,
+                chip=load_chip(group.chip),
                 problem=group.problem,
                 blocks=blocks,
                 batches=tuple(group.batches.values()),

@@ -92,7 +92,8 @@ def judge_chip(
     return {
         "chip": chip,
         "form": fits.CHOSEN[chip].name,
-        "deviation": deviation,
+        # Of all rows that no fit of theirs had seen: what the sets of parameters are spread by.
+        "deviation": fits.deviation_of([r["error"] for r in found if not r["contradiction"]]),
         "fit": {
             name: {"value": value, "log_standard_error": errors[name]}
             for name, value in fitted.values.items()
@@ -105,8 +106,9 @@ def judge_chip(
 def judge_form(
     job: tuple[str, fits.Form, Sequence[measured.Row], dict[str, Observation]],
 ) -> list[dict[str, Any]]:
-    """One form on one chip, fitted without each source in turn."""
-    chip, form, rows, observations = job
+    """One form on one chip, fitted without each source in turn; and what no fit ever sees."""
+    chip, form, all_rows, observations = job
+    rows = [row for row in all_rows if row.is_fitted]
     parts: dict[str, set[str]] = {}
     for row in rows:
         parts.setdefault(f"{row.source} {row.part}", set()).add(row.name)
@@ -120,6 +122,11 @@ def judge_form(
     whole = fits.fit_chip(chip, form, seen)
     errors = [us / o.measured_us - 1 for us, o in zip(whole.predicted_us, seen, strict=True)]
     found.append({"chip": chip, "form": form.name, "without": "none", **summary(errors)})
+    for source in dict.fromkeys(row.source for row in all_rows if not row.is_fitted):
+        unseen = [row for row in all_rows if row.source == source]
+        times = predict(whole.machine, [observations[row.name] for row in unseen]).tolist()
+        errors = [us / row.measured_us - 1 for us, row in zip(times, unseen, strict=True)]
+        found.append({"chip": chip, "form": form.name, "without": source, **summary(errors)})
     return found
 
 
@@ -232,10 +239,10 @@ def main() -> None:
         forms = []
         if args.forms:
             tried = [
-                (chip, form, [r for r in mine if is_usable(r, seen)], seen)
+                (chip, form, [r for r in mine if not find_contradiction(r, seen[r.name])], seen)
                 for chip, mine, seen in jobs
                 if chip not in ("v5e", "v5p")  # too few rows, or none that depend on copies
-                for form in fits.FORMS
+                for form in fits.forms_of(chip)
             ]
             forms = [line for lines in pool.map(judge_form, tried) for line in lines]
     found = make_report(judged, forms) | {

@@ -8,7 +8,7 @@ copies, matmuls and the launch of a measured chip is what comes out.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -39,17 +39,19 @@ _COMMON = (*_COPIES, "launch_us", "matmul_latency_bf16_cycles", "matmul_latency_
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """One way in which copies may be served.
+    """One way in which copies, matmuls and launches may take time.
 
     Attributes:
       name: For tables.
       queues: Reads and writes in 2 queues, or in order in 1.
       names: Parameters that are fitted.
+      fixed: Values of parameters that are not, where they differ from the usual beginning.
     """
 
     name: str
     queues: int
     names: tuple[str, ...]
+    fixed: Mapping[str, float] = field(default_factory=dict)
 
 
 _KINDS = (*_COMMON, "read_strided_bytes_per_s")
@@ -79,6 +81,35 @@ _DENSE = Form(
 )
 # The form of each chip that has rows.
 CHOSEN = {"v5e": _FEW, "v5p": _DENSE, "v6e": FORMS[0], "v7x": FORMS[5]}
+# Parameters with which the chosen form of a chip is tried as well, each on its own.
+_MORE = {
+    "writes with a cost and latency of their own": ("write_fixed_cycles", "write_latency_cycles"),
+    "scalar operands and spills with their own": ("local_fixed_cycles", "local_latency_cycles"),
+    "the queue of matmuls": ("matmul_queue_cycles",),
+    "the clock": ("clock_hz",),
+}
+# Which fitted parameter is the beginning of one that usually follows it.
+FOLLOWS = {
+    f"{direction}_{part}_cycles": f"read_{part}_cycles"
+    for direction in ("write", "local")
+    for part in ("fixed", "latency")
+}
+
+
+def forms_of(chip: str) -> tuple[Form, ...]:
+    """Every form that is tried on a chip: of the copy engine, then of everything else."""
+    chosen = CHOSEN[chip]
+    more = (
+        replace(chosen, name=f"the chosen, and {name}", names=(*chosen.names, *names))
+        for name, names in _MORE.items()
+    )
+    no_launch = replace(
+        chosen,
+        name="the chosen, without a launch",
+        names=tuple(name for name in chosen.names if name != "launch_us"),
+        fixed={"launch_us": 0.0},
+    )
+    return (*FORMS, *more, no_launch)
 
 
 def neutral(chip: str, form: Form) -> Machine:
@@ -100,6 +131,12 @@ def neutral(chip: str, form: Form) -> Machine:
         values["read_copy_bytes_per_s"] = bandwidth
     if "read_linear_bytes_per_s" not in form.names:
         values = {name: values[name] for name in ("copy_queues", *form.names)}
+    # What only some forms fit begins at the table's value, which no time decided.
+    values |= {
+        name: values.get(FOLLOWS.get(name, ""), machine.value(name))
+        for name in form.names
+        if name not in values
+    } | dict(form.fixed)
     return machine.with_values(with_followers(values), source="no time", confidence="guess")
 
 

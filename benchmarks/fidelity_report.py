@@ -28,7 +28,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         *_choices(found["choices"]),
     ]
     if found["forms"]:
-        lines += ["", "## Forms of the copy engine, each fitted without one source", ""]
+        lines += ["", "## Forms of the model, each fitted without one source", ""]
         lines += _forms(found["forms"])
     lines += ["", "## What the fits give", "", *_fits(found["fits"])]
     lines += ["", "## Every row", "", *_rows(found["rows"])]

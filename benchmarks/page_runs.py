@@ -71,14 +71,13 @@ class Group:
             DecodeConfig(bkv_sz=bkv, bkv_csz=512, seqs_per_step=seqs, num_buffers=buffers, bq_sz=16)
             for bkv, seqs, buffers in CONFIGS
         ]
-        target, digest = load_chip(self.chip).target, self.workload.digest
+        chip, digest = load_chip(self.chip), self.workload.digest
         return [
             Candidate(
-                family="decode", problem=self.problem, config=config, chip=self.chip,
-                workload=digest,
+                family=FAMILY, problem=self.problem, config=config, chip=chip, workload=digest
             )
             for config in configs
-            if FAMILY.check(self.problem, config, target) is None
+            if FAMILY.check(self.problem, config, chip.target) is None
         ]  # fmt: skip
 
     @property
@@ -263,7 +262,7 @@ def print_row(row: dict[str, Any]) -> None:
 def main(chips: str, revision: str, workers: int, cache: Path, json_file: Path | None) -> None:
     """Prints one line a cell."""
     before = Before(revision, cache / "before", workers=workers)
-    evaluator = SimulatedEvaluator(num_workers=workers, cache_dir=cache)
+    evaluator = SimulatedEvaluator(num_workers=workers, cache_dir=cache, deadline_s=600)
     cells = []
     try:
         for page_size in PAGE_SIZES:

@@ -23,7 +23,6 @@ from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
-from rpa_tune.families.registry import load_family
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.journal import Journal
@@ -62,7 +61,7 @@ def record(
       The file of the truth.
     """
     name = re.sub(r"[^\w.-]+", "-", "_".join([*study.name.split("/"), study.workload.name]))
-    stamp = stamp_of(provenance(load_family(study.family).digest))
+    stamp = stamp_of(provenance(study.family.digest))
     candidates = [study.candidate(config) for config in sample_of(study, sample)]
     known: dict[Fidelity, list[Evaluation]] = {}
     with Journal(folder / f"{name}.jsonl") as journal:
@@ -103,9 +102,9 @@ def truth(
         "workload": study.workload.name,
         "workload_digest": study.workload.digest,
         "problem": asdict(study.problem),
-        "chip": study.chip,
-        "family": study.family,
-        "provenance": provenance(load_family(study.family).digest),
+        "chip": study.chip.name,
+        "family": study.family.name,
+        "provenance": provenance(study.family.digest),
         "axes": {name: sorted(found) for name, found in values.items()},
         "heuristic": asdict(study.heuristic()),
         "configs": rows,

@@ -28,6 +28,7 @@ from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import records
+from rpa_tune.interop.public.tokamax.package import PACKAGE as TOKAMAX
 from rpa_tune.interop.public.tpu_inference.package import WHEEL
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
@@ -91,6 +92,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what is recorded already")
     parser.add_argument("--wheels", type=Path, default=default_cache_dir() / "fidelity")
     args = parser.parse_args()
+    if args.source == "tokamax" and TOKAMAX.unavailable:
+        sys.exit(TOKAMAX.unavailable)
     contents: dict[str, bytes] = {}
     versions: dict[str, str] = {}
     if measured.RECORDINGS.exists():

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
 from rpa_tune.cli.trace import load_schedule
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.evaluate.simulate_task import TASK, SimulateTask, scalar_operands
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.llo.ensemble import load_sets
 from rpa_tune.llo.machine import load_machine
@@ -60,10 +60,10 @@ def batches() -> list[Batch]:
 
 def compile_decode(chip: str, cache_dir: Path) -> Candidate:
     """Compiles the decode kernel's default config."""
-    family = load_family("decode")
-    config = family.default_config(PROBLEM, load_chip(chip).target)
+    family, record = load_family("decode"), load_chip(chip)
+    config = family.default_config(PROBLEM, record.target)
     candidate = Candidate(
-        family="decode", problem=PROBLEM, config=config, chip=chip, workload="speed"
+        family=family, problem=PROBLEM, config=config, chip=record, workload="speed"
     )
     task = SimulateTask(candidate=candidate, batches=(), cache_dir=cache_dir)
     with WorkerPool(num_workers=1) as pool:

@@ -30,7 +30,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity
+from rpa_tune.candidate import Candidate, Correctness, Evaluation, Fidelity
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.store import journal
@@ -278,10 +278,10 @@ def read_durations(stores: Sequence[Path]) -> tuple[dict[str, list[float]], dict
     """Seconds of simulations that compiled, and of checks, by family, as stores have them."""
     simulate: dict[str, list[float]] = {family: [] for family in FAMILIES}
     verify: dict[str, list[float]] = {family: [] for family in FAMILIES}
-    into = {Fidelity.SIMULATED: simulate, Fidelity.INTERPRETED: verify}
+    into = {Fidelity.SIMULATED: simulate, Correctness.INTERPRETED: verify}
     for evaluation in (e for path in stores for e in journal.read(path).evaluations):
         seconds = evaluation.metrics.get("evaluate_s")
-        kept = into.get(evaluation.fidelity, {}).get(evaluation.candidate.family)
+        kept = into.get(evaluation.fidelity, {}).get(evaluation.candidate.family.name)
         if kept is not None and seconds and not evaluation.metrics.get("from_cache"):
             kept.append(round(seconds, 2))
     for found in (simulate, verify):
@@ -306,7 +306,7 @@ def main(stores: tuple[Path, ...], json_file: Path) -> None:
     measured = {study.name: measure_parent(study) for study in studies}
     by_family: dict[str, list[list[float]]] = {}
     for study in studies:
-        by_family.setdefault(study.family, []).append(measured[study.name])
+        by_family.setdefault(study.family.name, []).append(measured[study.name])
     parent = {
         family: [statistics.mean(spans) for spans in zip(*found, strict=True)]
         for family, found in by_family.items()

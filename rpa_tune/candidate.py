@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rpa_kernels.problem import Problem
+from rpa_tune.families.family import Family
 from rpa_tune.families.registry import load_family
+from rpa_tune.hw.chip import Chip, load_chips
 
 
 class Fidelity(enum.IntEnum):
@@ -20,7 +22,28 @@ class Fidelity(enum.IntEnum):
     ANALYTICAL = 0
     SIMULATED = 1
     MEASURED = 2
-    INTERPRETED = 3  # right or wrong, and never a time: no rung of the ladder
+
+
+class Correctness(enum.Enum):
+    """How it was found out whether a config is right: no time, so no fidelity and no rung."""
+
+    INTERPRETED = "interpreted"
+
+
+Method = Fidelity | Correctness
+
+
+def method_of(name: str) -> Method:
+    """The one that stores and JSON call by its name in lower case.
+
+    Raises:
+      ValueError: There is none.
+    """
+    known: tuple[Method, ...] = (*Fidelity, *Correctness)
+    for method in known:
+        if method.name.lower() == name:
+            return method
+    raise ValueError(f"{name!r:.40} is no fidelity, and no way to verify")
 
 
 class Status(enum.StrEnum):
@@ -43,26 +66,26 @@ class Candidate:
     """One config of one kernel for one problem on one chip, judged on one workload.
 
     Attributes:
-      family: Kernel family name.
+      family: Kernel family.
       problem: Static shapes and dtypes.
       config: The family's config record.
-      chip: Name in the chip table.
+      chip: Where it runs.
       workload: `Workload.digest`: the batches that it is judged on.
     """
 
-    family: str
+    family: Family
     problem: Problem
     config: Any
-    chip: str
+    chip: Chip
     workload: str
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `from_dict` reads it back."""
         return {
-            "family": self.family,
+            "family": self.family.name,
             "problem": asdict(self.problem),
             "config": asdict(self.config),
-            "chip": self.chip,
+            "chip": self.chip.name,
             "workload": self.workload,
         }
 
@@ -73,11 +96,14 @@ class Candidate:
         Raises:
           ValueError, KeyError, TypeError: The data is not a candidate.
         """
+        family, chip = load_family(data["family"]), load_chips().get(data["chip"])
+        if chip is None:
+            raise ValueError(f"unknown chip {data['chip']!r:.40}")
         return cls(
-            family=data["family"],
+            family=family,
             problem=Problem(**data["problem"]),
-            config=load_family(data["family"]).config_from_dict(data["config"]),
-            chip=data["chip"],
+            config=family.config_from_dict(data["config"]),
+            chip=chip,
             workload=data["workload"],
         )
 
@@ -86,9 +112,10 @@ class Candidate:
         """What its study is about, for people: not all of it, so that two may have one title."""
         problem = self.problem
         window = f", window {problem.sliding_window}" if problem.sliding_window else ""
+        heads = f"{problem.num_q_heads}/{problem.num_kv_heads} heads of {problem.head_dim}"
         return (
-            f"{self.chip}/{self.family}, {problem.num_q_heads}/{problem.num_kv_heads} heads of "
-            f"{problem.head_dim}, {problem.kv_dtype}, page {problem.page_size}{window}"
+            f"{self.chip.name}/{self.family.name}, {heads}, "
+            f"{problem.kv_dtype}, page {problem.page_size}{window}"
         )
 
     @property
@@ -100,7 +127,9 @@ class Candidate:
     def study(self) -> str:
         """The same of all but the config: candidates of one study have it in common."""
         problem = asdict(self.problem)
-        parts = {"family": self.family, "chip": self.chip, "workload": self.workload}
+        parts = {
+            "family": self.family.name, "chip": self.chip.name, "workload": self.workload,
+        }  # fmt: skip
         return _digest({**parts, "problem": problem})
 
 
@@ -115,11 +144,11 @@ class Evaluation:
 
     Attributes:
       candidate: What was asked.
-      fidelity: How it was answered.
+      fidelity: How it was answered; a `Correctness` says right or wrong, and has no time.
       status: OK, or why there is no time.
       detail: One line; empty when OK.
       time_us: Expected device time of one launch over the workload (weighted mean) in
-        microseconds, or None without an answer, and always when interpreted.
+        microseconds, or None without an answer, and always from a `Correctness`.
       batch_us: Time of each of the workload's batches, in its order.
       metrics: Plain JSON values beside the time: `total_cycles`, `cycles_by_owner`, `mbu`,
         `mfu`, `bound_by`, `hbm_bytes`, `vmem_bytes`, `compile_s`, `unknown`, `guesses`, ...
@@ -127,13 +156,24 @@ class Evaluation:
     """
 
     candidate: Candidate
-    fidelity: Fidelity
+    fidelity: Method
     status: Status
     detail: str = ""
     time_us: float | None = None
     batch_us: tuple[float, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rung(self) -> Fidelity:
+        """The fidelity, of an answer that is about time.
+
+        Raises:
+          ValueError: It says whether a config is right.
+        """
+        if not isinstance(self.fidelity, Fidelity):
+            raise ValueError(f"{self.fidelity.name.lower()} is no fidelity")
+        return self.fidelity
 
     @property
     def ok(self) -> bool:

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
-from rpa_tune.candidate import Evaluation, Fidelity, Status
+from rpa_tune.candidate import Correctness, Evaluation, Fidelity, Status
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
-from rpa_tune.provenance import kernel_digest
+from rpa_tune.families.registry import load_family
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.sweep.sampler import Search
 from rpa_tune.sweep.study import Study
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -39,9 +40,9 @@ def make_workload(name="fake"):
 def make_study(*, name="v6e/fake/decode", simulate=12, chip="v6e", problem=PROBLEM, **axes):
     return Study(
         name=name,
-        family="decode",
+        family=load_family("decode"),
         problem=problem,
-        chip=chip,
+        chip=load_chip(chip),
         workload=make_workload(),
         overrides={**AXES, **axes},
         search=Search(simulate=simulate, wave=4, seed=0),
@@ -103,16 +104,16 @@ def stamp(family):
     """Today's versions without host and time, so that two runs write the same bytes."""
     from rpa_tune.provenance import provenance
 
-    whole = provenance(kernel_digest(family))
+    whole = provenance(family.digest)
     return {**{key: whole[key] for key in ("simulator", "verifier", "jax", "libtpu")},
-            "kernel": kernel_digest(family), "time": "2026-01-02T03:04:05+00:00"}  # fmt: skip
+            "kernel": family.digest, "time": "2026-01-02T03:04:05+00:00"}  # fmt: skip
 
 
 class FakeInterpreter(FormulaEvaluator):
     """Says that every config is right, unless told otherwise."""
 
     def __init__(self, **options):
-        super().__init__(Fidelity.INTERPRETED, **options)
+        super().__init__(Correctness.INTERPRETED, **options)
 
     def answer(self, candidate, num_batches=2):
         timed = super().answer(candidate, num_batches)
@@ -121,7 +122,7 @@ class FakeInterpreter(FormulaEvaluator):
 
 def make_evaluators(**simulated):
     return {
-        Fidelity.INTERPRETED: FakeInterpreter(),
+        Correctness.INTERPRETED: FakeInterpreter(),
         Fidelity.ANALYTICAL: FormulaEvaluator(Fidelity.ANALYTICAL, scale=0.8),
         Fidelity.SIMULATED: FormulaEvaluator(Fidelity.SIMULATED, **simulated),
     }

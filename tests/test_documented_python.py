@@ -10,7 +10,7 @@ import pytest
 from documented import ROOT, difference
 from fake_sweep import FormulaEvaluator, make_evaluators, stamp
 
-from rpa_tune.candidate import Evaluation, Fidelity, Status
+from rpa_tune.candidate import Correctness, Evaluation, Status
 from rpa_tune.evaluate import correctness, simulated
 from rpa_tune.sweep import run
 
@@ -37,7 +37,7 @@ LONG = {"tune 1", "explain 1", "verify 1"}
 def answer_of_any_family(self, candidate, num_batches=2):
     """An answer by the size of the KV block, which every family has."""
     us = 1000.0 / candidate.config.bkv_sz + candidate.config.bq_sz / 1000
-    is_timed = self.fidelity is not Fidelity.INTERPRETED
+    is_timed = self.fidelity is not Correctness.INTERPRETED
     return Evaluation(
         candidate=candidate,
         fidelity=self.fidelity,

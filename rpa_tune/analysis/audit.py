@@ -7,17 +7,18 @@ from pathlib import Path
 from rpa_kernels.names import did_you_mean
 from rpa_tune.analysis.audit_plan import left_out_of_plan, plan_text
 from rpa_tune.analysis.server import Server
-from rpa_tune.dispatch.audit import Coverage, Entry
+from rpa_tune.dispatch.audit import Entry
 from rpa_tune.dispatch.audit import audit as look_up
 from rpa_tune.dispatch.dispatcher import load_dispatcher
+from rpa_tune.dispatch.select import Source
 from rpa_tune.errors import UsageError
 from rpa_tune.models.catalog import Share
 
 # Which coverages count as misses.
 FAIL_ON = {
-    "nearest": {Coverage.NEAREST, Coverage.HEURISTIC, Coverage.INFEASIBLE},
-    "heuristic": {Coverage.HEURISTIC, Coverage.INFEASIBLE},
-    "infeasible": {Coverage.INFEASIBLE},
+    "nearest": {Source.NEAREST, Source.HEURISTIC, Source.INFEASIBLE},
+    "heuristic": {Source.HEURISTIC, Source.INFEASIBLE},
+    "infeasible": {Source.INFEASIBLE},
 }
 
 
@@ -41,14 +42,14 @@ class Audit:
         return [entry for _, entry in self.found]
 
     @property
-    def counts(self) -> Counter[Coverage]:
+    def counts(self) -> Counter[Source]:
         """Look-ups by how well they are covered."""
         return Counter(entry.coverage for entry in self.entries)
 
     @property
     def tunable(self) -> list[Entry]:
         """Misses that a sweep can do something about."""
-        return [entry for entry in self.misses if entry.coverage is not Coverage.INFEASIBLE]
+        return [entry for entry in self.misses if entry.coverage is not Source.INFEASIBLE]
 
     @property
     def ok(self) -> bool:

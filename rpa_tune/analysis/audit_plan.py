@@ -8,7 +8,6 @@ import yaml
 from rpa_tune.analysis.server import Server
 from rpa_tune.dispatch.audit import Entry
 from rpa_tune.errors import UsageError
-from rpa_tune.families.registry import load_family
 from rpa_tune.workload.workload import load_workload
 
 
@@ -64,7 +63,7 @@ def left_out_of_plan(server: Server, misses: Sequence[Entry], workload: str) -> 
     left_out = {}
     for family in sorted({entry.family for entry in misses}):
         try:
-            batches.for_family(*load_family(family).slots)
+            batches.for_family(family)
         except ValueError as error:
             left_out[family] = str(error)
     return left_out

@@ -15,8 +15,6 @@ from rpa_tune.decide.promote import ERROR_PCT
 from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
-from rpa_tune.families.registry import load_family
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
 from rpa_tune.space.space import one_step_away
 from rpa_tune.store import journal
@@ -91,9 +89,9 @@ def other_problems(question: Question) -> list[tuple[str, Question]]:
             other = make_question(**{**question.given, "config": config, **fields})
         except UsageError:
             continue  # no such problem: a page that is too small, say
-        target = load_chip(other.candidate.chip).target
+        target = other.candidate.chip.target
         asked = other.candidate
-        if load_family(asked.family).check(asked.problem, asked.config, target) is None:
+        if asked.family.check(asked.problem, asked.config, target) is None:
             found.append((change, other))
     return found
 
@@ -130,7 +128,7 @@ def find_stored(
       others: Its neighbours with another problem; not asked for when the stores know nothing.
       answers: Of stores; those of other versions are passed over.
     """
-    stamp = stamp_of(provenance(load_family(question.candidate.family).digest))
+    stamp = stamp_of(provenance(question.candidate.family.digest))
     known: dict[str, Evaluation] = {}
     for answer in answers:
         if answer.fidelity is Fidelity.SIMULATED and stamp_of(answer.provenance) == stamp:
@@ -234,8 +232,8 @@ def _bound_us(question: Question) -> float | None:
 
 def _other_configs(question: Question) -> list[tuple[str, Question]]:
     candidate = question.candidate
-    target = load_chip(candidate.chip).target
-    family = load_family(candidate.family)
+    target = candidate.chip.target
+    family = candidate.family
     return [
         (
             _config_change(candidate.config, config),

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels import FAMILIES, load_family
+from rpa_kernels import FAMILIES
 from rpa_kernels.batch import Batch
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.names import did_you_mean, find_name
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
 from rpa_tune.errors import UsageError
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.families.family import Family
+from rpa_tune.families.registry import load_family
+from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.models.catalog import Model, load_model, problem_for
 from rpa_tune.ranges import FIELD
 from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
@@ -68,21 +70,21 @@ def make_question(
       UsageError: Whatever is wrong with them.
       TraceError: The workload is a bad file.
     """
-    chip, family = load_chip(chip).name, find_family(family)
+    tpu, kernel = load_chip(chip), find_family(family)
     loaded = load_model(model)
     batches = as_workload(workload, page_size=page_size)
     problem = problem_for(loaded, workload=batches, page_size=page_size, **shape)
     try:
-        own = batches.for_family(family)
+        own = batches.for_family(*kernel.slots)
     except ValueError as error:
         raise UsageError(str(error), hint="another --family, or another --workload") from error
-    made = make_config(family, problem, chip, config or {})
+    made = make_config(kernel, problem, tpu, config or {})
     candidate = Candidate(
-        family=family, problem=problem, config=made, chip=chip, workload=own.digest
+        family=kernel, problem=problem, config=made, chip=tpu, workload=own.digest
     )
     given = {
-        "chip": chip, "family": family, "model": model, "workload": workload, "config": config,
-        "page_size": page_size, **shape,
+        "chip": tpu.name, "family": kernel.name, "model": model, "workload": workload,
+        "config": config, "page_size": page_size, **shape,
     }  # fmt: skip
     return Question(
         candidate=candidate, workload=own, model=model, loaded=loaded, is_default=not config,
@@ -90,8 +92,8 @@ def make_question(
     )  # fmt: skip
 
 
-def find_family(name: str) -> str:
-    """A family, however it is spelt.
+def find_family(name: str) -> Family:
+    """A family of ours, however it is spelt.
 
     Raises:
       UsageError: None of ours.
@@ -103,7 +105,7 @@ def find_family(name: str) -> str:
             where="family",
             hint=did_you_mean(name, FAMILIES),
         )
-    return found
+    return load_family(found)
 
 
 def as_workload(workload: AnyWorkload, *, page_size: int) -> Workload:
@@ -126,30 +128,29 @@ def one_batch(batch: Batch, *, name: str, source: str) -> Workload:
     return Workload(name=name, source=source, batches=(WeightedBatch(batch=batch, weight=1.0),))
 
 
-def make_config(family: str, problem: Problem, chip: str, fields: Mapping[str, int]) -> Any:
+def make_config(family: Family, problem: Problem, chip: Chip, fields: Mapping[str, int]) -> Any:
     """The family's own choice with some fields changed; all of them, if it has no choice.
 
     Raises:
       UsageError: An unknown field, a number that no field has, a missing field where the family
         has no choice of its own, or pages that do not fit the chip.
     """
-    load_chip(chip).require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
-    record = load_family(family)
-    known = list(record.config_type.__dataclass_fields__)
+    chip.require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
+    known = list(family.config_type.__dataclass_fields__)
     if unknown := [name for name in fields if name not in known]:
         raise UsageError(
-            f"{unknown[0]!r} is not a field of a {family} config",
+            f"{unknown[0]!r} is not a field of a {family.name} config",
             where="--config",
             hint=f"fields: {', '.join(known)}",
         )
     for name, value in fields.items():
         FIELD.check(value, name, where="--config")
-    default = record.default_config(problem, load_chip(chip).target)
+    default = family.default_config(problem, chip.target)
     if not isinstance(default, Infeasible):
         return dataclasses.replace(default, **fields)
     if missing := [name for name in known if name not in fields]:
         raise UsageError(
-            f"{family} has no default config here ({default}); {', '.join(missing)} missing",
+            f"{family.name} has no default config here ({default}); {', '.join(missing)} missing",
             where="--config",
         )
-    return record.config_from_dict(dict(fields))
+    return family.config_from_dict(dict(fields))

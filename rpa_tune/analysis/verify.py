@@ -15,7 +15,7 @@ from rpa_tune.analysis.question import (
 )
 from rpa_tune.candidate import Status
 from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_all, hostile_batches
-from rpa_tune.families.registry import load_family
+from rpa_tune.families.family import Family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models.catalog import load_model, problem_for
 from rpa_tune.ranges import RANGES
@@ -104,8 +104,8 @@ def check_tasks(
     deadline_s = RANGES["deadline"].check(deadline_s, "deadline_s")
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     workers = int(RANGES["workers"].check(workers, "workers"))
-    first, target = tasks[0], load_chip(tasks[0].chip).target
-    if load_family(first.family).check(first.problem, first.config, target):
+    first = tasks[0]
+    if first.family.check(first.problem, first.config, first.chip.target):
         tasks = tasks[:1]  # what cannot exist for one batch cannot for any
     yield from check_all(tasks, num_workers=min(workers, len(tasks)), deadline_s=deadline_s)
 
@@ -137,7 +137,7 @@ def make_tasks(
       UsageError: Whatever is wrong with them.
     """
     RANGES["seed"].check(seed, "seed")
-    chip, family = load_chip(chip).name, find_family(family)
+    tpu, kernel = load_chip(chip), find_family(family)
     record, shape = load_model(model), {**shape, "page_size": page_size}
     if batches is None:
         tokens = _NOMINAL_CONTEXT_TOKENS
@@ -145,12 +145,12 @@ def make_tasks(
         nominal = one_batch(batch, name="one", source="")
     else:
         nominal = as_workload(batches, page_size=page_size)
-    made = make_config(family, problem_for(record, workload=nominal, **shape), chip, config or {})
-    workload = nominal if batches is not None else _hostile(family, page_size, made)
+    made = make_config(kernel, problem_for(record, workload=nominal, **shape), tpu, config or {})
+    workload = nominal if batches is not None else _hostile(kernel, page_size, made)
     problem = problem_for(record, workload=workload, **shape)
     return [
         CheckTask(
-            family=family, problem=problem, config=made, chip=chip, batch=weighted.batch,
+            family=kernel, problem=problem, config=made, chip=tpu, batch=weighted.batch,
             seed=seed, dma_mode=mode,
         )
         for weighted in workload.batches
@@ -158,8 +158,8 @@ def make_tasks(
     ]  # fmt: skip
 
 
-def _hostile(family: str, page_size: int, config: Any) -> Workload:
+def _hostile(family: Family, page_size: int, config: Any) -> Workload:
     """Lengths of 1, at page and block boundaries, and their neighbours."""
-    batches = hostile_batches(family, page_size=page_size, block_tokens=config.bkv_sz)
+    batches = hostile_batches(family.name, page_size=page_size, block_tokens=config.bkv_sz)
     weighted = tuple(WeightedBatch(batch=batch, weight=1 / len(batches)) for batch in batches)
     return Workload(name="hostile", source="lengths at boundaries", batches=weighted)

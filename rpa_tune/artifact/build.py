@@ -21,7 +21,7 @@ from rpa_tune.dispatch.runtime import flat_call
 from rpa_tune.families.family import Call
 from rpa_tune.families.own_call import abstract_inputs
 from rpa_tune.files import write_whole
-from rpa_tune.hw.chip import Chip
+from rpa_tune.hw.chip import Chip, load_chip
 
 _SCHEMA = 1  # of what is kept
 _SHA256_BYTES = 32
@@ -101,7 +101,7 @@ def compile_plan(plan: LaunchPlan) -> tuple[bytes, str]:
     call = Call(
         function=function, arguments=abstract_inputs(plan.problem), kernel_name="", donated=donated
     )
-    made = serialize_call(call, plan.target.chip)
+    made = serialize_call(call, load_chip(plan.target.chip))
     return (made, "") if isinstance(made, bytes) else (b"", f"{made.status}: {made.detail}")
 
 

@@ -27,7 +27,7 @@ _log = logging.getLogger("rpa_tune.dispatch")
 _PACKAGES = ("jax", "jaxlib", "libtpu")
 
 
-class Compiled:
+class CompiledPlans:
     """Executables by plan, each loaded when it is first run."""
 
     def __init__(self, artifact: Artifact, target: Target) -> None:
@@ -130,7 +130,7 @@ class Compiled:
             _log.warning("%s: %s; compiling instead", self._artifact.path, why)
 
 
-def load_compiled(artifact: Artifact, chip: Chip) -> Compiled | None:
+def load_compiled(artifact: Artifact, chip: Chip) -> CompiledPlans | None:
     """The executables of an artefact that was made for this host.
 
     Returns:
@@ -144,7 +144,7 @@ def load_compiled(artifact: Artifact, chip: Chip) -> Compiled | None:
             "%s is not used, kernels are compiled here: %s", artifact.path, "; ".join(wrong)
         )
         return None
-    return Compiled(artifact, chip.target)
+    return CompiledPlans(artifact, chip.target)
 
 
 def mismatches(manifest: Manifest, chip: Chip, device: jax.Device) -> list[str]:

@@ -38,11 +38,12 @@ def devices(chip_name: str, topology: str | None = None) -> list[jax.Device]:
     Raises:
       UsageError: libtpu does not know the topology.
     """
+    chip = load_chip(chip_name)
     try:
-        return list(target.device_free_devices(chip_name, topology))
+        return list(target.device_free_devices(chip, topology))
     except jax.errors.JaxRuntimeError as error:
         *_, last = str(error).strip().splitlines()
-        usual = load_chip(chip_name).topology
+        usual = chip.topology
         raise UsageError(
             f"no topology {topology or usual!r}: {last:.200}",
             hint=f"{usual!r} is one of {chip_name}",

@@ -23,7 +23,7 @@ MAX_FILES = 1000  # rotated files looked for; a recording has `num_files` of the
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Recording:
+class CapturedSteps:
     """What a capture holds.
 
     Attributes:
@@ -53,7 +53,7 @@ def is_recording(path: Path) -> bool:
     return isinstance(head, dict) and str(head.get("schema")).startswith("rpa-capture/")
 
 
-def load_recording(path: Path, *, drop_bad: bool = False) -> Recording:
+def load_recording(path: Path, *, drop_bad: bool = False) -> CapturedSteps:
     """Reads a recording with its rotated files, oldest first.
 
     Raises:
@@ -67,7 +67,7 @@ def load_recording(path: Path, *, drop_bad: bool = False) -> Recording:
         steps.extend(_read_file(file, dropped, drop_bad=drop_bad))
     if not steps:
         raise TraceError("recording has no launches", where=str(path))
-    return Recording(steps=tuple(steps), dropped=dict(dropped))
+    return CapturedSteps(steps=tuple(steps), dropped=dict(dropped))
 
 
 def _read_file(path: Path, dropped: Counter[str], *, drop_bad: bool) -> Iterator[EngineStep]:

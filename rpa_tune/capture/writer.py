@@ -31,8 +31,6 @@ from typing import Any, TextIO
 import numpy as np
 import numpy.typing as npt
 
-from rpa_tune.closing import Closing
-
 SCHEMA = "rpa-capture/1"
 QUEUE_STEPS = 4096  # steps that wait for the writer before further ones are dropped and counted
 CLOSE_S = 10.0  # longest wait for the writer at the end
@@ -44,7 +42,7 @@ Int32Array = npt.NDArray[np.int32]
 _Item = tuple[float, Int32Array, Int32Array, Int32Array]
 
 
-class Capture(Closing):
+class Capture(contextlib.AbstractContextManager["Capture"]):
     """A bounded recording of one process's launches."""
 
     def __init__(
@@ -111,6 +109,10 @@ class Capture(Closing):
             self.num_dropped += 1
         except Exception as error:  # a server must not die of its recorder
             self._give_up(error)
+
+    def __exit__(self, *error: object) -> None:
+        """Closes, whatever happened."""
+        self.close()
 
     def close(self) -> None:
         """Writes what is queued and ends; safe to call twice."""

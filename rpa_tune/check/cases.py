@@ -1,12 +1,13 @@
 """What a check runs: small cases that must be right, and ten kernels whose times tell much. No jax.
 
 Each kernel leans on another parameter of the machine model, so that together they tell what is
-wrong with it (docs/tpu-check.md has the table). Configs are the families' own for the chip. In a
-rehearsal everything is as small as it can be: what runs there is a CPU.
+wrong with it (docs/tpu-check.md has the table). Configs are the families' own choice for the chip,
+but for one kernel. In a rehearsal everything is as small as it can be: what runs there is a CPU.
 """
 
 import itertools
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from rpa_kernels import FAMILIES
 from rpa_kernels.batch import Batch
@@ -78,6 +79,7 @@ class _Kernel:
       q_lens: New tokens per sequence.
       kv_lens: Context per sequence.
       family: Kernel family.
+      config: Fields that differ from the family's own choice.
     """
 
     tells: str
@@ -85,6 +87,7 @@ class _Kernel:
     kv_lens: tuple[int, ...]
     problem: Problem = _PROBLEM
     family: str = "decode"
+    config: Mapping[str, int] = field(default_factory=dict)
 
 
 def _decode(tells: str, num_seqs: int, context: int, **changes: object) -> _Kernel:
@@ -97,13 +100,20 @@ def _decode(tells: str, num_seqs: int, context: int, **changes: object) -> _Kern
 
 
 _KERNELS = {
-    "decode, one short sequence": _decode("launch, latency", 1, 128),
+    "decode, one short sequence": _decode("launch, first copies", 1, 128),
     "decode, pages of 16, one KV head": _decode(
         "fixed time of a copy", 64, 2048, num_q_heads=8, num_kv_heads=1, page_size=16
     ),
-    "decode, pages of 64": _decode("copies of middle size", 64, 1024, page_size=64),
-    "decode, pages of 256, long contexts": _decode("bandwidth", 4, 32768, page_size=256),
-    "decode, many short sequences": _decode("writes, time per sequence", 128, 96, page_size=32),
+    "decode, pages of 256, one KV head": _decode(
+        "bandwidth of linear copies", 16, 16384, num_q_heads=8, num_kv_heads=1, page_size=256
+    ),
+    "decode, pages of 256, long contexts": _decode(
+        "bandwidth of strided copies", 4, 32768, page_size=256
+    ),
+    "decode, two buffers, short sequences": replace(
+        _decode("latency of a copy", 64, 64, num_q_heads=8, num_kv_heads=1, page_size=64),
+        config={"bkv_sz": 128, "bkv_csz": 128, "seqs_per_step": 1, "num_buffers": 2},
+    ),
     "decode, float8 cache": _decode(
         "bandwidth, vector units", 64, 2048, kv_dtype="float8_e4m3fn", k_scale=0.5, v_scale=0.25
     ),
@@ -179,22 +189,24 @@ def kernel_cases(chip: str, *, is_rehearsal: bool) -> list[Case]:
         )
         problem = resized(kernel.problem, workload)
         candidate = _candidate(kernel.family, problem, chip, workload.digest)
+        candidate = replace(candidate, config=replace(candidate.config, **kernel.config))
         if is_rehearsal:
             candidate = _with_small_blocks(candidate)
         found.append(Case(name=name, candidate=candidate, workload=workload))
     return found
 
 
-def _candidate(family: str, problem: Problem, chip: str, workload: str) -> Candidate:
-    config = load_family(family).default_config(problem, load_chip(chip).target)
+def _candidate(family_name: str, problem: Problem, chip_name: str, workload: str) -> Candidate:
+    family, chip = load_family(family_name), load_chip(chip_name)
+    config = family.default_config(problem, chip.target)
     return Candidate(family=family, problem=problem, config=config, chip=chip, workload=workload)
 
 
 def _with_small_blocks(candidate: Candidate) -> Candidate:
     """The same with the least KV blocks, which bound the contexts that break it, if it can be."""
     config = replace(candidate.config, bkv_sz=_LEAST_BLOCK_TOKENS, bkv_csz=_LEAST_BLOCK_TOKENS)
-    target = load_chip(candidate.chip).target
-    can_exist = load_family(candidate.family).check(candidate.problem, config, target) is None
+    target = candidate.chip.target
+    can_exist = candidate.family.check(candidate.problem, config, target) is None
     return replace(candidate, config=config) if can_exist else candidate
 
 

@@ -40,7 +40,7 @@ def measured_answers(
                 metrics={"is_steady": times.is_steady, "schedule_digest": digest},
                 provenance={
                     **report.identity.versions,
-                    "kernel": report.identity.sources.get(times.candidate.family),
+                    "kernel": report.identity.sources.get(times.candidate.family.name),
                 },
             )
         )

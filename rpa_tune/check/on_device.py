@@ -21,7 +21,7 @@ from rpa_kernels.problem import Problem
 from rpa_kernels.verify import draw_operands
 from rpa_kernels.watch import interpreter
 from rpa_tune.artifact.build import Built, compile_plan, write_built
-from rpa_tune.artifact.compiled import Compiled, mismatches
+from rpa_tune.artifact.compiled import CompiledPlans, mismatches
 from rpa_tune.artifact.file import Artifact
 from rpa_tune.candidate import Candidate
 from rpa_tune.check.artifact_task import ArtifactTask, BuiltArtifact, RunArtifact
@@ -73,8 +73,8 @@ def launch_interpreted(candidate: Candidate, batch: Batch) -> Callable[..., Any]
 
 @functools.lru_cache(maxsize=1)  # the batches of a candidate come one after the other
 def _launch_interpreted(candidate: Candidate) -> Callable[..., Any]:
-    family, problem = load_family(candidate.family), candidate.problem
-    target = load_chip(candidate.chip).target
+    family, problem = candidate.family, candidate.problem
+    target = candidate.chip.target
     interpret = interpreter("on_wait", target.num_cores)
 
     def launch(q: Any, k: Any, v: Any, cache: Any, *rest: Any) -> Any:
@@ -121,7 +121,7 @@ def run(task: ArtifactTask) -> RunArtifact:
     logger.addHandler(said)
     try:
         # Drawn anew for each: a call takes the memory of its queries and of its cache.
-        found = Compiled(opened, chip.target).run(plan, _arguments(plan.problem))
+        found = CompiledPlans(opened, chip.target).run(plan, _arguments(plan.problem))
     finally:
         logger.removeHandler(said)
     if found is None:

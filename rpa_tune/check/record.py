@@ -15,7 +15,7 @@ from rpa_tune.check.privacy import without_places
 from rpa_tune.check.times import KernelTimes
 from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
-from rpa_tune.hw.chip import load_chip, load_chips
+from rpa_tune.hw.chip import load_chips
 
 SCHEMA = "rpa-tpu-check/1"
 ENVIRONMENT, CORRECTNESS, KERNELS, ARTIFACT = "environment", "correctness", "kernels", "artifact"
@@ -24,7 +24,7 @@ _KIND = "rpa-tpu-check/"
 _MAX_FILE_BYTES = 64 << 20  # one that was seen has 40 kB
 
 
-class Outcome(enum.StrEnum):
+class PartOutcome(enum.StrEnum):
     """How a part of a check ended."""
 
     OK = "ok"
@@ -47,7 +47,7 @@ class Part:
     """
 
     name: str
-    outcome: Outcome
+    outcome: PartOutcome
     detail: str = ""
     hint: str = ""
     seconds: float = 0.0
@@ -104,17 +104,17 @@ class CheckReport:
     date: str
     parts: dict[str, list[Part]] = field(default_factory=lambda: {step: [] for step in STEPS})
 
-    def outcome(self, step: str) -> Outcome:
+    def outcome(self, step: str) -> PartOutcome:
         """FAILED when a part failed, NOT_RUN when one was not run or there is none, else OK."""
         outcomes = {part.outcome for part in self.parts[step]}
-        if Outcome.FAILED in outcomes:
-            return Outcome.FAILED
-        return Outcome.OK if outcomes == {Outcome.OK} else Outcome.NOT_RUN
+        if PartOutcome.FAILED in outcomes:
+            return PartOutcome.FAILED
+        return PartOutcome.OK if outcomes == {PartOutcome.OK} else PartOutcome.NOT_RUN
 
     @property
     def ok(self) -> bool:
         """Whether every part of every step was run and is well."""
-        return all(self.outcome(step) is Outcome.OK for step in STEPS)
+        return all(self.outcome(step) is PartOutcome.OK for step in STEPS)
 
     @property
     def times(self) -> list[tuple[str, KernelTimes]]:
@@ -240,9 +240,9 @@ def _check_times(name: str, times: KernelTimes, identity: Identity) -> None:
         raise ValueError(f"kernel {name!r:.60}: is_rehearsal says otherwise than its times")
     if (times.rehearsed_us is None) is identity.is_rehearsal:
         raise ValueError(f"kernel {name!r:.60}: needs either measured_us or rehearsed_us")
-    if times.candidate.chip != identity.chip:
-        raise ValueError(f"kernel {name!r:.60} is for {times.candidate.chip}, not {identity.chip}")
-    problem, chip = times.candidate.problem, load_chip(identity.chip)
+    problem, chip = times.candidate.problem, times.candidate.chip
+    if chip.name != identity.chip:
+        raise ValueError(f"kernel {name!r:.60} is for {chip.name}, not {identity.chip}")
     have = chip.value("hbm_bytes") * chip.num_cores_per_device
     if problem.num_pages * problem.page_bytes > have:  # whoever reads it would draw them all
         raise ValueError(f"kernel {name!r:.60}: {problem.num_pages:,} pages do not fit the HBM")
@@ -262,7 +262,7 @@ def _part_to_dict(part: Part) -> dict[str, Any]:
 def _part(data: Mapping[str, Any]) -> Part:
     return Part(
         name=str(data["name"]),
-        outcome=Outcome(data["outcome"]),
+        outcome=PartOutcome(data["outcome"]),
         detail=str(data["detail"]),
         hint=str(data["hint"]),
         seconds=float(data["seconds"]),

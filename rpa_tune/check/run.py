@@ -24,8 +24,8 @@ from rpa_tune.check.record import (
     STEPS,
     CheckReport,
     Identity,
-    Outcome,
     Part,
+    PartOutcome,
     is_report,
     read_report,
 )
@@ -90,7 +90,7 @@ class CheckWatch:
     def part(self, step: str, part: Part) -> None:
         """A part has ended, and is in the file."""
 
-    def end_step(self, step: str, outcome: Outcome, seconds: float) -> None:
+    def end_step(self, step: str, outcome: PartOutcome, seconds: float) -> None:
         """A step has ended."""
 
 
@@ -271,7 +271,7 @@ def _good_parts(report: CheckReport) -> dict[tuple[str, str], Part]:
         for step in STEPS
         if step != ENVIRONMENT
         for part in report.parts[step]
-        if part.outcome is Outcome.OK
+        if part.outcome is PartOutcome.OK
     }
 
 
@@ -301,7 +301,7 @@ def _guess_s(identity: Identity, known: dict[tuple[str, str], Part]) -> float:
 def _parts(step: str, setup: steps.Setup) -> Iterator[Part]:
     """The parts of a step; what goes wrong between two of them is one more."""
     if not setup.device and step != ENVIRONMENT:
-        yield Part(name="device", outcome=Outcome.NOT_RUN, detail="there is none to use")
+        yield Part(name="device", outcome=PartOutcome.NOT_RUN, detail="there is none to use")
         return
     try:
         yield from _STEPS[step](setup)

@@ -15,7 +15,7 @@ from rpa_tune.candidate import Evaluation, Status
 from rpa_tune.check.artifact_task import ArtifactTask
 from rpa_tune.check.cases import Case, correctness_cases, kernel_cases
 from rpa_tune.check.host import Health, run_checks
-from rpa_tune.check.record import ARTIFACT, CORRECTNESS, KERNELS, Outcome, Part
+from rpa_tune.check.record import ARTIFACT, CORRECTNESS, KERNELS, Part, PartOutcome
 from rpa_tune.check.times import KernelTimes, Prediction
 from rpa_tune.compile.pool import TaskPool, WorkerPool
 from rpa_tune.compile.target import build_environment
@@ -70,7 +70,7 @@ class Setup:
             return replace(kept, is_kept=True)
         if time.monotonic() >= self.ends_at:
             return Part(
-                name=name, outcome=Outcome.NOT_RUN, detail=SPENT,
+                name=name, outcome=PartOutcome.NOT_RUN, detail=SPENT,
                 hint="run the same command again: it goes on here",
             )  # fmt: skip
         return attempt(name, find)
@@ -93,7 +93,7 @@ def failure(name: str, error: Exception) -> Part:
         detail, hint = f"{error.args[0]}{where}", error.hint or _REPORT
     else:
         detail, hint = " ".join(f"{type(error).__name__}: {error}".split()), _REPORT
-    return Part(name=name, outcome=Outcome.FAILED, detail=detail, hint=hint)
+    return Part(name=name, outcome=PartOutcome.FAILED, detail=detail, hint=hint)
 
 
 def check_environment(setup: Setup) -> Iterator[Part]:
@@ -107,7 +107,7 @@ def check_environment(setup: Setup) -> Iterator[Part]:
         failed = check.health is Health.PROBLEM
         yield Part(
             name=check.name,
-            outcome=Outcome.FAILED if failed else Outcome.OK,
+            outcome=PartOutcome.FAILED if failed else PartOutcome.OK,
             detail=check.found,
             hint=check.advice,
             seconds=time.monotonic() - started,
@@ -125,7 +125,7 @@ def _device(setup: Setup) -> Part:
     what = f"a CPU in place of a {setup.chip}" if setup.is_rehearsal else setup.chip
     return Part(
         name="device",
-        outcome=Outcome.OK,
+        outcome=PartOutcome.OK,
         detail=f"{what} ({device['device_kind']}), {num} device{'s'[: num > 1]}{hosts}{memory}",
         figures={"hbm_bytes": hbm} if hbm else {},
     )
@@ -158,7 +158,7 @@ def _compare(setup: Setup, case: Case) -> Part:
     share, lengths = found.error_of_tolerance, case.batches
     return Part(
         name=case.name,
-        outcome=Outcome.OK,
+        outcome=PartOutcome.OK,
         detail=(
             f"{sum(b.num_seqs for b in lengths)} sequences, contexts to "
             f"{max(max(b.kv_lens) for b in lengths)} tokens, error {share:.0%} of what it may be"
@@ -200,7 +200,7 @@ def _time(
     is_of_use = times.is_steady or setup.is_rehearsal
     hint = "" if is_of_use else "the samples scatter or drift: calibrate leaves it out"
     return Part(
-        name=case.name, outcome=Outcome.OK, detail=_words(times), hint=hint,
+        name=case.name, outcome=PartOutcome.OK, detail=_words(times), hint=hint,
         figures=times.to_dict(),
     )  # fmt: skip
 
@@ -283,11 +283,11 @@ def _artifact(setup: Setup) -> Part:
     how = "the reference in its place" if setup.is_rehearsal else "+".join(built.families)
     return Part(
         name=_MADE,
-        outcome=Outcome.OK,
+        outcome=PartOutcome.OK,
         detail=f"{built.num_bytes / 1e6:.2f} MB ({how}), loaded and run, equal to the jitted call",
         figures=figures,
     )
 
 
 def _failed(name: str, detail: str) -> Part:
-    return Part(name=name, outcome=Outcome.FAILED, detail=detail, hint=_REPORT)
+    return Part(name=name, outcome=PartOutcome.FAILED, detail=detail, hint=_REPORT)

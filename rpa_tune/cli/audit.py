@@ -11,11 +11,12 @@ import click
 from rpa_tune.analysis.audit import FAIL_ON, Audit, audit
 from rpa_tune.analysis.server import Server
 from rpa_tune.cli.layers_text import layers_to_dict, print_layers
-from rpa_tune.cli.options import Choice
+from rpa_tune.cli.options import NameChoice
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
 from rpa_tune.cli.server import server_options, to_words
-from rpa_tune.dispatch.audit import Coverage, Entry
+from rpa_tune.dispatch.audit import Entry
+from rpa_tune.dispatch.select import Source
 from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
 from rpa_tune.models.padding import padding_note
@@ -31,7 +32,7 @@ DEFAULT_WORKLOAD = "azure-conv"
     type=click.Path(path_type=Path),
     help="Tables that take precedence over the shipped ones.",
 )
-@click.option("--fail-on", type=Choice(FAIL_ON), default="heuristic",
+@click.option("--fail-on", type=NameChoice(FAIL_ON), default="heuristic",
               show_default=True, help="Count this coverage, and worse, as misses.")  # fmt: skip
 @click.option("--write-plan", type=click.Path(path_type=Path, dir_okay=False),
               help="Write a sweep plan that tunes the misses.")  # fmt: skip
@@ -150,7 +151,7 @@ def _print(found: Audit, fail_on: str) -> None:
                 f"{entry.problem.max_num_tokens:>7}{entry.problem.max_num_seqs:>6}  "
                 f"{entry.family:8}{entry.coverage:11}{_loss_text(entry):>9}  {_why_text(entry)}"
             )
-    summary = ", ".join(f"{found.counts[coverage]} {coverage}" for coverage in Coverage)
+    summary = ", ".join(f"{found.counts[coverage]} {coverage}" for coverage in Source)
     click.echo(
         f"{len(entries)} look-ups: {summary}; {len(found.misses)} misses (--fail-on {fail_on})"
     )
@@ -167,7 +168,7 @@ def _print(found: Audit, fail_on: str) -> None:
 
 
 def _loss_text(entry: Entry) -> str:
-    if entry.coverage is Coverage.INFEASIBLE:
+    if entry.coverage is Source.INFEASIBLE:
         return "-"
     if entry.expected_loss_pct is None:
         return "unknown"

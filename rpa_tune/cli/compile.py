@@ -16,7 +16,7 @@ from rpa_tune.artifact.build import Built, Kept, build_plans, write_built
 from rpa_tune.artifact.file import Manifest
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import Q_DTYPE, Choice, cache_option
+from rpa_tune.cli.options import Q_DTYPE, NameChoice, cache_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
 from rpa_tune.cli.server import server_options
@@ -65,7 +65,7 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
     "--on-miss",
     default="nearest",
     show_default=True,
-    type=Choice(["nearest", "heuristic", "error"]),
+    type=NameChoice(["nearest", "heuristic", "error"]),
     help="What the server's dispatcher does without an exact row.",
 )
 @click.option(

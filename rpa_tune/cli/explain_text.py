@@ -11,7 +11,7 @@ from rpa_tune.analysis.question import Question
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.problem_text import problem_text
 from rpa_tune.evaluate.simulated import Simulation
-from rpa_tune.hw.chip import Chip, load_chip
+from rpa_tune.hw.chip import Chip
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.models.padding import padding_note
 
@@ -41,7 +41,7 @@ def print_explanation(found: Explanation) -> None:
     if not evaluation.ok:
         click.echo(f"{evaluation.status.value}: {evaluation.detail}")
         return
-    metrics, chip = evaluation.metrics, load_chip(question.candidate.chip)
+    metrics, chip = evaluation.metrics, question.candidate.chip
     low, high = min(evaluation.batch_us), max(evaluation.batch_us)
     click.echo(
         f"time      {evaluation.time_us:,.1f} us a launch, simulated: mean of "
@@ -65,8 +65,8 @@ def _print_head(question: Question) -> None:
     candidate, problem = question.candidate, question.candidate.problem
     fields = " ".join(f"{k}={v}" for k, v in candidate.to_dict()["config"].items())
     click.echo(
-        f"{candidate.family} on {candidate.chip}: {question.model}, {problem_text(problem)}; "
-        f"workload {question.workload.name}"
+        f"{candidate.family.name} on {candidate.chip.name}: {question.model}, "
+        f"{problem_text(problem)}; workload {question.workload.name}"
     )
     if note := padding_note(problem):
         click.echo(f"{'':10}{note}")

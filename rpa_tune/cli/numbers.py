@@ -7,7 +7,7 @@ import click
 from rpa_tune.ranges import RANGES, Range
 
 
-class Number(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
+class NumberParam(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4
     """A number in a range; others are refused in the form of all errors of the project."""
 
     def __init__(self, range_: Range) -> None:
@@ -34,12 +34,12 @@ class Number(click.ParamType):  # type: ignore[type-arg]  # generic since click 
         return self.range.check(number, option)
 
 
-def number(quantity: str) -> Number:
+def number(quantity: str) -> NumberParam:
     """The option type of a quantity of `RANGES`."""
-    return Number(RANGES[quantity])
+    return NumberParam(RANGES[quantity])
 
 
-def number_or_none(quantity: str) -> Number:
+def number_or_none(quantity: str) -> NumberParam:
     """The same, and 0 for none or all."""
     known = RANGES[quantity]
-    return Number(Range(least=0, most=known.most, unit=known.unit))
+    return NumberParam(Range(least=0, most=known.most, unit=known.unit))

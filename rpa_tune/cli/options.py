@@ -45,7 +45,7 @@ class RenamedOption(click.Option):
         return super(RenamedOption, shown).get_help_record(ctx)
 
 
-class Choice(_TextParam):
+class NameChoice(_TextParam):
     """One of a few names, however it is spelt; see `rpa_kernels.names`."""
 
     name = "choice"
@@ -104,13 +104,13 @@ class ModelName(_TextParam):
         return model_name(value)
 
 
-KV_DTYPE = Choice(KV_DTYPES, OTHER_DTYPE_NAMES)
-Q_DTYPE = Choice(Q_DTYPES, OTHER_DTYPE_NAMES)
+KV_DTYPE = NameChoice(KV_DTYPES, OTHER_DTYPE_NAMES)
+Q_DTYPE = NameChoice(Q_DTYPES, OTHER_DTYPE_NAMES)
 
 _OPTIONS = (
     click.option("--chip", required=True, type=ChipName(),
                  help="Chip to compile for: v4, v5e, v5p, v6e or v7x."),
-    click.option("--family", required=True, type=Choice(FAMILIES), help="Kernel family."),
+    click.option("--family", required=True, type=NameChoice(FAMILIES), help="Kernel family."),
     click.option("--model", required=True, type=ModelName(),
                  help="Model name, or the path of a config.json."),
     click.option("--config", "config_text", default="", metavar="K=V,...",

@@ -15,7 +15,6 @@ from rpa_tune.cli.tables import clause_text
 from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.decide.portfolio import Portfolio
 from rpa_tune.decide.promote import study_curve
-from rpa_tune.families.registry import load_family
 from rpa_tune.provenance import provenance
 from rpa_tune.store import journal as store
 from rpa_tune.store.codec import stamp_of
@@ -72,19 +71,19 @@ def answers_of(
     Returns:
       (answers, why others that are about the study's problem were left out -> how many).
     """
-    stamp = stamp_of(provenance(load_family(study.family).digest))
+    stamp = stamp_of(provenance(study.family.digest))
     fresh: dict[tuple[Fidelity, str], Evaluation] = {}
     others: Counter[str] = Counter()
     for answer in evaluations:
         c = answer.candidate
         if (c.family, c.problem, c.chip, c.workload) != (
             study.family, study.problem, study.chip, study.workload.digest
-        ) or answer.fidelity in (Fidelity.ANALYTICAL, Fidelity.INTERPRETED):  # fmt: skip
+        ) or answer.fidelity not in (Fidelity.SIMULATED, Fidelity.MEASURED):  # fmt: skip
             continue
         if stamp_of(answer.provenance) != stamp:
             others["of other versions"] += 1
         else:
-            fresh[answer.fidelity, c.digest] = answer
+            fresh[answer.rung, c.digest] = answer
     top = max((fidelity for fidelity, _ in fresh), default=None)
     timed = [a for (fidelity, _), a in fresh.items() if fidelity is top and a.ok]
     if untimed := sum(fidelity is top for fidelity, _ in fresh) - len(timed):

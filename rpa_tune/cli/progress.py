@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
@@ -19,12 +18,19 @@ from rich.progress import (
 )
 from rich.table import Column
 
-from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.space.space import Space
+from rpa_tune.candidate import Correctness, Evaluation, Fidelity
 from rpa_tune.sweep.result import StudyResult
 from rpa_tune.sweep.study import Study
 from rpa_tune.sweep.tally import Tally
-from rpa_tune.sweep.watch import Watch
+from rpa_tune.sweep.watch import (
+    Answered,
+    Event,
+    StudyFinished,
+    StudyStarted,
+    SweepStarted,
+    Watch,
+    WaveStarted,
+)
 
 EVENTS = "rpa-events/1"
 _OVERALL_EVERY_S = 30.0
@@ -37,25 +43,9 @@ class CountingWatch(Watch):
         """Starts the clock."""
         self.tally = Tally()
 
-    def sweep_started(self, studies: Sequence[Study]) -> None:
-        """Counts them."""
-        self.tally.start(studies)
-
-    def study_started(self, study: Study, space: Space) -> None:
-        """Counts what is to come."""
-        self.tally.start_study(study, space)
-
-    def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
-        """Counts what is known."""
-        self.tally.start_wave(study, num, num_known, fidelity)
-
-    def answered(self, study: Study, evaluation: Evaluation) -> None:
+    def tell(self, event: Event) -> None:
         """Counts it."""
-        self.tally.add(study, evaluation)
-
-    def study_finished(self, result: StudyResult) -> None:
-        """Counts it."""
-        self.tally.finish_study(result.study)
+        self.tally.count(event)
 
 
 class PlainWatch(CountingWatch):
@@ -67,24 +57,28 @@ class PlainWatch(CountingWatch):
         self._console = console
         self._overall_at_s = _OVERALL_EVERY_S
 
-    def study_started(self, study: Study, space: Space) -> None:
-        """Says how large the space is."""
-        super().study_started(study, space)
-        self._say(
-            f"{study.name}: {len(space.configs):,} of {space.num_points:,} configs are feasible"
-        )
+    def tell(self, event: Event) -> None:
+        """Says what a log should keep."""
+        super().tell(event)
+        match event:
+            case StudyStarted(study=study, space=space):
+                feasible = f"{len(space.configs):,} of {space.num_points:,} configs are feasible"
+                self._say(f"{study.name}: {feasible}")
+            case WaveStarted(study=study):
+                known = f", {event.num_known:,} already stored" if event.num_known else ""
+                asked = f"{event.fidelity.name.lower()} {event.num:,} candidates"
+                self._say(f"{study.name}: {asked}{known}")
+            case Answered():
+                self._answered(event.study, event.evaluation)
+            case StudyFinished(result=result):
+                self._say(
+                    f"{result.study.name}: {result.verdict}, {result.num_asked:,} new results; "
+                    f"{self.tally}"
+                )
 
-    def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
-        """Says what is asked."""
-        super().wave_started(study, fidelity, num, num_known)
-        known = f", {num_known:,} already stored" if num_known else ""
-        self._say(f"{study.name}: {fidelity.name.lower()} {num:,} candidates{known}")
-
-    def answered(self, study: Study, evaluation: Evaluation) -> None:
-        """Says what it found."""
-        super().answered(study, evaluation)
+    def _answered(self, study: Study, evaluation: Evaluation) -> None:
         time_us, score = evaluation.time_us, self.tally.scores[study.name]
-        if evaluation.ok and evaluation.fidelity is Fidelity.INTERPRETED:
+        if evaluation.ok and evaluation.fidelity is Correctness.INTERPRETED:
             self._say(f"{study.name}: verified: {evaluation.metrics.get('how', '')}")
         else:
             found = f"{time_us:.1f} us" if time_us else f"{evaluation.status}: {evaluation.detail}"
@@ -92,13 +86,6 @@ class PlainWatch(CountingWatch):
         if self.tally.elapsed_s >= self._overall_at_s:
             self._overall_at_s = self.tally.elapsed_s + _OVERALL_EVERY_S
             self._say(str(self.tally))
-
-    def study_finished(self, result: StudyResult) -> None:
-        """Says what was decided."""
-        super().study_finished(result)
-        self._say(
-            f"{result.study.name}: {result.verdict}, {result.num_asked:,} new results; {self.tally}"
-        )
 
     def _say(self, text: str) -> None:
         self._console.print(f"[{self.tally.elapsed_s:6.1f} s] {text}", markup=False,
@@ -138,32 +125,36 @@ class RichWatch(CountingWatch):
         """Stops drawing."""
         self._progress.stop()
 
-    def study_started(self, study: Study, space: Space) -> None:
-        """Adds a bar."""
-        super().study_started(study, space)
-        self._bars[study.name] = self._progress.add_task(study.name, total=0, score="")
+    def tell(self, event: Event) -> None:
+        """Moves the bars."""
+        super().tell(event)
+        match event:
+            case StudyStarted(study=study):
+                self._bars[study.name] = self._progress.add_task(study.name, total=0, score="")
+            case WaveStarted():
+                self._lengthen(event)
+            case Answered(study=study):
+                score = self.tally.scores[study.name].brief()
+                self._progress.update(self._bars[study.name], advance=1, score=score)
+                self._show_overall()
+            case StudyFinished(result=result):
+                self._take_away(result)
 
-    def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
-        """Lengthens the bar by the wave; of bounds, no answers are told."""
-        super().wave_started(study, fidelity, num, num_known)
-        bar = self._bars[study.name]
-        if fidelity is not Fidelity.ANALYTICAL:
-            self._asked[study.name] = self._asked.get(study.name, 0) + num
-        total = self._asked.get(study.name, 0)
-        self._progress.update(bar, total=total, description=f"{study.name} {fidelity.name.lower()}")
-        self._progress.advance(bar, num_known)
+    def _lengthen(self, wave: WaveStarted) -> None:
+        """Lengthens a study's bar by a wave; of bounds, no answers are told."""
+        name = wave.study.name
+        if wave.fidelity is not Fidelity.ANALYTICAL:
+            self._asked[name] = self._asked.get(name, 0) + wave.num
+        self._progress.update(
+            self._bars[name],
+            total=self._asked.get(name, 0),
+            description=f"{name} {wave.fidelity.name.lower()}",
+        )
+        self._progress.advance(self._bars[name], wave.num_known)
         self._show_overall()
 
-    def answered(self, study: Study, evaluation: Evaluation) -> None:
-        """Advances the bars."""
-        super().answered(study, evaluation)
-        score = self.tally.scores[study.name]
-        self._progress.update(self._bars[study.name], advance=1, score=score.brief())
-        self._show_overall()
-
-    def study_finished(self, result: StudyResult) -> None:
-        """Takes the bar away and leaves a line with the verdict above."""
-        super().study_finished(result)
+    def _take_away(self, result: StudyResult) -> None:
+        """Takes a study's bar away and leaves a line with the verdict above."""
         name = result.study.name
         self._progress.remove_task(self._bars.pop(name))
         score = self.tally.scores[name]
@@ -183,27 +174,26 @@ class RichWatch(CountingWatch):
 class JsonWatch(CountingWatch):
     """One JSON object a line on stderr; docs/events.md names the fields."""
 
-    def sweep_started(self, studies: Sequence[Study]) -> None:
-        """`sweep_started`."""
-        super().sweep_started(studies)
-        self.emit("sweep_started", schema=EVENTS, studies=[study.name for study in studies])
+    def tell(self, event: Event) -> None:
+        """Writes it."""
+        super().tell(event)
+        match event:
+            case SweepStarted(studies=studies):
+                names = [study.name for study in studies]
+                self.emit("sweep_started", schema=EVENTS, studies=names)
+            case StudyStarted(study=study, space=space):
+                self.emit("study_started", study=study.name, grid=space.num_points,
+                          feasible=len(space.configs))  # fmt: skip
+            case WaveStarted():
+                self.emit("wave_started", study=event.study.name,
+                          fidelity=event.fidelity.name.lower(), num=event.num,
+                          num_known=event.num_known)  # fmt: skip
+            case Answered():
+                self._answered(event.study, event.evaluation)
+            case StudyFinished(result=result):
+                self._finished(result)
 
-    def study_started(self, study: Study, space: Space) -> None:
-        """`study_started`."""
-        super().study_started(study, space)
-        self.emit(
-            "study_started", study=study.name, grid=space.num_points, feasible=len(space.configs)
-        )
-
-    def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
-        """`wave_started`."""
-        super().wave_started(study, fidelity, num, num_known)
-        self.emit("wave_started", study=study.name, fidelity=fidelity.name.lower(), num=num,
-                  num_known=num_known)  # fmt: skip
-
-    def answered(self, study: Study, evaluation: Evaluation) -> None:
-        """`answered`."""
-        super().answered(study, evaluation)
+    def _answered(self, study: Study, evaluation: Evaluation) -> None:
         score = self.tally.scores[study.name]
         self.emit(
             "answered",
@@ -218,9 +208,7 @@ class JsonWatch(CountingWatch):
             **self._overall(),
         )
 
-    def study_finished(self, result: StudyResult) -> None:
-        """`study_finished`."""
-        super().study_finished(result)
+    def _finished(self, result: StudyResult) -> None:
         score = self.tally.scores[result.study.name]
         self.emit(
             "study_finished",

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import click
 
-from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.candidate import Correctness, Fidelity, Method
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import ChipName, Choice, cache_option
+from rpa_tune.cli.options import ChipName, NameChoice, cache_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
@@ -20,9 +20,8 @@ from rpa_tune.families.registry import ALL_FAMILIES, known_family
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import load_plan
-from rpa_tune.sweep.recheck import Check, ask, check_versions
-from rpa_tune.sweep.study import Study
-from rpa_tune.sweep.watch import Watch
+from rpa_tune.sweep.recheck import RowCheck, ask, check_versions
+from rpa_tune.sweep.watch import Answered, Event, Watch, WaveStarted
 from rpa_tune.tables.reader import load_tables, shipped_folder
 from rpa_tune.tables.row import TableRow
 
@@ -30,7 +29,7 @@ EXIT_FINDINGS = 3
 Answer = TypeVar("Answer")
 _OPTIONS = (
     click.option("--chip", type=ChipName(), help="Only this chip."),
-    click.option("--family", type=Choice(ALL_FAMILIES), help="Only this family."),
+    click.option("--family", type=NameChoice(ALL_FAMILIES), help="Only this family."),
     click.option("--plan", "plan_files", multiple=True, type=click.Path(path_type=Path),
                  help="Sweep plan with the workload of nameless rows; repeatable."),
     click.option("--store", "store_file", type=click.Path(path_type=Path), show_default=True,
@@ -80,7 +79,9 @@ def check(
     rows = choose_rows(folder or shipped_folder(), chip, family)
     if recompile:
         fetch(rows, cache)
-        evaluators = {Fidelity.SIMULATED: make_evaluator(workers, cache)}
+        evaluators: dict[Method, AbstractEvaluator] = {
+            Fidelity.SIMULATED: make_evaluator(workers, cache)
+        }
         with Journal(store_file) as journal:
             oracle = Oracle(evaluators=evaluators, journal=journal, watch=Lines(len(rows)))
             checks = list(ask_each(rows, lambda row: ask(row, oracle, plans), oracle, workers))
@@ -144,26 +145,26 @@ class Lines(Watch):
         self._num_begun = 0
         self._started = time.monotonic()
 
-    def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
-        """A row begins, or is about to be verified."""
-        known = f", {num_known} already stored" if num_known else ""
-        if fidelity is Fidelity.INTERPRETED:
-            self._say(f"{study.name}: verifying {counted(num, 'config')}{known}")
-            return
-        self._num_begun += 1
-        number_of = f"row {self._num_begun} of {self._num_rows}"
-        self._say(f"{number_of}: {study.name}: {counted(num, 'config')}{known}")
-
-    def answered(self, study: Study, evaluation: Evaluation) -> None:
-        """One config has an answer."""
-        found = f"{evaluation.time_us:.1f} us" if evaluation.time_us else evaluation.status.value
-        self._say(f"{study.name}: {found}")
+    def tell(self, event: Event) -> None:
+        """A row begins or is about to be verified, or one of its configs has an answer."""
+        match event:
+            case WaveStarted(study=study, num=num, num_known=num_known):
+                known = f", {num_known} already stored" if num_known else ""
+                if event.fidelity is Correctness.INTERPRETED:
+                    self._say(f"{study.name}: verifying {counted(num, 'config')}{known}")
+                    return
+                self._num_begun += 1
+                number_of = f"row {self._num_begun} of {self._num_rows}"
+                self._say(f"{number_of}: {study.name}: {counted(num, 'config')}{known}")
+            case Answered(study=study, evaluation=answer):
+                found = f"{answer.time_us:.1f} us" if answer.time_us else answer.status.value
+                self._say(f"{study.name}: {found}")
 
     def _say(self, text: str) -> None:
         click.echo(f"[{time.monotonic() - self._started:6.1f} s] {text}", err=True)
 
 
-def _text(found: Check) -> str:
+def _text(found: RowCheck) -> str:
     """A row on one line, its findings below."""
     if found.time_us is None:
         what = "not evaluated" if found.findings else "same jax, libtpu and kernel"
@@ -180,7 +181,7 @@ def _text(found: Check) -> str:
     return "\n  ".join([f"{found.row.where}: {what}", *lines])
 
 
-def _summary(checks: Sequence[Check]) -> str:
+def _summary(checks: Sequence[RowCheck]) -> str:
     rules = Counter(finding.rule for found in checks for finding in found.findings)
     if not checks:
         return "no rows: nothing was checked"
@@ -190,7 +191,7 @@ def _summary(checks: Sequence[Check]) -> str:
     return f"{counted(len(checks), 'row')}: {text}{note}"
 
 
-def _to_dict(found: Check) -> dict[str, Any]:
+def _to_dict(found: RowCheck) -> dict[str, Any]:
     key = found.row.key
     return {
         "where": found.row.where,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rpa_tune.candidate import Fidelity
+from rpa_tune.candidate import Correctness, Fidelity, Method
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.recheck import (
     EXIT_FINDINGS,
@@ -83,11 +83,11 @@ def restamp(
         raise click.exceptions.Exit(EXIT_FINDINGS)
 
 
-def make_evaluators(workers: int, cache: Path, verify: bool) -> dict[Fidelity, AbstractEvaluator]:
+def make_evaluators(workers: int, cache: Path, verify: bool) -> dict[Method, AbstractEvaluator]:
     """Who compiles and simulates, and who interprets."""
-    made = {Fidelity.SIMULATED: make_evaluator(workers, cache)}
+    made: dict[Method, AbstractEvaluator] = {Fidelity.SIMULATED: make_evaluator(workers, cache)}
     if verify:
-        made[Fidelity.INTERPRETED] = InterpretedEvaluator(
+        made[Correctness.INTERPRETED] = InterpretedEvaluator(
             num_workers=workers, deadline_s=_CHECK_DEADLINE_S
         )
     return made

@@ -15,7 +15,7 @@ from rich.console import Console
 from rpa_tune.cli.forecast import print_forecast
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import ChipName, Choice, RenamedOption, cache_option
+from rpa_tune.cli.options import ChipName, NameChoice, RenamedOption, cache_option
 from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
 from rpa_tune.cli.sweep_text import print_outcome
 from rpa_tune.cli.workload_words import say_sources
@@ -53,7 +53,7 @@ EXIT_INTERRUPTED = 130
 @click.option("--storage", metavar="FILE|URL",
               help="Share the work with other runs, each with a --store of its own, through a "
               "journal file or postgresql://USER@HOST/DATABASE.")  # fmt: skip
-@click.option("--executor", cls=RenamedOption, old="--engine", type=Choice(("local", "ray")),
+@click.option("--executor", cls=RenamedOption, old="--engine", type=NameChoice(("local", "ray")),
               default="local", show_default=True,
               help="Where tasks run: processes on this machine, or a Ray cluster.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

@@ -182,8 +182,8 @@ def _result_to_dict(result: StudyResult) -> dict[str, Any]:
     return {
         "study": result.study.name,
         "padding": padding_note(result.study.problem),
-        "chip": result.study.chip,
-        "family": result.study.family,
+        "chip": result.study.chip.name,
+        "family": result.study.family.name,
         "workload": result.study.workload.name,
         "workload_source": result.study.workload.source,
         "workload_digest": result.study.workload.digest,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rpa_tune.cli.options import ChipName, Choice
+from rpa_tune.cli.options import ChipName, NameChoice
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.recheck import EXIT_FINDINGS, check
 from rpa_tune.cli.restamp import restamp
@@ -35,7 +35,7 @@ def tables() -> None:
 @tables.command()
 @click.argument("folder", required=False, type=_FOLDER)
 @click.option("--chip", type=ChipName(), help="Only this chip.")
-@click.option("--family", type=Choice(ALL_FAMILIES), help="Only this family.")
+@click.option("--family", type=NameChoice(ALL_FAMILIES), help="Only this family.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def show(folder: Path | None, chip: str | None, family: str | None, as_json: bool) -> None:
     """Prints the rows of FOLDER, or of the shipped tables.
@@ -111,7 +111,9 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
 
 @tables.command()
 @click.argument("folder", required=False, type=_FOLDER)
-@click.option("--format", "form", required=True, type=Choice(EXPORTERS), help="Format to write.")
+@click.option(
+    "--format", "form", required=True, type=NameChoice(EXPORTERS), help="Format to write."
+)
 @click.option("--chip", type=ChipName(), help="Only this chip.")
 @click.option("--output", type=click.Path(path_type=Path), help="File instead of stdout.")
 def export(folder: Path | None, form: str, chip: str | None, output: Path | None) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from rpa_tune.check.record import STEPS, CheckReport, Outcome, Part
+from rpa_tune.check.record import STEPS, CheckReport, Part, PartOutcome
 from rpa_tune.check.run import Beginning, CheckWatch, tpu_check
 from rpa_tune.cli.options import ChipName, cache_option
 from rpa_tune.sweep.nodes import parse_seconds
@@ -95,12 +95,12 @@ class _Lines(CheckWatch):
         del step
         time = "kept" if part.is_kept else f"{part.seconds:.1f} s"
         health = part.figures.get("health", part.outcome.value)
-        shown = health if part.outcome is Outcome.OK else part.outcome.value
+        shown = health if part.outcome is PartOutcome.OK else part.outcome.value
         click.echo(f"  {shown:8} {part.name:43} {part.detail} [{time}]", err=True)
         if part.hint:
             click.echo(f"  {'':8} {'':43} hint: {part.hint}", err=True)
 
-    def end_step(self, step: str, outcome: Outcome, seconds: float) -> None:
+    def end_step(self, step: str, outcome: PartOutcome, seconds: float) -> None:
         """Outcome and time."""
         click.echo(
             f"[{self._number}/{len(STEPS)}] {step}: {outcome.value} [{seconds:.1f} s]", err=True
@@ -119,7 +119,7 @@ def _print_result(report: CheckReport, path: Path) -> None:
         click.echo(_row(name, times))
     for step in STEPS:
         parts = report.parts[step]
-        counts = {outcome: sum(p.outcome is outcome for p in parts) for outcome in Outcome}
+        counts = {outcome: sum(p.outcome is outcome for p in parts) for outcome in PartOutcome}
         said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
         click.echo(f"{step}: {said or 'not run'}")
     if identity.is_rehearsal:

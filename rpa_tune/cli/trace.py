@@ -34,7 +34,7 @@ def write_heaviest(
     index = max(range(len(batches)), key=lambda i: batch_us[i])
     program = _load(candidate, cache_dir)
     operands = scalar_operands(candidate, batches[index])
-    dropped = write_trace(program, load_machine(candidate.chip), operands, path)
+    dropped = write_trace(program, load_machine(candidate.chip.name), operands, path)
     cut = f"; {dropped:,} slices did not fit" if dropped else ""
     click.echo(
         f"trace of batch {index} ({batch_us[index]:,.1f} us) in {path}{cut}; "

@@ -93,8 +93,8 @@ def _to_dict(verdict: Verdict) -> dict[str, Any]:
     return {
         "status": verdict.status.value,
         "detail": verdict.detail,
-        "family": task.family,
-        "chip": task.chip,
+        "family": task.family.name,
+        "chip": task.chip.name,
         "config": asdict(task.config),
         "problem": asdict(task.problem),
         "q_lens": list(task.batch.q_lens),

@@ -16,7 +16,6 @@ from typing import Any
 
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import target
-from rpa_tune.families.registry import load_family
 from rpa_tune.files import write_whole
 from rpa_tune.provenance import versions
 
@@ -65,7 +64,7 @@ def compile_key(candidate: Candidate, settings: Mapping[str, str] | None = None)
     """
     content = candidate.to_dict()
     del content["workload"]
-    family = load_family(candidate.family)
+    family = candidate.family
     content |= {
         "schema": _SCHEMA,
         "kernel": family.digest,

@@ -24,7 +24,7 @@ _POLL_S = 0.2  # how often memory is looked at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class TaskOutcome:
     """How one task ended: a value, or a failure."""
 
     task: Task
@@ -68,7 +68,7 @@ class Crew:
             extra_s = START_DEADLINE_S if idle is None else 0.0
             (idle or self._start_worker()).start(task, task.deadline_s + extra_s)
 
-    def wait(self, bell: "Connection[Any, Any]") -> list[Outcome]:
+    def wait(self, bell: "Connection[Any, Any]") -> list[TaskOutcome]:
         """What has ended; empty when the bell rings, and now and then, with nothing to say."""
         busy = [worker for worker in self.workers if worker.task is not None]
         now = time.monotonic()
@@ -111,7 +111,7 @@ class Crew:
         self.workers.append(worker)
         return worker
 
-    def _collect(self, worker: WorkerProcess) -> Outcome | None:
+    def _collect(self, worker: WorkerProcess) -> TaskOutcome | None:
         """Takes one message from a worker, or its life; None when its task goes on."""
         task = worker.task
         assert task is not None
@@ -137,11 +137,11 @@ class Crew:
                 log=worker.output(),
             )
         self._remove(worker)
-        return Outcome(task=task, failure=failure)
+        return TaskOutcome(task=task, failure=failure)
 
     def _hear(
         self, worker: WorkerProcess, task: Task, kind: str, rest: list[Any]
-    ) -> Outcome | None:
+    ) -> TaskOutcome | None:
         """Understands one message; the first of a worker's life says whether it has started."""
         if kind == "phase":
             (worker.phase,) = rest
@@ -159,13 +159,13 @@ class Crew:
             self.workers.remove(worker)
             worker.dismiss()
         if kind == "value":
-            return Outcome(task=task, value=rest[0])
+            return TaskOutcome(task=task, value=rest[0])
         failure = Failure(
             kind=FailureKind.EXCEPTION, phase=worker.phase, detail=rest[0], log=rest[1]
         )
-        return Outcome(task=task, failure=failure)
+        return TaskOutcome(task=task, failure=failure)
 
-    def _bury(self, worker: WorkerProcess, task: Task) -> Outcome | None:
+    def _bury(self, worker: WorkerProcess, task: Task) -> TaskOutcome | None:
         """Says how a worker died; a task whose worker was killed from outside goes again."""
         worker.process.wait()
         code, log, phase = worker.process.returncode, worker.output(), worker.phase
@@ -184,7 +184,7 @@ class Crew:
             detail=f"worker died in phase {phase!r}: {death(code, log)}",
             log=log,
         )
-        return Outcome(task=task, failure=failure)
+        return TaskOutcome(task=task, failure=failure)
 
     def _remove(self, worker: WorkerProcess) -> None:
         self.workers.remove(worker)

@@ -17,8 +17,7 @@ from rpa_tune.compile import dumps, target, worker
 from rpa_tune.compile.cache import CompileCache, Compiled, compile_key
 from rpa_tune.errors import DumpError
 from rpa_tune.families.family import Call
-from rpa_tune.families.registry import load_family
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.hw.chip import Chip
 
 # The three ways in which the compiler says that memory ran out.
 # Source: messages of libtpu 0.0.42.1 and 0.0.50.1.
@@ -51,9 +50,7 @@ def compile_candidate(candidate: Candidate, cache: CompileCache) -> Compiled:
     key = compile_key(candidate, target.program_settings())
     if (known := cache.load(key)) is not None:
         return known
-    call = load_family(candidate.family).call(
-        candidate.problem, candidate.config, load_chip(candidate.chip)
-    )
+    call = candidate.family.call(candidate.problem, candidate.config, candidate.chip)
     compiled = compile_call(call, candidate.chip)
     if compiled.status is Status.COMPILE_FAILED:
         return compiled
@@ -63,7 +60,7 @@ def compile_candidate(candidate: Candidate, cache: CompileCache) -> Compiled:
         return replace(compiled, not_cached=f"{error.strerror}: {error.filename}")
 
 
-def compile_call(call: Call, chip_name: str) -> Compiled:
+def compile_call(call: Call, chip: Chip) -> Compiled:
     """Compiles a call for a chip that is not there, and finds its schedule.
 
     Raises:
@@ -73,7 +70,7 @@ def compile_call(call: Call, chip_name: str) -> Compiled:
     folder = target.dump_folder(worker.worker_folder())
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    sharding = jax.sharding.SingleDeviceSharding(target.device_free_device(chip_name))
+    sharding = jax.sharding.SingleDeviceSharding(target.device_free_device(chip))
     arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in call.arguments]
     started = time.perf_counter()
     worker.report_phase("lower")
@@ -109,7 +106,7 @@ def compile_call(call: Call, chip_name: str) -> Compiled:
     )
 
 
-def serialize_call(call: Call, chip_name: str) -> bytes | Compiled:
+def serialize_call(call: Call, chip: Chip) -> bytes | Compiled:
     """The executable of a call for a chip that is not there, for a host that has the chip.
 
     Every argument is kept, used or not, so that its caller need not know which are. For a
@@ -121,7 +118,7 @@ def serialize_call(call: Call, chip_name: str) -> bytes | Compiled:
     Raises:
       Exception: What tracing raises.
     """
-    sharding = jax.sharding.SingleDeviceSharding(target.device_free_device(chip_name))
+    sharding = jax.sharding.SingleDeviceSharding(target.device_free_device(chip))
     arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in call.arguments]
     worker.report_phase("lower")
     function = jax.jit(call.function, donate_argnums=call.donated, keep_unused=True)

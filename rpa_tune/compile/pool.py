@@ -17,9 +17,8 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
-from rpa_tune.closing import Closing
 from rpa_tune.compile import target
-from rpa_tune.compile.crew import Crew, Outcome
+from rpa_tune.compile.crew import Crew, TaskOutcome
 from rpa_tune.compile.failure import (
     DEFAULT_DEADLINE_S,
     Failure,
@@ -75,7 +74,7 @@ class _Stream:
             deadline_s=self._deadline_s, owner=self,
         )  # fmt: skip
 
-    def deliver(self, outcome: Outcome) -> None:
+    def deliver(self, outcome: TaskOutcome) -> None:
         """Puts a task's outcome into the box."""
         self.num_running -= 1
         task = outcome.task
@@ -88,7 +87,7 @@ class _Stream:
         self.box.put(reply)
 
 
-class WorkerPool(Closing):
+class WorkerPool(contextlib.AbstractContextManager["WorkerPool"]):
     """Runs tasks in child processes; a task that goes wrong costs itself only.
 
     Any number of threads may ask at once; the first to ask is served first. A thread of the
@@ -168,6 +167,10 @@ class WorkerPool(Closing):
                 self._ring()
                 while stream.box.get() is not None:
                     pass
+
+    def __exit__(self, *error: object) -> None:
+        """Closes, whatever happened."""
+        self.close()
 
     def close(self) -> None:
         """Ends all workers and removes their folders; callers that still wait get an error."""

@@ -41,7 +41,7 @@ def compile_probe(chip: str) -> Probe:
     """
     family, record = load_family(FAMILY), load_chip(chip)
     config = family.default_config(PROBLEM, record.target)
-    compiled = compile_call(family.call(PROBLEM, config, record), chip)
+    compiled = compile_call(family.call(PROBLEM, config, record), record)
     return Probe(
         detail="" if compiled.status is Status.OK else compiled.detail,
         seconds=compiled.lower_s + compiled.compile_s,

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from rpa_tune.hw.chip import Chip, load_chip
+from rpa_tune.hw.chip import Chip
 
 # What the compiler writes down. The pass is chosen by a regular expression on its label; the
 # VMEM report comes along whatever the label says.
@@ -180,11 +180,11 @@ def dump_folder(folder: Path) -> Path:
 
 
 @functools.cache
-def device_free_devices(chip_name: str, topology: str | None = None) -> tuple[Any, ...]:
+def device_free_devices(chip: Chip, topology: str | None = None) -> tuple[Any, ...]:
     """`jax.Device`s that need not be there, good for lowering and compiling only.
 
     Args:
-      chip_name: Name in the chip table.
+      chip: Which.
       topology: Such as `v6e:2x4`; what the chip table says if None.
 
     Raises:
@@ -192,7 +192,6 @@ def device_free_devices(chip_name: str, topology: str | None = None) -> tuple[An
     """
     from jax.experimental import topologies
 
-    chip: Chip = load_chip(chip_name)
     found = topologies.get_topology_desc(
         platform="tpu",
         topology_name=topology or chip.topology,
@@ -201,9 +200,9 @@ def device_free_devices(chip_name: str, topology: str | None = None) -> tuple[An
     return tuple(found.devices)
 
 
-def device_free_device(chip_name: str) -> Any:
+def device_free_device(chip: Chip) -> Any:
     """The first of a chip's `device_free_devices`: what a kernel is compiled for."""
-    return device_free_devices(chip_name)[0]
+    return device_free_devices(chip)[0]
 
 
 def set_up_worker(_: None = None) -> None:

@@ -16,7 +16,7 @@ from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.decide.objective import EXPECTED_TIME, yardstick
 from rpa_tune.decide.portfolio import Portfolio, portfolio_curve
-from rpa_tune.families.registry import load_family
+from rpa_tune.families.family import Family
 from rpa_tune.llo.ensemble import NEARLY_ALL, share_of_wins
 from rpa_tune.tables.key import beyond_key, tuning_key
 from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, TUNED, Clause, Evidence, TableRow
@@ -92,9 +92,7 @@ def decide(
     measure = yardstick(evaluations, objective)
     ranked = sorted((evaluation for evaluation in evaluations if evaluation.ok), key=measure.loss)
     best = ranked[0]
-    error_pct = max(
-        ERROR_PCT[best.fidelity], round(100 * float(best.metrics.get("spread", 0.0)), 2)
-    )
+    error_pct = max(ERROR_PCT[best.rung], round(100 * float(best.metrics.get("spread", 0.0)), 2))
     margin = 1 + error_pct / 100
 
     def beats_heuristic(evaluation: Evaluation) -> bool:
@@ -161,7 +159,7 @@ def make_row(
     if loss * (1 + decision.error_pct / 100) < measure.loss(decision.best):
         verdict, configs, rule = TUNED, portfolio.configs, portfolio.rule
         time_us = portfolio.time_us
-    key = tuning_key(chosen.candidate.problem, chosen.candidate.chip, family)
+    key = tuning_key(chosen.candidate.problem, chosen.candidate.chip.name, family.name)
     by_config = {answer.candidate.config: answer for answer in answers}
     evidence = replace(
         _evidence(decision, workload),
@@ -195,7 +193,7 @@ def digest_of_schedules(answers: Sequence[Evaluation]) -> str:
 
 
 def study_curve(
-    answers: Sequence[Evaluation], workload: Workload, family: str
+    answers: Sequence[Evaluation], workload: Workload, family: Family
 ) -> tuple[Portfolio, ...]:
     """The best rules of 1, 2, 3, ... configs for the answers to one problem.
 
@@ -215,7 +213,7 @@ def study_curve(
 
 
 def _batch_us(
-    portfolio: Portfolio, answers: Sequence[Evaluation], workload: Workload, family: str
+    portfolio: Portfolio, answers: Sequence[Evaluation], workload: Workload, family: Family
 ) -> list[float]:
     """Time of each batch when the portfolio's rule picks the config."""
     times = {answer.candidate.config: answer.batch_us for answer in answers if answer.ok}
@@ -227,10 +225,10 @@ def _batch_us(
     return picked
 
 
-def served_lengths(batch: Batch, family: str) -> Lengths:
+def served_lengths(batch: Batch, family: Family) -> Lengths:
     """The sequences of a batch that a family serves."""
     step = Step.of_batch(batch)
-    return sum((step.lengths(slot) for slot in load_family(family).slots), Lengths())
+    return sum((step.lengths(slot) for slot in family.slots), Lengths())
 
 
 def _evidence(decision: Decision, workload: Workload) -> Evidence:

@@ -1,6 +1,5 @@
 """Which rows a serving engine would meet: every bucket it compiles, looked up in advance."""
 
-import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,15 +17,6 @@ from rpa_tune.tables.row import TableRow
 # batches that are much alike. How far alike reaches is a guess.
 _MAXIMA = {"max_num_tokens", "max_num_seqs", "max_context_tokens"}
 _MOST_TIMES = 2
-
-
-class Coverage(enum.StrEnum):
-    """How well a bucket is served, best first."""
-
-    EXACT = "exact"
-    NEAREST = "nearest"
-    HEURISTIC = "heuristic"
-    INFEASIBLE = "infeasible"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +55,7 @@ class Entry:
 
     family: str
     problem: Problem
-    coverage: Coverage
+    coverage: Source
     why: str
     distance: float | None = None
     is_stale: bool = False
@@ -75,7 +65,7 @@ class Entry:
     @property
     def expected_loss_pct(self) -> float | None:
         """0 for an exact row of today's kernels with evidence; None when it is not known."""
-        if self.coverage is Coverage.EXACT:
+        if self.coverage is Source.EXACT:
             return None if self.is_stale or self.is_untested else 0.0
         return self.loss.pct if self.loss else None
 
@@ -98,11 +88,11 @@ def _look_up(dispatcher: Dispatcher, problem: Problem, family: str) -> Entry:
     on_miss = "heuristic" if dispatcher.on_miss == "error" else dispatcher.on_miss
     choice = select(problem, dispatcher.chip.target, family, dispatcher.tables, on_miss=on_miss)
     if isinstance(choice, Infeasible):
-        return Entry(family=family, problem=problem, coverage=Coverage.INFEASIBLE, why=str(choice))
+        return Entry(family=family, problem=problem, coverage=Source.INFEASIBLE, why=str(choice))
     entry = Entry(
         family=family,
         problem=problem,
-        coverage=Coverage(choice.source.value),
+        coverage=choice.source,
         why=choice.why,
         distance=choice.distance,
         is_stale=_is_stale(choice),

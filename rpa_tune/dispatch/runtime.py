@@ -19,7 +19,7 @@ from rpa_tune.tables.step import Lengths, Step
 
 
 class Executables(Protocol):
-    """Plans that need no compile: a `compiled.Compiled`."""
+    """Plans that need no compile: a `compiled.CompiledPlans`."""
 
     def run(self, plan: LaunchPlan, arguments: Sequence[Any]) -> tuple[jax.Array, jax.Array] | None:
         """Runs a plan, or returns None when it has to be compiled."""

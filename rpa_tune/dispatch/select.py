@@ -11,7 +11,6 @@ from rpa_kernels import load_family
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
-from rpa_tune.dispatch.heuristic import heuristic
 from rpa_tune.errors import TableError
 from rpa_tune.tables.key import TuningKey, differences, tuning_key
 from rpa_tune.tables.reader import Tables
@@ -24,11 +23,12 @@ NEAREST_LIMIT = 4.0
 
 
 class Source(enum.StrEnum):
-    """Where a choice comes from."""
+    """Where a choice comes from, best first; INFEASIBLE where nothing can run."""
 
     EXACT = "exact"
     NEAREST = "nearest"
     HEURISTIC = "heuristic"
+    INFEASIBLE = "infeasible"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,10 +98,20 @@ def select(
             reason += f"; the heuristic won in the {choice.why}"
         else:
             return choice
-    config = heuristic(family, problem, target)
+    config = _heuristic(family, problem, target)
     if isinstance(config, Infeasible):
         return config
     return Choice(key=key, source=Source.HEURISTIC, why=f"heuristic: {reason}", configs=(config,))
+
+
+def _heuristic(name: str, problem: Problem, target: Target) -> Any | Infeasible:
+    """The family's own default held against its own limits, or the limit that it breaks."""
+    family = load_family(name)
+    config = family.default_config(problem, target)
+    if isinstance(config, Infeasible):
+        return config
+    blocked = family.check(problem, config, target)
+    return config if blocked is None else blocked
 
 
 def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -> Choice | None:

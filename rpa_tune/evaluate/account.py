@@ -15,8 +15,8 @@ from rpa_kernels.batch import Batch, BatchArrays
 from rpa_kernels.cores import Core
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
-from rpa_tune.families.registry import load_family
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.families.family import Family
+from rpa_tune.hw.chip import Chip
 from rpa_tune.workload.workload import Workload
 
 T = TypeVar("T")
@@ -90,11 +90,10 @@ class WorkloadAccount:
       num_steps: Config -> KV-block steps, likewise.
     """
 
-    def __init__(self, family_name: str, problem: Problem, chip_name: str, own: Workload) -> None:
+    def __init__(self, family: Family, problem: Problem, chip: Chip, own: Workload) -> None:
         """Asks the account for nothing yet; `own` has only batches that launch the family."""
-        family, self._chip = load_family(family_name), load_chip(chip_name)
-        self._family, self._problem, target = family, problem, self._chip.target
-        cores = family.cores(self._chip)
+        self._family, self._problem, self._chip = family, problem, chip
+        target, cores = chip.target, family.cores(chip)
         batches = [_LaidOut.of(weighted.batch) for weighted in own.batches]
         self._weights = [weighted.weight for weighted in own.batches]
         self._useful_bytes = self.mean([family.useful_bytes(problem, b) for b in batches])

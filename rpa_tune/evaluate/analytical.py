@@ -14,8 +14,8 @@ from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.evaluate.account import account_of
 from rpa_tune.evaluate.evaluator import AbstractEvaluator, find_obstacle, largest, refuse
-from rpa_tune.families.registry import load_family
-from rpa_tune.hw.chip import Chip, load_chip
+from rpa_tune.families.family import Family
+from rpa_tune.hw.chip import Chip
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
@@ -55,7 +55,7 @@ class Terms:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rates:
+class PeakRates:
     """What a chip can do at best, for the dtypes of one problem.
 
     Attributes:
@@ -87,7 +87,7 @@ class Rates:
         )
 
 
-def rates_of(problem: Problem, chip: Chip) -> Rates:
+def rates_of(problem: Problem, chip: Chip) -> PeakRates:
     """The rates of a chip."""
     machine = load_machine(chip.name)
 
@@ -96,7 +96,7 @@ def rates_of(problem: Problem, chip: Chip) -> Rates:
         kinds = ("linear", "strided")
         return max(machine.value(f"{direction}_{kind}_bytes_per_s") for kind in kinds)
 
-    return Rates(
+    return PeakRates(
         read_bytes_per_s=fastest("read"),
         write_bytes_per_s=fastest("write"),
         num_queues=int(machine.value("copy_queues")),
@@ -126,14 +126,16 @@ class AnalyticalEvaluator(AbstractEvaluator):
         self, candidates: Iterable[Candidate], workload: Workload
     ) -> Iterator[Evaluation]:
         """One bound per candidate, in the order given; see `AbstractEvaluator`."""
-        stamp = functools.cache(lambda family: provenance(load_family(family).digest))
-        own = functools.cache(lambda family: workload.for_family(*load_family(family).slots))
+
+        @functools.cache
+        def of_family(family: Family) -> tuple[Workload, dict[str, Any]]:
+            return workload.for_family(*family.slots), provenance(family.digest)
+
         for candidate in candidates:
             if obstacle := find_obstacle(candidate, workload):
                 yield refuse(candidate, self.fidelity, obstacle)
             else:
-                family = candidate.family
-                yield _evaluate(candidate, own(family), stamp(family))
+                yield _evaluate(candidate, *of_family(candidate.family))
 
     def close(self) -> None:
         """Nothing is held."""
@@ -141,7 +143,7 @@ class AnalyticalEvaluator(AbstractEvaluator):
 
 def _evaluate(candidate: Candidate, own: Workload, stamp: dict[str, Any]) -> Evaluation:
     config, account = candidate.config, account_of(candidate, own)
-    rates = rates_of(candidate.problem, load_chip(candidate.chip))
+    rates = rates_of(candidate.problem, candidate.chip)
     terms = [  # of each batch, on the core that takes longest
         max(map(rates.terms, moved, flops), key=lambda terms: terms.total_us)
         for moved, flops in zip(account.traffic(config), account.mxu_flops(config), strict=True)
@@ -154,7 +156,7 @@ def _evaluate(candidate: Candidate, own: Workload, stamp: dict[str, Any]) -> Eva
         mxu_us=account.mean([t.mxu_us for t in terms]),
         fixed_us=rates.launch_us,
     )
-    numbers = load_machine(candidate.chip).numbers
+    numbers = load_machine(candidate.chip.name).numbers
     return Evaluation(
         candidate=candidate,
         fidelity=Fidelity.ANALYTICAL,

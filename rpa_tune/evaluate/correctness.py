@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Status
 from rpa_tune.compile.pool import FailureKind, Reply, TaskPool, WorkerPool
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.families.family import Family
+from rpa_tune.hw.chip import Chip
 
 TASK = "rpa_tune.evaluate.correctness:check_batch"
 # The interpreter is slow, so large pages do not make everything long.
@@ -39,10 +39,10 @@ class CheckTask:
       dma_mode: `on_wait` or `eager`: how late copies happen.
     """
 
-    family: str
+    family: Family
     problem: Problem
     config: Any
-    chip: str
+    chip: Chip
     batch: Batch
     seed: int = 0
     dma_mode: str = "on_wait"
@@ -163,8 +163,7 @@ def check_in(
     """The same in a pool that outlives the call."""
     ready = []
     for task in tasks:
-        check = load_family(task.family).check
-        if bad := check(task.problem, task.config, load_chip(task.chip).target):
+        if bad := task.family.check(task.problem, task.config, task.chip.target):
             yield Verdict(task=task, status=Status.INFEASIBLE, detail=str(bad))
         elif misfit := task.batch.misfit(task.problem):
             yield Verdict(task=task, status=Status.INFEASIBLE, detail=misfit)
@@ -195,11 +194,11 @@ def check_batch(task: CheckTask) -> dict[str, Any]:
     from rpa_kernels.verify import verify
 
     report = verify(
-        load_family(task.family),
+        task.family,
         task.problem,
         task.config,
         task.batch,
-        target=load_chip(task.chip).target,
+        target=task.chip.target,
         seed=task.seed,
         dma_mode=task.dma_mode,
     )

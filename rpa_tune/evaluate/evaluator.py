@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rpa_kernels.problem import Problem
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.candidate import Candidate, Evaluation, Method, Status
 from rpa_tune.compile.pool import Failure, FailureKind
-from rpa_tune.families.registry import load_family
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.families.family import Family
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
 
@@ -26,7 +25,7 @@ class AbstractEvaluator(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def fidelity(self) -> Fidelity:
+    def fidelity(self) -> Method:
         """How the answers are got."""
 
     @abc.abstractmethod
@@ -59,34 +58,33 @@ def find_obstacle(candidate: Candidate, workload: Workload) -> str:
     """
     if candidate.workload != workload.digest:
         raise ValueError(f"candidate is for workload {candidate.workload}, not {workload.digest}")
-    family = load_family(candidate.family)
+    family = candidate.family
     if family.unavailable:
         return family.unavailable
-    blocked = family.check(candidate.problem, candidate.config, load_chip(candidate.chip).target)
+    blocked = family.check(candidate.problem, candidate.config, candidate.chip.target)
     if blocked is not None:
         return str(blocked)
     return _misfit(candidate.family, candidate.problem, workload)
 
 
 @functools.lru_cache(maxsize=64)  # the same for all candidates of a study
-def _misfit(family: str, problem: Problem, workload: Workload) -> str:
+def _misfit(family: Family, problem: Problem, workload: Workload) -> str:
     """Why a workload's batches cannot be launched; empty when they can."""
-    served = load_family(family).slots
-    batches = [wb.batch for wb in workload.batches if any(map(wb.batch.family_seqs, served))]
+    batches = [wb.batch for wb in workload.batches if any(map(wb.batch.family_seqs, family.slots))]
     if not batches:
-        return f"workload {workload.name!r} never launches family {family!r}"
+        return f"workload {workload.name!r} never launches family {family.name!r}"
     misfits = [reason for batch in batches if (reason := batch.misfit(problem))]
     return f"workload does not fit the problem: {misfits[0]}" if misfits else ""
 
 
-def refuse(candidate: Candidate, fidelity: Fidelity, obstacle: str) -> Evaluation:
+def refuse(candidate: Candidate, fidelity: Method, obstacle: str) -> Evaluation:
     """The answer for a candidate that `find_obstacle` objects to."""
     return Evaluation(
         candidate=candidate,
         fidelity=fidelity,
         status=Status.INFEASIBLE,
         detail=obstacle,
-        provenance=provenance(load_family(candidate.family).digest),
+        provenance=provenance(candidate.family.digest),
     )
 
 

@@ -14,12 +14,10 @@ from rpa_kernels import layout
 from rpa_kernels.batch import Batch
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.candidate import Candidate, Correctness, Evaluation, Status
 from rpa_tune.compile.pool import DEFAULT_DEADLINE_S, TaskPool, WorkerPool
 from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_in, hostile_batches
 from rpa_tune.evaluate.evaluator import AbstractEvaluator, find_obstacle, refuse
-from rpa_tune.families.registry import load_family
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
@@ -39,7 +37,7 @@ def stand_in(candidate: Candidate, *, with_few_heads: bool = True) -> tuple[Cand
     """
     problem, config = candidate.problem, candidate.config
     batches = hostile_batches(
-        candidate.family,
+        candidate.family.name,
         page_size=problem.page_size,
         block_tokens=config.bkv_sz,
         num_blocks=1,
@@ -51,10 +49,9 @@ def stand_in(candidate: Candidate, *, with_few_heads: bool = True) -> tuple[Cand
     )
     whole = resized(problem, workload)
     small = _with_few_heads(whole) if with_few_heads else whole
-    target = load_chip(candidate.chip).target
+    target = candidate.chip.target
     # A limit that only the small problem breaks says nothing about the candidate.
-    check = load_family(candidate.family).check
-    used = small if check(small, config, target) is None else whole
+    used = small if candidate.family.check(small, config, target) is None else whole
     return replace(candidate, problem=used, workload=workload.digest), workload
 
 
@@ -97,9 +94,9 @@ class InterpretedEvaluator(AbstractEvaluator):
         self._pool: TaskPool = pool or WorkerPool(num_workers=num_workers)
 
     @property
-    def fidelity(self) -> Fidelity:
+    def fidelity(self) -> Correctness:
         """INTERPRETED."""
-        return Fidelity.INTERPRETED
+        return Correctness.INTERPRETED
 
     def evaluate_all(
         self, candidates: Iterable[Candidate], workload: Workload
@@ -143,14 +140,14 @@ def _conclude(candidate: Candidate, verdicts: list[Verdict], seconds: float) -> 
     last = verdicts[-1]
     return Evaluation(
         candidate=candidate,
-        fidelity=Fidelity.INTERPRETED,
+        fidelity=Correctness.INTERPRETED,
         status=last.status,
         detail=last.detail,
         metrics={
             **(_figures(candidate, verdicts) if last.status is Status.OK else {}),
             "evaluate_s": seconds,
         },
-        provenance=provenance(load_family(candidate.family).digest),
+        provenance=provenance(candidate.family.digest),
     )
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rpa_kernels import inputs, load_family
+from rpa_kernels import inputs
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_kernels.reference import ragged_paged_attention
@@ -32,7 +32,7 @@ from rpa_tune.evaluate.measurement import (
     MeasureTask,
     is_steady,
 )
-from rpa_tune.hw.chip import chip_of_device_kind, load_chip
+from rpa_tune.hw.chip import chip_of_device_kind
 
 # (q, keys, values, cache, four scalar arrays, sinks) -> (prepared output, cache)
 Launch = Callable[..., tuple[jax.Array, jax.Array]]
@@ -92,8 +92,8 @@ def launch_family(candidate: Candidate, batch: Batch) -> Launch:
 @functools.lru_cache(maxsize=32)
 def _launch_family(candidate: Candidate) -> Launch:
     """One function a candidate, so that it is compiled once and not for every batch."""
-    family, problem = load_family(candidate.family), candidate.problem
-    chip_target = load_chip(candidate.chip).target
+    family, problem = candidate.family, candidate.problem
+    chip_target = candidate.chip.target
 
     def launch(q: Any, k: Any, v: Any, cache: Any, *rest: Any) -> tuple[jax.Array, jax.Array]:
         prepared, kv_new = inputs.prepare(q, k, v, problem)
@@ -110,7 +110,7 @@ def _launch_family(candidate: Candidate) -> Launch:
 def launch_reference(candidate: Candidate, batch: Batch) -> Launch:
     """The reference in the kernel's place: right on any device, and slow."""
     problem, arrays = candidate.problem, batch.arrays(candidate.problem)
-    seqs = batch.family_seqs(candidate.family)
+    seqs = batch.family_seqs(candidate.family.name)
     starts = np.concatenate([[0], np.cumsum(batch.q_lens)])
     own = np.zeros(problem.max_num_tokens, bool)
     own[starts[seqs.start] : starts[seqs.stop]] = True
@@ -136,7 +136,7 @@ def _wrong_device(device: Any, task: MeasureTask) -> str:
         chip = chip_of_device_kind(device.device_kind).name
     except UsageError:  # contradicts nobody: whoever asks was told which chip it is
         return ""
-    wanted = {candidate.chip for candidate in task.candidates} - {chip}
+    wanted = {candidate.chip.name for candidate in task.candidates} - {chip}
     return f"candidates are for {', '.join(sorted(wanted))}, this is a {chip}" if wanted else ""
 
 
@@ -154,7 +154,7 @@ def describe(device: Any) -> dict[str, Any]:
 
 def _check(candidate: Candidate, batches: Sequence[Batch], make: Any) -> Measurement:
     """Compares a candidate with the reference; nothing is timed that is wrong."""
-    family, problem = load_family(candidate.family), candidate.problem
+    family, problem = candidate.family, candidate.problem
     compiled: dict[Launch, Launch] = {}  # most make one function for all batches
     worst: float | None = None
     for seed, batch in enumerate(batches):
@@ -255,7 +255,7 @@ def _annotation(number: int) -> str:
 
 
 def _kernel_name(candidate: Candidate) -> str:
-    return load_family(candidate.family).kernel_name(candidate.problem, candidate.config)
+    return candidate.family.kernel_name(candidate.problem, candidate.config)
 
 
 def _arguments(operands: Operands) -> tuple[Any, ...]:

@@ -24,7 +24,6 @@ from rpa_tune.evaluate.evaluator import (
     status_of_failure,
 )
 from rpa_tune.evaluate.measurement import Measurement, MeasureTask, spread
-from rpa_tune.families.registry import load_family
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
 
@@ -180,11 +179,11 @@ class MeasuredEvaluator(AbstractEvaluator):
                 fidelity=Fidelity.MEASURED,
                 status=status_of_failure(reply.failure),
                 detail=reply.failure.detail,
-                provenance=provenance(load_family(group[0].family).digest),
+                provenance=provenance(group[0].family.digest),
             )
 
     def _task(self, group: Sequence[Candidate], workload: Workload) -> MeasureTask:
-        batches, _ = batches_and_weights(workload.for_family(group[0].family))
+        batches, _ = batches_and_weights(workload.for_family(*group[0].family.slots))
         return MeasureTask(
             candidates=tuple(group),
             batches=tuple(batches),
@@ -200,14 +199,14 @@ def fitting_batches(candidate: Candidate) -> tuple[Batch, ...]:
     """Hostile batches without the sequences that a candidate's problem has no room for."""
     problem, fitting = candidate.problem, []
     for batch in hostile_batches(
-        candidate.family,
+        candidate.family.name,
         page_size=problem.page_size,
         block_tokens=min(candidate.config.bkv_sz, problem.max_context_tokens // 2),
     ):
         left = dataclasses.replace(batch, page_table=None)
         while left.num_seqs and left.misfit(problem):
             left = _without_last(left)
-        if left.family_seqs(candidate.family):
+        if left.family_seqs(candidate.family.name):
             fitting.append(with_runs(left, problem.page_size))
     return tuple(fitting)
 
@@ -231,7 +230,7 @@ def _conclude(
     """Turns samples into an answer."""
     device = reply.value.device
     stamp = {
-        **provenance(load_family(candidate.family).digest),
+        **provenance(candidate.family.digest),
         "device": device,
         "settings": device["flags"],
     }
@@ -243,7 +242,7 @@ def _conclude(
             detail=found.detail,
             provenance=stamp,
         )
-    account = account_of(candidate, workload.for_family(candidate.family))
+    account = account_of(candidate, workload.for_family(*candidate.family.slots))
     batch_us = tuple(samples.time_us for samples in found.samples)
     time_us = account.mean(batch_us)
     spreads = [spread(samples.rounds_ns[-1]) for samples in found.samples]

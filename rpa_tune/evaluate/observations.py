@@ -18,7 +18,7 @@ from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
 from rpa_tune.llo.simulate import record
-from rpa_tune.provenance import kernel_digest, versions
+from rpa_tune.provenance import versions
 from rpa_tune.workload.workload import Workload
 
 COMPILE = "rpa_tune.evaluate.simulate_task:compile_schedule"
@@ -29,7 +29,7 @@ def measured_answers(evaluations: Iterable[Evaluation], chip: str) -> list[Evalu
     found = {
         e.candidate.digest: e
         for e in evaluations
-        if e.fidelity is Fidelity.MEASURED and e.candidate.chip == chip
+        if e.fidelity is Fidelity.MEASURED and e.candidate.chip.name == chip
     }
     return [answer for answer in found.values() if answer.ok]
 
@@ -53,7 +53,7 @@ def observe(
     """
     usable = []
     for answer in answers:
-        name = f"{answer.candidate.family} {answer.candidate.digest}"
+        name = f"{answer.candidate.family.name} {answer.candidate.digest}"
         if answer.candidate.workload not in workloads:
             yield f"{name}: the plan has no workload {answer.candidate.workload}"
         elif not answer.metrics.get("is_steady", True):
@@ -86,7 +86,7 @@ def observe(
 def _stale(answer: Evaluation) -> str:
     """Why what is compiled here is not what was measured; empty as far as that can be told."""
     stamp = answer.provenance
-    if stamp.get("kernel") not in (None, kernel_digest(answer.candidate.family)):
+    if stamp.get("kernel") not in (None, answer.candidate.family.digest):
         return f"measured with other sources of the kernel{_made_with(answer)}"
     # The digest of a schedule tells more than the version of its compiler.
     has_digest = bool(answer.metrics.get("schedule_digest"))
@@ -118,8 +118,10 @@ def _launches(
     by_time = sorted(range(len(answer.batch_us)), key=lambda i: answer.batch_us[i])
     num = min(num_batches, len(by_time))
     picked = sorted({by_time[round(n * (len(by_time) - 1) / max(1, num - 1))] for n in range(num)})
-    batches = [weighted.batch for weighted in workload.for_family(answer.candidate.family).batches]
-    machine = load_machine(answer.candidate.chip)
+    batches = [
+        weighted.batch for weighted in workload.for_family(*answer.candidate.family.slots).batches
+    ]
+    machine = load_machine(answer.candidate.chip.name)
     for i in picked:
         yield Observation(
             label=f"{name} batch {i}",

@@ -18,8 +18,6 @@ from rpa_tune.compile.cache import CompileCache, Compiled
 from rpa_tune.compile.dumps import DiskFullError, schedule_digest, unpack_bundles
 from rpa_tune.errors import DumpError
 from rpa_tune.families.family import Executed
-from rpa_tune.families.registry import load_family
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.llo.ensemble import load_sets
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
@@ -113,7 +111,7 @@ def compile_schedule(task: SimulateTask) -> Compiled:
     from rpa_tune.compile.lower import compile_candidate
 
     cache = CompileCache(task.cache_dir)
-    load_family(task.candidate.family).fetch(task.cache_dir)
+    task.candidate.family.fetch(task.cache_dir)
     return compile_candidate(task.candidate, cache)
 
 
@@ -132,21 +130,21 @@ def _compile_costs(compiled: Compiled) -> dict[str, Any]:
 
 def simulate_batch(program: Program, candidate: Candidate, batch: Batch) -> Timeline:
     """Runs one launch of a compiled candidate, and times it under every set of parameters."""
-    operands, chip = scalar_operands(candidate, batch), candidate.chip
+    operands, chip = scalar_operands(candidate, batch), candidate.chip.name
     return simulate(program, load_machine(chip), operands, sets=load_sets(chip))
 
 
 def scalar_operands(candidate: Candidate, batch: Batch) -> Mapping[int, Any]:
     """The int32 arrays of a launch by operand index; see `Family.scalar_operands`."""
-    family, chip = load_family(candidate.family), load_chip(candidate.chip)
-    return family.scalar_operands(candidate.problem, candidate.config, chip, batch)
+    return candidate.family.scalar_operands(
+        candidate.problem, candidate.config, candidate.chip, batch
+    )
 
 
 def find_mismatch(
     candidate: Candidate, batches: tuple[Batch, ...], timelines: tuple[Timeline, ...]
 ) -> str:
     """Where a simulation cannot be that of the kernel; see `Family.find_mismatch`."""
-    family, chip = load_family(candidate.family), load_chip(candidate.chip)
     for i, (batch, timeline) in enumerate(zip(batches, timelines, strict=True)):
         executed = Executed(
             traffic=Traffic(
@@ -156,8 +154,9 @@ def find_mismatch(
             ),
             mxu_busy_cycles=timeline.mxu_busy_cycles,
         )
-        if reason := family.find_mismatch(
-            candidate.problem, candidate.config, chip, batch, executed
-        ):
+        reason = candidate.family.find_mismatch(
+            candidate.problem, candidate.config, candidate.chip, batch, executed
+        )
+        if reason:
             return f"batch {i}: {reason}"
     return ""

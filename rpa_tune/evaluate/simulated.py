@@ -28,7 +28,6 @@ from rpa_tune.evaluate.evaluator import (
     status_of_failure,
 )
 from rpa_tune.evaluate.simulate_task import TASK, SimulateAnswer, SimulateTask
-from rpa_tune.families.registry import load_family
 from rpa_tune.llo.ensemble import interval
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.provenance import provenance
@@ -103,9 +102,7 @@ class SimulatedEvaluator(AbstractEvaluator):
                     answer = refuse(candidate, self.fidelity, obstacle)
                     refused.append(Simulation(evaluation=answer))
                     continue
-                batches, _ = batches_and_weights(
-                    workload.for_family(*load_family(candidate.family).slots)
-                )
+                batches, _ = batches_and_weights(workload.for_family(*candidate.family.slots))
                 sent.append(candidate)
                 yield SimulateTask(
                     candidate=candidate, batches=tuple(batches), cache_dir=self._cache_dir
@@ -130,7 +127,7 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
         answer = reply.value
     metrics = plain(answer.costs) | {"evaluate_s": reply.seconds}
     stamp = {
-        **provenance(load_family(candidate.family).digest),
+        **provenance(candidate.family.digest),
         "settings": metrics.pop("settings", {}),
     }
     if answer.status is not Status.OK:
@@ -144,7 +141,7 @@ def _conclude(candidate: Candidate, reply: Reply, workload: Workload) -> Simulat
                 provenance=stamp,
             )
         )
-    kept = workload.for_family(*load_family(candidate.family).slots)
+    kept = workload.for_family(*candidate.family.slots)
     account = account_of(candidate, kept)
     _, weights = batches_and_weights(kept)
     batch_us = tuple(timeline.time_us for timeline in answer.timelines)

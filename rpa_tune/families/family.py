@@ -51,9 +51,11 @@ class Executed:
     mxu_busy_cycles: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class Family(KernelFamily, abc.ABC):
-    """A kernel family as the sweep, the store and the tables know it; there is one of each name.
+    """A kernel family as the sweep, the store and the tables know it.
+
+    There is one object of each name: it is equal to itself alone, and pickled it is its name.
 
     Attributes:
       slots: Which sequences of a batch it serves: some of `decode`, `prefill` and `mixed`.
@@ -115,6 +117,18 @@ class Family(KernelFamily, abc.ABC):
         A difference means that the kernel, the account, the parser or the simulator is wrong, so
         no time that rests on them can be trusted.
         """
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is this very family."""
+        return self is other
+
+    def __hash__(self) -> int:
+        """Of its name."""
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        """Its name: what it holds are functions."""
+        return f"<family {self.name}>"
 
     def cores(self, chip: Chip) -> tuple[Core, ...]:
         """The TensorCores that a launch uses: all of a device, or one for a kernel of one core."""

@@ -16,7 +16,7 @@ from rpa_tune.hw.chip import Chip
 from rpa_tune.provenance import kernel_digest
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class OwnFamily(Family):
     """A family of ours; see `own_family`."""
 

@@ -55,7 +55,7 @@ class Chip:
     jax_chip_version: str
     topology: str
     topology_options: tuple[tuple[str, str], ...]
-    numbers: dict[str, Number] = field(hash=False)
+    numbers: dict[str, Number] = field(hash=False, repr=False)
 
     def value(self, name: str) -> float:
         """One number that must be known.

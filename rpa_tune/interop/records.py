@@ -262,7 +262,7 @@ def compile_record(task: CompileTask) -> str:
         donated=(3,),
         context=functools.partial(functions.pretend, chip, module),
     )
-    compiled = compile_call(call, record.chip)
+    compiled = compile_call(call, chip)
     if compiled.bundles is None:
         return f"{compiled.status}: {compiled.detail}"
     worker.report_phase("keep")

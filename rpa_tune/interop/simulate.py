@@ -15,7 +15,7 @@ from rpa_tune.compile import dumps, target, worker
 from rpa_tune.compile.lower import compile_call
 from rpa_tune.errors import DumpError
 from rpa_tune.families.family import Call
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.hw.chip import Chip
 from rpa_tune.interop.public.family import least_cached_bytes
 from rpa_tune.interop.public.launches import ScheduleTooLongError
 from rpa_tune.interop.public.operands import PallasCall, kept_calls
@@ -38,7 +38,7 @@ class ForeignTask:
     Attributes:
       kernel: `v3`, `hd64`, `batched` or `stacked`.
       root: Folder of the unpacked wheel.
-      chip: Name in the chip table.
+      chip: Where it runs.
       problem: Static shapes and dtypes.
       blocks: Block sizes as `functions.bind` takes them.
       batches: The launches to time.
@@ -46,7 +46,7 @@ class ForeignTask:
 
     kernel: str
     root: Path
-    chip: str
+    chip: Chip
     problem: Problem
     blocks: Any
     batches: tuple[Batch, ...]
@@ -105,7 +105,7 @@ def simulate_foreign(task: ForeignTask) -> ForeignAnswer:
 
 def _bind(task: ForeignTask, smem_share: float | None) -> functions.ForeignCall:
     return functions.bind(
-        task.kernel, task.root, chip=load_chip(task.chip), problem=task.problem,
+        task.kernel, task.root, chip=task.chip, problem=task.problem,
         blocks=task.blocks, smem_share=smem_share,
     )  # fmt: skip
 
@@ -149,7 +149,7 @@ def _launches(
     task: ForeignTask, call: functions.ForeignCall, batch: Batch
 ) -> tuple[PallasCall, ...] | _Refusal:
     """The calls for a batch, or why the function cannot make them."""
-    decides = (task.kernel, task.chip, task.problem, task.blocks, call.smem_share, batch)
+    decides = (task.kernel, task.chip.name, task.problem, task.blocks, call.smem_share, batch)
     try:
         return kept_calls(task.root, PACKAGE.digest, decides, lambda: call.pallas_calls(batch))
     except Exception as error:  # the function's own, whatever it is; other batches may be served
@@ -162,10 +162,10 @@ def _simulate(
     programs: dict[str, Program], task: ForeignTask, batch: Batch, calls: tuple[PallasCall, ...]
 ) -> _Row:
     """Each call's simulated launch, or why there is none that serves the batch."""
-    machine = load_machine(task.chip)
+    machine, sets = load_machine(task.chip.name), load_sets(task.chip.name)
     try:
         row = {
-            one.name: simulate(programs[one.name], machine, one.operands, sets=load_sets(task.chip))
+            one.name: simulate(programs[one.name], machine, one.operands, sets=sets)
             for one in calls
         }
     except DumpError as error:

@@ -6,7 +6,7 @@ grouped in blocks that are entered at the top and left at the bottom.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,8 @@ _KEPT = (*_EFFECTS, Op.MATMUL, Op.POP)
 RECORDED = (Op.COPY, Op.WAIT, Op.SYNC_ADD, Op.DELAY)
 
 
-class Encoded(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
     """A program as arrays, for one machine's branch delay.
 
     Attributes:

@@ -4,6 +4,7 @@ Readable and slow: the oracle's version. `fast.py` has the same arithmetic in ar
 hold both equal, cycle for cycle. Times are cycles; engines keep fractions of one.
 """
 
+import functools
 import math
 from bisect import insort
 from collections import deque
@@ -106,6 +107,7 @@ class Rates(NamedTuple):
     barrier_cycles: int
 
 
+@functools.lru_cache(maxsize=256)  # sets of parameters are asked for again with every launch
 def rates_of(machine: Machine, num_cores: int = 1) -> Rates:
     """Converts a machine's parameters to cycles.
 

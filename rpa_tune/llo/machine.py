@@ -19,9 +19,9 @@ OPTIONAL = ("read_copy_bytes_per_s", "write_copy_bytes_per_s", "local_copy_bytes
 _FROM_CHIP = ("clock_hz", "mxu_size", "mxu_rows_per_cycle", "num_mxus")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Machine:
-    """One TensorCore as the simulator models it.
+    """One TensorCore as the simulator models it. Machines compare by identity.
 
     Attributes:
       chip: Name in the chip table.

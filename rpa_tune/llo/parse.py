@@ -41,7 +41,7 @@ _MXU = re.compile(r"mxu(\d)")
 _BUFFER = re.compile(r"mrb\[(\d+)\]")
 _WIDTH = re.compile(r"\.(?:bf|f|s|u)(\d+)")
 _GENERAL = re.compile(r"/\* (\w+)-to-(\w+) \*/\s*$")
-_DIVISION = re.compile(r"/\* k(Rem|DivAndRem) \*/")
+_DIVISION = re.compile(r"/\* k(DivAndRem|Div|Rem) \*/")
 _POINTER_SHIFT = 4  # pointers into VMEM, and on v5e into HBM, are addresses shifted by this
 _HEADER_END = "= control target key end"
 _WORD = 1 << 32
@@ -265,10 +265,10 @@ class _Parser:
         if item.op is Op.REMAINDER:
             # Results are queued for `spop.drf`, the quotient first where both are wanted.
             if (match := _DIVISION.search(rest)) is None:
-                raise self._error(f"`{mnemonic}` without a comment `kRem` or `kDivAndRem`", "")
-            if match[1] == "Rem":
+                raise self._error(f"`{mnemonic}` without a comment", "`kRem`, `kDiv`, `kDivAndRem`")
+            if match[1] in ("Rem", "Div"):
                 self.pushed[item.result] = [item.result]
-                return (item,)
+                return (item if match[1] == "Rem" else item._replace(op=Op.QUOTIENT),)
             quotient = self._register(f"quotient of {item.result}")
             self.pushed[item.result] = [quotient, item.result]
             return (item._replace(op=Op.QUOTIENT, result=quotient), item)

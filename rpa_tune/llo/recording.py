@@ -9,6 +9,7 @@ granules of a copy, a wait and what is added to a flag, the length of a delay; -
 forbade it.
 """
 
+import functools
 import io
 import lzma
 import math
@@ -78,6 +79,15 @@ def make_recording(
     encoded: Encoded, trace: npt.NDArray[np.int32], num_flags: int, rates: Rates
 ) -> Recording:
     """Joins a trace with what its blocks hold."""
+    rows, blocks = _timed_rows(encoded, rates.results_per_eight_rows)
+    return Recording(rows, blocks, trace, num_flags)
+
+
+@functools.lru_cache(maxsize=16)  # every launch of a program has the same
+def _timed_rows(
+    encoded: Encoded, per_eight: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """What takes time in each block; see `Recording`."""
     table, k = encoded.rows, encode.TERMS
     op, extra = table[:, encode.OP], table[:, encode.EXTRA]
     rows = np.stack(
@@ -99,8 +109,8 @@ def make_recording(
     )
     rows = rows[kept].astype(np.int32)
     for first, end, _ in blocks:
-        _mark_stretches(rows, int(first), int(end), rates.results_per_eight_rows)
-    return Recording(rows, blocks.astype(np.int32), trace, num_flags)
+        _mark_stretches(rows, int(first), int(end), per_eight)
+    return rows, blocks.astype(np.int32)
 
 
 def _mark_stretches(rows: npt.NDArray[np.int32], first: int, end: int, per_eight: int) -> None:
@@ -162,8 +172,9 @@ def unpack(content: bytes) -> tuple[Launch, ...]:
     return tuple(launches)
 
 
+@functools.lru_cache(maxsize=256)
 def clockwork(rates: Rates) -> Clockwork:
-    """A machine's parameters as arrays."""
+    """A machine's parameters as arrays, which nobody writes to."""
     numbers = (
         rates.granule_bytes,
         rates.latency_narrow,

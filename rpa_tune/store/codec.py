@@ -8,7 +8,15 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
+from rpa_tune.candidate import (
+    Candidate,
+    Correctness,
+    Evaluation,
+    Fidelity,
+    Method,
+    Status,
+    method_of,
+)
 
 SCHEMA = "rpa-store/1"
 
@@ -21,16 +29,16 @@ _LONGEST_US = 1e18
 STAMP_KEYS = ("kernel", "simulator", "jax", "libtpu", "settings", "verifier")
 # What an answer does not depend on: a better simulator does not undo what a TPU took, and a
 # stricter verifier no time.
-_IGNORED = {
+_IGNORED: dict[Method, tuple[str, ...]] = {
     Fidelity.ANALYTICAL: ("verifier",),
     Fidelity.SIMULATED: ("verifier",),
     Fidelity.MEASURED: ("simulator", "verifier"),
-    Fidelity.INTERPRETED: ("simulator",),
+    Correctness.INTERPRETED: ("simulator",),
 }
 
 
 def stamp_of(
-    provenance: Mapping[str, Any], fidelity: Fidelity = Fidelity.SIMULATED
+    provenance: Mapping[str, Any], fidelity: Method = Fidelity.SIMULATED
 ) -> tuple[str, ...]:
     """The part of a provenance that decides whether an answer still holds.
 
@@ -82,7 +90,7 @@ def from_dict(data: Mapping[str, Any]) -> Evaluation:
             raise ValueError(f"digest is {candidate.digest}, but the line says {data['digest']}")
         return Evaluation(
             candidate=candidate,
-            fidelity=Fidelity[data["fidelity"].upper()],
+            fidelity=method_of(_of(str, data["fidelity"])),
             status=Status(data["status"]),
             detail=_of(str, data["detail"]),
             time_us=None if data["time_us"] is None else _time(data["time_us"]),

@@ -12,6 +12,7 @@ What it promises:
 - Lines are never edited. The last answer of a candidate, fidelity and stamp counts.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -22,14 +23,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity
-from rpa_tune.closing import Closing
+from rpa_tune.candidate import Candidate, Evaluation, Method
 from rpa_tune.errors import StoreError
 from rpa_tune.store import codec, notes
 from rpa_tune.store.doubt import fail_alike, is_settled
 from rpa_tune.store.notes import StudyNote, StudyPlan
 
-Key = tuple[str, Fidelity, tuple[str, ...]]
+Key = tuple[str, Method, tuple[str, ...]]
 _StudyKey = tuple[str, str]  # its name, and `Candidate.study`
 
 
@@ -129,7 +129,7 @@ def has_writer(path: Path) -> bool:
     return False
 
 
-class Journal(Closing):
+class Journal(contextlib.AbstractContextManager["Journal"]):
     """The one writer of a store, and an index of what it holds. Use as a context manager."""
 
     def __init__(
@@ -218,7 +218,7 @@ class Journal(Closing):
             _note(note, self._planned, self._ended)
 
     def find(
-        self, candidate: Candidate, fidelity: Fidelity, stamp: Sequence[str]
+        self, candidate: Candidate, fidelity: Method, stamp: Sequence[str]
     ) -> Evaluation | None:
         """The answer that still holds for today's `stamp`, or None when it is to be asked.
 
@@ -250,6 +250,10 @@ class Journal(Closing):
         except OSError as error:
             raise _unwritable(self.path, error) from error
         self._synced_at = time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        """Closes, whatever happened."""
+        self.close()
 
     def close(self) -> None:
         """Syncs and gives the lock back. Closing twice is allowed."""
@@ -286,7 +290,7 @@ def _key_of(evaluation: Evaluation) -> Key:
 
 def _doubtful(answers: Mapping[Key, Evaluation]) -> frozenset[Key]:
     """Questions of studies in which everything failed for one reason."""
-    studies: dict[tuple[str, Fidelity, tuple[str, ...]], list[Key]] = {}
+    studies: dict[tuple[str, Method, tuple[str, ...]], list[Key]] = {}
     for key, answer in answers.items():
         _, fidelity, stamp = key
         studies.setdefault((answer.candidate.study, fidelity, stamp), []).append(key)

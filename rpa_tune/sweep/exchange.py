@@ -29,8 +29,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity
-from rpa_tune.closing import Closing
+from rpa_tune.candidate import Candidate, Evaluation, Method
 from rpa_tune.errors import StoreError, UsageError, install_command
 from rpa_tune.store import codec
 from rpa_tune.store.doubt import TRANSIENT, fail_alike, is_settled
@@ -49,7 +48,7 @@ _SCHEMA_ATTEMPTS = 10
 _CANDIDATE, _RUN, _ANSWER = "rpa-tune:candidate", "rpa-tune:run", "rpa-tune:answer"
 
 
-class Exchange(Closing):
+class Exchange(contextlib.AbstractContextManager["Exchange"]):
     """What one run takes from the others and gives to them. Any number of threads may ask."""
 
     def __init__(self, storage: str, *, beat_s: float = 5.0, grace_s: float = 60.0) -> None:
@@ -91,7 +90,7 @@ class Exchange(Closing):
         evaluate: Evaluate,
         *,
         study: Study,
-        fidelity: Fidelity,
+        fidelity: Method,
         stamp: Sequence[str],
         check: Callable[[], None],
     ) -> Iterator[tuple[Evaluation, bool]]:
@@ -126,6 +125,10 @@ class Exchange(Closing):
                 check()
                 time.sleep(_POLL_S)
             waiting = busy
+
+    def __exit__(self, *error: object) -> None:
+        """Closes, whatever happened."""
+        self.close()
 
     def close(self) -> None:
         """Gives back what this run was asked and did not answer."""
@@ -228,7 +231,7 @@ class Exchange(Closing):
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._storage.set_trial_state_values(trial_id, TrialState.PRUNED)
 
-    def _show(self, study_id: int, study: Study, fidelity: Fidelity) -> text.Shown:
+    def _show(self, study_id: int, study: Study, fidelity: Method) -> text.Shown:
         """Says for people what a study is; the first run does, and all would say the same."""
         with self._lock, self._usable():
             key = (study_id, study.name)

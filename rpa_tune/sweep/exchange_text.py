@@ -15,7 +15,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity
+from rpa_tune.candidate import Candidate, Correctness, Evaluation, Method
 from rpa_tune.sweep.study import Study
 
 SEARCH = "search"  # attribute of a study: what runs that share it must have alike
@@ -28,7 +28,7 @@ _METRICS = ("bound_by", "how")
 class Shown:
     """What Optuna's tools show of a study, the same for every run."""
 
-    def __init__(self, study: Study, fidelity: Fidelity) -> None:
+    def __init__(self, study: Study, fidelity: Method) -> None:
         """Looks at the axes of the study.
 
         Args:
@@ -43,7 +43,7 @@ class Shown:
             "problem": asdict(study.problem),
             SEARCH: {**asdict(study.search), "sampler": study.sampler()},
         }
-        is_check = fidelity is Fidelity.INTERPRETED
+        is_check = fidelity is Correctness.INTERPRETED
         metric = "error, in parts of the tolerance" if is_check else "time us"
         self.system_attributes = {_METRIC_NAMES: [metric]}
 
@@ -57,7 +57,7 @@ class Shown:
         return params, ranges
 
 
-def study_name(candidate: Candidate, fidelity: Fidelity, stamp: Sequence[str]) -> str:
+def study_name(candidate: Candidate, fidelity: Method, stamp: Sequence[str]) -> str:
     """The name of the Optuna study that a candidate's question belongs to, alike in all runs."""
     versions = hashlib.sha256("\0".join(stamp).encode()).hexdigest()[:8]
     return f"{candidate.title}, {fidelity.name.lower()} ({candidate.study} {versions})"
@@ -67,7 +67,7 @@ def state_and_values(answer: Evaluation) -> tuple[TrialState, list[float] | None
     """How a trial ends: complete with a value, or failed without a time or a right result."""
     if not answer.ok:
         return TrialState.FAIL, None
-    if answer.fidelity is Fidelity.INTERPRETED:
+    if answer.fidelity is Correctness.INTERPRETED:
         return TrialState.COMPLETE, [float(answer.metrics.get("error_of_tolerance", 0.0))]
     assert answer.time_us is not None
     return TrialState.COMPLETE, [answer.time_us]

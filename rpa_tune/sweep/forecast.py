@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.candidate import Correctness, Evaluation, Fidelity
 from rpa_tune.evaluate.interpreted import stand_in
-from rpa_tune.families.registry import load_family
 from rpa_tune.models.padding import padding_note
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
@@ -62,21 +61,21 @@ def forecast(
     known = [] if fresh else job.answers
     simulated = [e for e in known if e.fidelity is Fidelity.SIMULATED and e.status not in TRANSIENT]
     each_s, is_known = _mean_seconds(simulated, _GUESSED_CANDIDATE_S)
-    checks = [e for e in known if e.fidelity is Fidelity.INTERPRETED]
+    checks = [e for e in known if e.fidelity is Correctness.INTERPRETED]
     check_s, _ = _mean_seconds(checks, _GUESSED_CHECK_S)
     checked = {(e.candidate.digest, stamp_of(e.provenance, e.fidelity)) for e in checks}
     rows = []
     for study in job.mine:
         space = study.space()
         num_simulated = min(study.search.simulate, len(space.configs))
-        stamp = stamp_of(provenance(load_family(study.family).digest))
-        check_stamp = stamp_of(provenance(load_family(study.family).digest), Fidelity.INTERPRETED)
+        stamp = stamp_of(provenance(study.family.digest))
+        check_stamp = stamp_of(provenance(study.family.digest), Correctness.INTERPRETED)
         own = [e for e in simulated if _belongs(e, study) and stamp_of(e.provenance) == stamp]
         todo = max(0, num_simulated - len(own))
         is_checked = any(
             (stand_in(e.candidate)[0].digest, check_stamp) in checked for e in own if e.ok
         )
-        needs_checks = verify and not load_family(study.family).unverified
+        needs_checks = verify and not study.family.unverified
         num_checks = study.search.configs if needs_checks and (todo or not is_checked) else 0
         rows.append(
             StudyForecast(

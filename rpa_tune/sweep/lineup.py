@@ -9,6 +9,7 @@ and what each of them asks depends neither on how many do, nor on which is quick
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rpa_tune.families.family import Family
 from rpa_tune.sweep.study import Study
 
 
@@ -45,7 +46,7 @@ def line_up(studies: Sequence[Study], num_shards: int = 1) -> list[Place]:
       studies: Those of a plan.
       num_shards: Runs that share the work without seeing each other's answers.
     """
-    by_family: dict[str, list[int]] = {}
+    by_family: dict[Family, list[int]] = {}
     for index, study in enumerate(studies):
         by_family.setdefault(study.family, []).append(index)
     places = []

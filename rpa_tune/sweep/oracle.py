@@ -9,26 +9,25 @@ exchange, it waits for what another run is asking, too.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rpa_tune.candidate import Candidate, Evaluation, Fidelity
+from rpa_tune.candidate import Candidate, Correctness, Evaluation, Fidelity, Method
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.interpreted import stand_in
-from rpa_tune.families.registry import load_family
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.doubt import MAX_ATTEMPTS
 from rpa_tune.store.journal import Journal
 from rpa_tune.store.notes import StudyNote, StudyPlan
 from rpa_tune.sweep.study import Study
-from rpa_tune.sweep.watch import Watch
+from rpa_tune.sweep.watch import Answered, Event, Watch, WaveStarted
 
 if TYPE_CHECKING:
     from rpa_tune.sweep.exchange import Exchange
 
-Evaluators = Mapping[Fidelity, AbstractEvaluator]
+Evaluators = Mapping[Method, AbstractEvaluator]
 
 
 class BudgetSpentError(Exception):
@@ -69,9 +68,9 @@ class Oracle:
         self._deadline = deadline
         self._is_stopped = False
         self._monitor = threading.Condition(threading.RLock())
-        self._being_asked: set[tuple[str, Fidelity]] = set()
+        self._being_asked: set[tuple[str, Method]] = set()
 
-    def ask(self, wave: Sequence[Candidate], study: Study, fidelity: Fidelity) -> list[Evaluation]:
+    def ask(self, wave: Sequence[Candidate], study: Study, fidelity: Method) -> list[Evaluation]:
         """Answers to a wave, in its order; every new one is stored as soon as it is there.
 
         Args:
@@ -85,7 +84,7 @@ class Oracle:
         """
         if fidelity is Fidelity.ANALYTICAL:
             return self._bounds(wave, study)
-        stamp = stamp_of(provenance(load_family(study.family).digest), fidelity)
+        stamp = stamp_of(provenance(study.family.digest), fidelity)
         keys = {(candidate.digest, fidelity) for candidate in wave}
         with self._monitor:
             while keys & self._being_asked:
@@ -93,7 +92,9 @@ class Oracle:
                 self._check()
             found = (self._journal.find(c, fidelity, stamp) for c in wave)
             answers = {answer.candidate.digest: answer for answer in found if answer}
-            self.watch.wave_started(study, fidelity, len(wave), len(answers))
+            self.watch.tell(
+                WaveStarted(study=study, fidelity=fidelity, num=len(wave), num_known=len(answers))
+            )
             self._being_asked |= keys
         try:
             todo = [c for c in wave if c.digest not in answers]
@@ -120,7 +121,7 @@ class Oracle:
         """
         candidate, workload = stand_in(study.candidate(config))
         stood_in = replace(study, problem=candidate.problem, workload=workload)
-        return self.ask([candidate], stood_in, Fidelity.INTERPRETED)[0]
+        return self.ask([candidate], stood_in, Correctness.INTERPRETED)[0]
 
     def num_asked_by(self, study: Study) -> int:
         """Evaluations that a study cost."""
@@ -132,14 +133,10 @@ class Oracle:
         with self._monitor:
             self._journal.append_note(note)
 
-    def tell(self, event: Callable[[Watch], None]) -> None:
-        """Has the watch told, one thread at a time.
-
-        Args:
-          event: Calls a method of the watch.
-        """
+    def tell(self, event: Event) -> None:
+        """Has the watch told, one thread at a time."""
         with self._monitor:
-            event(self.watch)
+            self.watch.tell(event)
 
     def stop(self) -> None:
         """Makes every study end at its next answer, and frees what the evaluators hold."""
@@ -151,7 +148,9 @@ class Oracle:
 
     def _bounds(self, wave: Sequence[Candidate], study: Study) -> list[Evaluation]:
         """Lower bounds of a wave, in its order."""
-        self.tell(lambda watch: watch.wave_started(study, Fidelity.ANALYTICAL, len(wave), 0))
+        self.tell(
+            WaveStarted(study=study, fidelity=Fidelity.ANALYTICAL, num=len(wave), num_known=0)
+        )
         bounds = {}
         for bound in self.evaluators[Fidelity.ANALYTICAL].evaluate_all(wave, study.workload):
             bounds[bound.candidate] = bound
@@ -159,7 +158,7 @@ class Oracle:
         return [bounds[candidate] for candidate in wave]
 
     def _evaluate(
-        self, todo: Sequence[Candidate], study: Study, fidelity: Fidelity, stamp: Sequence[str]
+        self, todo: Sequence[Candidate], study: Study, fidelity: Method, stamp: Sequence[str]
     ) -> Iterator[tuple[Evaluation, bool]]:
         """Answers, and whether this run found them."""
         evaluator = self.evaluators[fidelity]
@@ -181,7 +180,7 @@ class Oracle:
             self._journal.append(evaluation)
             self.num_asked += is_new
             self._num_asked_by[study.name] = self._num_asked_by.get(study.name, 0) + is_new
-            self.watch.answered(study, evaluation)
+            self.watch.tell(Answered(study=study, evaluation=evaluation))
             self._check()
 
     def _check(self) -> None:

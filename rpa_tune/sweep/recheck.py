@@ -14,7 +14,9 @@ from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Evaluation, Fidelity, Status
 from rpa_tune.decide.promote import digest_of_schedules, served_lengths
 from rpa_tune.errors import RpaTuneError, UsageError
+from rpa_tune.families.family import Family
 from rpa_tune.families.registry import known_family, load_family
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import versions
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import SweepPlan
@@ -30,7 +32,7 @@ UNANSWERED = frozenset({Status.CRASHED, Status.COMPILE_TIMEOUT, Status.RUN_TIMEO
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
+class RowCheck:
     """What became of one row.
 
     Attributes:
@@ -69,14 +71,26 @@ def remake(row: TableRow, plans: Sequence[SweepPlan] = ()) -> Study:
     except ValueError as error:
         raise UsageError(f"the problem cannot be rebuilt: {error}") from error
     return Study(
-        name=row.where, family=row.key.family, problem=problem, chip=row.key.chip,
+        name=row.where, family=family_of(row), problem=problem, chip=load_chip(row.key.chip),
         workload=workload,
     )  # fmt: skip
 
 
-def check_versions(row: TableRow, plans: Sequence[SweepPlan] = ()) -> Check:
+def family_of(row: TableRow) -> Family:
+    """The family that a row is for.
+
+    Raises:
+      UsageError: This version has none of that name.
+    """
+    try:
+        return load_family(row.key.family)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_versions(row: TableRow, plans: Sequence[SweepPlan] = ()) -> RowCheck:
     """What can be said of a row without compiling anything; `plans` as in `remake`."""
-    check = Check(row=row, older=older_versions(row))
+    check = RowCheck(row=row, older=older_versions(row))
     try:
         remake(row, plans)
     except UsageError as error:
@@ -88,7 +102,7 @@ def check_versions(row: TableRow, plans: Sequence[SweepPlan] = ()) -> Check:
     )
 
 
-def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> Check:
+def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> RowCheck:
     """Evaluates a row's configs and today's heuristic, and compares.
 
     Args:
@@ -99,8 +113,11 @@ def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> Check
     Raises:
       BudgetSpentError, StoppedError: See `Oracle.ask`.
     """
-    check = Check(row=row, older=older_versions(row))
-    family = load_family(row.key.family)
+    check = RowCheck(row=row, older=older_versions(row))
+    try:
+        family = family_of(row)
+    except UsageError as error:
+        return _with(check, "remake", error.args[0])
     try:
         configs = [family.config_from_dict(fields) for fields in row.configs]
     except ValueError as error:
@@ -123,8 +140,8 @@ def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> Check
 
 
 def compare(
-    check: Check, answers: Sequence[Evaluation], heuristic: Evaluation | None, workload: Workload
-) -> Check:
+    check: RowCheck, answers: Sequence[Evaluation], heuristic: Evaluation | None, workload: Workload
+) -> RowCheck:
     """The check with what today's answers say.
 
     A rank has flipped when today's heuristic is faster than a tuned row, or faster by more than
@@ -183,11 +200,11 @@ def row_time_us(row: TableRow, answers: Sequence[Evaluation], workload: Workload
       answers: To its configs, in their order; all have times.
       workload: In the order of `batch_us`.
     """
+    family = answers[0].candidate.family
     total = sum(weighted.weight for weighted in workload.batches)
     return (
         sum(
-            weighted.weight
-            * answers[row.pick(served_lengths(weighted.batch, row.key.family))].batch_us[i]
+            weighted.weight * answers[row.pick(served_lengths(weighted.batch, family))].batch_us[i]
             for i, weighted in enumerate(workload.batches)
         )
         / total
@@ -221,7 +238,7 @@ def _workload(row: TableRow, plans: Sequence[SweepPlan]) -> tuple[Workload, Work
     for source in (_parts(name), *(plan.workload for plan in plans)):
         try:
             whole = load_workload(source, page_size=row.key.page_size)
-            workload = whole.for_family(*load_family(row.key.family).slots)
+            workload = whole.for_family(*family_of(row).slots)
         except (RpaTuneError, ValueError) as error:
             reasons.append(f"workload {name!r} cannot be rebuilt: {error.args[0]}")
             continue
@@ -247,7 +264,7 @@ def _of_server(row: TableRow, plan: SweepPlan) -> Workload | None:
         return None
     limits = replace(plan.server, only_tokens=tuple(of_key))
     found = shape_workloads(
-        plan.workload, limits, page_size=row.key.page_size, families=[row.key.family]
+        plan.workload, limits, page_size=row.key.page_size, families=[family_of(row)]
     )
     batches = [each.batches[row.key.family] for each in found]
     return next((b for b in batches if b.digest == row.evidence.workload_digest), None)
@@ -270,6 +287,6 @@ def _parts(name: str) -> str | dict[str, float]:
     return {part[1]: float(part[0]) for part in parts}
 
 
-def _with(check: Check, rule: str, message: str) -> Check:
+def _with(check: RowCheck, rule: str, message: str) -> RowCheck:
     found = Finding(rule=rule, where=check.row.where, message=message)
     return replace(check, findings=(*check.findings, found))

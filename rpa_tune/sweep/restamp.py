@@ -10,11 +10,18 @@ from dataclasses import dataclass, replace
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.errors import UsageError
-from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import SweepPlan
-from rpa_tune.sweep.recheck import UNANSWERED, Check, ask, older_versions, refusal, remake
+from rpa_tune.sweep.recheck import (
+    UNANSWERED,
+    RowCheck,
+    ask,
+    family_of,
+    older_versions,
+    refusal,
+    remake,
+)
 from rpa_tune.sweep.study import Study
 from rpa_tune.tables.lint import Finding
 from rpa_tune.tables.row import HEURISTIC, TableRow
@@ -29,7 +36,7 @@ class Restamp:
       new: With today's kernel digest; None when it was not proven, or is not needed.
       findings: Why it was not proven. Their rules: `versions` (made with another jax or libtpu),
         `digest` (the row has none of its schedules), `schedule`, `heuristic` (not what the row was
-        compared with), `wrong` (the interpreter objects), and those of `recheck.Check`.
+        compared with), `wrong` (the interpreter objects), and those of `recheck.RowCheck`.
     """
 
     row: TableRow
@@ -39,11 +46,10 @@ class Restamp:
 
 def find_obstacle(row: TableRow) -> Restamp | None:
     """What can be said of a row without compiling: it is current, or cannot be proven; or None."""
-    family = row.key.family
     try:
         load_chip(row.key.chip)
-        load_family(family)
-    except (UsageError, ValueError) as error:
+        family_of(row)
+    except UsageError as error:
         return left(row, "remake", str(error.args[0]))
     older = older_versions(row)
     if "kernel_digest" not in older:
@@ -95,8 +101,7 @@ def restamp(
         verified, wrong = _verify(row, oracle, study)
         if wrong:
             return Restamp(row=row, findings=wrong)
-    today = load_family(row.key.family).digest
-    evidence = replace(row.evidence, kernel_digest=today, verified=verified)
+    evidence = replace(row.evidence, kernel_digest=study.family.digest, verified=verified)
     return Restamp(row=row, new=replace(row, evidence=evidence))
 
 
@@ -112,7 +117,7 @@ def _named(found: Finding, row: TableRow) -> Finding:
     return replace(found, message=f"{whose} has {found.message}")
 
 
-def _other_heuristic(check: Check, study: Study) -> str:
+def _other_heuristic(check: RowCheck, study: Study) -> str:
     """How today's heuristic differs from the one that the verdict rests on; empty if it does not.
 
     A row keeps no digest of its schedule. Where the row pins it, the configs are equal; else its
@@ -122,7 +127,7 @@ def _other_heuristic(check: Check, study: Study) -> str:
     if isinstance(heuristic, Infeasible):
         return f"today's heuristic cannot exist: {heuristic}"
     if evidence.verdict == HEURISTIC:
-        config_from_dict = load_family(study.family).config_from_dict
+        config_from_dict = study.family.config_from_dict
         if heuristic in [config_from_dict(fields) for fields in check.row.configs]:
             return ""
         return f"the row pins the heuristic of its day; today's is {heuristic}"
@@ -137,8 +142,8 @@ def _other_heuristic(check: Check, study: Study) -> str:
 
 def _verify(row: TableRow, oracle: Oracle, study: Study) -> tuple[str, tuple[Finding, ...]]:
     """How every config was verified, and what the interpreter objects to."""
-    family = load_family(row.key.family)
-    answers = [oracle.verify(family.config_from_dict(fields), study) for fields in row.configs]
+    config_from_dict = study.family.config_from_dict
+    answers = [oracle.verify(config_from_dict(fields), study) for fields in row.configs]
     wrong = tuple(
         Finding(
             rule="unanswered" if answer.status in UNANSWERED else "wrong",

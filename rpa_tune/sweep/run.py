@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rpa_tune.candidate import Fidelity
+from rpa_tune.candidate import Correctness, Fidelity, Method
 from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.compile.pool import TaskPool, WorkerPool
 from rpa_tune.compile.ray_pool import RayPool
@@ -25,7 +25,6 @@ from rpa_tune.evaluate.measured import (
     has_tpu,
 )
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
-from rpa_tune.families.registry import load_family
 from rpa_tune.ranges import RANGES
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.identity import require_same_samplers
@@ -132,13 +131,13 @@ def tune(
     if folder is not None:
         require_writable(folder)
     cache = default_cache_dir() if cache is None else Path(cache)
-    for name in job.plan.families:
-        load_family(name).fetch(cache)
+    for family in dict.fromkeys(study.family for study in job.studies):
+        family.fetch(cache)
     host, measuring = find_measuring_host(job.plan, on_cluster=isinstance(pool, RayPool))
     with tempfile.TemporaryDirectory() as no_cache, _open_exchange(storage, fresh) as exchange:
         made = make_evaluators(job.plan, pool, Path(no_cache) if fresh else cache, measuring)
         if not verify:
-            made.pop(Fidelity.INTERPRETED)
+            made.pop(Correctness.INTERPRETED)
         budget_s = job.plan.budget_s
         with Journal(job.own, ignore_known=fresh, also_known=job.known) as opened:
             run = Sweep(
@@ -207,7 +206,7 @@ def find_measuring_host(
 
 def make_evaluators(
     plan: SweepPlan, pool: TaskPool, cache: Path, measuring: TaskPool | None
-) -> dict[Fidelity, AbstractEvaluator]:
+) -> dict[Method, AbstractEvaluator]:
     """The rungs, and the interpreter for the winners.
 
     Args:
@@ -216,12 +215,12 @@ def make_evaluators(
       cache: Folder of compiles.
       measuring: Where they are measured; None where there is no TPU.
     """
-    made: dict[Fidelity, AbstractEvaluator] = {
+    made: dict[Method, AbstractEvaluator] = {
         Fidelity.ANALYTICAL: AnalyticalEvaluator(),
         Fidelity.SIMULATED: SimulatedEvaluator(
             pool=pool, cache_dir=cache, deadline_s=plan.search.deadline_s
         ),
-        Fidelity.INTERPRETED: InterpretedEvaluator(
+        Correctness.INTERPRETED: InterpretedEvaluator(
             pool=pool, deadline_s=max(plan.search.deadline_s, _LEAST_CHECK_DEADLINE_S)
         ),
     }

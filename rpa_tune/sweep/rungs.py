@@ -11,8 +11,6 @@ from typing import Any
 
 from rpa_tune.candidate import Candidate, Evaluation, Status
 from rpa_tune.decide.objective import yardstick
-from rpa_tune.families.registry import load_family
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import is_larger_everywhere
 from rpa_tune.sweep.sampler import AbstractSampler, Search
@@ -162,8 +160,8 @@ def dominated(
       answers: Known so far, of the same study.
       axes: The study's axes.
     """
-    scratch_bytes = load_family(candidate.family).scratch_bytes
-    target = load_chip(candidate.chip).target
+    scratch_bytes = candidate.family.scratch_bytes
+    target = candidate.chip.target
     for answer in answers:
         other = answer.candidate
         if answer.status is not Status.OUT_OF_MEMORY:

@@ -14,8 +14,7 @@ from typing import Any
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.decide.objective import EXPECTED_TIME, yardstick
 from rpa_tune.decide.promote import Decision
-from rpa_tune.families.registry import load_family
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.families.registry import known_family
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.sweep.study import Study
@@ -49,10 +48,8 @@ def neighbour_seeds(study: Study, winners: Sequence[Winner]) -> list[Any]:
     Returns:
       At most `MAX_SEEDS` configs that fit.
     """
-    key = tuning_key(study.problem, study.chip, study.family)
-    target = load_chip(study.chip).target
-    configs = nearest_first(key, winners)
-    check = load_family(study.family).check
+    check, target = study.family.check, study.chip.target
+    configs = nearest_first(study.key, winners)
     return [c for c in configs if check(study.problem, c, target) is None][:MAX_SEEDS]
 
 
@@ -101,9 +98,7 @@ def winners_of_store(answers: Iterable[Evaluation], studies: Sequence[Study]) ->
       answers: All of a store, in any order.
       studies: Of the run; today's answers to them are left out.
     """
-    today = {
-        study.family: stamp_of(provenance(load_family(study.family).digest)) for study in studies
-    }
+    today = {study.family: stamp_of(provenance(study.family.digest)) for study in studies}
     own = {(study.family, study.problem, study.chip, study.workload.digest) for study in studies}
     rounds: dict[Any, dict[Any, list[Evaluation]]] = {}
     for answer in answers:
@@ -119,17 +114,19 @@ def winners_of_store(answers: Iterable[Evaluation], studies: Sequence[Study]) ->
 
 
 def winners_of_tables(rows: Iterable[TableRow], studies: Sequence[Study]) -> list[Winner]:
-    """The configs of table rows; a row of a kernel that has other fields since is left out.
+    """The configs of table rows, but for those of kernels that are unknown or have other fields.
 
     Args:
       rows: Of all families and chips.
       studies: Of the run; rows under their keys are left out.
     """
-    own = {tuning_key(study.problem, study.chip, study.family) for study in studies}
+    own = {study.key for study in studies}
     winners = []
     for row in rows:
-        family = load_family(row.key.family)
-        for fields in row.configs if row.key not in own else ():
+        family = known_family(row.key.family)
+        if family is None or row.key in own:
+            continue
+        for fields in row.configs:
             try:
                 winners.append(Winner(key=row.key, config=family.config_from_dict(fields)))
             except ValueError:
@@ -138,7 +135,7 @@ def winners_of_tables(rows: Iterable[TableRow], studies: Sequence[Study]) -> lis
 
 
 def _winner(candidate: Candidate) -> Winner:
-    key = tuning_key(candidate.problem, candidate.chip, candidate.family)
+    key = tuning_key(candidate.problem, candidate.chip.name, candidate.family.name)
     return Winner(key=key, config=candidate.config)
 
 
@@ -149,7 +146,7 @@ def _last_time(answers: Sequence[Evaluation]) -> str:
 
 def _best(answers: Sequence[Evaluation]) -> Evaluation:
     """The fastest at the highest fidelity among them."""
-    top = max(answer.fidelity for answer in answers)
+    top = max(answer.rung for answer in answers)
     measure = yardstick(answers, EXPECTED_TIME)
     return min(
         (answer for answer in answers if answer.fidelity is top),

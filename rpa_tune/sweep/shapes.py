@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
-from rpa_tune.families.registry import load_family
+from rpa_tune.families.family import Family
 from rpa_tune.models.buckets import Limits, Shape
 from rpa_tune.workload.batches import WeightedBatch
 from rpa_tune.workload.build import Served, condense, serve
@@ -39,7 +39,7 @@ class ShapeWorkload:
 
     Attributes:
       shape: Tokens and sequences of the arrays.
-      batches: Family -> the batches that launch it.
+      batches: Name of a family -> the batches that launch it.
     """
 
     shape: Shape
@@ -51,7 +51,7 @@ def shape_workloads(
     limits: Limits,
     *,
     page_size: int,
-    families: Sequence[str],
+    families: Sequence[Family],
 ) -> list[ShapeWorkload]:
     """The batches of each shape of a server.
 
@@ -74,7 +74,7 @@ def shape_workloads(
             make = _made_of_steps(_serve(mapping, limits, shape, page_size), shape)
         else:
             make = _made_of_batches(whole, shape)  # type: ignore[arg-type]
-        found.append(ShapeWorkload(shape=shape, batches={name: make(name) for name in families}))
+        found.append(ShapeWorkload(shape=shape, batches={f.name: make(f) for f in families}))
     return found
 
 
@@ -112,35 +112,35 @@ def _serve(mapping: Mapping[str, Any], limits: Limits, shape: Shape, page_size: 
     return serve(read_spec(overlay(mapping, {"engine": engine}), page_size=page_size))
 
 
-def _made_of_steps(served: Served, shape: Shape) -> Callable[[str], Workload]:
+def _made_of_steps(served: Served, shape: Shape) -> Callable[[Family], Workload]:
     """Family -> its batches, made of an engine's steps."""
 
-    def make(family: str) -> Workload:
+    def make(family: Family) -> Workload:
         launching = [step for step in served.steps if _launches(step, family)]
         steps, what = _choose(launching, shape, lambda s: (int(s.q_lens.sum()), s.num_seqs))
         thinned = steps[:: -(-len(steps) // _MOST_STEPS) or 1]
         if not thinned:
-            raise ValueError(f"workload {served.spec.name!r} never launches family {family!r}")
+            raise ValueError(f"workload {served.spec.name!r} never launches family {family.name!r}")
         spec = replace(served.spec, name=f"{served.spec.name}, {what}")
         kept = condense(replace(served, spec=spec, steps=tuple(thinned)))
-        return kept.workload.for_family(*load_family(family).slots)
+        return kept.workload.for_family(*family.slots)
 
     return make
 
 
-def _made_of_batches(whole: Workload, shape: Shape) -> Callable[[str], Workload]:
+def _made_of_batches(whole: Workload, shape: Shape) -> Callable[[Family], Workload]:
     """Family -> its batches, picked from those of a workload."""
 
-    def make(family: str) -> Workload:
+    def make(family: Family) -> Workload:
         launching = [
             wb
-            for wb in whole.for_family(*load_family(family).slots).batches
+            for wb in whole.for_family(*family.slots).batches
             if wb.batch.num_tokens <= shape.num_tokens and wb.batch.num_seqs <= shape.num_seqs
         ]
         kept, what = _choose(launching, shape, lambda wb: (wb.batch.num_tokens, wb.batch.num_seqs))
         if not kept:
             raise UsageError(
-                f"workload {whole.name!r} has no batch with {family} sequences that fits "
+                f"workload {whole.name!r} has no batch with {family.name} sequences that fits "
                 f"{shape.num_tokens} tokens and {shape.num_seqs} sequences",
                 hint="name the shapes it has batches for (server: {tokens: [...]}), "
                 "or give a workload of requests",
@@ -155,9 +155,9 @@ def _made_of_batches(whole: Workload, shape: Shape) -> Callable[[str], Workload]
     return make
 
 
-def _launches(step: EngineStep, family: str) -> bool:
+def _launches(step: EngineStep, family: Family) -> bool:
     count = {"decode": step.num_decode, "prefill": step.num_prefill, "mixed": step.num_mixed}
-    return any(count[slot] for slot in load_family(family).slots)
+    return any(count[slot] for slot in family.slots)
 
 
 def _choose(

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.candidate import Correctness, Evaluation, Fidelity, Method
 from rpa_tune.errors import StoreError
 from rpa_tune.models.padding import padding_note
 from rpa_tune.store import codec, journal
@@ -68,13 +68,13 @@ class StoreStatus:
     def to_dict(self, *, with_stops: bool) -> dict[str, Any]:
         """JSON form; with every candidate that stopped, if asked for."""
         evaluations = self.evaluations
-        every_check = [e for e in evaluations if e.fidelity is Fidelity.INTERPRETED]
-        timed = [e for e in evaluations if e.fidelity is not Fidelity.INTERPRETED]
+        every_check = [e for e in evaluations if e.fidelity is Correctness.INTERPRETED]
+        timed = [e for e in evaluations if e.fidelity is not Correctness.INTERPRETED]
         plans = _merged(p for c in self.contents.values() for p in c.plans)
         # A run without --shard begins what a shard has ended: one ending is enough.
         notes = {n.study: n for c in self.contents.values() for n in c.notes}
         # A check of other kernels says nothing of those that were planned last.
-        stamps = {_stamp(plan, Fidelity.INTERPRETED) for plan in plans.values()}
+        stamps = {_stamp(plan, Correctness.INTERPRETED) for plan in plans.values()}
         checks = [e for e in every_check if not stamps or _stamp_of(e) in stamps]
         groups = _by_study(timed)
         for plan in plans.values():
@@ -148,7 +148,7 @@ def _summarize(
     # Times of other versions are no times of what was planned last, and not to be mixed with them.
     current = [e for e in group if plan is None or _stamp_of(e) == _stamp(plan, e.fidelity)]
     timed = [e for e in current if e.time_us is not None]
-    highest = max((e.fidelity for e in timed), default=None)
+    highest = max((e.rung for e in timed), default=None)
     times = [e.time_us or 0.0 for e in timed if e.fidelity is highest]
     heuristic = [
         e.time_us for e in timed
@@ -182,7 +182,7 @@ def _stamp_of(evaluation: Evaluation) -> tuple[str, ...]:
     return codec.stamp_of({**evaluation.provenance, "verifier": ""}, evaluation.fidelity)
 
 
-def _stamp(plan: StudyPlan, fidelity: Fidelity) -> tuple[str, ...]:
+def _stamp(plan: StudyPlan, fidelity: Method) -> tuple[str, ...]:
     """The stamp that an answer of the plan's versions has."""
     # Stores of older versions have shorter stamps: what they lack counts as empty.
     return codec.stamp_of(dict(zip(codec.STAMP_KEYS, plan.stamp, strict=False)), fidelity)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -11,8 +11,9 @@ from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
 from rpa_tune.errors import RpaTuneError, UsageError
+from rpa_tune.families.family import Family
 from rpa_tune.families.registry import load_family
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.models.buckets import Shape
 from rpa_tune.models.catalog import Share, load_model, problems_for
 from rpa_tune.provenance import provenance
@@ -24,6 +25,7 @@ from rpa_tune.sweep.plan import SweepPlan
 from rpa_tune.sweep.sampler import Search
 from rpa_tune.sweep.sampler_choice import MAX_KRIGING_POOL, sampler_identity
 from rpa_tune.sweep.shapes import problem_of_shape, shape_workloads
+from rpa_tune.tables.key import TuningKey, tuning_key
 from rpa_tune.workload.workload import Workload, load_workload
 
 
@@ -35,29 +37,27 @@ class Study:
       name: `chip/model/family`, with what else varies in the plan.
       family: Kernel family.
       problem: Static shapes and dtypes.
-      chip: Name in the chip table.
+      chip: Where it runs.
       workload: The batches that launch this family.
       overrides: Axis -> values, replacing the family's own.
       search: How hard to look.
     """
 
     name: str
-    family: str
+    family: Family
     problem: Problem
-    chip: str
+    chip: Chip
     workload: Workload
     overrides: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     search: Search = field(default_factory=Search)
 
     def space(self) -> Space:
         """The configs that can exist."""
-        family = load_family(self.family)
-        return build_space(family, self.problem, load_chip(self.chip).target, self.overrides)
+        return build_space(self.family, self.problem, self.chip.target, self.overrides)
 
     def axes(self) -> tuple[Axis, ...]:
         """The axes of the space, without looking at its configs."""
-        family = load_family(self.family)
-        return build_axes(family, self.problem, load_chip(self.chip).target, self.overrides)
+        return build_axes(self.family, self.problem, self.chip.target, self.overrides)
 
     def sampler(self) -> dict[str, str]:
         """Who chooses what is simulated, with the versions that decide it."""
@@ -68,12 +68,17 @@ class Study:
 
     def heuristic(self) -> Any | Infeasible:
         """The family's own choice, which every search has to beat."""
-        return load_family(self.family).default_config(self.problem, load_chip(self.chip).target)
+        return self.family.default_config(self.problem, self.chip.target)
 
     @property
     def digest(self) -> str:
         """`Candidate.study` of its candidates."""
         return self.candidate(None).study
+
+    @property
+    def key(self) -> TuningKey:
+        """What its row is looked up by."""
+        return tuning_key(self.problem, self.chip.name, self.family.name)
 
     def note(self) -> StudyPlan:
         """What the store keeps of it before it begins."""
@@ -83,7 +88,7 @@ class Study:
             study=self.digest,
             num_evaluations=self.search.simulate,
             heuristic=None if isinstance(heuristic, Infeasible) else asdict(heuristic),
-            stamp=stamp_of(provenance(load_family(self.family).digest)),
+            stamp=stamp_of(provenance(self.family.digest)),
             sampler=self.sampler(),
         )
 
@@ -108,12 +113,14 @@ def build_studies(plan: SweepPlan) -> list[Study]:
         the workload never launches; with the plan's file and line.
     """
     studies = []
+    families = [load_family(name) for name in plan.families]
+    chips = [load_chip(name) for name in plan.chips]
     for page_size in plan.page_sizes:
         with _blame(plan, "workload"):
             workload = load_workload(plan.workload, page_size=page_size)
-            judged = _judged_on(plan, workload, page_size)
+            judged = _judged_on(plan, families, workload, page_size)
         for chip, model, tp, kv_dtype in itertools.product(
-            plan.chips, plan.models, plan.tps, plan.kv_dtypes
+            chips, plan.models, plan.tps, plan.kv_dtypes
         ):
             found = _shares(plan, workload, model, page_size, tp, kv_dtype)
             for share, (shape, batches) in itertools.product(found, judged):
@@ -121,21 +128,19 @@ def build_studies(plan: SweepPlan) -> list[Study]:
                 if plan.server is not None and shape is not None:
                     problem = problem_of_shape(problem, plan.server, shape)
                 with _blame(plan, "page_size"):
-                    load_chip(chip).require_room(
-                        page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs
-                    )
-                labels = _labels(plan, chip, model, replace(share, problem=problem), tp)
+                    chip.require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
+                labels = _labels(plan, chip.name, model, replace(share, problem=problem), tp)
                 studies += [
                     Study(
-                        name="/".join([*labels, family]),
+                        name="/".join([*labels, family.name]),
                         family=family,
                         problem=problem,
                         chip=chip,
-                        workload=batches[family],
-                        overrides=plan.overrides.get(family, {}),
+                        workload=batches[family.name],
+                        overrides=plan.overrides.get(family.name, {}),
                         search=_search(plan, family),
                     )
-                    for family in plan.families
+                    for family in families
                 ]
     return _merged(studies)
 
@@ -152,26 +157,19 @@ def _merged(studies: list[Study]) -> list[Study]:
 
 
 def _judged_on(
-    plan: SweepPlan, workload: Workload, page_size: int
+    plan: SweepPlan, families: Sequence[Family], workload: Workload, page_size: int
 ) -> list[tuple[Shape | None, Mapping[str, Workload]]]:
     """Family -> its batches, for each shape of the plan's server; one entry without a server."""
     with _blame(plan, "families"):
         if plan.server is None:
-            return [
-                (
-                    None,
-                    {name: workload.for_family(*load_family(name).slots) for name in plan.families},
-                )
-            ]
-        found = shape_workloads(
-            plan.workload, plan.server, page_size=page_size, families=plan.families
-        )
+            return [(None, {f.name: workload.for_family(*f.slots) for f in families})]
+        found = shape_workloads(plan.workload, plan.server, page_size=page_size, families=families)
     return [(each.shape, each.batches) for each in found]
 
 
-def _search(plan: SweepPlan, family: str) -> Search:
+def _search(plan: SweepPlan, family: Family) -> Search:
     """The plan's search, for no more configs a problem than the family's rows can have."""
-    search, most = plan.search, load_family(family).most_configs
+    search, most = plan.search, family.most_configs
     return search if most is None else replace(search, configs=min(most, search.configs))
 
 

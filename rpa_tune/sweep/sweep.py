@@ -12,9 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rpa_kernels.infeasible import Infeasible
-from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.candidate import Correctness, Evaluation, Fidelity
 from rpa_tune.decide.promote import Decision, decide
-from rpa_tune.families.registry import load_family
 from rpa_tune.space.space import Space
 from rpa_tune.store.doubt import MOST_ALIKE, fail_alike
 from rpa_tune.store.journal import Journal
@@ -27,7 +26,7 @@ from rpa_tune.sweep.sampler import AbstractSampler, Search
 from rpa_tune.sweep.sampler_choice import make_sampler
 from rpa_tune.sweep.seeds import Winner, decided, neighbour_seeds
 from rpa_tune.sweep.study import Study
-from rpa_tune.sweep.watch import Watch
+from rpa_tune.sweep.watch import StudyFinished, StudyStarted, SweepStarted, Watch
 
 if TYPE_CHECKING:
     from rpa_tune.sweep.exchange import Exchange
@@ -94,7 +93,7 @@ class Sweep:
         """
         places = [p for p in line_up(studies, self.num_shards) if shard in (0, p.shard)]
         mine = [studies[place.index] for place in places]
-        self.oracle.tell(lambda watch: watch.sweep_started(mine))
+        self.oracle.tell(SweepStarted(studies=mine))
         for place in places:
             self.oracle.note(studies[place.index].note())
         decisions: dict[int, Decision | None] = {}
@@ -135,7 +134,7 @@ class Sweep:
     def _note_end(self, result: StudyResult) -> None:
         """Stores what a study came to, and has the watch told."""
         self.oracle.note(result.note())
-        self.oracle.tell(lambda watch: watch.study_finished(result))
+        self.oracle.tell(StudyFinished(result=result))
 
     def run_study(self, study: Study, decisions: Sequence[Decision] = ()) -> StudyResult:
         """Climbs the ladder: many cheap answers, few dear ones.
@@ -145,7 +144,7 @@ class Sweep:
           decisions: Of studies whose winners it starts from.
         """
         space = study.space()
-        self.oracle.tell(lambda watch: watch.study_started(study, space))
+        self.oracle.tell(StudyStarted(study=study, space=space))
         heuristic = study.heuristic()
         seeds = [] if isinstance(heuristic, Infeasible) else [heuristic]
         seeds += neighbour_seeds(study, [*decided(decisions), *self.winners])
@@ -194,8 +193,8 @@ class Sweep:
 
     def _is_measured(self, study: Study) -> bool:
         """Whether a study's finalists are measured: where its chip is, if they can be launched."""
-        is_here = Fidelity.MEASURED in self.evaluators and study.chip == self.chip_here
-        return is_here and study.search.measure > 0 and load_family(study.family).is_launched
+        is_here = Fidelity.MEASURED in self.evaluators and study.chip.name == self.chip_here
+        return is_here and study.search.measure > 0 and study.family.is_launched
 
     def _measured(self, result: StudyResult, heuristic: Any) -> StudyResult:
         """The result by what the device says about the finalists.
@@ -226,8 +225,8 @@ class Sweep:
 
         What could not be checked (a timeout, a crash) is not promoted either.
         """
-        family = load_family(result.study.family)
-        if Fidelity.INTERPRETED not in self.evaluators or family.unverified:
+        family = result.study.family
+        if Correctness.INTERPRETED not in self.evaluators or family.unverified:
             return result  # its row says so
         asked: dict[Any, Evaluation] = {}
         while row := result.row():

@@ -7,6 +7,14 @@ from typing import Any
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.space.space import Space
 from rpa_tune.sweep.study import Study
+from rpa_tune.sweep.watch import (
+    Answered,
+    Event,
+    StudyFinished,
+    StudyStarted,
+    SweepStarted,
+    WaveStarted,
+)
 
 
 class Score:
@@ -23,8 +31,8 @@ class Score:
         """Takes note of a time; a measured one ends simulated ones."""
         if evaluation.time_us is None:
             return
-        if evaluation.fidelity > self._fidelity:
-            self._fidelity = evaluation.fidelity
+        if evaluation.rung > self._fidelity:
+            self._fidelity = evaluation.rung
             self.best_us = self.heuristic_us = None
         if self.best_us is None or evaluation.time_us < self.best_us:
             self.best_us = evaluation.time_us
@@ -62,33 +70,43 @@ class Tally:
         self.num_finished = 0
         self.num_new = 0
 
-    def start(self, studies: Sequence[Study]) -> None:
-        """The studies of the run are known; each simulates and checks as many as it may."""
+    def count(self, event: Event) -> None:
+        """Something happened."""
+        match event:
+            case SweepStarted():
+                self._start(event.studies)
+            case StudyStarted():
+                self._start_study(event.study, event.space)
+            case WaveStarted():
+                self._start_wave(event)
+            case Answered():
+                self._add(event.study, event.evaluation)
+            case StudyFinished():
+                self.num_finished += 1
+                self._left.pop(event.result.study.name, None)
+
+    def _start(self, studies: Sequence[Study]) -> None:
+        """Each study simulates and checks as many as it may."""
         self.num_studies = len(studies)
         self._left = {s.name: s.search.simulate + s.search.configs for s in studies}
 
-    def start_study(self, study: Study, space: Space) -> None:
-        """A study's space is known, and may be smaller than what it may simulate."""
+    def _start_study(self, study: Study, space: Space) -> None:
+        """The space may be smaller than what the study may simulate."""
         self.scores[study.name] = Score(study)
         most = min(study.search.simulate, len(space.configs)) + study.search.configs
         self._left[study.name] = most
 
-    def start_wave(self, study: Study, num: int, num_known: int, fidelity: Fidelity) -> None:
+    def _start_wave(self, wave: WaveStarted) -> None:
         """What the store knows costs nothing. How many are measured is known only now."""
-        if fidelity is Fidelity.MEASURED:
-            self._left[study.name] = self._left.get(study.name, 0) + num
-        self._take(study, num_known)
+        if wave.fidelity is Fidelity.MEASURED:
+            name = wave.study.name
+            self._left[name] = self._left.get(name, 0) + wave.num
+        self._take(wave.study, wave.num_known)
 
-    def add(self, study: Study, evaluation: Evaluation) -> None:
-        """An answer came."""
+    def _add(self, study: Study, evaluation: Evaluation) -> None:
         self.scores[study.name].add(evaluation)
         self.num_new += 1
         self._take(study, 1)
-
-    def finish_study(self, study: Study) -> None:
-        """A study is decided."""
-        self.num_finished += 1
-        self._left.pop(study.name, None)
 
     @property
     def elapsed_s(self) -> float:

@@ -1,17 +1,71 @@
-"""What a sweep tells its surroundings while it runs. The default listens to nothing."""
+"""What a sweep tells its surroundings while it runs: records, and who is told them.
+
+The default listens to nothing.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.candidate import Evaluation, Method
 from rpa_tune.space.space import Space
 from rpa_tune.sweep.result import StudyResult
 from rpa_tune.sweep.study import Study
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepStarted:
+    """The studies of this run are known."""
+
+    studies: Sequence[Study]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyStarted:
+    """A study begins; its space is known."""
+
+    study: Study
+    space: Space
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WaveStarted:
+    """Candidates are asked.
+
+    Attributes:
+      study: Theirs.
+      fidelity: How they are answered.
+      num: How many.
+      num_known: How many of them the store knows.
+    """
+
+    study: Study
+    fidelity: Method
+    num: int
+    num_known: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """An evaluator answered, and the answer is in the store. Bounds are not told."""
+
+    study: Study
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyFinished:
+    """A study is decided."""
+
+    result: StudyResult
+
+
+Event = SweepStarted | StudyStarted | WaveStarted | Answered | StudyFinished
+
+
 class Watch:
-    """Callbacks of a running sweep, inside its `with`; replace those that matter."""
+    """Is told every event of a running sweep, inside its `with`, by one thread at a time."""
 
     def __enter__(self) -> Self:
         """The sweep begins."""
@@ -25,17 +79,5 @@ class Watch:
     ) -> None:
         """The sweep has ended."""
 
-    def sweep_started(self, studies: Sequence[Study]) -> None:
-        """The studies of this run are known."""
-
-    def study_started(self, study: Study, space: Space) -> None:
-        """A study begins; its space is known."""
-
-    def wave_started(self, study: Study, fidelity: Fidelity, num: int, num_known: int) -> None:
-        """`num` candidates are asked at `fidelity`; the store knows `num_known` of them."""
-
-    def answered(self, study: Study, evaluation: Evaluation) -> None:
-        """An evaluator answered, and the answer is in the store. Bounds are not told."""
-
-    def study_finished(self, result: StudyResult) -> None:
-        """A study is decided."""
+    def tell(self, event: Event) -> None:
+        """Something happened."""

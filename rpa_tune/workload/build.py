@@ -10,7 +10,7 @@ from rpa_tune.workload.arrivals import Process
 from rpa_tune.workload.batches import WeightedBatch, Workload
 from rpa_tune.workload.compress import Compression, compress
 from rpa_tune.workload.cost import ProxyCosts, StepCosts
-from rpa_tune.workload.engine import Engine, EngineStats
+from rpa_tune.workload.engine import EngineStats, SimulatedEngine
 from rpa_tune.workload.facts import TraceFacts
 from rpa_tune.workload.request import Request
 from rpa_tune.workload.spec import CaptureSource, TraceSource, WorkloadSpec
@@ -119,7 +119,7 @@ def _simulate(spec: WorkloadSpec, source: TraceSource | Synthetic) -> Served:
     if facts is None or not facts.has_times:
         spec = _without_times(spec, "the trace has" if facts else "synthetic requests have")
     requests = spec.arrivals.apply(requests, seed=spec.seed)
-    engine = Engine(
+    engine = SimulatedEngine(
         requests, spec.knobs, max_concurrency=spec.arrivals.max_concurrency, seed=spec.seed
     )
     steps, num_all_steps = _run(engine, len(requests), spec.compress.steady_state)
@@ -175,7 +175,7 @@ def _replay(spec: WorkloadSpec, source: CaptureSource) -> Served:
 
 
 def _run(
-    engine: Engine, num_requests: int, steady_state: bool
+    engine: SimulatedEngine, num_requests: int, steady_state: bool
 ) -> tuple[tuple[EngineStep, ...], int]:
     """(Steps between the ramps, or all if there are none or all are wanted; number of all)."""
     steps, steady = [], []
@@ -188,7 +188,8 @@ def _run(
 
 def _workload(served: Served, compression: Compression) -> Workload:
     spec = served.spec
-    keep_tables = spec.compress.page_tables == "engine"
+    tables = spec.compress.page_tables
+    keep_tables = tables == "engine" or (tables is None and served.stats is not None)
     return Workload(
         name=spec.name,
         source=spec.source,

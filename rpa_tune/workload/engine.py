@@ -7,8 +7,7 @@ drafts are accepted) from the seed alone.
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator
-from collections.abc import Sequence as Seq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from rpa_tune.workload.knobs import EngineKnobs, KvRole
 from rpa_tune.workload.request import Request
-from rpa_tune.workload.scheduler import Chosen, SchedulerState, Sequence
+from rpa_tune.workload.scheduler import Chosen, EngineSequence, SchedulerState
 from rpa_tune.workload.step import EngineStep
 
 Int32Array = npt.NDArray[np.int32]
@@ -42,12 +41,12 @@ class EngineStats:
     engine_s: float
 
 
-class Engine:
+class SimulatedEngine:
     """Serves requests step by step; `run` once."""
 
     def __init__(
         self,
-        requests: Seq[Request],
+        requests: Sequence[Request],
         knobs: EngineKnobs,
         *,
         max_concurrency: int | None = None,
@@ -139,7 +138,7 @@ class Engine:
             prefills = self._knobs.kv_role is KvRole.PREFILL
             goal = request.prompt_tokens + (1 if prefills else request.output_tokens)
             self._state.waiting.append(
-                Sequence(
+                EngineSequence(
                     request=request,
                     number=number,
                     goal=min(goal, self._knobs.max_model_len),

@@ -6,6 +6,8 @@
 import enum
 from dataclasses import dataclass, field
 
+from rpa_tune.workload.pages import PageReuse
+
 
 class Scheduler(enum.StrEnum):
     """Whose scheduling policy the engine follows."""
@@ -81,6 +83,9 @@ class EngineKnobs:
       long_prefill_token_threshold: `vllm` only: new tokens of one prompt in one launch, at most; 0
         for no cap.
       enable_prefix_caching: Whether pages with known text are reused.
+      page_reuse: Where freed pages go; None for what the scheduler's engine does: `uncached_first`
+        for `vllm`, `lowest_first` for `sglang`. `least_recent` is vLLM before it told pages with
+        known text from others.
       enable_mixed_chunk: `sglang` only: whether decodes join prompt launches.
       num_speculative_tokens: Draft tokens verified with every decode; q is one more.
       acceptance_rate: Chance that a draft token is accepted, given that those before it were.
@@ -97,6 +102,7 @@ class EngineKnobs:
     enable_chunked_prefill: bool = True
     long_prefill_token_threshold: int = 0
     enable_prefix_caching: bool = True
+    page_reuse: PageReuse | None = None
     enable_mixed_chunk: bool = False
     num_speculative_tokens: int = 0
     acceptance_rate: float = 0.7
@@ -147,6 +153,17 @@ class EngineKnobs:
                 f"{self.pages_of(self.max_model_len)} pages of one sequence of "
                 f"max_model_len={self.max_model_len}"
             )
+
+    @property
+    def reuse(self) -> PageReuse:
+        """Where freed pages go."""
+        if self.page_reuse is not None:
+            return self.page_reuse
+        if self.scheduler is Scheduler.SGLANG:
+            return PageReuse.LOWEST_FIRST
+        # Without a prefix cache vLLM appends all pages, as it always did.
+        cached = self.enable_prefix_caching
+        return PageReuse.UNCACHED_FIRST if cached else PageReuse.LEAST_RECENT
 
     @property
     def num_pages(self) -> int:

@@ -123,7 +123,7 @@ DISTRIBUTIONS: Mapping[str, type[Distribution]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lengths:
+class LengthSampler:
     """A distribution cut to [`least`, `most`].
 
     Attributes:
@@ -146,7 +146,7 @@ class Lengths:
         return np.clip(self.distribution.draw(random, count), self.least, self.most)
 
 
-def read_lengths(data: Any, where: str) -> Lengths:
+def read_lengths(data: Any, where: str) -> LengthSampler:
     """Reads `512`, or `{lognormal: {median: 512, sigma: 0.8}, least: 1, most: 4096}`.
 
     Raises:
@@ -165,7 +165,7 @@ def read_lengths(data: Any, where: str) -> Lengths:
         )
     kind = named[0]
     distribution = read_record(DISTRIBUTIONS[kind], data[kind], f"{where}.{kind}")
-    return read_record(Lengths, limits, where, distribution=distribution)
+    return read_record(LengthSampler, limits, where, distribution=distribution)
 
 
 def _rounded(values: npt.NDArray[np.float64]) -> IntArray:

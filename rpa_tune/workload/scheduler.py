@@ -19,7 +19,7 @@ from rpa_tune.workload.request import Request
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
-class Sequence:
+class EngineSequence:
     """A request inside the engine; the one mutable record of the package.
 
     Attributes:
@@ -57,7 +57,7 @@ def _end_tokens(pair: tuple[str, int]) -> int:
     return pair[1]
 
 
-Chosen = list[tuple[Sequence, int]]
+Chosen = list[tuple[EngineSequence, int]]
 
 
 class SchedulerState:
@@ -66,9 +66,9 @@ class SchedulerState:
     def __init__(self, knobs: EngineKnobs) -> None:
         """Starts empty."""
         self.knobs = knobs
-        self.pool = PagePool(knobs.num_pages)
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.pool = PagePool(knobs.num_pages, knobs.reuse)
+        self.waiting: deque[EngineSequence] = deque()
+        self.running: list[EngineSequence] = []
         self.num_preemptions = 0
         self.num_cached_tokens = 0
 
@@ -84,12 +84,12 @@ class SchedulerState:
                 raise RuntimeError("no sequence can be scheduled although pages are free")
         return chosen
 
-    def finish(self, sequence: Sequence) -> None:
+    def finish(self, sequence: EngineSequence) -> None:
         """Takes a finished sequence out and frees its pages."""
         self.running.remove(sequence)
         self.pool.release(sequence.pages)
 
-    def remember(self, sequence: Sequence) -> None:
+    def remember(self, sequence: EngineSequence) -> None:
         """Offers the pages that became full to the prefix cache."""
         block_size = self.knobs.block_size
         for index in range(sequence.num_remembered, sequence.computed // block_size):
@@ -153,7 +153,7 @@ class SchedulerState:
             chosen.append((sequence, tokens))
         return chosen
 
-    def _tokens_wanted(self, sequence: Sequence, budget: int) -> int:
+    def _tokens_wanted(self, sequence: EngineSequence, budget: int) -> int:
         """New tokens for a sequence: the rest of its text, or one token and its drafts."""
         tokens = sequence.known - sequence.computed
         if sequence.computed >= sequence.text_end:
@@ -164,10 +164,10 @@ class SchedulerState:
             tokens = min(tokens, self.knobs.long_prefill_token_threshold)
         return min(tokens, budget)
 
-    def _pages_missing(self, sequence: Sequence, tokens: int) -> int:
+    def _pages_missing(self, sequence: EngineSequence, tokens: int) -> int:
         return -(-(sequence.computed + tokens) // self.knobs.block_size) - len(sequence.pages)
 
-    def _grow(self, sequence: Sequence, tokens: int) -> bool:
+    def _grow(self, sequence: EngineSequence, tokens: int) -> bool:
         """Takes the pages that `tokens` more need; False when they are not there."""
         missing = self._pages_missing(sequence, tokens)
         if missing <= 0:
@@ -177,7 +177,7 @@ class SchedulerState:
         sequence.pages.extend(self.pool.take(missing))
         return True
 
-    def _grow_or_preempt(self, sequence: Sequence, tokens: int) -> bool:
+    def _grow_or_preempt(self, sequence: EngineSequence, tokens: int) -> bool:
         """Grows a sequence, preempting the latest ones; False when it was preempted itself."""
         while not self._grow(sequence, tokens):
             victim = self.running[-1]
@@ -201,7 +201,7 @@ class SchedulerState:
             self._preempt(victim[0])
             self.waiting.append(victim[0])
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: EngineSequence) -> None:
         """Takes a sequence's pages away; it will compute its text again, drafts forgotten."""
         self.running.remove(sequence)
         self.pool.release(sequence.pages)
@@ -249,7 +249,7 @@ class SchedulerState:
             chosen.append((sequence, tokens))
             budget -= tokens
 
-    def _shared_pages(self, sequence: Sequence) -> list[int]:
+    def _shared_pages(self, sequence: EngineSequence) -> list[int]:
         """Pages of the prefix cache that begin this sequence, one token at least left to do."""
         if not self.knobs.enable_prefix_caching:
             return []
@@ -257,12 +257,12 @@ class SchedulerState:
             return []
         return self.pool.cached(self._texts(sequence))
 
-    def _texts(self, sequence: Sequence) -> Iterator[Hashable]:
+    def _texts(self, sequence: EngineSequence) -> Iterator[Hashable]:
         block_size = self.knobs.block_size
         for index in range((sequence.known - 1) // block_size):
             yield sequence.text_of(index, block_size)
 
-    def _computed_on_admission(self, sequence: Sequence, num_shared: int) -> int:
+    def _computed_on_admission(self, sequence: EngineSequence, num_shared: int) -> int:
         """Tokens that need no computing: shared pages, a trace's word, or a transfer.
 
         A trace's `cached_prefix_tokens` and keys and values received from a prefill engine fill

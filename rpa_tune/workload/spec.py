@@ -104,19 +104,20 @@ class Compress:
       batches: Batches kept; 0 keeps every step.
       steady_state: Leave out the steps before the first tenth of the requests has arrived and
         after the last one has: a server seldom starts from empty or runs dry.
-      page_tables: `drawn`: pages at random over the cache, the worst fragmentation, and nothing
-        to store. `engine`: the very pages that the engine's pool gave.
+      page_tables: `engine`: the pages that the engine gave. `drawn`: pages at random over
+        the cache, the worst fragmentation there is. None: `engine` where an engine serves the
+        requests, `drawn` for a recording, which has no pages.
     """
 
     batches: int = 16
     steady_state: bool = True
-    page_tables: str = "drawn"
+    page_tables: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses what is not a choice."""
         if self.batches < 0:
             raise ValueError(f"batches={self.batches} must be at least 0")
-        if self.page_tables not in ("drawn", "engine"):
+        if self.page_tables not in (None, "drawn", "engine"):
             raise ValueError(f"page_tables={self.page_tables!r} must be 'drawn' or 'engine'")
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rpa_tune.workload.lengths import Lengths
+from rpa_tune.workload.lengths import LengthSampler
 from rpa_tune.workload.request import Request
 
 
@@ -25,8 +25,8 @@ class Synthetic:
     """
 
     count: int
-    prompt_tokens: Lengths
-    output_tokens: Lengths
+    prompt_tokens: LengthSampler
+    output_tokens: LengthSampler
     shared_prefix_tokens: int = 0
     turns: int = 1
     num_conversations: int = 1

@@ -11,6 +11,7 @@ from rpa_tune.compile import lower, target
 from rpa_tune.dispatch.runtime import flat_call
 from rpa_tune.families.family import Call
 from rpa_tune.families.own_call import abstract_inputs
+from rpa_tune.hw.chip import load_chip
 
 
 def copy_call(*, rows, name="copy_rows", called=None):
@@ -53,7 +54,7 @@ def copy_call(*, rows, name="copy_rows", called=None):
 def compile_copy(task):
     """Compiles and returns the record, the schedule's text and what the devices are called."""
     chip = task.pop("chip")
-    compiled = lower.compile_call(copy_call(**task), chip)
+    compiled = lower.compile_call(copy_call(**task), load_chip(chip))
     text = compiled.bundles.read_text() if compiled.bundles else ""
     return asdict(compiled) | {"text": text}
 
@@ -62,7 +63,7 @@ def memory_of_plan(task):
     """What the compiled call of a plan allocates: bytes by kind, with donation or without."""
     plan, donates = task
     function, donated = flat_call(plan)
-    device = target.device_free_device(plan.target.chip)
+    device = target.device_free_device(load_chip(plan.target.chip))
     sharding = jax.sharding.SingleDeviceSharding(device)
     arguments = [
         jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)

@@ -11,6 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rpa_tune.compile import lower
 from rpa_tune.families.family import Call
+from rpa_tune.hw.chip import load_chip
 
 NUM_SCALARS = 4
 NUM_COPIES = 8
@@ -145,4 +146,4 @@ def program_call(program):
 def compile_program(task):
     """The schedule of a program as text."""
     chip, program = task
-    return lower.compile_call(program_call(program), chip).bundles.read_text()
+    return lower.compile_call(program_call(program), load_chip(chip)).bundles.read_text()

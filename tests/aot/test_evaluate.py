@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Candidate, Status
-from rpa_tune.cli.doctor import Health, check_compiles
+from rpa_tune.check.host import Health, check_compiles
 from rpa_tune.cli.main import main
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models.catalog import load_model, problem_for
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -51,12 +51,13 @@ def evaluator(cache_dir):
 
 def candidate(chip, family, workload=WORKLOAD, **config):
     problem = problem_for(MODEL, workload=workload, page_size=128)
-    default = load_family(family).default_config(problem, load_chip(chip).target)
+    record, target = load_family(family), load_chip(chip)
+    default = record.default_config(problem, target.target)
     return Candidate(
-        family=family,
+        family=record,
         problem=problem,
         config=dataclasses.replace(default, **config),
-        chip=chip,
+        chip=target,
         workload=workload.digest,
     )
 
@@ -69,7 +70,7 @@ def evaluate_one(evaluator, asked, workload=WORKLOAD):
 @pytest.mark.parametrize("family", ["decode", "mixed"])
 def test_all_chips_have_times_and_bytes_equal_to_the_account(evaluator, family):
     asked = [candidate(chip, family) for chip in CHIPS]
-    answers = {e.candidate.chip: e for e in evaluator.evaluate_all(asked, WORKLOAD)}
+    answers = {e.candidate.chip.name: e for e in evaluator.evaluate_all(asked, WORKLOAD)}
     bounds = AnalyticalEvaluator().evaluate_all(asked, WORKLOAD)
     for chip, bound in zip(CHIPS, bounds, strict=True):
         evaluation = answers[chip]

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Status
@@ -16,6 +15,7 @@ from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.evaluate.simulate_task import TASK, SimulateTask
 from rpa_tune.families.family import Call
 from rpa_tune.families.own_call import abstract_inputs
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 
 pytestmark = pytest.mark.aot
@@ -73,7 +73,7 @@ def simulate(pool, cache_dir, named, **changes):
         config = dataclasses.replace(config, **changes)
         assert record.check(problem, config, target) is None
         candidate = Candidate(
-            family=family, problem=problem, config=config, chip=chip, workload="test"
+            family=record, problem=problem, config=config, chip=load_chip(chip), workload="test"
         )
         tasks.append(
             SimulateTask(candidate=candidate, batches=(BATCHES[family],), cache_dir=cache_dir)
@@ -128,7 +128,7 @@ def compile_chain(chip):
             kernel_name=mixed.kernel_name(LLAMA, config),
             donated=(0, 2),
         ),
-        chip,
+        load_chip(chip),
     )
     return compiled.status, compiled.hbm_allocated_bytes
 

@@ -65,7 +65,7 @@ def compile_within(task):
     with contextlib.ExitStack() as contexts:
         for make in CONTEXTS[name]:
             contexts.enter_context(make())
-        compiled = lower.compile_call(record.call(problem, config, chip_record), chip)
+        compiled = lower.compile_call(record.call(problem, config, chip_record), chip_record)
     assert compiled.bundles is not None, compiled.detail
     return schedule_digest(compiled.bundles)
 

@@ -18,10 +18,10 @@ from rpa_tune.llo.machine import load_machine
 
 pytestmark = [pytest.mark.aot, pytest.mark.slow]
 
-# A machine that differs in everything that is fitted. Whether copies are linear or strided matters
-# on v7x alone; there is one bandwidth here.
+# A machine that differs in everything that is fitted.
 CHANGES = {
     "read_linear_bytes_per_s": 0.8,
+    "read_strided_bytes_per_s": 1.2,
     "read_fixed_cycles": 1.5,
     "read_latency_cycles": 1.4,
     "matmul_latency_bf16_cycles": 1.3,
@@ -33,7 +33,11 @@ CHANGES = {
 @pytest.mark.parametrize("chip", ["v6e", "v7x"])
 def test_the_program_that_is_timed_has_the_schedule_that_is_simulated(chip):
     """XLA decides from the surroundings of a kernel where small operands live."""
-    small = ("decode, one short sequence", "decode, many short sequences", "prefill, float32")
+    small = (
+        "decode, one short sequence",
+        "decode, two buffers, short sequences",
+        "prefill, float32",
+    )
     cases = [c for c in kernel_cases(chip, is_rehearsal=False) if c.name in small]
     with WorkerPool(num_workers=2, deadline_s=600) as pool:
         replies = list(pool.map_unordered("aot.check_tasks:simulated_and_measured", cases))
@@ -66,8 +70,8 @@ def test_ten_times_tell_what_is_wrong_with_the_machine(tmp_path):
     deviations = [math.sqrt(v) for v in found.covariance.diagonal()]
     for name, factor in CHANGES.items():
         deviation = deviations[DEFAULT_PARAMETERS.index(name)]
-        assert found.values[name] / ours.value(name) == pytest.approx(factor, rel=0.1), name
-        assert deviation < 0.25, name  # half of what was assumed before
+        assert found.values[name] / ours.value(name) == pytest.approx(factor, rel=0.15), name
+        assert deviation < 0.35, name  # 0.5 was assumed before
 
 
 def test_the_artefact_of_a_check_is_built_without_the_chip_and_is_for_it_alone(tmp_path):

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from rpa_kernels import load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip, load_chips
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
@@ -141,10 +141,10 @@ def make_dumps() -> None:
         tasks = [
             SimulateTask(
                 candidate=Candidate(
-                    family=family,
+                    family=load_family(family),
                     problem=PROBLEM,
                     config=_small_config(family, chip),
-                    chip=chip,
+                    chip=load_chip(chip),
                     workload="golden",
                 ),
                 batches=(BATCHES[family],),
@@ -156,14 +156,15 @@ def make_dumps() -> None:
         with WorkerPool(num_workers=1) as pool:
             for reply in pool.map_unordered(TASK, tasks):
                 candidate = tasks[reply.index].candidate
-                print(candidate.chip, candidate.family, reply.failure or reply.value.status)
+                chip, family = candidate.chip, candidate.family.name
+                print(chip.name, family, reply.failure or reply.value.status)
                 compiled = CompileCache(Path(cache_dir)).load(compile_key(candidate))
                 if compiled is None or compiled.bundles is None:
                     raise SystemExit(f"no schedule: {compiled or reply.failure}")
                 raw = compiled.bundles.read_bytes()
                 text = gzip.decompress(raw) if compiled.bundles.suffix == ".gz" else raw
-                cores = TWO_CORES if load_chip(candidate.chip).num_cores_per_device > 1 else ""
-                target = folder / f"{candidate.chip}_{candidate.family}{cores}.txt.gz"
+                cores = TWO_CORES if chip.num_cores_per_device > 1 else ""
+                target = folder / f"{chip.name}_{family}{cores}.txt.gz"
                 target.write_bytes(gzip.compress(text, 9, mtime=0))
 
 

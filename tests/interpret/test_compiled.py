@@ -78,7 +78,7 @@ def compiles(monkeypatch):
     """What is compiled here instead: the problems, in order of calls."""
     problems = []
 
-    def compile_here(*arrays, problem, plan, interpret):
+    def compile_here(*arrays, problem, plan, interpret, page_runs):
         problems.append(problem)
         return arrays[0], arrays[3]
 
@@ -201,7 +201,7 @@ def test_a_plan_without_executable_is_compiled_and_the_warning_says_what_differs
     b = Batch(q_lens=(1,), kv_lens=(9,), num_decode=1).arrays(PROBLEM)
     rest = b.kv_lens, b.page_indices, b.cu_q_lens, b.distribution
     dispatcher(*make_arrays()[:4], *rest, plan=decode, sm_scale=0.5)
-    assert "families decode+mixed for decode" in warnings()[1]
+    assert "families decode+mixed instead of decode" in warnings()[1]
 
 
 def test_a_caller_that_traces_gets_a_compile(path, compiles, warnings):

@@ -6,8 +6,10 @@ import pytest
 from interpret.kernel_cases import decode_config, make_problem
 
 from rpa_kernels.batch import Batch
-from rpa_tune.candidate import Candidate, Fidelity, Status
+from rpa_tune.candidate import Candidate, Correctness, Status
 from rpa_tune.evaluate.interpreted import InterpretedEvaluator, stand_in
+from rpa_tune.families.registry import load_family
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
 BATCH = Batch(q_lens=(1, 1), kv_lens=(1, 130), num_decode=2)
@@ -25,15 +27,15 @@ def evaluator():
 
 def candidate(**config):
     return Candidate(
-        family="decode", problem=make_problem(num_q_heads=2, num_kv_heads=1),
-        config=decode_config(**config), chip="v6e", workload=WORKLOAD.digest,
+        family=load_family("decode"), problem=make_problem(num_q_heads=2, num_kv_heads=1),
+        config=decode_config(**config), chip=load_chip("v6e"), workload=WORKLOAD.digest,
     )  # fmt: skip
 
 
 def test_a_right_config_is_ok_and_a_bad_one_infeasible(evaluator):
     asked = [candidate(), candidate(bkv_sz=100, bkv_csz=100)]
     good, bad = evaluator.evaluate_all(asked, WORKLOAD)
-    assert (good.fidelity, good.status, good.time_us) == (Fidelity.INTERPRETED, Status.OK, None)
+    assert (good.fidelity, good.status, good.time_us) == (Correctness.INTERPRETED, Status.OK, None)
     assert 0 < good.metrics["error_of_tolerance"] <= 1
     assert "2/1 heads, 2 sequences, contexts to 130 tokens" in good.metrics["how"]
     assert bad.status is Status.INFEASIBLE

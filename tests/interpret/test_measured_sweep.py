@@ -85,7 +85,7 @@ def test_the_finalists_of_the_chip_that_is_there_are_measured(swept):
     answers = journal.read(folder / ".rpa-tune/plan.jsonl").evaluations
     measured = [answer for answer in answers if answer.fidelity is Fidelity.MEASURED]
     assert 2 <= len(measured) <= 3
-    assert {answer.candidate.chip for answer in measured} == {"v6e"}
+    assert {answer.candidate.chip.name for answer in measured} == {"v6e"}
 
 
 def test_device_topology_and_flags_are_recorded_with_every_sample(swept):

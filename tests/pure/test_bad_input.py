@@ -13,15 +13,15 @@ import pytest
 import yaml
 from table_rows import PROBLEM, default_config, make_row
 
-from rpa_kernels import load_family
 from rpa_kernels.problem import Problem
 from rpa_tune.artifact import file as artifact
 from rpa_tune.artifact.compiled import plan_of
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.capture.reader import load_recording
 from rpa_tune.cli.main import cli, main
-from rpa_tune.cli.numbers import Number
+from rpa_tune.cli.numbers import NumberParam
 from rpa_tune.errors import RpaTuneError, UsageError
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.records import load_records
 from rpa_tune.ranges import RANGES
@@ -216,7 +216,7 @@ def test_recordings(tmp_path):
 
 ANSWER = Evaluation(
     candidate=Candidate(
-        family="decode", problem=PROBLEM, chip="v6e", workload="0" * 16,
+        family=load_family("decode"), problem=PROBLEM, chip=load_chip("v6e"), workload="0" * 16,
         config=load_family("decode").config_from_dict(default_config()),
     ),
     fidelity=Fidelity.SIMULATED, status=Status.OK, time_us=1.0, batch_us=(1.0,),
@@ -336,7 +336,7 @@ NUMBERS = [
     pytest.param(path, option, id=f"{'-'.join(path)} {option.opts[-1]}")
     for path, command in commands()
     for option in command.params
-    if isinstance(option.type, Number)
+    if isinstance(option.type, NumberParam)
 ]
 
 

@@ -82,7 +82,7 @@ def test_a_kernel_is_made_of_the_modules_that_its_launch_loads(family):
         ("blockwise/__init__.py", {"prefill", "mixed"}),
         ("mixed/__init__.py", {"mixed"}),
         ("decode/attend.py", {"decode"}),  # imported inside a function of the family's record
-        ("stagger.py", {"decode"}),
+        ("stagger.py", {"decode", "prefill", "mixed"}),
         ("online_softmax.py", {"decode", "prefill", "mixed"}),
         ("reference.py", {"verifier"}),
         ("verify.py", {"verifier"}),

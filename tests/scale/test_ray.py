@@ -83,7 +83,7 @@ def is_alive(node):
 def test_a_sweep_on_a_cluster_writes_the_same_table(cluster, tmp_path, monkeypatch):
     """The command, with a stand-in for the compiler that the nodes run."""
     from click.testing import CliRunner
-    from pure.test_cli_sweep import PLAN
+    from pure.cli.test_sweep import PLAN
 
     from rpa_tune.cli.main import cli
     from rpa_tune.evaluate import simulated
@@ -106,7 +106,7 @@ def test_a_sweep_on_a_cluster_writes_the_same_table(cluster, tmp_path, monkeypat
 def test_a_sweep_on_a_cluster_measures_where_the_tpus_are(cluster, tmp_path, monkeypatch):
     """Everything but the chip: finalists go to the one node that has a TPU, and to no other."""
     from click.testing import CliRunner
-    from pure.test_cli_sweep import PLAN
+    from pure.cli.test_sweep import PLAN
 
     from rpa_tune.candidate import Fidelity
     from rpa_tune.cli.main import cli

@@ -27,7 +27,7 @@ from rpa_tune.hw.chip import Chip
 from rpa_tune.interop.public.package import PublicPackage
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class PublicFamily(Family):
     """One Pallas call of a public function, tuned while its other calls get small blocks.
 

@@ -10,7 +10,7 @@ from rpa_tune.analysis.question import as_workload, make_question
 from rpa_tune.analysis.server import Server
 from rpa_tune.analysis.verify import verify
 from rpa_tune.candidate import Status
-from rpa_tune.dispatch.audit import Coverage
+from rpa_tune.dispatch.select import Source
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate import correctness, simulated
 
@@ -35,8 +35,8 @@ def test_an_explanation_has_a_time_a_bound_and_neighbours(fake, tmp_path, capfd)
     assert found.ok
     assert found.time_us > 0
     assert found.lower_bound_us > 0
-    assert found.question.candidate.family == "decode"
-    assert found.question.candidate.chip == "v6e"
+    assert found.question.candidate.family.name == "decode"
+    assert found.question.candidate.chip.name == "v6e"
     assert sum(near.how == "tried" for near in found.neighbours) == 2
     assert found.advice
     assert capfd.readouterr() == ("", "")
@@ -102,7 +102,7 @@ def test_an_audit_lists_every_look_up(tmp_path, capfd):
     found = rpa_tune.audit(server, tables=tmp_path)
     assert [e.problem.max_num_tokens for e in found.entries] == [16, 16, 32, 32, 64, 64]
     assert sum(found.counts.values()) == len(found.entries) == len(found.found)
-    assert set(found.misses) == {e for e in found.entries if e.coverage is Coverage.HEURISTIC}
+    assert set(found.misses) == {e for e in found.entries if e.coverage is Source.HEURISTIC}
     assert not found.ok
     assert rpa_tune.audit(server, tables=tmp_path, fail_on="infeasible").ok
     assert capfd.readouterr() == ("", "")

@@ -22,6 +22,7 @@ from rpa_tune.analysis.question import make_question
 from rpa_tune.candidate import Evaluation, Fidelity, Status
 from rpa_tune.decide.promote import ERROR_PCT
 from rpa_tune.errors import StoreError
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import provenance
 from rpa_tune.store.journal import Journal
 
@@ -41,7 +42,7 @@ def answer(candidate, us: float | None = 50.0, *, fidelity=Fidelity.SIMULATED, *
         fidelity=fidelity,
         status=Status.OK if us else Status.CRASHED,
         time_us=us,
-        provenance={**provenance("decode"), **versions},
+        provenance={**provenance(QUESTION.candidate.family.digest), **versions},
     )
 
 
@@ -104,7 +105,7 @@ def test_stores_know_the_same_study_and_neighbours_of_todays_versions() -> None:
         answer(near, 60.0),
         answer(near, 40.0),  # the last one counts
         answer(other.candidate, None),
-        answer(replace(own, chip="v5e")),
+        answer(replace(own, chip=load_chip("v5e"))),
         answer(replace(near, config=replace(config, bq_sz=32)), kernel="old"),
         answer(replace(near, config=replace(config, bq_sz=32)), fidelity=Fidelity.MEASURED),
     ]

@@ -15,7 +15,7 @@ from rpa_tune.capture import Capture
 from rpa_tune.capture import writer as capture_module
 from rpa_tune.capture.reader import is_recording, load_recording, write_steps
 from rpa_tune.errors import TraceError
-from rpa_tune.workload.engine import Engine
+from rpa_tune.workload.engine import SimulatedEngine
 from rpa_tune.workload.knobs import EngineKnobs
 from rpa_tune.workload.request import Request
 from rpa_tune.workload.workload import load_workload
@@ -250,7 +250,7 @@ def test_drafts_counted_as_decodes_become_mixed(tmp_path: Path) -> None:
 
 def test_recorded_engine_makes_the_same_workload(tmp_path: Path) -> None:
     requests = [Request(arrival_s=i / 50, prompt_tokens=20 + i, output_tokens=9) for i in range(80)]
-    steps = list(Engine(requests, EngineKnobs(block_size=16, max_model_len=256)).run())
+    steps = list(SimulatedEngine(requests, EngineKnobs(block_size=16, max_model_len=256)).run())
     path = tmp_path / "s.jsonl"
     with Capture(path) as capture:
         for step in steps:

@@ -1,5 +1,6 @@
 """A host with a made-up TPU: every worker task answered in this process."""
 
+import contextlib
 import itertools
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,7 +11,6 @@ from rpa_tune.candidate import Status
 from rpa_tune.check import run, steps
 from rpa_tune.check.artifact_task import BuiltArtifact, RunArtifact
 from rpa_tune.check.host import Check, Health
-from rpa_tune.closing import Closing
 from rpa_tune.compile.pool import Failure, FailureKind, Reply
 from rpa_tune.evaluate import measured, simulated
 from rpa_tune.evaluate.measurement import BatchSamples, MeasureAnswer, Measurement
@@ -85,7 +85,7 @@ class Host:
         return self.asked.count(task)
 
 
-class Pool(Closing):
+class Pool(contextlib.AbstractContextManager["Pool"]):
     """A pool without processes."""
 
     def __init__(self, host):
@@ -101,6 +101,9 @@ class Pool(Closing):
             except ArithmeticError as error:
                 reply = SimpleNamespace(value=None, failure=_failure(FailureKind.EXCEPTION, error))
             yield Reply(index=index, seconds=0.1, value=reply.value, failure=reply.failure)
+
+    def __exit__(self, *error):
+        self.close()
 
     def close(self):
         pass

@@ -5,7 +5,6 @@ import pytest
 from rpa_kernels import FAMILIES
 from rpa_tune.check.cases import correctness_cases, kernel_cases
 from rpa_tune.evaluate.evaluator import find_obstacle
-from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip, load_chips
 from rpa_tune.workload.workload import Workload
 
@@ -20,11 +19,11 @@ def test_every_case_can_be_run(chip, is_rehearsal):
     for make in (correctness_cases, kernel_cases):
         cases = make(chip, is_rehearsal=is_rehearsal)
         assert len({case.name for case in cases}) == len(cases)
-        assert {case.candidate.family for case in cases} == set(FAMILIES)
+        assert {case.candidate.family.name for case in cases} == set(FAMILIES)
         for case in cases:
             candidate = case.candidate
             problem = candidate.problem
-            assert load_family(candidate.family).check(problem, candidate.config, target) is None
+            assert candidate.family.check(problem, candidate.config, target) is None
             assert [batch.misfit(problem) for batch in case.batches] == [None] * len(case.batches)
             assert problem.num_pages * problem.page_bytes <= _MOST_CACHE_BYTES
 
@@ -37,7 +36,7 @@ def test_kernels_have_one_batch_of_their_family_and_lie_about_in_memory(is_rehea
         assert find_obstacle(case.candidate, case.workload) == ""
         (batch,) = case.batches
         pages = batch.pages(case.candidate.problem)
-        assert len(batch.family_seqs(case.candidate.family)) == batch.num_seqs
+        assert len(batch.family_seqs(case.candidate.family.name)) == batch.num_seqs
         longest = max(pages, key=len)
         if len(longest) > 4:
             assert list(longest) != sorted(longest)
@@ -56,5 +55,5 @@ def test_correctness_covers_what_breaks_kernels():
         block, page = case.candidate.config.bkv_sz, case.candidate.problem.page_size
         lengths = {n for batch in case.batches for n in batch.kv_lens}
         assert {block - 1, block, block + 1} <= lengths
-        if case.candidate.family != "prefill":  # whose chunks are at least a page
+        if case.candidate.family.name != "prefill":  # whose chunks are at least a page
             assert {1, page - 1, page, page + 1} <= lengths

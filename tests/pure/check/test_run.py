@@ -20,7 +20,7 @@ from rpa_tune.check.record import (
     ENVIRONMENT,
     KERNELS,
     STEPS,
-    Outcome,
+    PartOutcome,
     read_report,
 )
 from rpa_tune.errors import DeviceError, UsageError
@@ -51,14 +51,14 @@ def failed(report):
         (step, part.name): part
         for step in STEPS
         for part in report.parts[step]
-        if part.outcome is not Outcome.OK
+        if part.outcome is not PartOutcome.OK
     }
 
 
 def test_all_is_well(host, path):
     report = check(path)
     assert report.ok, failed(report)
-    assert [report.outcome(step) for step in STEPS] == [Outcome.OK] * 4
+    assert [report.outcome(step) for step in STEPS] == [PartOutcome.OK] * 4
     assert len(report.parts[CORRECTNESS]) == FEATURES * len(FAMILIES)
     assert len(report.times) == 10
     for _, times in report.times:
@@ -134,14 +134,14 @@ def test_what_fails_says_so_and_the_rest_is_run(host, path, fault):
     host.answers[task] = answer
     report = check(path)
     assert not report.ok
-    assert report.outcome(step) is Outcome.FAILED
-    parts = [part for part in report.parts[step] if part.outcome is Outcome.FAILED]
+    assert report.outcome(step) is PartOutcome.FAILED
+    parts = [part for part in report.parts[step] if part.outcome is PartOutcome.FAILED]
     assert parts
     assert all(detail in part.detail and part.hint for part in parts)
     asked = {measured.TASK: (CORRECTNESS, KERNELS), simulated.TASK: (KERNELS,)}
     for other in set(STEPS) - set(asked.get(task, (ARTIFACT,))):
-        assert report.outcome(other) is Outcome.OK
-    assert Outcome.NOT_RUN not in {p.outcome for p in failed(report).values()}
+        assert report.outcome(other) is PartOutcome.OK
+    assert PartOutcome.NOT_RUN not in {p.outcome for p in failed(report).values()}
     # What went wrong is tried again, what was well is not.
     host.asked.clear()
     host.answers[task] = Host().answers[task]
@@ -153,7 +153,7 @@ def test_what_fails_says_so_and_the_rest_is_run(host, path, fault):
 def test_one_case_that_fails_costs_no_other(host, path):
     def only_float32_prefill(task):
         (candidate,) = task.candidates
-        if candidate.family == "prefill" and candidate.problem.q_dtype == "float32":
+        if candidate.family.name == "prefill" and candidate.problem.q_dtype == "float32":
             raise ZeroDivisionError("made up")
         return host.measure(task)
 
@@ -299,9 +299,9 @@ def test_a_file_that_is_something_else_is_left_alone(host, path, text):
 
 def test_spent_time_leaves_parts_for_the_next_run(host, path):
     report = check(path, budget_s=0)
-    assert report.outcome(ENVIRONMENT) is Outcome.OK
+    assert report.outcome(ENVIRONMENT) is PartOutcome.OK
     for step in STEPS[1:]:
-        assert report.outcome(step) is Outcome.NOT_RUN
+        assert report.outcome(step) is PartOutcome.NOT_RUN
         assert {part.detail for part in report.parts[step]} == {steps.SPENT}
     assert check(path).ok
 
@@ -323,7 +323,7 @@ def test_without_a_device_the_machine_is_looked_at_and_no_more(host, path, answe
     device = failed(report)[ENVIRONMENT, "device"]
     assert detail in device.detail
     assert hint in device.hint
-    assert [report.outcome(step) for step in STEPS[1:]] == [Outcome.NOT_RUN] * 3
+    assert [report.outcome(step) for step in STEPS[1:]] == [PartOutcome.NOT_RUN] * 3
     assert len(report.parts[ENVIRONMENT]) == 1 + len(host.checks)
     host.answers[run._INSPECT] = Host().answers[run._INSPECT]
     assert check(path).ok  # in the same file, there was nothing to keep
@@ -404,7 +404,7 @@ def test_the_watch_is_told_what_is_in_the_file(host, path):
 
     report = check(path, watch=Watch())
     assert told[0] > 600  # seconds, a guess, of a whole check
-    assert told.count(Outcome.OK) == 4
+    assert told.count(PartOutcome.OK) == 4
     assert len(told) == 1 + 4 + sum(len(report.parts[step]) for step in STEPS)
 
 

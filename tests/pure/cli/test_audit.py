@@ -12,7 +12,7 @@ from fake_sweep import FormulaEvaluator, make_evaluators, stamp
 from table_rows import make_row
 
 from rpa_kernels.problem import Problem
-from rpa_tune.candidate import Evaluation, Fidelity, Status
+from rpa_tune.candidate import Correctness, Evaluation, Status
 from rpa_tune.cli.main import cli
 from rpa_tune.dispatch import dispatcher
 from rpa_tune.errors import UsageError
@@ -205,7 +205,7 @@ def test_after_the_sweep_every_look_up_is_exact(folder, trace, monkeypatch):
 def _any_family(self, candidate, num_batches=2):
     """An answer by the size of the KV block, which every family has."""
     us = 1000.0 / candidate.config.bkv_sz + candidate.config.bq_sz / 1000
-    is_timed = self.fidelity is not Fidelity.INTERPRETED
+    is_timed = self.fidelity is not Correctness.INTERPRETED
     return Evaluation(
         candidate=candidate,
         fidelity=self.fidelity,

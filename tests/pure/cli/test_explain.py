@@ -12,6 +12,7 @@ from rpa_tune.cli.explain_text import BOUNDS
 from rpa_tune.cli.main import main
 from rpa_tune.cli.question import resolve_question
 from rpa_tune.evaluate import simulated
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.store.journal import Journal
 
 CONFIG_TEXT = ",".join(f"{k}={v}" for k, v in CONFIG.items())
@@ -245,7 +246,7 @@ def test_answers_of_a_sweep_are_neighbours_too(run, by_bytes, tmp_path, batch_fi
     made = FormulaEvaluator(Fidelity.SIMULATED)
     faster = replace(own, config=replace(own.config, num_buffers=2))
     older = replace(own, config=replace(own.config, num_buffers=3))
-    elsewhere = replace(faster, chip="v5e")
+    elsewhere = replace(faster, chip=load_chip("v5e"))
     with Journal(tmp_path / ".rpa-tune" / "chat.jsonl") as journal:
         journal.append(replace(made.answer(faster), time_us=1.0, batch_us=(1.0,)))
         stale = {**made.answer(older).provenance, "kernel": "another"}

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from fake_sweep import PROBLEM, FormulaEvaluator, make_evaluators, make_study, stamp
 
-from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.candidate import Correctness, Fidelity, Status
 from rpa_tune.cli.main import cli
 from rpa_tune.errors import StoreError
 from rpa_tune.store.journal import Journal
@@ -222,7 +222,7 @@ def test_times_of_other_versions_are_not_mixed_with_those_of_today(tmp_path):
     made = FormulaEvaluator(Fidelity.SIMULATED)
     one, two = (made.answer(study.candidate(c)) for c in study.space().configs[:2])
     older = {**one.provenance, "kernel": "an older one"}
-    checked = FormulaEvaluator(Fidelity.INTERPRETED).answer(one.candidate)
+    checked = FormulaEvaluator(Correctness.INTERPRETED).answer(one.candidate)
     with Journal(path) as journal:
         journal.append_note(study.note())
         journal.append(replace(one, time_us=1.0, batch_us=(1.0, 1.0), provenance=older))

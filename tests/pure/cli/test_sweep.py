@@ -18,7 +18,7 @@ from fake_sweep import FormulaEvaluator, make_evaluators, make_study
 from rich.console import Console
 from table_rows import PROBLEM, default_config, make_row
 
-from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.candidate import Correctness, Fidelity, Status
 from rpa_tune.cli.main import cli
 from rpa_tune.cli.progress import RichWatch
 from rpa_tune.compile.failure import Reply
@@ -27,6 +27,7 @@ from rpa_tune.errors import StoreError, TableError, UsageError
 from rpa_tune.store import journal
 from rpa_tune.sweep import run as module
 from rpa_tune.sweep.oracle import Oracle
+from rpa_tune.sweep.watch import Answered, StudyStarted, SweepStarted, WaveStarted
 from rpa_tune.tables.reader import load_tables
 from rpa_tune.tables.writer import merge_into
 
@@ -170,12 +171,12 @@ def test_chip_replaces_the_plans(folder, evaluators):
 
 def test_what_is_promoted_is_verified_unless_told_not_to(folder, evaluators):
     assert sweep("--no-verify", "--tables", "a").exit_code == 0
-    assert not evaluators[Fidelity.INTERPRETED].asked
+    assert not evaluators[Correctness.INTERPRETED].asked
     result = sweep("--tables", "b")
     assert "verified: made up" in result.stderr
     verified = [row.evidence.verified for name in "ab" for row in load_tables([folder / name])]
     assert verified == ["", "made up"]
-    evaluators[Fidelity.INTERPRETED].statuses = lambda config: Status.WRONG_ANSWER
+    evaluators[Correctness.INTERPRETED].statuses = lambda config: Status.WRONG_ANSWER
     result = sweep("--fresh")
     assert result.exit_code == 3
     assert result.stdout.count("WRONG: DecodeConfig(") == 6
@@ -477,13 +478,15 @@ def test_bars_show_all_their_figures_on_80_columns(name):
     console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
     watch = RichWatch(console)
     with watch:
-        watch.sweep_started([study] * 120)
-        watch.study_started(study, study.space())
-        watch.wave_started(study, Fidelity.ANALYTICAL, 24, 0)
-        watch.wave_started(study, Fidelity.SIMULATED, 12, 3)
+        watch.tell(SweepStarted(studies=[study] * 120))
+        watch.tell(StudyStarted(study=study, space=study.space()))
+        for fidelity, num, num_known in ((Fidelity.ANALYTICAL, 24, 0), (Fidelity.SIMULATED, 12, 3)):
+            wave = WaveStarted(study=study, fidelity=fidelity, num=num, num_known=num_known)
+            watch.tell(wave)
         for config in (study.heuristic(), *study.space().configs[:3]):
             answer = make_evaluators()[Fidelity.SIMULATED].answer(study.candidate(config))
-            watch.answered(study, replace(answer, time_us=12 * answer.time_us))
+            slower = replace(answer, time_us=12 * answer.time_us)
+            watch.tell(Answered(study=study, evaluation=slower))
         score = watch.tally.scores[name]
         console.file.seek(0)
         console.file.truncate()

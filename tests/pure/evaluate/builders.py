@@ -28,10 +28,10 @@ CONFIG = {"bkv_sz": 128, "bkv_csz": 128, "seqs_per_step": 1, "num_buffers": 2, "
 def candidate(*, chip="v6e", workload=WORKLOAD, problem=PROBLEM, **config):
     """A decode candidate; keyword arguments change its config."""
     return Candidate(
-        family="decode",
+        family=load_family("decode"),
         problem=problem,
         config=load_family("decode").config_from_dict(CONFIG | config),
-        chip=chip,
+        chip=load_chip(chip),
         workload=workload.digest,
     )
 
@@ -65,19 +65,21 @@ def timeline(
 
 def traffic_of(candidate, batch):
     """What the account says the DMAs of a launch move."""
-    family, chip = load_family(candidate.family), load_chip(candidate.chip)
-    return family.launch_traffic(candidate.problem, candidate.config, chip, batch)
+    return candidate.family.launch_traffic(
+        candidate.problem, candidate.config, candidate.chip, batch
+    )
 
 
 def mxu_flops_of(candidate, batch):
     """What the account says the MXUs of a launch execute."""
-    family, chip = load_family(candidate.family), load_chip(candidate.chip)
-    return family.launch_mxu_flops(candidate.problem, candidate.config, chip, batch)
+    return candidate.family.launch_mxu_flops(
+        candidate.problem, candidate.config, candidate.chip, batch
+    )
 
 
 def mxu_busy_cycles(candidate, batch):
     """The least time in which the MXUs of a chip do what the account says."""
-    chip = load_chip(candidate.chip)
+    chip = candidate.chip
     a_cycle = 2 * chip.value("mxu_rows_per_cycle") * chip.value("mxu_size") ** 2
     return mxu_flops_of(candidate, batch) / a_cycle
 

@@ -51,13 +51,13 @@ def test_which_fields_are_read_may_depend_on_others():
 @pytest.mark.parametrize("chip", ["v5p", "v6e"])
 @pytest.mark.parametrize("family_name", ["decode", "mixed", "public-v3-decode"])
 def test_equal_to_the_account_itself_all_over_the_space(family_name, chip):
-    family, target = load_family(family_name), load_chip(chip).target
-    own = WORKLOAD.for_family(*load_family(family_name).slots)
+    family, record = load_family(family_name), load_chip(chip)
+    target, own = record.target, WORKLOAD.for_family(*family.slots)
     configs = build_space(family, SHAPE, target).configs
-    cores = cores_of(load_chip(chip).num_cores_per_device if family.partition else 1)
+    cores = cores_of(record.num_cores_per_device if family.partition else 1)
     for config in configs[:: max(1, len(configs) // 60)]:
         asked = Candidate(
-            family=family_name, problem=SHAPE, config=config, chip=chip, workload=own.digest
+            family=family, problem=SHAPE, config=config, chip=record, workload=own.digest
         )
         account = account_of(asked, own)
         plain = [
@@ -89,12 +89,12 @@ def test_candidates_of_a_study_share_an_account_and_others_do_not():
 @pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_accounts_read_nothing_of_a_config_but_its_fields(name):
     """Otherwise nobody would know what they depend on."""
-    family, target = load_family(name), load_chip("v5p").target
+    family, chip = load_family(name), load_chip("v5p")
     shape = dataclasses.replace(SHAPE, head_dim=64 if name == "public-hd64" else 128)
     batch = Batch(q_lens=(1, 4, 9), kv_lens=(100, 90, 9), num_decode=1, num_prefill=1)
     every = Workload(name="", source="", batches=(WeightedBatch(batch=batch, weight=1.0),))
-    config = build_space(family, shape, target).configs[0]
-    asked = Candidate(family=name, problem=shape, config=config, chip="v5p", workload=every.digest)
+    config = build_space(family, shape, chip.target).configs[0]
+    asked = Candidate(family=family, problem=shape, config=config, chip=chip, workload=every.digest)
     account = account_of(asked, every)
     fields = set(family.config_type.__dataclass_fields__)
     for memo in (account.traffic, account.mxu_flops, account.num_steps):

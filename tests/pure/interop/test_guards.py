@@ -31,7 +31,9 @@ def candidate(name):
     family = TPU_INFERENCE[name]
     values = dict.fromkeys(family.config_type.__dataclass_fields__, 1)
     config = family.config_type(**values)
-    return Candidate(family=name, problem=PROBLEM, config=config, chip="v6e", workload="")
+    return Candidate(
+        family=family, problem=PROBLEM, config=config, chip=load_chip("v6e"), workload=""
+    )
 
 
 def test_least_bytes_are_those_of_the_sequences_that_the_call_serves():

@@ -16,6 +16,7 @@ from rpa_tune.candidate import Candidate, Evaluation, Fidelity, Status
 from rpa_tune.errors import UsageError
 from rpa_tune.families.family import Family
 from rpa_tune.families.registry import ALL_FAMILIES, known_family, load_family
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.public.family import PublicFamily
 from rpa_tune.interop.public.package import PublicPackage, release
 from rpa_tune.interop.public.tpu_inference.package import PACKAGE
@@ -34,6 +35,7 @@ def test_there_is_one_object_of_each_name_in_this_process_and_in_a_worker(name):
     assert pickle.loads(pickle.dumps(family)) is family
     assert copy.deepcopy(family) is family
     assert hash(family) == hash(load_family(name))
+    assert repr(family) == f"<family {name}>"
     assert len(pickle.dumps(family)) < 200  # its name, not what it holds
 
 
@@ -91,8 +93,8 @@ def test_tables_and_stores_with_public_rows_are_read_without_jax_or_a_wheel(tmp_
     config = dict.fromkeys(load_family(name).config_type.__dataclass_fields__, 256)
     merge_into(tables, [make_row(name, configs=[config])])
     candidate = Candidate(
-        family=name, problem=PROBLEM, config=load_family(name).config_from_dict(config),
-        chip="v6e", workload="0" * 16,
+        family=load_family(name), problem=PROBLEM,
+        config=load_family(name).config_from_dict(config), chip=load_chip("v6e"), workload="0" * 16,
     )  # fmt: skip
     answer = Evaluation(
         candidate=candidate, fidelity=Fidelity.SIMULATED, status=Status.OK, time_us=1.0

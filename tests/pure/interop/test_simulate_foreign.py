@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from rpa_kernels.batch import Batch
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import simulate
 from rpa_tune.interop.simulate import ForeignTask, simulate_foreign
 
@@ -34,8 +35,9 @@ def ask(monkeypatch, share, answers):
         simulate, "_bind", lambda task, smem_share: SimpleNamespace(smem_share=told[smem_share])
     )
     task = ForeignTask(
-        kernel="batched", root=Path(), chip="v6e", problem=None, blocks=None, batches=BATCHES
-    )
+        kernel="batched", root=Path(), chip=load_chip("v6e"), problem=None, blocks=None,
+        batches=BATCHES,
+    )  # fmt: skip
     return simulate_foreign(task), asked
 
 

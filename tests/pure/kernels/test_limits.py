@@ -28,7 +28,7 @@ def test_scalar_prefetch_is_padded_to_rows_of_128_words():
     assert limits.smem_bytes(PROBLEM) == 4 * (128 + 2048 + 128 + 128)
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=30, derandomize=True, deadline=None)
 @given(page_size=pages, pages_per_seq=st.integers(1, 300), size=st.integers(1, 4096))
 def test_a_fitted_block_fits_and_is_the_least_that_does(page_size, pages_per_seq, size):
     problem = paged(page_size, pages_per_seq)
@@ -44,7 +44,7 @@ def test_a_fitted_block_fits_and_is_the_least_that_does(page_size, pages_per_seq
     assert not [n for n in range(size, block) if n % page_size == 0 or (n == size and fits(n))]
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=30, derandomize=True, deadline=None)
 @given(
     page_size=pages,
     pages_per_seq=st.integers(1, 300),
@@ -63,7 +63,7 @@ def test_block_sizes_rise_and_none_is_beyond_the_longest_context(page_size, page
         assert limits.check_blocks(bkv_sz=block, bkv_csz=block, problem=problem) is None
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=30, derandomize=True, deadline=None)
 @given(page_size=pages, size=st.integers(2, 5000))
 def test_halving_ends_at_a_block_that_fits(page_size, size):
     problem, seen = paged(page_size), []
@@ -79,7 +79,7 @@ def test_halving_ends_at_a_block_that_fits(page_size, size):
     assert len(seen) == 1 or seen[-1] >= 64
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=30, derandomize=True, deadline=None)
 @given(page_size=pages, size=st.integers(1, 5000), most=st.sampled_from([128, 256, 512]))
 def test_the_compute_block_is_the_largest_that_is_accepted(page_size, size, most):
     problem = paged(page_size)

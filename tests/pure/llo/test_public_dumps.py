@@ -131,14 +131,16 @@ def test_divisions_queue_their_results(a, b):
         "%s1_s0 = sld [smem:[#allocation0]]  ;;  %s2_s1 = sld [smem:[#allocation0 + $0x1]]",
         "%100 = sdivrem.u32 %s1_s0, %s2_s1 /* kDivAndRem */",
         "%101 = sdivrem.u32 %s1_s0, %s2_s1 /* kRem */",
-        "%s3_s2 = spop.drf %100  ;;  %s6_s2 = spop.drf %101",
+        "%102 = sdivrem.u32 %s1_s0, %s2_s1 /* kDiv */",
+        "%s3_s2 = spop.drf %100  ;;  %s6_s2 = spop.drf %101  ;;  %s10_s2 = spop.drf %102",
         "%s4_s3 = spop.drf %100  ;;  %s7_s2 = smul.u32 %s3_s2, %s2_s1",
         # Quotient times divisor plus remainder is the dividend; both remainders are the same.
         "%s8_s2 = sadd.s32 %s7_s2, %s4_s3  ;;  %p1_p0 = scmp.eq.s32.totalorder %s4_s3, %s6_s2",
         "%p2_p1 = scmp.eq.s32.totalorder %s8_s2, %s1_s0"
         "  ;;  %p3_p2 = scmp.lt.u32.totalorder %s4_s3, %s2_s1",
         "%p4_p3 = pand %p1_p0, %p2_p1",
-        "%p5_p4 = pand %p4_p3, %p3_p2",
+        "%p6_p5 = pand %p4_p3, %p3_p2  ;;  %p7_p6 = scmp.eq.s32.totalorder %s10_s2, %s3_s2",
+        "%p5_p4 = pand %p6_p5, %p7_p6",
         "%s9_s2 = scalar_select %p5_p4, 5, 9",
         *wait_for_granules("%s9_s2"),
     )
@@ -210,7 +212,10 @@ def test_vector_phis_take_no_slot(program_of):
 @pytest.mark.parametrize(
     ("bundle", "says"),
     [
-        ("%1 = sdivrem.u32 %s1_s0, 3 /* kDiv */", "without a comment `kRem` or `kDivAndRem`"),
+        (
+            "%1 = sdivrem.u32 %s1_s0, 3 /* kMod */",
+            "without a comment",
+        ),
         ("%s2_s1 = spop.drf %9", "takes more results than a division has"),
         ("%s2_s1 = spop.drf %1  ;;  %s3_s1 = spop.drf %1", "takes more results"),
     ],

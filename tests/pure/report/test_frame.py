@@ -85,7 +85,7 @@ def test_families_have_fields_of_their_own():
     config = mixed.config_type(
         bq_sz=16, bq_csz=16, bkv_sz=128, bkv_csz=128, num_buffers=2, mxu_sums=0
     )
-    other = replace(answer, candidate=replace(answer.candidate, family="mixed", config=config))
+    other = replace(answer, candidate=replace(answer.candidate, family=mixed, config=config))
     frame = answers_frame([answer, other], {answer.candidate.study: "one"})
     assert frame["config.seqs_per_step"].isna().tolist() == [False, True]
     assert frame["config.mxu_sums"].tolist()[1] == 0

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from fake_sweep import make_evaluators, make_study
 
-from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.candidate import Correctness, Fidelity, Status
 from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.doubt import fail_alike, is_settled, reason_of
 from rpa_tune.store.journal import Journal
@@ -145,10 +145,10 @@ def test_checks_that_all_fail_alike_end_the_study_too(tmp_path):
         return Status.RUN_TIMEOUT
 
     evaluators = make_evaluators()
-    evaluators[Fidelity.INTERPRETED].statuses = broken
+    evaluators[Correctness.INTERPRETED].statuses = broken
     with Journal(tmp_path / "store.jsonl") as store:
         (result,) = Sweep(evaluators=evaluators, journal=store, watch=Watch()).run([STUDY])
-    assert 3 <= len(evaluators[Fidelity.INTERPRETED].asked) <= 4
+    assert 3 <= len(evaluators[Correctness.INTERPRETED].asked) <= 4
     assert result.row() is None
     assert "failed with the same error" in result.gave_up
     mended, asked = run(tmp_path)

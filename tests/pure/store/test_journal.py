@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_sweep import FormulaEvaluator, make_study
 
-from rpa_tune.candidate import Evaluation, Fidelity, Status
+from rpa_tune.candidate import Correctness, Evaluation, Fidelity, Status
 from rpa_tune.errors import StoreError
 from rpa_tune.store import codec, journal
 from rpa_tune.store.codec import stamp_of
@@ -200,7 +200,7 @@ def test_answers_of_other_kernels_or_compilers_are_not_reused(tmp_path):
     asked = {
         Fidelity.SIMULATED: {"kernel", "simulator", "jax", "libtpu", "settings"},
         Fidelity.MEASURED: {"kernel", "jax", "libtpu", "settings"},
-        Fidelity.INTERPRETED: {"kernel", "jax", "libtpu", "settings", "verifier"},
+        Correctness.INTERPRETED: {"kernel", "jax", "libtpu", "settings", "verifier"},
     }
     with Journal(tmp_path / "store.jsonl") as store:
         for fidelity, keys in asked.items():

@@ -23,7 +23,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.candidate import Correctness, Fidelity, Status
 from rpa_tune.errors import RpaTuneError, StoreError
 from rpa_tune.store import journal
 from rpa_tune.sweep.exchange import Exchange, hide_password
@@ -357,7 +357,7 @@ def test_optuna_shows_what_a_person_can_read(storage):
         answers = [answer for answer, _ in share(one, candidates, failing)]
         checks = [
             answer
-            for answer, _ in share(one, candidates[:1], FakeInterpreter(), Fidelity.INTERPRETED)
+            for answer, _ in share(one, candidates[:1], FakeInterpreter(), Correctness.INTERPRETED)
         ]
     shown = as_optuna_shows(storage)
     (timed,) = (shown[name] for name in shown if "simulated" in name)

@@ -6,7 +6,7 @@ import pytest
 from fake_sweep import FakeInterpreter, FormulaEvaluator, make_study
 from optuna.trial import TrialState
 
-from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.candidate import Correctness, Fidelity, Status
 from rpa_tune.sweep.exchange_text import (
     SEARCH,
     Shown,
@@ -43,7 +43,9 @@ def test_studies_say_what_they_are_about_and_what_must_be_alike() -> None:
     assert shown.attributes[f"study {STUDY.name}"] == "workload fake: made up"
     assert shown.attributes[SEARCH]["simulate"] == 12
     assert shown.attributes[SEARCH]["sampler"] == STUDY.sampler()
-    metrics = [Shown(STUDY, f).system_attributes["study:metric_names"] for f in Fidelity]
+    metrics = [
+        Shown(STUDY, f).system_attributes["study:metric_names"] for f in (*Fidelity, *Correctness)
+    ]
     assert metrics == [["time us"]] * 3 + [["error, in parts of the tolerance"]]
 
 

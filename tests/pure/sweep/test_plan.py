@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rpa_tune.errors import UsageError
+from rpa_tune.families.registry import load_family
 from rpa_tune.models.buckets import Limits, shape_of
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.shapes import shape_workloads
@@ -50,7 +51,7 @@ def test_a_weighted_set_of_workloads_is_one_workload(tmp_path):
     weighted = re.sub("workload: .*", "workload: {azure-conv: 0.7, azure-code: 0.3}", GOOD)
     alone = re.sub("workload: .*", "workload: azure-conv", GOOD)
     studies = build_studies(plan_of(tmp_path, weighted))
-    assert [study.family for study in studies] == ["decode", "mixed"]
+    assert [study.family.name for study in studies] == ["decode", "mixed"]
     first = build_studies(plan_of(tmp_path, alone))[0].workload
     both = studies[0].workload
     assert len(both.batches) > len(first.batches)
@@ -266,7 +267,7 @@ def test_stored_batches_are_dealt_out_to_the_shapes_they_are_padded_to(tmp_path)
         only_tokens=(most.num_tokens,),
     )
     (found,) = shape_workloads(
-        str(tmp_path / "stored.json"), limits, page_size=128, families=["mixed"]
+        str(tmp_path / "stored.json"), limits, page_size=128, families=[load_family("mixed")]
     )
     padded = [
         wb.batch
@@ -277,4 +278,6 @@ def test_stored_batches_are_dealt_out_to_the_shapes_they_are_padded_to(tmp_path)
     assert padded
     tiny = Limits(max_num_seqs=1, max_num_batched_tokens=16, max_model_len=1024)
     with pytest.raises(UsageError, match="no batch with mixed sequences that fits 16 tokens"):
-        shape_workloads(str(tmp_path / "stored.json"), tiny, page_size=128, families=["mixed"])
+        shape_workloads(
+            str(tmp_path / "stored.json"), tiny, page_size=128, families=[load_family("mixed")]
+        )

@@ -9,6 +9,8 @@ from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Evaluation, Fidelity, Status
 from rpa_tune.decide.objective import EXPECTED_TIME, WORST_REGRET
 from rpa_tune.decide.promote import decide, make_row
+from rpa_tune.families.registry import load_family
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.models.catalog import load_model, problem_for
 from rpa_tune.provenance import kernel_digest, versions
 from rpa_tune.store.journal import Journal
@@ -62,8 +64,10 @@ def study(workload_file):
     workload = load_workload(str(workload_file), page_size=128)
     problem = problem_for(load_model("gemma2-9b"), workload=workload, page_size=128, windowed=True)
     problem = replace(problem, sliding_window=1000)  # the key rounds it up
-    return Study(name="v6e/decode", family="decode", problem=problem, chip="v6e",
-                 workload=workload.for_family("decode"))  # fmt: skip
+    return Study(
+        name="v6e/decode", family=load_family("decode"), problem=problem, chip=load_chip("v6e"),
+        workload=workload.for_family("decode"),
+    )  # fmt: skip
 
 
 def tune(study, folder, evaluator, *, objective=EXPECTED_TIME, worst=False):

@@ -7,10 +7,11 @@ import pytest
 from click.testing import CliRunner
 from fake_sweep import FakeInterpreter, FormulaEvaluator, make_study, true_us
 
-from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.candidate import Correctness, Fidelity, Status
 from rpa_tune.cli import restamp as cli_restamp
 from rpa_tune.cli.main import cli
 from rpa_tune.decide.promote import decide, make_row
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import kernel_digest, versions
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep import recheck
@@ -73,7 +74,7 @@ def make_stale(folder, *, best=BEST, study=STUDY, **evidence):
 def prove(row, tmp_path, compiler=None, interpreter=None, **options):
     evaluators = {
         Fidelity.SIMULATED: compiler or Compiler(),
-        Fidelity.INTERPRETED: interpreter or FakeInterpreter(),
+        Correctness.INTERPRETED: interpreter or FakeInterpreter(),
     }
     with Journal(tmp_path / "restamp.jsonl") as journal:
         oracle = Oracle(evaluators=evaluators, journal=journal, watch=Watch())
@@ -211,7 +212,7 @@ def run(tmp_path, monkeypatch):
         def make_evaluators(workers, cache, verify):
             call.num_made += 1
             made = {Fidelity.SIMULATED: call.compiler}
-            return made | ({Fidelity.INTERPRETED: call.interpreter} if verify else {})
+            return made | ({Correctness.INTERPRETED: call.interpreter} if verify else {})
 
         monkeypatch.setattr(cli_restamp, "make_evaluators", make_evaluators)
         store = tmp_path / "store.jsonl"
@@ -227,7 +228,7 @@ def test_the_command_writes_what_it_proved_in_place(tmp_path, run):
     fast = make_stale(folder)
     small = replace(STUDY.problem, num_pages=64, max_num_seqs=4)
     make_stale(folder, study=replace(STUDY, problem=small), libtpu="0.0.1")
-    make_stale(folder, study=replace(STUDY, chip="v5e"))
+    make_stale(folder, study=replace(STUDY, chip=load_chip("v5e")))
     before = {path: path.read_text() for path in folder.glob("*/*.jsonl")}
 
     dry = run("--check", "--chip", "v6e")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from fake_sweep import make_evaluators
-from pure.test_cli_sweep import PLAN
+from pure.cli.test_sweep import PLAN
 
 import rpa_tune
 from rpa_tune.candidate import Fidelity, Status
@@ -14,7 +14,7 @@ from rpa_tune.store import journal
 from rpa_tune.sweep import run as module
 from rpa_tune.sweep.forecast import forecast
 from rpa_tune.sweep.job import open_job
-from rpa_tune.sweep.watch import Watch
+from rpa_tune.sweep.watch import Answered, Watch
 from rpa_tune.tables.reader import load_tables
 
 
@@ -66,7 +66,7 @@ def test_a_plan_in_memory_a_file_and_a_job_are_the_same_sweep(folder, evaluators
         assert again.num_asked == 0
     assert len(evaluators[Fidelity.SIMULATED].asked) == asked
     other = rpa_tune.tune(replace(plan, chips=("v5e",)), journal="v5e.jsonl")
-    assert [result.study.chip for result in other] == ["v5e"]
+    assert [result.study.chip.name for result in other] == ["v5e"]
 
 
 def test_a_spent_budget_is_an_outcome_and_the_same_call_goes_on(folder, evaluators):
@@ -82,8 +82,9 @@ def test_a_spent_budget_is_an_outcome_and_the_same_call_goes_on(folder, evaluato
 
 
 class Interrupting(Watch):
-    def answered(self, study, evaluation):
-        raise KeyboardInterrupt
+    def tell(self, event):
+        if isinstance(event, Answered):
+            raise KeyboardInterrupt
 
 
 def test_an_interrupt_is_the_callers_unless_it_asks_for_what_was_decided(folder, evaluators):

@@ -1,16 +1,13 @@
 """Dominance, the climb to the next rung and the reasons of those left behind, by brute force."""
 
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import pytest
 from fake_sweep import AXES, FormulaEvaluator, make_study, true_us
 
-from rpa_kernels import load_family
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.decide.objective import EXPECTED_TIME, WORST_REGRET
-from rpa_tune.hw.chip import load_chip
-from rpa_tune.sweep import rungs
+from rpa_tune.families.registry import load_family
 from rpa_tune.sweep.rungs import (
     BOUNDED,
     DOMINATED,
@@ -27,14 +24,14 @@ BLOCKWISE = {
     "num_buffers": (2, 3),
 }  # fmt: skip
 DECODE = make_study(**{**AXES, "bq_sz": (8, 16)})
-MIXED = replace(make_study(), family="mixed", overrides=BLOCKWISE)
+MIXED = replace(make_study(), family=load_family("mixed"), overrides=BLOCKWISE)
 OUT = Status.OUT_OF_MEMORY
 
 
 def answer(study, config, status=Status.OK, fidelity=Fidelity.SIMULATED):
     """The formula's answer; for a family that it does not know, one without a time."""
     evaluator = FormulaEvaluator(fidelity, statuses=lambda _: status)
-    if study.family == "decode":
+    if study.family.name == "decode":
         return evaluator.answer(study.candidate(config))
     assert status is not Status.OK
     blank = evaluator.answer(DECODE.candidate(DECODE.heuristic()))
@@ -45,7 +42,7 @@ def answer(study, config, status=Status.OK, fidelity=Fidelity.SIMULATED):
 def test_dominance_is_that_of_every_field_and_of_scratch(study):
     """Every pair of a space: a plain definition, beside the one that the sweep uses."""
     space = study.space()
-    target, scratch_bytes = load_chip(study.chip).target, load_family(study.family).scratch_bytes
+    target, scratch_bytes = study.chip.target, study.family.scratch_bytes
     need = {config: scratch_bytes(study.problem, config, target) for config in space.configs}
     num_dominated = 0
     for other in space.configs:
@@ -63,14 +60,16 @@ def test_dominance_is_that_of_every_field_and_of_scratch(study):
     assert num_dominated > len(space.configs)
 
 
-def test_what_is_larger_but_needs_less_is_asked_for(monkeypatch):
+def test_what_is_larger_but_needs_less_is_asked_for():
     """A kernel may split what grows: then a larger block does not prove anything."""
     small, *_, large = DECODE.space().configs
     told, axes = [answer(DECODE, small, OUT)], DECODE.space().axes
     assert dominated(DECODE.candidate(large), told, axes)
-    family = SimpleNamespace(scratch_bytes=lambda problem, config, target: 2**20 // config.bkv_sz)
-    monkeypatch.setattr(rungs, "load_family", lambda name: family)
-    assert dominated(DECODE.candidate(large), told, axes) is None
+    splitting = replace(
+        DECODE.family, scratch_bytes=lambda problem, config, target: 2**20 // config.bkv_sz
+    )
+    study = replace(DECODE, family=splitting)
+    assert dominated(study.candidate(large), told, axes) is None
 
 
 @pytest.mark.parametrize("status", sorted(set(Status) - {OUT}))

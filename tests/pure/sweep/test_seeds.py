@@ -9,7 +9,6 @@ from table_rows import make_row
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.errors import TableError
-from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.seeds import (
@@ -67,7 +66,7 @@ def test_the_nearest_problem_leads_then_the_same_chip():
 def test_only_what_fits_is_a_seed_and_not_too_many():
     study = make_study(problem=replace(PROBLEM, page_size=256, pages_per_seq=8))
     winners = [winner(config) for config in (replace(A, bkv_sz=384), B, C, D)]
-    check = load_family(study.family).check
+    check = study.family.check
     assert check(study.problem, winners[0].config, load_chip("v6e").target) is not None
     assert neighbour_seeds(study, winners) == [B, C][:MAX_SEEDS]
 

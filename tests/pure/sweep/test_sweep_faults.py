@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from fake_sweep import FakeInterpreter, FormulaEvaluator, make_evaluators, make_study
 
-from rpa_tune.candidate import Fidelity, Status
+from rpa_tune.candidate import Correctness, Fidelity, Status
 from rpa_tune.compile import process
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.evaluate import simulated
@@ -49,7 +49,7 @@ def sweep(folder, *, accidents=None, deadline_s=30.0, disturb=None):
     evaluators = {
         Fidelity.ANALYTICAL: FormulaEvaluator(Fidelity.ANALYTICAL, scale=1e-3),
         Fidelity.SIMULATED: SimulatedEvaluator(pool=pool, cache_dir=folder, deadline_s=deadline_s),
-        Fidelity.INTERPRETED: FakeInterpreter(),
+        Correctness.INTERPRETED: FakeInterpreter(),
     }
     done = threading.Event()
     thread = threading.Thread(target=disturb or (lambda *_: None), args=(pool, done))
@@ -190,7 +190,7 @@ def run_on_disk(folder):
 
 
 def test_a_small_file_system_that_fills_up_during_a_sweep(tmp_path):
-    from pure.test_cli_sweep import PLAN
+    from pure.cli.test_sweep import PLAN
 
     calm, full = tmp_path / "calm", tmp_path / "full"
     for folder in (calm, full):

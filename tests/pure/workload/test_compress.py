@@ -108,12 +108,14 @@ def test_error_holds_for_the_real_kernels_accounts(conv: dict[int, Build], famil
         flops = kernel.mxu_flops(problem, config, batch, target)
         return [traffic.read_bytes, traffic.write_bytes, traffic.num_copies, flops]
 
-    full = np.mean([measure(step.batch()) for step in build.served.steps], axis=0)
+    full = np.mean([measure(step.batch(block_size=128)) for step in build.served.steps], axis=0)
     kept = np.sum(
         [wb.weight * np.array(measure(wb.batch)) for wb in build.workload.batches], axis=0
     )
     assert (full > 0).all()
-    assert kept == pytest.approx(full, rel=0.04)
+    assert kept[[0, 1, 3]] == pytest.approx(full[[0, 1, 3]], rel=0.04)
+    # How many copies a step needs depends on its page table, too, which compression does not see.
+    assert kept[2] == pytest.approx(full[2], rel=0.06)
 
 
 def test_another_time_can_be_passed_in() -> None:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rpa_kernels.problem import Problem
-from rpa_tune.workload.engine import Engine
+from rpa_tune.workload.engine import SimulatedEngine
 from rpa_tune.workload.knobs import EngineKnobs, KvRole, Scheduler, StepTime
 from rpa_tune.workload.request import Request
 from rpa_tune.workload.step import EngineStep
@@ -19,8 +19,8 @@ Lens = list[tuple[list[int], list[int], int]]
 
 def run(
     requests: Sequence[Request], knobs: EngineKnobs, **options: int
-) -> tuple[Engine, list[EngineStep]]:
-    engine = Engine(requests, knobs, **options)
+) -> tuple[SimulatedEngine, list[EngineStep]]:
+    engine = SimulatedEngine(requests, knobs, **options)
     return engine, list(engine.run())
 
 
@@ -32,7 +32,7 @@ def lens(steps: Sequence[EngineStep]) -> Lens:
     return [(step.q_lens.tolist(), step.kv_lens.tolist(), step.num_decode) for step in steps]
 
 
-def requests_of(engine: Engine, step: EngineStep) -> list[Request]:
+def requests_of(engine: SimulatedEngine, step: EngineStep) -> list[Request]:
     """The request behind each sequence of the step that was yielded last."""
     by_pages = {id(sequence.pages): sequence.request for sequence in engine._state.running}
     return [by_pages[id(pages)] for pages in step.page_lists]
@@ -125,7 +125,7 @@ def test_every_step_is_a_legal_batch(
     case: tuple[EngineKnobs, list[Request], int | None], seed: int
 ) -> None:
     knobs, requests, max_concurrency = case
-    engine = Engine(requests, knobs, max_concurrency=max_concurrency, seed=seed)
+    engine = SimulatedEngine(requests, knobs, max_concurrency=max_concurrency, seed=seed)
     problem = Problem(
         num_q_heads=8,
         num_kv_heads=2,
@@ -422,4 +422,6 @@ def test_knobs_with_which_no_engine_starts(fields: dict[str, int], message: str)
 
 def test_prompt_that_leaves_no_room_is_refused() -> None:
     with pytest.raises(ValueError, match="request 1: prompt of 64 tokens"):
-        Engine([request(5, 1), request(64, 1)], EngineKnobs(block_size=4, max_model_len=64))
+        SimulatedEngine(
+            [request(5, 1), request(64, 1)], EngineKnobs(block_size=4, max_model_len=64)
+        )

@@ -6,7 +6,7 @@ import pytest
 
 from rpa_tune.workload.knobs import EngineKnobs, Scheduler
 from rpa_tune.workload.request import Request
-from rpa_tune.workload.scheduler import Chosen, SchedulerState, Sequence
+from rpa_tune.workload.scheduler import Chosen, EngineSequence, SchedulerState
 
 
 def make_state(**knobs) -> SchedulerState:
@@ -14,10 +14,10 @@ def make_state(**knobs) -> SchedulerState:
     return SchedulerState(EngineKnobs(**{**fields, **knobs}))
 
 
-def wait(state: SchedulerState, *prompts: int, output: int = 8, prefix=()) -> list[Sequence]:
+def wait(state: SchedulerState, *prompts: int, output: int = 8, prefix=()) -> list[EngineSequence]:
     first = len(state.waiting) + len(state.running)
     made = [
-        Sequence(
+        EngineSequence(
             request=Request(arrival_s=0.0, prompt_tokens=p, output_tokens=output, prefix=prefix),
             number=first + i, goal=p + output, known=p,
         )
@@ -43,7 +43,7 @@ def advance(state: SchedulerState, chosen: Chosen) -> None:
         state.remember(sequence)
 
 
-def pages(sequences: Many[Sequence]) -> list[int]:
+def pages(sequences: Many[EngineSequence]) -> list[int]:
     return [len(sequence.pages) for sequence in sequences]
 
 

@@ -8,7 +8,7 @@ from rpa_tune.workload.text_tree import ROOT, TextTree
 texts = st.lists(st.lists(st.sampled_from("ab"), max_size=5), min_size=1, max_size=8)
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=40, derandomize=True, deadline=None)
 @given(texts=texts)
 def test_a_node_is_a_beginning_and_shared_is_what_two_have(texts: list[list[str]]) -> None:
     tree = TextTree()

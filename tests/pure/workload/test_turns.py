@@ -10,7 +10,7 @@ import pytest
 from rpa_tune.errors import TraceError
 from rpa_tune.workload.arrivals import Arrivals, Process
 from rpa_tune.workload.draft import Draft, Layout, Refusals
-from rpa_tune.workload.engine import Engine
+from rpa_tune.workload.engine import SimulatedEngine
 from rpa_tune.workload.knobs import EngineKnobs
 from rpa_tune.workload.request import Request
 from rpa_tune.workload.step import EngineStep
@@ -139,8 +139,8 @@ def test_turns_follow_the_nearest_that_was_not_left_out(tmp_path: Path) -> None:
     assert [request.prompt_tokens for request in trace.requests] == [10, 40]
 
 
-def served(requests: list[Request], **options: Any) -> tuple[list[EngineStep], Engine]:
-    engine = Engine(requests, KNOBS, **options)
+def served(requests: list[Request], **options: Any) -> tuple[list[EngineStep], SimulatedEngine]:
+    engine = SimulatedEngine(requests, KNOBS, **options)
     return list(engine.run()), engine
 
 
@@ -175,7 +175,7 @@ def test_users_of_a_closed_loop_go_on_with_their_turns() -> None:
 
 def test_a_turn_before_its_own_is_refused() -> None:
     with pytest.raises(ValueError, match="request 0 follows request 1"):
-        Engine([request(32, after=1), request(32)], KNOBS)
+        SimulatedEngine([request(32, after=1), request(32)], KNOBS)
 
 
 def test_waits_shrink_with_the_times_of_a_trace() -> None:

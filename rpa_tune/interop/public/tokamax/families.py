@@ -25,7 +25,7 @@ from rpa_tune.interop.public.tokamax.configs import (
 from rpa_tune.interop.public.tokamax.package import PACKAGE
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class TokamaxFamily(PublicFamily):
     """A Pallas call of tokamax's function.
 

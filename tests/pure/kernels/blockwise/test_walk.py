@@ -26,18 +26,17 @@ CONFIG = BlockwiseConfig(
 Q_LENS, KV_LENS = (1, 20, 70, 32), (40, 20, 300, 160)
 META = Meta(
     kv_lens=jnp.asarray(KV_LENS, jnp.int32),
-    page_indices=None,
+    page_runs=None,
     cu_q_lens=jnp.asarray([0, *itertools.accumulate(Q_LENS)], jnp.int32),
     distribution=None,
     pages_per_seq=32,
+    num_pages=128,
 )
 FEATURES = [
     {},
     {"causal": False},
-    {"sliding_window": 1},
     {"sliding_window": 50},
-    {"sliding_window": 50, "causal": False},
-    {"update_kv_cache": False},
+    {"sliding_window": 1, "causal": False},
 ]
 
 

@@ -31,7 +31,7 @@ def split(kv_lens, num_cores, *, window=None, num_mixed=0):
     return partition(problem, CONFIG, batch.arrays(problem), num_cores)
 
 
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=30, derandomize=True, deadline=None)
 @given(
     kv_lens=st.lists(st.integers(1, 4096), max_size=14),
     num_cores=st.integers(1, 4),

@@ -26,7 +26,7 @@ def configs(problem, target):
     return [DecodeConfig(**dict(zip(axes, point, strict=True))) for point in points]
 
 
-@pytest.mark.parametrize("page_size", [16, 48, 128, 2048])
+@pytest.mark.parametrize("page_size", [48, 2048])
 def test_a_config_is_refused_exactly_where_it_breaks_a_rule(page_size):
     problem = dataclasses.replace(LLAMA, page_size=page_size, pages_per_seq=8192 // page_size)
     target = dataclasses.replace(V6E, vmem_bytes=16 << 20)

@@ -1,0 +1,59 @@
+"""`explain --trace`: the batch that takes longest, out of the compile cache."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from fake_sweep import make_study
+from golden import make
+
+from rpa_kernels.batch import Batch
+from rpa_tune.candidate import Status
+from rpa_tune.cli.trace import load_schedule, write_heaviest
+from rpa_tune.compile.cache import CompileCache, Compiled, compile_key
+from rpa_tune.errors import DumpError
+from rpa_tune.llo.machine import load_machine
+from rpa_tune.llo.simulate import simulate
+
+NAME = "0.0.42.1/v6e_decode.txt.gz"
+STUDY = make_study(problem=make.PROBLEM)
+CANDIDATE = STUDY.candidate(STUDY.space().configs[0])
+BATCHES = [Batch(q_lens=(1,), kv_lens=(n,), num_decode=1) for n in (1, 200, 16)]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    folder = tmp_path / "cache"
+    bundles = make.unpack(make.DUMPS / NAME, tmp_path)
+    CompileCache(folder).save(compile_key(CANDIDATE), Compiled(status=Status.OK, bundles=bundles))
+    return folder
+
+
+def test_the_trace_is_that_of_the_heaviest_batch(cache, tmp_path, capsys) -> None:
+    path = tmp_path / "trace.json"
+    write_heaviest(CANDIDATE, BATCHES, [1.0, 5.25, 2.0], cache_dir=cache, path=path)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"trace of batch 1 (5.2 us) in {path}; open it at ui.perfetto.dev\n"
+    events = json.loads(path.read_text())["traceEvents"]
+    read = sum(e["args"]["bytes"] for e in events if "bytes" in e.get("args", ()))
+    operands = make.operands("decode", BATCHES[1])
+    timeline = simulate(make.program(NAME), load_machine("v6e"), operands)
+    assert read >= timeline.read_bytes + timeline.write_bytes > 200 * 512
+
+
+def test_a_schedule_is_plain_text_however_it_is_kept(cache, tmp_path) -> None:
+    text = load_schedule(CANDIDATE, cache)
+    assert text == make.unpack(make.DUMPS / NAME, tmp_path).read_text()
+
+
+def test_a_candidate_that_was_not_compiled_is_an_error_with_the_folder(cache) -> None:
+    other = replace(CANDIDATE, config=STUDY.space().configs[1])
+    with pytest.raises(DumpError, match="the cache has no schedule of this candidate") as caught:
+        load_schedule(other, cache)
+    assert caught.value.where == str(cache)
+    # Kept without a schedule: it did not compile.
+    failed = Compiled(status=Status.OUT_OF_MEMORY, detail="VMEM")
+    CompileCache(cache).save(compile_key(other), failed)
+    with pytest.raises(DumpError):
+        load_schedule(other, cache)
