@@ -281,7 +281,7 @@ def main(chips: str, revision: str, workers: int, cache: Path, json_file: Path |
     if json_file:
         report = {
             "evidence": "simulated",
-            "versions": provenance("decode"),
+            "versions": provenance(FAMILY.digest),
             "before": before.commit,
             "worst_fragmented_ratio": worst,
             "cells": cells,

@@ -89,6 +89,7 @@ def hostile_batches(
         }
         | {longest}
     )
+    batches: tuple[Batch, ...]
     if family == "decode":
         batches = (
             _batch([1] * len(edges), edges, num_decode=len(edges), page_seed=1),
