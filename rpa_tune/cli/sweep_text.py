@@ -48,8 +48,8 @@ def print_outcome(outcome: Outcome, *, code: int, table_folder: Path, as_json: b
         )
         return
     if outcome.results:
-        # The other columns take 100 characters; names are not wrapped, and nothing is cropped.
-        needed = 100 + max(len(result.study.name) for result in outcome.results)
+        # The other columns take 109 characters; names are not wrapped, and nothing is cropped.
+        needed = 109 + max(len(result.study.name) for result in outcome.results)
         Console(width=max(120, Console().width, needed)).print(_table(outcome.results))
     for result in outcome.results:
         _print_result(result)
