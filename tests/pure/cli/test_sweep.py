@@ -19,6 +19,7 @@ from rich.console import Console
 from table_rows import PROBLEM, default_config, make_row
 
 from rpa_tune.candidate import Correctness, Fidelity, Status
+from rpa_tune.cli import sweep_text
 from rpa_tune.cli.main import cli
 from rpa_tune.cli.progress import RichWatch
 from rpa_tune.compile.failure import Reply
@@ -122,6 +123,13 @@ def test_a_long_name_does_not_crop_the_verdict(folder, evaluators):
     (header,) = [line for line in lines if "heuristic us" in line]
     assert "v6e/gpt-oss-20b/window 128/decode" in "".join(lines)
     assert header.count("┃") == 8
+    assert not [line for line in lines if line.startswith("│") and not line.endswith("│")]
+
+
+def test_intervals_do_not_crop_the_verdict(folder, evaluators, monkeypatch):
+    monkeypatch.setattr(sweep_text, "_time_text", lambda row: "9,289.6\n9,269.4..9,308.7")
+    lines = sweep().stdout.splitlines()
+    assert any("9,269.4..9,308.7" in line for line in lines)
     assert not [line for line in lines if line.startswith("│") and not line.endswith("│")]
 
 
