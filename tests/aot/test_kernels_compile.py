@@ -147,7 +147,7 @@ def test_launches_alone_are_a_program_that_copies_nothing(pool, chip):
     assert sum(operands) <= allocated_bytes < sum(operands) + min(operands)
 
 
-@pytest.mark.parametrize("family", ["decode", "mixed"])
+@pytest.mark.parametrize("family", ["decode", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_features_compile_on_v6e(pool, tmp_path, family):
     problems = {
         name: (family, dataclasses.replace(LLAMA, **changes), "v6e")

@@ -83,8 +83,8 @@ def test_entries_that_no_kernel_may_use_are_out_of_bounds():
 
 
 def test_a_kernel_that_uses_such_an_entry_is_found(monkeypatch):
-    real = Meta.page
-    monkeypatch.setattr(Meta, "page", lambda self, seq, index: real(self, seq, index + 1))
+    real = Meta.entry
+    monkeypatch.setattr(Meta, "entry", lambda self, seq, index: real(self, seq, index + 1))
     config, batch = CASES["decode"]
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"Out-of-bounds|before the start"):
         verify(load_family("decode"), PROBLEM, config, batch, target=V6E)
