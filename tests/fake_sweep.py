@@ -100,6 +100,21 @@ class FormulaEvaluator(AbstractEvaluator):
         self.closed = True
 
 
+def answer_of_any_family(self, candidate, num_batches=2):
+    """In place of `FormulaEvaluator.answer`: by block sizes that every family has."""
+    us = 1000.0 / candidate.config.bkv_sz + candidate.config.bq_sz / 1000
+    is_timed = self.fidelity is not Correctness.INTERPRETED
+    return Evaluation(
+        candidate=candidate,
+        fidelity=self.fidelity,
+        status=Status.OK,
+        time_us=us if is_timed else None,
+        batch_us=(us,) * num_batches if is_timed else (),
+        metrics={"bound_by": "hbm", "how": "made up"},
+        provenance=stamp(candidate.family),
+    )
+
+
 def stamp(family):
     """Today's versions without host and time, so that two runs write the same bytes."""
     from rpa_tune.provenance import provenance

@@ -8,9 +8,8 @@ import re
 
 import pytest
 from documented import ROOT, difference
-from fake_sweep import FormulaEvaluator, make_evaluators, stamp
+from fake_sweep import FormulaEvaluator, answer_of_any_family, make_evaluators
 
-from rpa_tune.candidate import Correctness, Evaluation, Status
 from rpa_tune.evaluate import correctness, simulated
 from rpa_tune.sweep import run
 
@@ -32,21 +31,6 @@ def examples():
 
 EXAMPLES = examples()
 LONG = {"tune 1", "explain 1", "verify 1"}
-
-
-def answer_of_any_family(self, candidate, num_batches=2):
-    """An answer by the size of the KV block, which every family has."""
-    us = 1000.0 / candidate.config.bkv_sz + candidate.config.bq_sz / 1000
-    is_timed = self.fidelity is not Correctness.INTERPRETED
-    return Evaluation(
-        candidate=candidate,
-        fidelity=self.fidelity,
-        status=Status.OK,
-        time_us=us if is_timed else None,
-        batch_us=(us,) * num_batches if is_timed else (),
-        metrics={"bound_by": "hbm", "how": "made up"},
-        provenance=stamp(candidate.family),
-    )
 
 
 def run_example(name, capsys):

@@ -38,6 +38,29 @@ def check_blocks(problem: Problem, config: BatchedConfig, target: Target) -> Inf
     return bad or check_scratch(scratch_bytes(problem, config, target), target)
 
 
+def decode_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
+    """What to try for decode."""
+    del target
+    return {
+        "bq_sz": (1,),
+        "bq_c_sz": (1,),
+        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048, 4096)),
+        "batch_size": (1, 2, 4, 8, 16),
+        "n_buffer": (2, 3, 4),
+    }
+
+
+def mixed_axes(problem: Problem, queries: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """What to try for everything else, with query blocks of so many tokens."""
+    return {
+        "bq_sz": queries,
+        "bq_c_sz": queries,
+        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048)),
+        "batch_size": (1, 2),
+        "n_buffer": (2, 3),
+    }
+
+
 def scratch_bytes(problem: Problem, config: BatchedConfig, target: Target) -> int:
     """Bytes of the KV and query buffers: less than what the kernel holds in VMEM."""
     del target

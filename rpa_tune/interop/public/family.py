@@ -91,6 +91,15 @@ def refusal(limit: str, hint: str) -> Infeasible:
     return Infeasible(limit=limit, need=1, have=0, unit="", hint=hint)
 
 
+def check_features(problem: Problem) -> Infeasible | None:
+    """None when a problem is of the kind that public kernels are tuned for, else a refusal."""
+    has_default_output = problem.out_dtype in (None, problem.q_dtype)
+    if not problem.causal or not problem.update_kv_cache or not has_default_output:
+        hint = "public kernels are tuned with a causal mask, a cache update and the default output"
+        return refusal("features", hint)
+    return None
+
+
 def least_cached_bytes(problem: Problem, batch: Batch, slots: tuple[str, ...]) -> int:
     """Bytes of cached K and V that a kernel must read; 0 where a window makes it fewer."""
     if problem.sliding_window is not None:

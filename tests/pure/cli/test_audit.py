@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from fake_sweep import FormulaEvaluator, make_evaluators, stamp
+from fake_sweep import FormulaEvaluator, answer_of_any_family, make_evaluators
 from table_rows import make_row
 
 from rpa_kernels.problem import Problem
-from rpa_tune.candidate import Correctness, Evaluation, Status
 from rpa_tune.cli.main import cli
 from rpa_tune.dispatch import dispatcher
 from rpa_tune.errors import UsageError
@@ -193,28 +192,13 @@ def test_after_the_sweep_every_look_up_is_exact(folder, trace, monkeypatch):
     options = ["--model", "gemma3-4b", *LONG, "--workload", trace, "--json"]
     report = json.loads(CliRunner().invoke(cli, ["audit", *options]).stdout)
     assert report["misses"] == len(report["entries"]) == 12
-    monkeypatch.setattr(FormulaEvaluator, "answer", _any_family)
+    monkeypatch.setattr(FormulaEvaluator, "answer", answer_of_any_family)
     paste(report["tune_command"])
     again = CliRunner().invoke(cli, ["audit", *options, "--tables", "tuned_tables"])
     assert again.exit_code == 0, again.stdout
     found = json.loads(again.stdout)
     assert found["counts"] == {"exact": 12}
     assert found["tune_command"] is None
-
-
-def _any_family(self, candidate, num_batches=2):
-    """An answer by the size of the KV block, which every family has."""
-    us = 1000.0 / candidate.config.bkv_sz + candidate.config.bq_sz / 1000
-    is_timed = self.fidelity is not Correctness.INTERPRETED
-    return Evaluation(
-        candidate=candidate,
-        fidelity=self.fidelity,
-        status=Status.OK,
-        time_us=us if is_timed else None,
-        batch_us=(us,) * num_batches if is_timed else (),
-        metrics={"bound_by": "hbm", "how": "made up"},
-        provenance=stamp(candidate.family),
-    )
 
 
 def test_a_plan_for_nothing_is_refused(folder, tmp_path):

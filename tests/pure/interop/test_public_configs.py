@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from rpa_kernels.problem import Problem
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.public.batched import BatchedConfig
 from rpa_tune.interop.public.tokamax import configs as tokamax
@@ -126,7 +127,7 @@ def test_what_tokamax_refuses_it_has_no_choice_for(changes, hint) -> None:
 
 @pytest.mark.parametrize("case", ["decode", "mixed"])
 def test_tokamaxs_axes_have_configs_that_it_takes(case) -> None:
-    axes = getattr(tokamax, f"{case}_axes")(PROBLEM, V6E)
+    axes = load_family(f"public-tokamax-{case}").search_axes(PROBLEM, V6E)
     least = BatchedConfig(**{name: values[0] for name, values in axes.items()})
     assert tokamax.check(case, PROBLEM, least, V6E) is None
     for values in axes.values():

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from rpa_kernels import limits
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
+from rpa_tune.interop.public import batched
 from rpa_tune.interop.public.batched import BatchedConfig, check_blocks, check_multiple
-from rpa_tune.interop.public.family import refusal
+from rpa_tune.interop.public.family import check_features, refusal
 from rpa_tune.interop.public.tokamax.package import CHIPS, PACKAGE
 
 # What the operator runs with, whatever the shapes, on a chip or for shapes of which its table knows
@@ -55,28 +55,10 @@ def own_choice(case: str, problem: Problem, target: Target) -> BatchedConfig | I
     return _OWN_CHOICE[case]
 
 
-def decode_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
-    """What to try for decode: more than the operator's own autotuning does."""
-    del target
-    return {
-        "bq_sz": (1,),
-        "bq_c_sz": (1,),
-        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048, 4096)),
-        "batch_size": (1, 2, 4, 8, 16),
-        "n_buffer": (2, 3, 4),
-    }
-
-
 def mixed_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
-    """What to try for everything else."""
+    """What to try for everything else: more than the operator's own autotuning does."""
     del target
-    return {
-        "bq_sz": (16, 32, 64, 128, 256),
-        "bq_c_sz": (16, 32, 64, 128, 256),
-        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048)),
-        "batch_size": (1, 2),
-        "n_buffer": (2, 3),
-    }
+    return batched.mixed_axes(problem, (16, 32, 64, 128, 256))
 
 
 def kernel_name(letter: str, problem: Problem, config: Any) -> str:
@@ -94,8 +76,4 @@ def _check_call(problem: Problem, target: Target) -> Infeasible | None:
         return refusal("sinks", "tokamax's kernel has no attention sinks")
     if problem.kv_dtype == "int8":
         return refusal("kv_dtype int8", "the kernel takes floating-point caches only")
-    has_default_output = problem.out_dtype in (None, problem.q_dtype)
-    if not problem.causal or not problem.update_kv_cache or not has_default_output:
-        hint = "public kernels are tuned with a causal mask, a cache update and the default output"
-        return refusal("features", hint)
-    return None
+    return check_features(problem)

@@ -13,11 +13,10 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import Chip
-from rpa_tune.interop.public.batched import BatchedConfig, scratch_bytes
+from rpa_tune.interop.public.batched import BatchedConfig, decode_axes, scratch_bytes
 from rpa_tune.interop.public.family import PublicFamily, floors
 from rpa_tune.interop.public.tokamax.configs import (
     check,
-    decode_axes,
     kernel_name,
     mixed_axes,
     own_choice,

@@ -16,7 +16,7 @@ from rpa_tune.interop.public.batched import (
     check_multiple,
     check_scratch,
 )
-from rpa_tune.interop.public.family import refusal
+from rpa_tune.interop.public.family import check_features, refusal
 from rpa_tune.interop.public.tpu_inference.package import DEVICE_NAMES
 
 
@@ -96,8 +96,4 @@ def check_call(problem: Problem, target: Target, *, is_hd64: bool = False) -> In
         return refusal("head_dim", "public-hd64 takes head_dim 64, the others do not")
     if problem.has_sinks and not is_hd64:
         return refusal("sinks", "only public-hd64 takes attention sinks")
-    has_default_output = problem.out_dtype in (None, problem.q_dtype)
-    if not problem.causal or not problem.update_kv_cache or not has_default_output:
-        hint = "public kernels are tuned with a causal mask, a cache update and the default output"
-        return refusal("features", hint)
-    return None
+    return check_features(problem)

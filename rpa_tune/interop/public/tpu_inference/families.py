@@ -17,7 +17,7 @@ from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import Chip
-from rpa_tune.interop.public.batched import BatchedConfig, scratch_bytes
+from rpa_tune.interop.public.batched import BatchedConfig, decode_axes, mixed_axes, scratch_bytes
 from rpa_tune.interop.public.family import PublicFamily, floors, refusal
 from rpa_tune.interop.public.tpu_inference.configs import (
     Hd64Config,
@@ -128,26 +128,9 @@ def _hd64_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _batched_decode_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
-    del target
-    return {
-        "bq_sz": (1,),
-        "bq_c_sz": (1,),
-        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048, 4096)),
-        "batch_size": (1, 2, 4, 8, 16),
-        "n_buffer": (2, 3, 4),
-    }
-
-
 def _batched_mixed_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     del target
-    return {
-        "bq_sz": _queries(problem, (16, 32, 64, 128, 256)),
-        "bq_c_sz": _queries(problem, (16, 32, 64, 128, 256)),
-        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048)),
-        "batch_size": (1, 2),
-        "n_buffer": (2, 3),
-    }
+    return mixed_axes(problem, _queries(problem, (16, 32, 64, 128, 256)))
 
 
 def _stacked(axes: Callable[..., Any], problem: Problem, target: Target) -> Any:
@@ -206,9 +189,9 @@ TPU_INFERENCE = {family.name: family for family in (
     _family("v3", "decode", V3Config, _v3_decode_axes, partial(v3_name, "d")),
     _family("v3", "mixed", V3Config, _v3_mixed_axes, partial(v3_name, "m")),
     _family("hd64", "", Hd64Config, _hd64_axes, _hd64_name),
-    _family("batched", "decode", BatchedConfig, _batched_decode_axes, partial(_batched_name, "d")),
+    _family("batched", "decode", BatchedConfig, decode_axes, partial(_batched_name, "d")),
     _family("batched", "mixed", BatchedConfig, _batched_mixed_axes, partial(_batched_name, "m")),
-    _family("stacked", "decode", BatchedConfig, partial(_stacked, _batched_decode_axes),
+    _family("stacked", "decode", BatchedConfig, partial(_stacked, decode_axes),
             partial(_batched_name, "d")),
     _family("stacked", "mixed", BatchedConfig, partial(_stacked, _batched_mixed_axes),
             partial(_batched_name, "m")),

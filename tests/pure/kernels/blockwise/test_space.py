@@ -1,15 +1,13 @@
 """The space of the blockwise families: what is refused, and what the default falls back to."""
 
 import dataclasses
-import itertools
 
 import pytest
+from pure.kernels.defaults import check_that_it_gives_up_last, configs
 
-from rpa_kernels import limits
 from rpa_kernels.blockwise import space
 from rpa_kernels.blockwise.account import scratch_bytes
 from rpa_kernels.blockwise.config import BlockwiseConfig
-from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip
 
@@ -21,17 +19,11 @@ LLAMA = Problem(
 SMALL = dataclasses.replace(V6E, vmem_bytes=16 << 20)
 
 
-def configs(problem, target):
-    axes = space.search_axes(problem, target)
-    points = itertools.product(*axes.values())
-    return [BlockwiseConfig(**dict(zip(axes, point, strict=True))) for point in points]
-
-
 @pytest.mark.parametrize("page_size", [48])
 def test_a_config_is_refused_exactly_where_it_breaks_a_rule(page_size):
     problem = dataclasses.replace(LLAMA, page_size=page_size, pages_per_seq=8192 // page_size)
     refused = set()
-    for config in configs(problem, SMALL)[::3]:
+    for config in configs(space, BlockwiseConfig, problem, SMALL)[::3]:
         rules = {
             "bkv_sz % page_size": config.bkv_sz % page_size == 0 or page_size % config.bkv_sz == 0,
             "bkv_sz % bkv_csz": config.bkv_sz % config.bkv_csz == 0,
@@ -90,16 +82,4 @@ def test_axes_end_at_the_longest_chunk_and_context():
 )  # fmt: skip
 def test_the_default_gives_up_only_where_nothing_on_the_axes_fits(changes):
     problem = dataclasses.replace(LLAMA, **changes)
-    share, gave_up = limits.DEFAULT_VMEM_SHARE, []
-    for shift in range(27, 19, -1):
-        target = dataclasses.replace(V6E, vmem_bytes=1 << shift)
-        config = space.default_config(problem, target)
-        gave_up.append(isinstance(config, Infeasible))
-        if not gave_up[-1]:
-            assert space.check(problem, config, target, vmem_share=share) is None
-        elif not gave_up[-2]:  # what does not fit here does not fit in less
-            assert config.limit == "vmem_bytes"
-            for other in configs(problem, target):
-                assert space.check(problem, other, target, vmem_share=share), str(other)
-    assert gave_up == sorted(gave_up)
-    assert (gave_up[0], gave_up[-1]) == (False, True)
+    check_that_it_gives_up_last(space, BlockwiseConfig, problem, V6E, 20)
