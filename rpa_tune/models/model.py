@@ -11,6 +11,7 @@ from typing import Any
 
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
+from rpa_tune.models.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +106,7 @@ class Model:
       other_layers: Layers that are no attention: what they are -> how many.
       checked: Where else the same numbers were read; empty for a file.
       notes: What had to be taken for granted, for people.
+      weights: Its matrices beside the KV cache, or why they are not known.
     """
 
     name: str
@@ -113,6 +115,7 @@ class Model:
     other_layers: Mapping[str, int] = field(default_factory=dict)
     checked: str = ""
     notes: tuple[str, ...] = ()
+    weights: Weights | str = "no file says what they are"
 
     @property
     def served(self) -> tuple[LayerKind, ...]:
