@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rpa_tune import capture
     from rpa_tune.analysis.audit import audit
     from rpa_tune.analysis.explain import explain
-    from rpa_tune.analysis.server import Server
     from rpa_tune.analysis.verify import verify
     from rpa_tune.artifact.file import Artifact
     from rpa_tune.dispatch import load_dispatcher, page_runs, ragged_paged_attention
+    from rpa_tune.models.server import Server
     from rpa_tune.sweep.plan import load_plan
     from rpa_tune.sweep.run import tune
     from rpa_tune.tables.step import Step
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Artifact": "rpa_tune.artifact.file",
     "Problem": "rpa_kernels.problem",
-    "Server": "rpa_tune.analysis.server",
+    "Server": "rpa_tune.models.server",
     "Step": "rpa_tune.tables.step",
     "audit": "rpa_tune.analysis.audit",
     "explain": "rpa_tune.analysis.explain",

@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "families.registry": {"kernels", "families", "interop.public"},
     "models": set(),
     "models.buckets": {"kernels"},
+    "models.server": {"kernels", "hw", "models.buckets", "models.catalog", "models.model"},
     "models.padding": {"kernels"},
     "models.weights": set(),
     "models.model": {"kernels", "models.weights"},
@@ -73,7 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"candidate", "store", "tables", "llo", "hw"},
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
-        "models.catalog", "models.model", "models.buckets", "provenance", "decide",
+        "models.catalog", "models.model", "models.server", "provenance", "decide",
         "families", "families.registry", "dispatch",
     },
     "check": {

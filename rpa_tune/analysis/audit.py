@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rpa_kernels.names import did_you_mean
 from rpa_tune.analysis.audit_plan import left_out_of_plan, plan_text
-from rpa_tune.analysis.server import Server
 from rpa_tune.dispatch.audit import Entry
 from rpa_tune.dispatch.audit import audit as look_up
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.dispatch.select import Source
 from rpa_tune.errors import UsageError
 from rpa_tune.models.catalog import Share
+from rpa_tune.models.server import Server
 
 # Which coverages count as misses.
 FAIL_ON = {
@@ -97,8 +97,8 @@ def audit(server: Server, *, tables: str | Path | None = None, fail_on: str = "h
     dispatcher = load_dispatcher(server.chip, None if tables is None else Path(tables))
     found: list[tuple[Share, Entry]] = []
     for share in server.layers():
-        buckets = (bucket.problem for bucket in server.engine.buckets(share.problem))
-        entries = look_up(dispatcher, buckets, server.engine.families)
+        buckets = (bucket.problem for bucket in server.buckets(share.problem))
+        entries = look_up(dispatcher, buckets, server.families)
         found += [(share, entry) for entry in entries]
     misses = tuple(entry for _, entry in found if entry.coverage in FAIL_ON[fail_on])
     return Audit(server=server, found=tuple(found), misses=misses)

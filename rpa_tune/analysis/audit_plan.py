@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from rpa_tune.analysis.server import Server
 from rpa_tune.dispatch.audit import Entry
 from rpa_tune.errors import UsageError
+from rpa_tune.models.server import Server
 from rpa_tune.workload.workload import load_workload
 
 
@@ -37,7 +37,7 @@ def plan_text(server: Server, misses: Sequence[Entry], workload: str) -> str:
     }
     if server.bucket_seqs:
         limits["bucket_seqs"] = True
-    if missing != {shape.num_tokens for shape in server.limits.shapes()}:
+    if missing != {shape.num_tokens for shape in server.shapes()}:
         limits["tokens"] = sorted(missing)
     plan = {
         "about": f"What rpa-tune audit finds untuned for {server.model} on {server.chip}.",

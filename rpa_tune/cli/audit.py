@@ -9,17 +9,17 @@ from typing import Any
 import click
 
 from rpa_tune.analysis.audit import FAIL_ON, Audit, audit
-from rpa_tune.analysis.server import Server
 from rpa_tune.cli.layers_text import layers_to_dict, print_layers
 from rpa_tune.cli.options import NameChoice
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
-from rpa_tune.cli.server import server_options, to_words
+from rpa_tune.cli.server import make_server, server_options, to_words
 from rpa_tune.dispatch.audit import Entry
 from rpa_tune.dispatch.select import Source
 from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
 from rpa_tune.models.padding import padding_note
+from rpa_tune.models.server import Server
 
 EXIT_MISSES = 3
 DEFAULT_WORKLOAD = "azure-conv"
@@ -62,7 +62,7 @@ def audit_command(
 
     Example: rpa-tune audit --model llama3-8b --chip v6e --max-num-seqs 64
     """
-    found = audit(Server(**options), tables=tables, fail_on=fail_on)
+    found = audit(make_server(options), tables=tables, fail_on=fail_on)
     command = tune_command(found.server, tables, fail_on, workload) if found.tunable else None
     if as_json:
         print_json(_to_dict(found, command))

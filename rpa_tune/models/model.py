@@ -29,6 +29,7 @@ class LayerKind:
       soft_cap: Cap on attention logits, or None.
       has_sinks: Whether heads have a sink logit.
       reads_other_cache: Whether they read the cache of an earlier layer and write none.
+      is_latent: Whether the cache holds a latent vector for all heads (MLA).
       refusal: What they do that no kernel family can; empty when there is one.
     """
 
@@ -42,6 +43,7 @@ class LayerKind:
     soft_cap: float | None = None
     has_sinks: bool = False
     reads_other_cache: bool = False
+    is_latent: bool = False
     refusal: str = ""
 
     @property

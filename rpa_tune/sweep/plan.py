@@ -33,7 +33,7 @@ from rpa_tune.decide.objective import OBJECTIVES
 from rpa_tune.errors import UsageError
 from rpa_tune.families.registry import ALL_FAMILIES, load_family
 from rpa_tune.hw.chip import chip_spellings, find_chip, load_chips
-from rpa_tune.models.buckets import Limits
+from rpa_tune.models.buckets import Engine
 from rpa_tune.models.catalog import model_name
 from rpa_tune.sweep.nodes import Node, read_yaml
 from rpa_tune.sweep.sampler import SAMPLERS, Search
@@ -79,7 +79,7 @@ class SweepPlan:
     kv_dtypes: tuple[str, ...]
     tps: tuple[int, ...]
     workload: str | Mapping[str, Any]
-    server: Limits | None = None
+    server: Engine | None = None
     overrides: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     search: Search = field(default_factory=Search)
     budget_s: float | None = None
@@ -176,7 +176,7 @@ def _workload(node: Node) -> str | Mapping[str, Any]:
     )
 
 
-def _server(node: Node) -> Limits:
+def _server(node: Node) -> Engine:
     """A server's limits; `tokens` names those of its shapes that are tuned."""
     needed = ("max_num_seqs", "max_num_batched_tokens", "max_model_len")
     entries = node.entries((*needed, "bucket_seqs", "tokens"), "server")
@@ -189,7 +189,7 @@ def _server(node: Node) -> Limits:
             where=bucket_seqs.where,
         )
     most_seqs, most_tokens, longest = (entries[key].integer(key) for key in needed)
-    limits = Limits(
+    limits = Engine(
         max_num_seqs=most_seqs,
         max_num_batched_tokens=most_tokens,
         max_model_len=longest,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.families.family import Family
-from rpa_tune.models.buckets import Limits, Shape
+from rpa_tune.models.buckets import Engine, Shape
 from rpa_tune.workload.batches import WeightedBatch
 from rpa_tune.workload.build import Served, condense, serve
 from rpa_tune.workload.spec import CaptureSource, overlay, read_spec
@@ -48,7 +48,7 @@ class ShapeWorkload:
 
 def shape_workloads(
     workload: str | Mapping[str, Any],
-    limits: Limits,
+    limits: Engine,
     *,
     page_size: int,
     families: Sequence[Family],
@@ -78,7 +78,7 @@ def shape_workloads(
     return found
 
 
-def problem_of_shape(problem: Problem, limits: Limits, shape: Shape) -> Problem:
+def problem_of_shape(problem: Problem, limits: Engine, shape: Shape) -> Problem:
     """A problem with the arrays of a server's shape."""
     pages_per_seq = limits.pages_per_seq(problem.page_size)
     return replace(
@@ -102,7 +102,7 @@ def _requests_of(workload: str | Mapping[str, Any], page_size: int) -> Mapping[s
     return None if isinstance(spec.requests, CaptureSource) else workload
 
 
-def _serve(mapping: Mapping[str, Any], limits: Limits, shape: Shape, page_size: int) -> Served:
+def _serve(mapping: Mapping[str, Any], limits: Engine, shape: Shape, page_size: int) -> Served:
     """The requests, served by an engine with the shape's budget."""
     engine = {
         "max_num_seqs": min(limits.max_num_seqs, shape.num_seqs, shape.num_tokens),

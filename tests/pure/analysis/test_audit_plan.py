@@ -7,8 +7,8 @@ import yaml
 
 from rpa_tune.analysis.audit import audit
 from rpa_tune.analysis.audit_plan import left_out_of_plan, plan_text
-from rpa_tune.analysis.server import Server
 from rpa_tune.errors import UsageError
+from rpa_tune.models.server import Server
 from rpa_tune.sweep.plan import load_plan
 
 SERVER = {"model": "llama3-8b", "chip": "v6e", "max_num_seqs": 16, "max_num_batched_tokens": 64}

@@ -19,7 +19,8 @@ from rpa_tune.sweep import run as sweep_module
 from rpa_tune.tables.writer import merge_into
 
 SERVER = ["--model", "llama3-8b", "--chip", "v6e", "--max-num-seqs", "8",
-          "--max-num-batched-tokens", "64", "--max-model-len", "1024"]  # fmt: skip
+          "--max-num-batched-tokens", "64", "--max-model-len", "1024",
+          "--page-size", "128"]  # fmt: skip
 PROBLEM = Problem(
     num_q_heads=32, num_kv_heads=8, head_dim=128, page_size=128, max_num_tokens=64,
     max_num_seqs=8, pages_per_seq=8, num_pages=64,

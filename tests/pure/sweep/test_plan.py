@@ -8,7 +8,7 @@ import pytest
 
 from rpa_tune.errors import UsageError
 from rpa_tune.families.registry import load_family
-from rpa_tune.models.buckets import Limits, shape_of
+from rpa_tune.models.buckets import Engine, shape_of
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.shapes import shape_workloads
 from rpa_tune.sweep.study import build_studies
@@ -260,7 +260,7 @@ def test_stored_batches_are_dealt_out_to_the_shapes_they_are_padded_to(tmp_path)
     whole = load_workload(plan.workload, page_size=128)
     (tmp_path / "stored.json").write_text(json.dumps(whole.to_dict()))
     most = shape_of(whole.max_num_tokens, whole.max_num_seqs)
-    limits = Limits(
+    limits = Engine(
         max_num_seqs=most.num_seqs,
         max_num_batched_tokens=most.num_tokens,
         max_model_len=1024,
@@ -276,7 +276,7 @@ def test_stored_batches_are_dealt_out_to_the_shapes_they_are_padded_to(tmp_path)
     ]
     assert [wb.batch for wb in found.batches["mixed"].batches] == padded
     assert padded
-    tiny = Limits(max_num_seqs=1, max_num_batched_tokens=16, max_model_len=1024)
+    tiny = Engine(max_num_seqs=1, max_num_batched_tokens=16, max_model_len=1024)
     with pytest.raises(UsageError, match="no batch with mixed sequences that fits 16 tokens"):
         shape_workloads(
             str(tmp_path / "stored.json"), tiny, page_size=128, families=[load_family("mixed")]
