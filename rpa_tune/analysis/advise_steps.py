@@ -6,7 +6,6 @@ from typing import Any
 
 from rpa_tune.errors import UsageError
 from rpa_tune.models.buckets import SGLANG_JAX
-from rpa_tune.models.roofline import Roofline
 from rpa_tune.models.server import Server
 from rpa_tune.workload.batches import WeightedBatch
 from rpa_tune.workload.build import Served, condense, serve
@@ -131,4 +130,3 @@ def _alike(first: Served, other: Served, indices: tuple[int, ...]) -> bool:
         == (other.steps[i].q_lens.tolist(), other.steps[i].kv_lens.tolist())
         for i in indices
     )
-
