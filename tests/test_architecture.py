@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "models.server": {"kernels", "hw", "models.buckets", "models.catalog", "models.model"},
     "models.padding": {"kernels"},
     "models.weights": set(),
+    "models.roofline": {"hw", "models.weights"},
     "models.model": {"kernels", "models.weights"},
     "models.catalog": {"kernels", "workload", "models.buckets", "models.model", "hf"},
     "hf": {"models.model", "models.weights"},
@@ -75,7 +76,8 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
-        "families", "families.registry", "dispatch",
+        "families", "families.registry", "dispatch", "models.buckets", "models.padding",
+        "models.roofline", "models.weights", "tables", "llo",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",

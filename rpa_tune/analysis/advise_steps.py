@@ -6,7 +6,6 @@ from typing import Any
 
 from rpa_tune.errors import UsageError
 from rpa_tune.models.buckets import SGLANG_JAX
-from rpa_tune.models.roofline import Roofline
 from rpa_tune.models.server import Server
 from rpa_tune.workload.batches import WeightedBatch
 from rpa_tune.workload.build import Served, condense, serve
@@ -119,7 +118,9 @@ class Steps:
                     f"workload {found.name!r} has a step of {has:,}, more than {name}={most:,}",
                     hint="give a workload of requests, which are served within the server's limits",
                 )
-        return replace(found, name=self.workload)
+        # One family for all that are no decodes: prefill does what mixed does.
+        batches = tuple(replace(wb, batch=replace(wb.batch, num_prefill=0)) for wb in found.batches)
+        return replace(found, name=self.workload, batches=batches)
 
 
 def _alike(first: Served, other: Served, indices: tuple[int, ...]) -> bool:
@@ -131,4 +132,3 @@ def _alike(first: Served, other: Served, indices: tuple[int, ...]) -> bool:
         == (other.steps[i].q_lens.tolist(), other.steps[i].kv_lens.tolist())
         for i in indices
     )
-
