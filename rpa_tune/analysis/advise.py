@@ -6,6 +6,7 @@ does beside attention is a roofline (`models/roofline.py`).
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rpa_tune.analysis.advise_words import differences
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.models.buckets import SGLANG_JAX
-from rpa_tune.models.roofline import HBM_SHARE, check_weight_dtype
+from rpa_tune.models.roofline import check_weight_dtype
 from rpa_tune.models.server import Server
 from rpa_tune.ranges import RANGES
 
@@ -77,7 +78,10 @@ def advise(
     steps = Steps(workload, server, clock)
     server.layers()  # what is wrong with the server's own flags is an error, not a row
     steps.at(server.page_size)
-    drafts = [draft(server, one, steps, rows_of, weight_dtype) for one in settings]
+    drafts = sorted(
+        (draft(server, one, steps, rows_of, weight_dtype) for one in settings),
+        key=lambda one: _distance(one, server),
+    )
     times = find_times(drafts, asked)
     rows = tuple(finish(one, times, roofline_of(one.server, weight_dtype)) for one in drafts)
     compiled = times.compiles_s
@@ -86,7 +90,7 @@ def advise(
         workload=steps.at(server.page_size),
         rows=rows,
         differences=tuple(differences(rows, rows[0])),
-        notes=tuple(_notes(server, drafts[0], times)),
+        notes=tuple(_notes(server, drafts, times)),
         weight_dtype=weight_dtype,
         compile_s=sum(compiled) / len(compiled) if compiled else _GUESSED_COMPILE_S,
         compile_is="measured here" if compiled else "a guess",
@@ -96,7 +100,7 @@ def advise(
 def _settings(
     server: Server, page_sizes: Sequence[int], kv_dtypes: Sequence[str], tps: Sequence[int]
 ) -> list[Setting]:
-    """The server's own, then those that differ in one thing, then the rest.
+    """The server's own and all others, crossed.
 
     Raises:
       UsageError: A value that nothing can have.
@@ -109,7 +113,7 @@ def _settings(
             RANGES[name].check(value, name)
     own = Setting(page_size=server.page_size, kv_dtype=server.kv_dtype, tp=server.tp)
     divide = tps or [tp for tp in TPS if _divides(server, tp)]
-    found = [
+    return [
         Setting(page_size=size, kv_dtype=dtype, tp=tp)
         for tp, dtype, size in itertools.product(
             sorted({own.tp, *divide}),
@@ -117,12 +121,20 @@ def _settings(
             sorted({own.page_size, *(page_sizes or PAGE_SIZES)}),
         )
     ]
-    return sorted(
-        found,
-        key=lambda one: (
-            (one.page_size != own.page_size) + (one.kv_dtype != own.kv_dtype) + (one.tp != own.tp)
-        ),
-    )
+
+
+def _distance(one: Draft, server: Server) -> tuple[float, ...]:
+    """How much a setting would change, what cannot be had last among its like.
+
+    Pages before dtypes before devices, the nearest page size first.
+    """
+    setting = one.row.setting
+    changes = (
+        setting.tp != server.tp, setting.kv_dtype != server.kv_dtype,
+        setting.page_size != server.page_size,
+    )  # fmt: skip
+    doublings = abs(math.log2(setting.page_size / server.page_size))
+    return (sum(changes), not one.can_be_had, *changes, doublings)
 
 
 def _divides(server: Server, tp: int) -> bool:
@@ -133,9 +145,15 @@ def _divides(server: Server, tp: int) -> bool:
     return True
 
 
-def _notes(server: Server, own: Draft, times: Times) -> Iterator[str]:
+def _notes(server: Server, drafts: Sequence[Draft], times: Times) -> Iterator[str]:
     """What was taken for granted, left out, or went wrong."""
     model = server.loaded
+    needed = {part.candidate.digest for one in drafts if one.can_be_had for part in one.parts}
+    if len(times.simulated) < len(needed):
+        yield (
+            f"{len(times.simulated)} of {len(needed)} kernels were simulated; "
+            f"compiles={len(needed)} simulates every setting"
+        )
     if isinstance(model.weights, str):
         yield f"attention's share of a step, and what fits, are not known: {model.weights}"
     else:
@@ -143,7 +161,6 @@ def _notes(server: Server, own: Draft, times: Times) -> Iterator[str]:
             "beside attention a step is a roofline: weights at HBM's nominal rate or products at "
             "the matrix units' peak, nothing for collectives, sampling, norms and the host"
         )
-        yield f"weights and KV cache have {HBM_SHARE:.0%} of HBM, as engines have by default"
     for kind in model.unserved:
         yield (
             f"{kind.num_layers} {kind.label} layers are left out of attention's time: "
@@ -155,7 +172,7 @@ def _notes(server: Server, own: Draft, times: Times) -> Iterator[str]:
         yield "layers with a window are taken to keep the whole context in their cache"
     if server.engine == SGLANG_JAX or server.uses_prefill:
         yield "prompts in the prefill slot are timed as the mixed family"
-    sources = sorted({part.source for part in own.parts})
+    sources = sorted({part.source for part in drafts[0].parts})
     yield f"configs of the server's own setting: {' and '.join(sources)} (rpa-tune audit says more)"
     for failure in times.failures:
         yield f"no simulated time: {failure}"

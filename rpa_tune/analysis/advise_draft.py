@@ -61,6 +61,11 @@ class Draft:
     workload: Workload | None = None
     parts: tuple[Part, ...] = ()
 
+    @property
+    def can_be_had(self) -> bool:
+        """Whether there are kernels, and room for the weights as far as it is known."""
+        return self.workload is not None and self.row.kv_tokens != 0
+
 
 def draft(
     server: Server, setting: Setting, steps: Steps, tables: Tables, weight_dtype: str

@@ -10,7 +10,7 @@ from rpa_tune.workload.workload import Workload
 
 SIMULATED, BOUND = "simulated", "bound"
 # The layout of the KV cache that the kernels have: the public RPA v3 function's.
-LAYOUT = "rpa-v3"
+LAYOUT = "v3"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

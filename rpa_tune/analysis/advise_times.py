@@ -74,6 +74,7 @@ def find_times(drafts: Sequence[Draft], how: How) -> Times:
     times = Times()
     _bound(drafts, times)
     chosen = _chosen(drafts, how.compiles)
+    how.said(f"{len(drafts)} settings, {len(times.bounds_us)} kernels; {len(chosen)} are simulated")
     if not chosen:
         return times
     num_workers = how.workers or len(os.sched_getaffinity(0))
@@ -135,7 +136,7 @@ def _bound(drafts: Sequence[Draft], times: Times) -> None:
 def _chosen(drafts: Sequence[Draft], most: int) -> set[str]:
     """The kernels of as many settings as `most` is enough for, whole settings only."""
     chosen: set[str] = set()
-    for one in drafts:
+    for one in filter(lambda one: one.can_be_had, drafts):
         wanted = chosen | {part.candidate.digest for part in one.parts}
         if len(wanted) > most:
             break

@@ -92,13 +92,14 @@ def _bytes(row: Row, own: Row) -> Iterator[str]:
         yield f"{row.kv_token_bytes:,} bytes a token on each device, {change} as many"
     if row.kv_heads_repeated > own.kv_heads_repeated:
         yield f"every KV head is stored {row.kv_heads_repeated} times over the devices"
-    if row.kv_tokens is not None and own.kv_tokens is not None and row.kv_tokens != own.kv_tokens:
-        yield _room(row.kv_tokens, own.kv_tokens)
+    if row.kv_tokens is not None and own.kv_tokens is not None:
+        yield from _room(row.kv_tokens, own.kv_tokens)
 
 
-def _room(ours: int, theirs: int) -> str:
-    if not ours:
-        return "the weights do not fit"
-    if not theirs:
-        return f"room for {ours:,} tokens, where the weights do not fit otherwise"
-    return f"room for {ours:,} tokens instead of {theirs:,} ({ours / theirs:.2f}x)"
+def _room(ours: int, theirs: int) -> Iterator[str]:
+    if not ours and theirs:
+        yield "the weights do not fit"
+    elif ours and not theirs:
+        yield f"room for {ours:,} tokens, where the weights do not fit otherwise"
+    elif ours and not 1 / _MATTERS < ours / theirs < _MATTERS:
+        yield f"room for {ours:,} tokens instead of {theirs:,} ({ours / theirs:.2f}x)"
