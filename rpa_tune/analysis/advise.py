@@ -167,7 +167,10 @@ def _notes(server: Server, drafts: Sequence[Draft], times: Times) -> Iterator[st
             f"{kind.unserved}"
         )
     if model.num_other:
-        yield f"{model.num_other} layers without attention are not simulated; they have no KV cache"
+        yield (
+            f"{model.num_other} layers without attention are part of the roofline by their "
+            "matrices alone; their state takes no room here"
+        )
     if any(kind.sliding_window_tokens for kind in model.kinds):
         yield "layers with a window are taken to keep the whole context in their cache"
     if server.engine == SGLANG_JAX or server.uses_prefill:
