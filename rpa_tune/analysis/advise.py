@@ -48,8 +48,8 @@ def advise(
     """Compares settings of a server. No TPU needed.
 
     The same steps are timed in every setting: the workload's requests, served within the server's
-    limits at the pace of its own model, chip and devices. Kernels have the configs that the
-    server's dispatcher would give them. An interrupted call resumes from the compiles it kept.
+    limits at the pace of its own model, chip and devices, with the configs that its dispatcher
+    would choose. An interrupted call resumes from the compiles it kept.
 
     Args:
       server: Its flags: the setting that others are compared with.
@@ -70,10 +70,9 @@ def advise(
     """
     asked = How(**{"compiles": DEFAULT_COMPILES, **how})
     RANGES["compiles"].check(asked.compiles, "compiles")
-    check_weight_dtype(weight_dtype)
     settings = _settings(server, page_sizes, kv_dtypes, tps)
     rows_of = load_dispatcher(server.chip, None if tables is None else Path(tables)).tables
-    roofline = roofline_of(server, weight_dtype)
+    roofline = roofline_of(server, check_weight_dtype(weight_dtype))
     clock = roofline.clock(cache_bytes(server)[0]) if roofline else None
     steps = Steps(workload, server, clock)
     server.layers()  # what is wrong with the server's own flags is an error, not a row

@@ -126,8 +126,8 @@ def _print(found: Advice) -> None:
 def _startup(found: Advice) -> str:
     return (
         f"Start-up: {counted(found.own.num_kernels, 'attention kernel')} x {found.compile_s:.1f} s "
-        f"({found.compile_is}) = {found.startup_s:.0f} s of one core; none with an artefact "
-        "(rpa-tune compile), and none after the first start with a shared jax cache."
+        f"({found.compile_is}) = {found.startup_s:.0f} s of one core; none where they were compiled "
+        "ahead (docs/serving.md), and none after the first start with a shared jax cache."
     )
 
 
@@ -191,7 +191,6 @@ def _to_dict(found: Advice) -> dict[str, Any]:
         "startup": {
             "kernels": found.own.num_kernels, "compile_s": found.compile_s,
             "compile_is": found.compile_is, "seconds": found.startup_s,
-            "seconds_with_artefact": 0.0,
         },
         **layers_to_dict(found.server.loaded),
     }  # fmt: skip

@@ -11,11 +11,13 @@ from click.testing import CliRunner
 import rpa_tune
 from rpa_kernels.batch import Batch
 from rpa_tune.analysis import advise_times
+from rpa_tune.analysis.advise import advise as public_call
+from rpa_tune.analysis.advise_draft import cache_bytes
 from rpa_tune.analysis.advise_record import Attention, Phase, Row, Setting, mean_phase
 from rpa_tune.analysis.advise_steps import Steps
 from rpa_tune.analysis.advise_words import differences
 from rpa_tune.candidate import Evaluation, Fidelity, Status
-from rpa_tune.cli.main import cli
+from rpa_tune.cli.advise import advise_command
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.simulated import Simulation
 from rpa_tune.models.server import Server
@@ -39,7 +41,7 @@ def server(model="qwen3-8b", **others):
 
 
 def advise(own, requests, **others):
-    return rpa_tune.advise(
+    return public_call(
         own, workload=requests, **{"page_sizes": (128,), "tps": (own.tp,), "compiles": 0, **others}
     )
 
@@ -166,6 +168,10 @@ def test_stored_steps_beyond_the_servers_limits_are_refused(tmp_path):
     assert kept.batch.kv_lens == batch.kv_lens
 
 
+def test_it_is_a_call_of_the_package():
+    assert rpa_tune.advise is public_call
+
+
 def test_float8_with_one_kv_head_a_device_saves_no_bytes_in_this_layout(requests):
     found = advise(server(tp=8, page_size=128), requests, tps=(1, 8))
     assert found.own.setting == Setting(page_size=128, kv_dtype="bfloat16", tp=8)
@@ -198,6 +204,7 @@ def test_every_kind_of_layers_counts_with_its_number(requests):
     assert {name for name, _, _ in kinds} == {"full", "window 512", *shared}
     # Layers that read another's cache have none: 3 full of 512, 12 windowed of 256, one head.
     assert found.own.kv_token_bytes == 2 * 2 * (3 * 512 + 12 * 256)
+    assert cache_bytes(found.server) == (found.own.kv_token_bytes, found.own.kv_useful_bytes)
     times = {(one.layers, one.family): one.time_us * one.num_layers for one in found.own.attention}
     decode = sum(us for (_, family), us in times.items() if family == "decode")
     assert found.own.decode.attention_us == pytest.approx(decode, rel=0.5)
@@ -297,10 +304,10 @@ def test_a_kernel_without_a_time_leaves_a_bound_and_says_why(requests, simulator
 
 
 def run(requests, *arguments):
-    words = ["advise", "--chip", "v6e", "--workload", requests, "--max-num-seqs", "16",
+    words = ["--chip", "v6e", "--workload", requests, "--max-num-seqs", "16",
              "--max-num-batched-tokens", "256", "--max-model-len", "2048", "--page-sizes", "128",
              "--page-size", "128", *arguments]  # fmt: skip
-    return CliRunner().invoke(cli, words)
+    return CliRunner().invoke(advise_command, words)
 
 
 def test_the_command_prints_the_table_or_json(requests, simulator):
