@@ -114,7 +114,7 @@ class Engine:
       uses_prefill: Whether sequences are ever put in the prefill slot of the distribution.
         Source: tpu-inference 0.32.0, runner/persistent_batch_manager.py puts none there.
         sglang-jax 0.0.2 puts all prompts there whatever this says.
-      only_tokens: Shapes of these tokens alone; all if empty.
+      only_tokens: Shapes of these tokens alone (`tokens` in a plan); all if empty.
     """
 
     max_num_seqs: int
@@ -156,6 +156,13 @@ class Engine:
         if self.engine == SGLANG_JAX:
             self._check_sglang()
         self._check_ranks()
+        compiled = sorted({shape.num_tokens for shape in self._all_shapes()})
+        for tokens in self.only_tokens:
+            if tokens not in compiled:
+                raise UsageError(
+                    f"tokens={tokens} is no shape of this server",
+                    hint=f"its shapes have {', '.join(map(str, compiled))} tokens",
+                )
 
     def _check_sglang(self) -> None:
         """Refuses options that sglang-jax does not have, or does not take.
@@ -199,10 +206,12 @@ class Engine:
 
     def shapes(self) -> Iterator[Shape]:
         """Every shape that a rank compiles, smallest first; `only_tokens` apart."""
-        made = self._sglang_shapes() if self.engine == SGLANG_JAX else self._tpu_inference_shapes()
-        for shape in made:
+        for shape in self._all_shapes():
             if not self.only_tokens or shape.num_tokens in self.only_tokens:
                 yield shape
+
+    def _all_shapes(self) -> Iterator[Shape]:
+        return self._sglang_shapes() if self.engine == SGLANG_JAX else self._tpu_inference_shapes()
 
     def buckets(self, problem: Problem) -> Iterator[Bucket]:
         """Every shape of a call that is compiled, smallest first.

@@ -136,7 +136,6 @@ def problems_for(
     tp: int = 1,
     q_dtype: str = "bfloat16",
     kv_dtype: str = "bfloat16",
-    max_context_tokens: int | None = None,
 ) -> list[Share]:
     """The attention problem of every kind of layers that is served, on one device.
 
@@ -152,13 +151,12 @@ def problems_for(
       tp: Devices that share the heads.
       q_dtype: Dtype name of queries.
       kv_dtype: Dtype name of the KV cache.
-      max_context_tokens: Longest context, whole pages; None for that of the workload.
 
     Raises:
       UsageError: Heads that do not divide, layers that no kernel family serves, or a size or
         dtype that no kernel has.
     """
-    context = max_context_tokens or _context_tokens(workload, page_size)
+    context = _context_tokens(workload, page_size)
     shape = shape_of(workload.max_num_tokens, workload.max_num_seqs)
     sizes = {
         "page_size": page_size,

@@ -17,6 +17,8 @@ from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.models.buckets import SGLANG_JAX, Engine
 from rpa_tune.models.catalog import Share, load_model, shares
 from rpa_tune.models.model import Model
+from rpa_tune.models.padding import token_bytes
+from rpa_tune.models.roofline import Roofline
 
 # New tokens of a step where the flag is left out. Source: vLLM's `EngineArgs.get_batch_defaults`
 # for `LLM` (2,048 for `vllm serve`; of a TPU it learns no memory size, so both are those of a small
@@ -106,6 +108,41 @@ class Server(Engine):
           UsageError: No such chip.
         """
         return load_chip(self.chip)
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """The `engine` section of a workload that this server serves; see `EngineKnobs`.
+
+        Its pace is that of one rank by roofline (`Roofline.clock`), where the model's weights are
+        known; else the workload's own stays.
+
+        Raises:
+          UsageError: As `layers`.
+        """
+        knobs: dict[str, Any] = {
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "max_model_len": self.max_model_len,
+        }
+        if self.num_speculative_tokens:
+            knobs["num_speculative_tokens"] = self.num_speculative_tokens
+        if self.engine == SGLANG_JAX:
+            knobs["scheduler"] = "sglang"
+        if not isinstance(weights := self.loaded.weights, str):
+            roofline = Roofline(weights=weights, chip=self.loaded_chip, tp=self.tp)
+            knobs["step_time"] = roofline.clock(self._context_token_bytes())
+        return knobs
+
+    def _context_token_bytes(self) -> float:
+        """Bytes that one more token of context costs a step, on one device.
+
+        Layers with a window read no more for it.
+        """
+        return sum(
+            (share.kind.num_layers or 0) * token_bytes(share.problem)
+            for share in self.layers()
+            if not share.kind.sliding_window_tokens
+        )
 
     def layers(self, **features: Any) -> list[Share]:
         """Every kind of layers that a kernel family serves, with the problem of one device.

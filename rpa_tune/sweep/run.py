@@ -244,8 +244,8 @@ def _run(
         with run.watch:
             for result in run.run(job.studies, shard=job.shard.index if job.shard else 0):
                 results.append(result)
-                if tables is not None and (row := result.row()) is not None:
-                    files += merge_into(tables, [row])
+                if tables is not None and (rows := result.rows()):
+                    files += merge_into(tables, rows)
     except BudgetSpentError:
         stopped = BUDGET_SPENT
     except KeyboardInterrupt:
