@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rpa_kernels.layout import KV_DTYPES
-from rpa_tune.analysis.advise_draft import Draft, cache_bytes, draft, roofline_of
+from rpa_tune.analysis.advise_draft import Draft, draft, roofline_of
 from rpa_tune.analysis.advise_record import Advice, Setting
 from rpa_tune.analysis.advise_steps import Steps
 from rpa_tune.analysis.advise_times import How, Times, find_times, finish
@@ -72,10 +72,10 @@ def advise(
     RANGES["compiles"].check(asked.compiles, "compiles")
     settings = _settings(server, page_sizes, kv_dtypes, tps)
     rows_of = load_dispatcher(server.chip, None if tables is None else Path(tables)).tables
-    roofline = roofline_of(server, check_weight_dtype(weight_dtype))
-    clock = roofline.clock(cache_bytes(server)[0]) if roofline else None
-    steps = Steps(workload, server, clock)
     server.layers()  # what is wrong with the server's own flags is an error, not a row
+    roofline = roofline_of(server, check_weight_dtype(weight_dtype))
+    clock = roofline.clock(server.context_token_bytes) if roofline else None
+    steps = Steps(workload, server, clock)
     steps.at(server.page_size)
     drafts = sorted(
         (draft(server, one, steps, rows_of, weight_dtype) for one in settings),

@@ -114,7 +114,8 @@ def finish(draft: Draft, times: Times, roofline: Roofline | None) -> Row:
     if roofline is not None:
         rest = [roofline.step_us(batch.num_tokens, batch.num_seqs) for batch in batches]
     parts = [(_attention(part, times, draft.workload), part.launched) for part in draft.parts]
-    decodes = [i for i, b in enumerate(batches) if b.num_decode == b.num_seqs]
+    most = 1 + draft.server.num_speculative_tokens
+    decodes = [i for i, batch in enumerate(batches) if max(batch.q_lens) <= most]
     others = [i for i in range(len(batches)) if i not in decodes]
     return replace(
         draft.row,

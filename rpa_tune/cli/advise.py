@@ -124,10 +124,11 @@ def _print(found: Advice) -> None:
 
 
 def _startup(found: Advice) -> str:
+    kernels = counted(found.own.num_kernels, "attention kernel")
     return (
-        f"Start-up: {counted(found.own.num_kernels, 'attention kernel')} x {found.compile_s:.1f} s "
-        f"({found.compile_is}) = {found.startup_s:.0f} s of one core; none where they were compiled "
-        "ahead (docs/serving.md), and none after the first start with a shared jax cache."
+        f"Start-up: {kernels} x {found.compile_s:.1f} s ({found.compile_is}) = "
+        f"{found.startup_s:.0f} s of one core; none where they were compiled ahead "
+        "(docs/serving.md), and none after the first start with a shared jax cache."
     )
 
 
