@@ -118,9 +118,13 @@ def _print(found: Advice) -> None:
         click.echo(f"- {line}")
     for note in found.notes:
         click.echo(f"note: {note}")
+    refused: dict[str, list[Row]] = {}
     for row in found.rows:
         if row.refusal:
-            click.echo(f"{row.setting} cannot be had: {row.refusal}")
+            refused.setdefault(row.refusal, []).append(row)
+    for reason, rows in refused.items():
+        others = f" and {counted(len(rows) - 1, 'other setting')}" if rows[1:] else ""
+        click.echo(f"not possible: {rows[0].setting}{others}: {reason}")
 
 
 def _startup(found: Advice) -> str:

@@ -358,6 +358,11 @@ def test_layers_without_a_kernel_and_failures_are_exit_code_3(requests, simulato
         "--max-model-len", "16384",
     )  # fmt: skip
     assert chunked.exit_code == (3 if "chunk 8192 layers are left out" in chunked.output else 0)
+    refused = run(requests, "--model", "qwen3-8b", "--tps", "1,3", "--bounds")
+    assert (
+        "not possible: page 128, bfloat16, tp 3 and 1 other setting: qwen3-8b cannot run at tp=3"
+        in refused.output
+    )
     monkeypatch.setattr(simulator, "fails", ("mixed",))
     assert run(requests, "--model", "qwen3-8b", "--tps", "1").exit_code == 3
     assert run(requests, "--model", "deepseek-v3").exit_code != 0
