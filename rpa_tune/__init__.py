@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rpa_tune.dispatch import load_dispatcher, page_runs, ragged_paged_attention
     from rpa_tune.models.server import Server
     from rpa_tune.sweep.plan import load_plan
+    from rpa_tune.sweep.plan_for import plan_for
     from rpa_tune.sweep.run import tune
     from rpa_tune.tables.step import Step
 
@@ -36,6 +37,7 @@ _LAZY = {
     "load_dispatcher": "rpa_tune.dispatch",
     "load_plan": "rpa_tune.sweep.plan",
     "page_runs": "rpa_tune.dispatch",
+    "plan_for": "rpa_tune.sweep.plan_for",
     "ragged_paged_attention": "rpa_tune.dispatch",
     "tune": "rpa_tune.sweep.run",
     "verify": "rpa_tune.analysis.verify",
@@ -56,6 +58,7 @@ __all__ = [
     "load_dispatcher",
     "load_plan",
     "page_runs",
+    "plan_for",
     "ragged_paged_attention",
     "tune",
     "verify",

@@ -31,7 +31,10 @@ ALLOWED: dict[str, set[str]] = {
     "families.registry": {"kernels", "families", "interop.public"},
     "models": set(),
     "models.buckets": {"kernels"},
-    "models.server": {"kernels", "hw", "models.buckets", "models.catalog", "models.model"},
+    "models.server": {
+        "kernels", "hw", "models.buckets", "models.catalog", "models.model", "models.padding",
+        "models.roofline",
+    },
     "models.padding": {"kernels"},
     "models.weights": set(),
     "models.roofline": {"hw", "models.weights"},
@@ -49,8 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
-        "models.catalog", "models.buckets", "models.padding", "provenance", "decide", "tables",
-        "families", "families.registry", "report", "compile",
+        "models.catalog", "models.buckets", "models.padding", "models.server", "provenance",
+        "decide", "tables", "families", "families.registry", "report", "compile",
     },
     "decide": {
         "candidate", "store", "tables", "kernels", "hw", "workload", "families", "llo",
@@ -77,7 +80,7 @@ ALLOWED: dict[str, set[str]] = {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
         "families", "families.registry", "dispatch", "models.buckets", "models.padding",
-        "models.roofline", "models.weights", "tables", "llo",
+        "models.roofline", "models.weights", "tables", "llo", "sweep",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",

@@ -20,13 +20,13 @@ from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
 from rpa_tune.models.padding import padding_note
 from rpa_tune.models.server import Server
+from rpa_tune.sweep.plan_for import DEFAULT_WORKLOAD
 
 EXIT_MISSES = 3
-DEFAULT_WORKLOAD = "azure-conv"
 
 
 @click.command(name="audit")
-@server_options
+@server_options()
 @click.option(
     "--tables",
     type=click.Path(path_type=Path),
@@ -78,7 +78,7 @@ def audit_command(
 
 def tune_command(server: Server, tables: Path | None, fail_on: str, workload: str) -> str:
     """The command line that writes a plan for the misses and sweeps it."""
-    words: list[object] = ["rpa-tune", "audit", *to_words(server)]
+    words: list[object] = ["rpa-tune", "plan", *to_words(server), "--missing"]
     words += ["--tables", tables] if tables else []
     words += ["--fail-on", fail_on] if fail_on != "heuristic" else []
     words += ["--workload", workload] if workload != DEFAULT_WORKLOAD else []
@@ -87,7 +87,7 @@ def tune_command(server: Server, tables: Path | None, fail_on: str, workload: st
     plan = f"{name or 'server'}-{server.chip}.yaml"
     sweep: list[object] = ["rpa-tune", "sweep", plan]
     sweep += ["--tables", tables] if tables else []
-    first = shlex.join(map(str, [*words, "--write-plan", plan]))
+    first = shlex.join(map(str, [*words, "-o", plan]))
     return f"{first} && {shlex.join(map(str, sweep))}"
 
 

@@ -33,7 +33,7 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
 
 
 @click.command(name="compile")
-@server_options
+@server_options()
 @click.option(
     "--num-pages",
     type=number("num_pages"),

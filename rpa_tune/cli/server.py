@@ -15,10 +15,11 @@ from rpa_tune.models.server import DEFAULT_TOKENS, Server
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
+_NEEDED = {
+    "--model": (ModelName(), "Model name, or the path of a config.json."),
+    "--chip": (ChipName(), "Chip of the server."),
+}
 _OPTIONS = (
-    click.option("--model", required=True, type=ModelName(),
-                 help="Model name, or the path of a config.json."),
-    click.option("--chip", required=True, type=ChipName(), help="Chip of the server."),
     click.option("--engine", default=TPU_INFERENCE, show_default=True, type=NameChoice(ENGINES),
                  help="Whose rules decide the shapes that are compiled."),
     click.option("--tp", default=1, show_default=True, type=number("tp"),
@@ -53,11 +54,21 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-def server_options(command: Command) -> Command:
-    """Adds the options that describe a server; `make_server` takes them."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def server_options(*, required: bool = True) -> Callable[[Command], Command]:
+    """Adds the options that describe a server; `make_server` takes them.
+
+    Args:
+      required: Whether model and chip must be given.
+    """
+
+    def add(command: Command) -> Command:
+        for option in reversed(_OPTIONS):
+            command = option(command)
+        for name, (kind, words) in reversed(_NEEDED.items()):
+            command = click.option(name, required=required, type=kind, help=words)(command)
+        return command
+
+    return add
 
 
 def make_server(options: Mapping[str, Any]) -> Server:

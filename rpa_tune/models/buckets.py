@@ -112,8 +112,8 @@ class Engine:
         sequences; else always to the most. tpu-inference 0.32.0 does not: its
         `ATTN_BUCKETIZED_NUM_REQS` is a static argument for layers of other kinds.
       uses_prefill: Whether sequences are ever put in the prefill slot of the distribution.
-        Source: tpu-inference 0.32.0, runner/persistent_batch_manager.py puts none there.
-        sglang-jax 0.0.2 puts all prompts there whatever this says.
+        Source: tpu-inference 0.32.0, runner/persistent_batch_manager.py puts none there;
+        sglang-jax 0.0.2 does, but names no chunk size, so that the mixed family serves them.
       only_tokens: Shapes of these tokens alone (`tokens` in a plan); all if empty.
     """
 
@@ -200,8 +200,6 @@ class Engine:
     @property
     def families(self) -> tuple[str, ...]:
         """Families whose sequences a step can have."""
-        if self.engine == SGLANG_JAX:
-            return ("decode", "prefill")
         return tuple(family for family in FAMILIES if family != "prefill" or self.uses_prefill)
 
     def shapes(self) -> Iterator[Shape]:

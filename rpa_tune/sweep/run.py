@@ -172,7 +172,7 @@ def make_pool(workers: int | None = None) -> WorkerPool:
       UsageError: Not a number of processes.
     """
     if workers is None:
-        return WorkerPool(num_workers=_num_cores())
+        return WorkerPool(num_workers=num_cores())
     return WorkerPool(num_workers=int(RANGES["workers"].check(workers, "workers")))
 
 
@@ -284,6 +284,6 @@ def _open_exchange(storage: str | None, fresh: bool) -> "AbstractContextManager[
     return Exchange(storage)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2

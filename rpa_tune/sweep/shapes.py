@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.families.family import Family
-from rpa_tune.models.buckets import SGLANG_JAX, Shape
+from rpa_tune.models.buckets import Shape
 from rpa_tune.models.server import Server
 from rpa_tune.tables.key import TuningKey, studied_key, tuning_key
 from rpa_tune.workload.batches import WeightedBatch
@@ -138,12 +138,7 @@ class ServedWorkload:
             if server.dp > 1:
                 changes["arrivals"] = share_of_arrivals(mapping.get("arrivals", {}), server.dp)
             spec = read_spec(overlay(mapping, changes), page_size=server.page_size)
-            served = serve(spec)
-            if server.engine == SGLANG_JAX:  # it puts all prompts into the prefill slot
-                steps = tuple(replace(s, num_prefill=s.num_seqs - s.num_decode)
-                              for s in served.steps)  # fmt: skip
-                served = replace(served, steps=steps)
-            self._served[budget] = served
+            self._served[budget] = serve(spec)
         return self._served[budget]
 
 

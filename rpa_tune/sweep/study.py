@@ -86,6 +86,12 @@ class Study:
         """What its row is looked up by."""
         return tuning_key(self.problem, self.chip.name, self.family.name)
 
+    @property
+    def keys(self) -> tuple[TuningKey, ...]:
+        """What all its rows are looked up by, its own last."""
+        filled = (tuning_key(p, self.chip.name, self.family.name) for p in self.fills)
+        return (*filled, self.key)
+
     def note(self) -> StudyPlan:
         """What the store keeps of it before it begins."""
         heuristic = self.heuristic()

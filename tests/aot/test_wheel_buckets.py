@@ -178,7 +178,7 @@ def test_buckets_are_those_of_sglang_jax(sglang_jax_root, most_seqs, most_tokens
         model="llama3-8b", chip="v6e", engine="sglang-jax", page_size=128, max_num_seqs=most_seqs,
         max_num_batched_tokens=most_tokens, token_buckets=given or (),
     )  # fmt: skip
-    prompts = [s for s in server.shapes() if "prefill" in s.families]
+    prompts = [s for s in server.shapes() if "mixed" in s.families]
     assert [s.num_tokens for s in prompts] == runner.precompile_token_paddings
     assert {s.num_seqs for s in prompts} == {runner.max_padded_batch_size}
     decodes = [s for s in server.shapes() if s.families == ("decode",)]

@@ -14,7 +14,7 @@ def parse(*words: str) -> Server:
     found: list[Server] = []
 
     @click.command()
-    @server_options
+    @server_options()
     def command(**options) -> None:
         found.append(make_server(options))
 
