@@ -34,7 +34,7 @@ def _said(numbers: tuple[int, ...]) -> str:
 
 
 @click.command(name="advise")
-@server_options
+@server_options()
 @click.option("--workload", default=DEFAULT_WORKLOAD, show_default=True,
               help="Whose steps are timed: a preset, trace or workload file.")  # fmt: skip
 @click.option("--page-sizes", default=PAGE_SIZES, type=NumbersParam("page_size"), metavar="N,...",
