@@ -19,7 +19,7 @@ from rpa_tune.analysis.advise_record import Advice, Phase, Row
 from rpa_tune.analysis.advise_times import DEFAULT_DEADLINE_S
 from rpa_tune.cli.layers_text import layers_to_dict, print_layers
 from rpa_tune.cli.numbers import NumbersParam, number, number_or_none
-from rpa_tune.cli.options import KV_DTYPE, NameChoice, cache_option
+from rpa_tune.cli.options import SOME_KV_DTYPES, NameChoice, cache_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.server import make_server, server_options
 from rpa_tune.models.roofline import HBM_SHARE, WEIGHT_BYTES, hbm_bytes
@@ -39,9 +39,8 @@ def _said(numbers: tuple[int, ...]) -> str:
               help="Whose steps are timed: a preset, trace or workload file.")  # fmt: skip
 @click.option("--page-sizes", default=PAGE_SIZES, type=NumbersParam("page_size"), metavar="N,...",
               help=f"Page sizes to compare; default: {_said(PAGE_SIZES)}.")  # fmt: skip
-@click.option("--kv-dtypes", "kv_dtypes", multiple=True, type=KV_DTYPE,
-              help="KV dtype to compare; may repeat. "
-              f"Default: {' and '.join(CACHE_DTYPES)}.")  # fmt: skip
+@click.option("--kv-dtypes", default=CACHE_DTYPES, type=SOME_KV_DTYPES, metavar="NAME,...",
+              help=f"KV dtypes to compare; default: {','.join(CACHE_DTYPES)}.")  # fmt: skip
 @click.option("--tps", default=(), type=NumbersParam("tp"), metavar="N,...",
               help="Numbers of devices to compare; "
               f"default: those of {_said(TPS)} that divide the heads.")  # fmt: skip

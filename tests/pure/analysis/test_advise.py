@@ -324,6 +324,19 @@ def test_a_kernel_without_a_time_leaves_a_bound_and_says_why(requests, simulator
     assert mixed.detail == "compile_failed no"
 
 
+def test_an_interruption_closes_the_workers(requests, simulator, monkeypatch):
+    closed = []
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(simulator, "simulate_all", interrupt)
+    monkeypatch.setattr(simulator, "close", lambda _: closed.append(True))
+    with pytest.raises(KeyboardInterrupt):
+        advise(server(), requests, compiles=12)
+    assert closed == [True]
+
+
 def run(requests, *arguments):
     words = ["--chip", "v6e", "--workload", requests, "--max-num-seqs", "16",
              "--max-num-batched-tokens", "256", "--max-model-len", "2048", "--page-sizes", "128",
@@ -358,7 +371,9 @@ def test_layers_without_a_kernel_and_failures_are_exit_code_3(requests, simulato
         "--max-model-len", "16384",
     )  # fmt: skip
     assert chunked.exit_code == (3 if "chunk 8192 layers are left out" in chunked.output else 0)
-    refused = run(requests, "--model", "qwen3-8b", "--tps", "1,3", "--bounds")
+    refused = run(
+        requests, "--model", "qwen3-8b", "--tps", "1,3", "--bounds", "--kv-dtypes", "bf16, fp8"
+    )  # fmt: skip
     assert (
         "not possible: page 128, bfloat16, tp 3 and 1 other setting: qwen3-8b cannot run at tp=3"
         in refused.output
