@@ -2,8 +2,8 @@
 
 `load_dispatcher`, `ragged_paged_attention`, `page_runs`, `Problem`, `Step`, `Artifact` and the
 module `capture` are what a serving engine needs. `tune` and `load_plan`, `explain`, `verify`,
-`audit` and `Server` are the commands of those names as calls (docs/python.md). All are imported
-when first used, so that importing the package stays light.
+`audit`, `advise` and `Server` are the commands of those names as calls (docs/python.md). All are
+imported when first used, so that importing the package stays light.
 """
 
 import importlib
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rpa_kernels.problem import Problem
     from rpa_tune import capture
+    from rpa_tune.analysis.advise import advise
     from rpa_tune.analysis.audit import audit
     from rpa_tune.analysis.explain import explain
     from rpa_tune.analysis.verify import verify
@@ -30,6 +31,7 @@ _LAZY = {
     "Problem": "rpa_kernels.problem",
     "Server": "rpa_tune.models.server",
     "Step": "rpa_tune.tables.step",
+    "advise": "rpa_tune.analysis.advise",
     "audit": "rpa_tune.analysis.audit",
     "explain": "rpa_tune.analysis.explain",
     "load_dispatcher": "rpa_tune.dispatch",
@@ -49,6 +51,7 @@ __all__ = [
     "Server",
     "Step",
     "__version__",
+    "advise",
     "audit",
     "capture",
     "explain",

@@ -88,6 +88,7 @@ RANGES: dict[str, Range] = {
     "v_scale": _SCALE,
     "requests": _count(10**9, "requests"),
     "batches": _count(10**6, "batches"),
+    "compiles": _count(10_000, "kernels", least=0),
     "tries": _count(10_000, "neighbours"),
     "workers": _count(4096, "processes"),
     # NumPy's and Optuna's seeds.

@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "models.padding": {"kernels"},
     "models.weights": set(),
+    "models.roofline": {"hw", "models.weights"},
     "models.model": {"kernels", "models.weights"},
     "models.catalog": {"kernels", "workload", "models.buckets", "models.model", "hf"},
     "hf": {"models.model", "models.weights"},
@@ -78,7 +79,8 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
-        "families", "families.registry", "dispatch", "sweep",
+        "families", "families.registry", "dispatch", "models.buckets", "models.padding",
+        "models.roofline", "models.weights", "tables", "llo", "sweep",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",

@@ -5,17 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 from rpa_tune.errors import UsageError
-from rpa_tune.models.buckets import SGLANG_JAX
 from rpa_tune.models.server import Server
 from rpa_tune.workload.batches import WeightedBatch
 from rpa_tune.workload.build import Served, condense, serve
-from rpa_tune.workload.spec import CaptureSource, overlay, read_spec
+from rpa_tune.workload.spec import overlay, read_spec
 from rpa_tune.workload.workload import (
     Workload,
-    is_weighted_set,
-    load_stored,
     load_workload,
-    mapping_of,
+    requests_of,
+    share_of_arrivals,
 )
 
 # Steps that stand for all. Each is simulated under every set of parameters; sweeps take 16.
@@ -29,16 +27,18 @@ class Steps:
     such pages. A workload that is not served (a recording, stored batches) is what it is.
     """
 
-    def __init__(self, workload: str, server: Server, clock: Mapping[str, float] | None) -> None:
+    def __init__(
+        self, workload: str, server: Server, clock: Mapping[str, float] | None = None
+    ) -> None:
         """Serves nothing yet.
 
         Args:
           workload: What `load_workload` takes.
-          server: Its limits, which replace those of the workload's own engine.
-          clock: `Roofline.clock`, which decides how many requests run together; None for the
-            workload's own.
+          server: Its limits and pace, which replace those of the workload's own engine.
+          clock: Another pace than the server's, as `Roofline.clock` has it.
         """
-        self.workload, self.server, self.clock = workload, server, clock
+        self._workload, self._server = workload, server
+        self._knobs = server.knobs | ({"step_time": dict(clock)} if clock else {})
         self._kept: dict[int, Workload] = {}
         self._chosen: tuple[Served, tuple[int, ...], tuple[float, ...]] | None = None
 
@@ -50,37 +50,19 @@ class Steps:
           TraceError: A bad file.
         """
         if page_size not in self._kept:
-            mapping = self._requests(page_size)
+            mapping = requests_of(self._workload, page_size)
             found = (
-                load_workload(self.workload, page_size=page_size)
+                load_workload(self._workload, page_size=page_size)
                 if mapping is None
                 else self._served(mapping, page_size)
             )
             self._kept[page_size] = self._within_limits(found)
         return self._kept[page_size]
 
-    def _requests(self, page_size: int) -> Mapping[str, Any] | None:
-        """The mapping of a workload that an engine serves; None for one that has its batches."""
-        if load_stored(self.workload) is not None:
-            return None
-        mapping = mapping_of(self.workload)
-        if is_weighted_set(mapping):
-            return None
-        spec = read_spec(mapping, page_size=page_size)
-        return None if isinstance(spec.requests, CaptureSource) else mapping
-
     def _served(self, mapping: Mapping[str, Any], page_size: int) -> Workload:
-        server = self.server
-        engine: dict[str, Any] = {
-            "max_num_seqs": server.max_num_seqs,
-            "max_num_batched_tokens": server.max_num_batched_tokens,
-            "max_model_len": server.max_model_len,
-        }
-        if server.engine == SGLANG_JAX:
-            engine["scheduler"] = "sglang"
-        if self.clock:
-            engine["step_time"] = dict(self.clock)
-        changes = {"engine": engine, "compress": {"batches": NUM_STEPS}}
+        changes: dict[str, Any] = {"engine": self._knobs, "compress": {"batches": NUM_STEPS}}
+        if self._server.dp > 1:
+            changes["arrivals"] = share_of_arrivals(mapping.get("arrivals", {}), self._server.dp)
         served = serve(read_spec(overlay(mapping, changes), page_size=page_size))
         if self._chosen is None:
             build = condense(served)
@@ -106,7 +88,7 @@ class Steps:
         Raises:
           UsageError: A step is larger than any of the server's.
         """
-        server = self.server
+        server = self._server
         limits = {
             "max_num_seqs": (found.max_num_seqs, server.max_num_seqs),
             "max_num_batched_tokens": (found.max_num_tokens, server.max_num_batched_tokens),
@@ -118,7 +100,9 @@ class Steps:
                     f"workload {found.name!r} has a step of {has:,}, more than {name}={most:,}",
                     hint="give a workload of requests, which are served within the server's limits",
                 )
-        return replace(found, name=self.workload)
+        # One family for all that are no decodes: prefill does what mixed does.
+        batches = tuple(replace(wb, batch=replace(wb.batch, num_prefill=0)) for wb in found.batches)
+        return replace(found, name=self._workload, batches=batches)
 
 
 def _alike(first: Served, other: Served, indices: tuple[int, ...]) -> bool:

@@ -17,6 +17,7 @@ from rpa_tune.errors import RpaTuneError
 
 # Command name -> (module, attribute). Modules load on use, so that `rpa-tune chips` is quick.
 COMMANDS = {
+    "advise": ("rpa_tune.cli.advise", "advise_command"),
     "audit": ("rpa_tune.cli.audit", "audit_command"),
     "calibrate": ("rpa_tune.cli.calibrate", "calibrate"),
     "chips": ("rpa_tune.cli.chips", "chips"),

@@ -42,12 +42,14 @@ def read_weights(
       UsageError: A type or layer whose matrices are not known here, or a missing key.
     """
     model_type = config.get("model_type")
+    if any(kind.num_layers is None for kind in kinds):
+        raise UsageError("num_hidden_layers is missing")
+    if model_type == "nemotron_h":
+        return _nemotron_h(config, kinds, other_layers)
     if model_type not in _TYPES:
         raise UsageError(f"the matrices of model type {model_type!r} are not known here")
     if unknown := set(other_layers) - {"linear_attention"}:
         raise UsageError(f"the matrices of {', '.join(sorted(unknown))} layers are not known here")
-    if any(kind.num_layers is None for kind in kinds):
-        raise UsageError("num_hidden_layers is missing")
     hidden, vocab = _size(config, "hidden_size"), _size(config, "vocab_size")
     always = sum(_attention(config, kind, hidden) for kind in kinds)
     if linear := other_layers.get("linear_attention"):
@@ -84,6 +86,38 @@ def _linear_attention(config: Config, hidden: int) -> int:
     heads = _size(config, "linear_num_value_heads")
     values = heads * _size(config, "linear_value_head_dim")
     return hidden * (2 * keys + 2 * values + 2 * heads + values)
+
+
+def _nemotron_h(
+    config: Config, kinds: Sequence[LayerKind], other_layers: Mapping[str, int]
+) -> Weights:
+    """Nemotron-H: a layer is attention, Mamba-2, an MLP of two matrices, or experts of such."""
+    hidden, vocab = _size(config, "hidden_size"), _size(config, "vocab_size")
+    always = sum(_attention(config, kind, hidden) for kind in kinds)
+    if mambas := other_layers.get("mamba"):
+        heads = _size(config, "mamba_num_heads")
+        inner = heads * _size(config, "mamba_head_dim")
+        rates = 2 * _size(config, "n_groups") * _size(config, "ssm_state_size") + heads
+        always += mambas * hidden * (2 * inner + rates + inner)
+    if mlps := other_layers.get("mlp"):
+        always += mlps * 2 * hidden * _size(config, "intermediate_size")
+    expert = experts = chosen = 0
+    if layers := other_layers.get("moe"):
+        experts, chosen = _size(config, "n_routed_experts"), _size(config, "num_experts_per_tok")
+        narrow = config.get("moe_latent_size") or hidden
+        between = 2 * hidden * narrow if narrow != hidden else 0
+        shared = 2 * hidden * _size(config, "moe_shared_expert_intermediate_size")
+        always += layers * (hidden * experts + shared + between)
+        expert = layers * 2 * narrow * _size(config, "moe_intermediate_size")
+    return Weights(
+        embedding_params=vocab * hidden,
+        always_params=always,
+        head_params=vocab * hidden,
+        head_is_embedding=bool(config.get("tie_word_embeddings")),
+        expert_params=expert,
+        num_experts=experts,
+        experts_per_token=chosen,
+    )
 
 
 def _mlp(config: Config, hidden: int, num_layers: int) -> tuple[int, int, int, int]:

@@ -130,10 +130,11 @@ class Server(Engine):
             knobs["scheduler"] = "sglang"
         if not isinstance(weights := self.loaded.weights, str):
             roofline = Roofline(weights=weights, chip=self.loaded_chip, tp=self.tp)
-            knobs["step_time"] = roofline.clock(self._context_token_bytes())
+            knobs["step_time"] = roofline.clock(self.context_token_bytes)
         return knobs
 
-    def _context_token_bytes(self) -> float:
+    @property
+    def context_token_bytes(self) -> int:
         """Bytes that one more token of context costs a step, on one device.
 
         Layers with a window read no more for it.

@@ -19,14 +19,13 @@ from rpa_tune.models.server import Server
 from rpa_tune.tables.key import TuningKey, studied_key, tuning_key
 from rpa_tune.workload.batches import WeightedBatch
 from rpa_tune.workload.build import Served, condense, serve
-from rpa_tune.workload.spec import CaptureSource, over_preset, overlay, read_spec
+from rpa_tune.workload.spec import overlay, read_spec
 from rpa_tune.workload.step import EngineStep
 from rpa_tune.workload.workload import (
     Workload,
-    is_weighted_set,
-    load_stored,
     load_workload,
-    mapping_of,
+    requests_of,
+    share_of_arrivals,
 )
 
 # A shape of few tokens takes ten thousands of steps to serve a trace; so many of them, evenly
@@ -89,7 +88,7 @@ class ServedWorkload:
           TraceError: A bad file.
         """
         self._server = server
-        self._mapping = _requests_of(workload, server.page_size)
+        self._mapping = requests_of(workload, server.page_size)
         self._whole = (
             load_workload(workload, page_size=server.page_size) if self._mapping is None else None
         )
@@ -137,36 +136,10 @@ class ServedWorkload:
             changes: dict[str, Any] = {"engine": knobs}
             mapping = self._mapping or {}
             if server.dp > 1:
-                changes["arrivals"] = _share_of(mapping.get("arrivals", {}), server.dp)
+                changes["arrivals"] = share_of_arrivals(mapping.get("arrivals", {}), server.dp)
             spec = read_spec(overlay(mapping, changes), page_size=server.page_size)
             self._served[budget] = serve(spec)
         return self._served[budget]
-
-
-def _share_of(arrivals: Mapping[str, Any], dp: int) -> dict[str, Any]:
-    """What arrives at one of the ranks.
-
-    Source: tpu-inference 0.32.0, core/sched/dp_scheduler.py gives each request to one rank.
-    """
-    shares: dict[str, Any] = {}
-    if rate := arrivals.get("request_rate"):
-        shares["request_rate"] = rate / dp
-    if most := arrivals.get("max_concurrency"):
-        shares["max_concurrency"] = -(-most // dp)
-    return shares
-
-
-def _requests_of(workload: str | Mapping[str, Any], page_size: int) -> Mapping[str, Any] | None:
-    """The mapping of a workload that an engine serves; None for one that has its batches."""
-    if isinstance(workload, str):
-        if load_stored(workload) is not None:
-            return None
-        workload = mapping_of(workload)
-    if is_weighted_set(workload):
-        return None
-    mapping = over_preset(workload)
-    spec = read_spec(mapping, page_size=page_size)
-    return None if isinstance(spec.requests, CaptureSource) else mapping
 
 
 def _made_of(

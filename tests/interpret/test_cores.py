@@ -85,6 +85,7 @@ def test_a_sequence_that_both_cores_serve(family, dma_mode):
     assert report.ok, report.problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_core_without_work(family):
     batch = Batch(q_lens=(1,), kv_lens=(100,), num_decode=family == "decode",
