@@ -208,6 +208,21 @@ def problem_of(key: TuningKey, beyond: Mapping[str, Any]) -> Problem:
     return problem
 
 
+def timed_key(key: TuningKey, beyond: Mapping[str, Any] | None) -> TuningKey:
+    """The key of the problem that a row's study timed: another one if the study filled the row.
+
+    Args:
+      key: The row's.
+      beyond: What `beyond_key` kept; None where nothing is known.
+    """
+    filled: dict[str, Any] = {
+        name: layout.next_power_of_2(beyond[name])
+        for name in FILLED.get(key.family, ())
+        if beyond and name in beyond
+    }
+    return replace(key, **filled)
+
+
 def distance(a: TuningKey, b: TuningKey) -> float | None:
     """How far apart two keys are: weighted doublings plus differing features.
 
