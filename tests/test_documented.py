@@ -135,8 +135,11 @@ def fresh_cache(folder, stack):
 
 def two_steps(folder, stack):
     """The stored workload of docs/plan.md."""
-    steps = [{"q_lens": [1, 1, 1, 1], "kv_lens": [300, 700, 500, 900], "num_decode": 4},
-             {"q_lens": [1, 1, 1, 12], "kv_lens": [300, 700, 500, 400], "num_decode": 3}]  # fmt: skip
+    contexts = ([300, 700, 500, 900], [300, 700, 500, 400])
+    steps = [
+        {"q_lens": [1, 1, 1, last], "kv_lens": kv_lens, "num_decode": 3 + (last == 1)}
+        for last, kv_lens in zip((1, 12), contexts, strict=True)
+    ]
     batches = [{**step, "weight": weight} for step, weight in zip(steps, (0.8, 0.2), strict=True)]
     data = {"schema": "rpa-workload/1", "name": "mine", "source": "two steps, made up",
             "batches": batches}  # fmt: skip
