@@ -168,7 +168,8 @@ NOT_IMPORTED: dict[str, str] = {
     **{
         f"rpa_tune.cli.{name}": A_COMMAND
         for name in (
-            "audit", "explain", "portfolio", "status", "sweep", "tpu_check", "verify", "workloads",
+            "audit", "explain", "plan", "portfolio", "status", "sweep", "tpu_check", "verify",
+            "workloads",
         )
     },
 }  # fmt: skip

@@ -53,9 +53,9 @@ def audit_command(
     server's own.
 
     A heuristic config counts as a miss, because it was never compared with other configs. The loss
-    is relative to tuned configs. For a heuristic config it is taken from a row that differs only in
-    its maxima (tokens, sequences, context), by a factor of two at most. Without such a row it is
-    unknown.
+    is relative to tuned configs. For a nearest row it is what rows of neighbours so far away lost.
+    For a heuristic config it is taken from a row that differs only in its maxima (tokens,
+    sequences, context), by a factor of two at most. Without such a row it is unknown.
 
     Exit codes: 0 every look-up is covered, or the plan was written; 2 usage; 3 there are misses, or
     layers that no kernel serves.
@@ -118,6 +118,7 @@ def _to_dict(found: Audit, command: str | None) -> Mapping[str, Any]:
             "is_untested": entry.is_untested,
             "expected_loss_pct": entry.expected_loss_pct,
             "loss_error_pct": entry.loss.error_pct if entry.loss else None,
+            "loss_worst_pct": entry.loss.worst_pct if entry.loss else None,
             "loss_from": entry.loss.where if entry.loss else None,
         }
         for share, entry in found.found
@@ -177,7 +178,9 @@ def _loss_text(entry: Entry) -> str:
 
 
 def _why_text(entry: Entry) -> str:
-    loss = f"; loss as in {entry.loss.where}" if entry.loss else ""
+    # Of a nearest row `why` says it already.
+    has_place = entry.loss is not None and entry.coverage is Source.HEURISTIC
+    loss = f"; loss as in {entry.loss.where}" if entry.loss and has_place else ""
     stale = "; made with other kernels" if entry.is_stale else ""
     untested = "; no other config had a time" if entry.is_untested else ""
     return f"{entry.why}{stale}{untested}{loss}"

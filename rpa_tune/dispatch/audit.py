@@ -11,6 +11,7 @@ from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.select import Choice, Source, select
 from rpa_tune.provenance import kernel_digest
 from rpa_tune.tables.key import TuningKey, differences
+from rpa_tune.tables.loss import expected_loss
 from rpa_tune.tables.row import TableRow
 
 # A row whose key differs in nothing else was timed on the same attention, and one doubling away on
@@ -21,17 +22,19 @@ _MOST_TIMES = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
-    """What the heuristic lost where it was compared, and how far that can be trusted.
+    """What a choice lost where it was compared, and how far that can be trusted.
 
     Attributes:
-      pct: Against the configs of the row, percent of their time.
+      pct: Against the best configs that were found there, percent of their time.
       error_pct: The evaluator's own error, percent.
-      where: The row.
+      where: The row, or the pairs of recorded spaces.
+      worst_pct: The most that one of several lost; None of a row.
     """
 
     pct: float
     error_pct: float
     where: str
+    worst_pct: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +50,10 @@ class Entry:
       is_stale: Whether the row's times are those of other kernels than today's.
       is_untested: Whether only one config of the row's study had a time, so that nothing was
         compared.
-      loss: Of an exact row none, and None here. Of the heuristic, what it lost in the nearest row
-        whose key differs in the maxima alone, by a doubling at most; None where there is no such
-        row: then the loss is not known. Nor is that of a nearest row: its configs were not tried
-        here.
+      loss: Of an exact row none, and None here. Of a nearest row of today's kernels, what rows of
+        neighbours so far away lost (`tables.loss`). Of the heuristic, what it lost in the nearest
+        row whose key differs in the maxima alone, by a doubling at most. None where there is
+        nothing to tell it from: then the loss is not known.
     """
 
     family: str
@@ -98,6 +101,8 @@ def _look_up(dispatcher: Dispatcher, problem: Problem, family: str) -> Entry:
         is_stale=_is_stale(choice),
         is_untested=choice.row is not None and choice.row.evidence.num_candidates < 2,
     )
+    if choice.source is Source.NEAREST and not entry.is_stale and not entry.is_untested:
+        return replace(entry, loss=_loss_of_neighbours(choice))
     if choice.source is not Source.HEURISTIC:
         return entry
     return replace(entry, loss=_loss_elsewhere(dispatcher, choice.key))
@@ -106,6 +111,21 @@ def _look_up(dispatcher: Dispatcher, problem: Problem, family: str) -> Entry:
 def _is_stale(choice: Choice) -> bool:
     row = choice.row
     return row is not None and row.evidence.kernel_digest != kernel_digest(row.key.family)
+
+
+def _loss_of_neighbours(choice: Choice) -> Loss | None:
+    """What rows as far away as the choice's lost when they stood in for others."""
+    if choice.row is None or choice.distance is None:
+        return None
+    known = expected_loss(choice.key.family, choice.distance)
+    if known is None:
+        return None
+    return Loss(
+        pct=known.pct,
+        error_pct=choice.row.evidence.error_pct,
+        where=f"{known.num_pairs} pairs up to distance {known.up_to_distance:g}",
+        worst_pct=known.worst_pct,
+    )
 
 
 def _loss_elsewhere(dispatcher: Dispatcher, key: TuningKey) -> Loss | None:

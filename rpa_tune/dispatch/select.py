@@ -13,6 +13,7 @@ from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_tune.errors import TableError
 from rpa_tune.tables.key import TuningKey, differences, tuning_key
+from rpa_tune.tables.loss import expected_loss
 from rpa_tune.tables.reader import Tables
 from rpa_tune.tables.row import HEURISTIC, TableRow
 
@@ -125,10 +126,12 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
             f"{name} {theirs} instead of {ours}"
             for name, (ours, theirs) in differences(key, near.row.key).items()
         )
+        loss = expected_loss(key.family, near.distance)
+        said = f"; {loss}" if loss else "; expected loss not known"
         return Choice(
             key=key,
             source=Source.NEAREST,
-            why=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed})",
+            why=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed}){said}",
             configs=configs,
             row=near.row,
             distance=near.distance,

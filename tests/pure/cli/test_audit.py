@@ -16,6 +16,7 @@ from rpa_tune.cli.main import cli
 from rpa_tune.dispatch import dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.sweep import run as sweep_module
+from rpa_tune.tables.loss import expected_loss
 from rpa_tune.tables.writer import merge_into
 
 SERVER = ["--model", "llama3-8b", "--chip", "v6e", "--max-num-seqs", "8",
@@ -54,7 +55,13 @@ def test_coverage_by_family(folder):
     assert [e["coverage"] for e in decode] == ["nearest", "nearest", "exact"]
     assert decode[0]["distance"] > decode[1]["distance"] > decode[2]["distance"] == 0
     assert decode[2]["expected_loss_pct"] == 0
-    assert decode[0]["expected_loss_pct"] is None  # nobody tried the neighbour's config here
+    # Nobody tried the neighbour's config here: what neighbours so far away lost is known.
+    near = expected_loss("decode", decode[0]["distance"])
+    assert (decode[0]["expected_loss_pct"], decode[0]["loss_worst_pct"]) == (
+        near.pct,
+        near.worst_pct,
+    )
+    assert str(near) in decode[0]["why"]
     mixed = [e for e in report["entries"] if e["family"] == "mixed"]
     assert {e["expected_loss_pct"] for e in mixed} == {None}
     assert sum(report["counts"].values()) == len(report["entries"])
