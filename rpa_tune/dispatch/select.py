@@ -4,7 +4,7 @@ Every answer says where it comes from; a miss is never silent.
 """
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rpa_kernels import load_family
@@ -98,7 +98,8 @@ def select(
             # the config that it had for the neighbour's.
             reason += f"; the heuristic won in the {choice.why}"
         else:
-            return choice
+            loss = expected_loss(key.family, choice.distance or 0.0)
+            return replace(choice, why=f"{choice.why}; {loss or 'expected loss not known'}")
     config = _heuristic(family, problem, target)
     if isinstance(config, Infeasible):
         return config
@@ -126,12 +127,10 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
             f"{name} {theirs} instead of {ours}"
             for name, (ours, theirs) in differences(key, near.row.key).items()
         )
-        loss = expected_loss(key.family, near.distance)
-        said = f"; {loss}" if loss else "; expected loss not known"
         return Choice(
             key=key,
             source=Source.NEAREST,
-            why=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed}){said}",
+            why=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed})",
             configs=configs,
             row=near.row,
             distance=near.distance,

@@ -88,8 +88,8 @@ class TuningKey:
         return f"{self.chip} {self.family}: {', '.join(parts)}"
 
 
-# How much a doubling of each size counts when two keys are compared. A guess until measured
-# rows can say better: the shape of the heads decides the kernel's inner loop, the page size its
+# How much a doubling of each size counts when two keys are compared. A guess, and what rows so far
+# apart lost is recorded (`loss.py`): the shape of the heads decides the kernel's inner loop, the page size its
 # copies; the maxima only bound the batches.
 _WEIGHTS = {
     "num_q_heads": 2.0,
