@@ -179,8 +179,8 @@ def _loss_text(entry: Entry) -> str:
 
 def _why_text(entry: Entry) -> str:
     # Of a nearest row `why` says it already.
-    has_place = entry.loss is not None and entry.coverage is Source.HEURISTIC
-    loss = f"; loss as in {entry.loss.where}" if entry.loss and has_place else ""
+    is_said = entry.loss is None or entry.coverage is Source.NEAREST
+    loss = "" if is_said or entry.loss is None else f"; loss as in {entry.loss.where}"
     stale = "; made with other kernels" if entry.is_stale else ""
     untested = "; no other config had a time" if entry.is_untested else ""
     return f"{entry.why}{stale}{untested}{loss}"

@@ -88,9 +88,9 @@ class TuningKey:
         return f"{self.chip} {self.family}: {', '.join(parts)}"
 
 
-# How much a doubling of each size counts when two keys are compared. A guess, and what rows so far
-# apart lost is recorded (`loss.py`): the shape of the heads decides the kernel's inner loop, the page size its
-# copies; the maxima only bound the batches.
+# How much a doubling of each size counts when two keys are compared. A guess; what rows so far
+# apart lost is recorded (`loss.py`). The shape of the heads decides the kernel's inner loop, the
+# page size its copies; the maxima only bound the batches.
 _WEIGHTS = {
     "num_q_heads": 2.0,
     "num_kv_heads": 2.0,
@@ -206,6 +206,21 @@ def problem_of(key: TuningKey, beyond: Mapping[str, Any]) -> Problem:
     if not agrees:
         raise ValueError(f"{dict(beyond)} is a problem of another key")
     return problem
+
+
+def timed_key(key: TuningKey, beyond: Mapping[str, Any] | None) -> TuningKey:
+    """The key of the problem that a row's study timed: another one if the study filled the row.
+
+    Args:
+      key: The row's.
+      beyond: What `beyond_key` kept; None where nothing is known.
+    """
+    filled: dict[str, Any] = {
+        name: layout.next_power_of_2(beyond[name])
+        for name in FILLED.get(key.family, ())
+        if beyond and name in beyond
+    }
+    return replace(key, **filled)
 
 
 def distance(a: TuningKey, b: TuningKey) -> float | None:

@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 from click.testing import CliRunner
+from fake_sweep import stored_workload
 from table_rows import make_row
 
 from rpa_tune.cli.main import cli
@@ -20,11 +21,7 @@ SERVER = ["--model", "llama3-8b", "--chip", "v6e", "--max-num-seqs", "8",
 
 @pytest.fixture
 def workload(tmp_path):
-    batch = {"q_lens": [1, 5], "kv_lens": [9, 9], "num_decode": 1, "weight": 1.0}
-    data = {"schema": "rpa-workload/1", "name": "w", "source": "made up", "batches": [batch]}
-    path = tmp_path / "w.json"
-    path.write_text(json.dumps(data))
-    return str(path)
+    return stored_workload(tmp_path)
 
 
 def plan(*arguments):

@@ -41,6 +41,15 @@ def test_an_exact_row_loses_nothing_if_it_is_of_today_and_was_compared(evidence,
     assert entry.is_untested == ("num_candidates" in evidence)
 
 
+def test_a_row_that_a_study_of_another_shape_filled_may_lose_something() -> None:
+    row = make_row()
+    filled = replace(row, evidence=replace(row.evidence, problem={"max_num_tokens": 2048}))
+    entry = look_up(filled)
+    known = expected_loss("decode", 0.25 * 6)  # six doublings from 32 tokens
+    assert entry.coverage is Source.EXACT
+    assert (entry.expected_loss_pct, entry.loss.worst_pct) == (known.pct, known.worst_pct)
+
+
 def test_a_nearest_row_has_a_distance_and_the_loss_of_neighbours_so_far_away() -> None:
     entry = look_up(make_row(problem=DOUBLED), on_miss="nearest")
     assert entry.coverage is Source.NEAREST

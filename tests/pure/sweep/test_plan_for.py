@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from fake_sweep import stored_workload
 
 import rpa_tune
 from rpa_tune.cli.main import cli
@@ -22,12 +23,7 @@ SERVER = {"model": "llama3-8b", "chip": "v6e", "max_num_seqs": 16, "max_num_batc
 
 @pytest.fixture
 def workload(tmp_path):
-    """Decode and mixed sequences of few tokens, and no prefill ones."""
-    batch = {"q_lens": [1, 5], "kv_lens": [9, 9], "num_decode": 1, "weight": 1.0}
-    data = {"schema": "rpa-workload/1", "name": "w", "source": "made up", "batches": [batch]}
-    path = tmp_path / "w.json"
-    path.write_text(json.dumps(data))
-    return str(path)
+    return stored_workload(tmp_path)
 
 
 def test_a_plan_has_all_flags_of_the_server_and_is_a_plan(tmp_path, workload) -> None:
