@@ -92,7 +92,7 @@ def advise(
         notes=tuple(_notes(server, drafts, times)),
         weight_dtype=weight_dtype,
         compile_s=sum(compiled) / len(compiled) if compiled else _GUESSED_COMPILE_S,
-        compile_is="measured here" if compiled else "a guess",
+        compile_is="measured here, with what else ran" if compiled else "a guess",
     )
 
 

@@ -149,7 +149,7 @@ class Advice:
       notes: What was taken for granted or left out.
       weight_dtype: How weights are kept.
       compile_s: Seconds to compile one kernel.
-      compile_is: `measured here` or `a guess`.
+      compile_is: Where that is from: measured, on whatever else this machine did, or a guess.
     """
 
     server: Server

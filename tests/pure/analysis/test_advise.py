@@ -306,7 +306,7 @@ def test_whole_settings_are_simulated_nearest_first_as_far_as_compiles_go(reques
     assert [one.setting.page_size for one in found.rows][:4] == [128, 64, 256, 32]
     low, high = found.own.decode.interval_us
     assert low < found.own.decode.attention_us < high
-    assert (found.compile_s, found.compile_is) == (5.0, "measured here")
+    assert (found.compile_s, found.compile_is) == (5.0, "measured here, with what else ran")
     assert any(
         note.startswith("4 of 16 kernels were simulated; compiles=16") for note in found.notes
     )
@@ -361,7 +361,7 @@ def test_the_command_prints_the_table_or_json(requests, simulator):
     assert first["decode"]["rest_is"] == "roofline"
     assert report["rows"][1]["decode"]["attention_is"] == "bound"
     assert any(one["tp"] == 16 and one["kv_heads_repeated"] == 2 for one in report["rows"])
-    assert report["startup"]["compile_is"] == "measured here"
+    assert report["startup"]["compile_is"].startswith("measured here")
     assert report["server"]["max_num_seqs"] == 16
 
 
