@@ -143,7 +143,9 @@ class KernelLaunch:
             on_chip=runs_on_chip(interpret),
         )
         # Page behind page: see `pages.PagedCache`.
-        flat_cache = kv_cache.reshape(-1, *kv_cache.shape[2:])
+        flat_cache = kv_cache
+        if not problem.is_seq_along_lane:
+            flat_cache = kv_cache.reshape(-1, *kv_cache.shape[2:])
         out, cache = _call(
             lambda *refs: body(_name_refs(refs, problem, target.num_cores)),
             name=self.kernel_name(problem, config),

@@ -50,6 +50,8 @@ def prepare_kv(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Arra
     Returns:
       `problem.kv_new_shape`: per token k0, v0, k1, v1, ...; k|v side by side for head_dim 64.
     """
+    if problem.is_seq_along_lane:
+        return _along_lanes(keys, values, problem)
     tokens, words, pack, lanes = problem.kv_new_shape
     if problem.fuses_kv:
         rows = jnp.concatenate([keys, values], axis=-1)
@@ -57,6 +59,14 @@ def prepare_kv(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Arra
         rows = jnp.stack([keys, values], axis=2).reshape(tokens, -1, problem.head_dim)
     rows = _pad_to(_pad_to(rows, 1, words * pack), 2, lanes)
     return rows.reshape(problem.kv_new_shape)
+
+
+def _along_lanes(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Array:
+    """Lays new keys and values out as pages of 128 tokens, in the order of the batch."""
+    tiles, heads, words, pack, size = problem.kv_new_shape
+    rows = jnp.stack([keys, values], axis=2).reshape(-1, heads, problem.head_dim)
+    rows = _pad_to(_pad_to(rows, 0, tiles * size), 2, words * pack)
+    return rows.reshape(tiles, size, heads, words, pack).transpose(0, 2, 3, 4, 1)
 
 
 def prepare(

@@ -49,9 +49,12 @@ def scale_q(q: jax.Array, problem: Problem) -> jax.Array:
     return (q.astype(jnp.float32) * factor).astype(matmul_dtype(problem))
 
 
-def qk(q: jax.Array, k: jax.Array, problem: Problem) -> jax.Array:
-    """Base-2 scores, float32[rows, keys], of q [rows, lanes] (`scale_q`) and k [keys, lanes]."""
-    s = _product(q, k, 1)
+def qk(q: jax.Array, k: jax.Array, problem: Problem, *, along_lanes: bool = False) -> jax.Array:
+    """Base-2 scores, float32[rows, keys], of q [rows, lanes] (`scale_q`) and k [keys, lanes].
+
+    With `along_lanes` keys are along lanes: k is [lanes, keys].
+    """
+    s = _product(q, k, 0 if along_lanes else 1)
     if problem.q_scale is not None:
         factor = score_factor(problem)
         s = s * (factor / problem.soft_cap if problem.soft_cap else factor * LOG2_E)
@@ -76,12 +79,12 @@ def exponentials(s: jax.Array, m: jax.Array, target: Target, dtype: jnp.dtype) -
     return jnp.exp2(x)
 
 
-def pv(p: jax.Array, v: jax.Array) -> jax.Array:
+def pv(p: jax.Array, v: jax.Array, *, along_lanes: bool = False) -> jax.Array:
     """P @ V: float32[rows, lanes] of p [rows, keys] and v [keys, lanes].
 
-    p is not rounded to the dtype of v, which may be float8: it would lose its accuracy.
+    With `along_lanes` v is [lanes, keys]. p is not rounded to the dtype of v, which may be float8: it would lose its accuracy.
     """
-    return _product(p, v, 0)
+    return _product(p, v, 1 if along_lanes else 0)
 
 
 def _product(a: jax.Array, b: jax.Array, b_axis: int) -> jax.Array:

@@ -21,8 +21,8 @@ Ref = Any
 Scalar = Any
 
 
-def _word_rows(ref: Ref, lead: tuple[Scalar, ...]) -> Ref:
-    """View of `ref[*lead]` as [rows, 128] 32-bit words."""
+def word_rows(ref: Ref, lead: tuple[Scalar, ...]) -> Ref:
+    """View of `ref[*lead]` as [rows, 128] 32-bit words; on the chip."""
     words = ref.bitcast(jnp.uint32).at[lead]
     return words.reshape(math.prod(words.shape) // layout.LANES, layout.LANES)
 
@@ -39,7 +39,7 @@ def load_words(
       count: Number of words.
       stride: Words from one to the next.
     """
-    view = _word_rows(ref, lead)
+    view = word_rows(ref, lead)
     folds = ref.shape[-1] // layout.LANES
     parts = [view[pl.ds(row * folds + fold, count, stride * folds)] for fold in range(folds)]
     return parts[0] if folds == 1 else jnp.concatenate(parts, axis=1)
@@ -49,7 +49,7 @@ def store_words(
     ref: Ref, lead: tuple[Scalar, ...], value: jax.Array, *, row: Scalar, stride: int
 ) -> None:
     """Stores uint32[count, lanes] where `load_words` would load it."""
-    view = _word_rows(ref, lead)
+    view = word_rows(ref, lead)
     folds = ref.shape[-1] // layout.LANES
     for fold in range(folds):
         lanes = value[:, fold * layout.LANES : (fold + 1) * layout.LANES]

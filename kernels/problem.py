@@ -4,6 +4,7 @@ Neighbours: `batch.py` holds the lengths of one launch, each family's `config.py
 sizes. Nothing here depends on a chip. No jax.
 """
 
+import math
 import numbers
 from dataclasses import dataclass, replace
 
@@ -52,6 +53,7 @@ class Problem:
       q_scale: Queries are divided by it before the multiplication with quantised keys, or None.
       k_scale: Factor that turns stored keys into real ones, or None for 1.
       v_scale: The same for values.
+      kv_layout: Layout of the KV cache, one of `layout.KV_LAYOUTS`; see there.
     """
 
     num_q_heads: int
@@ -75,6 +77,7 @@ class Problem:
     q_scale: float | None = None
     k_scale: float | None = None
     v_scale: float | None = None
+    kv_layout: str = layout.HEAD_ALONG_SUBLANE
 
     def __post_init__(self) -> None:
         """Refuses what can never be right: the one check of a call, an audit and a sweep.
@@ -95,7 +98,25 @@ class Problem:
                 f"page_size={self.page_size} must be a multiple of {pack} tokens "
                 f"with a KV cache of {self.kv_dtype}"
             )
+        self._check_layout()
         self._check_features()
+
+    def _check_layout(self) -> None:
+        name = self.kv_layout
+        if name not in layout.KV_LAYOUTS:
+            raise ValueError(f"kv_layout={name!r} is not one of {layout.KV_LAYOUTS}")
+        if not self.is_seq_along_lane:
+            return
+        if self.page_size % layout.LANES:
+            raise ValueError(
+                f"page_size={self.page_size} must be a multiple of {layout.LANES} tokens "
+                f"with kv_layout={name}"
+            )
+        if self.kv_dtype not in layout.SEQ_ALONG_LANE_DTYPES:
+            raise ValueError(
+                f"kv_dtype={self.kv_dtype} is not one of {layout.SEQ_ALONG_LANE_DTYPES} "
+                f"with kv_layout={name}"
+            )
 
     def _check_sizes(self) -> None:
         for name in _SIZES:
@@ -158,14 +179,33 @@ class Problem:
         return "float32" if self.q_dtype == "float32" else "bfloat16"
 
     @property
+    def is_seq_along_lane(self) -> bool:
+        """Whether the tokens of a page of the KV cache lie along lanes."""
+        return self.kv_layout == layout.SEQ_ALONG_LANE
+
+    @property
     def kv_cache_shape(self) -> tuple[int, int, int, int, int]:
-        """KV cache shape: [num_pages, page_size, packed heads, packing, padded head_dim]."""
+        """KV cache shape: [num_pages, page_size, packed heads, packing, padded head_dim].
+
+        With tokens along lanes [num_pages, 2 * KV heads, words of head_dim, packing, page_size].
+        """
+        if self.is_seq_along_lane:
+            return (self.num_pages, *self.lane_page_shape(self.page_size))
         return layout.kv_cache_shape(
             num_pages=self.num_pages,
             page_size=self.page_size,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             kv_dtype=self.kv_dtype,
+        )
+
+    def lane_page_shape(self, num_tokens: int) -> tuple[int, int, int, int]:
+        """Shape of tokens that lie along lanes: [2 * KV heads, words, packing, tokens]."""
+        return layout.lane_page_shape(
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            kv_dtype=self.kv_dtype,
+            num_tokens=num_tokens,
         )
 
     @property
@@ -176,7 +216,7 @@ class Problem:
     @property
     def fuses_kv(self) -> bool:
         """Whether one row holds K and V of a head side by side (head_dim 64)."""
-        return layout.fuses_kv(self.head_dim)
+        return not self.is_seq_along_lane and layout.fuses_kv(self.head_dim)
 
     @property
     def kv_words(self) -> int:
@@ -200,8 +240,14 @@ class Problem:
         )
 
     @property
-    def kv_new_shape(self) -> tuple[int, int, int, int]:
-        """Prepared new keys and values: [tokens, kv words, kv packing, padded head_dim]."""
+    def kv_new_shape(self) -> tuple[int, ...]:
+        """Prepared new keys and values: [tokens, kv words, kv packing, padded head_dim].
+
+        With tokens along lanes [tiles of 128 tokens, 2 * KV heads, words, packing, 128].
+        """
+        if self.is_seq_along_lane:
+            tiles = cdiv(self.max_num_tokens, layout.LANES)
+            return (tiles, *self.lane_page_shape(layout.LANES))
         return (self.max_num_tokens, *self.kv_cache_shape[2:])
 
     @property
@@ -219,6 +265,8 @@ class Problem:
     @property
     def kv_token_bytes(self) -> int:
         """Bytes of one token in the KV cache."""
+        if self.is_seq_along_lane:
+            return math.prod(self.lane_page_shape(1)) * layout.dtype_bytes(self.kv_dtype)
         return self.kv_words * self.padded_head_dim * layout.WORD_BYTES
 
     @property

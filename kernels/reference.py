@@ -108,8 +108,13 @@ def write_new(
     """The cache with one sequence's new tokens at their positions."""
     page = seq.pages[seq.positions // problem.page_size]
     page = jnp.where(seq.rows < problem.max_num_tokens, page, problem.num_pages)
+    place = seq.positions % problem.page_size
+    if problem.is_seq_along_lane:
+        by_token = jnp.moveaxis(kv_new, -1, 1).reshape(-1, *kv_new.shape[1:-1])
+        new = by_token.at[seq.rows].get(mode="clip")
+        return kv_cache.at[page, ..., place].set(new, mode="drop")
     new = kv_new.at[seq.rows].get(mode="clip")
-    return kv_cache.at[page, seq.positions % problem.page_size].set(new, mode="drop")
+    return kv_cache.at[page, place].set(new, mode="drop")
 
 
 def attend_sequence(
@@ -124,7 +129,10 @@ def attend_sequence(
 ) -> jax.Array:
     """`out` with the rows of one sequence, whose last query is its last key, filled in."""
     q = queries.at[seq.rows].get(mode="clip").astype(jnp.float32)
-    k, v = split_kv(kv_cache[seq.pages].reshape(-1, *problem.kv_cache_shape[2:]), problem)
+    pages = kv_cache[seq.pages]
+    if problem.is_seq_along_lane:
+        pages = jnp.moveaxis(pages, -1, 1)
+    k, v = split_kv(pages.reshape(-1, *pages.shape[2:]), problem)
     q_pos, k_pos = seq.positions[:, None], jnp.arange(k.shape[0])[None]
     exists = k_pos < seq.kv_len
     seen = exists
@@ -146,6 +154,9 @@ _attend_exactly = jax.jit(
 def split_kv(rows: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array]:
     """Takes K and V, each float32[tokens, num_kv_heads, head_dim], out of cache rows."""
     heads, dim = problem.num_kv_heads, problem.head_dim
+    if problem.is_seq_along_lane:
+        pairs = rows.reshape(rows.shape[0], heads, 2, -1).astype(jnp.float32)[..., :dim]
+        return pairs[:, :, 0], pairs[:, :, 1]
     rows = rows.reshape(rows.shape[0], -1, problem.padded_head_dim).astype(jnp.float32)
     if problem.fuses_kv:
         return rows[:, :heads, :dim], rows[:, :heads, dim:]

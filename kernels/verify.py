@@ -115,17 +115,20 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
         return x.astype(problem.kv_dtype)
 
     tokens, heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
-    shape = problem.kv_cache_shape
+    shape, page_size = problem.kv_cache_shape, problem.page_size
     unread = {"int8": 127.0, "float8_e5m2": np.inf}.get(problem.kv_dtype, np.nan)
     cache = np.full(shape, unread, np.float32)
+    # Token by token: a view where tokens are the last dimension.
+    by_token = np.moveaxis(cache, -1, 1) if problem.is_seq_along_lane else cache
     lengths = zip(batch.pages(problem), batch.q_lens, batch.kv_lens, strict=True)
     for pages, q_len, kv_len in lengths:
-        first = window_start(kv_len - q_len, problem) // shape[1]
-        for i, page in enumerate(pages[: cdiv(kv_len, shape[1])]):
+        first = window_start(kv_len - q_len, problem) // page_size
+        for i, page in enumerate(pages[: cdiv(kv_len, page_size)]):
             if i < first:
                 continue  # behind the window of every query: never fetched
-            rows = min(shape[1], kv_len - i * shape[1])
-            cache[page, :rows] = rng.standard_normal((rows, *shape[2:])) * spread
+            rows = min(page_size, kv_len - i * page_size)
+            drawn = rng.standard_normal((rows, *by_token.shape[2:]))
+            by_token[page, :rows] = drawn * spread
     return Operands(
         queries=normal(tokens, problem.num_q_heads, dim).astype(problem.q_dtype),
         keys=stored(normal(tokens, heads, dim, scale=spread)),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from rpa_kernels import lane_ops, layout, online_softmax, operands, packed
+from rpa_kernels import lane_ops, lane_pages, layout, online_softmax, operands, packed
 from rpa_kernels.decode import heads
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.heads import HeadGroup
@@ -77,7 +77,9 @@ class Attend:
         def qk(chain: int, _: None) -> jax.Array:
             g, i = divmod(chain, len(groups))
             q = s.scaled_q[g, i, pl.ds(0, groups[i].rows(problem))]
-            return online_softmax.qk(q, load(chain, value=False), problem)
+            return online_softmax.qk(
+                q, load(chain, value=False), problem, along_lanes=problem.is_seq_along_lane
+            )
 
         def softmax(chain: int, scores: jax.Array) -> tuple[jax.Array, ...]:
             g, i = divmod(chain, len(groups))
@@ -94,7 +96,11 @@ class Attend:
         def pv(chain: int, carried: tuple[jax.Array, ...]) -> None:
             p, alpha = carried
             *_, acc = state(chain)
-            pv = online_softmax.pv(p.astype(mxu_dtype), load(chain, value=True))
+            pv = online_softmax.pv(
+                p.astype(mxu_dtype),
+                load(chain, value=True),
+                along_lanes=problem.is_seq_along_lane,
+            )
             acc[...] = lane_ops.widen(alpha, acc.shape[1]) * acc[...] + pv
 
         staggered(len(items) * len(groups), (qk, softmax, pv), CHAIN_LAG)
@@ -111,6 +117,9 @@ class Attend:
           num_valid: Tokens that were fetched, or None if all were.
           value: Whether V is wanted, in which stale bits are cleared: a weight of zero would not
             save the sum from a NaN in them. In K the mask of the scores does.
+
+        Returns:
+          [keys, lanes], or [lanes, keys] where tokens lie along lanes.
         """
         problem, count = self.problem, self.config.bkv_csz
         where: dict[str, Any] = {
@@ -119,7 +128,15 @@ class Attend:
             "num_valid": num_valid if value else None,
             "on_chip": self.on_chip,
         }
-        if heads.keeps_words(problem):
+        if problem.is_seq_along_lane:
+            kv = lane_pages.load(
+                self.scratch.kv, (slot,), part=2 * group.first + int(value), **where
+            )
+            # Queries have whole lanes; what the cache does not pad is padded here.
+            missing = problem.padded_head_dim - kv.shape[0]
+            if missing:
+                kv = jnp.concatenate([kv, jnp.zeros((missing, count), kv.dtype)], axis=0)
+        elif heads.keeps_words(problem):
             kv = packed.load_rows(
                 self.scratch.kv, (slot,), word=group.word, num_rows=group.count, **where
             )

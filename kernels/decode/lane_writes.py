@@ -1,0 +1,76 @@
+"""New tokens of a step, where the tokens of a page lie along lanes.
+
+A token is one lane of a lane tile of 128 tokens, which copies move whole. The tile came with the
+sequence's last KV block; the token is put into it for the step's products, and the tile goes back to
+the cache from a buffer of its own, so that the KV buffer can be filled again at once. Nobody else
+reads or writes the tile: the last page of a sequence is its own.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from rpa_kernels import lane_pages
+from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.decode.scratch import Scratch
+from rpa_kernels.decode.seq_blocks import SeqBlocks
+from rpa_kernels.decode.walk import Item
+from rpa_kernels.pages import PagedCache
+
+Scalar = Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneWrites:
+    """Refs and statics; a slot is a KV buffer, and has buffers for as many tiles as items."""
+
+    cache: PagedCache
+    scratch: Scratch
+    seq_blocks: SeqBlocks
+    config: DecodeConfig
+    on_chip: bool
+
+    def reset(self) -> None:
+        """Before the first step: nothing is on its way."""
+        for slot in range(self.config.num_buffers):
+            self._unwritten[slot] = 0
+
+    @property
+    def _unwritten(self) -> Any:
+        return self.scratch.unwritten
+
+    def put(self, slot: Scalar, items: list[Item]) -> None:
+        """Puts the new tokens of a step into its KV buffer, and starts writing their tiles."""
+        s = self.scratch
+        self._wait(slot)
+        num_new: Scalar = 0
+        for g, item in enumerate(items):
+            has_new = item.num_cached < item.num_tokens
+            num_new += has_new.astype(jnp.int32)
+
+            @pl.when(has_new)
+            def _(g: int = g, item: Item = item) -> None:
+                *tile, lane = self.seq_blocks.new_token(item.seq)
+                lane_pages.put_token(
+                    s.kv, (slot,), s.kv_new, tuple(tile), s.kv_out, (slot, g),
+                    token=g * self.config.bkv_sz + item.num_cached, new_lane=lane,
+                    on_chip=self.on_chip,
+                )  # fmt: skip
+                self.cache.start_write_tile(
+                    s.kv_out.at[slot, g], s.write_sems.at[slot], seq=item.seq,
+                    position=item.kv_len - 1,
+                )  # fmt: skip
+
+        self._unwritten[slot] = num_new
+
+    def _wait(self, slot: Scalar) -> None:
+        """Waits until the tiles of the last step of this slot are in the cache."""
+        s = self.scratch
+        self.cache.wait(s.kv_out.at[slot], s.write_sems.at[slot], self._unwritten[slot])
+
+    def drain(self) -> None:
+        """Waits until all tiles are in the cache."""
+        for slot in range(self.config.num_buffers):
+            self._wait(slot)
