@@ -6,7 +6,9 @@ sizes. Nothing here depends on a chip. No jax.
 
 import math
 import numbers
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from rpa_kernels import layout
 from rpa_kernels.dtypes import dtype_name
@@ -21,6 +23,12 @@ _SIZES = (
 )  # fmt: skip
 _SCALES = ("q_scale", "k_scale", "v_scale")
 _NUMBERS = ("sm_scale", "soft_cap", *_SCALES)
+# Fields that came after rows, journals and artefacts had been written, and what they were before.
+# The JSON form leaves them out at that value, so that digests and files of then stay as they are.
+ADDED_FIELDS: Mapping[str, Any] = {
+    "attention_chunk_size": None,
+    "kv_layout": layout.HEAD_ALONG_SUBLANE,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +61,8 @@ class Problem:
       q_scale: Queries are divided by it before the multiplication with quantised keys, or None.
       k_scale: Factor that turns stored keys into real ones, or None for 1.
       v_scale: The same for values.
+      attention_chunk_size: A query sees keys of its own chunk of so many positions only (chunked
+        local attention, as in Llama 4), or None. With a causal mask and no window.
       kv_layout: Layout of the KV cache, one of `layout.KV_LAYOUTS`; see there.
     """
 
@@ -77,6 +87,7 @@ class Problem:
     q_scale: float | None = None
     k_scale: float | None = None
     v_scale: float | None = None
+    attention_chunk_size: int | None = None
     kv_layout: str = layout.HEAD_ALONG_SUBLANE
 
     def __post_init__(self) -> None:
@@ -141,6 +152,8 @@ class Problem:
     def _check_features(self) -> None:
         if self.sliding_window is not None:
             check_whole("sliding_window", self.sliding_window)
+        if self.attention_chunk_size is not None:
+            self._check_chunk(self.attention_chunk_size)
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is None and name != "sm_scale":
@@ -155,6 +168,24 @@ class Problem:
         if self.soft_cap == 0.0:
             raise ValueError("soft_cap=0.0 must not be zero; use None for no cap")
 
+    def _check_chunk(self, size: int) -> None:
+        check_whole("attention_chunk_size", size)
+        if self.sliding_window is not None:
+            raise ValueError(
+                f"attention_chunk_size={size} and sliding_window={self.sliding_window}: "
+                "a query looks back over a chunk or a window, not both"
+            )
+        if not self.causal:
+            raise ValueError(f"attention_chunk_size={size} needs a causal mask")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `problem_from_dict` reads it back."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in ADDED_FIELDS or value != ADDED_FIELDS[name]
+        }
+
     @property
     def q_heads_per_kv_head(self) -> int:
         """Query heads that share one KV head (the GQA ratio)."""
@@ -166,10 +197,22 @@ class Problem:
         return self.pages_per_seq * self.page_size
 
     def without_idle_window(self) -> "Problem":
-        """The same without its window where no context reaches beyond it: one kernel for both."""
-        if self.sliding_window is None or self.sliding_window < self.max_context_tokens:
+        """The same without a window or chunk as long as any context: one kernel for both."""
+        if self.reach_tokens is None or self.reach_tokens < self.max_context_tokens:
             return self
-        return replace(self, sliding_window=None)
+        return replace(self, sliding_window=None, attention_chunk_size=None)
+
+    @property
+    def reach_tokens(self) -> int | None:
+        """Keys that a query sees at most, those of a window or a chunk; None without either."""
+        return self.sliding_window or self.attention_chunk_size
+
+    @property
+    def reach_text(self) -> str:
+        """`window 1024` or `chunk 8192`, for people; empty without either."""
+        if self.reach_tokens is None:
+            return ""
+        return f"{'window' if self.sliding_window else 'chunk'} {self.reach_tokens}"
 
     @property
     def resolved_out_dtype(self) -> str:
@@ -278,6 +321,19 @@ class Problem:
     def q_token_bytes(self) -> int:
         """Bytes of one token in the prepared queries."""
         return self.num_kv_heads * self.q_words * self.padded_head_dim * layout.WORD_BYTES
+
+
+def problem_from_dict(data: Mapping[str, Any]) -> Problem:
+    """Reads the JSON form.
+
+    Raises:
+      ValueError: A field is missing or unknown, or what `Problem` raises.
+    """
+    known = {field.name for field in fields(Problem)}
+    missing, unknown = sorted(known - set(data) - set(ADDED_FIELDS)), sorted(set(data) - known)
+    if missing or unknown:
+        raise ValueError(f"problem: missing {missing}, unknown {unknown}")
+    return Problem(**data)
 
 
 def check_whole(name: str, value: object) -> None:

@@ -140,6 +140,9 @@ def attend_sequence(
         seen &= k_pos <= q_pos
     if problem.sliding_window is not None:
         seen &= q_pos < k_pos + problem.sliding_window
+    if problem.attention_chunk_size is not None:
+        size = problem.attention_chunk_size
+        seen &= q_pos // size == k_pos // size
     # What no query sees may be anything, NaN included.
     k, v = (jnp.where(seen.any(axis=0)[:, None, None], x, 0) for x in (k, v))
     new = attention(q, k, v, seen, problem, sinks, jnp.dtype(compute_dtype))

@@ -24,6 +24,7 @@ import numpy as np
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.ints import cdiv, div
 from rpa_kernels.problem import Problem
+from rpa_kernels.window import newest_sees_from
 
 Array = Any
 
@@ -94,8 +95,9 @@ def _free_pages(arrays: BatchArrays, problem: Problem, xp: Any) -> tuple[Array, 
     kv_lens, size = arrays.kv_lens, problem.page_size
     q_lens = arrays.cu_q_lens[1:] - arrays.cu_q_lens[:-1]
     first = xp.zeros_like(kv_lens)
-    if problem.sliding_window is not None:
-        first = cdiv(xp.maximum(kv_lens - problem.sliding_window, 0), size)
+    oldest = newest_sees_from(kv_lens, problem)
+    if oldest is not None:
+        first = cdiv(xp.maximum(oldest, 0), size)
     if problem.update_kv_cache:
         end = kv_lens - q_lens
     else:

@@ -16,7 +16,7 @@ from rpa_kernels.family import Traffic
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
-from rpa_kernels.window import window_start
+from rpa_kernels.window import first_seen, window_start
 
 Shape = tuple[int, ...]
 
@@ -183,9 +183,7 @@ def mxu_flops(
         for first in range(b.first, b.end, tokens):
             tiles = 0
             seen = min(first + tokens, b.kv_end) if problem.causal else b.kv_end
-            oldest = 0
-            if problem.sliding_window is not None:
-                oldest = max(first + 1 - problem.sliding_window, 0)
+            oldest = first_seen(first, problem)
             for start in range(b.kv_first, seen, config.bkv_sz):
                 end = min(start + config.bkv_sz, seen)
                 tiles += cdiv(end - start, csz) - max(oldest - start, 0) // csz * (oldest < end)

@@ -22,6 +22,7 @@ from rpa_kernels.online_softmax import MASKED
 from rpa_kernels.problem import Problem
 from rpa_kernels.stagger import staggered
 from rpa_kernels.target import Target
+from rpa_kernels.window import newest_sees_from
 
 Scalar = Any
 Row = tuple[Scalar, Scalar]  # buffer and row of a sequence's queries and output
@@ -175,8 +176,9 @@ class Attend:
         if item is not None:
             start = item.start + first
             seen &= column < (item.kv_len - start) * pack
-            if problem.sliding_window is not None:
-                seen &= column >= (item.kv_len - problem.sliding_window - start) * pack
+            oldest = newest_sees_from(item.kv_len, problem)
+            if oldest is not None:
+                seen &= column >= (oldest - start) * pack
         return jnp.where(seen, scores, MASKED)
 
     def join(self, items: list[Item], rows: list[Row]) -> None:

@@ -28,6 +28,7 @@ from rpa_kernels.ints import cdiv
 from rpa_kernels.pages import PagedCache
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
+from rpa_kernels.window import newest_sees_from
 
 Ref = Any
 Scalar = Any
@@ -98,8 +99,8 @@ class DecodeKernel:
             is_full = True
             for item in items:
                 is_full &= first + csz <= item.num_tokens
-                if self.problem.sliding_window is not None:
-                    oldest = item.kv_len - self.problem.sliding_window
+                oldest = newest_sees_from(item.kv_len, self.problem)
+                if oldest is not None:
                     is_full &= item.start + first >= oldest
 
             @pl.when(is_full)

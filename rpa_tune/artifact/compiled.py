@@ -7,7 +7,7 @@ as ever. Run on CPU devices only so far: loading on a TPU is not yet run.
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from jaxlib import xla_client
 
 from rpa_kernels import FAMILIES, load_family
-from rpa_kernels.problem import Problem
+from rpa_kernels.problem import problem_from_dict
 from rpa_kernels.target import Target
 from rpa_tune.artifact.file import Artifact, Executable, Manifest
 from rpa_tune.dispatch.plan import Launch, LaunchPlan
@@ -184,11 +184,7 @@ def plan_of(executable: Executable, target: Target) -> LaunchPlan:
             raise ValueError(f"family {family!r:.40} is not one of {', '.join(FAMILIES)}")
         config = load_family(family).config_from_dict(dict(config))
         launches.append(Launch(family=family, config=config, why="artefact"))
-    names, known = set(executable.problem), {field.name for field in fields(Problem)}
-    if names != known:
-        missing, unknown = sorted(known - names), sorted(names - known)
-        raise ValueError(f"problem: missing {missing}, unknown {unknown}")
-    problem = Problem(**executable.problem)
+    problem = problem_from_dict(executable.problem)
     return LaunchPlan(problem=problem, target=target, launches=tuple(launches))
 
 

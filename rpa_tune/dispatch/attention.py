@@ -57,7 +57,7 @@ def ragged_paged_attention(
         are NumPy's, else for a full step of every family.
       interpret: None to run on the TPU, or `pltpu.InterpretParams`.
       page_runs: What the function of this name made of this step's lengths and pages, for all
-        layers with one `sliding_window`; None to make it here. It is not checked against them.
+        layers with one window or chunk; None to make it here. It is not checked against them.
       features: See `Features`.
 
     Returns:
@@ -65,7 +65,7 @@ def ragged_paged_attention(
       the last sequence mean nothing.
 
     Raises:
-      TypeError: A keyword that the public function does not have.
+      TypeError: A keyword that is none of `Features`.
       ValueError: Shapes, dtypes, features or, in NumPy metadata, lengths that cannot be; or a
         plan for something else.
       UsageError: No plan, and no TPU.
@@ -91,7 +91,7 @@ def page_runs(kv_lens: Any, page_indices: Any, cu_q_lens: Any, problem: Problem)
     XLA, which a program of many layers has once if the compiler finds that they are the same. An
     engine that wants to be sure, or to make it on the host beside the page table, calls this once
     a step, and passes the result to the calls of all layers with the problem's `sliding_window`,
-    `use_causal_mask` and `update_kv_cache`.
+    `attention_chunk_size`, `use_causal_mask` and `update_kv_cache`.
 
     Args:
       kv_lens: int32[max_num_seqs], of NumPy or jax.

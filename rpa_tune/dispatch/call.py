@@ -4,7 +4,8 @@ The conditions are those of `static_validate_inputs` and `dynamic_validate_input
 tpu-inference 0.32.0 (v3, and v3 hd64 for head_dim 64); tests/interpret/test_public_call.py holds
 them against each other case by case. Wider than there: int8 caches, and for head_dim 64 every
 feature of the others. Narrower: queries other than bfloat16 and float32, caches in other
-floating-point types, and what only debugs the public kernel.
+floating-point types, and what only debugs the public kernel. `attention_chunk_size` is of this
+call alone.
 """
 
 from typing import Any, NamedTuple, TypedDict, Unpack
@@ -19,7 +20,7 @@ BlockSizes = tuple[int, int, int, int]
 
 
 class Features(TypedDict, total=False):
-    """Keyword arguments of the public function; all static.
+    """Keyword arguments of the public function, and what goes beyond it; all static.
 
     Attributes:
       use_causal_mask: Whether a query sees only keys at or before its own position.
@@ -38,6 +39,8 @@ class Features(TypedDict, total=False):
       q_scale: Queries are divided by it, and rounded to the cache's dtype; or None.
       k_scale: Scale of the stored keys, or None.
       v_scale: Scale of the stored values, or None.
+      attention_chunk_size: A query sees keys of its own chunk of so many positions only, or None.
+        Of this function alone; with a causal mask, and no window.
       chunk_prefill_size: Static query length of the sequences in the prefill slot, or None, with
         which the public function leaves them out; these kernels serve them either way.
       d_block_sizes: Block sizes of the public kernel. Checked as there, and not used: a plan
@@ -61,6 +64,7 @@ class Features(TypedDict, total=False):
     q_scale: float | None
     k_scale: float | None
     v_scale: float | None
+    attention_chunk_size: int | None
     chunk_prefill_size: int | None
     d_block_sizes: BlockSizes | None
     p_block_sizes: BlockSizes | None
@@ -93,7 +97,7 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
       features: See `Features`.
 
     Raises:
-      TypeError: A keyword that the public function does not have.
+      TypeError: A keyword that is none of `Features`.
       ValueError: The shapes, dtypes or features do not belong together; the message names them.
     """
     if unknown := set(features) - set(Features.__annotations__):
@@ -125,6 +129,7 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
         q_scale=features.get("q_scale"),
         k_scale=features.get("k_scale"),
         v_scale=features.get("v_scale"),
+        attention_chunk_size=features.get("attention_chunk_size"),
     ).without_idle_window()
 
 

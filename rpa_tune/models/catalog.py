@@ -168,7 +168,7 @@ def shares(model: Model, *, tp: int, where: str, **fields: object) -> list[Share
         return [
             Share(name=model.name_of(whole), kind=kind, problem=kind.problem(**fields))
             for whole, kind in zip(model.kinds, model.at_tp(tp).kinds, strict=True)
-            if not kind.unserved
+            if not kind.refusal
         ]
     except ValueError as error:
         raise UsageError(str(error), where=where) from error
@@ -201,8 +201,7 @@ def problem_for(
     Raises:
       UsageError: As there, or layers that the model does not have.
     """
-    context = _context_tokens(workload, page_size)
-    kind = model.pick(layers, windowed, max_context_tokens=context)
+    kind = model.pick(layers, windowed)
     alone = dataclasses.replace(model, kinds=(kind,))
     (share,) = problems_for(
         alone, workload=workload, page_size=page_size, tp=tp, q_dtype=q_dtype, kv_dtype=kv_dtype

@@ -43,6 +43,7 @@ FEATURES = {
         "num_q_heads": 4, "num_kv_heads": 2, "page_size": 16, "pages_per_seq": 256,
         "num_pages": 2048, "causal": False,
     },
+    "chunks": {"num_q_heads": 10, "num_kv_heads": 2, "attention_chunk_size": 600},
 }  # fmt: skip
 DECODE_KV = (1, 127, 128, 129, 4096, 700, 513, 2, 1500)
 BATCHES = {

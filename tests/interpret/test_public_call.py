@@ -191,6 +191,9 @@ BAD_NUMBERS = (
     {"sm_scale": None}, {"mask_value": float("nan")}, {"mask_value": "low"},
     {"sliding_window": 2.5}, {"sliding_window": True}, {"chunk_prefill_size": 2.5},
     {"vmem_limit_bytes": "1"}, {"out_dtype": "float64"}, {"out_dtype": "int8"},
+    *({"attention_chunk_size": x} for x in (0, -1, 2.5, True, 2**31)),
+    {"attention_chunk_size": 8, "sliding_window": 8},
+    {"attention_chunk_size": 8, "use_causal_mask": False},
 )  # fmt: skip
 
 
@@ -223,8 +226,10 @@ def test_a_window_that_no_context_reaches_beyond_makes_no_kernel_of_its_own():
     assert problem_of(arrays, sliding_window=longest) == plain
     assert problem_of(arrays, sliding_window=longest - 1).sliding_window == longest - 1
     dispatcher = load_dispatcher("v6e")
-    windowed = replace(plain, sliding_window=longest)
-    assert dispatcher.plans(windowed) == dispatcher.plans(plain)
+    for name in ("sliding_window", "attention_chunk_size"):
+        reaching = replace(plain, **{name: longest})
+        assert dispatcher.plans(reaching) == dispatcher.plans(plain)
+    assert problem_of(arrays, attention_chunk_size=longest) == plain
 
 
 def metadata(**changes):

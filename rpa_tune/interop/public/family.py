@@ -97,6 +97,8 @@ def check_features(problem: Problem) -> Infeasible | None:
     if not problem.causal or not problem.update_kv_cache or not has_default_output:
         hint = "public kernels are tuned with a causal mask, a cache update and the default output"
         return refusal("features", hint)
+    if problem.attention_chunk_size is not None:
+        return refusal("attention_chunk_size", "public kernels have no chunked local attention")
     return None
 
 

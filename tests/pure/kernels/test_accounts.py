@@ -64,6 +64,25 @@ def test_a_window_leaves_pages_out():
     assert family.num_steps(windowed, DECODE, batch) == 1
 
 
+def test_pages_of_other_chunks_are_not_fetched():
+    chunked = dataclasses.replace(LLAMA, attention_chunk_size=512)
+    decode, mixed = load_family("decode"), load_family("mixed")
+    # The newest token alone in its chunk; the last of one; one in the middle.
+    for kv_len, cached in ((1025, 0), (1024, 511), (1000, 487)):
+        batch = Batch(q_lens=(1,), kv_lens=(kv_len,), num_decode=1)
+        read = decode.traffic(chunked, DECODE, batch).read_bytes
+        assert read == (cached + 1) * TOKEN_BYTES + Q_BYTES
+        assert decode.useful_flops(chunked, batch) == (cached + 1) * 4 * 32 * 128
+    # 64 queries before an edge and 64 behind it, in one query block, then a block behind it.
+    batch = Batch(q_lens=(192,), kv_lens=(1152,), num_decode=0)
+    account = mixed.traffic(chunked, BLOCKS, batch)
+    first, second = 1088 - 512, 1152 - 1024
+    assert account.read_bytes == (first + second) * TOKEN_BYTES + 192 * Q_BYTES
+    whole = mixed.mxu_flops(LLAMA, BLOCKS, batch, V6E)
+    # The second compute block of queries needs only keys from 1024 on: a twelfth of the pairs.
+    assert mixed.mxu_flops(chunked, BLOCKS, batch, V6E) < whole / 3
+
+
 def test_sequences_of_other_families_cost_nothing():
     batch = Batch(q_lens=(1, 64, 64, 5), kv_lens=(9, 64, 70, 8), num_decode=1, num_prefill=2)
     whole = [load_family(f) for f in FAMILIES]
@@ -169,11 +188,15 @@ lengths = st.integers(1, 4096)
 @given(
     kv_lens=st.lists(lengths, min_size=1, max_size=12),
     q_len=st.integers(1, 300),
-    window=st.sampled_from([None, 1, 100, 1000]),
+    reach=st.sampled_from(
+        [{}, *({"sliding_window": n} for n in (1, 100, 1000)),
+         *({"attention_chunk_size": n} for n in (1, 100, 1024))]
+    ),
     causal=st.booleans(),
-)
-def test_kernels_do_at_least_what_is_useful(kv_lens, q_len, window, causal):
-    problem = dataclasses.replace(LLAMA, sliding_window=window, causal=causal, max_num_tokens=4096)
+)  # fmt: skip
+def test_kernels_do_at_least_what_is_useful(kv_lens, q_len, reach, causal):
+    causal = causal or "attention_chunk_size" in reach
+    problem = dataclasses.replace(LLAMA, causal=causal, max_num_tokens=4096, **reach)
     q_lens = tuple(min(q_len, kv) for kv in kv_lens)
     batches = {
         "decode": Batch(
@@ -203,6 +226,7 @@ def test_kernels_do_at_least_what_is_useful(kv_lens, q_len, window, causal):
         {"page_size": 16, "pages_per_seq": 512},
         {"page_size": 256, "pages_per_seq": 32},
         {"page_size": 2048, "pages_per_seq": 4, "num_pages": 64},
+        {"num_q_heads": 5, "num_kv_heads": 1, "attention_chunk_size": 8192, "pages_per_seq": 1024},
         {"page_size": 48, "pages_per_seq": 170},
         {"max_num_tokens": 8, "max_num_seqs": 8, "pages_per_seq": 1},
     ],

@@ -201,6 +201,8 @@ def _load_function(
         raise UsageError(f"the public kernels refuse {chip.name}")
     if problem.has_sinks and kernel != "hd64":
         raise UsageError(f"the public {kernel} kernel has no attention sinks")
+    if problem.attention_chunk_size is not None:
+        raise UsageError(f"the public {kernel} kernel has no chunked local attention")
     if reason := why_untraceable(kernel):
         raise UsageError(reason, hint="jax 0.10.2 traces it")
     module = WHEEL.load(root, MODULES[kernel])
