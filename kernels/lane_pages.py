@@ -8,6 +8,7 @@ token moves to its lane by a rotation.
 Each function has a body for the chip and one for the interpreter, as in `packed.py`.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -57,6 +58,22 @@ def load(
     return tiles[0] if len(tiles) == 1 else jnp.concatenate(tiles, axis=1)
 
 
+def load_by_token(
+    ref: Ref, lead: tuple[Scalar, ...], *, part: int, start: Scalar, count: int, lanes: int,
+    num_valid: Scalar | None, on_chip: bool,
+) -> jax.Array:  # fmt: skip
+    """The same, turned round: [count, lanes], with zeros behind the head_dim of the cache."""
+    x = load(
+        ref, lead, part=part, start=start, count=count, num_valid=num_valid, on_chip=on_chip
+    )  # fmt: skip
+    # The vector units turn 32-bit registers round.
+    turned = x.astype(jnp.float32).T
+    missing = lanes - turned.shape[1]
+    if missing:
+        turned = jnp.concatenate([turned, jnp.zeros((count, missing), turned.dtype)], axis=1)
+    return turned.astype(x.dtype)
+
+
 def _place(start: Scalar, first: int, count: int, width: int) -> tuple[Scalar, Scalar]:
     """Page and lane of token `start + first`; static lanes where blocks are whole pages."""
     if count % width == 0:
@@ -91,56 +108,81 @@ def _tile_rows(ref: Ref, part: Scalar, lane: Scalar) -> Any:
     if folds > 1:
         return pl.ds(row + div(lane, LANES), words, folds)
     # Words of head_dim are whole vector registers.
-    return pl.ds(row if isinstance(row, int) else pl.multiple_of(row, words), words)
+    return pl.ds(row if isinstance(row, int) else aligned(row, words), words)
 
 
-def put_token(
+def aligned(value: Any, multiple: int) -> Any:
+    """The same scalar; the compiler is told that it is a multiple."""
+    return pl.multiple_of(value, multiple)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewTokens:
+    """New tokens that belong into one lane tile.
+
+    Attributes:
+      ref: Tiles of new tokens, [..., 2 * KV heads, words, packing, 128].
+      first: Indices down to the tile that has the first 128 - `offset` of the 128 tokens.
+      second: Indices down to the tile that has the others.
+      offset: Lane, in the first tile, of the token that belongs into lane 0.
+      begin: First lane that takes a new token.
+      end: Lane after the last one.
+    """
+
+    ref: Ref
+    first: tuple[Scalar, ...]
+    second: tuple[Scalar, ...]
+    offset: Scalar
+    begin: Scalar
+    end: Scalar
+
+
+def put_tokens(
     ref: Ref,
     lead: tuple[Scalar, ...],
-    new: Ref,
-    new_lead: tuple[Scalar, ...],
-    out: Ref,
-    out_lead: tuple[Scalar, ...],
+    start: Scalar,
+    new: NewTokens,
+    out: tuple[Ref, tuple[Scalar, ...]] | None = None,
     *,
-    token: Scalar,
-    new_lane: Scalar,
     on_chip: bool,
 ) -> None:
-    """Puts a new token into a KV buffer, and its whole lane tile into `out` to be written.
+    """Puts new tokens into a lane tile of a KV buffer.
 
     Args:
       ref: KV buffers.
       lead: Indices down to the buffer.
-      new: New tokens, [..., 2 * KV heads, words, packing, 128].
-      new_lead: Indices down to the tile that holds the token.
-      out: Tiles of the same shape.
-      out_lead: Indices down to the tile to fill.
-      token: Where it goes, in the buffer.
-      new_lane: Where it is in its tile.
+      start: First token of the lane tile in the buffer.
+      new: What goes there.
+      out: Tiles, and indices down to one that gets the result, too.
       on_chip: Which body.
     """
-    width = ref.shape[-1]
-    page, lane = div(token, width), rem(token, width)
-    own = lane & (LANES - 1)
-    shift = (own - new_lane) & (LANES - 1)
-    first = pl.multiple_of(lane - own, LANES)
+    parts, width = ref.shape[-4], ref.shape[-1]
+    page, lane = div(start, width), rem(start, width)
 
-    def merged(old: jax.Array, rotated: jax.Array) -> jax.Array:
-        is_own = jax.lax.broadcasted_iota(jnp.int32, old.shape, old.ndim - 1) == own
-        return jnp.where(is_own, rotated, old)
+    def merged(old: jax.Array, first: jax.Array, second: jax.Array, roll: Any) -> jax.Array:
+        token = jax.lax.broadcasted_iota(jnp.int32, old.shape, old.ndim - 1)
+        both = jnp.where(token >= new.offset, first, second)
+        both = roll(both, (LANES - new.offset) & (LANES - 1), old.ndim - 1)
+        return jnp.where((token >= new.begin) & (token < new.end), both, old)
 
-    @pl.loop(0, ref.shape[-4])
+    @pl.loop(0, parts)
     def _(part: Scalar) -> None:
         if not on_chip:
-            where = (*lead, page, part, slice(None), slice(None), pl.ds(first, LANES))
-            tile = merged(_bits(ref[where]), jnp.roll(_bits(new[(*new_lead, part)]), shift, -1))
-            ref[where] = out[(*out_lead, part)] = jax.lax.bitcast_convert_type(tile, ref.dtype)
+            tokens = pl.ds(lane, LANES)
+            where = (*lead, page, part, slice(None), slice(None), tokens)
+            read = (_bits(new.ref[(*tile, part)]) for tile in (new.first, new.second))
+            tile = merged(_bits(ref[where]), *read, jnp.roll)
+            ref[where] = jax.lax.bitcast_convert_type(tile, ref.dtype)
+            if out is not None:
+                out[0][(*out[1], part)] = jax.lax.bitcast_convert_type(tile, ref.dtype)
             return
-        view, rows = word_rows(ref, lead), _tile_rows(ref, page * ref.shape[-4] + part, first)
-        source = word_rows(new, new_lead)[_tile_rows(new, part, 0)]
-        tile = merged(view[rows], pltpu.roll(source, shift, axis=1))
+        view, rows = word_rows(ref, lead), _tile_rows(ref, page * parts + part, lane)
+        own = _tile_rows(new.ref, part, 0)
+        read = (word_rows(new.ref, tile)[own] for tile in (new.first, new.second))
+        tile = merged(view[rows], *read, pltpu.roll)
         view[rows] = tile
-        word_rows(out, out_lead)[_tile_rows(out, part, 0)] = tile
+        if out is not None:
+            word_rows(*out)[own] = tile
 
 
 def _bits(x: jax.Array) -> jax.Array:

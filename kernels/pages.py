@@ -126,7 +126,8 @@ class PagedCache:
             row, left = self.rows(row, max_tokens), self.rows(left, max_tokens)
         entry, end_row = self.meta.entry(seq, div(start, page_size)), row + left
         if self.problem.is_seq_along_lane and max_tokens <= page_size:
-            tokens = pl.ds(pl.multiple_of(rem(start, page_size), layout.LANES), max_tokens)
+            in_page: Any = rem(start, page_size)
+            tokens = pl.ds(pl.multiple_of(in_page, layout.LANES), max_tokens)
             part = self.hbm.at[pl.ds(self.meta.read(entry).page, left), :, :, :, tokens]
             pltpu.make_async_copy(part, self._rows_of(buffer, row, left), sem).start()
             return
@@ -189,7 +190,7 @@ class PagedCache:
         """Starts writing the lane tile of 128 tokens that a position lies in; along lanes only."""
         page_size = self.problem.page_size
         page = self.meta.read(self.meta.entry(seq, div(position, page_size))).page
-        lane = rem(position, page_size) & -layout.LANES
+        lane: Any = rem(position, page_size) & -layout.LANES
         tokens = pl.ds(pl.multiple_of(lane, layout.LANES), layout.LANES)
         pltpu.make_async_copy(tile, self.hbm.at[page, :, :, :, tokens], sem).start()
 

@@ -35,8 +35,7 @@ def buffers(
     problem: Problem, config: BlockwiseConfig, target: Target
 ) -> dict[str, tuple[Shape, str]]:
     """Every VMEM buffer of the kernel: name to (shape, dtype); `scratch.py` allocates these."""
-    _, words, pack, lanes = problem.kv_new_shape
-    q_token = problem.q_shape[1:]
+    q_token, lanes = problem.q_shape[1:], problem.padded_head_dim
     state = (problem.num_kv_heads, query_rows(problem, config.bq_sz))
     heads = problem.num_kv_heads
     paths = all_chains("mixed", problem, config, target)
@@ -45,9 +44,8 @@ def buffers(
     mask_rows = max(c.rows * c.num_masks * c.keys // config.bkv_csz for c in paths)
     wide, unpacked = operands.matmul_dtype(problem), operands.kv_dtype(problem, target)
     v_lanes = lanes + sums_lanes(problem, config)
-    kv_block = (config.num_buffers, config.bkv_sz, layout.odd(words), pack, lanes)
     named = {
-        "kv": (kv_block, problem.kv_dtype),
+        **_kv_buffers(problem, config),
         "q": ((2, config.bq_sz, *q_token), problem.q_dtype),
         "out": ((2, config.bq_sz, *q_token), problem.q_dtype),
         "k": ((heads, config.bkv_sz, lanes), unpacked),
@@ -69,6 +67,20 @@ def buffers(
     if problem.has_sinks:
         named["sinks"] = (problem.sinks_shape, "float32")
     return named
+
+
+def _kv_buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[Shape, str]]:
+    """Buffers of KV blocks; see `buffers`."""
+    if problem.is_seq_along_lane:
+        width = min(problem.page_size, config.bkv_sz)
+        pages = (config.num_buffers, config.bkv_sz // width, *problem.lane_page_shape(width))
+        # The new tokens of a block may begin anywhere in a tile.
+        tiles = config.bkv_sz // layout.LANES + 1
+        new = (config.num_buffers, tiles, *problem.lane_page_shape(layout.LANES))
+        return {"kv": (pages, problem.kv_dtype), "kv_new": (new, problem.kv_dtype)}
+    _, words, pack, lanes = problem.kv_new_shape
+    kv_block = (config.num_buffers, config.bkv_sz, layout.odd(words), pack, lanes)
+    return {"kv": (kv_block, problem.kv_dtype)}
 
 
 def scratch_bytes(problem: Problem, config: BlockwiseConfig, target: Target) -> int:
@@ -140,10 +152,15 @@ def traffic(
     """What the DMAs move for one batch: queries, new KV, cached KV, output and cache update."""
     q_bytes, kv_bytes = problem.q_token_bytes, problem.kv_token_bytes
     table = runs.SeqRuns.of(batch.arrays(problem), problem)
+    lanes = Traffic(read_bytes=0, write_bytes=0, num_copies=0)
     read = write = copies = 0
     for b in blocks(family, problem, config, batch, core):
         read += (b.end - b.first) * q_bytes
         write += (b.end - b.first) * q_bytes
+        if problem.is_seq_along_lane:
+            copies += 2
+            lanes += _lane_traffic(problem, config, batch, b, table)
+            continue
         start = np.arange(b.kv_first, b.kv_end, config.bkv_sz)
         end = np.minimum(start + config.bkv_sz, b.kv_end)
         read += (b.kv_end - b.kv_first) * kv_bytes
@@ -161,7 +178,37 @@ def traffic(
     if copies and problem.has_sinks:
         read += problem.sinks_bytes
         copies += 1
-    return Traffic(read_bytes=read, write_bytes=write, num_copies=copies)
+    return lanes + Traffic(read_bytes=read, write_bytes=write, num_copies=copies)
+
+
+def _lane_traffic(
+    problem: Problem, config: BlockwiseConfig, batch: Batch, b: QBlock, table: runs.SeqRuns
+) -> Traffic:
+    """KV that a query block moves where tokens lie along lanes; see `lane_blocks.py`."""
+    tile_bytes, page_size = layout.LANES * problem.kv_token_bytes, problem.page_size
+    is_last = b.end == batch.kv_lens[b.seq]
+    start = np.arange(b.kv_first, b.kv_end, config.bkv_sz)
+    end = np.minimum(start + config.bkv_sz, b.kv_end)
+    fetched = end if is_last else np.minimum(end, b.cached_end)
+    width = min(page_size, config.bkv_sz)
+    read = int(np.sum(cdiv(np.maximum(fetched - start, 0), width))) * width // layout.LANES
+    if config.bkv_sz > page_size:
+        copies = table.count_copies(b.seq, start, fetched)
+    else:
+        copies = int(np.sum(fetched > start))
+    if not problem.update_kv_cache:
+        return Traffic(read_bytes=read * tile_bytes, write_bytes=0, num_copies=copies)
+    new = np.maximum(start, b.cached_end)
+    row = sum(batch.q_lens[: b.seq]) + new - b.cached_end
+    tiles = np.where(end > new, cdiv(row % layout.LANES + end - new, layout.LANES), 0)
+    copies += int(np.sum(end > new))
+    last = end if is_last else np.minimum(end, window_start(b.end, problem))
+    written = np.maximum(cdiv(last, layout.LANES) - new // layout.LANES, 0)
+    return Traffic(
+        read_bytes=(read + int(np.sum(tiles))) * tile_bytes,
+        write_bytes=int(np.sum(written)) * tile_bytes,
+        num_copies=copies + int(np.sum(written)),
+    )
 
 
 def mxu_flops(

@@ -17,6 +17,8 @@ from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.decode.seq_blocks import SeqBlocks
 from rpa_kernels.decode.walk import Item
+from rpa_kernels.ints import rem
+from rpa_kernels.layout import LANES
 from rpa_kernels.pages import PagedCache
 
 Scalar = Any
@@ -52,12 +54,16 @@ class LaneWrites:
 
             @pl.when(has_new)
             def _(g: int = g, item: Item = item) -> None:
-                *tile, lane = self.seq_blocks.new_token(item.seq)
-                lane_pages.put_token(
-                    s.kv, (slot,), s.kv_new, tuple(tile), s.kv_out, (slot, g),
-                    token=g * self.config.bkv_sz + item.num_cached, new_lane=lane,
-                    on_chip=self.on_chip,
+                *tile, new_lane = self.seq_blocks.new_token(item.seq)
+                lane = rem(item.num_cached, LANES)
+                new = lane_pages.NewTokens(
+                    ref=s.kv_new, first=tuple(tile), second=tuple(tile),
+                    offset=(new_lane - lane) & (LANES - 1), begin=lane, end=lane + 1,
                 )  # fmt: skip
+                start = g * self.config.bkv_sz + item.num_cached - lane
+                lane_pages.put_tokens(
+                    s.kv, (slot,), start, new, (s.kv_out, (slot, g)), on_chip=self.on_chip
+                )
                 self.cache.start_write_tile(
                     s.kv_out.at[slot, g], s.write_sems.at[slot], seq=item.seq,
                     position=item.kv_len - 1,

@@ -134,7 +134,7 @@ class SeqBlocks:
         """Copies that bring a block in."""
         slot, rows = rem(block, 2), self.rows_in(block)
         # A block past the last has no rows, but its copy must start at a row that exists.
-        tokens = pl.ds(jnp.minimum(self.first_of(block), self.end_seq - 1), rows)
+        tokens: Any = pl.ds(jnp.minimum(self.first_of(block), self.end_seq - 1), rows)
         pairs = [(self.refs.q, self.scratch.q, tokens)]
         if self.problem.update_kv_cache:
             new = self._new_tiles(block) if self.problem.is_seq_along_lane else tokens
