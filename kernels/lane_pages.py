@@ -1,9 +1,9 @@
 """Loads and updates of KV whose tokens lie along lanes.
 
-A buffer is [..., pages, 2 * KV heads, words, packing, tokens of a page], or parts of pages: K and V
-of a head are each [head_dim, tokens] in 32-bit words, so that taking one out costs nothing. The unit
-is a lane tile of 128 tokens. New tokens are tiles, too, in the order of the batch (`inputs.py`); a
-token moves to its lane by a rotation.
+A buffer is [..., pages, 2 * KV heads, words, packing, tokens of a page], or parts of pages: K and
+V of a head are each [head_dim, tokens] in 32-bit words, so that taking one out costs nothing. The
+unit is a lane tile of 128 tokens. New tokens are tiles, too, in the order of the batch
+(`inputs.py`); a token moves to its lane by a rotation.
 
 Each function has a body for the chip and one for the interpreter, as in `packed.py`.
 """
@@ -159,7 +159,7 @@ def put_tokens(
     parts, width = ref.shape[-4], ref.shape[-1]
     page, lane = div(start, width), rem(start, width)
 
-    def merged(old: jax.Array, first: jax.Array, second: jax.Array, roll: Any) -> jax.Array:
+    def merged(old: jax.Array, first: jax.Array, second: jax.Array, *, roll: Any) -> jax.Array:
         token = jax.lax.broadcasted_iota(jnp.int32, old.shape, old.ndim - 1)
         both = jnp.where(token >= new.offset, first, second)
         both = roll(both, (LANES - new.offset) & (LANES - 1), old.ndim - 1)
@@ -171,7 +171,7 @@ def put_tokens(
             tokens = pl.ds(lane, LANES)
             where = (*lead, page, part, slice(None), slice(None), tokens)
             read = (_bits(new.ref[(*tile, part)]) for tile in (new.first, new.second))
-            tile = merged(_bits(ref[where]), *read, jnp.roll)
+            tile = merged(_bits(ref[where]), *read, roll=jnp.roll)
             ref[where] = jax.lax.bitcast_convert_type(tile, ref.dtype)
             if out is not None:
                 out[0][(*out[1], part)] = jax.lax.bitcast_convert_type(tile, ref.dtype)
@@ -179,7 +179,7 @@ def put_tokens(
         view, rows = word_rows(ref, lead), _tile_rows(ref, page * parts + part, lane)
         own = _tile_rows(new.ref, part, 0)
         read = (word_rows(new.ref, tile)[own] for tile in (new.first, new.second))
-        tile = merged(view[rows], *read, pltpu.roll)
+        tile = merged(view[rows], *read, roll=pltpu.roll)
         view[rows] = tile
         if out is not None:
             word_rows(*out)[own] = tile

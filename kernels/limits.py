@@ -87,8 +87,7 @@ def check_blocks(*, bkv_sz: int, bkv_csz: int, problem: Problem) -> Infeasible |
             need=bkv_csz,
             have=layout.LANES,
             unit="tokens",
-            hint="use a multiple of 128"
-            + ("" if problem.is_seq_along_lane else ", or bkv_sz"),
+            hint="use a multiple of 128" + ("" if problem.is_seq_along_lane else ", or bkv_sz"),
         )
     return None
 

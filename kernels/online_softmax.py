@@ -82,7 +82,8 @@ def exponentials(s: jax.Array, m: jax.Array, target: Target, dtype: jnp.dtype) -
 def pv(p: jax.Array, v: jax.Array, *, along_lanes: bool = False) -> jax.Array:
     """P @ V: float32[rows, lanes] of p [rows, keys] and v [keys, lanes].
 
-    With `along_lanes` v is [lanes, keys]. p is not rounded to the dtype of v, which may be float8: it would lose its accuracy.
+    With `along_lanes` v is [lanes, keys]. p is not rounded to the dtype of v, which may be float8:
+    it would lose its accuracy.
     """
     return _product(p, v, 1 if along_lanes else 0)
 

@@ -1,10 +1,10 @@
 """Moves one span of a sequence's KV between the paged cache in HBM and a buffer in VMEM.
 
-The cache is rows here, page behind page, so that a run of pages (`runs.py`) is one copy. A row is a
-token, and nothing is fetched or written beyond the tokens asked for, so the byte counts of `account`
-are exact. Where tokens lie along lanes a row is a page, fetched whole or, where a block is less than
-a page, by whole blocks; and what is written is a lane tile of 128 tokens. Positions are tokens from
-the start of the sequence's context.
+The cache is rows here, page behind page, so that a run of pages (`runs.py`) is one copy. A row is
+a token, and nothing is fetched or written beyond the tokens asked for, so the byte counts of
+`account` are exact. Where tokens lie along lanes a row is a page, fetched whole or, where a block
+is less than a page, by whole blocks; and what is written is a lane tile of 128 tokens. Positions
+are tokens from the start of the sequence's context.
 """
 
 from dataclasses import dataclass

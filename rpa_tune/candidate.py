@@ -112,10 +112,11 @@ class Candidate:
         """What its study is about, for people: not all of it, so that two may have one title."""
         problem = self.problem
         reach = f", {problem.reach_text}" if problem.reach_text else ""
+        kv_layout = f", {problem.kv_layout}" if problem.is_seq_along_lane else ""
         heads = f"{problem.num_q_heads}/{problem.num_kv_heads} heads of {problem.head_dim}"
         return (
             f"{self.chip.name}/{self.family.name}, {heads}, "
-            f"{problem.kv_dtype}, page {problem.page_size}{reach}"
+            f"{problem.kv_dtype}, page {problem.page_size}{kv_layout}{reach}"
         )
 
     @property

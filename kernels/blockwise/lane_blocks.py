@@ -55,6 +55,12 @@ class LaneBlocks:
     config: BlockwiseConfig
     on_chip: bool
 
+    @property
+    def _new(self) -> Ref:
+        """Tiles of new tokens in VMEM."""
+        tiles: Ref = self.scratch.kv_new
+        return tiles
+
     def _tiles(self, block: Block) -> tuple[Scalar, Scalar]:
         """The first tile of new tokens in a KV block, and how many there are."""
         start = jnp.maximum(block.kv_start, block.cached_end)
@@ -71,7 +77,7 @@ class LaneBlocks:
         first, size = self._tiles(block)
         pltpu.make_async_copy(
             self.kv_new.at[pl.ds(first, size)],
-            self.scratch.kv_new.at[slot, pl.ds(0, size)],
+            self._new.at[slot, pl.ds(0, size)],
             self.scratch.kv_sems.at[slot],
         ).start()
 
@@ -79,7 +85,7 @@ class LaneBlocks:
         """Waits for the tiles, and puts the new tokens where they belong in the KV block."""
         s = self.scratch
         first, size = self._tiles(block)
-        self.cache.wait(s.kv_new.at[slot], s.kv_sems.at[slot], size)
+        self.cache.wait(self._new.at[slot], s.kv_sems.at[slot], size)
         start = jnp.maximum(block.cached_end - block.kv_start, 0)
 
         @pl.loop(div(start, LANES), jnp.where(size > 0, cdiv(block.num_kv, LANES), 0))
@@ -90,7 +96,7 @@ class LaneBlocks:
             token += (1 - first) * LANES
             own = div(token, LANES)
             new = lane_pages.NewTokens(
-                ref=s.kv_new,
+                ref=self._new,
                 # What lies before the first tile and behind the last is not put anywhere.
                 first=(slot, jnp.maximum(own - 1, 0)),
                 second=(slot, jnp.minimum(own, size - 1)),
@@ -124,4 +130,4 @@ class LaneBlocks:
     def wait_write(self, slot: Scalar) -> None:
         """Waits until a KV buffer's tiles are in the cache."""
         s = self.scratch
-        self.cache.wait(s.kv_new.at[slot], s.write_sems.at[slot], s.unwritten[slot])
+        self.cache.wait(self._new.at[slot], s.write_sems.at[slot], s.unwritten[slot])

@@ -71,7 +71,9 @@ class Scratch(NamedTuple):
 
 def scratch_shapes(problem: Problem, config: BlockwiseConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
-    vmem: dict[str, Any] = dict.fromkeys(("kv_new", "v", "row_sum", "mask_cap", "lane_max", "sinks"))
+    vmem: dict[str, Any] = dict.fromkeys(
+        ("kv_new", "v", "row_sum", "mask_cap", "lane_max", "sinks")
+    )
     vmem |= {
         name: pltpu.VMEM(shape, jnp.dtype(dtype))
         for name, (shape, dtype) in buffers(problem, config, target).items()

@@ -1,9 +1,9 @@
 """New tokens of a step, where the tokens of a page lie along lanes.
 
 A token is one lane of a lane tile of 128 tokens, which copies move whole. The tile came with the
-sequence's last KV block; the token is put into it for the step's products, and the tile goes back to
-the cache from a buffer of its own, so that the KV buffer can be filled again at once. Nobody else
-reads or writes the tile: the last page of a sequence is its own.
+sequence's last KV block; the token is put into it for the step's products, and the tile goes back
+to the cache from a buffer of its own, so that the KV buffer can be filled again at once. Nobody
+else reads or writes the tile: the last page of a sequence is its own.
 """
 
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from rpa_kernels.ints import rem
 from rpa_kernels.layout import LANES
 from rpa_kernels.pages import PagedCache
 
+Ref = Any
 Scalar = Any
 
 
@@ -36,16 +37,20 @@ class LaneWrites:
 
     def reset(self) -> None:
         """Before the first step: nothing is on its way."""
+        _, unwritten = self._written
         for slot in range(self.config.num_buffers):
-            self._unwritten[slot] = 0
+            unwritten[slot] = 0
 
     @property
-    def _unwritten(self) -> Any:
-        return self.scratch.unwritten
+    def _written(self) -> tuple[Ref, Ref]:
+        """The tiles on their way to the cache, and how many of each slot."""
+        tiles: Ref = self.scratch.kv_out
+        unwritten: Ref = self.scratch.unwritten
+        return tiles, unwritten
 
     def put(self, slot: Scalar, items: list[Item]) -> None:
         """Puts the new tokens of a step into its KV buffer, and starts writing their tiles."""
-        s = self.scratch
+        s, tiles, unwritten = self.scratch, *self._written
         self._wait(slot)
         num_new: Scalar = 0
         for g, item in enumerate(items):
@@ -62,19 +67,19 @@ class LaneWrites:
                 )  # fmt: skip
                 start = g * self.config.bkv_sz + item.num_cached - lane
                 lane_pages.put_tokens(
-                    s.kv, (slot,), start, new, (s.kv_out, (slot, g)), on_chip=self.on_chip
+                    s.kv, (slot,), start, new, (tiles, (slot, g)), on_chip=self.on_chip
                 )
                 self.cache.start_write_tile(
-                    s.kv_out.at[slot, g], s.write_sems.at[slot], seq=item.seq,
+                    tiles.at[slot, g], s.write_sems.at[slot], seq=item.seq,
                     position=item.kv_len - 1,
                 )  # fmt: skip
 
-        self._unwritten[slot] = num_new
+        unwritten[slot] = num_new
 
     def _wait(self, slot: Scalar) -> None:
         """Waits until the tiles of the last step of this slot are in the cache."""
-        s = self.scratch
-        self.cache.wait(s.kv_out.at[slot], s.write_sems.at[slot], self._unwritten[slot])
+        tiles, unwritten = self._written
+        self.cache.wait(tiles.at[slot], self.scratch.write_sems.at[slot], unwritten[slot])
 
     def drain(self) -> None:
         """Waits until all tiles are in the cache."""

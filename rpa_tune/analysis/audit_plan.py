@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from rpa_kernels.layout import HEAD_ALONG_SUBLANE
 from rpa_tune.analysis.server import Server
 from rpa_tune.dispatch.audit import Entry
 from rpa_tune.errors import UsageError
@@ -46,6 +47,7 @@ def plan_text(server: Server, misses: Sequence[Entry], workload: str) -> str:
         "families": families,
         "page_size": server.page_size,
         "kv_dtype": server.kv_dtype,
+        **({} if server.kv_layout == HEAD_ALONG_SUBLANE else {"kv_layout": server.kv_layout}),
         "tp": server.tp,
         "workload": workload,
         "server": limits,

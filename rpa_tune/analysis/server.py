@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from rpa_kernels.layout import HEAD_ALONG_SUBLANE
 from rpa_tune.dispatch.engine import Engine
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models.buckets import Limits
@@ -24,6 +25,7 @@ class Server:
       uses_prefill: See `Engine`.
       page_size: Tokens in one page.
       kv_dtype: Dtype name of the KV cache.
+      kv_layout: Its layout.
     """
 
     model: str
@@ -36,6 +38,7 @@ class Server:
     uses_prefill: bool = False
     page_size: int = 128
     kv_dtype: str = "bfloat16"
+    kv_layout: str = HEAD_ALONG_SUBLANE
 
     @property
     def engine(self) -> Engine:
@@ -75,6 +78,7 @@ class Server:
             "pages_per_seq": pages_per_seq,
             "num_pages": pages_per_seq * self.max_num_seqs,
             "kv_dtype": self.kv_dtype,
+            "kv_layout": self.kv_layout,
         }
         found = shares(self.loaded, tp=self.tp, where="the server's options", **given | features)
         for share in found:

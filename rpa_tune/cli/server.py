@@ -9,9 +9,10 @@ from typing import TypeVar
 
 import click
 
+from rpa_kernels.layout import HEAD_ALONG_SUBLANE
 from rpa_tune.analysis.server import Server
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import KV_DTYPE, ChipName, ModelName
+from rpa_tune.cli.options import KV_DTYPE, KV_LAYOUT_OPTION, ChipName, ModelName
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -35,6 +36,7 @@ _OPTIONS = (
                  help="Tokens in one KV cache page."),
     click.option("--kv-dtype", default="bfloat16", show_default=True,
                  type=KV_DTYPE, help="Dtype of the KV cache."),
+    KV_LAYOUT_OPTION,
 )  # fmt: skip
 
 
@@ -49,7 +51,8 @@ def to_words(server: Server) -> list[str]:
     """The options of a server again, as words of a command line."""
     words = []
     for name, value in asdict(server).items():
-        if value not in (None, False):
+        # The usual layout goes without saying.
+        if value not in (None, False, HEAD_ALONG_SUBLANE):
             words.append(f"--{name.replace('_', '-')}")
             words += [] if value is True else [str(value)]
     return words

@@ -46,7 +46,8 @@ def ragged_paged_attention(
       queries: [max_num_tokens, num_q_heads, head_dim], bfloat16 or float32.
       keys: New keys, [max_num_tokens, num_kv_heads, head_dim] in the cache's dtype.
       values: New values, the same shape.
-      kv_cache: [num_pages, page_size, packed heads, packing, padded head_dim].
+      kv_cache: [num_pages, page_size, packed heads, packing, padded head_dim]; with
+        `kv_layout="seq_along_lane"` [num_pages, 2 * KV heads, words, packing, page_size].
       kv_lens: int32[max_num_seqs], contexts in tokens, new tokens included.
       page_indices: int32[max_num_seqs * pages_per_seq].
       cu_q_lens: int32[max_num_seqs + 1].

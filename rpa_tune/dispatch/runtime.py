@@ -69,7 +69,7 @@ def attend(
         _check_page_runs(page_runs, arrays.page_indices)
     on_host = all(isinstance(array, np.ndarray) for array in arrays[4:8])
     if on_host:
-        check_lengths(arrays)
+        check_lengths(arrays, problem.page_size)
     if not isinstance(plan, LaunchPlan):
         has_prefill = features.get("chunk_prefill_size") is not None
         step = _step_of(arrays) if on_host else full_step(problem, has_prefill=has_prefill)

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -116,6 +117,7 @@ def problems_for(
     tp: int = 1,
     q_dtype: str = "bfloat16",
     kv_dtype: str = "bfloat16",
+    kv_layout: str = layout.HEAD_ALONG_SUBLANE,
     max_context_tokens: int | None = None,
 ) -> list[Share]:
     """The attention problem of every kind of layers that is served, on one device.
@@ -132,6 +134,7 @@ def problems_for(
       tp: Devices that share the heads.
       q_dtype: Dtype name of queries.
       kv_dtype: Dtype name of the KV cache.
+      kv_layout: Its layout.
       max_context_tokens: Longest context, whole pages; None for that of the workload.
 
     Raises:
@@ -148,6 +151,7 @@ def problems_for(
         "num_pages": layout.next_power_of_2(workload.num_pages(page_size)),
         "q_dtype": q_dtype,
         "kv_dtype": kv_dtype,
+        "kv_layout": kv_layout,
     }
     return shares(model.within(context), tp=tp, where=f"the problem of {model.name}", **sizes)
 
@@ -181,9 +185,7 @@ def problem_for(
     page_size: int,
     layers: str | None = None,
     windowed: bool | None = None,
-    tp: int = 1,
-    q_dtype: str = "bfloat16",
-    kv_dtype: str = "bfloat16",
+    **shape: Any,
 ) -> Problem:
     """The attention problem of one kind of layers on one device; see `problems_for`.
 
@@ -194,18 +196,14 @@ def problem_for(
       layers: Name of the kind; see `Model.pick`.
       windowed: Whether layers with a sliding window are meant; None for those without, unless
         there are none.
-      tp: As there.
-      q_dtype: As there.
-      kv_dtype: As there.
+      **shape: `tp`, `q_dtype`, `kv_dtype` and `kv_layout`, as there.
 
     Raises:
       UsageError: As there, or layers that the model does not have.
     """
     kind = model.pick(layers, windowed)
     alone = dataclasses.replace(model, kinds=(kind,))
-    (share,) = problems_for(
-        alone, workload=workload, page_size=page_size, tp=tp, q_dtype=q_dtype, kv_dtype=kv_dtype
-    )
+    (share,) = problems_for(alone, workload=workload, page_size=page_size, **shape)
     return share.problem
 
 

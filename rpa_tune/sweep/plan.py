@@ -8,6 +8,7 @@ families: [decode, mixed]
 page_size: 128
 dtype: bfloat16              # of queries
 kv_dtype: bfloat16           # of the KV cache
+kv_layout: seq_along_lane    # of the KV cache; head_along_sublane if there is none
 tp: 1                        # devices that share the heads
 workload: azure-conv         # a preset, a file, a mapping (docs/workloads.md), or a weighted set:
                              # {azure-conv: 0.7, azure-code: 0.3}
@@ -40,8 +41,8 @@ from rpa_tune.sweep.sampler import SAMPLERS, Search
 from rpa_tune.tables.row import MAX_CONFIGS
 
 KEYS = (
-    "about", "chip", "model", "families", "page_size", "dtype", "kv_dtype", "tp", "workload",
-    "objective", "server", "space", "search", "budget",
+    "about", "chip", "model", "families", "page_size", "dtype", "kv_dtype", "kv_layout", "tp",
+    "workload", "objective", "server", "space", "search", "budget",
 )  # fmt: skip
 REQUIRED = ("chip", "model", "families", "page_size", "workload")
 
@@ -59,6 +60,7 @@ class SweepPlan:
       page_sizes: Tokens in a KV cache page.
       q_dtype: Dtype name of queries.
       kv_dtypes: Dtype names of the KV cache.
+      kv_layout: Its layout.
       tps: Devices that share the heads.
       workload: What `load_workload` takes.
       server: Whose shapes are tuned, one study each; None for the one shape that the workload's
@@ -79,6 +81,7 @@ class SweepPlan:
     kv_dtypes: tuple[str, ...]
     tps: tuple[int, ...]
     workload: str | Mapping[str, Any]
+    kv_layout: str = layout.HEAD_ALONG_SUBLANE
     server: Limits | None = None
     overrides: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     search: Search = field(default_factory=Search)
@@ -153,6 +156,11 @@ def load_plan(plan: str | Path) -> SweepPlan:
             tuple(n.choice(layout.KV_DTYPES, "kv_dtype", OTHER_NAMES) for n in each("kv_dtype"))
             if kv_dtype
             else (q_dtype,)
+        ),
+        kv_layout=(
+            entries["kv_layout"].choice(layout.KV_LAYOUTS, "kv_layout")
+            if "kv_layout" in entries
+            else layout.HEAD_ALONG_SUBLANE
         ),
         tps=tuple(node.integer("tp") for node in each("tp")) if "tp" in entries else (1,),
         workload=_workload(entries["workload"]),

@@ -188,6 +188,7 @@ def _shares(
             tp=tp,
             q_dtype=plan.q_dtype,
             kv_dtype=kv_dtype,
+            kv_layout=plan.kv_layout,
             max_context_tokens=server.pages_per_seq(page_size) * page_size if server else None,
         )
 

@@ -1,7 +1,15 @@
 """Kernels on caches with tokens along lanes, against the reference, with races and poison."""
 
 import pytest
-from interpret.kernel_cases import V5E, V6E, V7X, decode_config, make_problem, make_target
+from interpret.kernel_cases import (
+    V5E,
+    V6E,
+    V7X,
+    blockwise_config,
+    decode_config,
+    make_problem,
+    make_target,
+)
 
 from rpa_kernels import layout, load_family
 from rpa_kernels.batch import Batch
@@ -93,3 +101,65 @@ def test_new_tokens_of_more_than_one_lane_tile():
     batch = Batch(q_lens=(1,) * 140, kv_lens=lengths, num_decode=140)
     for target in (V6E, V5P):
         check("decode", problem, decode_config(bq_sz=16), batch, target)
+
+
+# A decode-like row, one that fills a page, verification across a page's edge, chunks of several
+# query blocks: behind a prefix within a tile, at a page's edge, and without a prefix.
+MIXED = Batch(
+    q_lens=(1, 1, 4, 40, 20, 33), kv_lens=(20, 128, 258, 290, 148, 33), num_decode=1, page_seed=3
+)
+PREFILL = Batch(q_lens=(1, 40, 40, 5), kv_lens=(20, 300, 40, 29), num_decode=1, num_prefill=2)
+# As `MIXED`, its chunks on pages that follow each other.
+ON_RUNS = Batch(
+    q_lens=(20, 36), kv_lens=(500, 400), num_decode=0, page_table=((14, 13, 12, 11), (4, 5, 6, 7))
+)
+BLOCKS = {"bkv_sz": 256, "mxu_sums": 1}
+MIXED_CASES = {
+    "fp8": (FP8, BLOCKS, V6E),
+    "window_two_cores": ({**FP8, "sliding_window": 20}, {"bkv_sz": 128}, V5P),
+}
+SLOW_MIXED_CASES = {
+    "bfloat16": ({}, BLOCKS, V6E),
+    "float32": ({"q_dtype": "float32", "kv_dtype": "float32", "head_dim": 64}, {}, V6E),
+    "e5m2_scales": (
+        {"kv_dtype": "float8_e5m2", "q_scale": 0.25, "k_scale": 0.5, "v_scale": 2.0}, {}, V5E),
+    "head_256": ({**FP8, "head_dim": 256, "num_q_heads": 5}, {"bkv_sz": 512}, V6E),
+    "head_80_sinks": ({**FP8, "head_dim": 80, "has_sinks": True}, BLOCKS, V7X),
+    "shared_kv": ({**FP8, "update_kv_cache": False}, BLOCKS, V6E),
+    "bidirectional": ({**FP8, "causal": False}, BLOCKS, V6E),
+    "bidirectional_window": ({**FP8, "causal": False, "sliding_window": 30}, {}, V6E),
+    "window_of_one": ({**FP8, "sliding_window": 1}, {}, V6E),
+    "chunks": ({**FP8, "attention_chunk_size": 24}, {}, V6E),
+    "two_cores": (FP8, BLOCKS, V5P),
+    "part_of_a_page": (
+        {**FP8, "page_size": 512, "pages_per_seq": 1}, {"bkv_sz": 256, "bkv_csz": 256}, V6E),
+    "pages_of_two_tiles": (
+        {**FP8, "page_size": 256, "pages_per_seq": 2, "sliding_window": 40}, {"bkv_sz": 512}, V7X),
+}  # fmt: skip
+ALL_MIXED = [
+    *(pytest.param(*case, id=name) for name, case in MIXED_CASES.items()),
+    *(
+        pytest.param(*case, id=name, marks=pytest.mark.slow)
+        for name, case in SLOW_MIXED_CASES.items()
+    ),
+]
+
+
+def blocks_problem(**changes):
+    return lane_problem(**{"max_num_tokens": 160, **changes})
+
+
+@pytest.mark.parametrize(("case", "config", "target"), ALL_MIXED)
+def test_mixed_is_right(case, config, target):
+    check("mixed", blocks_problem(**case), blockwise_config(**config), MIXED, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("batch", "changes"), [(MIXED, {}), (ON_RUNS, {}), (ON_RUNS, FP8)])
+def test_mixed_with_copies_as_early_as_may_be(batch, changes):
+    problem = blocks_problem(**changes)
+    check("mixed", problem, blockwise_config(**BLOCKS), batch, dma_mode="eager")
+
+
+def test_prefill_copies_as_early_as_may_be():
+    check("prefill", blocks_problem(**FP8), blockwise_config(), PREFILL, dma_mode="eager")

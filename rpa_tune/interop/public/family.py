@@ -99,6 +99,8 @@ def check_features(problem: Problem) -> Infeasible | None:
         return refusal("features", hint)
     if problem.attention_chunk_size is not None:
         return refusal("attention_chunk_size", "public kernels have no chunked local attention")
+    if problem.is_seq_along_lane:
+        return refusal("kv_layout", "public kernels are tuned with the layout that they default to")
     return None
 
 
