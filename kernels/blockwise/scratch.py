@@ -19,8 +19,8 @@ class Scratch(NamedTuple):
     Shapes (rows: query rows of one KV head in a query block; order: granule of tokens, word,
     token, part of the word):
       kv: [num_buffers, bkv_sz, padded words, packing, lanes], fetched KV blocks.
-      kv_new: Lane tiles of new tokens, [num_buffers, tiles, 2 * KV heads, words, packing, 128]; None
-        but with tokens along lanes, where the shape of kv is another, too.
+      kv_new: Lane tiles of new tokens, [num_buffers, tiles, 2 * KV heads, words, packing, 128];
+        None but with tokens along lanes, where the shape of kv is another, too.
       q, out: [2, bq_sz, KV heads, q words, q packing, lanes].
       k: [KV heads, bkv_sz, lanes], the KV block at hand, unpacked.
       v: [KV heads, bkv_sz, lanes or more], the same, with `mxu_sums` and ones behind it, or where

@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
+from rpa_kernels.layout import KV_LAYOUTS
 from rpa_kernels.problem import Problem
 from rpa_tune.tables.key import ADDED_FIELDS, TuningKey
 from rpa_tune.tables.step import FEATURES, Lengths
@@ -182,6 +183,8 @@ def _check_sizes(key: TuningKey) -> None:
         least = 0 if name in ("sliding_window_tokens", "attention_chunk_tokens") else 1
         if hint is int and not least <= getattr(key, name) <= MAX_INTEGER:
             raise ValueError(f"key.{name}={getattr(key, name)} is not in {least}..{MAX_INTEGER}")
+    if key.kv_layout not in KV_LAYOUTS:
+        raise ValueError(f"key.kv_layout={key.kv_layout!r} is not one of {KV_LAYOUTS}")
 
 
 def _evidence(data: dict[str, Any]) -> Evidence:

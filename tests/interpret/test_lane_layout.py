@@ -1,5 +1,9 @@
 """Kernels on caches with tokens along lanes, against the reference, with races and poison."""
 
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from interpret.kernel_cases import (
     V5E,
@@ -10,11 +14,16 @@ from interpret.kernel_cases import (
     make_problem,
     make_target,
 )
+from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels import layout, load_family
+import rpa_tune
+from rpa_kernels import layout, load_family, reference
 from rpa_kernels.batch import Batch
-from rpa_kernels.verify import verify
+from rpa_kernels.verify import draw_operands, verify
+from rpa_tune.dispatch.call import Arrays, problem_of
+from rpa_tune.dispatch.plan import Launch, LaunchPlan
 
+INTERPRET = pltpu.InterpretParams(uninitialized_memory="nan")
 FP8 = {"kv_dtype": "float8_e4m3fn", "num_kv_heads": 1}
 V5P = make_target(chip="v5p", mxu_size=128, num_cores=2, has_bf16_vector_units=False)
 # Around the edges of pages and lane tiles of 128 tokens; a sequence of another family behind.
@@ -163,3 +172,29 @@ def test_mixed_with_copies_as_early_as_may_be(batch, changes):
 
 def test_prefill_copies_as_early_as_may_be():
     check("prefill", blocks_problem(**FP8), blockwise_config(), PREFILL, dma_mode="eager")
+
+
+def test_the_public_call_takes_the_layout():
+    """Its problem is read off the cache; what is no cache of the layout is refused."""
+    batch = Batch(q_lens=(1, 1), kv_lens=(129, 70), num_decode=2)
+    drawn = lane_problem(**FP8, head_dim=80, max_num_tokens=2, max_num_seqs=2, pages_per_seq=2)
+    ops = draw_operands(drawn, batch)
+    metadata = (getattr(ops.arrays, name) for name in Arrays._fields[4:8])
+    arrays = Arrays(ops.queries, ops.keys, ops.values, ops.kv_cache, *map(jnp.asarray, metadata))
+    features = {"sm_scale": drawn.sm_scale, "kv_layout": "seq_along_lane"}
+    assert problem_of(arrays, **features) == dataclasses.replace(drawn, out_dtype=None)
+    for name, message in (
+        ("head_along_sublane", "must be .* with head_along_sublane"), ("lanes", "is not one of"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            problem_of(arrays, kv_layout=name)
+    expected, cache = reference.ragged_paged_attention(*arrays[:4], ops.arrays, drawn)
+    plan = LaunchPlan(
+        problem=drawn, target=V6E, launches=(Launch(family="decode", config=decode_config()),)
+    )
+    expected_bits = np.asarray(cache).view(np.uint8)
+    out, cache = rpa_tune.ragged_paged_attention(
+        *arrays, plan=plan, interpret=INTERPRET, **features
+    )
+    np.testing.assert_array_equal(np.asarray(cache).view(np.uint8), expected_bits)
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.05)

@@ -333,3 +333,56 @@ def test_default_blocks_of_long_chunks_of_wide_heads():
         return family.scratch_bytes(problem, blocks, target) / target.vmem_bytes
 
     assert share(usual) <= 0.75 < share(wide) <= 0.85
+
+
+LANES = dataclasses.replace(
+    LLAMA, num_kv_heads=1, num_q_heads=12, kv_dtype="float8_e4m3fn", kv_layout="seq_along_lane"
+)
+LANE_TILE = 128 * 2 * 128  # K and V of 128 tokens
+
+
+def test_decode_traffic_along_lanes_counted_by_hand():
+    """Whole pages come, with the place of the new token, and a lane tile a sequence goes."""
+    batch = Batch(q_lens=(1, 1, 1), kv_lens=(1, 129, 300), num_decode=3)
+    pages, q_blocks, q_bytes = 1 + 2 + 3, 2, 12 * 128 * 2
+    assert load_family("decode").traffic(LANES, DECODE, batch) == Traffic(
+        read_bytes=(pages + q_blocks) * LANE_TILE + 3 * q_bytes,
+        write_bytes=3 * LANE_TILE + 3 * q_bytes,
+        num_copies=pages + 3 + 3 * q_blocks,
+    )
+
+
+def test_mixed_traffic_along_lanes_counted_by_hand():
+    # 100 cached and 150 new tokens: query blocks of 128 and 22 see 228 and 250 keys.
+    batch = Batch(q_lens=(1, 150), kv_lens=(1, 250), num_decode=1)
+    # The first fetches the page that has cached tokens, the last one all pages, and writes them;
+    # new tokens 1 to 128 and 1 to 150 are in two tiles.
+    pages, new, written, q_bytes = 1 + 2, 2 + 2, 2, 12 * 128 * 2
+    assert load_family("mixed").traffic(LANES, BLOCKS, batch) == Traffic(
+        read_bytes=(pages + new) * LANE_TILE + 150 * q_bytes,
+        write_bytes=written * LANE_TILE + 150 * q_bytes,
+        num_copies=pages + 2 + written + 2 * 2,
+    )
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"page_size": 64}, "page_size=64 must be a multiple of 128 tokens with kv_layout"),
+    ({"kv_dtype": "int8"}, "kv_dtype=int8 is not one of .* with kv_layout=seq_along_lane"),
+    ({"kv_layout": "lanes"}, "kv_layout='lanes' is not one of"),
+])  # fmt: skip
+def test_what_the_layout_along_lanes_does_not_take(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(LANES, **changes)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_along_lanes_are_whole_lane_tiles(family):
+    """Every chip has a default, and a block of part of a tile is refused."""
+    kernel = load_family(family)
+    for chip in load_chips().values():
+        default = kernel.default_config(LANES, chip.target)
+        assert kernel.check(LANES, default, chip.target) is None
+        small = dataclasses.replace(default, bkv_sz=64, bkv_csz=64)
+        bad = kernel.check(LANES, small, chip.target)
+        assert isinstance(bad, Infeasible)
+        assert "128" in bad.hint

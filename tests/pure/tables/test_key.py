@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from table_rows import PROBLEM, make_row
 
+from rpa_kernels.layout import SEQ_ALONG_LANE
 from rpa_kernels.problem import Problem
 from rpa_tune.tables.key import differences, distance, representative, tuning_key
 from rpa_tune.tables.row import row_from_dict
@@ -82,6 +83,7 @@ def test_other_chips_families_and_dtypes_are_never_near():
         tuning_key(PROBLEM, "v5e", "decode"),
         tuning_key(PROBLEM, "v6e", "mixed"),
         tuning_key(replace(PROBLEM, kv_dtype="int8"), "v6e", "decode"),
+        tuning_key(replace(PROBLEM, page_size=128, kv_layout=SEQ_ALONG_LANE), "v6e", "decode"),
     ):
         assert distance(key, other) is None
 
@@ -109,6 +111,9 @@ def test_keys_without_what_came_later_are_written_as_before():
     plain = tuning_key(PROBLEM, "v6e", "decode")
     chunked = tuning_key(replace(PROBLEM, attention_chunk_size=64), "v6e", "decode")
     assert set(chunked.to_dict()) - set(plain.to_dict()) == {"attention_chunk_tokens"}
+    along = tuning_key(replace(PROBLEM, page_size=128, kv_layout=SEQ_ALONG_LANE), "v6e", "decode")
+    assert set(along.to_dict()) - set(plain.to_dict()) == {"kv_layout"}
+    assert set(replace(PROBLEM, sm_scale=2.0).to_dict()).isdisjoint({"kv_layout"})
     row = make_row().to_dict()
     for key in (row["key"], {**row["key"], "attention_chunk_tokens": 0}):
         assert row_from_dict({**row, "key": key}, chip="v6e", family="decode").key == plain
@@ -131,3 +136,20 @@ def test_no_two_keys_read_alike():
     assert str(key) == (
         "v6e decode: 8/2 heads of 128, bfloat16, page 16, 8 seqs, 32 tokens, context 256"
     )
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 128, 192])
+def test_a_key_keeps_what_a_layout_without_padding_stores(head_dim):
+    problem = replace(
+        PROBLEM, page_size=128, head_dim=head_dim, kv_dtype="float8_e4m3fn",
+        kv_layout=SEQ_ALONG_LANE,
+    )  # fmt: skip
+    key = tuning_key(problem, "v6e", "decode")
+    assert representative(key).kv_token_bytes == problem.kv_token_bytes
+    assert tuning_key(representative(key), "v6e", "decode") == key
+    assert "seq_along_lane" in str(key)
+    row = {**make_row().to_dict(), "key": key.to_dict()}
+    assert row_from_dict(row, chip="v6e", family="decode").key == key
+    row["key"]["kv_layout"] = "sideways"
+    with pytest.raises(ValueError, match="kv_layout"):
+        row_from_dict(row, chip="v6e", family="decode")
