@@ -30,6 +30,7 @@ def load(
     lead: tuple[Scalar, ...],
     *,
     part: int,
+    head_dim: int,
     start: Scalar,
     count: int,
     num_valid: Scalar | None,
@@ -41,6 +42,7 @@ def load(
       ref: KV buffers.
       lead: Indices down to the buffer.
       part: Twice the head, and one more for V.
+      head_dim: Rows to return: whole lanes, as queries have; zeros behind those of the cache.
       start: First token in the buffer, at a lane tile.
       count: Tokens, whole lane tiles.
       num_valid: Tokens that were fetched, counted from `start`; later ones read as zero. None if
@@ -48,30 +50,24 @@ def load(
       on_chip: Which body.
 
     Returns:
-      [padded head_dim, count] in the dtype of the buffer.
+      [head_dim, count] in the dtype of the buffer.
     """
     tiles = []
     for first in range(0, count, LANES):
         page, lane = _place(start, first, count, ref.shape[-1])
         left = None if num_valid is None else num_valid - first
         tiles.append(_load_tile(ref, lead, page, part, lane, left, on_chip=on_chip))
-    return tiles[0] if len(tiles) == 1 else jnp.concatenate(tiles, axis=1)
+    x = tiles[0] if len(tiles) == 1 else jnp.concatenate(tiles, axis=1)
+    missing = head_dim - x.shape[0]
+    return jnp.concatenate([x, jnp.zeros((missing, count), x.dtype)], axis=0) if missing else x
 
 
-def load_by_token(
-    ref: Ref, lead: tuple[Scalar, ...], *, part: int, start: Scalar, count: int, lanes: int,
-    num_valid: Scalar | None, on_chip: bool,
-) -> jax.Array:  # fmt: skip
-    """The same, turned round: [count, lanes], with zeros behind the head_dim of the cache."""
-    x = load(
-        ref, lead, part=part, start=start, count=count, num_valid=num_valid, on_chip=on_chip
-    )  # fmt: skip
-    # The vector units turn 32-bit registers round.
-    turned = x.astype(jnp.float32).T
-    missing = lanes - turned.shape[1]
-    if missing:
-        turned = jnp.concatenate([turned, jnp.zeros((count, missing), turned.dtype)], axis=1)
-    return turned.astype(x.dtype)
+def load_by_token(*args: Any, **kwargs: Any) -> jax.Array:
+    """As `load`, turned round: [count, head_dim]."""
+    x = load(*args, **kwargs)
+    # Registers of bytes cannot be turned round.
+    wide = x if x.dtype.itemsize > 1 else x.astype(jnp.bfloat16)
+    return wide.T.astype(x.dtype)
 
 
 def _place(start: Scalar, first: int, count: int, width: int) -> tuple[Scalar, Scalar]:

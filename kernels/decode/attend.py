@@ -131,12 +131,9 @@ class Attend:
         }
         if problem.is_seq_along_lane:
             kv = lane_pages.load(
-                self.scratch.kv, (slot,), part=2 * group.first + int(value), **where
-            )
-            # Queries have whole lanes; what the cache does not pad is padded here.
-            missing = problem.padded_head_dim - kv.shape[0]
-            if missing:
-                kv = jnp.concatenate([kv, jnp.zeros((missing, count), kv.dtype)], axis=0)
+                self.scratch.kv, (slot,), part=2 * group.first + int(value),
+                head_dim=problem.padded_head_dim, **where,
+            )  # fmt: skip
         elif heads.keeps_words(problem):
             kv = packed.load_rows(
                 self.scratch.kv, (slot,), word=group.word, num_rows=group.count, **where

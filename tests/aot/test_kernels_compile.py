@@ -43,6 +43,10 @@ FEATURES = {
         "num_q_heads": 4, "num_kv_heads": 2, "page_size": 16, "pages_per_seq": 256,
         "num_pages": 2048, "causal": False,
     },
+    "along_lanes": {
+        "num_q_heads": 12, "num_kv_heads": 1, "kv_dtype": "float8_e4m3fn", "page_size": 256,
+        "kv_layout": "seq_along_lane",
+    },
     "chunks": {"num_q_heads": 10, "num_kv_heads": 2, "attention_chunk_size": 600},
 }  # fmt: skip
 DECODE_KV = (1, 127, 128, 129, 4096, 700, 513, 2, 1500)
