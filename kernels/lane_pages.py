@@ -65,9 +65,11 @@ def load(
 def load_by_token(*args: Any, **kwargs: Any) -> jax.Array:
     """As `load`, turned round: [count, head_dim]."""
     x = load(*args, **kwargs)
-    # Registers of bytes cannot be turned round.
-    wide = x if x.dtype.itemsize > 1 else x.astype(jnp.bfloat16)
-    return wide.T.astype(x.dtype)
+    if x.dtype.itemsize > 1:
+        return x.T
+    # Registers of bytes cannot be turned round, and converting float8 costs more than its bits do.
+    turned = _bits(x).astype(jnp.uint32).T.astype(jnp.uint8)
+    return jax.lax.bitcast_convert_type(turned, x.dtype)
 
 
 def _place(start: Scalar, first: int, count: int, width: int) -> tuple[Scalar, Scalar]:

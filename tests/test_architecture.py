@@ -72,8 +72,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"candidate", "store", "tables", "llo", "hw"},
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
-        "models.catalog", "models.model", "models.buckets", "provenance", "decide",
-        "families", "families.registry", "dispatch",
+        "models.catalog", "models.model", "models.buckets", "models.padding", "provenance",
+        "decide", "families", "families.registry", "dispatch",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
@@ -145,10 +145,12 @@ A_COMMAND = "a command: the test beside it runs it through `cli.main`"
 NOT_IMPORTED: dict[str, str] = {
     "rpa_kernels.blockwise.attend": ON_REFS,
     "rpa_kernels.blockwise.kernel": ON_REFS,
+    "rpa_kernels.blockwise.lane_blocks": ON_REFS,
     "rpa_kernels.blockwise.q_blocks": ON_REFS,
     "rpa_kernels.blockwise.scratch": ON_REFS,
     "rpa_kernels.decode.attend": ON_REFS,
     "rpa_kernels.decode.kernel": ON_REFS,
+    "rpa_kernels.decode.lane_writes": ON_REFS,
     "rpa_kernels.decode.scratch": ON_REFS,
     "rpa_kernels.decode.seq_blocks": ON_REFS,
     "rpa_kernels.blockwise.family": "two records: every test that loads `mixed` or `prefill`",
