@@ -8,7 +8,7 @@ families: [decode, mixed]
 page_size: 128
 dtype: bfloat16              # of queries
 kv_dtype: bfloat16           # of the KV cache
-kv_layout: seq_along_lane    # of the KV cache; head_along_sublane if there is none
+kv_layout: head_along_sublane   # of the KV cache, or seq_along_lane
 tp: 1                        # devices that share the heads
 workload: azure-conv         # a preset, a file, a mapping (docs/workloads.md), or a weighted set:
                              # {azure-conv: 0.7, azure-code: 0.3}
@@ -60,7 +60,7 @@ class SweepPlan:
       page_sizes: Tokens in a KV cache page.
       q_dtype: Dtype name of queries.
       kv_dtypes: Dtype names of the KV cache.
-      kv_layout: Its layout.
+      kv_layouts: Its layouts.
       tps: Devices that share the heads.
       workload: What `load_workload` takes.
       server: Whose shapes are tuned, one study each; None for the one shape that the workload's
@@ -81,7 +81,7 @@ class SweepPlan:
     kv_dtypes: tuple[str, ...]
     tps: tuple[int, ...]
     workload: str | Mapping[str, Any]
-    kv_layout: str = layout.HEAD_ALONG_SUBLANE
+    kv_layouts: tuple[str, ...] = (layout.HEAD_ALONG_SUBLANE,)
     server: Limits | None = None
     overrides: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     search: Search = field(default_factory=Search)
@@ -157,10 +157,10 @@ def load_plan(plan: str | Path) -> SweepPlan:
             if kv_dtype
             else (q_dtype,)
         ),
-        kv_layout=(
-            entries["kv_layout"].choice(layout.KV_LAYOUTS, "kv_layout")
+        kv_layouts=(
+            tuple(node.choice(layout.KV_LAYOUTS, "kv_layout") for node in each("kv_layout"))
             if "kv_layout" in entries
-            else layout.HEAD_ALONG_SUBLANE
+            else (layout.HEAD_ALONG_SUBLANE,)
         ),
         tps=tuple(node.integer("tp") for node in each("tp")) if "tp" in entries else (1,),
         workload=_workload(entries["workload"]),

@@ -119,10 +119,11 @@ def build_studies(plan: SweepPlan) -> list[Study]:
         with _blame(plan, "workload"):
             workload = load_workload(plan.workload, page_size=page_size)
             judged = _judged_on(plan, families, workload, page_size)
-        for chip, model, tp, kv_dtype in itertools.product(
-            chips, plan.models, plan.tps, plan.kv_dtypes
+        for chip, model, tp, kv_dtype, kv_layout in itertools.product(
+            chips, plan.models, plan.tps, plan.kv_dtypes, plan.kv_layouts
         ):
-            found = _shares(plan, workload, model, page_size, tp, kv_dtype)
+            cache = {"page_size": page_size, "kv_dtype": kv_dtype, "kv_layout": kv_layout}
+            found = _shares(plan, workload, model, tp, cache)
             for share, (shape, batches) in itertools.product(found, judged):
                 problem = share.problem
                 if plan.server is not None and shape is not None:
@@ -174,22 +175,28 @@ def _search(plan: SweepPlan, family: Family) -> Search:
 
 
 def _shares(
-    plan: SweepPlan, workload: Workload, model_name: str, page_size: int, tp: int, kv_dtype: str
+    plan: SweepPlan, workload: Workload, model_name: str, tp: int, cache: Mapping[str, Any]
 ) -> list[Share]:
-    """Every kind of layers of a model that a kernel family serves."""
+    """Every kind of layers of a model that a kernel family serves.
+
+    Args:
+      plan: Has the rest.
+      workload: Sets the sizes.
+      model_name: Built-in name or path.
+      tp: Devices that share the heads.
+      cache: `page_size`, `kv_dtype` and `kv_layout` of `problems_for`.
+    """
     with _blame(plan, "model"):
         model = load_model(model_name)
-    server = plan.server
+    server, page_size = plan.server, cache["page_size"]
     with _blame(plan, "tp" if "tp" in plan.lines else "model"):
         return problems_for(
             model,
             workload=workload,
-            page_size=page_size,
             tp=tp,
             q_dtype=plan.q_dtype,
-            kv_dtype=kv_dtype,
-            kv_layout=plan.kv_layout,
             max_context_tokens=server.pages_per_seq(page_size) * page_size if server else None,
+            **cache,
         )
 
 
@@ -198,6 +205,7 @@ def _labels(plan: SweepPlan, chip: str, model: str, share: Share, tp: int) -> li
     labels, problem = [chip, model], share.problem
     labels += [f"page {problem.page_size}"] if len(plan.page_sizes) > 1 else []
     labels += [problem.kv_dtype] if len(plan.kv_dtypes) > 1 else []
+    labels += [problem.kv_layout] if len(plan.kv_layouts) > 1 else []
     labels += [f"tp {tp}"] if len(plan.tps) > 1 else []
     labels += [f"{problem.max_num_tokens} tokens"] if plan.server else []
     labels += [f"{problem.max_num_seqs} seqs"] if plan.server and plan.server.bucket_seqs else []

@@ -189,7 +189,7 @@ def test_common_spellings_are_understood(tmp_path):
         .replace("[decode, mixed]", "[Decode, MIXED]")
         .replace(
             "page_size: 128",
-            "page_size: 128\ndtype: bf16\nkv_dtype: [fp8, FP8_E5M2]\nkv_layout: Seq-along-lane",
+            "page_size: 128\ndtype: bf16\nkv_dtype: [fp8, FP8_E5M2]\nkv_layout: [Seq-along-lane]",
         )
         .replace("seed: 3", "seed: 3, sampler: Kriging")
     )
@@ -201,7 +201,7 @@ def test_common_spellings_are_understood(tmp_path):
     assert plan.search.sampler == "kriging"
     study = build_studies(plan)[0]
     assert study.workload.name == "azure-conv"
-    assert study.problem.kv_layout == plan.kv_layout == "seq_along_lane"
+    assert (study.problem.kv_layout, *plan.kv_layouts) == ("seq_along_lane", "seq_along_lane")
 
 
 SERVER = GOOD + "server: {max_num_seqs: 8, max_num_batched_tokens: 64, max_model_len: 1024}\n"
