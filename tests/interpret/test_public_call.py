@@ -262,7 +262,7 @@ def test_the_same_lengths_are_refused(name):
     fields = metadata(**LENGTHS[name])
     arrays = {n: a for n, a in abstract_arrays("v3").items() if n not in fields} | fields
     public = refusal(public_module("v3").dynamic_validate_inputs, **arrays)
-    assert refusal(check_lengths, Arrays(**arrays)) is public
+    assert refusal(check_lengths, Arrays(**arrays), problem_for("v3").page_size) is public
     assert (public is None) == (name == "good" or name.startswith("unused"))
 
 
@@ -271,7 +271,7 @@ def test_decode_sequences_of_several_tokens_are_refused():
     fields = metadata(distribution=(slice(0, 2), 3))
     arrays = abstract_arrays("v3") | fields
     with pytest.raises(ValueError, match="one token each"):
-        check_lengths(Arrays(**arrays))
+        check_lengths(Arrays(**arrays), problem_for("v3").page_size)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
