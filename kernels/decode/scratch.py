@@ -24,6 +24,7 @@ class Scratch(NamedTuple):
       item_m, item_row_sum, item_acc: [G, head groups, rows, ...], softmax state of each item.
       m, sums, acc: [head groups, rows, ...], softmax state of the sequence the step began in.
       sinks: `problem.sinks_shape`, or None.
+      lse: [2, C + 1, q packing, 1, lanes], log-sum-exp of a block of sequences, or None.
       progress: int32[2] in SMEM; see `seq_blocks.SeqBlocks`.
       kv_sems: [num_buffers]; in_sems, out_sems, write_sems: [2].
     """
@@ -40,6 +41,7 @@ class Scratch(NamedTuple):
     row_sum: Ref
     acc: Ref
     sinks: Ref | None
+    lse: Ref | None
     progress: Ref
     kv_sems: Ref
     in_sems: Ref
@@ -50,7 +52,7 @@ class Scratch(NamedTuple):
 def scratch_shapes(problem: Problem, config: DecodeConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
     del target
-    vmem: dict[str, Any] = {"sinks": None}
+    vmem: dict[str, Any] = {"sinks": None, "lse": None}
     vmem |= {
         name: pltpu.VMEM(shape, jnp.dtype(dtype))
         for name, (shape, dtype) in buffers(problem, config).items()

@@ -99,6 +99,8 @@ def check_features(problem: Problem) -> Infeasible | None:
         return refusal("features", hint)
     if problem.attention_chunk_size is not None:
         return refusal("attention_chunk_size", "public kernels have no chunked local attention")
+    if problem.return_lse:
+        return refusal("return_lse", "public kernels return no log-sum-exp")
     return None
 
 

@@ -203,6 +203,8 @@ def _load_function(
         raise UsageError(f"the public {kernel} kernel has no attention sinks")
     if problem.attention_chunk_size is not None:
         raise UsageError(f"the public {kernel} kernel has no chunked local attention")
+    if problem.return_lse:
+        raise UsageError(f"the public {kernel} kernel returns no log-sum-exp")
     if reason := why_untraceable(kernel):
         raise UsageError(reason, hint="jax 0.10.2 traces it")
     module = WHEEL.load(root, MODULES[kernel])
