@@ -92,4 +92,39 @@ def finish(out: jax.Array, problem: Problem) -> jax.Array:
     return out.astype(problem.resolved_out_dtype)
 
 
-__all__ = ["finish", "prepare", "prepare_kv", "prepare_q"]
+@under_defaults
+def prepare_lse(lse: jax.Array, problem: Problem) -> jax.Array:
+    """Lays a log-sum-exp out as kernels write it.
+
+    Args:
+      lse: float32[max_num_tokens, num_q_heads].
+      problem: Static shapes.
+
+    Returns:
+      `problem.lse_shape`; what is padding there is minus infinity.
+    """
+    _, heads, words, pack, _ = problem.q_shape
+    *_, lanes = problem.lse_shape
+
+    def padded(x: jax.Array, size: int) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, size - x.shape[2])), constant_values=-jnp.inf)
+
+    by_head = padded(lse.reshape(-1, heads, problem.q_heads_per_kv_head), words * pack)
+    by_part = by_head.reshape(-1, heads * words, pack).swapaxes(1, 2)
+    return padded(by_part, lanes).reshape(problem.lse_shape)
+
+
+@under_defaults
+def finish_lse(lse: jax.Array, problem: Problem) -> jax.Array:
+    """Undoes `prepare_lse` on the kernels' output: float32[max_num_tokens, num_q_heads]."""
+    tokens, heads, words, pack, _ = problem.q_shape
+    rows = lse[:, :, 0, : heads * words].swapaxes(1, 2).reshape(tokens, heads, words * pack)
+    return rows[:, :, : problem.q_heads_per_kv_head].reshape(tokens, problem.num_q_heads)
+
+
+def no_lse(problem: Problem) -> jax.Array:
+    """The log-sum-exp of queries that have seen nothing, for the first launch to write to."""
+    return jnp.full(problem.lse_shape, -jnp.inf, jnp.float32)
+
+
+__all__ = ["finish", "finish_lse", "no_lse", "prepare", "prepare_kv", "prepare_lse", "prepare_q"]

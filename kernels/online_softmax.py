@@ -128,6 +128,21 @@ def softmax_step(
     return p, m, jnp.exp2(m_old - m)
 
 
+def is_empty(m: jax.Array) -> jax.Array:
+    """Whether nothing was seen, of running maxima."""
+    return m <= MASKED
+
+
+def log_sum_exp(m: jax.Array, row_sum: jax.Array) -> jax.Array:
+    """Natural logarithm of a sum of exponentials of scores; minus infinity where nothing was seen.
+
+    Args:
+      m: Running maximum, float32[rows, 128] with equal lanes.
+      row_sum: Sum of exp2(score - m), the same.
+    """
+    return jnp.where(is_empty(m), -jnp.inf, m * (1 / LOG2_E) + jnp.log(row_sum))
+
+
 def merge_factors(m: jax.Array, other_m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """How the softmax states of two sets of keys become that of both.
 

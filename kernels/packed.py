@@ -208,6 +208,26 @@ def store_q(
     store_words(ref, lead, pltpu.bitcast(value, jnp.uint32), row=row, stride=stride)
 
 
+def store_lse(
+    ref: Ref, lead: tuple[Scalar, ...], value: jax.Array, *, start: Scalar, on_chip: bool
+) -> None:
+    """Stores the log-sum-exp of tokens, `start` and up.
+
+    Args:
+      ref: [..., tokens, q packing, 1, lanes], float32.
+      lead: Indices down to the buffer.
+      value: [tokens * packing, lanes]: row t * packing + e is part e of token `start + t`.
+      start: First token.
+      on_chip: Which body.
+    """
+    pack, _, lanes = ref.shape[-3:]
+    if not on_chip:
+        count = value.shape[0] // pack
+        ref[(*lead, pl.ds(start, count))] = value.reshape(count, pack, 1, lanes)
+        return
+    store_words(ref, lead, pltpu.bitcast(value, jnp.uint32), row=start * pack, stride=1)
+
+
 def load_token_q(
     ref: Ref, lead: tuple[Scalar, ...], *, head: int, count: int = 1, on_chip: bool
 ) -> jax.Array:

@@ -28,6 +28,7 @@ _NUMBERS = ("sm_scale", "soft_cap", *_SCALES)
 ADDED_FIELDS: Mapping[str, Any] = {
     "attention_chunk_size": None,
     "kv_layout": layout.HEAD_ALONG_SUBLANE,
+    "return_lse": False,
 }
 
 
@@ -64,6 +65,8 @@ class Problem:
       attention_chunk_size: A query sees keys of its own chunk of so many positions only (chunked
         local attention, as in Llama 4), or None. With a causal mask and no window.
       kv_layout: Layout of the KV cache, one of `layout.KV_LAYOUTS`; see there.
+      return_lse: Whether the log-sum-exp of each query's logits is an output, too: natural
+        logarithm, after scale and soft cap, the sink among them.
     """
 
     num_q_heads: int
@@ -89,6 +92,7 @@ class Problem:
     v_scale: float | None = None
     attention_chunk_size: int | None = None
     kv_layout: str = layout.HEAD_ALONG_SUBLANE
+    return_lse: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what can never be right: the one check of a call, an audit and a sweep.
@@ -203,6 +207,16 @@ class Problem:
         return replace(self, sliding_window=None, attention_chunk_size=None)
 
     @property
+    def sees_cache_only(self) -> bool:
+        """Whether queries have no place in the contexts that they attend to, which may be empty.
+
+        That is one part of several, on one device each, say: every query sees every cached token
+        of its sequence, new ones are not written, and the log-sum-exp says what the part weighs.
+        """
+        is_all = not self.causal and not self.update_kv_cache and self.reach_tokens is None
+        return self.return_lse and is_all
+
+    @property
     def reach_tokens(self) -> int | None:
         """Keys that a query sees at most, those of a window or a chunk; None without either."""
         return self.sliding_window or self.attention_chunk_size
@@ -304,6 +318,22 @@ class Problem:
         """Bytes of the prepared sinks; 0 without."""
         heads, rows, lanes = self.sinks_shape
         return heads * rows * lanes * layout.WORD_BYTES if self.has_sinks else 0
+
+    @property
+    def lse_shape(self) -> tuple[int, int, int, int]:
+        """Log-sum-exp as kernels write it, float32: [tokens, q packing, 1, lanes].
+
+        Lane `KV head * q_words + word` of part e is query head `word * q packing + e` of the KV
+        head: as query rows lie in registers, none moves to another sublane.
+        """
+        _, heads, words, pack, _ = self.q_shape
+        return (self.max_num_tokens, pack, 1, layout.align(heads * words, layout.LANES))
+
+    @property
+    def lse_token_bytes(self) -> int:
+        """Bytes of one token's log-sum-exp; 0 without."""
+        _, pack, _, lanes = self.lse_shape
+        return pack * lanes * layout.WORD_BYTES if self.return_lse else 0
 
     @property
     def kv_token_bytes(self) -> int:

@@ -74,6 +74,9 @@ def pack(arrays: BatchArrays, problem: Problem, xp: Any = np) -> Array:
     """
     longest = longest_run(problem.num_pages)
     table = arrays.page_indices.reshape(problem.max_num_seqs, problem.pages_per_seq)
+    if problem.sees_cache_only:
+        # The first entry of an empty context would be anything, and a copy of nothing names it.
+        table = xp.where(arrays.kv_lens[:, None] > 0, table, 0)
     index = xp.arange(problem.pages_per_seq, dtype=xp.int32)
     step = _shifted(table, -1, xp) - table
     has_next = (index % longest != longest - 1) & (index + 1 < problem.pages_per_seq)

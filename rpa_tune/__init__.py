@@ -1,15 +1,16 @@
 """rpa-tune: tunes, checks and dispatches Ragged Paged Attention kernels for TPUs.
 
-`load_dispatcher`, `ragged_paged_attention`, `page_runs`, `Problem`, `Step`, `Artifact` and the
-module `capture` are what a serving engine needs. `tune` and `load_plan`, `explain`, `verify`,
-`audit` and `Server` are the commands of those names as calls (docs/python.md). All are imported
-when first used, so that importing the package stays light.
+`load_dispatcher`, `ragged_paged_attention`, `page_runs`, `merge_attention`, `merge_over_axis`,
+`Problem`, `Step`, `Artifact` and the module `capture` are what a serving engine needs. `tune` and
+`load_plan`, `explain`, `verify`, `audit` and `Server` are the commands of those names as calls
+(docs/python.md). All are imported when first used, so that importing the package stays light.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rpa_kernels.merge import merge_attention, merge_over_axis
     from rpa_kernels.problem import Problem
     from rpa_tune import capture
     from rpa_tune.analysis.audit import audit
@@ -33,6 +34,8 @@ _LAZY = {
     "explain": "rpa_tune.analysis.explain",
     "load_dispatcher": "rpa_tune.dispatch",
     "load_plan": "rpa_tune.sweep.plan",
+    "merge_attention": "rpa_kernels.merge",
+    "merge_over_axis": "rpa_kernels.merge",
     "page_runs": "rpa_tune.dispatch",
     "ragged_paged_attention": "rpa_tune.dispatch",
     "tune": "rpa_tune.sweep.run",
@@ -52,6 +55,8 @@ __all__ = [
     "explain",
     "load_dispatcher",
     "load_plan",
+    "merge_attention",
+    "merge_over_axis",
     "page_runs",
     "ragged_paged_attention",
     "tune",

@@ -66,6 +66,8 @@ def buffers(
         named["mask_cap"] = ((mask_rows, config.bkv_csz), "float32")
     if problem.has_sinks:
         named["sinks"] = (problem.sinks_shape, "float32")
+    if problem.return_lse:
+        named["lse"] = ((2, config.bq_sz, *problem.lse_shape[1:]), "float32")
     return named
 
 
@@ -141,7 +143,7 @@ def num_steps(
 ) -> int:
     """KV blocks over all query blocks."""
     return sum(
-        cdiv(b.kv_end - b.kv_first, config.bkv_sz)
+        max(cdiv(b.kv_end - b.kv_first, config.bkv_sz), 1)
         for b in blocks(family, problem, config, batch, core)
     )
 
@@ -156,7 +158,7 @@ def traffic(
     read = write = copies = 0
     for b in blocks(family, problem, config, batch, core):
         read += (b.end - b.first) * q_bytes
-        write += (b.end - b.first) * q_bytes
+        write += (b.end - b.first) * (q_bytes + problem.lse_token_bytes)
         if problem.is_seq_along_lane:
             copies += 2
             lanes += _lane_traffic(problem, config, batch, b, table)
@@ -164,7 +166,7 @@ def traffic(
         start = np.arange(b.kv_first, b.kv_end, config.bkv_sz)
         end = np.minimum(start + config.bkv_sz, b.kv_end)
         read += (b.kv_end - b.kv_first) * kv_bytes
-        copies += 2 + int(np.sum(end > b.cached_end))
+        copies += 2 + problem.return_lse + int(np.sum(end > b.cached_end))
         cached_end = np.minimum(end, b.cached_end)
         if config.bkv_sz > problem.page_size:
             copies += table.count_copies(b.seq, start, cached_end)

@@ -252,14 +252,21 @@ class BlockwiseKernel:
 
     def attend(self, block: Block) -> None:
         """Attends the query block to the KV block."""
-        walk.on_path(
-            block,
-            self.paths,
-            lambda chains: Attention(
-                block=block, chains=chains, scratch=self.scratch, problem=self.problem,
-                config=self.config, target=self.target,
-            ).run(),
-        )  # fmt: skip
+
+        def on_chains() -> None:
+            walk.on_path(
+                block,
+                self.paths,
+                lambda chains: Attention(
+                    block=block, chains=chains, scratch=self.scratch, problem=self.problem,
+                    config=self.config, target=self.target,
+                ).run(),
+            )  # fmt: skip
+
+        if self.problem.sees_cache_only:
+            pl.when(block.num_kv > 0)(on_chains)  # of an empty context there is nothing to score
+        else:
+            on_chains()
 
     # The walk.
 
@@ -347,7 +354,7 @@ def blockwise_kernel(
         first, end = (Cursor(seq, q_block, zero) for seq, q_block in refs.core_range)
     paths = all_chains(family, problem, config, target)
     q_blocks = QBlocks(
-        q=refs.q, out=refs.out, scratch=refs.scratch, paths=paths, problem=problem, on_chip=on_chip
+        refs=refs, scratch=refs.scratch, paths=paths, problem=problem, on_chip=on_chip
     )
     lanes = None
     if problem.is_seq_along_lane:

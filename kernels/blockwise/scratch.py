@@ -38,6 +38,7 @@ class Scratch(NamedTuple):
       lane_max: [rows of `num_slots` chains, 128], greatest score of each lane; where results have
         buffers, else None.
       sinks: `problem.sinks_shape`, or None.
+      lse: [2, bq_sz, q packing, 1, lanes], log-sum-exp of two query blocks, or None.
       unwritten: int32[num_buffers] in SMEM, tokens of each KV buffer on their way to the cache, or
         lane tiles of them.
       unsent: int32[2] in SMEM, tokens of each output buffer on their way out.
@@ -60,6 +61,7 @@ class Scratch(NamedTuple):
     mask_cap: Ref | None
     lane_max: Ref | None
     sinks: Ref | None
+    lse: Ref | None
     unwritten: Ref
     unsent: Ref
     kv_sems: Ref
@@ -72,7 +74,7 @@ class Scratch(NamedTuple):
 def scratch_shapes(problem: Problem, config: BlockwiseConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
     vmem: dict[str, Any] = dict.fromkeys(
-        ("kv_new", "v", "row_sum", "mask_cap", "lane_max", "sinks")
+        ("kv_new", "v", "row_sum", "mask_cap", "lane_max", "sinks", "lse")
     )
     vmem |= {
         name: pltpu.VMEM(shape, jnp.dtype(dtype))

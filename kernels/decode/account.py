@@ -37,6 +37,8 @@ def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, st
     }
     if problem.has_sinks:
         named["sinks"] = (problem.sinks_shape, "float32")
+    if problem.return_lse:
+        named["lse"] = ((2, bq, *problem.lse_shape[1:]), "float32")
     return named
 
 
@@ -121,7 +123,7 @@ def _new_tiles_read(problem: Problem, config: DecodeConfig, batch: Batch, core: 
 def num_items(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
     """KV blocks over all sequences."""
     spans = _spans(problem, config, batch, core)
-    return sum(cdiv(end - start, config.bkv_sz) for start, end in spans)
+    return sum(max(cdiv(end - start, config.bkv_sz), 1) for start, end in spans)
 
 
 def num_steps(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
@@ -150,8 +152,8 @@ def traffic(
         + q_bytes
         + new * new_rows * kv_bytes
         + bool(spans) * problem.sinks_bytes,
-        write_bytes=q_bytes + new * written * kv_bytes,
-        num_copies=(2 + new) * seq_blocks
+        write_bytes=q_bytes + new * written * kv_bytes + num_seqs * problem.lse_token_bytes,
+        num_copies=(2 + new + problem.return_lse) * seq_blocks
         + new * num_seqs
         + _fetch_copies(problem, config, batch, core)
         + bool(spans) * problem.has_sinks,
@@ -166,7 +168,7 @@ def mxu_flops(
     items = [
         cdiv(min(config.bkv_sz, end - block), config.bkv_csz)
         for start, end in _spans(problem, config, batch, core)
-        for block in range(start, end, config.bkv_sz)
+        for block in range(start, max(end, start + 1), config.bkv_sz)
     ]
     width = config.seqs_per_step
     tiles = sum(max(items[i : i + width]) * width for i in range(0, len(items), width))

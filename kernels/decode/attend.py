@@ -17,6 +17,7 @@ from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.heads import HeadGroup
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.decode.walk import Item
+from rpa_kernels.ints import div, rem
 from rpa_kernels.mask import mask_scores
 from rpa_kernels.online_softmax import MASKED
 from rpa_kernels.problem import Problem
@@ -185,6 +186,7 @@ class Attend:
         """
         s, problem = self.scratch, self.problem
         v_scale = problem.v_scale or 1.0
+        lse: list[Any] = [0.0] * len(items)
         for i, group in enumerate(self.groups):
             used = pl.ds(0, group.rows(problem))
             m, row_sum, acc = s.m[i, used], s.row_sum[i, used], s.acc[i, used]
@@ -195,12 +197,32 @@ class Attend:
                 width = acc.shape[1]
                 acc = lane_ops.widen(alpha, width) * acc
                 acc += lane_ops.widen(beta, width) * s.item_acc[g, i, used]
-                out = acc * lane_ops.widen(v_scale / row_sum, width)
+                factor = v_scale / row_sum
+                if problem.return_lse:
+                    factor = jnp.where(online_softmax.is_empty(m), 0.0, factor)
+                    lse[g] += self.spread_lse(group, online_softmax.log_sum_exp(m, row_sum))
+                out = acc * lane_ops.widen(factor, width)
                 packed.store_token_q(
                     s.out, row, out.astype(s.out.dtype), head=group.first, count=group.count,
                     on_chip=self.on_chip,
                 )  # fmt: skip
             s.m[i, used], s.row_sum[i, used], s.acc[i, used] = m, row_sum, acc
+        if problem.return_lse:
+            for (buffer, row), value in zip(rows, lse, strict=True):
+                packed.store_lse(s.lse, (buffer,), value, start=row, on_chip=self.on_chip)
+
+    def spread_lse(self, group: HeadGroup, lse: jax.Array) -> jax.Array:
+        """A group's log-sum-exp, [rows, 128], in its own lanes of [q packing, lanes]; others 0."""
+        _, pack, _, lanes = self.problem.lse_shape
+        lse = lane_ops.widen(lse, lanes)
+        row = jax.lax.broadcasted_iota(jnp.int32, lse.shape, 0)
+        lane = jax.lax.broadcasted_iota(jnp.int32, lse.shape, 1)
+        is_own = lane == group.first * self.problem.q_words + div(row, pack)
+        parts = [
+            jnp.sum(jnp.where(is_own & (rem(row, pack) == e), lse, 0.0), axis=0, keepdims=True)
+            for e in range(pack)
+        ]
+        return jnp.concatenate(parts, axis=0)
 
     def reset(
         self,

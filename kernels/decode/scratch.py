@@ -26,6 +26,7 @@ class Scratch(NamedTuple):
       item_m, item_row_sum, item_acc: [G, head groups, rows, ...], softmax state of each item.
       m, sums, acc: [head groups, rows, ...], softmax state of the sequence the step began in.
       sinks: `problem.sinks_shape`, or None.
+      lse: [2, C + 1, q packing, 1, lanes], log-sum-exp of a block of sequences, or None.
       progress: int32[2] in SMEM; see `seq_blocks.SeqBlocks`.
       unwritten: int32[num_buffers] in SMEM, tiles of kv_out on their way; None without it.
       kv_sems: [num_buffers]; in_sems, out_sems: [2]; write_sems: [2], or [num_buffers] for kv_out.
@@ -44,6 +45,7 @@ class Scratch(NamedTuple):
     row_sum: Ref
     acc: Ref
     sinks: Ref | None
+    lse: Ref | None
     progress: Ref
     unwritten: Ref | None
     kv_sems: Ref
@@ -55,7 +57,7 @@ class Scratch(NamedTuple):
 def scratch_shapes(problem: Problem, config: DecodeConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
     del target
-    vmem: dict[str, Any] = {"sinks": None, "kv_out": None}
+    vmem: dict[str, Any] = {"sinks": None, "lse": None, "kv_out": None}
     vmem |= {
         name: pltpu.VMEM(shape, jnp.dtype(dtype))
         for name, (shape, dtype) in buffers(problem, config).items()

@@ -172,22 +172,30 @@ class SeqBlocks:
         for copy in self._in_copies(block):
             copy.wait()
 
-    def _out_copy(self, block: Scalar) -> Any:
-        """Copy that takes a block's outputs out."""
+    def _out_copies(self, block: Scalar) -> list[Any]:
+        """Copies that take a block's outputs out."""
         slot, rows = rem(block, 2), self.rows_in(block)
-        return pltpu.make_async_copy(
-            self.scratch.out.at[slot, pl.ds(0, rows)],
-            self.refs.out.at[pl.ds(self.first_of(block), rows)],
-            self.scratch.out_sems.at[slot],
-        )
+        pairs = [(self.scratch.out, self.refs.out)]
+        if self.problem.return_lse:
+            pairs.append((self.scratch.lse, self.refs.lse))
+        return [
+            pltpu.make_async_copy(
+                vmem.at[slot, pl.ds(0, rows)],
+                hbm.at[pl.ds(self.first_of(block), rows)],
+                self.scratch.out_sems.at[slot],
+            )
+            for vmem, hbm in pairs
+        ]
 
     def start_send(self, block: Scalar) -> None:
         """Starts sending a block's outputs."""
-        self._out_copy(block).start()
+        for copy in self._out_copies(block):
+            copy.start()
 
     def wait_send(self, block: Scalar) -> None:
         """Waits until a block's outputs are sent."""
-        self._out_copy(block).wait()
+        for copy in self._out_copies(block):
+            copy.wait()
 
     def start_writes(self, block: Scalar) -> None:
         """Starts writing a block's new tokens to the cache, one row a sequence.

@@ -58,7 +58,7 @@ class CompiledPlans:
         """The plans that need no compile."""
         return frozenset(self._executables)
 
-    def run(self, plan: LaunchPlan, arguments: Sequence[Any]) -> tuple[jax.Array, jax.Array] | None:
+    def run(self, plan: LaunchPlan, arguments: Sequence[Any]) -> tuple[jax.Array, ...] | None:
         """Runs a plan's executable.
 
         Args:
@@ -66,7 +66,7 @@ class CompiledPlans:
           arguments: Arrays of the call, without a sink when there is none.
 
         Returns:
-          (output, updated KV cache), or None when the call must be compiled here.
+          What the call returns, or None when it must be compiled here.
 
         Raises:
           ArtifactError: The file was changed since it was opened.
@@ -85,8 +85,7 @@ class CompiledPlans:
                 raise  # donated and gone: there is nothing left to compute from
             self._give_up(f"an executable does not run: {error!s:.200}")
             return None
-        (output,), (kv_cache,) = results.disassemble_into_single_device_arrays()
-        return output, kv_cache
+        return tuple(array for (array,) in results.disassemble_into_single_device_arrays())
 
     def _find(self, plan: LaunchPlan, arguments: Sequence[Any]) -> tuple[Any, jax.Device] | None:
         """The loaded executable and its device, or None when there is none, which is said."""

@@ -36,7 +36,7 @@ def ragged_paged_attention(
     interpret: Any = None,
     page_runs: jax.Array | None = None,
     **features: Unpack[Features],
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """Ragged paged attention over decode, prefill and mixed sequences of one batch.
 
     Donates what the public functions donate: the cache is updated in its own place, and the output
@@ -62,8 +62,9 @@ def ragged_paged_attention(
       features: See `Features`.
 
     Returns:
-      (output [max_num_tokens, num_q_heads, head_dim], updated KV cache). Rows of the output past
-      the last sequence mean nothing.
+      (output [max_num_tokens, num_q_heads, head_dim], updated KV cache), and with `return_lse`
+      float32[max_num_tokens, num_q_heads] as the third, minus infinity where nothing was seen. Rows
+      of the output past the last sequence mean nothing.
 
     Raises:
       TypeError: A keyword that is none of `Features`.

@@ -4,8 +4,8 @@ The conditions are those of `static_validate_inputs` and `dynamic_validate_input
 tpu-inference 0.32.0 (v3, and v3 hd64 for head_dim 64); tests/interpret/test_public_call.py holds
 them against each other case by case. Wider than there: int8 caches, and for head_dim 64 every
 feature of the others. Narrower: queries other than bfloat16 and float32, caches in other
-floating-point types, and what only debugs the public kernel. `attention_chunk_size` is of this
-call alone, `kv_layout` of the public batched function.
+floating-point types, and what only debugs the public kernel. `attention_chunk_size` and
+`return_lse` are of this call alone, `kv_layout` is one of the public batched function.
 """
 
 from typing import Any, NamedTuple, TypedDict, Unpack
@@ -43,6 +43,10 @@ class Features(TypedDict, total=False):
         Of this function alone; with a causal mask, and no window.
       kv_layout: Layout of the cache, `head_along_sublane` (the default) or `seq_along_lane`, as in
         the public batched function, whose `KVLayout` may be given.
+      return_lse: Whether to return the log-sum-exp of each query's logits as well: natural
+        logarithm, after scale and soft cap, a sink among them. Of this function alone. Without
+        causal mask and cache update it makes the call one part of several (`merge_attention`),
+        whose `kv_lens` count cached tokens, from 0 on.
       chunk_prefill_size: Static query length of the sequences in the prefill slot, or None, with
         which the public function leaves them out; these kernels serve them either way.
       d_block_sizes: Block sizes of the public kernel. Checked as there, and not used: a plan
@@ -68,6 +72,7 @@ class Features(TypedDict, total=False):
     v_scale: float | None
     attention_chunk_size: int | None
     kv_layout: str
+    return_lse: bool
     chunk_prefill_size: int | None
     d_block_sizes: BlockSizes | None
     p_block_sizes: BlockSizes | None
@@ -136,22 +141,24 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
         v_scale=features.get("v_scale"),
         attention_chunk_size=features.get("attention_chunk_size"),
         kv_layout=kv_layout,
+        return_lse=features.get("return_lse", False),
     ).without_idle_window()
 
 
-def check_lengths(arrays: Arrays, page_size: int) -> None:
+def check_lengths(arrays: Arrays, problem: Problem) -> None:
     """Refuses lengths and pages that cannot be launched.
 
     More than the public check: decode sequences have one token each and come first.
 
     Args:
       arrays: The metadata are on the host; of the others only shapes are read.
-      page_size: Tokens of a page.
+      problem: Says whether contexts may be shorter than the queries; and the page size.
 
     Raises:
       ValueError: The first thing that is wrong.
     """
     max_num_tokens, num_pages = arrays.queries.shape[0], arrays.kv_cache.shape[0]
+    page_size = problem.page_size
     pages = arrays.page_indices.reshape(arrays.kv_lens.shape[0], -1)
     d, p, n = (int(end) for end in arrays.distribution)
     if not 0 <= d <= p <= n <= len(pages):
@@ -165,8 +172,11 @@ def check_lengths(arrays: Arrays, page_size: int) -> None:
     counts = -(-kv_lens // page_size)
     used = np.arange(pages.shape[1]) < counts[:, None]
     outside = ((pages[:n] < 0) | (pages[:n] >= num_pages)) & used
+    fit = ("need 0 < q_len <= kv_len", (q_lens <= 0) | (q_lens > kv_lens))
+    if problem.sees_cache_only:
+        fit = ("need 0 < q_len and 0 <= kv_len", (q_lens <= 0) | (kv_lens < 0))
     for what, wrong in (
-        ("need 0 < q_len <= kv_len", (q_lens <= 0) | (q_lens > kv_lens)),
+        fit,
         (f"kv_len exceeds {pages.shape[1]} pages of {page_size}", counts > pages.shape[1]),
         (f"a page is not one of {num_pages}", outside.any(axis=1)),
     ):

@@ -17,6 +17,7 @@ from rpa_kernels.problem import Problem
 ADDED_FIELDS: Mapping[str, Any] = {
     "attention_chunk_tokens": 0,
     "kv_layout": layout.HEAD_ALONG_SUBLANE,
+    "return_lse": False,
 }
 
 
@@ -46,6 +47,7 @@ class TuningKey:
       has_scales: Whether any of the three scales is given.
       attention_chunk_tokens: Rounded up to a power of two; 0 without chunks.
       kv_layout: As in the problem.
+      return_lse: As in the problem.
     """
 
     chip: str
@@ -68,6 +70,7 @@ class TuningKey:
     has_scales: bool
     attention_chunk_tokens: int = 0
     kv_layout: str = layout.HEAD_ALONG_SUBLANE
+    return_lse: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without chip and family, which a table file states once."""
@@ -87,6 +90,7 @@ class TuningKey:
             "sinks": self.has_sinks,
             "scales": self.has_scales,
             self.kv_layout: self.kv_layout != layout.HEAD_ALONG_SUBLANE,
+            "log-sum-exp": self.return_lse,
         }
         dtypes = {"KV": self.kv_dtype, "queries": self.q_dtype, "output": self.out_dtype}
         same = len(set(dtypes.values())) == 1
@@ -124,6 +128,7 @@ _FEATURES = {
     "has_soft_cap": 0.5,
     "has_sinks": 0.25,
     "has_scales": 0.5,
+    "return_lse": 0.25,
 }
 _WINDOW_WEIGHT = 1.0
 _CHUNK_OR_WINDOW = 0.25  # that one has chunks and the other a window, or sees all
@@ -159,6 +164,7 @@ def tuning_key(problem: Problem, chip: str, family: str) -> TuningKey:
         has_scales=any(scale is not None for scale in scales),
         attention_chunk_tokens=_reach_bucket(problem.attention_chunk_size, context),
         kv_layout=problem.kv_layout,
+        return_lse=problem.return_lse,
     )
 
 
@@ -190,6 +196,7 @@ def representative(key: TuningKey) -> Problem:
         out_dtype=key.out_dtype,
         sliding_window=key.sliding_window_tokens or None,
         attention_chunk_size=key.attention_chunk_tokens or None,
+        return_lse=key.return_lse,
         soft_cap=30.0 if key.has_soft_cap else None,
         causal=key.causal,
         update_kv_cache=key.update_kv_cache,

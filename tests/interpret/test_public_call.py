@@ -262,7 +262,7 @@ def test_the_same_lengths_are_refused(name):
     fields = metadata(**LENGTHS[name])
     arrays = {n: a for n, a in abstract_arrays("v3").items() if n not in fields} | fields
     public = refusal(public_module("v3").dynamic_validate_inputs, **arrays)
-    assert refusal(check_lengths, Arrays(**arrays), problem_for("v3").page_size) is public
+    assert refusal(check_lengths, Arrays(**arrays), problem_for("v3")) is public
     assert (public is None) == (name == "good" or name.startswith("unused"))
 
 
@@ -271,7 +271,18 @@ def test_decode_sequences_of_several_tokens_are_refused():
     fields = metadata(distribution=(slice(0, 2), 3))
     arrays = abstract_arrays("v3") | fields
     with pytest.raises(ValueError, match="one token each"):
-        check_lengths(Arrays(**arrays), problem_for("v3").page_size)
+        check_lengths(Arrays(**arrays), problem_for("v3"))
+
+
+def test_one_part_of_several_may_have_less_than_the_queries():
+    problem = replace(problem_for("v3"), return_lse=True, causal=False, update_kv_cache=False)
+    arrays = abstract_arrays("v3") | metadata(kv_lens=(slice(0, 2), 0))
+    check_lengths(Arrays(**arrays), problem)
+    with pytest.raises(ValueError, match="sequence 0: need 0 < q_len <= kv_len"):
+        check_lengths(Arrays(**arrays), replace(problem, causal=True))
+    arrays["kv_lens"][1] = -1
+    with pytest.raises(ValueError, match="sequence 1: need 0 < q_len and 0 <= kv_len"):
+        check_lengths(Arrays(**arrays), problem)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -101,6 +101,8 @@ def check_features(problem: Problem) -> Infeasible | None:
         return refusal("attention_chunk_size", "public kernels have no chunked local attention")
     if problem.is_seq_along_lane:
         return refusal("kv_layout", "public kernels are tuned with the layout that they default to")
+    if problem.return_lse:
+        return refusal("return_lse", "public kernels return no log-sum-exp")
     return None
 
 

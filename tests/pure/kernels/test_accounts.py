@@ -83,6 +83,45 @@ def test_pages_of_other_chunks_are_not_fetched():
     assert mixed.mxu_flops(chunked, BLOCKS, batch, V6E) < whole / 3
 
 
+def test_a_log_sum_exp_is_one_more_copy_of_each_block_of_queries():
+    with_lse = dataclasses.replace(LLAMA, return_lse=True)
+    # Two rows of 128 lanes a token: 16 of them hold 2 query heads each.
+    assert with_lse.lse_shape == (2048, 2, 1, 128)
+    for name, config, num_blocks in (("decode", DECODE, 2), ("mixed", BLOCKS, 3)):
+        family = load_family(name)
+        q_lens = (1, 1, 1) if name == "decode" else (129, 1)
+        batch = Batch(
+            q_lens=q_lens, kv_lens=(300,) * len(q_lens), num_decode=3 * (name == "decode")
+        )
+        plain, more = (family.traffic(p, config, batch) for p in (LLAMA, with_lse))
+        assert more.write_bytes - plain.write_bytes == sum(q_lens) * 2 * 128 * 4
+        assert more.num_copies - plain.num_copies == num_blocks
+        assert more.read_bytes == plain.read_bytes
+        useful = [family.useful_bytes(p, batch) for p in (LLAMA, with_lse)]
+        assert useful[1] - useful[0] == sum(q_lens) * 32 * 4
+
+
+def test_an_empty_part_of_a_context_is_a_step_and_moves_queries_only():
+    part = dataclasses.replace(LLAMA, return_lse=True, causal=False, update_kv_cache=False)
+    batch = Batch(q_lens=(1, 1), kv_lens=(0, 0), num_decode=2, cache_only=True)
+    queries = Traffic(
+        read_bytes=2 * Q_BYTES, write_bytes=2 * (Q_BYTES + part.lse_token_bytes), num_copies=3
+    )
+    decode, mixed = load_family("decode"), load_family("mixed")
+    assert decode.traffic(part, DECODE, batch) == queries
+    assert (decode.num_steps(part, DECODE, batch), decode.mxu_flops(part, DECODE, batch, V6E)) == (
+        1, 0,
+    )  # fmt: skip
+    batch = dataclasses.replace(batch, num_decode=0)
+    assert mixed.traffic(part, BLOCKS, batch) == dataclasses.replace(queries, num_copies=6)
+    assert (mixed.num_steps(part, BLOCKS, batch), mixed.mxu_flops(part, BLOCKS, batch, V6E)) == (
+        2, 0,
+    )  # fmt: skip
+    assert "queries are part of contexts" in batch.misfit(LLAMA)
+    with pytest.raises(ValueError, match="q_len >= 1 and kv_len >= 0"):
+        Batch(q_lens=(1,), kv_lens=(-1,), num_decode=1, cache_only=True)
+
+
 def test_sequences_of_other_families_cost_nothing():
     batch = Batch(q_lens=(1, 64, 64, 5), kv_lens=(9, 64, 70, 8), num_decode=1, num_prefill=2)
     whole = [load_family(f) for f in FAMILIES]

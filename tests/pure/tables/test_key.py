@@ -28,6 +28,7 @@ problems = st.builds(
     update_kv_cache=st.booleans(),
     has_sinks=st.booleans(),
     k_scale=st.none() | st.just(0.5),
+    return_lse=st.booleans(),
 )
 reaches = st.one_of(
     st.builds(dict, sliding_window=st.none() | st.integers(1, 100_000), causal=st.booleans()),
@@ -68,7 +69,7 @@ def test_what_does_not_change_the_best_config_is_not_in_the_key(change):
     [{"num_q_heads": 16}, {"head_dim": 64}, {"page_size": 32}, {"max_num_tokens": 33},
      {"sliding_window": 64}, {"attention_chunk_size": 64}, {"soft_cap": 30.0},
      {"k_scale": 2.0}, {"causal": False}, {"update_kv_cache": False}, {"has_sinks": True},
-     {"out_dtype": "float32"}],
+     {"out_dtype": "float32"}, {"return_lse": True}],
 )  # fmt: skip
 def test_what_changes_the_best_config_is(change):
     a, b = (tuning_key(p, "v6e", "decode") for p in (PROBLEM, replace(PROBLEM, **change)))

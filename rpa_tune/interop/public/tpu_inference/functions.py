@@ -205,6 +205,8 @@ def _load_function(
         raise UsageError(f"the public {kernel} kernel has no chunked local attention")
     if problem.is_seq_along_lane and kernel != "batched":
         raise UsageError(f"the public {kernel} kernel has no kv_layout {problem.kv_layout}")
+    if problem.return_lse:
+        raise UsageError(f"the public {kernel} kernel returns no log-sum-exp")
     if reason := why_untraceable(kernel):
         raise UsageError(reason, hint="jax 0.10.2 traces it")
     module = WHEEL.load(root, MODULES[kernel])
