@@ -151,7 +151,7 @@ def times_before(group: Group, before: Before) -> list[list[Timeline]]:
         program, machine, timelines = load_program(schedule), load_machine(group.chip), []
         for weighted in group.workload.batches:
             batch, problem = weighted.batch, group.problem
-            scalars = dict(FAMILY.scalar_operands(problem, candidate.config, chip, batch))
+            scalars = dict(candidate.family.scalar_operands(problem, candidate.config, chip, batch))
             scalars[PAGE_TABLE] = batch.arrays(problem).page_indices
             timelines.append(simulate(program, machine, scalars))
         found.append(timelines)

@@ -101,7 +101,7 @@ def truth(
         "half": half,
         "workload": study.workload.name,
         "workload_digest": study.workload.digest,
-        "problem": asdict(study.problem),
+        "problem": study.problem.to_dict(),
         "chip": study.chip.name,
         "family": study.family.name,
         "provenance": provenance(study.family.digest),

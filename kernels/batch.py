@@ -46,6 +46,8 @@ class Batch:
       page_table: Pages of each sequence in order, at least `cdiv(kv_len, page_size)` of them; or
         None to draw a fragmented table from `page_seed`.
       page_seed: Seed of the drawn page table.
+      cache_only: Whether queries have no place in their contexts (`Problem.sees_cache_only`):
+        `kv_lens` then counts cached tokens, any number from 0 on.
     """
 
     q_lens: tuple[int, ...]
@@ -54,6 +56,7 @@ class Batch:
     num_prefill: int = 0
     page_table: tuple[tuple[int, ...], ...] | None = None
     page_seed: int = 0
+    cache_only: bool = False
 
     def __post_init__(self) -> None:
         """Refuses lengths that cannot be a launch.
@@ -70,7 +73,9 @@ class Batch:
                 f"exceed {len(self.q_lens)} sequences"
             )
         for i, (q, kv) in enumerate(zip(self.q_lens, self.kv_lens, strict=True)):
-            if not 1 <= q <= kv:
+            if self.cache_only and not (q >= 1 and kv >= 0):
+                raise ValueError(f"sequence {i}: need q_len >= 1 and kv_len >= 0, got {q} and {kv}")
+            if not self.cache_only and not 1 <= q <= kv:
                 raise ValueError(f"sequence {i}: need 1 <= q_len <= kv_len, got {q} and {kv}")
             if i < self.num_decode and q != 1:
                 raise ValueError(f"sequence {i} is in the decode range but has q_len={q}")
@@ -105,6 +110,8 @@ class Batch:
 
     def misfit(self, problem: Problem) -> str | None:
         """Why this batch cannot run under `problem`, or None when it fits."""
+        if self.cache_only and not problem.sees_cache_only:
+            return "attention to the cache alone, but the problem's queries are part of contexts"
         if self.num_seqs > problem.max_num_seqs:
             return f"{self.num_seqs} sequences, but max_num_seqs={problem.max_num_seqs}"
         if self.num_tokens > problem.max_num_tokens:

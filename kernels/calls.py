@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels import online_softmax, runs
+from rpa_kernels import inputs, online_softmax, runs
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
@@ -52,6 +52,7 @@ class Refs:
       sinks: `problem.sinks_shape`, or None.
       out: The same buffer as `q`.
       cache: `problem.kv_cache_shape`, to read and to write.
+      lse: `problem.lse_shape` to write, or None.
       scratch: The family's scratch.
     """
 
@@ -62,6 +63,7 @@ class Refs:
     sinks: Ref | None
     out: Ref
     cache: PagedCache
+    lse: Ref | None
     scratch: Any
 
 
@@ -99,7 +101,8 @@ class KernelLaunch:
         interpret: Any = None,
         sinks: jax.Array | None = None,
         page_runs: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
+        lse: jax.Array | None = None,
+    ) -> tuple[jax.Array, ...]:
         """Attends the family's sequences.
 
         Args:
@@ -117,15 +120,19 @@ class KernelLaunch:
           sinks: float32[num_q_heads] when `problem.has_sinks`.
           page_runs: `runs.pack` of the lengths and pages, where the caller has it: it is the same
             for all layers of a step. Made here if None.
+          lse: `problem.lse_shape` when `problem.return_lse`, what launches before this one wrote;
+            its buffer becomes the result's. Made here if None.
 
         Returns:
-          (q with the rows of the family's sequences replaced by their output, updated KV cache).
+          (q with the rows of the family's sequences replaced by their output, updated KV cache),
+          and with `problem.return_lse` the log-sum-exp, in the same way, as the third.
 
         Raises:
-          ValueError: Operands do not have the problem's shapes, or sinks are missing or unexpected.
+          ValueError: Operands do not have the problem's shapes, or sinks are missing or unexpected,
+            or there is a log-sum-exp that nobody asked for.
         """
         scalars: tuple[jax.Array, ...] = (kv_lens, page_indices, cu_q_lens, distribution)
-        check_operands((*scalars, q, kv_new, kv_cache), sinks, problem)
+        check_operands((*scalars, q, kv_new, kv_cache), sinks, lse, problem)
         names = (field.name for field in dataclasses.fields(BatchArrays))
         # The record of the host's arrays, here with those of the call.
         traced: dict[str, Any] = dict(zip(names, scalars, strict=True))
@@ -143,19 +150,23 @@ class KernelLaunch:
             on_chip=runs_on_chip(interpret),
         )
         # Page behind page: see `pages.PagedCache`.
-        flat_cache = kv_cache.reshape(-1, *kv_cache.shape[2:])
-        out, cache = _call(
+        flat_cache = kv_cache
+        if not problem.is_seq_along_lane:
+            flat_cache = kv_cache.reshape(-1, *kv_cache.shape[2:])
+        optional = [] if sinks is None else [prepare_sinks(sinks, problem)]
+        if problem.return_lse:
+            optional.append(inputs.no_lse(problem) if lse is None else lse)
+        out, cache, *more = _call(
             lambda *refs: body(_name_refs(refs, problem, target.num_cores)),
             name=self.kernel_name(problem, config),
             scalars=scalars,
-            arrays=(q, kv_new, flat_cache)
-            if sinks is None
-            else (q, kv_new, flat_cache, prepare_sinks(sinks, problem)),
+            arrays=(q, kv_new, flat_cache, *optional),
+            has_lse=problem.return_lse,
             scratch_shapes=self.scratch_shapes(problem, config, target),
             target=target,
             interpret=interpret,
         )
-        return out, cache.reshape(kv_cache.shape)
+        return out, cache.reshape(kv_cache.shape), *more
 
 
 def _call(
@@ -164,11 +175,15 @@ def _call(
     name: str,
     scalars: tuple[jax.Array, ...],
     arrays: tuple[jax.Array, ...],
+    has_lse: bool,
     scratch_shapes: Any,
     target: Target,
     interpret: Any,
-) -> tuple[jax.Array, jax.Array]:
-    """The `pallas_call`: (output, KV cache) in the buffers of q and kv_cache."""
+) -> tuple[jax.Array, ...]:
+    """The `pallas_call`: (output, KV cache) in the buffers of q and kv_cache.
+
+    With `has_lse` the last array is a log-sum-exp, and a third result takes its buffer.
+    """
     hbm = pl.BlockSpec(memory_space=pl.ANY)
     # `pl.ANY` lets XLA place small arrays in VMEM or CMEM, where the kernel's copies would be
     # other copies than `traffic` counts. The memory space in their types keeps them in HBM.
@@ -176,26 +191,27 @@ def _call(
     if interpret is None:
         arrays = tuple(pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in arrays)
         result = pltpu.HBM
-    q, _, kv_cache, *_ = arrays
-    out, cache = pl.pallas_call(
+    # Arrays whose buffers become the results'.
+    written = (0, 2, len(arrays) - 1) if has_lse else (0, 2)
+    results = pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(target.num_cores,),
             in_specs=[hbm] * len(arrays),
-            out_specs=[hbm, hbm],
+            out_specs=[hbm] * len(written),
             scratch_shapes=(scratch_shapes,),
         ),
-        out_shape=[result(q.shape, q.dtype), result(kv_cache.shape, kv_cache.dtype)],
-        input_output_aliases={len(scalars): 0, len(scalars) + 2: 1},
+        out_shape=[result(arrays[i].shape, arrays[i].dtype) for i in written],
+        input_output_aliases={len(scalars) + i: place for place, i in enumerate(written)},
         compiler_params=_compiler_params(target),
         interpret=False if interpret is None else interpret,
         name=name,
     )(*scalars, *arrays)
     if interpret is None:
         # XLA (jax 0.10.2) fails on memory spaces in results that are all that a program returns.
-        out, cache = jax.lax.optimization_barrier((out, cache))
-    return out, cache
+        results = jax.lax.optimization_barrier(tuple(results))
+    return tuple(results)
 
 
 def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
@@ -208,7 +224,11 @@ def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
         core = pl.program_id(0)
         first, end = (tuple(bounds[(core + i) * width + j] for j in range(width)) for i in range(2))
         core_range = (first, end)
-    q, kv_new, _, *sinks, out, cache = rest
+    q, kv_new, _, *rest = rest
+    sinks = rest.pop(0) if problem.has_sinks else None
+    if problem.return_lse:
+        del rest[0]  # the operand: its buffer is that of the result
+    out, cache, *lse = rest
     meta = Meta(
         kv_lens=kv_lens,
         page_runs=page_runs,
@@ -222,9 +242,10 @@ def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
         core_range=core_range,
         q=q,
         kv_new=kv_new,
-        sinks=sinks[0] if sinks else None,
+        sinks=sinks,
         out=out,
         cache=PagedCache(meta=meta, hbm=cache, problem=problem),
+        lse=lse[0] if lse else None,
         scratch=scratch,
     )
 
@@ -243,7 +264,10 @@ def _compiler_params(target: Target) -> pltpu.CompilerParams:
 
 
 def check_operands(
-    operands: tuple[jax.Array, ...], sinks: jax.Array | None, problem: Problem
+    operands: tuple[jax.Array, ...],
+    sinks: jax.Array | None,
+    lse: jax.Array | None,
+    problem: Problem,
 ) -> None:
     """Refuses operands that are not what the kernel was built for."""
     seqs = problem.max_num_seqs
@@ -261,3 +285,9 @@ def check_operands(
             raise ValueError(f"{name} is {operand.dtype}{operand.shape}, not {dtype}{shape}")
     if (sinks is not None) != problem.has_sinks:
         raise ValueError(f"has_sinks={problem.has_sinks}, but sinks is {sinks}")
+    if lse is None:
+        return
+    if not problem.return_lse:
+        raise ValueError("return_lse=False, but there is a log-sum-exp to write to")
+    if lse.shape != problem.lse_shape or lse.dtype != jnp.float32:
+        raise ValueError(f"lse is {lse.dtype}{lse.shape}, not float32{problem.lse_shape}")

@@ -96,8 +96,9 @@ class KernelFamily:
         matmuls, 2 FLOPs a multiply-add); for MFU.
       num_steps: `(problem, config, batch, core=ONLY_CORE) -> ` KV-block steps a core walks.
       launch: `(q, kv_new, kv_cache, kv_lens, page_indices, cu_q_lens, distribution, *, problem,
-        config, target, interpret=None, sinks=None, page_runs=None) -> (out, kv_cache)`, on inputs
-        laid out by `rpa_kernels.inputs.prepare`; output rows of sequences that other families serve
+        config, target, interpret=None, sinks=None, page_runs=None, lse=None) -> (out, kv_cache)`,
+        and the log-sum-exp as the third with `problem.return_lse`, on inputs laid out by
+        `rpa_kernels.inputs.prepare`; output rows of sequences that other families serve
         are passed through, so that launches chain.
       kernel_name: `(problem, config) -> str`, the `name=` of the Pallas call, found again in
         compiler dumps and profiles.

@@ -50,6 +50,8 @@ def prepare_kv(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Arra
     Returns:
       `problem.kv_new_shape`: per token k0, v0, k1, v1, ...; k|v side by side for head_dim 64.
     """
+    if problem.is_seq_along_lane:
+        return _along_lanes(keys, values, problem)
     tokens, words, pack, lanes = problem.kv_new_shape
     if problem.fuses_kv:
         rows = jnp.concatenate([keys, values], axis=-1)
@@ -57,6 +59,14 @@ def prepare_kv(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Arra
         rows = jnp.stack([keys, values], axis=2).reshape(tokens, -1, problem.head_dim)
     rows = _pad_to(_pad_to(rows, 1, words * pack), 2, lanes)
     return rows.reshape(problem.kv_new_shape)
+
+
+def _along_lanes(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Array:
+    """Lays new keys and values out as pages of 128 tokens, in the order of the batch."""
+    tiles, heads, words, pack, size = problem.kv_new_shape
+    rows = jnp.stack([keys, values], axis=2).reshape(-1, heads, problem.head_dim)
+    rows = _pad_to(_pad_to(rows, 0, tiles * size), 2, words * pack)
+    return rows.reshape(tiles, size, heads, words, pack).transpose(0, 2, 3, 4, 1)
 
 
 def prepare(
@@ -82,4 +92,39 @@ def finish(out: jax.Array, problem: Problem) -> jax.Array:
     return out.astype(problem.resolved_out_dtype)
 
 
-__all__ = ["finish", "prepare", "prepare_kv", "prepare_q"]
+@under_defaults
+def prepare_lse(lse: jax.Array, problem: Problem) -> jax.Array:
+    """Lays a log-sum-exp out as kernels write it.
+
+    Args:
+      lse: float32[max_num_tokens, num_q_heads].
+      problem: Static shapes.
+
+    Returns:
+      `problem.lse_shape`; what is padding there is minus infinity.
+    """
+    _, heads, words, pack, _ = problem.q_shape
+    *_, lanes = problem.lse_shape
+
+    def padded(x: jax.Array, size: int) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, 0), (0, size - x.shape[2])), constant_values=-jnp.inf)
+
+    by_head = padded(lse.reshape(-1, heads, problem.q_heads_per_kv_head), words * pack)
+    by_part = by_head.reshape(-1, heads * words, pack).swapaxes(1, 2)
+    return padded(by_part, lanes).reshape(problem.lse_shape)
+
+
+@under_defaults
+def finish_lse(lse: jax.Array, problem: Problem) -> jax.Array:
+    """Undoes `prepare_lse` on the kernels' output: float32[max_num_tokens, num_q_heads]."""
+    tokens, heads, words, pack, _ = problem.q_shape
+    rows = lse[:, :, 0, : heads * words].swapaxes(1, 2).reshape(tokens, heads, words * pack)
+    return rows[:, :, : problem.q_heads_per_kv_head].reshape(tokens, problem.num_q_heads)
+
+
+def no_lse(problem: Problem) -> jax.Array:
+    """The log-sum-exp of queries that have seen nothing, for the first launch to write to."""
+    return jnp.full(problem.lse_shape, -jnp.inf, jnp.float32)
+
+
+__all__ = ["finish", "finish_lse", "no_lse", "prepare", "prepare_kv", "prepare_lse", "prepare_q"]

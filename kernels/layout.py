@@ -1,8 +1,14 @@
 """TPU tiling arithmetic and the KV cache layout. All alignment lives here. No jax.
 
-The layout of the KV cache is that of the public RPA v3 kernel, so that a cache filled by one can
-be read by the other: K and V of a head sit next to each other (k0, v0, k1, v1, ...), and
-`packing` neighbouring rows share one 32-bit sublane.
+A KV cache has one of two layouts, both of public kernels, so that a cache filled by one can be read
+by the other. K and V of a head sit next to each other (k0, v0, k1, v1, ...), and `packing`
+neighbouring rows share one 32-bit sublane. What the rows are is the difference:
+
+    head_along_sublane   rows of a token's heads, head_dim along lanes: that of RPA v3
+    seq_along_lane       rows of head_dim for each head of a page, its tokens along lanes
+
+The first pads K and V of few heads to whole words (float8 and one KV head: half of every page), the
+second pads nothing, but copies whole lane tiles of 128 tokens.
 """
 
 from rpa_kernels.ints import cdiv
@@ -20,6 +26,11 @@ DTYPE_BYTES = {
 }
 Q_DTYPES = ("bfloat16", "float32")
 KV_DTYPES = tuple(DTYPE_BYTES)
+# Source: `KVLayout` of tpu-inference 0.32.0, batched_rpa/configs.py; the names are its values.
+HEAD_ALONG_SUBLANE, SEQ_ALONG_LANE = "head_along_sublane", "seq_along_lane"
+KV_LAYOUTS = (HEAD_ALONG_SUBLANE, SEQ_ALONG_LANE)
+# Source: `RpaConfigs.validate_inputs` there: no integers in the KV cache.
+SEQ_ALONG_LANE_DTYPES = tuple(name for name in KV_DTYPES if name != "int8")
 OUT_DTYPES = ("bfloat16", "float32", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -72,6 +83,23 @@ def kv_cache_shape(
     pack = packing(kv_dtype)
     words = cdiv(kv_rows(num_kv_heads, head_dim), pack)
     return (num_pages, page_size, words, pack, align(head_dim, LANES))
+
+
+def lane_page_shape(
+    *, num_kv_heads: int, head_dim: int, kv_dtype: str, num_tokens: int
+) -> tuple[int, int, int, int]:
+    """Shape of `num_tokens` tokens along lanes, those of a page for one.
+
+    Returns:
+      [2 * KV heads, words, packing, tokens], where `words` 32-bit rows of `packing` elements hold
+      the padded head_dim of k0, of v0, of k1, ...
+
+    Source:
+      `get_kv_cache_shape` of tpu-inference 0.32.0, batched_rpa/wrapper.py.
+    """
+    pack = packing(kv_dtype)
+    words = align(head_dim, SUBLANES * pack) // pack
+    return (2 * num_kv_heads, words, pack, num_tokens)
 
 
 def odd(value: int) -> int:

@@ -81,13 +81,13 @@ def check_blocks(*, bkv_sz: int, bkv_csz: int, problem: Problem) -> Infeasible |
             unit="tokens",
             hint="bkv_csz must divide bkv_sz",
         )
-    if bkv_csz % layout.LANES and bkv_csz != bkv_sz:
+    if bkv_csz % layout.LANES and (bkv_csz != bkv_sz or problem.is_seq_along_lane):
         return Infeasible(
             limit="bkv_csz % 128",
             need=bkv_csz,
             have=layout.LANES,
             unit="tokens",
-            hint="use a multiple of 128, or bkv_sz",
+            hint="use a multiple of 128" + ("" if problem.is_seq_along_lane else ", or bkv_sz"),
         )
     return None
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from rpa_kernels.online_softmax import MASKED
 from rpa_kernels.problem import Problem
+from rpa_kernels.window import last_hidden
 
 Scalar = Any
 
@@ -32,6 +33,7 @@ def mask_scores(
     # A causal query is itself an existing key, so its position bounds the keys by itself.
     last = jnp.minimum(q_pos, k_end - 1) if problem.causal else k_end - 1
     seen = k_pos <= last
-    if problem.sliding_window is not None:
-        seen &= k_pos > q_pos - problem.sliding_window
+    hidden = last_hidden(q_pos, problem)
+    if hidden is not None:
+        seen &= k_pos > hidden
     return jnp.where(seen, s, MASKED)

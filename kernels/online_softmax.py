@@ -49,9 +49,12 @@ def scale_q(q: jax.Array, problem: Problem) -> jax.Array:
     return (q.astype(jnp.float32) * factor).astype(matmul_dtype(problem))
 
 
-def qk(q: jax.Array, k: jax.Array, problem: Problem) -> jax.Array:
-    """Base-2 scores, float32[rows, keys], of q [rows, lanes] (`scale_q`) and k [keys, lanes]."""
-    s = _product(q, k, 1)
+def qk(q: jax.Array, k: jax.Array, problem: Problem, *, along_lanes: bool = False) -> jax.Array:
+    """Base-2 scores, float32[rows, keys], of q [rows, lanes] (`scale_q`) and k [keys, lanes].
+
+    With `along_lanes` keys are along lanes: k is [lanes, keys].
+    """
+    s = _product(q, k, 0 if along_lanes else 1)
     if problem.q_scale is not None:
         factor = score_factor(problem)
         s = s * (factor / problem.soft_cap if problem.soft_cap else factor * LOG2_E)
@@ -76,12 +79,13 @@ def exponentials(s: jax.Array, m: jax.Array, target: Target, dtype: jnp.dtype) -
     return jnp.exp2(x)
 
 
-def pv(p: jax.Array, v: jax.Array) -> jax.Array:
+def pv(p: jax.Array, v: jax.Array, *, along_lanes: bool = False) -> jax.Array:
     """P @ V: float32[rows, lanes] of p [rows, keys] and v [keys, lanes].
 
-    p is not rounded to the dtype of v, which may be float8: it would lose its accuracy.
+    With `along_lanes` v is [lanes, keys]. p is not rounded to the dtype of v, which may be float8:
+    it would lose its accuracy.
     """
-    return _product(p, v, 0)
+    return _product(p, v, 1 if along_lanes else 0)
 
 
 def _product(a: jax.Array, b: jax.Array, b_axis: int) -> jax.Array:
@@ -122,6 +126,21 @@ def softmax_step(
     m = jnp.maximum(m_old, jnp.max(s if most is None else most, axis=1, keepdims=True))
     p = exponentials(s, lane_ops.widen(m, s.shape[1]), target, dtype)
     return p, m, jnp.exp2(m_old - m)
+
+
+def is_empty(m: jax.Array) -> jax.Array:
+    """Whether nothing was seen, of running maxima."""
+    return m <= MASKED
+
+
+def log_sum_exp(m: jax.Array, row_sum: jax.Array) -> jax.Array:
+    """Natural logarithm of a sum of exponentials of scores; minus infinity where nothing was seen.
+
+    Args:
+      m: Running maximum, float32[rows, 128] with equal lanes.
+      row_sum: Sum of exp2(score - m), the same.
+    """
+    return jnp.where(is_empty(m), -jnp.inf, m * (1 / LOG2_E) + jnp.log(row_sum))
 
 
 def merge_factors(m: jax.Array, other_m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

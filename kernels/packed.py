@@ -21,8 +21,8 @@ Ref = Any
 Scalar = Any
 
 
-def _word_rows(ref: Ref, lead: tuple[Scalar, ...]) -> Ref:
-    """View of `ref[*lead]` as [rows, 128] 32-bit words."""
+def word_rows(ref: Ref, lead: tuple[Scalar, ...]) -> Ref:
+    """View of `ref[*lead]` as [rows, 128] 32-bit words; on the chip."""
     words = ref.bitcast(jnp.uint32).at[lead]
     return words.reshape(math.prod(words.shape) // layout.LANES, layout.LANES)
 
@@ -39,7 +39,7 @@ def load_words(
       count: Number of words.
       stride: Words from one to the next.
     """
-    view = _word_rows(ref, lead)
+    view = word_rows(ref, lead)
     folds = ref.shape[-1] // layout.LANES
     parts = [view[pl.ds(row * folds + fold, count, stride * folds)] for fold in range(folds)]
     return parts[0] if folds == 1 else jnp.concatenate(parts, axis=1)
@@ -49,7 +49,7 @@ def store_words(
     ref: Ref, lead: tuple[Scalar, ...], value: jax.Array, *, row: Scalar, stride: int
 ) -> None:
     """Stores uint32[count, lanes] where `load_words` would load it."""
-    view = _word_rows(ref, lead)
+    view = word_rows(ref, lead)
     folds = ref.shape[-1] // layout.LANES
     for fold in range(folds):
         lanes = value[:, fold * layout.LANES : (fold + 1) * layout.LANES]
@@ -206,6 +206,26 @@ def store_q(
     stride = heads * words
     row = start * stride + head * words + word
     store_words(ref, lead, pltpu.bitcast(value, jnp.uint32), row=row, stride=stride)
+
+
+def store_lse(
+    ref: Ref, lead: tuple[Scalar, ...], value: jax.Array, *, start: Scalar, on_chip: bool
+) -> None:
+    """Stores the log-sum-exp of tokens, `start` and up.
+
+    Args:
+      ref: [..., tokens, q packing, 1, lanes], float32.
+      lead: Indices down to the buffer.
+      value: [tokens * packing, lanes]: row t * packing + e is part e of token `start + t`.
+      start: First token.
+      on_chip: Which body.
+    """
+    pack, _, lanes = ref.shape[-3:]
+    if not on_chip:
+        count = value.shape[0] // pack
+        ref[(*lead, pl.ds(start, count))] = value.reshape(count, pack, 1, lanes)
+        return
+    store_words(ref, lead, pltpu.bitcast(value, jnp.uint32), row=start * pack, stride=1)
 
 
 def load_token_q(

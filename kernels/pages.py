@@ -1,8 +1,10 @@
 """Moves one span of a sequence's KV between the paged cache in HBM and a buffer in VMEM.
 
-The cache is one row of tokens here, page behind page, so that a run of pages (`runs.py`) is one
-copy. Nothing is fetched or written beyond the tokens asked for, so the byte counts of `account`
-are exact. Positions are tokens from the start of the sequence's context.
+The cache is rows here, page behind page, so that a run of pages (`runs.py`) is one copy. A row is
+a token, and nothing is fetched or written beyond the tokens asked for, so the byte counts of
+`account` are exact. Where tokens lie along lanes a row is a page, fetched whole or, where a block
+is less than a page, by whole blocks; and what is written is a lane tile of 128 tokens. Positions
+are tokens from the start of the sequence's context.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels import runs
+from rpa_kernels import layout, runs
 from rpa_kernels.ints import cdiv, div, rem
 from rpa_kernels.problem import Problem
 from rpa_kernels.window import window_start
@@ -67,11 +69,30 @@ class PagedCache:
 
     Attributes:
       meta: Scalars of the batch.
-      hbm: `problem.kv_cache_shape` with pages and tokens of a page as one dimension.
+      hbm: `problem.kv_cache_shape` with pages and tokens of a page as one dimension; as it is
+        where tokens lie along lanes.
       problem: Static shapes.
 
-    Buffers are KV buffers in VMEM: [tokens, padded words, packing, lanes].
+    Buffers are KV buffers in VMEM: [tokens, padded words, packing, lanes], or with tokens along
+    lanes [pages or parts of one, 2 * KV heads, words, packing, tokens].
     """
+
+    @property
+    def page_rows(self) -> int:
+        """Rows of a page."""
+        return 1 if self.problem.is_seq_along_lane else self.problem.page_size
+
+    def rows(self, num_tokens: Scalar, max_tokens: int) -> Scalar:
+        """Rows of a buffer that `start_fetch` fills."""
+        if not self.problem.is_seq_along_lane:
+            return num_tokens
+        return cdiv(num_tokens, min(max_tokens, self.problem.page_size))
+
+    def _rows_of(self, buffer: Ref, row: Scalar, size: Scalar) -> Ref:
+        """So many rows of a buffer, without what pads a token in VMEM."""
+        if self.problem.is_seq_along_lane:
+            return buffer.at[pl.ds(row, size)]
+        return buffer.at[pl.ds(row, size), pl.ds(0, self.problem.kv_words)]
 
     meta: Meta
     hbm: Ref
@@ -93,7 +114,7 @@ class PagedCache:
         Args:
           buffer: Where to.
           sem: DMA semaphore; counts the bytes that `wait` takes off.
-          row: First token of the buffer to fill.
+          row: First token of the buffer to fill; whole rows before it.
           seq: Sequence index.
           start: First position, within the sequence's pages even if nothing is fetched; a multiple
             of the page size, or of `max_tokens` where that is a part of a page.
@@ -101,7 +122,15 @@ class PagedCache:
           max_tokens: Static bound on `num_tokens`: whole pages, or a whole part of one.
         """
         page_size, left = self.problem.page_size, jnp.maximum(num_tokens, 0)
+        if self.problem.is_seq_along_lane:
+            row, left = self.rows(row, max_tokens), self.rows(left, max_tokens)
         entry, end_row = self.meta.entry(seq, div(start, page_size)), row + left
+        if self.problem.is_seq_along_lane and max_tokens <= page_size:
+            in_page: Any = rem(start, page_size)
+            tokens = pl.ds(pl.multiple_of(in_page, layout.LANES), max_tokens)
+            part = self.hbm.at[pl.ds(self.meta.read(entry).page, left), :, :, :, tokens]
+            pltpu.make_async_copy(part, self._rows_of(buffer, row, left), sem).start()
+            return
         if max_tokens <= page_size:
             in_page = rem(start, page_size) if max_tokens < page_size else 0
             token = self.meta.read(entry).page * page_size + in_page
@@ -129,33 +158,41 @@ class PagedCache:
         A copy of nothing names a page, too: that of the last copy, because entries past a
         sequence's pages may be anything, and a bad address need not be harmless.
         """
-        page_size, (entry, left) = self.problem.page_size, place
+        page_rows, (entry, left) = self.page_rows, place
         page, count = self.meta.read(entry)
-        size = count * page_size
-        self._start_copy(buffer, sem, page * page_size, end_row - left, jnp.minimum(size, left))
+        size = count * page_rows
+        self._start_copy(buffer, sem, page * page_rows, end_row - left, jnp.minimum(size, left))
         has_more = size < left
         return _Place(
             jnp.where(has_more, entry + count, entry), jnp.where(has_more, left - size, 0)
         )
 
     def _start_copy(self, buffer: Ref, sem: Ref, token: Scalar, row: Scalar, size: Scalar) -> None:
-        """Starts copying `size` tokens from `token` of the cache on to a buffer's row."""
+        """Starts copying `size` rows from row `token` of the cache on to a buffer's row."""
         pltpu.make_async_copy(
             self.hbm.at[pl.ds(token, size)],
-            buffer.at[pl.ds(row, size), pl.ds(0, self.problem.kv_words)],
+            self._rows_of(buffer, row, size),
             sem,
         ).start()
 
-    def wait(self, buffer: Ref, sem: Ref, num_tokens: Scalar) -> None:
-        """Waits until `num_tokens` tokens in all, maybe none, have arrived in or left `buffer`.
+    def wait(self, buffer: Ref, sem: Ref, num_rows: Scalar) -> None:
+        """Waits until `num_rows` rows in all, maybe none, have arrived in or left `buffer`.
 
         A wait counts bytes, whichever copies they came from, so one wait serves many copies.
         """
 
-        @pl.when(num_tokens > 0)
+        @pl.when(num_rows > 0)
         def _() -> None:
-            tokens = buffer.at[pl.ds(0, num_tokens), pl.ds(0, self.problem.kv_words)]
-            pltpu.make_async_copy(tokens, tokens, sem).wait()
+            rows = self._rows_of(buffer, 0, num_rows)
+            pltpu.make_async_copy(rows, rows, sem).wait()
+
+    def start_write_tile(self, tile: Ref, sem: Ref, *, seq: Scalar, position: Scalar) -> None:
+        """Starts writing the lane tile of 128 tokens that a position lies in; along lanes only."""
+        page_size = self.problem.page_size
+        page = self.meta.read(self.meta.entry(seq, div(position, page_size))).page
+        lane: Any = rem(position, page_size) & -layout.LANES
+        tokens = pl.ds(pl.multiple_of(lane, layout.LANES), layout.LANES)
+        pltpu.make_async_copy(tile, self.hbm.at[page, :, :, :, tokens], sem).start()
 
     def start_write(
         self,

@@ -4,8 +4,11 @@ Neighbours: `batch.py` holds the lengths of one launch, each family's `config.py
 sizes. Nothing here depends on a chip. No jax.
 """
 
+import math
 import numbers
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 from rpa_kernels import layout
 from rpa_kernels.dtypes import dtype_name
@@ -20,6 +23,13 @@ _SIZES = (
 )  # fmt: skip
 _SCALES = ("q_scale", "k_scale", "v_scale")
 _NUMBERS = ("sm_scale", "soft_cap", *_SCALES)
+# Fields that came after rows, journals and artefacts had been written, and what they were before.
+# The JSON form leaves them out at that value, so that digests and files of then stay as they are.
+ADDED_FIELDS: Mapping[str, Any] = {
+    "attention_chunk_size": None,
+    "kv_layout": layout.HEAD_ALONG_SUBLANE,
+    "return_lse": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +62,11 @@ class Problem:
       q_scale: Queries are divided by it before the multiplication with quantised keys, or None.
       k_scale: Factor that turns stored keys into real ones, or None for 1.
       v_scale: The same for values.
+      attention_chunk_size: A query sees keys of its own chunk of so many positions only (chunked
+        local attention, as in Llama 4), or None. With a causal mask and no window.
+      kv_layout: Layout of the KV cache, one of `layout.KV_LAYOUTS`; see there.
+      return_lse: Whether the log-sum-exp of each query's logits is an output, too: natural
+        logarithm, after scale and soft cap, the sink among them.
     """
 
     num_q_heads: int
@@ -75,6 +90,9 @@ class Problem:
     q_scale: float | None = None
     k_scale: float | None = None
     v_scale: float | None = None
+    attention_chunk_size: int | None = None
+    kv_layout: str = layout.HEAD_ALONG_SUBLANE
+    return_lse: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what can never be right: the one check of a call, an audit and a sweep.
@@ -95,7 +113,25 @@ class Problem:
                 f"page_size={self.page_size} must be a multiple of {pack} tokens "
                 f"with a KV cache of {self.kv_dtype}"
             )
+        self._check_layout()
         self._check_features()
+
+    def _check_layout(self) -> None:
+        name = self.kv_layout
+        if name not in layout.KV_LAYOUTS:
+            raise ValueError(f"kv_layout={name!r} is not one of {layout.KV_LAYOUTS}")
+        if not self.is_seq_along_lane:
+            return
+        if self.page_size % layout.LANES:
+            raise ValueError(
+                f"page_size={self.page_size} must be a multiple of {layout.LANES} tokens "
+                f"with kv_layout={name}"
+            )
+        if self.kv_dtype not in layout.SEQ_ALONG_LANE_DTYPES:
+            raise ValueError(
+                f"kv_dtype={self.kv_dtype} is not one of {layout.SEQ_ALONG_LANE_DTYPES} "
+                f"with kv_layout={name}"
+            )
 
     def _check_sizes(self) -> None:
         for name in _SIZES:
@@ -120,6 +156,8 @@ class Problem:
     def _check_features(self) -> None:
         if self.sliding_window is not None:
             check_whole("sliding_window", self.sliding_window)
+        if self.attention_chunk_size is not None:
+            self._check_chunk(self.attention_chunk_size)
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is None and name != "sm_scale":
@@ -134,6 +172,24 @@ class Problem:
         if self.soft_cap == 0.0:
             raise ValueError("soft_cap=0.0 must not be zero; use None for no cap")
 
+    def _check_chunk(self, size: int) -> None:
+        check_whole("attention_chunk_size", size)
+        if self.sliding_window is not None:
+            raise ValueError(
+                f"attention_chunk_size={size} and sliding_window={self.sliding_window}: "
+                "a query looks back over a chunk or a window, not both"
+            )
+        if not self.causal:
+            raise ValueError(f"attention_chunk_size={size} needs a causal mask")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `problem_from_dict` reads it back."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in ADDED_FIELDS or value != ADDED_FIELDS[name]
+        }
+
     @property
     def q_heads_per_kv_head(self) -> int:
         """Query heads that share one KV head (the GQA ratio)."""
@@ -145,10 +201,32 @@ class Problem:
         return self.pages_per_seq * self.page_size
 
     def without_idle_window(self) -> "Problem":
-        """The same without its window where no context reaches beyond it: one kernel for both."""
-        if self.sliding_window is None or self.sliding_window < self.max_context_tokens:
+        """The same without a window or chunk as long as any context: one kernel for both."""
+        if self.reach_tokens is None or self.reach_tokens < self.max_context_tokens:
             return self
-        return replace(self, sliding_window=None)
+        return replace(self, sliding_window=None, attention_chunk_size=None)
+
+    @property
+    def sees_cache_only(self) -> bool:
+        """Whether queries have no place in the contexts that they attend to, which may be empty.
+
+        That is one part of several, on one device each, say: every query sees every cached token
+        of its sequence, new ones are not written, and the log-sum-exp says what the part weighs.
+        """
+        is_all = not self.causal and not self.update_kv_cache and self.reach_tokens is None
+        return self.return_lse and is_all
+
+    @property
+    def reach_tokens(self) -> int | None:
+        """Keys that a query sees at most, those of a window or a chunk; None without either."""
+        return self.sliding_window or self.attention_chunk_size
+
+    @property
+    def reach_text(self) -> str:
+        """`window 1024` or `chunk 8192`, for people; empty without either."""
+        if self.reach_tokens is None:
+            return ""
+        return f"{'window' if self.sliding_window else 'chunk'} {self.reach_tokens}"
 
     @property
     def resolved_out_dtype(self) -> str:
@@ -158,14 +236,33 @@ class Problem:
         return "float32" if self.q_dtype == "float32" else "bfloat16"
 
     @property
+    def is_seq_along_lane(self) -> bool:
+        """Whether the tokens of a page of the KV cache lie along lanes."""
+        return self.kv_layout == layout.SEQ_ALONG_LANE
+
+    @property
     def kv_cache_shape(self) -> tuple[int, int, int, int, int]:
-        """KV cache shape: [num_pages, page_size, packed heads, packing, padded head_dim]."""
+        """KV cache shape: [num_pages, page_size, packed heads, packing, padded head_dim].
+
+        With tokens along lanes [num_pages, 2 * KV heads, words of head_dim, packing, page_size].
+        """
+        if self.is_seq_along_lane:
+            return (self.num_pages, *self.lane_page_shape(self.page_size))
         return layout.kv_cache_shape(
             num_pages=self.num_pages,
             page_size=self.page_size,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             kv_dtype=self.kv_dtype,
+        )
+
+    def lane_page_shape(self, num_tokens: int) -> tuple[int, int, int, int]:
+        """Shape of tokens that lie along lanes: [2 * KV heads, words, packing, tokens]."""
+        return layout.lane_page_shape(
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            kv_dtype=self.kv_dtype,
+            num_tokens=num_tokens,
         )
 
     @property
@@ -176,7 +273,7 @@ class Problem:
     @property
     def fuses_kv(self) -> bool:
         """Whether one row holds K and V of a head side by side (head_dim 64)."""
-        return layout.fuses_kv(self.head_dim)
+        return not self.is_seq_along_lane and layout.fuses_kv(self.head_dim)
 
     @property
     def kv_words(self) -> int:
@@ -200,8 +297,14 @@ class Problem:
         )
 
     @property
-    def kv_new_shape(self) -> tuple[int, int, int, int]:
-        """Prepared new keys and values: [tokens, kv words, kv packing, padded head_dim]."""
+    def kv_new_shape(self) -> tuple[int, ...]:
+        """Prepared new keys and values: [tokens, kv words, kv packing, padded head_dim].
+
+        With tokens along lanes [tiles of 128 tokens, 2 * KV heads, words, packing, 128].
+        """
+        if self.is_seq_along_lane:
+            tiles = cdiv(self.max_num_tokens, layout.LANES)
+            return (tiles, *self.lane_page_shape(layout.LANES))
         return (self.max_num_tokens, *self.kv_cache_shape[2:])
 
     @property
@@ -217,8 +320,26 @@ class Problem:
         return heads * rows * lanes * layout.WORD_BYTES if self.has_sinks else 0
 
     @property
+    def lse_shape(self) -> tuple[int, int, int, int]:
+        """Log-sum-exp as kernels write it, float32: [tokens, q packing, 1, lanes].
+
+        Lane `KV head * q_words + word` of part e is query head `word * q packing + e` of the KV
+        head: as query rows lie in registers, none moves to another sublane.
+        """
+        _, heads, words, pack, _ = self.q_shape
+        return (self.max_num_tokens, pack, 1, layout.align(heads * words, layout.LANES))
+
+    @property
+    def lse_token_bytes(self) -> int:
+        """Bytes of one token's log-sum-exp; 0 without."""
+        _, pack, _, lanes = self.lse_shape
+        return pack * lanes * layout.WORD_BYTES if self.return_lse else 0
+
+    @property
     def kv_token_bytes(self) -> int:
         """Bytes of one token in the KV cache."""
+        if self.is_seq_along_lane:
+            return math.prod(self.lane_page_shape(1)) * layout.dtype_bytes(self.kv_dtype)
         return self.kv_words * self.padded_head_dim * layout.WORD_BYTES
 
     @property
@@ -230,6 +351,19 @@ class Problem:
     def q_token_bytes(self) -> int:
         """Bytes of one token in the prepared queries."""
         return self.num_kv_heads * self.q_words * self.padded_head_dim * layout.WORD_BYTES
+
+
+def problem_from_dict(data: Mapping[str, Any]) -> Problem:
+    """Reads the JSON form.
+
+    Raises:
+      ValueError: A field is missing or unknown, or what `Problem` raises.
+    """
+    known = {field.name for field in fields(Problem)}
+    missing, unknown = sorted(known - set(data) - set(ADDED_FIELDS)), sorted(set(data) - known)
+    if missing or unknown:
+        raise ValueError(f"problem: missing {missing}, unknown {unknown}")
+    return Problem(**data)
 
 
 def check_whole(name: str, value: object) -> None:

@@ -33,7 +33,7 @@ def ragged_paged_attention(
     sinks: jax.Array | None = None,
     compute_dtype: str = "float32",
     seqs: range | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """Attends every sequence of a batch to its own pages and writes new K and V to the cache.
 
     Args:
@@ -50,11 +50,15 @@ def ragged_paged_attention(
 
     Returns:
       (float32[max_num_tokens, num_q_heads, head_dim] with zeros in all other rows,
-      the updated KV cache).
+      the updated KV cache), and with `problem.return_lse` float32[max_num_tokens, num_q_heads],
+      the natural logarithm of each query's softmax denominator, minus infinity in all other rows.
     """
     chosen = list(range(int(arrays.distribution[2])) if seqs is None else seqs)
     kv_new = inputs.prepare_kv(keys, values, problem)
-    out = jnp.zeros(queries.shape, jnp.float32)
+    out = (
+        jnp.zeros(queries.shape, jnp.float32),
+        jnp.full(queries.shape[:2], -jnp.inf, jnp.float32),
+    )
     for seq in sequences(chosen, arrays, problem):
         if problem.update_kv_cache:
             kv_cache = write_new(kv_cache, kv_new, seq, problem=problem)
@@ -64,7 +68,8 @@ def ragged_paged_attention(
         out = attend(
             out, queries, kv_cache, seq, sinks, problem=problem, compute_dtype=compute_dtype
         )
-    return out, kv_cache
+    attended, lse = out
+    return (attended, kv_cache, lse) if problem.return_lse else (attended, kv_cache)
 
 
 class PaddedSequence(NamedTuple):
@@ -89,7 +94,7 @@ def sequences(chosen: list[int], arrays: BatchArrays, problem: Problem) -> list[
     page_table = np.asarray(arrays.page_indices).reshape(-1, problem.pages_per_seq)
     q_lens = np.diff(starts)
     index = np.arange(max((q_lens[i] for i in chosen), default=1), dtype=np.int32)
-    most_pages = cdiv(max((int(kv_lens[i]) for i in chosen), default=1), problem.page_size)
+    most_pages = cdiv(max(1, *(int(kv_lens[i]) for i in chosen)), problem.page_size)
     return [
         PaddedSequence(
             rows=np.where(index < q_lens[i], starts[i] + index, problem.max_num_tokens),
@@ -108,12 +113,17 @@ def write_new(
     """The cache with one sequence's new tokens at their positions."""
     page = seq.pages[seq.positions // problem.page_size]
     page = jnp.where(seq.rows < problem.max_num_tokens, page, problem.num_pages)
+    place = seq.positions % problem.page_size
+    if problem.is_seq_along_lane:
+        by_token = jnp.moveaxis(kv_new, -1, 1).reshape(-1, *kv_new.shape[1:-1])
+        new = by_token.at[seq.rows].get(mode="clip")
+        return kv_cache.at[page, ..., place].set(new, mode="drop")
     new = kv_new.at[seq.rows].get(mode="clip")
-    return kv_cache.at[page, seq.positions % problem.page_size].set(new, mode="drop")
+    return kv_cache.at[page, place].set(new, mode="drop")
 
 
 def attend_sequence(
-    out: jax.Array,
+    out: tuple[jax.Array, jax.Array],
     queries: jax.Array,
     kv_cache: jax.Array,
     seq: PaddedSequence,
@@ -121,10 +131,16 @@ def attend_sequence(
     *,
     problem: Problem,
     compute_dtype: str,
-) -> jax.Array:
-    """`out` with the rows of one sequence, whose last query is its last key, filled in."""
+) -> tuple[jax.Array, jax.Array]:
+    """Output and log-sum-exp with the rows of one sequence filled in.
+
+    Its last query is its last key.
+    """
     q = queries.at[seq.rows].get(mode="clip").astype(jnp.float32)
-    k, v = split_kv(kv_cache[seq.pages].reshape(-1, *problem.kv_cache_shape[2:]), problem)
+    pages = kv_cache[seq.pages]
+    if problem.is_seq_along_lane:
+        pages = jnp.moveaxis(pages, -1, 1)
+    k, v = split_kv(pages.reshape(-1, *pages.shape[2:]), problem)
     q_pos, k_pos = seq.positions[:, None], jnp.arange(k.shape[0])[None]
     exists = k_pos < seq.kv_len
     seen = exists
@@ -132,10 +148,15 @@ def attend_sequence(
         seen &= k_pos <= q_pos
     if problem.sliding_window is not None:
         seen &= q_pos < k_pos + problem.sliding_window
+    if problem.attention_chunk_size is not None:
+        size = problem.attention_chunk_size
+        seen &= q_pos // size == k_pos // size
     # What no query sees may be anything, NaN included.
     k, v = (jnp.where(seen.any(axis=0)[:, None, None], x, 0) for x in (k, v))
     new = attention(q, k, v, seen, problem, sinks, jnp.dtype(compute_dtype))
-    return out.at[seq.rows].set(new, mode="drop")
+    return tuple(  # type: ignore[return-value]
+        x.at[seq.rows].set(own, mode="drop") for x, own in zip(out, new, strict=True)
+    )
 
 
 _attend_exactly = jax.jit(
@@ -146,6 +167,9 @@ _attend_exactly = jax.jit(
 def split_kv(rows: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array]:
     """Takes K and V, each float32[tokens, num_kv_heads, head_dim], out of cache rows."""
     heads, dim = problem.num_kv_heads, problem.head_dim
+    if problem.is_seq_along_lane:
+        pairs = rows.reshape(rows.shape[0], heads, 2, -1).astype(jnp.float32)[..., :dim]
+        return pairs[:, :, 0], pairs[:, :, 1]
     rows = rows.reshape(rows.shape[0], -1, problem.padded_head_dim).astype(jnp.float32)
     if problem.fuses_kv:
         return rows[:, :heads, :dim], rows[:, :heads, dim:]
@@ -161,7 +185,7 @@ def attention(
     problem: Problem,
     sinks: jax.Array | None,
     compute_dtype: jnp.dtype,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Attention of one sequence.
 
     Args:
@@ -174,7 +198,8 @@ def attention(
       compute_dtype: Dtype that scores and probabilities are rounded to.
 
     Returns:
-      float32[queries, num_q_heads, head_dim].
+      (float32[queries, num_q_heads, head_dim], zero for a query that sees nothing;
+      float32[queries, num_q_heads], the log-sum-exp of its scores and the sink).
     """
     scale = problem.sm_scale * (problem.k_scale or 1.0)
     if problem.q_scale is not None:
@@ -193,8 +218,10 @@ def attention(
         column = jnp.broadcast_to(sinks[:, None, None], (*scores.shape[:2], 1))
         scores = jnp.concatenate([scores, column.astype(scores.dtype)], axis=-1)
     p = jax.nn.softmax(scores, axis=-1)[..., : k.shape[0]].astype(compute_dtype)
+    p = jnp.where(seen.any(axis=1)[:, None], p, 0)  # no key and no sink is 0 / 0
+    lse = jax.nn.logsumexp(scores.astype(jnp.float32), axis=-1)
     out = jnp.einsum("hqk,khd->qhd", p.astype(jnp.float32), v, precision="highest")
-    return out.astype(compute_dtype).astype(jnp.float32) * (problem.v_scale or 1.0)
+    return out.astype(compute_dtype).astype(jnp.float32) * (problem.v_scale or 1.0), lse.T
 
 
 def quantize(x: jax.Array, dtype: str) -> jax.Array:

@@ -24,6 +24,7 @@ import numpy as np
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.ints import cdiv, div
 from rpa_kernels.problem import Problem
+from rpa_kernels.window import newest_sees_from
 
 Array = Any
 
@@ -73,6 +74,9 @@ def pack(arrays: BatchArrays, problem: Problem, xp: Any = np) -> Array:
     """
     longest = longest_run(problem.num_pages)
     table = arrays.page_indices.reshape(problem.max_num_seqs, problem.pages_per_seq)
+    if problem.sees_cache_only:
+        # The first entry of an empty context would be anything, and a copy of nothing names it.
+        table = xp.where(arrays.kv_lens[:, None] > 0, table, 0)
     index = xp.arange(problem.pages_per_seq, dtype=xp.int32)
     step = _shifted(table, -1, xp) - table
     has_next = (index % longest != longest - 1) & (index + 1 < problem.pages_per_seq)
@@ -94,8 +98,9 @@ def _free_pages(arrays: BatchArrays, problem: Problem, xp: Any) -> tuple[Array, 
     kv_lens, size = arrays.kv_lens, problem.page_size
     q_lens = arrays.cu_q_lens[1:] - arrays.cu_q_lens[:-1]
     first = xp.zeros_like(kv_lens)
-    if problem.sliding_window is not None:
-        first = cdiv(xp.maximum(kv_lens - problem.sliding_window, 0), size)
+    oldest = newest_sees_from(kv_lens, problem)
+    if oldest is not None:
+        first = cdiv(xp.maximum(oldest, 0), size)
     if problem.update_kv_cache:
         end = kv_lens - q_lens
     else:

@@ -3,10 +3,11 @@
 from rpa_kernels.batch import Batch
 from rpa_kernels.layout import dtype_bytes
 from rpa_kernels.problem import Problem
+from rpa_kernels.window import first_seen
 
 
 def useful_bytes(family: str, problem: Problem, batch: Batch) -> int:
-    """Bytes that no kernel could avoid moving: q, new K and V, seen cached K and V, output.
+    """Bytes that no kernel could avoid moving: q, new K and V, seen cached K and V, outputs.
 
     Counts real heads and elements, not padding, and each token once however many query blocks
     look at it. With `update_kv_cache` new K and V are read from the operand and written to the
@@ -14,14 +15,13 @@ def useful_bytes(family: str, problem: Problem, batch: Batch) -> int:
     """
     token_kv = 2 * problem.num_kv_heads * problem.head_dim * dtype_bytes(problem.kv_dtype)
     token_q = problem.num_q_heads * problem.head_dim * dtype_bytes(problem.q_dtype)
+    token_lse = problem.num_q_heads * dtype_bytes("float32") if problem.return_lse else 0
     total = 0
     for i in batch.family_seqs(family):
         q_len, kv_len = batch.q_lens[i], batch.kv_lens[i]
-        first = 0
-        if problem.sliding_window is not None:
-            first = max(kv_len - q_len + 1 - problem.sliding_window, 0)
+        first = first_seen(kv_len - q_len, problem)
         written = q_len if problem.update_kv_cache else 0
-        total += (kv_len - first + written) * token_kv + 2 * q_len * token_q
+        total += (kv_len - first + written) * token_kv + q_len * (2 * token_q + token_lse)
     return total
 
 
@@ -32,8 +32,5 @@ def useful_flops(family: str, problem: Problem, batch: Batch) -> int:
         q_len, kv_len = batch.q_lens[i], batch.kv_lens[i]
         for q_pos in range(kv_len - q_len, kv_len):
             last = q_pos + 1 if problem.causal else kv_len
-            first = 0
-            if problem.sliding_window is not None:
-                first = max(q_pos + 1 - problem.sliding_window, 0)
-            pairs += last - first
+            pairs += last - first_seen(q_pos, problem)
     return pairs * 4 * problem.num_q_heads * problem.head_dim

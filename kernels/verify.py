@@ -3,7 +3,7 @@
 The one comparison used by the tests, by `rpa-tune verify` and by a sweep before it promotes a
 config. A kernel may err at most twice as much as a plain implementation that rounds scores and
 probabilities to bfloat16: in the mean square over the batch and, up to one more rounding of the
-output, in its worst element. The KV cache must equal the
+output, in its worst element. So may a log-sum-exp. The KV cache must equal the
 reference's bit for bit, written tokens and all others.
 
 Errors are those of the kernel's own roundings on a chip whose exponential is right to one rounding:
@@ -32,6 +32,10 @@ from rpa_kernels.window import window_start
 ONE_ROUNDING = 2.0**-9
 MAX_RMS_RATIO = 2.0
 FLOAT32_RELATIVE = 2.0**-12
+# Added to the tolerance of a log-sum-exp, in natural-log units: sums and logarithms in float32.
+LSE_ROUNDING = 2.0**-12
+# What rows of a log-sum-exp hold before a launch that leaves them alone; no launch gives it.
+UNTOUCHED = 1234.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +47,8 @@ class Report:
       baseline_error: The same of the plain low-precision implementation.
       tolerance: What `max_error` may be.
       rms_ratio: Root mean square error, as a share of that of the plain implementation.
+      lse_error: Largest absolute difference of a log-sum-exp; 0 without.
+      lse_tolerance: What `lse_error` may be.
       cache_bytes_changed: Bytes of the KV cache that differ from the reference's.
       other_rows_changed: Output rows of other families' sequences or of none that were changed.
       has_race: Whether the interpreter saw a data race.
@@ -57,6 +63,8 @@ class Report:
     other_rows_changed: int
     has_race: bool
     unwaited_semaphores: int
+    lse_error: float = 0.0
+    lse_tolerance: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -71,6 +79,10 @@ class Report:
             found.append(f"error {self.max_error:.3g} exceeds tolerance {self.tolerance:.3g}")
         if not self.rms_ratio <= MAX_RMS_RATIO:
             found.append(f"mean error is {self.rms_ratio:.3g} times that of plain bfloat16")
+        if not self.lse_error <= self.lse_tolerance:
+            found.append(
+                f"log-sum-exp error {self.lse_error:.3g} exceeds tolerance {self.lse_tolerance:.3g}"
+            )
         if self.cache_bytes_changed:
             found.append(f"{self.cache_bytes_changed} bytes of the KV cache are wrong")
         if self.other_rows_changed:
@@ -115,17 +127,20 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
         return x.astype(problem.kv_dtype)
 
     tokens, heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
-    shape = problem.kv_cache_shape
+    shape, page_size = problem.kv_cache_shape, problem.page_size
     unread = {"int8": 127.0, "float8_e5m2": np.inf}.get(problem.kv_dtype, np.nan)
     cache = np.full(shape, unread, np.float32)
+    # Token by token: a view where tokens are the last dimension.
+    by_token = np.moveaxis(cache, -1, 1) if problem.is_seq_along_lane else cache
     lengths = zip(batch.pages(problem), batch.q_lens, batch.kv_lens, strict=True)
     for pages, q_len, kv_len in lengths:
-        first = window_start(kv_len - q_len, problem) // shape[1]
-        for i, page in enumerate(pages[: cdiv(kv_len, shape[1])]):
+        first = window_start(kv_len - q_len, problem) // page_size
+        for i, page in enumerate(pages[: cdiv(kv_len, page_size)]):
             if i < first:
                 continue  # behind the window of every query: never fetched
-            rows = min(shape[1], kv_len - i * shape[1])
-            cache[page, :rows] = rng.standard_normal((rows, *shape[2:])) * spread
+            rows = min(page_size, kv_len - i * page_size)
+            drawn = rng.standard_normal((rows, *by_token.shape[2:]))
+            by_token[page, :rows] = drawn * spread
     return Operands(
         queries=normal(tokens, problem.num_q_heads, dim).astype(problem.q_dtype),
         keys=stored(normal(tokens, heads, dim, scale=spread)),
@@ -136,6 +151,11 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
     )
 
 
+def untouched_lse(problem: Problem) -> jax.Array | None:
+    """What a launch that is compared is given to write its log-sum-exp to; None for none."""
+    return jnp.full(problem.lse_shape, UNTOUCHED, jnp.float32) if problem.return_lse else None
+
+
 def run_interpreted(
     family: KernelFamily,
     problem: Problem,
@@ -144,8 +164,10 @@ def run_interpreted(
     operands: Operands,
     *,
     interpret: Any,
-) -> tuple[jax.Array, jax.Array]:
-    """Runs one family: (output rows [tokens, q heads, head_dim], KV cache).
+) -> tuple[jax.Array, ...]:
+    """Runs one family: (output rows [tokens, q heads, head_dim], KV cache), and a log-sum-exp.
+
+    The third is there with `problem.return_lse`, and `UNTOUCHED` where the family has no queries.
 
     Args:
       family: The family to run.
@@ -162,7 +184,7 @@ def run_interpreted(
     )
     # Compiling takes longer than running: optimise little.
     options = {**reference.EXACT_ROUNDING, "xla_backend_optimization_level": 0}
-    out, cache = jax.jit(launch, compiler_options=options)(
+    found: tuple[jax.Array, ...] = jax.jit(launch, compiler_options=options)(
         q,
         kv_new,
         operands.kv_cache,
@@ -171,8 +193,9 @@ def run_interpreted(
         arrays.cu_q_lens,
         arrays.distribution,
         sinks=operands.sinks,
+        lse=untouched_lse(problem),
     )
-    return out, cache
+    return found
 
 
 def verify(
@@ -206,10 +229,10 @@ def verify(
     operands = replace(operands, arrays=spoil_unused(operands.arrays, problem))
     interpret = interpreter(dma_mode, target.num_cores)
     with watched() as faults:
-        out, cache = jax.block_until_ready(
+        found = jax.block_until_ready(
             run_interpreted(family, problem, config, target, operands, interpret=interpret)
         )
-    return compare(family, problem, batch, operands, out, cache, faults=faults)
+    return compare(family, problem, batch, operands, found, faults=faults)
 
 
 def spoil_unused(arrays: BatchArrays, problem: Problem) -> BatchArrays:
@@ -242,8 +265,7 @@ def compare(
     problem: Problem,
     batch: Batch,
     operands: Operands,
-    out: jax.Array,
-    cache: jax.Array,
+    found: tuple[jax.Array, ...],
     *,
     faults: Faults | None = None,
 ) -> Report:
@@ -254,19 +276,28 @@ def compare(
       problem: Static shapes and features.
       batch: Lengths and pages.
       operands: What it was given.
-      out: What it returned, [tokens, KV heads, q words, q packing, padded head_dim].
-      cache: The KV cache that it returned.
+      found: What it returned: output [tokens, KV heads, q words, q packing, padded head_dim], KV
+        cache, and with `problem.return_lse` a log-sum-exp, `UNTOUCHED` in other rows.
       faults: What was seen of it, if it was interpreted.
     """
+    out, cache, *lse = found
     own = _rows_of(family.name, batch)
-    expected, expected_cache = _reference(problem, family.name, batch, operands, "float32")
-    baseline, _ = _reference(problem, family.name, batch, operands, "bfloat16")
+    others = np.setdiff1d(np.arange(problem.max_num_tokens), own)
+    expected, expected_cache, *wanted = _reference(problem, family.name, batch, operands, "float32")
+    baseline, _, *plain = _reference(problem, family.name, batch, operands, "bfloat16")
     finished = np.asarray(inputs.finish(out, problem).astype(jnp.float32))
     error = _largest(finished[own] - expected[own])
     baseline_error = _largest(baseline[own] - expected[own])
     before = np.asarray(inputs.prepare_q(operands.queries, problem)).view(np.uint8)
     after = np.asarray(out).view(np.uint8)
     changed = (before != after).reshape(len(before), -1).any(axis=1)
+    lse_error = lse_tolerance = 0.0
+    if lse:
+        given = np.asarray(inputs.finish_lse(lse[0], problem))
+        changed |= (np.asarray(lse[0]) != UNTOUCHED).reshape(len(before), -1).any(axis=1)
+        lse_error = _largest(_distance(given[own], wanted[0][own]))
+        plain_error = _largest(_distance(plain[0][own], wanted[0][own]))
+        lse_tolerance = 2 * plain_error + LSE_ROUNDING
     wrong = np.asarray(cache).view(np.uint8) != np.asarray(expected_cache).view(np.uint8)
     return Report(
         max_error=error,
@@ -274,7 +305,9 @@ def compare(
         tolerance=tolerance_of(problem, baseline_error, _largest(expected[own])),
         rms_ratio=_rms_ratio(finished[own] - expected[own], baseline[own] - expected[own]),
         cache_bytes_changed=int(wrong.sum()),
-        other_rows_changed=int(changed[np.setdiff1d(np.arange(len(before)), own)].sum()),
+        other_rows_changed=int(changed[others].sum()),
+        lse_error=lse_error,
+        lse_tolerance=lse_tolerance,
         has_race=faults is not None and faults.has_race,
         unwaited_semaphores=0 if faults is None else faults.unwaited_semaphores,
     )
@@ -303,6 +336,12 @@ def _rms_ratio(errors: np.ndarray[Any, Any], baseline: np.ndarray[Any, Any]) -> 
     return float(np.sqrt(np.mean(np.square(errors)) / np.mean(np.square(baseline))))
 
 
+def _distance(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Absolute differences; none of two infinities that are equal."""
+    with np.errstate(invalid="ignore"):
+        return np.where(a == b, 0.0, np.abs(a - b))
+
+
 def _rows_of(family: str, batch: Batch) -> np.ndarray[Any, Any]:
     """Rows of `queries` that a family serves."""
     starts = np.concatenate([[0], np.cumsum(batch.q_lens)]).astype(int)
@@ -317,9 +356,9 @@ def _largest(x: np.ndarray[Any, Any]) -> float:
 
 def _reference(
     problem: Problem, family: str, batch: Batch, operands: Operands, compute_dtype: str
-) -> tuple[np.ndarray[Any, Any], jax.Array]:
-    """The reference's output for the family's sequences, and the cache they update."""
-    out, cache = reference.ragged_paged_attention(
+) -> tuple[Any, ...]:
+    """The reference's output for the family's sequences, the cache they update, and what more."""
+    out, cache, *lse = reference.ragged_paged_attention(
         operands.queries,
         operands.keys,
         operands.values,
@@ -330,4 +369,4 @@ def _reference(
         compute_dtype=compute_dtype,
         seqs=batch.family_seqs(family),
     )
-    return np.asarray(out), cache
+    return np.asarray(out), cache, *map(np.asarray, lse)

@@ -1,15 +1,17 @@
 """rpa-tune: tunes, checks and dispatches Ragged Paged Attention kernels for TPUs.
 
-`load_dispatcher`, `ragged_paged_attention`, `page_runs`, `Problem`, `Step`, `Artifact` and the
-module `capture` are what a serving engine needs. `tune` and `load_plan`, `explain`, `verify`,
-`audit`, `advise` and `Server` are the commands of those names as calls (docs/python.md). All are
-imported when first used, so that importing the package stays light.
+`load_dispatcher`, `ragged_paged_attention`, `page_runs`, `merge_attention`, `merge_over_axis`,
+`Problem`, `Step`, `Artifact` and the module `capture` are what a serving engine needs. `tune` and
+`load_plan`, `plan_for`, `explain`, `verify`, `audit`, `advise` and `Server` are the commands of
+those names as calls (docs/python.md). All are imported when first used, so that importing the
+package stays light.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rpa_kernels.merge import merge_attention, merge_over_axis
     from rpa_kernels.problem import Problem
     from rpa_tune import capture
     from rpa_tune.analysis.advise import advise
@@ -36,6 +38,8 @@ _LAZY = {
     "explain": "rpa_tune.analysis.explain",
     "load_dispatcher": "rpa_tune.dispatch",
     "load_plan": "rpa_tune.sweep.plan",
+    "merge_attention": "rpa_kernels.merge",
+    "merge_over_axis": "rpa_kernels.merge",
     "page_runs": "rpa_tune.dispatch",
     "plan_for": "rpa_tune.sweep.plan_for",
     "ragged_paged_attention": "rpa_tune.dispatch",
@@ -57,6 +61,8 @@ __all__ = [
     "explain",
     "load_dispatcher",
     "load_plan",
+    "merge_attention",
+    "merge_over_axis",
     "page_runs",
     "plan_for",
     "ragged_paged_attention",

@@ -83,7 +83,7 @@ class Candidate:
         """JSON form; `from_dict` reads it back."""
         return {
             "family": self.family.name,
-            "problem": asdict(self.problem),
+            "problem": self.problem.to_dict(),
             "config": asdict(self.config),
             "chip": self.chip.name,
             "workload": self.workload,
@@ -111,11 +111,12 @@ class Candidate:
     def title(self) -> str:
         """What its study is about, for people: not all of it, so that two may have one title."""
         problem = self.problem
-        window = f", window {problem.sliding_window}" if problem.sliding_window else ""
+        reach = f", {problem.reach_text}" if problem.reach_text else ""
+        kv_layout = f", {problem.kv_layout}" if problem.is_seq_along_lane else ""
         heads = f"{problem.num_q_heads}/{problem.num_kv_heads} heads of {problem.head_dim}"
         return (
             f"{self.chip.name}/{self.family.name}, {heads}, "
-            f"{problem.kv_dtype}, page {problem.page_size}{window}"
+            f"{problem.kv_dtype}, page {problem.page_size}{kv_layout}{reach}"
         )
 
     @property
@@ -126,11 +127,10 @@ class Candidate:
     @property
     def study(self) -> str:
         """The same of all but the config: candidates of one study have it in common."""
-        problem = asdict(self.problem)
         parts = {
             "family": self.family.name, "chip": self.chip.name, "workload": self.workload,
         }  # fmt: skip
-        return _digest({**parts, "problem": problem})
+        return _digest({**parts, "problem": self.problem.to_dict()})
 
 
 def _digest(content: dict[str, Any]) -> str:

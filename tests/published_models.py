@@ -13,7 +13,8 @@ Layers by kind: the models' documentation (model cards and docs of transformers 
 
 S, F = "sliding_attention", "full_attention"
 
-# name -> (file, (layers, query heads, KV heads, head size, window, scale, shared cache), other)
+# name -> (file, (layers, query heads, KV heads, head size, window or chunk, scale, shared cache),
+# other)
 MODELS = {
     "llama-3.1-8b": (
         {"model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096,
@@ -25,7 +26,7 @@ MODELS = {
             "attention_chunk_size": 8192, "head_dim": 128, "hidden_size": 5120,
             "model_type": "llama4_text", "no_rope_layers": [], "num_attention_heads": 40,
             "num_hidden_layers": 48, "num_key_value_heads": 8, "use_qk_norm": True}},
-        {(12, 40, 8, 128, None, 128**-0.5, False)}, {},
+        {(12, 40, 8, 128, None, 128**-0.5, False), (36, 40, 8, 128, 8192, 128**-0.5, False)}, {},
     ),
     "qwen3-30b-a3b": (
         {"model_type": "qwen3_moe", "num_hidden_layers": 48, "hidden_size": 2048, "head_dim": 128,

@@ -152,10 +152,10 @@ A_COMMAND = "a command: the test beside it runs it through `cli.main`"
 NOT_IMPORTED: dict[str, str] = {
     "rpa_kernels.blockwise.attend": ON_REFS,
     "rpa_kernels.blockwise.kernel": ON_REFS,
-    "rpa_kernels.blockwise.q_blocks": ON_REFS,
+    "rpa_kernels.blockwise.lane_blocks": ON_REFS,
     "rpa_kernels.blockwise.scratch": ON_REFS,
-    "rpa_kernels.decode.attend": ON_REFS,
     "rpa_kernels.decode.kernel": ON_REFS,
+    "rpa_kernels.decode.lane_writes": ON_REFS,
     "rpa_kernels.decode.scratch": ON_REFS,
     "rpa_kernels.decode.seq_blocks": ON_REFS,
     "rpa_kernels.blockwise.family": "two records: every test that loads `mixed` or `prefill`",

@@ -16,7 +16,7 @@ from rpa_kernels.family import Traffic
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
-from rpa_kernels.window import window_start
+from rpa_kernels.window import first_seen, window_start
 
 Shape = tuple[int, ...]
 
@@ -35,8 +35,7 @@ def buffers(
     problem: Problem, config: BlockwiseConfig, target: Target
 ) -> dict[str, tuple[Shape, str]]:
     """Every VMEM buffer of the kernel: name to (shape, dtype); `scratch.py` allocates these."""
-    _, words, pack, lanes = problem.kv_new_shape
-    q_token = problem.q_shape[1:]
+    q_token, lanes = problem.q_shape[1:], problem.padded_head_dim
     state = (problem.num_kv_heads, query_rows(problem, config.bq_sz))
     heads = problem.num_kv_heads
     paths = all_chains("mixed", problem, config, target)
@@ -45,9 +44,8 @@ def buffers(
     mask_rows = max(c.rows * c.num_masks * c.keys // config.bkv_csz for c in paths)
     wide, unpacked = operands.matmul_dtype(problem), operands.kv_dtype(problem, target)
     v_lanes = lanes + sums_lanes(problem, config)
-    kv_block = (config.num_buffers, config.bkv_sz, layout.odd(words), pack, lanes)
     named = {
-        "kv": (kv_block, problem.kv_dtype),
+        **_kv_buffers(problem, config),
         "q": ((2, config.bq_sz, *q_token), problem.q_dtype),
         "out": ((2, config.bq_sz, *q_token), problem.q_dtype),
         "k": ((heads, config.bkv_sz, lanes), unpacked),
@@ -68,7 +66,23 @@ def buffers(
         named["mask_cap"] = ((mask_rows, config.bkv_csz), "float32")
     if problem.has_sinks:
         named["sinks"] = (problem.sinks_shape, "float32")
+    if problem.return_lse:
+        named["lse"] = ((2, config.bq_sz, *problem.lse_shape[1:]), "float32")
     return named
+
+
+def _kv_buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[Shape, str]]:
+    """Buffers of KV blocks; see `buffers`."""
+    if problem.is_seq_along_lane:
+        width = min(problem.page_size, config.bkv_sz)
+        pages = (config.num_buffers, config.bkv_sz // width, *problem.lane_page_shape(width))
+        # The new tokens of a block may begin anywhere in a tile.
+        tiles = config.bkv_sz // layout.LANES + 1
+        new = (config.num_buffers, tiles, *problem.lane_page_shape(layout.LANES))
+        return {"kv": (pages, problem.kv_dtype), "kv_new": (new, problem.kv_dtype)}
+    _, words, pack, lanes = problem.kv_new_shape
+    kv_block = (config.num_buffers, config.bkv_sz, layout.odd(words), pack, lanes)
+    return {"kv": (kv_block, problem.kv_dtype)}
 
 
 def scratch_bytes(problem: Problem, config: BlockwiseConfig, target: Target) -> int:
@@ -129,7 +143,7 @@ def num_steps(
 ) -> int:
     """KV blocks over all query blocks."""
     return sum(
-        cdiv(b.kv_end - b.kv_first, config.bkv_sz)
+        max(cdiv(b.kv_end - b.kv_first, config.bkv_sz), 1)
         for b in blocks(family, problem, config, batch, core)
     )
 
@@ -140,14 +154,19 @@ def traffic(
     """What the DMAs move for one batch: queries, new KV, cached KV, output and cache update."""
     q_bytes, kv_bytes = problem.q_token_bytes, problem.kv_token_bytes
     table = runs.SeqRuns.of(batch.arrays(problem), problem)
+    lanes = Traffic(read_bytes=0, write_bytes=0, num_copies=0)
     read = write = copies = 0
     for b in blocks(family, problem, config, batch, core):
         read += (b.end - b.first) * q_bytes
-        write += (b.end - b.first) * q_bytes
+        write += (b.end - b.first) * (q_bytes + problem.lse_token_bytes)
+        if problem.is_seq_along_lane:
+            copies += 2
+            lanes += _lane_traffic(problem, config, batch, b, table)
+            continue
         start = np.arange(b.kv_first, b.kv_end, config.bkv_sz)
         end = np.minimum(start + config.bkv_sz, b.kv_end)
         read += (b.kv_end - b.kv_first) * kv_bytes
-        copies += 2 + int(np.sum(end > b.cached_end))
+        copies += 2 + problem.return_lse + int(np.sum(end > b.cached_end))
         cached_end = np.minimum(end, b.cached_end)
         if config.bkv_sz > problem.page_size:
             copies += table.count_copies(b.seq, start, cached_end)
@@ -161,7 +180,37 @@ def traffic(
     if copies and problem.has_sinks:
         read += problem.sinks_bytes
         copies += 1
-    return Traffic(read_bytes=read, write_bytes=write, num_copies=copies)
+    return lanes + Traffic(read_bytes=read, write_bytes=write, num_copies=copies)
+
+
+def _lane_traffic(
+    problem: Problem, config: BlockwiseConfig, batch: Batch, b: QBlock, table: runs.SeqRuns
+) -> Traffic:
+    """KV that a query block moves where tokens lie along lanes; see `lane_blocks.py`."""
+    tile_bytes, page_size = layout.LANES * problem.kv_token_bytes, problem.page_size
+    is_last = b.end == batch.kv_lens[b.seq]
+    start = np.arange(b.kv_first, b.kv_end, config.bkv_sz)
+    end = np.minimum(start + config.bkv_sz, b.kv_end)
+    fetched = end if is_last else np.minimum(end, b.cached_end)
+    width = min(page_size, config.bkv_sz)
+    read = int(np.sum(cdiv(np.maximum(fetched - start, 0), width))) * width // layout.LANES
+    if config.bkv_sz > page_size:
+        copies = table.count_copies(b.seq, start, fetched)
+    else:
+        copies = int(np.sum(fetched > start))
+    if not problem.update_kv_cache:
+        return Traffic(read_bytes=read * tile_bytes, write_bytes=0, num_copies=copies)
+    new = np.maximum(start, b.cached_end)
+    row = sum(batch.q_lens[: b.seq]) + new - b.cached_end
+    tiles = np.where(end > new, cdiv(row % layout.LANES + end - new, layout.LANES), 0)
+    copies += int(np.sum(end > new))
+    last = end if is_last else np.minimum(end, window_start(b.end, problem))
+    written = np.maximum(cdiv(last, layout.LANES) - new // layout.LANES, 0)
+    return Traffic(
+        read_bytes=(read + int(np.sum(tiles))) * tile_bytes,
+        write_bytes=int(np.sum(written)) * tile_bytes,
+        num_copies=copies + int(np.sum(written)),
+    )
 
 
 def mxu_flops(
@@ -183,9 +232,7 @@ def mxu_flops(
         for first in range(b.first, b.end, tokens):
             tiles = 0
             seen = min(first + tokens, b.kv_end) if problem.causal else b.kv_end
-            oldest = 0
-            if problem.sliding_window is not None:
-                oldest = max(first + 1 - problem.sliding_window, 0)
+            oldest = first_seen(first, problem)
             for start in range(b.kv_first, seen, config.bkv_sz):
                 end = min(start + config.bkv_sz, seen)
                 tiles += cdiv(end - start, csz) - max(oldest - start, 0) // csz * (oldest < end)

@@ -51,6 +51,7 @@ from rpa_kernels.mask import mask_scores
 from rpa_kernels.problem import Problem
 from rpa_kernels.stagger import pass_order
 from rpa_kernels.target import Target
+from rpa_kernels.window import end_of_sight
 
 Ref = Any
 Scalar = Any
@@ -118,9 +119,9 @@ class Attention:
         end: Scalar = cdiv(block.num_q, size)
         if self.problem.causal:
             begin = div(jnp.maximum(block.kv_start - block.q_first, 0), size)
-        if self.problem.sliding_window is not None:
-            oldest = block.kv_end - 1 + self.problem.sliding_window - block.q_first
-            end = jnp.minimum(end, cdiv(jnp.maximum(oldest, 0), size))
+        too_late = end_of_sight(block.kv_end - 1, self.problem)
+        if too_late is not None:
+            end = jnp.minimum(end, cdiv(jnp.maximum(too_late - block.q_first, 0), size))
         return begin, end
 
     def tiles(self, q_tile: Scalar) -> walk.Tiles:

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels import packed, pages
-from rpa_kernels.blockwise import mxu_sums, walk
+from rpa_kernels import lane_pages, packed, pages
+from rpa_kernels.blockwise import lane_blocks, mxu_sums, walk
 from rpa_kernels.blockwise.attend import Attention
 from rpa_kernels.blockwise.chains import Chains, all_chains
 from rpa_kernels.blockwise.config import BlockwiseConfig
+from rpa_kernels.blockwise.lane_blocks import LaneBlocks
 from rpa_kernels.blockwise.partition import SEQS
 from rpa_kernels.blockwise.q_blocks import QBlocks
 from rpa_kernels.blockwise.scratch import Scratch
@@ -48,6 +49,7 @@ class BlockwiseKernel:
     end: Cursor
     scratch: Scratch
     q_blocks: QBlocks
+    lane_blocks: LaneBlocks | None
     paths: tuple[Chains, ...]
     problem: Problem
     config: BlockwiseConfig
@@ -87,16 +89,36 @@ class BlockwiseKernel:
                 row=0,
                 seq=block.seq,
                 start=block.kv_start,
-                num_tokens=jnp.minimum(block.kv_end, block.cached_end) - block.kv_start,
+                num_tokens=self.fetch_end(block) - block.kv_start,
                 max_tokens=self.config.bkv_sz,
             )
-            if self.problem.update_kv_cache:
+            if self.problem.update_kv_cache and self.lane_blocks is not None:
+                self.lane_blocks.start_fetch(slot, block)
+            elif self.problem.update_kv_cache:
                 self.start_fetch_new(block, buffer, sem)
 
         following = walk.after(cursor, block)
         return Cursor(
             *(jnp.where(is_own, new, old) for new, old in zip(following, cursor, strict=True))
         )
+
+    def fetch_end(self, block: Block) -> Scalar:
+        """Position after the last token of a block that comes from the cache."""
+        if self.lane_blocks is not None:
+            return lane_blocks.fetch_end(block, self.problem)
+        return jnp.minimum(block.kv_end, block.cached_end)
+
+    def wait_fetch(self, slot: Scalar, block: Block) -> None:
+        """Waits until a KV block is there, cached and new tokens."""
+        kv, sems, lanes = self.scratch.kv, self.scratch.kv_sems, self.lane_blocks
+        if lanes is None:
+            self.cache.wait(kv.at[slot], sems.at[slot], block.num_kv)
+            return
+        num_tokens = jnp.maximum(self.fetch_end(block) - block.kv_start, 0)
+        rows = self.cache.rows(num_tokens, self.config.bkv_sz)
+        self.cache.wait(kv.at[slot], sems.at[slot], rows)
+        if self.problem.update_kv_cache:
+            lanes.wait_and_put(slot, block)
 
     def start_fetch_new(self, block: Block, buffer: Ref, sem: Ref) -> None:
         """Starts fetching the block's new tokens, behind its cached ones."""
@@ -122,6 +144,9 @@ class BlockwiseKernel:
         """
         if not self.problem.update_kv_cache:
             return
+        if self.lane_blocks is not None:
+            self.lane_blocks.start_write(slot, block)
+            return
         start = jnp.maximum(block.kv_start, block.q_first)
         size = jnp.maximum(jnp.minimum(block.kv_end, block.q_end) - start, 0)
         self.scratch.unwritten[slot] = size
@@ -142,7 +167,10 @@ class BlockwiseKernel:
         if not self.problem.update_kv_cache:
             return
         kv, sems, unwritten = self.scratch.kv, self.scratch.write_sems, self.scratch.unwritten
-        self.cache.wait(kv.at[slot], sems.at[slot], unwritten[slot])
+        if self.lane_blocks is not None:
+            self.lane_blocks.wait_write(slot)
+        else:
+            self.cache.wait(kv.at[slot], sems.at[slot], unwritten[slot])
         self.scratch.unwritten[slot] = 0
 
     # Attention.
@@ -172,10 +200,12 @@ class BlockwiseKernel:
 
     def unpack_tile(self, slot: Scalar, start: Scalar, num_valid: Scalar | None) -> None:
         """Unpacks one compute block; tokens past `num_valid` become zero."""
-        csz, lanes = self.config.bkv_csz, self.scratch.kv.shape[-1]
+        csz, lanes = self.config.bkv_csz, self.scratch.k.shape[-1]
         # The words of one part stay in registers for both K and V.
         size = UNPACKED // lanes
         size = csz if csz % size else size
+        if self.lane_blocks is not None:
+            size = LANES
         if num_valid is None:
             for offset in range(0, csz, size):
                 self.unpack_tokens(slot, start + offset, size, None)
@@ -193,17 +223,7 @@ class BlockwiseKernel:
         """Unpacks all heads of `size` tokens."""
         s, problem, tokens = self.scratch, self.problem, pl.ds(start, size)
         for head in range(problem.num_kv_heads):
-            k, v = packed.load_kv(
-                s.kv,
-                (slot,),
-                head=head,
-                start=start,
-                count=size,
-                fused=problem.fuses_kv,
-                dtype=problem.kv_dtype,
-                num_valid=num_valid,
-                on_chip=self.on_chip,
-            )
+            k, v = self.load_kv(slot, head, start, size, num_valid)
             s.k[head, tokens] = k.astype(s.k.dtype)
             if s.v is not None:
                 # A row K|V leaves the ones in K's place alone.
@@ -211,16 +231,42 @@ class BlockwiseKernel:
                 lanes = pl.ds(first, v.shape[1] - first)
                 s.v[head, tokens, lanes] = v[:, first:].astype(s.v.dtype)
 
+    def load_kv(
+        self, slot: Scalar, head: int, start: Scalar, size: int, num_valid: Scalar | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Loads K and V of one head, each [size, lanes]."""
+        s, problem = self.scratch, self.problem
+        if self.lane_blocks is None:
+            return packed.load_kv(
+                s.kv, (slot,), head=head, start=start, count=size, fused=problem.fuses_kv,
+                dtype=problem.kv_dtype, num_valid=num_valid, on_chip=self.on_chip,
+            )  # fmt: skip
+        k, v = (
+            lane_pages.load_by_token(
+                s.kv, (slot,), part=2 * head + part, head_dim=problem.padded_head_dim,
+                start=start, count=size, num_valid=num_valid, on_chip=self.on_chip,
+            )
+            for part in range(2)
+        )  # fmt: skip
+        return k, v
+
     def attend(self, block: Block) -> None:
         """Attends the query block to the KV block."""
-        walk.on_path(
-            block,
-            self.paths,
-            lambda chains: Attention(
-                block=block, chains=chains, scratch=self.scratch, problem=self.problem,
-                config=self.config, target=self.target,
-            ).run(),
-        )  # fmt: skip
+
+        def on_chains() -> None:
+            walk.on_path(
+                block,
+                self.paths,
+                lambda chains: Attention(
+                    block=block, chains=chains, scratch=self.scratch, problem=self.problem,
+                    config=self.config, target=self.target,
+                ).run(),
+            )  # fmt: skip
+
+        if self.problem.sees_cache_only:
+            pl.when(block.num_kv > 0)(on_chains)  # of an empty context there is nothing to score
+        else:
+            on_chains()
 
     # The walk.
 
@@ -265,8 +311,7 @@ class BlockwiseKernel:
 
             self.q_blocks.begin(parity, block)
 
-        kv, sems = self.scratch.kv, self.scratch.kv_sems
-        self.cache.wait(kv.at[slot], sems.at[slot], block.num_kv)
+        self.wait_fetch(slot, block)
         self.start_write(slot, block)
         self.unpack(slot, block)
         self.attend(block)
@@ -309,10 +354,16 @@ def blockwise_kernel(
         first, end = (Cursor(seq, q_block, zero) for seq, q_block in refs.core_range)
     paths = all_chains(family, problem, config, target)
     q_blocks = QBlocks(
-        q=refs.q, out=refs.out, scratch=refs.scratch, paths=paths, problem=problem, on_chip=on_chip
+        refs=refs, scratch=refs.scratch, paths=paths, problem=problem, on_chip=on_chip
     )
+    lanes = None
+    if problem.is_seq_along_lane:
+        lanes = LaneBlocks(
+            kv_new=refs.kv_new, cache=refs.cache, scratch=refs.scratch, problem=problem,
+            config=config, on_chip=on_chip,
+        )  # fmt: skip
     BlockwiseKernel(
         meta=refs.meta, kv_new=refs.kv_new, cache=refs.cache, sinks=refs.sinks, first=first,
-        end=end, scratch=refs.scratch, q_blocks=q_blocks, paths=paths, problem=problem,
-        config=config, target=target, on_chip=on_chip,
+        end=end, scratch=refs.scratch, q_blocks=q_blocks, lane_blocks=lanes, paths=paths,
+        problem=problem, config=config, target=target, on_chip=on_chip,
     ).run()  # fmt: skip

@@ -70,7 +70,12 @@ def _boundaries(
     num_kv = kv_end - window_start(first, problem, maximum=xp.maximum)
     q_tiles, kv_tiles = cdiv(num_q, config.bq_csz), cdiv(num_kv, config.bkv_csz)
     costs = q_tiles * kv_tiles + kv_tiles + q_tiles
-    return cores.balance(xp.where(block < ends[-1], costs, 0), num_cores, xp)
+    at = cores.balance(xp.where(block < ends[-1], costs, 0), num_cores, xp)
+    if not problem.is_seq_along_lane:
+        return at
+    # Whole sequences: query blocks share lane tiles of the cache; see `lane_blocks.py`.
+    _, q_block = _seq_and_block(at, ends, xp)
+    return xp.where(at < ends[-1], at - q_block, at)
 
 
 def _block_ends(family: str, config: BlockwiseConfig, arrays: BatchArrays, xp: Any) -> Any:

@@ -13,6 +13,7 @@ from rpa_kernels.blockwise import mxu_sums, walk
 from rpa_kernels.blockwise.chains import Chains, query_rows
 from rpa_kernels.blockwise.scratch import Scratch
 from rpa_kernels.blockwise.walk import Block
+from rpa_kernels.calls import Refs
 from rpa_kernels.ints import cdiv
 from rpa_kernels.layout import LANES
 from rpa_kernels.problem import Problem
@@ -26,16 +27,14 @@ class QBlocks:
     """Refs and statics; a parity says which of two buffers a block is in.
 
     Attributes:
-      q: Prepared queries in HBM.
-      out: Outputs in HBM.
+      refs: Has prepared queries, outputs and log-sum-exp in HBM.
       scratch: Scratch refs.
       paths: `all_chains`; the one that a block takes says how its rows are grouped.
       problem: Static shapes and features.
       on_chip: Which body of `packed` to use.
     """
 
-    q: Ref
-    out: Ref
+    refs: Refs
     scratch: Scratch
     paths: tuple[Chains, ...]
     problem: Problem
@@ -56,11 +55,12 @@ class QBlocks:
         walk.on_path(block, self.paths, lambda chains: self._divide(parity, block, chains.granule))
         s = self.scratch
         s.unsent[parity] = block.num_q
-        pltpu.make_async_copy(
-            s.out.at[parity, pl.ds(0, block.num_q)],
-            self.out.at[pl.ds(block.token, block.num_q)],
-            s.out_sems.at[parity],
-        ).start()
+        for vmem, hbm in self._outputs():
+            pltpu.make_async_copy(
+                vmem.at[parity, pl.ds(0, block.num_q)],
+                hbm.at[pl.ds(block.token, block.num_q)],
+                s.out_sems.at[parity],
+            ).start()
 
     def reset(self) -> None:
         """Before the first block: nothing is on its way out."""
@@ -72,10 +72,17 @@ class QBlocks:
         self._wait_sent(0)
         self._wait_sent(1)
 
+    def _outputs(self) -> list[tuple[Ref, Ref]]:
+        """What is sent: buffers of two query blocks in VMEM, and where to in HBM."""
+        pairs = [(self.scratch.out, self.refs.out)]
+        if self.problem.return_lse:
+            pairs.append((self.scratch.lse, self.refs.lse))
+        return pairs
+
     def _fetch(self, parity: Scalar, block: Block) -> Any:
         """Copy that brings a query block in."""
         return pltpu.make_async_copy(
-            self.q.at[pl.ds(block.token, block.num_q)],
+            self.refs.q.at[pl.ds(block.token, block.num_q)],
             self.scratch.q.at[parity, pl.ds(0, block.num_q)],
             self.scratch.q_sems.at[parity],
         )
@@ -86,8 +93,9 @@ class QBlocks:
 
         @pl.when(unsent > 0)
         def _() -> None:
-            rows = self.scratch.out.at[parity, pl.ds(0, unsent)]
-            pltpu.make_async_copy(rows, rows, self.scratch.out_sems.at[parity]).wait()
+            for vmem, _ in self._outputs():
+                rows = vmem.at[parity, pl.ds(0, unsent)]
+                pltpu.make_async_copy(rows, rows, self.scratch.out_sems.at[parity]).wait()
 
     def _load(self, parity: Scalar, block: Block, size: int) -> None:
         """Prepares queries, and clears their softmax state, in granules of `size` tokens."""
@@ -141,6 +149,9 @@ class QBlocks:
         @pl.loop(0, cdiv(block.num_q, size))
         def _(granule: jax.Array) -> None:
             rows = self._rows(granule, size)
+            lse: Any = None
+            if problem.return_lse:
+                lse = jnp.zeros((size * pack, problem.lse_shape[-1]), jnp.float32)
             for head in range(problem.num_kv_heads):
                 acc = s.acc[head, rows]
                 by_lane = None if s.row_sum is None else s.row_sum[head, rows]
@@ -149,6 +160,10 @@ class QBlocks:
                 else:
                     total = lane_ops.over_lanes(by_lane)
                 factor = (problem.v_scale or 1.0) / total
+                if problem.return_lse:
+                    m = s.m[head, rows]
+                    factor = jnp.where(online_softmax.is_empty(m), 0.0, factor)
+                    lse = self._with_lse(lse, head, online_softmax.log_sum_exp(m, total))
                 out = acc[:, :lanes] * lane_ops.widen(factor, lanes)
                 for word in range(words):
                     own = out[word * size * pack : (word + 1) * size * pack]
@@ -156,3 +171,21 @@ class QBlocks:
                         s.out, (parity,), own.astype(s.out.dtype), head=head, word=word,
                         start=granule * size, on_chip=self.on_chip,
                     )  # fmt: skip
+            if problem.return_lse:
+                start = granule * size
+                packed.store_lse(s.lse, (parity,), lse, start=start, on_chip=self.on_chip)
+
+    def _with_lse(self, lse: jax.Array, head: int, own: jax.Array) -> jax.Array:
+        """The log-sum-exp of a granule, [tokens * q packing, lanes], with that of a KV head in it.
+
+        Args:
+          lse: Of the heads before it.
+          head: KV head.
+          own: Its own, of all rows: [words * tokens * q packing, 128] with equal lanes.
+        """
+        lane = jax.lax.broadcasted_iota(jnp.int32, lse.shape, 1)
+        words, count = self.problem.q_words, lse.shape[0]
+        for word in range(words):
+            rows = lane_ops.widen(own[word * count : (word + 1) * count], lse.shape[1])
+            lse = jnp.where(lane == head * words + word, rows, lse)
+        return lse

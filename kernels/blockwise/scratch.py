@@ -19,6 +19,8 @@ class Scratch(NamedTuple):
     Shapes (rows: query rows of one KV head in a query block; order: granule of tokens, word,
     token, part of the word):
       kv: [num_buffers, bkv_sz, padded words, packing, lanes], fetched KV blocks.
+      kv_new: Lane tiles of new tokens, [num_buffers, tiles, 2 * KV heads, words, packing, 128];
+        None but with tokens along lanes, where the shape of kv is another, too.
       q, out: [2, bq_sz, KV heads, q words, q packing, lanes].
       k: [KV heads, bkv_sz, lanes], the KV block at hand, unpacked.
       v: [KV heads, bkv_sz, lanes or more], the same, with `mxu_sums` and ones behind it, or where
@@ -36,12 +38,15 @@ class Scratch(NamedTuple):
       lane_max: [rows of `num_slots` chains, 128], greatest score of each lane; where results have
         buffers, else None.
       sinks: `problem.sinks_shape`, or None.
-      unwritten: int32[num_buffers] in SMEM, tokens of each KV buffer on their way to the cache.
+      lse: [2, bq_sz, q packing, 1, lanes], log-sum-exp of two query blocks, or None.
+      unwritten: int32[num_buffers] in SMEM, tokens of each KV buffer on their way to the cache, or
+        lane tiles of them.
       unsent: int32[2] in SMEM, tokens of each output buffer on their way out.
       kv_sems, write_sems: [num_buffers]; q_sems, out_sems: [2]; sinks_sem: one.
     """
 
     kv: Ref
+    kv_new: Ref | None
     q: Ref
     out: Ref
     k: Ref
@@ -56,6 +61,7 @@ class Scratch(NamedTuple):
     mask_cap: Ref | None
     lane_max: Ref | None
     sinks: Ref | None
+    lse: Ref | None
     unwritten: Ref
     unsent: Ref
     kv_sems: Ref
@@ -67,7 +73,9 @@ class Scratch(NamedTuple):
 
 def scratch_shapes(problem: Problem, config: BlockwiseConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
-    vmem: dict[str, Any] = dict.fromkeys(("v", "row_sum", "mask_cap", "lane_max", "sinks"))
+    vmem: dict[str, Any] = dict.fromkeys(
+        ("kv_new", "v", "row_sum", "mask_cap", "lane_max", "sinks", "lse")
+    )
     vmem |= {
         name: pltpu.VMEM(shape, jnp.dtype(dtype))
         for name, (shape, dtype) in buffers(problem, config, target).items()

@@ -90,10 +90,10 @@ def _default_keys(problem: Problem, target: Target) -> int:
     """Keys of a compute block: two widths of an MXU, or less in a window.
 
     Fewer leave the latency of a product in sight; more spill scores, and waste more at the
-    diagonal and at the edge of a window, which is where all of a narrow window is.
+    diagonal and at the edge of a window or chunk, which is where all of a narrow one is.
     """
     keys = 2 * target.mxu_size
-    is_narrow = problem.sliding_window is not None and problem.sliding_window < 4 * keys
+    is_narrow = problem.reach_tokens is not None and problem.reach_tokens < 4 * keys
     return max(keys // 2, 256) if is_narrow else keys
 
 
@@ -107,10 +107,11 @@ def _default_kv(problem: Problem, keys: int) -> int:
 
     Few heads make few passes of a KV block, between which the pipeline drains.
     """
-    if problem.sliding_window is None:
+    if problem.reach_tokens is None:
         drains_often = problem.num_kv_heads <= FEW_HEADS and _is_long(problem)
         return limits.block_sizes(problem, (2 * USUAL_KV if drains_often else USUAL_KV,))[0]
-    span = problem.sliding_window + problem.page_size
+    # A window begins anywhere in a page.
+    span = problem.reach_tokens + (problem.page_size if problem.sliding_window else 0)
     num_blocks = max(1, round(span / USUAL_KV))
     size = layout.align(cdiv(span, num_blocks), keys)
     return limits.block_sizes(problem, (max(size, USUAL_KV),))[0]
@@ -121,12 +122,10 @@ def _with_third_buffer(
 ) -> BlockwiseConfig:
     """One more KV block in flight where it fits: few queries take less time than a copy's latency.
 
-    Not in a window, which is one or two KV blocks, and the first would wait behind the others.
+    Not in a window or chunk, which is a few KV blocks, and the first would wait behind the others.
     """
     third = replace(config, num_buffers=3)
-    fits = (
-        problem.sliding_window is None and check(problem, third, target, vmem_share=share) is None
-    )
+    fits = problem.reach_tokens is None and check(problem, third, target, vmem_share=share) is None
     return third if fits else config
 
 

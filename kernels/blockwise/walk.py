@@ -14,6 +14,7 @@ from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.ints import cdiv, div
 from rpa_kernels.pages import Meta
 from rpa_kernels.problem import Problem
+from rpa_kernels.window import last_hidden
 
 Scalar = Any
 
@@ -142,9 +143,11 @@ def tiles_of(block: Block, q_tile: Scalar, tokens: int, csz: int, problem: Probl
         end = jnp.clip(last + 1 - block.kv_start, 0, end)
         full_end = jnp.clip(first + 1 - block.kv_start, 0, full_end)
     begin = full_begin = jnp.int32(0)
-    if problem.sliding_window is not None:
-        begin = jnp.maximum(first + 1 - problem.sliding_window - block.kv_start, 0)
-        full_begin = jnp.maximum(last + 1 - problem.sliding_window - block.kv_start, 0)
+    if problem.reach_tokens is not None:
+        begin, full_begin = (
+            jnp.maximum(last_hidden(q_pos, problem) + 1 - block.kv_start, 0)
+            for q_pos in (first, last)
+        )
     # An empty range comes out as first >= end.
     return Tiles(
         first=div(begin, csz),

@@ -19,16 +19,12 @@ Shape = tuple[int, ...]
 
 def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, str]]:
     """Every VMEM buffer of the kernel: name to (shape, dtype); `scratch.py` allocates these."""
-    _, words, pack, lanes = problem.kv_new_shape
-    q_token = problem.q_shape[1:]
+    q_token, lanes = problem.q_shape[1:], problem.padded_head_dim
     groups, rows = len(heads.head_groups(problem)), heads.group_rows(problem)
     items = config.seqs_per_step
-    # One row more than the blocks: where a store goes that has nothing to do.
-    bkv, bq = items * config.bkv_sz + 1, config.bq_sz + 1
-    kv_blocks = (config.num_buffers, bkv, layout.odd(words), pack, lanes)
+    bq = config.bq_sz + 1
     named = {
-        "kv": (kv_blocks, problem.kv_dtype),
-        "kv_new": ((2, bq, words, pack, lanes), problem.kv_dtype),
+        **_kv_buffers(problem, config),
         "q": ((2, bq, *q_token), problem.q_dtype),
         "out": ((2, bq, *q_token), problem.q_dtype),
         "scaled_q": ((items, groups, rows, lanes), operands.matmul_dtype(problem)),
@@ -41,7 +37,35 @@ def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, st
     }
     if problem.has_sinks:
         named["sinks"] = (problem.sinks_shape, "float32")
+    if problem.return_lse:
+        named["lse"] = ((2, bq, *problem.lse_shape[1:]), "float32")
     return named
+
+
+def _kv_buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, str]]:
+    """Buffers of KV blocks and of new tokens; see `buffers`."""
+    items, dtype = config.seqs_per_step, problem.kv_dtype
+    if problem.is_seq_along_lane:
+        width = min(problem.page_size, config.bkv_sz)
+        pages = items * (config.bkv_sz // width)
+        tile = problem.lane_page_shape(layout.LANES)
+        return {
+            "kv": ((config.num_buffers, pages, *problem.lane_page_shape(width)), dtype),
+            "kv_new": ((2, new_tiles(config), *tile), dtype),
+            "kv_out": ((config.num_buffers, items, *tile), dtype),
+        }
+    _, words, pack, lanes = problem.kv_new_shape
+    # One row more than the blocks: where a store goes that has nothing to do.
+    bkv, bq = items * config.bkv_sz + 1, config.bq_sz + 1
+    return {
+        "kv": ((config.num_buffers, bkv, layout.odd(words), pack, lanes), dtype),
+        "kv_new": ((2, bq, words, pack, lanes), dtype),
+    }
+
+
+def new_tiles(config: DecodeConfig) -> int:
+    """Lane tiles of new tokens that a block of sequences may lie in, where it begins anywhere."""
+    return cdiv(config.bq_sz - 1, layout.LANES) + 1
 
 
 def scratch_bytes(problem: Problem, config: DecodeConfig, target: Target) -> int:
@@ -76,7 +100,8 @@ def _fetch_copies(problem: Problem, config: DecodeConfig, batch: Batch, core: Co
     """Copies that fetch cached tokens."""
     seqs, size = _seqs(problem, config, batch, core), config.bkv_sz
     spans = _spans(problem, config, batch, core)
-    new = int(problem.update_kv_cache)
+    # Whole pages come along lanes, with the place of the new token.
+    new = int(problem.update_kv_cache and not problem.is_seq_along_lane)
     if size <= problem.page_size:
         return sum(cdiv(end - new - start, size) for start, end in spans)
     table, copies = runs.SeqRuns.of(batch.arrays(problem), problem), 0
@@ -86,10 +111,19 @@ def _fetch_copies(problem: Problem, config: DecodeConfig, batch: Batch, core: Co
     return copies
 
 
+def _new_tiles_read(problem: Problem, config: DecodeConfig, batch: Batch, core: Core) -> int:
+    """Lane tiles of new tokens that are read, block of sequences by block."""
+    seqs, tiles = _seqs(problem, config, batch, core), 0
+    for first in range(seqs.start, seqs.stop, config.bq_sz):
+        last = min(first + config.bq_sz, seqs.stop) - 1
+        tiles += last // layout.LANES - first // layout.LANES + 1
+    return tiles
+
+
 def num_items(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
     """KV blocks over all sequences."""
     spans = _spans(problem, config, batch, core)
-    return sum(cdiv(end - start, config.bkv_sz) for start, end in spans)
+    return sum(max(cdiv(end - start, config.bkv_sz), 1) for start, end in spans)
 
 
 def num_steps(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
@@ -103,16 +137,23 @@ def traffic(
     """What the DMAs move for one batch: queries, new KV, cached KV, output and cache update."""
     spans = _spans(problem, config, batch, core)
     num_seqs, new = len(spans), int(problem.update_kv_cache)
-    cached = [end - new - start for start, end in spans]
+    new_rows, written = num_seqs, num_seqs
+    if problem.is_seq_along_lane:
+        width = min(problem.page_size, config.bkv_sz)
+        cached = [cdiv(end - start, width) * width for start, end in spans]
+        new_rows = _new_tiles_read(problem, config, batch, core) * layout.LANES
+        written = num_seqs * layout.LANES
+    else:
+        cached = [end - new - start for start, end in spans]
     seq_blocks = cdiv(num_seqs, config.bq_sz)
     q_bytes, kv_bytes = num_seqs * problem.q_token_bytes, problem.kv_token_bytes
     return Traffic(
         read_bytes=sum(cached) * kv_bytes
         + q_bytes
-        + new * num_seqs * kv_bytes
+        + new * new_rows * kv_bytes
         + bool(spans) * problem.sinks_bytes,
-        write_bytes=q_bytes + new * num_seqs * kv_bytes,
-        num_copies=(2 + new) * seq_blocks
+        write_bytes=q_bytes + new * written * kv_bytes + num_seqs * problem.lse_token_bytes,
+        num_copies=(2 + new + problem.return_lse) * seq_blocks
         + new * num_seqs
         + _fetch_copies(problem, config, batch, core)
         + bool(spans) * problem.has_sinks,
@@ -127,7 +168,7 @@ def mxu_flops(
     items = [
         cdiv(min(config.bkv_sz, end - block), config.bkv_csz)
         for start, end in _spans(problem, config, batch, core)
-        for block in range(start, end, config.bkv_sz)
+        for block in range(start, max(end, start + 1), config.bkv_sz)
     ]
     width = config.seqs_per_step
     tiles = sum(max(items[i : i + width]) * width for i in range(0, len(items), width))

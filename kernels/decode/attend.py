@@ -11,17 +11,19 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from rpa_kernels import lane_ops, layout, online_softmax, operands, packed
+from rpa_kernels import lane_ops, lane_pages, layout, online_softmax, operands, packed
 from rpa_kernels.decode import heads
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.heads import HeadGroup
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.decode.walk import Item
+from rpa_kernels.ints import div, rem
 from rpa_kernels.mask import mask_scores
 from rpa_kernels.online_softmax import MASKED
 from rpa_kernels.problem import Problem
 from rpa_kernels.stagger import staggered
 from rpa_kernels.target import Target
+from rpa_kernels.window import newest_sees_from
 
 Scalar = Any
 Row = tuple[Scalar, Scalar]  # buffer and row of a sequence's queries and output
@@ -77,7 +79,9 @@ class Attend:
         def qk(chain: int, _: None) -> jax.Array:
             g, i = divmod(chain, len(groups))
             q = s.scaled_q[g, i, pl.ds(0, groups[i].rows(problem))]
-            return online_softmax.qk(q, load(chain, value=False), problem)
+            return online_softmax.qk(
+                q, load(chain, value=False), problem, along_lanes=problem.is_seq_along_lane
+            )
 
         def softmax(chain: int, scores: jax.Array) -> tuple[jax.Array, ...]:
             g, i = divmod(chain, len(groups))
@@ -94,7 +98,11 @@ class Attend:
         def pv(chain: int, carried: tuple[jax.Array, ...]) -> None:
             p, alpha = carried
             *_, acc = state(chain)
-            pv = online_softmax.pv(p.astype(mxu_dtype), load(chain, value=True))
+            pv = online_softmax.pv(
+                p.astype(mxu_dtype),
+                load(chain, value=True),
+                along_lanes=problem.is_seq_along_lane,
+            )
             acc[...] = lane_ops.widen(alpha, acc.shape[1]) * acc[...] + pv
 
         staggered(len(items) * len(groups), (qk, softmax, pv), CHAIN_LAG)
@@ -111,6 +119,9 @@ class Attend:
           num_valid: Tokens that were fetched, or None if all were.
           value: Whether V is wanted, in which stale bits are cleared: a weight of zero would not
             save the sum from a NaN in them. In K the mask of the scores does.
+
+        Returns:
+          [keys, lanes], or [lanes, keys] where tokens lie along lanes.
         """
         problem, count = self.problem, self.config.bkv_csz
         where: dict[str, Any] = {
@@ -119,7 +130,12 @@ class Attend:
             "num_valid": num_valid if value else None,
             "on_chip": self.on_chip,
         }
-        if heads.keeps_words(problem):
+        if problem.is_seq_along_lane:
+            kv = lane_pages.load(
+                self.scratch.kv, (slot,), part=2 * group.first + int(value),
+                head_dim=problem.padded_head_dim, **where,
+            )  # fmt: skip
+        elif heads.keeps_words(problem):
             kv = packed.load_rows(
                 self.scratch.kv, (slot,), word=group.word, num_rows=group.count, **where
             )
@@ -158,8 +174,9 @@ class Attend:
         if item is not None:
             start = item.start + first
             seen &= column < (item.kv_len - start) * pack
-            if problem.sliding_window is not None:
-                seen &= column >= (item.kv_len - problem.sliding_window - start) * pack
+            oldest = newest_sees_from(item.kv_len, problem)
+            if oldest is not None:
+                seen &= column >= (oldest - start) * pack
         return jnp.where(seen, scores, MASKED)
 
     def join(self, items: list[Item], rows: list[Row]) -> None:
@@ -169,6 +186,7 @@ class Attend:
         """
         s, problem = self.scratch, self.problem
         v_scale = problem.v_scale or 1.0
+        lse: list[Any] = [0.0] * len(items)
         for i, group in enumerate(self.groups):
             used = pl.ds(0, group.rows(problem))
             m, row_sum, acc = s.m[i, used], s.row_sum[i, used], s.acc[i, used]
@@ -179,12 +197,32 @@ class Attend:
                 width = acc.shape[1]
                 acc = lane_ops.widen(alpha, width) * acc
                 acc += lane_ops.widen(beta, width) * s.item_acc[g, i, used]
-                out = acc * lane_ops.widen(v_scale / row_sum, width)
+                factor = v_scale / row_sum
+                if problem.return_lse:
+                    factor = jnp.where(online_softmax.is_empty(m), 0.0, factor)
+                    lse[g] += self.spread_lse(group, online_softmax.log_sum_exp(m, row_sum))
+                out = acc * lane_ops.widen(factor, width)
                 packed.store_token_q(
                     s.out, row, out.astype(s.out.dtype), head=group.first, count=group.count,
                     on_chip=self.on_chip,
                 )  # fmt: skip
             s.m[i, used], s.row_sum[i, used], s.acc[i, used] = m, row_sum, acc
+        if problem.return_lse:
+            for (buffer, row), value in zip(rows, lse, strict=True):
+                packed.store_lse(s.lse, (buffer,), value, start=row, on_chip=self.on_chip)
+
+    def spread_lse(self, group: HeadGroup, lse: jax.Array) -> jax.Array:
+        """A group's log-sum-exp, [rows, 128], in its own lanes of [q packing, lanes]; others 0."""
+        _, pack, _, lanes = self.problem.lse_shape
+        lse = lane_ops.widen(lse, lanes)
+        row = jax.lax.broadcasted_iota(jnp.int32, lse.shape, 0)
+        lane = jax.lax.broadcasted_iota(jnp.int32, lse.shape, 1)
+        is_own = lane == group.first * self.problem.q_words + div(row, pack)
+        parts = [
+            jnp.sum(jnp.where(is_own & (rem(row, pack) == e), lse, 0.0), axis=0, keepdims=True)
+            for e in range(pack)
+        ]
+        return jnp.concatenate(parts, axis=0)
 
     def reset(
         self,

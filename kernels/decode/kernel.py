@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from rpa_kernels.calls import Refs
 from rpa_kernels.decode.attend import Attend, Row
 from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.decode.lane_writes import LaneWrites
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.decode.seq_blocks import SeqBlocks
 from rpa_kernels.decode.walk import Cursor, Item, Walk
@@ -27,6 +28,7 @@ from rpa_kernels.ints import cdiv
 from rpa_kernels.pages import PagedCache
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
+from rpa_kernels.window import newest_sees_from
 
 Ref = Any
 Scalar = Any
@@ -41,6 +43,7 @@ class DecodeKernel:
     scratch: Scratch
     seq_blocks: SeqBlocks
     maths: Attend
+    lane_writes: LaneWrites | None
     problem: Problem
     config: DecodeConfig
 
@@ -58,16 +61,24 @@ class DecodeKernel:
                 row=g * self.config.bkv_sz,
                 seq=item.owner,
                 start=item.start,
-                num_tokens=item.num_cached,
+                num_tokens=self.num_fetched(item),
                 max_tokens=self.config.bkv_sz,
             )
         return following
 
+    def num_fetched(self, item: Item) -> Scalar:
+        """Tokens of an item that come from the cache; along lanes with the place of the new one."""
+        return item.num_tokens if self.problem.is_seq_along_lane else item.num_cached
+
     def wait_fetch(self, slot: Scalar, items: list[Item]) -> None:
         """Waits for the step's cached tokens and puts new tokens behind them."""
         s, words, bkv_sz = self.scratch, self.problem.kv_words, self.config.bkv_sz
-        self.cache.wait(s.kv.at[slot], s.kv_sems.at[slot], sum(i.num_cached for i in items))
+        rows = sum(self.cache.rows(self.num_fetched(item), bkv_sz) for item in items)
+        self.cache.wait(s.kv.at[slot], s.kv_sems.at[slot], rows)
         if not self.problem.update_kv_cache:
+            return
+        if self.lane_writes is not None:
+            self.lane_writes.put(slot, items)
             return
         for g, (item, new) in enumerate(zip(items, self.rows(items), strict=True)):
             # Without a branch: an item without a new token stores to the spare row.
@@ -88,8 +99,8 @@ class DecodeKernel:
             is_full = True
             for item in items:
                 is_full &= first + csz <= item.num_tokens
-                if self.problem.sliding_window is not None:
-                    oldest = item.kv_len - self.problem.sliding_window
+                oldest = newest_sees_from(item.kv_len, self.problem)
+                if oldest is not None:
                     is_full &= item.start + first >= oldest
 
             @pl.when(is_full)
@@ -107,6 +118,8 @@ class DecodeKernel:
         def _() -> None:
             cursor = Cursor(jnp.int32(self.walk.first_seq), jnp.int32(0))
             self.seq_blocks.start()
+            if self.lane_writes is not None:
+                self.lane_writes.reset()
             # A loop, though a short one: within straight code the compiler moves the copies of
             # queries behind those of KV, and the first step waits for all of them.
             ahead = jax.lax.fori_loop(0, self.config.num_buffers, self.start_fetch, cursor)
@@ -118,6 +131,8 @@ class DecodeKernel:
                 (jnp.int32(0), cursor, ahead),
             )
             self.seq_blocks.drain()
+            if self.lane_writes is not None:
+                self.lane_writes.drain()
 
     def step(self, carry: tuple[Scalar, Cursor, Cursor]) -> tuple[Scalar, Cursor, Cursor]:
         """One step: wait, attend, join, and fetch the step `num_buffers` ahead."""
@@ -174,7 +189,13 @@ def decode_kernel(
     walk = Walk(
         meta=refs.meta, first_seq=first_seq, end_seq=end_seq, problem=problem, config=config
     )
+    lane_writes = None
+    if problem.is_seq_along_lane and problem.update_kv_cache:
+        lane_writes = LaneWrites(
+            cache=refs.cache, scratch=refs.scratch, seq_blocks=seq_blocks, config=config,
+            on_chip=on_chip,
+        )  # fmt: skip
     DecodeKernel(
         walk=walk, cache=refs.cache, scratch=refs.scratch, seq_blocks=seq_blocks, maths=maths,
-        problem=problem, config=config,
+        lane_writes=lane_writes, problem=problem, config=config,
     ).run()  # fmt: skip

@@ -22,5 +22,8 @@ def partition(
     kv_lens = arrays.kv_lens
     num_tokens = kv_lens - window_start(kv_lens - 1, problem, maximum=xp.maximum)
     is_decode = xp.arange(problem.max_num_seqs) < arrays.distribution[0]
-    costs = xp.where(is_decode, cdiv(num_tokens, config.bkv_csz), 0)
+    costs = cdiv(num_tokens, config.bkv_csz)
+    if problem.sees_cache_only:
+        costs = xp.maximum(costs, 1)  # an empty context is work, too: its output
+    costs = xp.where(is_decode, costs, 0)
     return cores.balance(costs, num_cores, xp)

@@ -17,6 +17,7 @@ from rpa_kernels.calls import Refs
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.ints import div, rem
+from rpa_kernels.layout import LANES
 from rpa_kernels.problem import Problem
 
 Scalar = Any
@@ -39,6 +40,11 @@ class SeqBlocks:
         """Buffers of two blocks, semaphores, progress."""
         scratch: Scratch = self.refs.scratch
         return scratch
+
+    @property
+    def writes_rows(self) -> bool:
+        """Whether new tokens are written from here."""
+        return self.problem.update_kv_cache and not self.problem.is_seq_along_lane
 
     def first_of(self, block: Scalar) -> Scalar:
         """First sequence of a block."""
@@ -128,16 +134,33 @@ class SeqBlocks:
         """Copies that bring a block in."""
         slot, rows = rem(block, 2), self.rows_in(block)
         # A block past the last has no rows, but its copy must start at a row that exists.
-        tokens = pl.ds(jnp.minimum(self.first_of(block), self.end_seq - 1), rows)
-        pairs = [(self.refs.q, self.scratch.q)]
+        tokens: Any = pl.ds(jnp.minimum(self.first_of(block), self.end_seq - 1), rows)
+        pairs = [(self.refs.q, self.scratch.q, tokens)]
         if self.problem.update_kv_cache:
-            pairs.append((self.refs.kv_new, self.scratch.kv_new))
+            new = self._new_tiles(block) if self.problem.is_seq_along_lane else tokens
+            pairs.append((self.refs.kv_new, self.scratch.kv_new, new))
         return [
             pltpu.make_async_copy(
-                hbm.at[tokens], vmem.at[slot, pl.ds(0, rows)], self.scratch.in_sems.at[slot]
+                hbm.at[rows], vmem.at[slot, pl.ds(0, rows.size)], self.scratch.in_sems.at[slot]
             )
-            for hbm, vmem in pairs
+            for hbm, vmem, rows in pairs
         ]
+
+    def _new_tiles(self, block: Scalar) -> Any:
+        """Lane tiles that hold a block's new tokens; none past the last block."""
+        last = jnp.minimum(self.first_of(block) + self.config.bq_sz, self.end_seq) - 1
+        first_tile = self._first_tile(block)
+        size = jnp.where(self.rows_in(block) > 0, div(last, LANES) - first_tile + 1, 0)
+        return pl.ds(first_tile, size)
+
+    def _first_tile(self, block: Scalar) -> Scalar:
+        """Lane tile of a block's first new token."""
+        return div(jnp.minimum(self.first_of(block), self.end_seq - 1), LANES)
+
+    def new_token(self, seq: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+        """Buffer, lane tile and lane of a sequence's new token, where tokens lie along lanes."""
+        block = self.block_of(seq)
+        return rem(block, 2), div(seq, LANES) - self._first_tile(block), rem(seq, LANES)
 
     def start_fetch(self, block: Scalar) -> None:
         """Starts fetching a block; nothing past the last."""
@@ -149,26 +172,37 @@ class SeqBlocks:
         for copy in self._in_copies(block):
             copy.wait()
 
-    def _out_copy(self, block: Scalar) -> Any:
-        """Copy that takes a block's outputs out."""
+    def _out_copies(self, block: Scalar) -> list[Any]:
+        """Copies that take a block's outputs out."""
         slot, rows = rem(block, 2), self.rows_in(block)
-        return pltpu.make_async_copy(
-            self.scratch.out.at[slot, pl.ds(0, rows)],
-            self.refs.out.at[pl.ds(self.first_of(block), rows)],
-            self.scratch.out_sems.at[slot],
-        )
+        pairs = [(self.scratch.out, self.refs.out)]
+        if self.problem.return_lse:
+            pairs.append((self.scratch.lse, self.refs.lse))
+        return [
+            pltpu.make_async_copy(
+                vmem.at[slot, pl.ds(0, rows)],
+                hbm.at[pl.ds(self.first_of(block), rows)],
+                self.scratch.out_sems.at[slot],
+            )
+            for vmem, hbm in pairs
+        ]
 
     def start_send(self, block: Scalar) -> None:
         """Starts sending a block's outputs."""
-        self._out_copy(block).start()
+        for copy in self._out_copies(block):
+            copy.start()
 
     def wait_send(self, block: Scalar) -> None:
         """Waits until a block's outputs are sent."""
-        self._out_copy(block).wait()
+        for copy in self._out_copies(block):
+            copy.wait()
 
     def start_writes(self, block: Scalar) -> None:
-        """Starts writing a block's new tokens to the cache, one row a sequence."""
-        if not self.problem.update_kv_cache:
+        """Starts writing a block's new tokens to the cache, one row a sequence.
+
+        Where tokens lie along lanes `lane_writes.py` does, tile by tile.
+        """
+        if not self.writes_rows:
             return
         slot, meta = rem(block, 2), self.refs.meta
 
@@ -186,7 +220,7 @@ class SeqBlocks:
 
     def wait_writes(self, block: Scalar) -> None:
         """Waits until a block's new tokens are in the cache."""
-        if not self.problem.update_kv_cache:
+        if not self.writes_rows:
             return
         slot = rem(block, 2)
         kv_new, sems = self.scratch.kv_new, self.scratch.write_sems

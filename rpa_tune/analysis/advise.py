@@ -8,10 +8,11 @@ does beside attention is a roofline (`models/roofline.py`).
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels.layout import KV_DTYPES
+from rpa_kernels.layout import KV_DTYPES, KV_LAYOUTS
 from rpa_tune.analysis.advise_draft import Draft, draft, roofline_of
 from rpa_tune.analysis.advise_record import Advice, Setting
 from rpa_tune.analysis.advise_steps import Steps
@@ -78,7 +79,9 @@ def advise(
     steps = Steps(workload, server, clock)
     steps.at(server.page_size)
     drafts = sorted(
-        (draft(server, one, steps, rows_of, weight_dtype) for one in settings),
+        _worth_a_row(
+            [draft(server, one, steps, rows_of, weight_dtype) for one in settings], server
+        ),
         key=lambda one: _distance(one, server),
     )
     times = find_times(drafts, asked)
@@ -110,11 +113,14 @@ def _settings(
     for name, values in (("page_size", page_sizes), ("tp", tps)):
         for value in values:
             RANGES[name].check(value, name)
-    own = Setting(page_size=server.page_size, kv_dtype=server.kv_dtype, tp=server.tp)
+    own = Setting(
+        page_size=server.page_size, kv_dtype=server.kv_dtype, tp=server.tp, layout=server.kv_layout
+    )
     divide = tps or [tp for tp in TPS if _divides(server, tp)]
     return [
-        Setting(page_size=size, kv_dtype=dtype, tp=tp)
-        for tp, dtype, size in itertools.product(
+        Setting(page_size=size, kv_dtype=dtype, tp=tp, layout=layout)
+        for layout, tp, dtype, size in itertools.product(
+            dict.fromkeys([own.layout, *KV_LAYOUTS]),
             sorted({own.tp, *divide}),
             dict.fromkeys([own.kv_dtype, *(kv_dtypes or CACHE_DTYPES)]),
             sorted({own.page_size, *(page_sizes or PAGE_SIZES)}),
@@ -122,14 +128,30 @@ def _settings(
     ]
 
 
+def _worth_a_row(drafts: Sequence[Draft], server: Server) -> list[Draft]:
+    """Those in the server's layout, and of another one those that save bytes."""
+    bytes_of = {one.row.setting: one.row.kv_token_bytes for one in drafts if one.can_be_had}
+
+    def saves(setting: Setting) -> bool:
+        own = bytes_of.get(replace(setting, layout=server.kv_layout))
+        return setting in bytes_of and (own is None or bytes_of[setting] < own)
+
+    return [
+        one
+        for one in drafts
+        if one.row.setting.layout == server.kv_layout or saves(one.row.setting)
+    ]
+
+
 def _distance(one: Draft, server: Server) -> tuple[float, ...]:
     """How much a setting would change, what cannot be had last among its like.
 
-    Pages before dtypes before devices, the nearest page size first.
+    Pages before dtypes before layouts before devices, the nearest page size first.
     """
     setting = one.row.setting
     changes = (
-        setting.tp != server.tp, setting.kv_dtype != server.kv_dtype,
+        setting.tp != server.tp, setting.layout != server.kv_layout,
+        setting.kv_dtype != server.kv_dtype,
         setting.page_size != server.page_size,
     )  # fmt: skip
     doublings = abs(math.log2(setting.page_size / server.page_size))
@@ -163,7 +185,7 @@ def _notes(server: Server, drafts: Sequence[Draft], times: Times) -> Iterator[st
     for kind in model.unserved:
         yield (
             f"{kind.num_layers} {kind.label} layers are left out of attention's time: "
-            f"{kind.unserved}"
+            f"{kind.refusal}"
         )
     if model.num_other:
         yield (

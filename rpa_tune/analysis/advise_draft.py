@@ -80,7 +80,10 @@ def draft(
       weight_dtype: How weights are kept.
     """
     try:
-        own = replace(server, page_size=setting.page_size, kv_dtype=setting.kv_dtype, tp=setting.tp)
+        own = replace(
+            server, page_size=setting.page_size, kv_dtype=setting.kv_dtype, tp=setting.tp,
+            kv_layout=setting.layout,
+        )  # fmt: skip
         layers = own.layers()
         workload = steps.at(setting.page_size)
         parts = tuple(
@@ -126,6 +129,7 @@ class _Cached:
     num_kv_heads: int
     head_dim: int
     kv_dtype: str
+    kv_layout: str
 
 
 def cache_bytes(server: Server) -> tuple[int, int]:
@@ -134,8 +138,9 @@ def cache_bytes(server: Server) -> tuple[int, int]:
     for kind in server.loaded.at_tp(server.tp).kinds:
         if not kind.reads_other_cache:
             one = _Cached(
-                num_kv_heads=kind.num_kv_heads, head_dim=kind.head_dim, kv_dtype=server.kv_dtype
-            )
+                num_kv_heads=kind.num_kv_heads, head_dim=kind.head_dim, kv_dtype=server.kv_dtype,
+                kv_layout=server.kv_layout,
+            )  # fmt: skip
             stored += (kind.num_layers or 0) * token_bytes(one)
             useful += (kind.num_layers or 0) * useful_token_bytes(one)
     return stored, useful

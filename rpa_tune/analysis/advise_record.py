@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rpa_kernels.layout import HEAD_ALONG_SUBLANE
 from rpa_tune.llo.ensemble import interval
 from rpa_tune.models.server import Server
 from rpa_tune.workload.workload import Workload
 
 SIMULATED, BOUND = "simulated", "bound"
-# The layout of the KV cache that the kernels have: the public RPA v3 function's.
-LAYOUT = "v3"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,11 +26,11 @@ class Setting:
     page_size: int
     kv_dtype: str
     tp: int
-    layout: str = LAYOUT
+    layout: str = HEAD_ALONG_SUBLANE
 
     def __str__(self) -> str:
         """For people."""
-        return f"page {self.page_size}, {self.kv_dtype}, tp {self.tp}"
+        return f"page {self.page_size}, {self.kv_dtype}, {self.layout}, tp {self.tp}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from rpa_tune.decide.promote import ERROR_PCT
 from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
+from rpa_tune.models.padding import bytes_by_layout
 from rpa_tune.provenance import provenance
 from rpa_tune.space.space import one_step_away
 from rpa_tune.store import journal
@@ -67,7 +68,7 @@ class Neighbour:
 
 
 def other_problems(question: Question) -> list[tuple[str, Question]]:
-    """Twice and half the page size, and another KV cache, where they can exist: change, neighbour.
+    """Twice and half the page size, another KV cache, and a layout that pads less, if they exist.
 
     A config that a person gave stays; the family's own choice is made anew.
 
@@ -82,6 +83,10 @@ def other_problems(question: Question) -> list[tuple[str, Question]]:
         if other
     ]
     changes.append((f"{cache} cache instead of {problem.kv_dtype}", {"kv_dtype": cache}))
+    stored = bytes_by_layout(problem)
+    least = min(stored, key=stored.__getitem__)
+    if stored[least] < stored[problem.kv_layout]:
+        changes.append((f"{least} instead of {problem.kv_layout}", {"kv_layout": least}))
     config = None if question.is_default else asdict(question.candidate.config)
     found = []
     for change, fields in changes:

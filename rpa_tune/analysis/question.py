@@ -64,7 +64,7 @@ def make_question(
       workload: What is launched; see `AnyWorkload`.
       config: Fields that override the family's default config.
       page_size: Tokens in a KV cache page.
-      **shape: `tp`, `q_dtype`, `kv_dtype`, `layers` and `windowed` of `problem_for`.
+      **shape: `tp`, `q_dtype`, `kv_dtype`, `kv_layout`, `layers` and `windowed` of `problem_for`.
 
     Raises:
       UsageError: Whatever is wrong with them.

@@ -131,7 +131,7 @@ def make_tasks(
       batches: What to launch; hostile lengths if None.
       seed: Of the operands.
       page_size: Tokens in a KV cache page.
-      **shape: `tp`, `q_dtype`, `kv_dtype`, `layers` and `windowed` of `problem_for`.
+      **shape: `tp`, `q_dtype`, `kv_dtype`, `kv_layout`, `layers` and `windowed` of `problem_for`.
 
     Raises:
       UsageError: Whatever is wrong with them.

@@ -151,7 +151,7 @@ def write_built(path: Path, chip: Chip, built: Sequence[Built]) -> tuple[Manifes
 
 def _plan_fields(plan: LaunchPlan) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     launches = [{"family": one.family, "config": asdict(one.config)} for one in plan.launches]
-    return asdict(plan.problem), launches
+    return plan.problem.to_dict(), launches
 
 
 def _key(plan: LaunchPlan) -> str:

@@ -7,7 +7,7 @@ as ever. Run on CPU devices only so far: loading on a TPU is not yet run.
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from jaxlib import xla_client
 
 from rpa_kernels import FAMILIES, load_family
-from rpa_kernels.problem import Problem
+from rpa_kernels.problem import problem_from_dict
 from rpa_kernels.target import Target
 from rpa_tune.artifact.file import Artifact, Executable, Manifest
 from rpa_tune.dispatch.plan import Launch, LaunchPlan
@@ -58,7 +58,7 @@ class CompiledPlans:
         """The plans that need no compile."""
         return frozenset(self._executables)
 
-    def run(self, plan: LaunchPlan, arguments: Sequence[Any]) -> tuple[jax.Array, jax.Array] | None:
+    def run(self, plan: LaunchPlan, arguments: Sequence[Any]) -> tuple[jax.Array, ...] | None:
         """Runs a plan's executable.
 
         Args:
@@ -66,7 +66,7 @@ class CompiledPlans:
           arguments: Arrays of the call, without a sink when there is none.
 
         Returns:
-          (output, updated KV cache), or None when the call must be compiled here.
+          What the call returns, or None when it must be compiled here.
 
         Raises:
           ArtifactError: The file was changed since it was opened.
@@ -85,8 +85,7 @@ class CompiledPlans:
                 raise  # donated and gone: there is nothing left to compute from
             self._give_up(f"an executable does not run: {error!s:.200}")
             return None
-        (output,), (kv_cache,) = results.disassemble_into_single_device_arrays()
-        return output, kv_cache
+        return tuple(array for (array,) in results.disassemble_into_single_device_arrays())
 
     def _find(self, plan: LaunchPlan, arguments: Sequence[Any]) -> tuple[Any, jax.Device] | None:
         """The loaded executable and its device, or None when there is none, which is said."""
@@ -184,11 +183,7 @@ def plan_of(executable: Executable, target: Target) -> LaunchPlan:
             raise ValueError(f"family {family!r:.40} is not one of {', '.join(FAMILIES)}")
         config = load_family(family).config_from_dict(dict(config))
         launches.append(Launch(family=family, config=config, why="artefact"))
-    names, known = set(executable.problem), {field.name for field in fields(Problem)}
-    if names != known:
-        missing, unknown = sorted(known - names), sorted(names - known)
-        raise ValueError(f"problem: missing {missing}, unknown {unknown}")
-    problem = Problem(**executable.problem)
+    problem = problem_from_dict(executable.problem)
     return LaunchPlan(problem=problem, target=target, launches=tuple(launches))
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from rpa_kernels import FAMILIES, inputs, load_family, reference
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
-from rpa_kernels.verify import draw_operands
+from rpa_kernels.verify import draw_operands, untouched_lse
 from rpa_kernels.watch import interpreter
 from rpa_tune.artifact.build import Built, compile_plan, write_built
 from rpa_tune.artifact.compiled import CompiledPlans, mismatches
@@ -81,7 +81,7 @@ def _launch_interpreted(candidate: Candidate) -> Callable[..., Any]:
         prepared, kv_new = inputs.prepare(q, k, v, problem)
         return family.launch(
             prepared, kv_new, cache, *rest[:4], problem=problem, config=candidate.config,
-            target=target, interpret=interpret, sinks=rest[4],
+            target=target, interpret=interpret, sinks=rest[4], lse=untouched_lse(problem),
         )  # fmt: skip
 
     compiled: Callable[..., Any] = jax.jit(launch, compiler_options=reference.EXACT_ROUNDING)

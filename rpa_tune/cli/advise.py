@@ -26,7 +26,7 @@ from rpa_tune.models.roofline import HBM_SHARE, WEIGHT_BYTES, hbm_bytes
 
 _MARK = "≥"
 # What the columns take with the widest times; nothing is cropped.
-_WIDTH = 132
+_WIDTH = 146
 
 
 def _said(numbers: tuple[int, ...]) -> str:

@@ -24,7 +24,7 @@ def layers_to_dict(model: Model) -> dict[str, Any]:
     """The JSON form: `kinds` with their numbers, `other_layers`, and `notes`."""
     return {
         "kinds": [
-            {"name": model.name_of(kind), **asdict(kind), "unserved": kind.unserved}
+            {"name": model.name_of(kind), **asdict(kind), "unserved": kind.refusal}
             for kind in model.kinds
         ],
         "other_layers": dict(model.other_layers),

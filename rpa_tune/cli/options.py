@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from rpa_kernels import FAMILIES
 from rpa_kernels.dtypes import OTHER_NAMES as OTHER_DTYPE_NAMES
-from rpa_kernels.layout import KV_DTYPES, Q_DTYPES
+from rpa_kernels.layout import KV_DTYPES, KV_LAYOUTS, Q_DTYPES
 from rpa_kernels.names import did_you_mean, find_name
 from rpa_tune.analysis.question import one_batch
 from rpa_tune.cli.numbers import number
@@ -124,6 +124,10 @@ class ModelName(_TextParam):
 KV_DTYPE = NameChoice(KV_DTYPES, OTHER_DTYPE_NAMES)
 SOME_KV_DTYPES = NameChoices(KV_DTYPES, OTHER_DTYPE_NAMES)
 Q_DTYPE = NameChoice(Q_DTYPES, OTHER_DTYPE_NAMES)
+KV_LAYOUT_OPTION = click.option(
+    "--kv-layout", default=KV_LAYOUTS[0], show_default=True, type=NameChoice(KV_LAYOUTS),
+    help="Layout of the KV cache; seq_along_lane pads nothing.",
+)  # fmt: skip
 
 _OPTIONS = (
     click.option("--chip", required=True, type=ChipName(),
@@ -141,6 +145,7 @@ _OPTIONS = (
                  help="Dtype of queries."),
     click.option("--kv-dtype", default="bfloat16", show_default=True, type=KV_DTYPE,
                  help="Dtype of the KV cache."),
+    KV_LAYOUT_OPTION,
     click.option("--layers",
                  help="Kind of layers of a model that has several, such as window-1024."),
     click.option("--windowed/--not-windowed", default=None,

@@ -3,21 +3,22 @@
 from typing import Any
 
 from rpa_kernels.problem import Problem
-from rpa_tune.models.padding import padding_note, token_bytes, useful_token_bytes
+from rpa_tune.models.padding import bytes_by_layout, padding_note, token_bytes, useful_token_bytes
 
 
 def problem_text(problem: Problem) -> str:
-    """Heads, dtypes, page size and window, in one line."""
+    """Heads, dtypes, page size, layout of the cache if it is not the usual one, and window."""
+    kv_layout = f"{problem.kv_layout}, " if problem.is_seq_along_lane else ""
     return (
         f"{problem.num_q_heads} query and {problem.num_kv_heads} KV heads of {problem.head_dim}, "
         f"{problem.q_dtype} queries, {problem.kv_dtype} cache, page size {problem.page_size}, "
-        f"{window_text(problem)}"
+        f"{kv_layout}{reach_text(problem)}"
     )
 
 
-def window_text(problem: Problem) -> str:
-    """`window 1024`, or `no window`."""
-    return f"window {problem.sliding_window}" if problem.sliding_window else "no window"
+def reach_text(problem: Problem) -> str:
+    """`window 1024`, `chunk 8192`, or `no window`."""
+    return problem.reach_text or "no window"
 
 
 def problem_to_dict(problem: Problem) -> dict[str, Any]:
@@ -30,7 +31,10 @@ def problem_to_dict(problem: Problem) -> dict[str, Any]:
         "q_dtype": problem.q_dtype,
         "kv_dtype": problem.kv_dtype,
         "window": problem.sliding_window,
+        "attention_chunk": problem.attention_chunk_size,
         "max_context_tokens": problem.max_context_tokens,
+        "kv_layout": problem.kv_layout,
+        "kv_token_bytes_by_layout": bytes_by_layout(problem),
         "kv_token_bytes": token_bytes(problem),
         "kv_token_useful_bytes": useful_token_bytes(problem),
         "padding": padding_note(problem),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from rpa_tune.cli.numbers import NumbersParam, number, number_or_none
-from rpa_tune.cli.options import KV_DTYPE, ChipName, ModelName, NameChoice
+from rpa_tune.cli.options import KV_DTYPE, KV_LAYOUT_OPTION, ChipName, ModelName, NameChoice
 from rpa_tune.models.buckets import ENGINES, LEAST_TOKENS, TPU_INFERENCE
 from rpa_tune.models.server import DEFAULT_TOKENS, Server
 
@@ -51,6 +51,7 @@ _OPTIONS = (
                  help="Tokens in one KV cache page; default: the engine's own choice."),
     click.option("--kv-dtype", default="bfloat16", show_default=True,
                  type=KV_DTYPE, help="Dtype of the KV cache."),
+    KV_LAYOUT_OPTION,
 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def ragged_paged_attention(
     interpret: Any = None,
     page_runs: jax.Array | None = None,
     **features: Unpack[Features],
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """Ragged paged attention over decode, prefill and mixed sequences of one batch.
 
     Donates what the public functions donate: the cache is updated in its own place, and the output
@@ -46,7 +46,8 @@ def ragged_paged_attention(
       queries: [max_num_tokens, num_q_heads, head_dim], bfloat16 or float32.
       keys: New keys, [max_num_tokens, num_kv_heads, head_dim] in the cache's dtype.
       values: New values, the same shape.
-      kv_cache: [num_pages, page_size, packed heads, packing, padded head_dim].
+      kv_cache: [num_pages, page_size, packed heads, packing, padded head_dim]; with
+        `kv_layout="seq_along_lane"` [num_pages, 2 * KV heads, words, packing, page_size].
       kv_lens: int32[max_num_seqs], contexts in tokens, new tokens included.
       page_indices: int32[max_num_seqs * pages_per_seq].
       cu_q_lens: int32[max_num_seqs + 1].
@@ -57,15 +58,16 @@ def ragged_paged_attention(
         are NumPy's, else for a full step of every family.
       interpret: None to run on the TPU, or `pltpu.InterpretParams`.
       page_runs: What the function of this name made of this step's lengths and pages, for all
-        layers with one `sliding_window`; None to make it here. It is not checked against them.
+        layers with one window or chunk; None to make it here. It is not checked against them.
       features: See `Features`.
 
     Returns:
-      (output [max_num_tokens, num_q_heads, head_dim], updated KV cache). Rows of the output past
-      the last sequence mean nothing.
+      (output [max_num_tokens, num_q_heads, head_dim], updated KV cache), and with `return_lse`
+      float32[max_num_tokens, num_q_heads] as the third, minus infinity where nothing was seen. Rows
+      of the output past the last sequence mean nothing.
 
     Raises:
-      TypeError: A keyword that the public function does not have.
+      TypeError: A keyword that is none of `Features`.
       ValueError: Shapes, dtypes, features or, in NumPy metadata, lengths that cannot be; or a
         plan for something else.
       UsageError: No plan, and no TPU.
@@ -91,7 +93,7 @@ def page_runs(kv_lens: Any, page_indices: Any, cu_q_lens: Any, problem: Problem)
     XLA, which a program of many layers has once if the compiler finds that they are the same. An
     engine that wants to be sure, or to make it on the host beside the page table, calls this once
     a step, and passes the result to the calls of all layers with the problem's `sliding_window`,
-    `use_causal_mask` and `update_kv_cache`.
+    `attention_chunk_size`, `use_causal_mask` and `update_kv_cache`.
 
     Args:
       kv_lens: int32[max_num_seqs], of NumPy or jax.

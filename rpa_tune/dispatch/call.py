@@ -4,7 +4,8 @@ The conditions are those of `static_validate_inputs` and `dynamic_validate_input
 tpu-inference 0.32.0 (v3, and v3 hd64 for head_dim 64); tests/interpret/test_public_call.py holds
 them against each other case by case. Wider than there: int8 caches, and for head_dim 64 every
 feature of the others. Narrower: queries other than bfloat16 and float32, caches in other
-floating-point types, and what only debugs the public kernel.
+floating-point types, and what only debugs the public kernel. `attention_chunk_size` and
+`return_lse` are of this call alone, `kv_layout` is one of the public batched function.
 """
 
 from typing import Any, NamedTuple, TypedDict, Unpack
@@ -19,7 +20,7 @@ BlockSizes = tuple[int, int, int, int]
 
 
 class Features(TypedDict, total=False):
-    """Keyword arguments of the public function; all static.
+    """Keyword arguments of the public function, and what goes beyond it; all static.
 
     Attributes:
       use_causal_mask: Whether a query sees only keys at or before its own position.
@@ -38,6 +39,14 @@ class Features(TypedDict, total=False):
       q_scale: Queries are divided by it, and rounded to the cache's dtype; or None.
       k_scale: Scale of the stored keys, or None.
       v_scale: Scale of the stored values, or None.
+      attention_chunk_size: A query sees keys of its own chunk of so many positions only, or None.
+        Of this function alone; with a causal mask, and no window.
+      kv_layout: Layout of the cache, `head_along_sublane` (the default) or `seq_along_lane`, as in
+        the public batched function, whose `KVLayout` may be given.
+      return_lse: Whether to return the log-sum-exp of each query's logits as well: natural
+        logarithm, after scale and soft cap, a sink among them. Of this function alone. Without
+        causal mask and cache update it makes the call one part of several (`merge_attention`),
+        whose `kv_lens` count cached tokens, from 0 on.
       chunk_prefill_size: Static query length of the sequences in the prefill slot, or None, with
         which the public function leaves them out; these kernels serve them either way.
       d_block_sizes: Block sizes of the public kernel. Checked as there, and not used: a plan
@@ -61,6 +70,9 @@ class Features(TypedDict, total=False):
     q_scale: float | None
     k_scale: float | None
     v_scale: float | None
+    attention_chunk_size: int | None
+    kv_layout: str
+    return_lse: bool
     chunk_prefill_size: int | None
     d_block_sizes: BlockSizes | None
     p_block_sizes: BlockSizes | None
@@ -93,22 +105,24 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
       features: See `Features`.
 
     Raises:
-      TypeError: A keyword that the public function does not have.
+      TypeError: A keyword that is none of `Features`.
       ValueError: The shapes, dtypes or features do not belong together; the message names them.
     """
     if unknown := set(features) - set(Features.__annotations__):
         raise TypeError(f"unknown arguments: {', '.join(sorted(unknown))}")
     _check_new(arrays.queries, arrays.keys, arrays.values)
-    _check_cache(arrays)
+    kv_layout = _kv_layout(features.get("kv_layout", layout.HEAD_ALONG_SUBLANE))
+    page_size = _page_size(arrays.kv_cache, kv_layout)
+    _check_cache(arrays, page_size, kv_layout)
     _check_sink(arrays.attention_sink, arrays.queries)
     _check_metadata(arrays)
-    _check_features(arrays.kv_cache.shape[1], **features)
+    _check_features(page_size, **features)
     queries, kv_cache, num_seqs = arrays.queries, arrays.kv_cache, arrays.kv_lens.shape[0]
     return Problem(
         num_q_heads=queries.shape[1],
         num_kv_heads=arrays.keys.shape[1],
         head_dim=queries.shape[2],
-        page_size=kv_cache.shape[1],
+        page_size=page_size,
         max_num_tokens=queries.shape[0],
         max_num_seqs=num_seqs,
         pages_per_seq=arrays.page_indices.shape[0] // num_seqs,
@@ -125,21 +139,26 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
         q_scale=features.get("q_scale"),
         k_scale=features.get("k_scale"),
         v_scale=features.get("v_scale"),
+        attention_chunk_size=features.get("attention_chunk_size"),
+        kv_layout=kv_layout,
+        return_lse=features.get("return_lse", False),
     ).without_idle_window()
 
 
-def check_lengths(arrays: Arrays) -> None:
+def check_lengths(arrays: Arrays, problem: Problem) -> None:
     """Refuses lengths and pages that cannot be launched.
 
     More than the public check: decode sequences have one token each and come first.
 
     Args:
       arrays: The metadata are on the host; of the others only shapes are read.
+      problem: Says whether contexts may be shorter than the queries; and the page size.
 
     Raises:
       ValueError: The first thing that is wrong.
     """
-    max_num_tokens, (num_pages, page_size) = arrays.queries.shape[0], arrays.kv_cache.shape[:2]
+    max_num_tokens, num_pages = arrays.queries.shape[0], arrays.kv_cache.shape[0]
+    page_size = problem.page_size
     pages = arrays.page_indices.reshape(arrays.kv_lens.shape[0], -1)
     d, p, n = (int(end) for end in arrays.distribution)
     if not 0 <= d <= p <= n <= len(pages):
@@ -153,8 +172,11 @@ def check_lengths(arrays: Arrays) -> None:
     counts = -(-kv_lens // page_size)
     used = np.arange(pages.shape[1]) < counts[:, None]
     outside = ((pages[:n] < 0) | (pages[:n] >= num_pages)) & used
+    fit = ("need 0 < q_len <= kv_len", (q_lens <= 0) | (q_lens > kv_lens))
+    if problem.sees_cache_only:
+        fit = ("need 0 < q_len and 0 <= kv_len", (q_lens <= 0) | (kv_lens < 0))
     for what, wrong in (
-        ("need 0 < q_len <= kv_len", (q_lens <= 0) | (q_lens > kv_lens)),
+        fit,
         (f"kv_len exceeds {pages.shape[1]} pages of {page_size}", counts > pages.shape[1]),
         (f"a page is not one of {num_pages}", outside.any(axis=1)),
     ):
@@ -175,7 +197,20 @@ def _check_new(q: Any, k: Any, v: Any) -> None:
         raise ValueError(f"queries {q.shape} and keys {k.shape} must agree in tokens and head_dim")
 
 
-def _check_cache(arrays: Arrays) -> None:
+def _kv_layout(asked: Any) -> str:
+    """Its plain name: `KVLayout` of the public function is a string, too."""
+    if asked not in layout.KV_LAYOUTS:
+        raise ValueError(f"kv_layout={asked!r} is not one of {layout.KV_LAYOUTS}")
+    return layout.KV_LAYOUTS[layout.KV_LAYOUTS.index(asked)]
+
+
+def _page_size(cache: Any, kv_layout: str) -> int:
+    """Tokens of a page, by the shape of the cache; 0 for one of too few dimensions."""
+    axis = 4 if kv_layout == layout.SEQ_ALONG_LANE else 1
+    return cache.shape[axis] if len(cache.shape) > axis else 0
+
+
+def _check_cache(arrays: Arrays, page_size: int, kv_layout: str) -> None:
     cache, keys, values = arrays.kv_cache, arrays.keys, arrays.values
     if not cache.dtype == keys.dtype == values.dtype:
         raise ValueError(
@@ -185,13 +220,18 @@ def _check_cache(arrays: Arrays) -> None:
     dtype = str(cache.dtype)
     if dtype not in layout.KV_DTYPES:
         raise ValueError(f"kv_cache is {dtype}, not one of {layout.KV_DTYPES}")
-    num_pages, page_size = (*cache.shape, 0, 0)[:2]
-    expected = layout.kv_cache_shape(
-        num_pages=num_pages, page_size=page_size, num_kv_heads=keys.shape[1],
-        head_dim=keys.shape[2], kv_dtype=dtype,
-    )  # fmt: skip
+    num_pages = (*cache.shape, 0)[0]
+    sizes: dict[str, Any] = {
+        "num_kv_heads": keys.shape[1],
+        "head_dim": keys.shape[2],
+        "kv_dtype": dtype,
+    }
+    if kv_layout == layout.SEQ_ALONG_LANE:
+        expected = (num_pages, *layout.lane_page_shape(num_tokens=page_size, **sizes))
+    else:
+        expected = layout.kv_cache_shape(num_pages=num_pages, page_size=page_size, **sizes)
     if cache.shape != expected:
-        raise ValueError(f"kv_cache is {cache.shape}, must be {expected}")
+        raise ValueError(f"kv_cache is {cache.shape}, must be {expected} with {kv_layout}")
 
 
 def _check_sink(sink: Any, queries: Any) -> None:

@@ -21,7 +21,7 @@ from rpa_tune.tables.step import Lengths, Step
 class Executables(Protocol):
     """Plans that need no compile: a `compiled.CompiledPlans`."""
 
-    def run(self, plan: LaunchPlan, arguments: Sequence[Any]) -> tuple[jax.Array, jax.Array] | None:
+    def run(self, plan: LaunchPlan, arguments: Sequence[Any]) -> tuple[jax.Array, ...] | None:
         """Runs a plan, or returns None when it has to be compiled."""
         ...
 
@@ -48,7 +48,7 @@ def attend(
     interpret: Any = None,
     page_runs: Any = None,
     **features: Unpack[Features],
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """The call of `ragged_paged_attention`, with an artefact's executables where there are any.
 
     Args:
@@ -69,7 +69,7 @@ def attend(
         _check_page_runs(page_runs, arrays.page_indices)
     on_host = all(isinstance(array, np.ndarray) for array in arrays[4:8])
     if on_host:
-        check_lengths(arrays)
+        check_lengths(arrays, problem)
     if not isinstance(plan, LaunchPlan):
         has_prefill = features.get("chunk_prefill_size") is not None
         step = _step_of(arrays) if on_host else full_step(problem, has_prefill=has_prefill)
@@ -170,7 +170,7 @@ def _launch_all(
     plan: LaunchPlan,
     interpret: Any,
     page_runs: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, ...]:
     """Lays out the operands once and chains the kernels over them."""
     kv_lens, page_indices, cu_q_lens, distribution = map(jnp.asarray, metadata[:4])
     sinks = metadata[4] if problem.has_sinks else None
@@ -178,13 +178,14 @@ def _launch_all(
         [jnp.asarray(end, jnp.int32) for end in plan.effective_distribution(*distribution)]
     )
     q, kv_new = inputs.prepare(queries, keys, values, problem)
+    lse = [inputs.no_lse(problem)] if problem.return_lse else []
     for launch in plan.launches:
-        q, kv_cache = load_family(launch.family).launch(
+        q, kv_cache, *lse = load_family(launch.family).launch(
             q, kv_new, kv_cache, kv_lens, page_indices, cu_q_lens, distribution,
             problem=problem, config=launch.config, target=plan.target, interpret=interpret,
-            sinks=sinks, page_runs=page_runs,
+            sinks=sinks, page_runs=page_runs, lse=lse[0] if lse else None,
         )  # fmt: skip
-    return inputs.finish(q, problem), kv_cache
+    return inputs.finish(q, problem), kv_cache, *(inputs.finish_lse(x, problem) for x in lse)
 
 
 _IN_PLACE = ("queries", "kv_cache")

@@ -47,7 +47,7 @@ def stand_in(candidate: Candidate, *, with_few_heads: bool = True) -> tuple[Cand
         source="lengths of 1, and at page and block boundaries",
         batches=tuple(WeightedBatch(batch=b, weight=1 / len(batches)) for b in batches),
     )
-    whole = resized(problem, workload)
+    whole = _with_edge_in_sight(resized(problem, workload), workload)
     small = _with_few_heads(whole) if with_few_heads else whole
     target = candidate.chip.target
     # A limit that only the small problem breaks says nothing about the candidate.
@@ -65,6 +65,20 @@ def resized(problem: Problem, workload: Workload) -> Problem:
         pages_per_seq=pages_per_seq,
         num_pages=workload.num_pages(problem.page_size),
     )
+
+
+def _with_edge_in_sight(problem: Problem, workload: Workload) -> Problem:
+    """The problem, with a window or chunk that ends within the longest context.
+
+    Else no query of the few short contexts would have anything behind its window.
+    """
+    longest = workload.max_context_tokens
+    if problem.reach_tokens is None or problem.reach_tokens < longest:
+        return problem
+    name = "sliding_window" if problem.sliding_window else "attention_chunk_size"
+    # An odd number, so that its edge is within a page and within a block.
+    changes: dict[str, Any] = {name: longest // 2 | 1}
+    return replace(problem, **changes)
 
 
 def _with_few_heads(problem: Problem) -> Problem:

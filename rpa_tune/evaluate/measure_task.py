@@ -20,7 +20,14 @@ from rpa_kernels import inputs
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_kernels.reference import ragged_paged_attention
-from rpa_kernels.verify import Operands, compare, draw_operands, spoil_unused
+from rpa_kernels.verify import (
+    UNTOUCHED,
+    Operands,
+    compare,
+    draw_operands,
+    spoil_unused,
+    untouched_lse,
+)
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import target, worker
 from rpa_tune.errors import UsageError
@@ -95,13 +102,13 @@ def _launch_family(candidate: Candidate) -> Launch:
     family, problem = candidate.family, candidate.problem
     chip_target = candidate.chip.target
 
-    def launch(q: Any, k: Any, v: Any, cache: Any, *rest: Any) -> tuple[jax.Array, jax.Array]:
+    def launch(q: Any, k: Any, v: Any, cache: Any, *rest: Any) -> Any:
         prepared, kv_new = inputs.prepare(q, k, v, problem)
-        out, cache = family.launch(
+        return family.launch(
             prepared, kv_new, cache, *rest[:4],
             problem=problem, config=candidate.config, target=chip_target, sinks=rest[4],
+            lse=untouched_lse(problem),
         )  # fmt: skip
-        return out, cache
 
     compiled: Launch = jax.jit(launch)
     return compiled
@@ -115,13 +122,17 @@ def launch_reference(candidate: Candidate, batch: Batch) -> Launch:
     own = np.zeros(problem.max_num_tokens, bool)
     own[starts[seqs.start] : starts[seqs.stop]] = True
 
-    def launch(q: Any, k: Any, v: Any, cache: Any, *rest: Any) -> tuple[jax.Array, jax.Array]:
-        out, cache = ragged_paged_attention(
+    def launch(q: Any, k: Any, v: Any, cache: Any, *rest: Any) -> Any:
+        out, cache, *lse = ragged_paged_attention(
             q, k, v, cache, arrays, problem, sinks=rest[4], seqs=seqs
         )
         attended = inputs.prepare_q(out.astype(problem.q_dtype), problem)
         rows = jnp.asarray(own).reshape(-1, *(1,) * (attended.ndim - 1))
-        return jnp.where(rows, attended, inputs.prepare_q(q, problem)), cache
+        attended = jnp.where(rows, attended, inputs.prepare_q(q, problem))
+        if not lse:
+            return attended, cache
+        rows = rows.reshape(-1, 1, 1, 1)
+        return attended, cache, jnp.where(rows, inputs.prepare_lse(lse[0], problem), UNTOUCHED)
 
     return launch
 
@@ -170,15 +181,14 @@ def _check(candidate: Candidate, batches: Sequence[Batch], make: Any) -> Measure
                 compiled[made] = as_jitted(made).lower(*arguments).compile()
             worker.report_phase("check")
             failed = Status.RUN_FAILED
-            out, cache = compiled[made](*arguments)
-            out.block_until_ready()
+            found = jax.block_until_ready(compiled[made](*arguments))
         except jax.errors.JaxRuntimeError as error:
             exhausted = str(error).startswith("RESOURCE_EXHAUSTED")
             return Measurement(
                 status=Status.OUT_OF_MEMORY if exhausted else failed,
                 detail=worker.one_line(str(error)),
             )
-        report = compare(family, problem, batch, operands, out, cache)
+        report = compare(family, problem, batch, operands, found)
         if not report.ok:
             return Measurement(
                 status=Status.WRONG_ANSWER, detail=f"batch {seed}: {'; '.join(report.problems)}"

@@ -22,14 +22,14 @@ def own_call(family: KernelFamily, problem: Problem, config: Any, target: Target
     def attend(
         queries: jax.Array, keys: jax.Array, values: jax.Array, kv_cache: jax.Array,
         *rest: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    ) -> tuple[jax.Array, ...]:  # fmt: skip
         q, kv_new = inputs.prepare(queries, keys, values, problem)
         scalars, sinks = rest[:4], rest[4] if problem.has_sinks else None
-        out, kv_cache = family.launch(
+        out, kv_cache, *lse = family.launch(
             q, kv_new, kv_cache, *scalars,
             problem=problem, config=config, target=target, sinks=sinks,
         )  # fmt: skip
-        return inputs.finish(out, problem), kv_cache
+        return inputs.finish(out, problem), kv_cache, *(inputs.finish_lse(x, problem) for x in lse)
 
     return Call(
         function=attend,

@@ -136,6 +136,7 @@ def problems_for(
     tp: int = 1,
     q_dtype: str = "bfloat16",
     kv_dtype: str = "bfloat16",
+    kv_layout: str = layout.HEAD_ALONG_SUBLANE,
 ) -> list[Share]:
     """The attention problem of every kind of layers that is served, on one device.
 
@@ -151,6 +152,7 @@ def problems_for(
       tp: Devices that share the heads.
       q_dtype: Dtype name of queries.
       kv_dtype: Dtype name of the KV cache.
+      kv_layout: Its layout.
 
     Raises:
       UsageError: Heads that do not divide, layers that no kernel family serves, or a size or
@@ -166,6 +168,7 @@ def problems_for(
         "num_pages": layout.next_power_of_2(workload.num_pages(page_size)),
         "q_dtype": q_dtype,
         "kv_dtype": kv_dtype,
+        "kv_layout": kv_layout,
     }
     return shares(model.within(context), tp=tp, where=f"the problem of {model.name}", **sizes)
 
@@ -186,7 +189,7 @@ def shares(model: Model, *, tp: int, where: str, **fields: object) -> list[Share
         return [
             Share(name=model.name_of(whole), kind=kind, problem=kind.problem(**fields))
             for whole, kind in zip(model.kinds, model.at_tp(tp).kinds, strict=True)
-            if not kind.unserved
+            if not kind.refusal
         ]
     except ValueError as error:
         raise UsageError(str(error), where=where) from error
@@ -199,9 +202,7 @@ def problem_for(
     page_size: int,
     layers: str | None = None,
     windowed: bool | None = None,
-    tp: int = 1,
-    q_dtype: str = "bfloat16",
-    kv_dtype: str = "bfloat16",
+    **shape: Any,
 ) -> Problem:
     """The attention problem of one kind of layers on one device; see `problems_for`.
 
@@ -212,19 +213,14 @@ def problem_for(
       layers: Name of the kind; see `Model.pick`.
       windowed: Whether layers with a sliding window are meant; None for those without, unless
         there are none.
-      tp: As there.
-      q_dtype: As there.
-      kv_dtype: As there.
+      **shape: `tp`, `q_dtype`, `kv_dtype` and `kv_layout`, as there.
 
     Raises:
       UsageError: As there, or layers that the model does not have.
     """
-    context = _context_tokens(workload, page_size)
-    kind = model.pick(layers, windowed, max_context_tokens=context)
+    kind = model.pick(layers, windowed)
     alone = dataclasses.replace(model, kinds=(kind,))
-    (share,) = problems_for(
-        alone, workload=workload, page_size=page_size, tp=tp, q_dtype=q_dtype, kv_dtype=kv_dtype
-    )
+    (share,) = problems_for(alone, workload=workload, page_size=page_size, **shape)
     return share.problem
 
 

@@ -56,13 +56,6 @@ class LayerKind:
             reach = f"chunk {self.chunk_tokens}"
         return f"{reach} shared cache" if self.reads_other_cache else reach
 
-    @property
-    def unserved(self) -> str:
-        """Why no kernel family serves them; empty when one does."""
-        if not self.refusal and self.chunk_tokens:
-            return f"attention within chunks of {self.chunk_tokens} tokens has no kernel family yet"
-        return self.refusal
-
     def within(self, max_context_tokens: int) -> "LayerKind":
         """The same for contexts up to a length: what reaches beyond them has no effect."""
         window, chunk = (
@@ -82,14 +75,15 @@ class LayerKind:
           UsageError: No kernel family serves them.
           ValueError: A size or dtype that no kernel has.
         """
-        if self.unserved:
-            raise UsageError(f"{self.label} layers: {self.unserved}")
+        if self.refusal:
+            raise UsageError(f"{self.label} layers: {self.refusal}")
         own = {
             "num_q_heads": self.num_q_heads,
             "num_kv_heads": self.num_kv_heads,
             "head_dim": self.head_dim,
             "sm_scale": self.sm_scale,
             "sliding_window": self.sliding_window_tokens,
+            "attention_chunk_size": self.chunk_tokens,
             "soft_cap": self.soft_cap,
             "has_sinks": self.has_sinks,
             "update_kv_cache": not self.reads_other_cache,
@@ -122,12 +116,12 @@ class Model:
     @property
     def served(self) -> tuple[LayerKind, ...]:
         """The kinds that have a kernel family."""
-        return tuple(kind for kind in self.kinds if not kind.unserved)
+        return tuple(kind for kind in self.kinds if not kind.refusal)
 
     @property
     def unserved(self) -> tuple[LayerKind, ...]:
         """The kinds that have none."""
-        return tuple(kind for kind in self.kinds if kind.unserved)
+        return tuple(kind for kind in self.kinds if kind.refusal)
 
     @property
     def num_other(self) -> int:
@@ -149,7 +143,7 @@ class Model:
         """One line for people: every kind, the layers that are no attention, and how many."""
         parts = [
             _counted(kind.num_layers, self.name_of(kind))
-            + (f" (not served: {kind.unserved})" if kind.unserved else "")
+            + (f" (not served: {kind.refusal})" if kind.refusal else "")
             for kind in self.kinds
         ]
         parts += [
@@ -200,15 +194,12 @@ class Model:
             ),
         )
 
-    def pick(
-        self, layers: str | None = None, windowed: bool | None = None, *, max_context_tokens: int
-    ) -> LayerKind:
+    def pick(self, layers: str | None = None, windowed: bool | None = None) -> LayerKind:
         """One kind that is served.
 
         Args:
           layers: Its name (`name_of`, with spaces or hyphens); None for any.
           windowed: Whether it has a sliding window; None for one without, unless there is none.
-          max_context_tokens: Longest context; a longer chunk needs no kernel of its own.
 
         Raises:
           UsageError: No such kind, with those there are.
@@ -218,7 +209,7 @@ class Model:
             for kind in self.kinds
             if (layers is None or _plain(self.name_of(kind)) == _plain(layers))
             and (windowed is None or bool(kind.sliding_window_tokens) == windowed)
-            and not kind.within(max_context_tokens).unserved
+            and not kind.refusal
         ]
         if not kinds:
             asked = [f"layers={layers!r}"] if layers is not None else []

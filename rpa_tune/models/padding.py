@@ -1,6 +1,7 @@
 """What the KV cache's padding costs, worked out from its layout and said in one line. No jax."""
 
-from typing import Protocol
+import math
+from typing import Any, Protocol
 
 from rpa_kernels import layout
 
@@ -23,17 +24,30 @@ class Cached(Protocol):
         """Dtype name of the KV cache."""
         ...
 
+    @property
+    def kv_layout(self) -> str:
+        """Layout of the KV cache."""
+        ...
 
-def token_bytes(cached: Cached, kv_dtype: str | None = None) -> int:
-    """Bytes of one token in the KV cache, padding included; of another dtype if one is named."""
-    _, _, words, pack, lanes = layout.kv_cache_shape(
-        num_pages=1,
-        page_size=1,
-        num_kv_heads=cached.num_kv_heads,
-        head_dim=cached.head_dim,
-        kv_dtype=kv_dtype or cached.kv_dtype,
-    )
-    return words * pack * lanes * layout.dtype_bytes(kv_dtype or cached.kv_dtype)
+
+def token_bytes(cached: Cached, kv_dtype: str | None = None, kv_layout: str | None = None) -> int:
+    """Bytes of one token in the KV cache, padding included; of another dtype or layout if named."""
+    dtype = kv_dtype or cached.kv_dtype
+    sizes: dict[str, Any] = {
+        "num_kv_heads": cached.num_kv_heads, "head_dim": cached.head_dim, "kv_dtype": dtype,
+    }  # fmt: skip
+    if (kv_layout or cached.kv_layout) == layout.SEQ_ALONG_LANE:
+        elements = math.prod(layout.lane_page_shape(num_tokens=1, **sizes))
+    else:
+        elements = math.prod(layout.kv_cache_shape(num_pages=1, page_size=1, **sizes))
+    return elements * layout.dtype_bytes(dtype)
+
+
+def bytes_by_layout(cached: Cached) -> dict[str, int]:
+    """Bytes of one token in each layout that takes the dtype, padding included."""
+    allowed = {layout.HEAD_ALONG_SUBLANE: True,
+               layout.SEQ_ALONG_LANE: cached.kv_dtype in layout.SEQ_ALONG_LANE_DTYPES}  # fmt: skip
+    return {name: token_bytes(cached, kv_layout=name) for name, is_one in allowed.items() if is_one}
 
 
 def useful_token_bytes(cached: Cached) -> int:
@@ -42,7 +56,7 @@ def useful_token_bytes(cached: Cached) -> int:
 
 
 def padding_note(cached: Cached) -> str:
-    """How much of the cache is padding, and which wider dtypes would move no more bytes.
+    """How much of the cache is padding, which wider dtypes and which layout would move no more.
 
     Returns:
       One line, or the empty string where nothing is padded.
@@ -59,4 +73,7 @@ def padding_note(cached: Cached) -> str:
     ]
     if as_wide:
         note += f"; {cached.kv_dtype} moves as many bytes as {' or '.join(as_wide)} would"
+    name, least = min(bytes_by_layout(cached).items(), key=lambda pair: pair[1])
+    if least < stored:
+        note += f"; kv_layout {name} stores {least:,}"
     return note

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rpa_kernels.ints import cdiv
-from rpa_kernels.layout import next_power_of_2
+from rpa_kernels.layout import HEAD_ALONG_SUBLANE, next_power_of_2
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip, load_chip
@@ -30,8 +30,8 @@ _MLA_PAGE = 1024
 # Names of the flags, as people give them; the first ones are said even where they are the default.
 _SAID = ("model", "chip", "tp", "max_num_seqs", "max_num_batched_tokens", "max_model_len",
          "page_size", "kv_dtype")  # fmt: skip
-FLAGS = (*_SAID, "engine", "dp", "num_speculative_tokens", "padding_gap", "token_buckets",
-         "min_token_bucket", "bucket_seqs", "uses_prefill")  # fmt: skip
+FLAGS = (*_SAID, "kv_layout", "engine", "dp", "num_speculative_tokens", "padding_gap",
+         "token_buckets", "min_token_bucket", "bucket_seqs", "uses_prefill")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +44,7 @@ class Server(Engine):
       tp: Devices that share the heads; KV heads are repeated when there are fewer.
       max_num_seqs: See `Engine`.
       max_num_batched_tokens: See `Engine`; 0 for the engine's default.
+      kv_layout: Layout of the KV cache.
       page_size: Tokens in one page; 0 for the engine's own choice. Neither is 0 once it is made.
     """
 
@@ -53,6 +54,7 @@ class Server(Engine):
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 0
     page_size: int = 0
+    kv_layout: str = HEAD_ALONG_SUBLANE
 
     def __post_init__(self) -> None:
         """Fills in what the engine chooses itself.
@@ -165,6 +167,7 @@ class Server(Engine):
             "pages_per_seq": pages_per_seq,
             "num_pages": pages_per_seq * self.max_num_seqs,
             "kv_dtype": self.kv_dtype,
+            "kv_layout": self.kv_layout,
         }
         found = shares(self.loaded, tp=self.tp, where="the server's options", **given | features)
         for share in found:

@@ -40,7 +40,7 @@ class Shown:
         self.attributes: dict[str, Any] = {
             # A key of its own for each: several studies may ask the same questions.
             f"study {study.name}": f"workload {study.workload.name}: {study.workload.source}",
-            "problem": asdict(study.problem),
+            "problem": study.problem.to_dict(),
             SEARCH: {**asdict(study.search), "sampler": study.sampler()},
         }
         is_check = fidelity is Correctness.INTERPRETED

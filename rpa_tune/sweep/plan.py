@@ -8,6 +8,7 @@ families: [decode, mixed]
 page_size: 128
 dtype: bfloat16              # of queries
 kv_dtype: bfloat16           # of the KV cache
+kv_layout: head_along_sublane   # of the KV cache, or seq_along_lane
 tp: 1                        # devices that share the heads
 workload: azure-conv         # a preset, a file, a mapping (docs/workloads.md), or a weighted set:
                              # {azure-conv: 0.7, azure-code: 0.3}
@@ -45,12 +46,12 @@ from rpa_tune.sweep.sampler import SAMPLERS, Search
 from rpa_tune.tables.row import MAX_CONFIGS
 
 KEYS = (
-    "about", "chip", "model", "families", "page_size", "dtype", "kv_dtype", "tp", "workload",
-    "objective", "server", "servers", "space", "search", "budget",
+    "about", "chip", "model", "families", "page_size", "dtype", "kv_dtype", "kv_layout", "tp",
+    "workload", "objective", "server", "servers", "space", "search", "budget",
 )  # fmt: skip
 REQUIRED = ("chip", "model", "families", "page_size", "workload")
 # What `servers` says instead.
-OF_SERVERS = ("chip", "model", "page_size", "kv_dtype", "tp", "server")
+OF_SERVERS = ("chip", "model", "page_size", "kv_dtype", "kv_layout", "tp", "server")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +67,7 @@ class SweepPlan:
       page_sizes: Tokens in a KV cache page.
       q_dtype: Dtype name of queries.
       kv_dtypes: Dtype names of the KV cache.
+      kv_layouts: Its layouts.
       tps: Devices that share the heads.
       workload: What `load_workload` takes.
       server: Whose shapes are tuned, with each model, chip, ...; None for the one shape that the
@@ -88,6 +90,7 @@ class SweepPlan:
     kv_dtypes: tuple[str, ...]
     tps: tuple[int, ...]
     workload: str | Mapping[str, Any]
+    kv_layouts: tuple[str, ...] = (layout.HEAD_ALONG_SUBLANE,)
     server: Engine | None = None
     servers: tuple[Server, ...] = ()
     overrides: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -114,9 +117,9 @@ class SweepPlan:
         flags["uses_prefill"] |= any("prefill" in load_family(f).slots for f in self.families)
         return tuple(
             Server(**flags | {"chip": chip, "model": model, "tp": tp, "page_size": page_size,
-                              "kv_dtype": kv_dtype})
-            for page_size, chip, model, tp, kv_dtype in itertools.product(
-                self.page_sizes, self.chips, self.models, self.tps, self.kv_dtypes
+                              "kv_dtype": kv_dtype, "kv_layout": kv_layout})
+            for page_size, chip, model, tp, kv_dtype, kv_layout in itertools.product(
+                self.page_sizes, self.chips, self.models, self.tps, self.kv_dtypes, self.kv_layouts
             )
         )  # fmt: skip
 
@@ -227,8 +230,14 @@ def _crossed(entries: Mapping[str, Node], q_dtype: str) -> dict[str, Any]:
     if "kv_dtype" in entries:
         nodes = _each(entries, "kv_dtype")
         kv_dtypes = tuple(n.choice(layout.KV_DTYPES, "kv_dtype", OTHER_NAMES) for n in nodes)
+    kv_layouts: tuple[str, ...] = (layout.HEAD_ALONG_SUBLANE,)
+    if "kv_layout" in entries:
+        kv_layouts = tuple(
+            node.choice(layout.KV_LAYOUTS, "kv_layout") for node in _each(entries, "kv_layout")
+        )
     return {
         "page_sizes": page_sizes,
+        "kv_layouts": kv_layouts,
         "chips": tuple(read_chip(node) for node in _each(entries, "chip")),
         "models": tuple(model_name(node.text()) for node in _each(entries, "model")),
         "kv_dtypes": kv_dtypes,
@@ -252,6 +261,7 @@ def _said_by_servers(node: Node) -> dict[str, Any]:
         "chips": distinct("chip"),
         "models": distinct("model"),
         "kv_dtypes": distinct("kv_dtype"),
+        "kv_layouts": distinct("kv_layout"),
         "tps": distinct("tp"),
     }
 

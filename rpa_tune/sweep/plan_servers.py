@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from rpa_kernels.dtypes import OTHER_NAMES
-from rpa_kernels.layout import KV_DTYPES
+from rpa_kernels.layout import KV_DTYPES, KV_LAYOUTS
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import chip_spellings, find_chip, load_chips
 from rpa_tune.models.buckets import ENGINES, Engine
@@ -24,7 +24,7 @@ from rpa_tune.sweep.nodes import Node
 
 _SWITCHES = ("bucket_seqs", "uses_prefill")
 # Flags that a plan with lists of chips, models, ... says elsewhere.
-CROSSED = ("model", "chip", "tp", "page_size", "kv_dtype")
+CROSSED = ("model", "chip", "tp", "page_size", "kv_dtype", "kv_layout")
 
 
 def read_engine(node: Node) -> Engine:
@@ -88,6 +88,8 @@ def _value(name: str, node: Node) -> Any:
         return node.choice(ENGINES, name)
     if name == "kv_dtype":
         return node.choice(KV_DTYPES, name, OTHER_NAMES)
+    if name == "kv_layout":
+        return node.choice(KV_LAYOUTS, name)
     return node.integer(name)
 
 

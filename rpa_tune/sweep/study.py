@@ -135,11 +135,12 @@ def build_studies(plan: SweepPlan) -> list[Study]:
             workload = load_workload(plan.workload, page_size=page_size)
         with _blame(plan, "families"):
             batches = {f.name: workload.for_family(*f.slots) for f in families}
-        for chip_name, model, tp, kv_dtype in itertools.product(
-            plan.chips, plan.models, plan.tps, plan.kv_dtypes
+        for chip_name, model, tp, kv_dtype, kv_layout in itertools.product(
+            plan.chips, plan.models, plan.tps, plan.kv_dtypes, plan.kv_layouts
         ):
             chip = load_chip(chip_name)
-            for share in _shares(plan, workload, model, page_size, tp, kv_dtype):
+            cache = {"page_size": page_size, "kv_dtype": kv_dtype, "kv_layout": kv_layout}
+            for share in _shares(plan, workload, model, tp, cache):
                 problem = share.problem
                 with _blame(plan, "page_size"):
                     chip.require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
@@ -239,19 +240,26 @@ def _search(plan: SweepPlan, family: Family) -> Search:
 
 
 def _shares(
-    plan: SweepPlan, workload: Workload, model_name: str, page_size: int, tp: int, kv_dtype: str
+    plan: SweepPlan, workload: Workload, model_name: str, tp: int, cache: Mapping[str, Any]
 ) -> list[Share]:
-    """Every kind of layers of a model that a kernel family serves."""
+    """Every kind of layers of a model that a kernel family serves.
+
+    Args:
+      plan: Has the rest.
+      workload: Sets the sizes.
+      model_name: Built-in name or path.
+      tp: Devices that share the heads.
+      cache: `page_size`, `kv_dtype` and `kv_layout` of `problems_for`.
+    """
     with _blame(plan, "model"):
         model = load_model(model_name)
     with _blame(plan, "tp" if "tp" in plan.lines else "model"):
         return problems_for(
             model,
             workload=workload,
-            page_size=page_size,
             tp=tp,
             q_dtype=plan.q_dtype,
-            kv_dtype=kv_dtype,
+            **cache,
         )
 
 
@@ -260,6 +268,7 @@ def _labels(plan: SweepPlan, chip: str, model: str, share: Share, tp: int) -> li
     labels, problem = [chip, model], share.problem
     labels += [f"page {problem.page_size}"] if len(plan.page_sizes) > 1 else []
     labels += [problem.kv_dtype] if len(plan.kv_dtypes) > 1 else []
+    labels += [problem.kv_layout] if len(plan.kv_layouts) > 1 else []
     labels += [f"tp {tp}"] if len(plan.tps) > 1 else []
     # Nothing is said of layers that are as plain as they can be.
     labels += [share.name] if share.name != "full" else []

@@ -13,6 +13,13 @@ from typing import Any
 from rpa_kernels import layout
 from rpa_kernels.problem import Problem
 
+# Fields that came after the first rows, and what they are in those: see `problem.ADDED_FIELDS`.
+ADDED_FIELDS: Mapping[str, Any] = {
+    "attention_chunk_tokens": 0,
+    "kv_layout": layout.HEAD_ALONG_SUBLANE,
+    "return_lse": False,
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
 class TuningKey:
@@ -26,7 +33,8 @@ class TuningKey:
       out_dtype: Dtype name of the output, default resolved.
       num_q_heads: Query heads on this device, exact.
       num_kv_heads: KV heads on this device, exact.
-      head_dim: Head size padded to whole lanes; 64 stays, because K and V then share a row.
+      head_dim: Head size padded to whole lanes; 64 stays, because K and V then share a row. As
+        padded in the cache where tokens lie along lanes.
       page_size: Tokens in one page, exact.
       max_num_tokens: Rounded up to a power of two.
       max_num_seqs: Rounded up to a power of two.
@@ -37,6 +45,9 @@ class TuningKey:
       has_soft_cap: Whether logits are capped.
       has_sinks: As in the problem.
       has_scales: Whether any of the three scales is given.
+      attention_chunk_tokens: Rounded up to a power of two; 0 without chunks.
+      kv_layout: As in the problem.
+      return_lse: As in the problem.
     """
 
     chip: str
@@ -57,12 +68,18 @@ class TuningKey:
     has_soft_cap: bool
     has_sinks: bool
     has_scales: bool
+    attention_chunk_tokens: int = 0
+    kv_layout: str = layout.HEAD_ALONG_SUBLANE
+    return_lse: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without chip and family, which a table file states once."""
-        fields = asdict(self)
-        del fields["chip"], fields["family"]
-        return fields
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in ("chip", "family")
+            and (name not in ADDED_FIELDS or value != ADDED_FIELDS[name])
+        }
 
     def __str__(self) -> str:
         """One line for people, sizes that they ask for first; no two keys read alike."""
@@ -72,6 +89,8 @@ class TuningKey:
             "soft cap": self.has_soft_cap,
             "sinks": self.has_sinks,
             "scales": self.has_scales,
+            self.kv_layout: self.kv_layout != layout.HEAD_ALONG_SUBLANE,
+            "log-sum-exp": self.return_lse,
         }
         dtypes = {"KV": self.kv_dtype, "queries": self.q_dtype, "output": self.out_dtype}
         same = len(set(dtypes.values())) == 1
@@ -83,6 +102,7 @@ class TuningKey:
             f"{self.max_num_tokens} tokens",
             f"context {self.max_context_tokens}",
             *([f"window {self.sliding_window_tokens}"] if self.sliding_window_tokens else []),
+            *([f"chunk {self.attention_chunk_tokens}"] if self.attention_chunk_tokens else []),
             *(name for name, holds in flags.items() if holds),
         ]
         return f"{self.chip} {self.family}: {', '.join(parts)}"
@@ -108,10 +128,12 @@ _FEATURES = {
     "has_soft_cap": 0.5,
     "has_sinks": 0.25,
     "has_scales": 0.5,
+    "return_lse": 0.25,
 }
 _WINDOW_WEIGHT = 1.0
+_CHUNK_OR_WINDOW = 0.25  # that one has chunks and the other a window, or sees all
 # A row must agree on these to be considered at all.
-_FIXED = ("chip", "family", "q_dtype", "kv_dtype")
+_FIXED = ("chip", "family", "q_dtype", "kv_dtype", "kv_layout")
 
 
 # Family -> sizes that its best config does not depend on: rows that differ in them alone are of
@@ -132,9 +154,6 @@ def tuning_key(problem: Problem, chip: str, family: str) -> TuningKey:
     Idempotent: a problem rebuilt with the bucketed sizes has the same key.
     """
     context = layout.next_power_of_2(problem.max_context_tokens)
-    window = layout.next_power_of_2(problem.sliding_window) if problem.sliding_window else 0
-    if window >= context:
-        window = 0  # looks back over everything: the same work as no window
     scales = (problem.q_scale, problem.k_scale, problem.v_scale)
     return TuningKey(
         chip=chip,
@@ -144,18 +163,33 @@ def tuning_key(problem: Problem, chip: str, family: str) -> TuningKey:
         out_dtype=problem.resolved_out_dtype,
         num_q_heads=problem.num_q_heads,
         num_kv_heads=problem.num_kv_heads,
-        head_dim=problem.head_dim if problem.fuses_kv else problem.padded_head_dim,
+        head_dim=_head_dim(problem),
         page_size=problem.page_size,
         max_num_tokens=layout.next_power_of_2(problem.max_num_tokens),
         max_num_seqs=layout.next_power_of_2(problem.max_num_seqs),
         max_context_tokens=context,
-        sliding_window_tokens=window,
+        sliding_window_tokens=_reach_bucket(problem.sliding_window, context),
         causal=problem.causal,
         update_kv_cache=problem.update_kv_cache,
         has_soft_cap=problem.soft_cap is not None,
         has_sinks=problem.has_sinks,
         has_scales=any(scale is not None for scale in scales),
+        attention_chunk_tokens=_reach_bucket(problem.attention_chunk_size, context),
+        kv_layout=problem.kv_layout,
+        return_lse=problem.return_lse,
     )
+
+
+def _head_dim(problem: Problem) -> int:
+    if problem.is_seq_along_lane:
+        return math.prod(problem.lane_page_shape(1)[1:])
+    return problem.head_dim if problem.fuses_kv else problem.padded_head_dim
+
+
+def _reach_bucket(tokens: int | None, context: int) -> int:
+    """Bucket of a window or chunk; 0 for none, and for one over everything: the same work."""
+    bucket = layout.next_power_of_2(tokens) if tokens else 0
+    return bucket if bucket < context else 0
 
 
 def representative(key: TuningKey) -> Problem:
@@ -173,11 +207,14 @@ def representative(key: TuningKey) -> Problem:
         kv_dtype=key.kv_dtype,
         out_dtype=key.out_dtype,
         sliding_window=key.sliding_window_tokens or None,
+        attention_chunk_size=key.attention_chunk_tokens or None,
+        return_lse=key.return_lse,
         soft_cap=30.0 if key.has_soft_cap else None,
         causal=key.causal,
         update_kv_cache=key.update_kv_cache,
         has_sinks=key.has_sinks,
         k_scale=1.0 if key.has_scales else None,
+        kv_layout=key.kv_layout,
     )
 
 
@@ -236,7 +273,9 @@ def distance(a: TuningKey, b: TuningKey) -> float | None:
         total += weight * abs(math.log2(getattr(a, name)) - math.log2(getattr(b, name)))
     for name, weight in _FEATURES.items():
         total += weight * (getattr(a, name) != getattr(b, name))
-    return total + _WINDOW_WEIGHT * _window_doublings(a, b)
+    has_chunks = {bool(key.attention_chunk_tokens) for key in (a, b)}
+    total += _CHUNK_OR_WINDOW * (len(has_chunks) - 1)
+    return total + _WINDOW_WEIGHT * _reach_doublings(a, b)
 
 
 def differences(a: TuningKey, b: TuningKey) -> dict[str, tuple[Any, Any]]:
@@ -245,10 +284,14 @@ def differences(a: TuningKey, b: TuningKey) -> dict[str, tuple[Any, Any]]:
     return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
 
 
-def _window_doublings(a: TuningKey, b: TuningKey) -> float:
-    """No window is a window as long as the context."""
-    spans = [key.sliding_window_tokens or key.max_context_tokens for key in (a, b)]
-    has_window = {bool(key.sliding_window_tokens) for key in (a, b)}
-    if has_window == {False}:
+def _reach_doublings(a: TuningKey, b: TuningKey) -> float:
+    """No window is a window as long as the context; a chunk is one that is half as long on average.
+
+    A sequence's chunk is anywhere between empty and full, a window is full.
+    """
+    halved = [key.attention_chunk_tokens / 2 for key in (a, b)]
+    reaches = [key.sliding_window_tokens or half for key, half in zip((a, b), halved, strict=True)]
+    if not any(reaches):
         return 0.0
+    spans = [reach or key.max_context_tokens for key, reach in zip((a, b), reaches, strict=True)]
     return abs(math.log2(spans[0]) - math.log2(spans[1]))

@@ -9,8 +9,9 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
+from rpa_kernels.layout import KV_LAYOUTS
 from rpa_kernels.problem import Problem
-from rpa_tune.tables.key import TuningKey
+from rpa_tune.tables.key import ADDED_FIELDS, TuningKey
 from rpa_tune.tables.step import FEATURES, Lengths
 
 SCHEMA = "rpa-table/4"  # older ones: `migrate.py`
@@ -162,8 +163,8 @@ def row_from_dict(data: Any, *, chip: str, family: str, where: str = "") -> Tabl
       ValueError: A field is missing, unknown or of the wrong type; the message names it.
     """
     _check_names("row", data, {"key", "configs", "rule", "evidence"})
-    key = _record(TuningKey, "key", {**_mapping("key", data["key"]), "chip": chip,
-                                     "family": family})  # fmt: skip
+    stated = {**ADDED_FIELDS, **_mapping("key", data["key"]), "chip": chip, "family": family}
+    key = _record(TuningKey, "key", stated)
     _check_sizes(key)
     evidence = _evidence(_mapping("evidence", data["evidence"]))
     configs = _configs(data["configs"])
@@ -179,9 +180,11 @@ def row_from_dict(data: Any, *, chip: str, family: str, where: str = "") -> Tabl
 def _check_sizes(key: TuningKey) -> None:
     """A row that a look-up could not even be compared with is refused here, not at serving time."""
     for name, hint in _HINTS[TuningKey].items():
-        least = 0 if name == "sliding_window_tokens" else 1
+        least = 0 if name in ("sliding_window_tokens", "attention_chunk_tokens") else 1
         if hint is int and not least <= getattr(key, name) <= MAX_INTEGER:
             raise ValueError(f"key.{name}={getattr(key, name)} is not in {least}..{MAX_INTEGER}")
+    if key.kv_layout not in KV_LAYOUTS:
+        raise ValueError(f"key.kv_layout={key.kv_layout!r} is not one of {KV_LAYOUTS}")
 
 
 def _evidence(data: dict[str, Any]) -> Evidence:

@@ -29,7 +29,9 @@ LLAMA = Problem(
 FEATURES = {
     "one_head": {"num_q_heads": 8, "num_kv_heads": 1},
     "fp8": {"num_kv_heads": 4, "kv_dtype": "float8_e4m3fn", "k_scale": 0.5, "q_scale": 0.5},
-    "int8_odd_heads": {"num_q_heads": 9, "num_kv_heads": 3, "kv_dtype": "int8"},
+    "int8_odd_heads_chunks": {
+        "num_q_heads": 9, "num_kv_heads": 3, "kv_dtype": "int8", "attention_chunk_size": 600,
+    },
     "fused_sinks": {"num_q_heads": 16, "num_kv_heads": 2, "head_dim": 64, "has_sinks": True},
     "wide_window_cap": {
         "num_q_heads": 4, "num_kv_heads": 2, "head_dim": 256, "sliding_window": 500,
@@ -42,6 +44,14 @@ FEATURES = {
     "small_pages_not_causal": {
         "num_q_heads": 4, "num_kv_heads": 2, "page_size": 16, "pages_per_seq": 256,
         "num_pages": 2048, "causal": False,
+    },
+    "along_lanes": {
+        "num_q_heads": 12, "num_kv_heads": 1, "kv_dtype": "float8_e4m3fn", "page_size": 256,
+        "kv_layout": "seq_along_lane",
+    },
+    "part_of_contexts": {
+        "num_q_heads": 10, "num_kv_heads": 2, "has_sinks": True, "return_lse": True,
+        "causal": False, "update_kv_cache": False,
     },
 }  # fmt: skip
 DECODE_KV = (1, 127, 128, 129, 4096, 700, 513, 2, 1500)

@@ -184,6 +184,7 @@ def eager_pallas() -> Iterator[None]:
             (jax.lax, "fori_loop", _fori_loop),
             (pltpu, "make_async_copy", lambda source, target, sem: _Copy(source, target)),
             (pltpu, "bitcast", _bitcast),
+            (pltpu, "roll", jnp.roll),
             (pltpu, "reciprocal", lambda x, approx: 1 / x),
             (pltpu, "with_memory_space_constraint", lambda x, space: x),
         ):

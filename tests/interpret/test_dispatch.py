@@ -79,6 +79,23 @@ def test_planned_steps_equal_the_reference(name):
     check(batch, out, cache)
 
 
+def test_families_fill_in_one_log_sum_exp_and_chunks_are_those_of_the_call():
+    batch = BATCHES["decode and mixed"]
+    problem = replace(PROBLEM, return_lse=True, attention_chunk_size=24)
+    plan = DISPATCHER.plan(problem, Step.of_batch(batch))
+    out, cache, lse = run(batch, plan, return_lse=True, attention_chunk_size=24)
+    expected, expected_cache, expected_lse = reference.ragged_paged_attention(
+        *make_inputs(), batch.arrays(problem), problem
+    )
+    used = slice(0, batch.num_tokens)
+    np.testing.assert_allclose(out[used], expected[used], rtol=0, atol=0.02)
+    np.testing.assert_allclose(lse[used], expected_lse[used], rtol=0, atol=0.02)
+    np.testing.assert_array_equal(cache, expected_cache)
+    assert (lse[batch.num_tokens :] == -np.inf).all()
+    with pytest.raises(ValueError, match=r"another problem: .*return_lse=False \(plan: True\)"):
+        run(batch, plan, attention_chunk_size=24)
+
+
 def test_mixed_alone_serves_any_batch():
     """What a plan does not launch, mixed takes over: no sequence is dropped."""
     batch = BATCHES["prefill slot"]

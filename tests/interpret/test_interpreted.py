@@ -49,3 +49,10 @@ def test_a_stand_in_has_the_features_and_few_heads():
     assert used.config == candidate().config
     for weighted in workload.batches:
         assert weighted.batch.misfit(used.problem) is None
+
+
+@pytest.mark.parametrize("name", ["sliding_window", "attention_chunk_size"])
+def test_a_stand_in_has_keys_behind_a_window_or_chunk_however_long(name):
+    problem = make_problem(**{name: 8192})
+    used, workload = stand_in(dataclasses.replace(candidate(), problem=problem))
+    assert 1 < getattr(used.problem, name) < workload.max_context_tokens

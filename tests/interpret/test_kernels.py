@@ -115,6 +115,35 @@ def test_prefill_is_right(case):
     check("prefill", make_problem(**case), config, PREFILL_BATCH)
 
 
+# Queries on both sides of a chunk's edge, blocks of many chunks, contexts that end with one.
+CHUNK_BATCHES = {
+    "decode": Batch(
+        q_lens=(1,) * 6 + (9,), kv_lens=(40, 41, 80, 256, 129, 1, 20), num_decode=6
+    ),
+    "prefill": Batch(q_lens=(1, 20, 20), kv_lens=(20, 131, 80), num_decode=1, num_prefill=2),
+    "mixed": Batch(q_lens=(1, 1, 22, 4, 17), kv_lens=(20, 121, 30, 83, 256), num_decode=1),
+}  # fmt: skip
+CHUNK_CASES = {
+    "part_of_a_page": {"attention_chunk_size": 40},
+    "fused_sinks": {
+        "attention_chunk_size": 64, "head_dim": 64, "has_sinks": True, "num_q_heads": 6,
+    },
+    "shared_fp8": {
+        "attention_chunk_size": 16, "kv_dtype": "float8_e4m3fn", "update_kv_cache": False,
+    },
+    "chunks_of_one": {"attention_chunk_size": 1},
+    "one_odd_head": {"attention_chunk_size": 129, "num_q_heads": 3, "num_kv_heads": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", CHUNK_BATCHES)
+@pytest.mark.parametrize("name", slow_but({"part_of_a_page"}, CHUNK_CASES))
+def test_queries_see_their_own_chunk(family, name):
+    problem = make_problem(**CHUNK_CASES[name])
+    config = decode_config() if family == "decode" else blockwise_config(bq_sz=32, bq_csz=16)
+    check(family, problem, config, CHUNK_BATCHES[family])
+
+
 def test_mixed_of_query_blocks_of_several_compute_blocks():
     # Too many queries for any of the paths for few, and for one turn of the path for many.
     batch = Batch(q_lens=(1, 33, 17, 3), kv_lens=(20, 150, 17, 63), num_decode=1)
@@ -166,6 +195,7 @@ def test_a_last_chain_in_the_slot_of_the_first(num_kv_heads, target):
 EDGE_CASES = {
     "llama": {},
     "window": {"sliding_window": 170},
+    "chunk": {"attention_chunk_size": 170},
     "not_causal": {"causal": False, "update_kv_cache": False, "soft_cap": 2.0},
     "fused_sinks": {"head_dim": 64, "has_sinks": True},
 }

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from interpret.mesh_calls import SMALL
 
 TESTS = Path(__file__).parents[1]
@@ -32,6 +33,16 @@ def test_shard_map_over_heads_equals_one_device():
     assert found["output_is_equal"]
     assert found["cache_is_equal"]
     assert found["donated"] == [False, False, False, True]
+
+
+@pytest.mark.slow
+def test_the_example_of_context_parallel_merges_what_devices_have():
+    example = TESTS.parent / "examples" / "context_parallel.py"
+    done = subprocess.run(
+        [sys.executable, example], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "tokens of the contexts on each device: 170, 144" in done.stdout
 
 
 def test_an_executable_runs_on_the_device_of_its_arrays(tmp_path):

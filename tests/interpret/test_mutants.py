@@ -17,6 +17,10 @@ from rpa_kernels.verify import spoil_unused, verify
 from rpa_kernels.watch import DMA_MODES
 
 PROBLEM = make_problem(num_q_heads=1, num_kv_heads=1, has_sinks=True, max_num_tokens=32)
+LANES = make_problem(
+    num_q_heads=1, num_kv_heads=1, max_num_tokens=32, page_size=128, pages_per_seq=4, num_pages=16,
+    kv_layout="seq_along_lane",
+)  # fmt: skip
 # Small, and yet every wait is for some bytes: several blocks of queries, buffers used again, and
 # new tokens in the last two KV blocks of all.
 CASES = {
@@ -33,6 +37,7 @@ CASES = {
         Batch(q_lens=(1, 10, 10, 10), kv_lens=(20, 29, 40, 135), num_decode=1, num_prefill=3),
     ),
 }
+CASES |= {f"{family} along lanes": CASES[family] for family in ("decode", "mixed")}
 # (family, functions that lead to the wait) that no fault of which is found, and why, as README.md
 # of the kernels has it; there are none.
 UNCAUGHT: set[tuple[str, str]] = set()
@@ -40,8 +45,8 @@ UNCAUGHT: set[tuple[str, str]] = set()
 
 @functools.cache
 def subject(family: str) -> Subject:
-    config, batch = CASES[family]
-    return Subject(family, PROBLEM, config, batch, V6E)
+    (config, batch), (name, *along_lanes) = CASES[family], family.split()
+    return Subject(name, LANES if along_lanes else PROBLEM, config, batch, V6E)
 
 
 def sites(family: str, kind: str, dma_mode: str) -> list[tuple[int, str]]:

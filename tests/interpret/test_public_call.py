@@ -191,6 +191,9 @@ BAD_NUMBERS = (
     {"sm_scale": None}, {"mask_value": float("nan")}, {"mask_value": "low"},
     {"sliding_window": 2.5}, {"sliding_window": True}, {"chunk_prefill_size": 2.5},
     {"vmem_limit_bytes": "1"}, {"out_dtype": "float64"}, {"out_dtype": "int8"},
+    *({"attention_chunk_size": x} for x in (0, -1, 2.5, True, 2**31)),
+    {"attention_chunk_size": 8, "sliding_window": 8},
+    {"attention_chunk_size": 8, "use_causal_mask": False},
 )  # fmt: skip
 
 
@@ -223,8 +226,10 @@ def test_a_window_that_no_context_reaches_beyond_makes_no_kernel_of_its_own():
     assert problem_of(arrays, sliding_window=longest) == plain
     assert problem_of(arrays, sliding_window=longest - 1).sliding_window == longest - 1
     dispatcher = load_dispatcher("v6e")
-    windowed = replace(plain, sliding_window=longest)
-    assert dispatcher.plans(windowed) == dispatcher.plans(plain)
+    for name in ("sliding_window", "attention_chunk_size"):
+        reaching = replace(plain, **{name: longest})
+        assert dispatcher.plans(reaching) == dispatcher.plans(plain)
+    assert problem_of(arrays, attention_chunk_size=longest) == plain
 
 
 def metadata(**changes):
@@ -257,7 +262,7 @@ def test_the_same_lengths_are_refused(name):
     fields = metadata(**LENGTHS[name])
     arrays = {n: a for n, a in abstract_arrays("v3").items() if n not in fields} | fields
     public = refusal(public_module("v3").dynamic_validate_inputs, **arrays)
-    assert refusal(check_lengths, Arrays(**arrays)) is public
+    assert refusal(check_lengths, Arrays(**arrays), problem_for("v3")) is public
     assert (public is None) == (name == "good" or name.startswith("unused"))
 
 
@@ -266,7 +271,18 @@ def test_decode_sequences_of_several_tokens_are_refused():
     fields = metadata(distribution=(slice(0, 2), 3))
     arrays = abstract_arrays("v3") | fields
     with pytest.raises(ValueError, match="one token each"):
-        check_lengths(Arrays(**arrays))
+        check_lengths(Arrays(**arrays), problem_for("v3"))
+
+
+def test_one_part_of_several_may_have_less_than_the_queries():
+    problem = replace(problem_for("v3"), return_lse=True, causal=False, update_kv_cache=False)
+    arrays = abstract_arrays("v3") | metadata(kv_lens=(slice(0, 2), 0))
+    check_lengths(Arrays(**arrays), problem)
+    with pytest.raises(ValueError, match="sequence 0: need 0 < q_len <= kv_len"):
+        check_lengths(Arrays(**arrays), replace(problem, causal=True))
+    arrays["kv_lens"][1] = -1
+    with pytest.raises(ValueError, match="sequence 1: need 0 < q_len and 0 <= kv_len"):
+        check_lengths(Arrays(**arrays), problem)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from pure.evaluate.builders import PROBLEM, candidate
 
+from rpa_kernels.problem import ADDED_FIELDS, problem_from_dict
 from rpa_tune.candidate import (
     Candidate,
     Correctness,
@@ -47,6 +48,18 @@ def test_the_json_form_names_family_and_chip_and_gives_the_same_objects_back(mad
     assert found == made
     assert found.family is made.family
     assert hash(found) == hash(made)
+
+
+def test_fields_that_came_later_are_left_out_where_they_are_off():
+    """Stores, and shared storages, of earlier versions keep their digests."""
+    made = candidate()
+    assert not set(ADDED_FIELDS) & set(made.to_dict()["problem"])
+    chunked = replace(made, problem=replace(made.problem, attention_chunk_size=64))
+    assert chunked.to_dict()["problem"]["attention_chunk_size"] == 64
+    assert Candidate.from_dict(chunked.to_dict()) == chunked
+    assert problem_from_dict(chunked.problem.to_dict()) == chunked.problem
+    assert len({made.digest, chunked.digest}) == len({made.study, chunked.study}) == 2
+    assert chunked.title.endswith("page 16, chunk 64")
 
 
 def test_a_task_reaches_a_worker_by_name_and_is_still_the_same_question():

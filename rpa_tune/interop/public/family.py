@@ -97,6 +97,12 @@ def check_features(problem: Problem) -> Infeasible | None:
     if not problem.causal or not problem.update_kv_cache or not has_default_output:
         hint = "public kernels are tuned with a causal mask, a cache update and the default output"
         return refusal("features", hint)
+    if problem.attention_chunk_size is not None:
+        return refusal("attention_chunk_size", "public kernels have no chunked local attention")
+    if problem.is_seq_along_lane:
+        return refusal("kv_layout", "public kernels are tuned with the layout that they default to")
+    if problem.return_lse:
+        return refusal("return_lse", "public kernels return no log-sum-exp")
     return None
 
 

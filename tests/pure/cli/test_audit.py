@@ -251,3 +251,22 @@ def test_a_config_json_is_audited_like_the_model_that_is_built_in(tmp_path):
     assert len(reports[0]["entries"]) == 12  # three buckets, two families, two kinds of layers
     result = audit("--model", tmp_path / "none.json")
     assert isinstance(result.exception, UsageError)
+
+
+def test_the_layout_of_the_cache_is_said_and_goes_into_the_plan(tmp_path):
+    """What each layout stores, the look-ups of the named one, and a page size that it refuses."""
+    server = ("--model", "llama3-70b", "--tp", 8, "--chip", "v6e", "--kv-dtype", "fp8",
+              "--max-num-seqs", 32, "--max-num-batched-tokens", 512)  # fmt: skip
+
+    def run(*more):
+        return CliRunner().invoke(cli, ["audit", *map(str, (*server, *more))])
+
+    usual = run()
+    assert "kv_layout seq_along_lane stores 256" in usual.stdout
+    plan = tmp_path / "plan.yaml"
+    along = run("--kv-layout", "seq-along-lane", "--write-plan", plan)
+    assert "page size 128, seq_along_lane, no window" in along.stdout
+    assert "padding" not in along.stdout
+    assert "kv_layout: seq_along_lane" in plan.read_text()
+    refused = run("--kv-layout", "seq_along_lane", "--page-size", 64)
+    assert "page_size=64 must be a multiple of 128 tokens" in str(refused.exception)

@@ -16,6 +16,13 @@ BATCH = {"q_lens": [1, 1, 1], "kv_lens": [70000, 900, 30], "num_decode": 3}
 LONG = ["--chip", "v6e", "--max-num-seqs", "8", "--max-num-batched-tokens", "16",
         "--max-model-len", "32768"]  # fmt: skip
 
+# Every fourth layer attends to the sequence itself, the others to something else.
+CROSS = {
+    "model_type": "llama", "num_hidden_layers": 48, "num_attention_heads": 40,
+    "num_key_value_heads": 8, "head_dim": 128, "hidden_size": 5120,
+    "layer_types": [*["cross_attention"] * 3, "full_attention"] * 12,
+}  # fmt: skip
+
 
 @pytest.fixture(params=published.MODELS)
 def real(request, tmp_path):
@@ -28,7 +35,7 @@ def real(request, tmp_path):
 
 
 def shape(p):
-    return (p.num_q_heads, p.num_kv_heads, p.head_dim, p.sliding_window, p.update_kv_cache)
+    return (p.num_q_heads, p.num_kv_heads, p.head_dim, p.reach_tokens, p.update_kv_cache)
 
 
 def run(*arguments):
@@ -57,8 +64,8 @@ def test_an_audit_looks_up_every_kind(real):
     result = run("audit", "--model", folder, *LONG, "--json")
     report = json.loads(result.stdout)
     of_kinds = {
-        (k["num_q_heads"], k["num_kv_heads"], k["head_dim"], k["sliding_window_tokens"],
-         not k["reads_other_cache"])
+        (k["num_q_heads"], k["num_kv_heads"], k["head_dim"],
+         k["sliding_window_tokens"] or k["chunk_tokens"], not k["reads_other_cache"])
         for k in report["kinds"] if not k["unserved"]
     }  # fmt: skip
     assert of_kinds == kinds
@@ -110,10 +117,17 @@ def test_a_model_without_a_kernel_family_is_refused_by_name(tmp_path, command):
 
 def test_layers_that_no_kernel_serves_are_said_and_are_a_miss(tmp_path):
     """Twelve of 48 layers can be served: no audit may call that covered."""
-    (tmp_path / "config.json").write_text(json.dumps(published.MODELS["llama-4-scout"][0]))
+    (tmp_path / "config.json").write_text(json.dumps(CROSS))
     result = run("audit", "--model", tmp_path, *LONG)
     assert result.exit_code == 3
-    assert "36 chunk 8192 (not served: attention within chunks" in result.stdout
+    assert "36 full (not served: cross attention" in result.stdout
+
+
+def test_chunks_are_served_and_end_with_the_context(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(published.MODELS["llama-4-scout"][0]))
+    result = run("audit", "--model", tmp_path, *LONG)
+    assert "12 full, 36 chunk 8192" in result.stdout
+    assert "page size 128, chunk 8192, contexts to 32,768 tokens" in result.stdout
     short = [*LONG[:-1], "8192"]  # no context reaches beyond its first chunk
     result = run("audit", "--model", tmp_path, *short, "--fail-on", "infeasible")
     assert result.exit_code == 0, result.stdout
@@ -139,7 +153,7 @@ def test_two_models_with_one_problem_are_one_study_under_both_names(tmp_path):
 
 
 def test_a_sweep_says_which_layers_it_leaves_out(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(published.MODELS["llama-4-scout"][0]))
+    (tmp_path / "config.json").write_text(json.dumps(CROSS))
     studies(tmp_path, tmp_path)
     result = run("sweep", tmp_path / "plan.yaml", "--dry-run", "--store", tmp_path / "s.jsonl")
-    assert "12 full, 36 chunk 8192 (not served: attention within chunks" in result.stderr
+    assert "36 full (not served: cross attention" in result.stderr

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from rpa_kernels.problem import Problem
-from rpa_tune.cli.problem_text import problem_text, problem_to_dict, window_text
+from rpa_tune.cli.problem_text import problem_text, problem_to_dict, reach_text
 
 PROBLEM = Problem(
     num_q_heads=32, num_kv_heads=8, head_dim=96, page_size=64, max_num_tokens=16, max_num_seqs=4,
@@ -17,7 +17,10 @@ def test_one_line_has_what_tells_problems_apart() -> None:
         "window 1024"
     )
     assert problem_text(replace(PROBLEM, sliding_window=None)).endswith(", no window")
-    assert window_text(replace(PROBLEM, sliding_window=1)) == "window 1"
+    assert reach_text(replace(PROBLEM, sliding_window=1)) == "window 1"
+    chunked = replace(PROBLEM, sliding_window=None, attention_chunk_size=8192)
+    assert reach_text(chunked) == "chunk 8192"
+    assert problem_to_dict(chunked)["attention_chunk"] == 8192
 
 
 def test_json_has_the_bytes_of_a_token_with_and_without_padding() -> None:

@@ -32,8 +32,8 @@ def test_a_published_file_gives_the_layers_of_the_models_documentation(name, ask
     config, kinds, other = published.MODELS[name]
     model = read(ask=ask, **config)
     found = {
-        (k.num_layers, k.num_q_heads, k.num_kv_heads, k.head_dim, k.sliding_window_tokens,
-         k.sm_scale, k.reads_other_cache)
+        (k.num_layers, k.num_q_heads, k.num_kv_heads, k.head_dim,
+         k.sliding_window_tokens or k.chunk_tokens, k.sm_scale, k.reads_other_cache)
         for k in model.served
     }  # fmt: skip
     assert found == kinds
@@ -42,13 +42,13 @@ def test_a_published_file_gives_the_layers_of_the_models_documentation(name, ask
     assert model.notes == ()
 
 
-def test_chunks_are_a_kind_that_no_kernel_serves_unless_the_context_ends_before():
+def test_chunks_are_a_kind_unless_the_context_ends_before():
     model = read(**published.MODELS["llama-4-scout"][0])
-    (chunked,) = model.unserved
+    full, chunked = model.served
+    assert (full.num_layers, full.chunk_tokens) == (12, None)
     assert (chunked.num_layers, chunked.chunk_tokens) == (36, 8192)
-    assert "chunks of 8192 tokens" in chunked.unserved
     assert shapes(model.within(8192)) == {(48, 8, 128, None)}
-    assert shapes(model.within(16384)) == {(12, 8, 128, None)}
+    assert [kind.label for kind in model.within(16384).kinds] == ["full", "chunk 8192"]
 
 
 def test_a_window_as_long_as_the_context_is_none():
@@ -311,7 +311,7 @@ def test_kinds_have_names_that_tell_them_apart():
     assert [heads.name_of(kind) for kind in heads.kinds] == ["full 48/8 heads", "full 64/8 heads"]
     names = {heads.name_of(kind) for kind in heads.kinds}
     for name in names:
-        kind = heads.pick(name.replace(" ", "-"), max_context_tokens=64)
+        kind = heads.pick(name.replace(" ", "-"))
         assert heads.name_of(kind) == name
 
 

@@ -71,6 +71,9 @@ def test_two_kv_and_two_query_buffers_are_the_floor_of_scratch() -> None:
         (dataclasses.replace(PROBLEM, causal=False), V6E, "with a causal mask"),
         (dataclasses.replace(PROBLEM, update_kv_cache=False), V6E, "a cache update"),
         (dataclasses.replace(PROBLEM, out_dtype="float32"), V6E, "the default output"),
+        (dataclasses.replace(PROBLEM, attention_chunk_size=64), V6E, "no chunked local attention"),
+        (dataclasses.replace(PROBLEM, kv_layout="seq_along_lane"), V6E, "layout that they default"),
+        (dataclasses.replace(PROBLEM, return_lse=True), V6E, "return no log-sum-exp"),
     ],
 )
 def test_what_no_blocks_can_mend_is_refused_whatever_they_are(problem, target, hint) -> None:

@@ -64,6 +64,64 @@ def test_a_window_leaves_pages_out():
     assert family.num_steps(windowed, DECODE, batch) == 1
 
 
+def test_pages_of_other_chunks_are_not_fetched():
+    chunked = dataclasses.replace(LLAMA, attention_chunk_size=512)
+    decode, mixed = load_family("decode"), load_family("mixed")
+    # The newest token alone in its chunk; the last of one; one in the middle.
+    for kv_len, cached in ((1025, 0), (1024, 511), (1000, 487)):
+        batch = Batch(q_lens=(1,), kv_lens=(kv_len,), num_decode=1)
+        read = decode.traffic(chunked, DECODE, batch).read_bytes
+        assert read == (cached + 1) * TOKEN_BYTES + Q_BYTES
+        assert decode.useful_flops(chunked, batch) == (cached + 1) * 4 * 32 * 128
+    # 64 queries before an edge and 64 behind it, in one query block, then a block behind it.
+    batch = Batch(q_lens=(192,), kv_lens=(1152,), num_decode=0)
+    account = mixed.traffic(chunked, BLOCKS, batch)
+    first, second = 1088 - 512, 1152 - 1024
+    assert account.read_bytes == (first + second) * TOKEN_BYTES + 192 * Q_BYTES
+    whole = mixed.mxu_flops(LLAMA, BLOCKS, batch, V6E)
+    # The second compute block of queries needs only keys from 1024 on: a twelfth of the pairs.
+    assert mixed.mxu_flops(chunked, BLOCKS, batch, V6E) < whole / 3
+
+
+def test_a_log_sum_exp_is_one_more_copy_of_each_block_of_queries():
+    with_lse = dataclasses.replace(LLAMA, return_lse=True)
+    # Two rows of 128 lanes a token: 16 of them hold 2 query heads each.
+    assert with_lse.lse_shape == (2048, 2, 1, 128)
+    for name, config, num_blocks in (("decode", DECODE, 2), ("mixed", BLOCKS, 3)):
+        family = load_family(name)
+        q_lens = (1, 1, 1) if name == "decode" else (129, 1)
+        batch = Batch(
+            q_lens=q_lens, kv_lens=(300,) * len(q_lens), num_decode=3 * (name == "decode")
+        )
+        plain, more = (family.traffic(p, config, batch) for p in (LLAMA, with_lse))
+        assert more.write_bytes - plain.write_bytes == sum(q_lens) * 2 * 128 * 4
+        assert more.num_copies - plain.num_copies == num_blocks
+        assert more.read_bytes == plain.read_bytes
+        useful = [family.useful_bytes(p, batch) for p in (LLAMA, with_lse)]
+        assert useful[1] - useful[0] == sum(q_lens) * 32 * 4
+
+
+def test_an_empty_part_of_a_context_is_a_step_and_moves_queries_only():
+    part = dataclasses.replace(LLAMA, return_lse=True, causal=False, update_kv_cache=False)
+    batch = Batch(q_lens=(1, 1), kv_lens=(0, 0), num_decode=2, cache_only=True)
+    queries = Traffic(
+        read_bytes=2 * Q_BYTES, write_bytes=2 * (Q_BYTES + part.lse_token_bytes), num_copies=3
+    )
+    decode, mixed = load_family("decode"), load_family("mixed")
+    assert decode.traffic(part, DECODE, batch) == queries
+    assert (decode.num_steps(part, DECODE, batch), decode.mxu_flops(part, DECODE, batch, V6E)) == (
+        1, 0,
+    )  # fmt: skip
+    batch = dataclasses.replace(batch, num_decode=0)
+    assert mixed.traffic(part, BLOCKS, batch) == dataclasses.replace(queries, num_copies=6)
+    assert (mixed.num_steps(part, BLOCKS, batch), mixed.mxu_flops(part, BLOCKS, batch, V6E)) == (
+        2, 0,
+    )  # fmt: skip
+    assert "queries are part of contexts" in batch.misfit(LLAMA)
+    with pytest.raises(ValueError, match="q_len >= 1 and kv_len >= 0"):
+        Batch(q_lens=(1,), kv_lens=(-1,), num_decode=1, cache_only=True)
+
+
 def test_sequences_of_other_families_cost_nothing():
     batch = Batch(q_lens=(1, 64, 64, 5), kv_lens=(9, 64, 70, 8), num_decode=1, num_prefill=2)
     whole = [load_family(f) for f in FAMILIES]
@@ -169,11 +227,15 @@ lengths = st.integers(1, 4096)
 @given(
     kv_lens=st.lists(lengths, min_size=1, max_size=12),
     q_len=st.integers(1, 300),
-    window=st.sampled_from([None, 1, 100, 1000]),
+    reach=st.sampled_from(
+        [{}, *({"sliding_window": n} for n in (1, 100, 1000)),
+         *({"attention_chunk_size": n} for n in (1, 100, 1024))]
+    ),
     causal=st.booleans(),
-)
-def test_kernels_do_at_least_what_is_useful(kv_lens, q_len, window, causal):
-    problem = dataclasses.replace(LLAMA, sliding_window=window, causal=causal, max_num_tokens=4096)
+)  # fmt: skip
+def test_kernels_do_at_least_what_is_useful(kv_lens, q_len, reach, causal):
+    causal = causal or "attention_chunk_size" in reach
+    problem = dataclasses.replace(LLAMA, causal=causal, max_num_tokens=4096, **reach)
     q_lens = tuple(min(q_len, kv) for kv in kv_lens)
     batches = {
         "decode": Batch(
@@ -203,6 +265,7 @@ def test_kernels_do_at_least_what_is_useful(kv_lens, q_len, window, causal):
         {"page_size": 16, "pages_per_seq": 512},
         {"page_size": 256, "pages_per_seq": 32},
         {"page_size": 2048, "pages_per_seq": 4, "num_pages": 64},
+        {"num_q_heads": 5, "num_kv_heads": 1, "attention_chunk_size": 8192, "pages_per_seq": 1024},
         {"page_size": 48, "pages_per_seq": 170},
         {"max_num_tokens": 8, "max_num_seqs": 8, "pages_per_seq": 1},
     ],
@@ -309,3 +372,56 @@ def test_default_blocks_of_long_chunks_of_wide_heads():
         return family.scratch_bytes(problem, blocks, target) / target.vmem_bytes
 
     assert share(usual) <= 0.75 < share(wide) <= 0.85
+
+
+LANES = dataclasses.replace(
+    LLAMA, num_kv_heads=1, num_q_heads=12, kv_dtype="float8_e4m3fn", kv_layout="seq_along_lane"
+)
+LANE_TILE = 128 * 2 * 128  # K and V of 128 tokens
+
+
+def test_decode_traffic_along_lanes_counted_by_hand():
+    """Whole pages come, with the place of the new token, and a lane tile a sequence goes."""
+    batch = Batch(q_lens=(1, 1, 1), kv_lens=(1, 129, 300), num_decode=3)
+    pages, q_blocks, q_bytes = 1 + 2 + 3, 2, 12 * 128 * 2
+    assert load_family("decode").traffic(LANES, DECODE, batch) == Traffic(
+        read_bytes=(pages + q_blocks) * LANE_TILE + 3 * q_bytes,
+        write_bytes=3 * LANE_TILE + 3 * q_bytes,
+        num_copies=pages + 3 + 3 * q_blocks,
+    )
+
+
+def test_mixed_traffic_along_lanes_counted_by_hand():
+    # 100 cached and 150 new tokens: query blocks of 128 and 22 see 228 and 250 keys.
+    batch = Batch(q_lens=(1, 150), kv_lens=(1, 250), num_decode=1)
+    # The first fetches the page that has cached tokens, the last one all pages, and writes them;
+    # new tokens 1 to 128 and 1 to 150 are in two tiles.
+    pages, new, written, q_bytes = 1 + 2, 2 + 2, 2, 12 * 128 * 2
+    assert load_family("mixed").traffic(LANES, BLOCKS, batch) == Traffic(
+        read_bytes=(pages + new) * LANE_TILE + 150 * q_bytes,
+        write_bytes=written * LANE_TILE + 150 * q_bytes,
+        num_copies=pages + 2 + written + 2 * 2,
+    )
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"page_size": 64}, "page_size=64 must be a multiple of 128 tokens with kv_layout"),
+    ({"kv_dtype": "int8"}, "kv_dtype=int8 is not one of .* with kv_layout=seq_along_lane"),
+    ({"kv_layout": "lanes"}, "kv_layout='lanes' is not one of"),
+])  # fmt: skip
+def test_what_the_layout_along_lanes_does_not_take(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(LANES, **changes)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_along_lanes_are_whole_lane_tiles(family):
+    """Every chip has a default, and a block of part of a tile is refused."""
+    kernel = load_family(family)
+    for chip in load_chips().values():
+        default = kernel.default_config(LANES, chip.target)
+        assert kernel.check(LANES, default, chip.target) is None
+        small = dataclasses.replace(default, bkv_sz=64, bkv_csz=64)
+        bad = kernel.check(LANES, small, chip.target)
+        assert isinstance(bad, Infeasible)
+        assert "128" in bad.hint

@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rpa_kernels import ints, lane_ops, online_softmax
+from rpa_kernels import ints, lane_ops, online_softmax, window
 from rpa_kernels.layout import LANES
 from rpa_kernels.mask import mask_scores
 from rpa_kernels.online_softmax import MASKED
 from rpa_kernels.problem import Problem
 from rpa_kernels.stagger import pass_order, staggered
-from rpa_kernels.window import window_start
 from rpa_tune.hw.chip import load_chip
 
 V6E = load_chip("v6e").target
@@ -119,17 +118,23 @@ def test_widened_lanes_are_equal(width):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("window", [None, 1, 40])
-def test_masks_are_what_they_say_for_each_pair(causal, window):
+@pytest.mark.parametrize(
+    ("window", "chunk"), [(None, None), (1, None), (40, None), (None, 1), (None, 24), (None, 32)]
+)
+def test_masks_are_what_they_say_for_each_pair(causal, window, chunk):
     problem = dataclasses.replace(PROBLEM, causal=causal, sliding_window=window)
+    if chunk is not None:
+        problem = dataclasses.replace(problem, causal=True, attention_chunk_size=chunk)
     q_pos, k_start, k_end = np.arange(30, 62)[:, None], 16, 60
     seen = mask_scores(jnp.ones((32, 64)), jnp.asarray(q_pos), k_start, k_end, problem) == 1
     k_pos = k_start + np.arange(64)[None, :]
     right = np.broadcast_to(k_pos < k_end, seen.shape).copy()
-    if causal:
+    if problem.causal:
         right &= k_pos <= q_pos
     if window is not None:
         right &= k_pos > q_pos - window
+    if chunk is not None:
+        right &= k_pos // chunk == q_pos // chunk
     np.testing.assert_array_equal(seen, right)
 
 
@@ -207,17 +212,52 @@ def test_division_is_the_same_for_python_numpy_and_traced_values(size):
     assert ints.rem(17, 16) == 1
 
 
-@pytest.mark.parametrize("window", [None, 1, 16, 100])
-@pytest.mark.parametrize("page_size", [16, 48])
-def test_a_window_starts_at_the_page_of_its_first_key(window, page_size):
-    problem = dataclasses.replace(PROBLEM, page_size=page_size, sliding_window=window)
-    for q_pos in (0, 15, 16, 99, 100, 127):
-        start = window_start(q_pos, problem)
-        oldest = 0 if window is None else max(q_pos + 1 - window, 0)
-        assert start % page_size == 0
-        assert start <= oldest < start + page_size or window is None
-    q = np.arange(128)
-    by_numpy = window_start(q, problem, maximum=np.maximum)
+REACHES = [
+    {}, *({"sliding_window": n} for n in (1, 16, 100)),
+    *({"attention_chunk_size": n} for n in (1, 16, 24, 100)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("reach", REACHES, ids=str)
+def test_how_far_a_query_looks_back_is_one_definition_for_all_who_ask(reach):
+    problem = dataclasses.replace(PROBLEM, **reach)
+    q_pos, k_pos = np.arange(128)[:, None], np.arange(160)[None]
+    sees = np.full((128, 160), fill_value=True)
+    if size := problem.sliding_window:
+        sees &= k_pos > q_pos - size
+    if size := problem.attention_chunk_size:
+        sees &= k_pos // size >= q_pos // size
+    oldest = sees.argmax(axis=1)
+    queries = jnp.arange(128, dtype=jnp.int32)
     np.testing.assert_array_equal(
-        np.broadcast_to(by_numpy, q.shape), [window_start(int(x), problem) for x in q]
+        np.broadcast_to(window.first_seen(queries, problem, maximum=jnp.maximum), 128), oldest
+    )
+    assert [window.first_seen(n, problem) for n in range(128)] == oldest.tolist()
+    if not reach:
+        assert window.last_hidden(5, problem) is None
+        assert window.newest_sees_from(5, problem) is None
+        assert window.end_of_sight(5, problem) is None
+        return
+    np.testing.assert_array_equal(np.maximum(window.last_hidden(queries, problem) + 1, 0), oldest)
+    newest = window.newest_sees_from(queries + 1, problem)
+    np.testing.assert_array_equal(np.maximum(newest, 0), oldest)
+    # The first query that is too late, of those that are not before the key.
+    for key, too_late in enumerate(window.end_of_sight(queries, problem)):
+        seen_by = sees[key:, key]
+        assert seen_by[: too_late - key].all()
+        assert not seen_by[too_late - key :].any()
+
+
+@pytest.mark.parametrize("reach", REACHES, ids=str)
+@pytest.mark.parametrize("page_size", [16, 48])
+def test_a_window_starts_at_the_page_of_its_first_key(reach, page_size):
+    problem = dataclasses.replace(PROBLEM, page_size=page_size, **reach)
+    for q_pos in (0, 15, 16, 99, 100, 127):
+        start = window.window_start(q_pos, problem)
+        assert start % page_size == 0
+        assert start <= window.first_seen(q_pos, problem) < start + page_size
+    q = np.arange(128)
+    by_numpy = window.window_start(q, problem, maximum=np.maximum)
+    np.testing.assert_array_equal(
+        np.broadcast_to(by_numpy, q.shape), [window.window_start(int(x), problem) for x in q]
     )

@@ -66,21 +66,25 @@ def test_the_example_of_the_module():
 @settings(max_examples=150, deadline=None)
 @given(
     steps=STEPS, kv_len=st.integers(1, PAGES * SIZE), q_len=st.integers(1, 200),
-    window=st.sampled_from([None, 1, 40, 300]), causal=st.booleans(), updates=st.booleans(),
+    window=st.sampled_from([None, 1, 40, 300]), chunk=st.sampled_from([None, 40, 64]),
+    causal=st.booleans(), updates=st.booleans(),
 )  # fmt: skip
 def test_pages_stay_unless_every_query_sees_all_of_them_in_the_cache(
-    steps, kv_len, q_len, window, causal, updates
+    steps, kv_len, q_len, window, chunk, causal, updates
 ):
     table, q_len = table_of(steps), min(q_len, kv_len)
+    causal, window = causal or chunk is not None, window if chunk is None else None
     problem = dataclasses.replace(
-        PROBLEM, sliding_window=window, causal=causal, update_kv_cache=updates
-    )
+        PROBLEM, sliding_window=window, attention_chunk_size=chunk, causal=causal,
+        update_kv_cache=updates,
+    )  # fmt: skip
     entries = runs.read(runs.pack(arrays_of(table, kv_len, q_len), problem), 64)
     positions = np.arange(PAGES * SIZE)
     seen = positions < (kv_len - q_len if updates else kv_len)
     for query in range(kv_len - q_len, kv_len):
         seen &= (positions <= query) | (not causal)
         seen &= positions > query - (window or PAGES * SIZE)
+        seen &= positions >= query // (chunk or PAGES * SIZE) * (chunk or 0)
     may_move = seen.reshape(PAGES, SIZE).all(axis=1)
     np.testing.assert_array_equal(entries.page[~may_move], table[~may_move])
     np.testing.assert_array_equal(np.sort(entries.page[may_move]), np.sort(table[may_move]))
@@ -132,12 +136,12 @@ def test_unused_entries_may_be_anything():
 
 @pytest.mark.parametrize("num_pages", [64, 1 << 28])
 @pytest.mark.parametrize("pages_per_seq", [1, 100, 300])
-@pytest.mark.parametrize("window", [None, 100])
-def test_xla_and_numpy_pack_alike(num_pages, pages_per_seq, window):
+@pytest.mark.parametrize("reach", [{}, {"sliding_window": 100}, {"attention_chunk_size": 100}])
+def test_xla_and_numpy_pack_alike(num_pages, pages_per_seq, reach):
     rng = np.random.default_rng(0)
     problem = dataclasses.replace(
         PROBLEM, max_num_seqs=3, pages_per_seq=pages_per_seq, num_pages=num_pages,
-        sliding_window=window,
+        **reach,
     )  # fmt: skip
     steps = rng.choice([1, -1, -1, 1, 1, -1, 7], 3 * pages_per_seq)
     arrays = BatchArrays(

@@ -21,12 +21,12 @@ BATCH = Batch(
 
 @pytest.mark.parametrize("update", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("window", [None, 1, 30])
+@pytest.mark.parametrize("reach", [{}, {"sliding_window": 1}, {"sliding_window": 30},
+                                   {"attention_chunk_size": 30}], ids=str)  # fmt: skip
 @pytest.mark.parametrize("family", ["decode", "prefill", "mixed"])
-def test_pairs_and_keys_are_counted_one_by_one(family, window, causal, update):
-    problem = dataclasses.replace(
-        PROBLEM, sliding_window=window, causal=causal, update_kv_cache=update
-    )
+def test_pairs_and_keys_are_counted_one_by_one(family, reach, causal, update):
+    causal = causal or "attention_chunk_size" in reach
+    problem = dataclasses.replace(PROBLEM, causal=causal, update_kv_cache=update, **reach)
     pairs = keys = queries = 0
     for seq in BATCH.family_seqs(family):
         q_len, kv_len = BATCH.q_lens[seq], BATCH.kv_lens[seq]
@@ -34,8 +34,10 @@ def test_pairs_and_keys_are_counted_one_by_one(family, window, causal, update):
         sees = np.full((q_len, kv_len), fill_value=True)
         if causal:
             sees &= k_pos <= q_pos
-        if window is not None:
+        if window := problem.sliding_window:
             sees &= k_pos > q_pos - window
+        if chunk := problem.attention_chunk_size:
+            sees &= k_pos // chunk == q_pos // chunk
         pairs += int(sees.sum())
         # A seen key is read once, and a new one is written, too.
         keys += int(sees.any(axis=0).sum()) + (q_len if update else 0)

@@ -44,22 +44,21 @@ def test_names_add_only_what_tells_kinds_apart() -> None:
 def test_one_line_has_all_layers() -> None:
     model = make(FULL, replaced(REFUSED, num_layers=None), CHUNK, other_layers={"mamba": 7})
     assert model.layers_text == (
-        "4 full, full (not served: no kernel family), 3 chunk 8192 (not served: attention within "
-        "chunks of 8192 tokens has no kernel family yet), 7 mamba (no attention)"
+        "4 full, full (not served: no kernel family), 3 chunk 8192, 7 mamba (no attention)"
     )
-    assert (model.served, model.unserved) == ((FULL,), (model.kinds[1], CHUNK))
+    assert (model.served, model.unserved) == ((FULL, CHUNK), (model.kinds[1],))
     assert model.num_other == 7
 
 
 def test_what_reaches_beyond_the_context_has_no_effect() -> None:
     assert WINDOW.within(1024).sliding_window_tokens is None
     assert WINDOW.within(1025).sliding_window_tokens == 1024
-    assert CHUNK.within(8192).unserved == ""
+    assert (CHUNK.within(8192).chunk_tokens, CHUNK.within(8193).chunk_tokens) == (None, 8192)
     model = make(FULL, WINDOW, CHUNK)
     assert [kind.num_layers for kind in model.within(1000).kinds] == [19]
     assert [kind.num_layers for kind in model.within(5000).kinds] == [7, 12]
-    with pytest.raises(UsageError, match="serves any attention layer of m: 3 chunk 8192"):
-        make(CHUNK).within(10000)
+    with pytest.raises(UsageError, match="serves any attention layer of m: 1 full"):
+        make(REFUSED).within(10000)
 
 
 def test_kinds_that_are_alike_become_one_in_order_of_reach() -> None:
@@ -93,25 +92,26 @@ def test_a_problem_is_the_kinds_own_with_what_is_given() -> None:
     assert (problem.sliding_window, problem.soft_cap, problem.has_sinks) == (1024, 50.0, True)
     assert not problem.update_kv_cache
     assert kind.problem(**SIZES, sliding_window=None).sliding_window is None
-    with pytest.raises(UsageError, match="chunk 8192 layers: attention within chunks"):
-        CHUNK.problem(**SIZES)
+    assert CHUNK.problem(**SIZES).attention_chunk_size == 8192
+    with pytest.raises(UsageError, match="full layers: no kernel family"):
+        REFUSED.problem(**SIZES)
     with pytest.raises(ValueError, match="page_size"):
         FULL.problem(**{**SIZES, "page_size": 0})
 
 
 def test_the_kind_that_is_meant() -> None:
     model = make(WINDOW, FULL, CHUNK)
-    assert model.pick(max_context_tokens=9000) == FULL  # one without a window, if there is one
-    assert model.pick(windowed=True, max_context_tokens=9000) == WINDOW
-    assert model.pick("window-1024", max_context_tokens=9000) == WINDOW
-    assert make(WINDOW).pick(max_context_tokens=9000) == WINDOW
-    assert model.pick("chunk 8192", max_context_tokens=8192) == CHUNK
+    assert model.pick() == FULL  # one without a window, if there is one
+    assert model.pick(windowed=True) == WINDOW
+    assert model.pick("window-1024") == WINDOW
+    assert make(WINDOW).pick() == WINDOW
+    assert model.pick("chunk 8192") == CHUNK
 
 
 @pytest.mark.parametrize(
     ("asked", "text"),
     [
-        ({"layers": "chunk 8192"}, "serves for layers='chunk 8192'"),
+        ({"layers": "chunk 4096"}, "serves for layers='chunk 4096'"),
         ({"layers": "full", "windowed": True}, "for layers='full' and windowed=True"),
         ({"layers": "window 512"}, "for layers='window 512'"),
     ],
@@ -119,5 +119,5 @@ def test_the_kind_that_is_meant() -> None:
 def test_kinds_that_are_not_there_are_refused_with_those_that_are(asked, text) -> None:
     model = make(FULL, WINDOW, CHUNK)
     with pytest.raises(UsageError, match=text) as caught:
-        model.pick(**asked, max_context_tokens=9000)
+        model.pick(**asked)
     assert caught.value.hint == f"it has {model.layers_text}"

@@ -189,7 +189,10 @@ def test_common_spellings_are_understood(tmp_path):
         GOOD.replace("chip: v6e", "chip: [Trillium, tpu7x, v5litepod-16]")
         .replace("model: llama3-8b", "model: Qwen/Qwen3-32B")
         .replace("[decode, mixed]", "[Decode, MIXED]")
-        .replace("page_size: 128", "page_size: 128\ndtype: bf16\nkv_dtype: [fp8, FP8_E5M2]")
+        .replace(
+            "page_size: 128",
+            "page_size: 128\ndtype: bf16\nkv_dtype: [fp8, FP8_E5M2]\nkv_layout: [Seq-along-lane]",
+        )
         .replace("seed: 3", "seed: 3, sampler: Kriging")
     )
     plan = plan_of(tmp_path, re.sub("workload: .*", "workload: Azure_Conv", text))
@@ -198,7 +201,9 @@ def test_common_spellings_are_understood(tmp_path):
     assert plan.families == ("decode", "mixed")
     assert (plan.q_dtype, plan.kv_dtypes) == ("bfloat16", ("float8_e4m3fn", "float8_e5m2"))
     assert plan.search.sampler == "kriging"
-    assert build_studies(plan)[0].workload.name == "azure-conv"
+    study = build_studies(plan)[0]
+    assert study.workload.name == "azure-conv"
+    assert (study.problem.kv_layout, *plan.kv_layouts) == ("seq_along_lane", "seq_along_lane")
 
 
 SERVER = GOOD + "server: {max_num_seqs: 8, max_num_batched_tokens: 64, max_model_len: 1024}\n"

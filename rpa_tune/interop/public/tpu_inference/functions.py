@@ -201,6 +201,12 @@ def _load_function(
         raise UsageError(f"the public kernels refuse {chip.name}")
     if problem.has_sinks and kernel != "hd64":
         raise UsageError(f"the public {kernel} kernel has no attention sinks")
+    if problem.attention_chunk_size is not None:
+        raise UsageError(f"the public {kernel} kernel has no chunked local attention")
+    if problem.is_seq_along_lane and kernel != "batched":
+        raise UsageError(f"the public {kernel} kernel has no kv_layout {problem.kv_layout}")
+    if problem.return_lse:
+        raise UsageError(f"the public {kernel} kernel returns no log-sum-exp")
     if reason := why_untraceable(kernel):
         raise UsageError(reason, hint="jax 0.10.2 traces it")
     module = WHEEL.load(root, MODULES[kernel])
@@ -290,7 +296,7 @@ def _block_options(
             f"{case}_block_sizes": configs.BlockSizes(**fields)
             for case, fields in (blocks or {}).items()
         }
-        return {**sizes, "kv_layout": configs.KVLayout.HEAD_ALONG_SUBLANE}
+        return {**sizes, "kv_layout": configs.KVLayout(problem.kv_layout)}
     decode = WHEEL.load(root, f"{package}.decode.block_sizes")
     prefill = WHEEL.load(root, f"{package}.prefill.block_sizes")
     return {
@@ -304,6 +310,8 @@ def _cache_shape(kernel: str, problem: Problem) -> tuple[int, ...]:
     if kernel == "hd64":
         heads = cdiv(problem.num_kv_heads, pack)
         return (problem.num_pages, problem.page_size, heads, pack, layout.LANES)
+    if problem.is_seq_along_lane:
+        return problem.kv_cache_shape
     if kernel == "stacked":
         rows = layout.align(problem.head_dim, layout.SUBLANES * pack)
         return (problem.num_pages, 2 * problem.num_kv_heads, rows, problem.page_size)

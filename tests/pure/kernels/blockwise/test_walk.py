@@ -37,17 +37,21 @@ FEATURES = [
     {"causal": False},
     {"sliding_window": 50},
     {"sliding_window": 1, "causal": False},
+    {"attention_chunk_size": 50},
+    {"attention_chunk_size": 4},
 ]
 
 
 def sees(q_pos, k_pos, problem):
-    """Whether a query sees a key, both positions; the definition of causality and window."""
+    """Whether a query sees a key, both positions; the definition of causality, window and chunk."""
     window = problem.sliding_window
     seen = np.full(np.broadcast_shapes(q_pos.shape, k_pos.shape), fill_value=True)
     if problem.causal:
         seen &= k_pos <= q_pos
     if window is not None:
         seen &= k_pos > q_pos - window
+    if (chunk := problem.attention_chunk_size) is not None:
+        seen &= k_pos // chunk == q_pos // chunk
     return seen
 
 

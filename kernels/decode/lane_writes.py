@@ -1,0 +1,87 @@
+"""New tokens of a step, where the tokens of a page lie along lanes.
+
+A token is one lane of a lane tile of 128 tokens, which copies move whole. The tile came with the
+sequence's last KV block; the token is put into it for the step's products, and the tile goes back
+to the cache from a buffer of its own, so that the KV buffer can be filled again at once. Nobody
+else reads or writes the tile: the last page of a sequence is its own.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from rpa_kernels import lane_pages
+from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.decode.scratch import Scratch
+from rpa_kernels.decode.seq_blocks import SeqBlocks
+from rpa_kernels.decode.walk import Item
+from rpa_kernels.ints import rem
+from rpa_kernels.layout import LANES
+from rpa_kernels.pages import PagedCache
+
+Ref = Any
+Scalar = Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaneWrites:
+    """Refs and statics; a slot is a KV buffer, and has buffers for as many tiles as items."""
+
+    cache: PagedCache
+    scratch: Scratch
+    seq_blocks: SeqBlocks
+    config: DecodeConfig
+    on_chip: bool
+
+    def reset(self) -> None:
+        """Before the first step: nothing is on its way."""
+        _, unwritten = self._written
+        for slot in range(self.config.num_buffers):
+            unwritten[slot] = 0
+
+    @property
+    def _written(self) -> tuple[Ref, Ref]:
+        """The tiles on their way to the cache, and how many of each slot."""
+        tiles: Ref = self.scratch.kv_out
+        unwritten: Ref = self.scratch.unwritten
+        return tiles, unwritten
+
+    def put(self, slot: Scalar, items: list[Item]) -> None:
+        """Puts the new tokens of a step into its KV buffer, and starts writing their tiles."""
+        s, tiles, unwritten = self.scratch, *self._written
+        self._wait(slot)
+        num_new: Scalar = 0
+        for g, item in enumerate(items):
+            has_new = item.num_cached < item.num_tokens
+            num_new += has_new.astype(jnp.int32)
+
+            @pl.when(has_new)
+            def _(g: int = g, item: Item = item) -> None:
+                *tile, new_lane = self.seq_blocks.new_token(item.seq)
+                lane = rem(item.num_cached, LANES)
+                new = lane_pages.NewTokens(
+                    ref=s.kv_new, first=tuple(tile), second=tuple(tile),
+                    offset=(new_lane - lane) & (LANES - 1), begin=lane, end=lane + 1,
+                )  # fmt: skip
+                start = g * self.config.bkv_sz + item.num_cached - lane
+                lane_pages.put_tokens(
+                    s.kv, (slot,), start, new, (tiles, (slot, g)), on_chip=self.on_chip
+                )
+                self.cache.start_write_tile(
+                    tiles.at[slot, g], s.write_sems.at[slot], seq=item.seq,
+                    position=item.kv_len - 1,
+                )  # fmt: skip
+
+        unwritten[slot] = num_new
+
+    def _wait(self, slot: Scalar) -> None:
+        """Waits until the tiles of the last step of this slot are in the cache."""
+        tiles, unwritten = self._written
+        self.cache.wait(tiles.at[slot], self.scratch.write_sems.at[slot], unwritten[slot])
+
+    def drain(self) -> None:
+        """Waits until all tiles are in the cache."""
+        for slot in range(self.config.num_buffers):
+            self._wait(slot)
