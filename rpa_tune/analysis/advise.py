@@ -78,12 +78,8 @@ def advise(
     clock = roofline.clock(server.context_token_bytes) if roofline else None
     steps = Steps(workload, server, clock)
     steps.at(server.page_size)
-    drafts = sorted(
-        _worth_a_row(
-            [draft(server, one, steps, rows_of, weight_dtype) for one in settings], server
-        ),
-        key=lambda one: _distance(one, server),
-    )
+    drafts = [draft(server, one, steps, rows_of, weight_dtype) for one in settings]
+    drafts = sorted(_worth_a_row(drafts, server), key=lambda one: _distance(one, server))
     times = find_times(drafts, asked)
     rows = tuple(finish(one, times, roofline_of(one.server, weight_dtype)) for one in drafts)
     compiled = times.compiles_s

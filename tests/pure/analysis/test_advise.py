@@ -196,13 +196,18 @@ def test_it_is_a_call_of_the_package():
 def test_float8_with_one_kv_head_a_device_saves_no_bytes_in_this_layout(requests):
     found = advise(server(tp=8, page_size=128), requests, tps=(1, 8))
     assert found.own.setting == Setting(page_size=128, kv_dtype="bfloat16", tp=8)
-    by = {(one.setting.kv_dtype, one.setting.tp): one for one in found.rows}
+    rows = {one.setting: one for one in found.rows}
+    by = {(one.kv_dtype, one.tp): rows[one] for one in rows if one.layout == "head_along_sublane"}
     bf16, fp8 = by["bfloat16", 8], by["float8_e4m3fn", 8]
     # 36 layers, one head of 128: K and V in bfloat16; float8 fills half of a 32-bit word.
     assert bf16.kv_token_bytes == fp8.kv_token_bytes == 36 * 2 * 128 * 2
     assert fp8.kv_useful_bytes == 36 * 2 * 128
     assert by["float8_e4m3fn", 1].kv_token_bytes == by["bfloat16", 1].kv_token_bytes / 2
     assert any("no bytes are saved" in line for line in found.differences)
+    # The other layout pads nothing, and is a row where that saves bytes.
+    others = {(one.kv_dtype, one.tp): one for one in rows if one.layout == "seq_along_lane"}
+    assert set(others) == {("float8_e4m3fn", 8)}
+    assert rows[others["float8_e4m3fn", 8]].kv_token_bytes == fp8.kv_useful_bytes
     assert all(one.decode.fidelity == "bound" for one in found.rows)
     room = 0.9 * 34.4e9 - 2 * found.server.loaded.weights.total_params
     assert by["bfloat16", 1].kv_tokens == int(room / by["bfloat16", 1].kv_token_bytes) // 128 * 128
@@ -355,7 +360,7 @@ def test_the_command_prints_the_table_or_json(requests, simulator):
     report = json.loads(run(requests, *arguments, "--json").stdout)
     first = report["rows"][0]
     assert (first["page_size"], first["kv_dtype"], first["tp"], first["layout"]) == (
-        128, "bfloat16", 1, "v3",
+        128, "bfloat16", 1, "head_along_sublane",
     )  # fmt: skip
     assert first["decode"]["attention_is"] == "simulated"
     assert first["decode"]["rest_is"] == "roofline"
@@ -375,8 +380,8 @@ def test_layers_without_a_kernel_and_failures_are_exit_code_3(requests, simulato
         requests, "--model", "qwen3-8b", "--tps", "1,3", "--bounds", "--kv-dtypes", "bf16, fp8"
     )  # fmt: skip
     assert (
-        "not possible: page 128, bfloat16, tp 3 and 1 other setting: qwen3-8b cannot run at tp=3"
-        in refused.output
+        "not possible: page 128, bfloat16, head_along_sublane, tp 3 and 1 other setting: "
+        "qwen3-8b cannot run at tp=3" in refused.output
     )
     monkeypatch.setattr(simulator, "fails", ("mixed",))
     assert run(requests, "--model", "qwen3-8b", "--tps", "1").exit_code == 3
