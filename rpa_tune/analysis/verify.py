@@ -85,7 +85,12 @@ def verify(
     tasks = make_tasks(
         chip=chip, family=family, model=model, config=config, batches=batches, seed=seed, **shape
     )
-    return Verification(verdicts=tuple(check_tasks(tasks, workers=workers, deadline_s=deadline_s)))
+    # Verdicts come as checks end; the answer has them in the order of its tasks, run after run.
+    found = sorted(
+        check_tasks(tasks, workers=workers, deadline_s=deadline_s),
+        key=lambda verdict: tasks.index(verdict.task),
+    )
+    return Verification(verdicts=tuple(found))
 
 
 def check_tasks(
