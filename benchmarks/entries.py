@@ -17,7 +17,7 @@ from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import simulate as foreign
 from rpa_tune.interop.public.tpu_inference.package import WHEEL
-from rpa_tune.provenance import kernel_digest
+from rpa_tune.provenance import kernel_digest, simulator_digest, versions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +50,12 @@ class Entry:
 
     @property
     def identity(self) -> str:
-        """What was asked; the simulator is left to its golden tests."""
+        """What was asked, and what its answer depends on."""
         batches = hashlib.sha256(repr((self.group.problem, self.group.batches)).encode())
         parts = [
             self.group.chip, self.group.model, self.group.kind, batches.hexdigest()[:12],
-            self.kernel, self.source, json.dumps(self.blocks),
+            self.kernel, self.source, json.dumps(self.blocks), simulator_digest(),
+            *(f"{name} {versions()[name]}" for name in ("jax", "libtpu")),
         ]  # fmt: skip
         return " ".join(parts)
 
@@ -104,7 +105,7 @@ def our_candidates(group: Group) -> list[Candidate]:
     return [first, *(e.candidate for e in sorted(bounds, key=lambda e: e.time_us))]
 
 
-def public_entries(group: Group, search: int, root: Path) -> list[Entry]:
+def public_entries(group: Group, search: int, root: Path, cache_dir: Path) -> list[Entry]:
     """The public kernels that take the problem, `search` block sizes each; none for v4."""
     if group.chip == "v4":
         return []
@@ -131,6 +132,7 @@ def public_entries(group: Group, search: int, root: Path) -> list[Entry]:
                 problem=group.problem,
                 blocks=blocks,
                 batches=tuple(group.batches.values()),
+                cache_dir=cache_dir,
             ),
         )
         for kernel, space in spaces.items()

@@ -241,7 +241,7 @@ def entries_of(
     for group in chosen:
         entries = our_entries(group, search, work / "cache")
         if root is not None:
-            public = public_entries(group, search_public, root)
+            public = public_entries(group, search_public, root, work / "cache")
             entries += [entry for entry in public if entry.kernel in opponents]
         yield group, entries
 

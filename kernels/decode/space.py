@@ -90,5 +90,7 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
             seqs //= 2
         elif smaller := limits.smaller_block(block, problem):
             block = smaller
+        elif buffers > 2:
+            buffers -= 1
         else:
             return bad

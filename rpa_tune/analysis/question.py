@@ -72,6 +72,9 @@ def make_question(
     """
     tpu, kernel = load_chip(chip), find_family(family)
     loaded = load_model(model)
+    # What the cache's shape forbids is said before a trace is served, which may take a minute.
+    least = problem_for(loaded, workload=_ONE_TOKEN, page_size=page_size, **shape)
+    tpu.require_room(page_bytes=least.page_bytes, num_seqs=least.max_num_seqs)
     batches = as_workload(workload, page_size=page_size)
     problem = problem_for(loaded, workload=batches, page_size=page_size, **shape)
     try:
@@ -126,6 +129,11 @@ def as_workload(workload: AnyWorkload, *, page_size: int) -> Workload:
 def one_batch(batch: Batch, *, name: str, source: str) -> Workload:
     """A workload of one batch."""
     return Workload(name=name, source=source, batches=(WeightedBatch(batch=batch, weight=1.0),))
+
+
+_ONE_TOKEN = one_batch(
+    Batch(q_lens=(1,), kv_lens=(1,), num_decode=1), name="one token", source="made up"
+)
 
 
 def make_config(family: Family, problem: Problem, chip: Chip, fields: Mapping[str, int]) -> Any:

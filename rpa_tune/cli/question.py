@@ -29,5 +29,6 @@ def resolve_question(
     if batch_file is not None:
         return make_question(workload=read_batch(batch_file), config=config, **others)
     with hints_name_import(str(workload)):
+        question = make_question(workload=str(workload), config=config, **others)
         say_sources([as_workload(str(workload), page_size=others["page_size"])])
-    return make_question(workload=str(workload), config=config, **others)
+    return question

@@ -27,7 +27,14 @@ from rpa_tune.sweep.identity import require_same_samplers
 from rpa_tune.sweep.job import Job, open_job
 from rpa_tune.sweep.nodes import parse_seconds
 from rpa_tune.sweep.plan import SweepPlan, load_plan
-from rpa_tune.sweep.run import BUDGET_SPENT, INTERRUPTED, Outcome, make_pool, tune
+from rpa_tune.sweep.run import (
+    BUDGET_SPENT,
+    INTERRUPTED,
+    Outcome,
+    fetch_families,
+    make_pool,
+    tune,
+)
 
 EXIT_FAILURES = 3
 EXIT_BUDGET = 75
@@ -84,6 +91,7 @@ def sweep(**options: Any) -> None:
     if not asked.as_json:  # stderr has events for machines then, the document has the source
         say_sources(study.workload for study in job.studies)
     if asked.dry_run:
+        fetch_families(job, asked.cache)
         if not asked.fresh:
             require_same_samplers(job.mine, job.plans, str(job.store_file))
         rows = forecast(job, num_workers=pool.num_workers, verify=asked.verify, fresh=asked.fresh)
@@ -175,7 +183,7 @@ def _load(asked: _Options) -> SweepPlan:
     """The plan, with what the command line puts in the place of its own."""
     plan = load_plan(asked.plan_file)
     if asked.chip is not None:
-        plan = replace(plan, chips=(asked.chip,))
+        plan = plan.on_chip(asked.chip)
     if asked.budget is not None:
         plan = replace(plan, budget_s=parse_seconds(asked.budget, "--budget"))
     return plan

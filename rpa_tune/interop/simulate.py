@@ -4,14 +4,19 @@ The foreign twin of `evaluate.simulated`: same compiler flags, same parser, same
 its cycles and ours are comparable side by side.
 """
 
+import contextlib
+import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Status
 from rpa_tune.compile import dumps, target, worker
+from rpa_tune.compile.cache import CompileCache, Compiled
 from rpa_tune.compile.lower import compile_call
 from rpa_tune.errors import DumpError
 from rpa_tune.families.family import Call
@@ -26,6 +31,7 @@ from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
 from rpa_tune.llo.simulate import Timeline, simulate
+from rpa_tune.provenance import versions
 
 TASK = "rpa_tune.interop.simulate:simulate_foreign"
 _ALL_SLOTS = ("decode", "prefill", "mixed")
@@ -42,6 +48,7 @@ class ForeignTask:
       problem: Static shapes and dtypes.
       blocks: Block sizes as `functions.bind` takes them.
       batches: The launches to time.
+      cache_dir: Where schedules are kept.
     """
 
     kernel: str
@@ -50,6 +57,7 @@ class ForeignTask:
     problem: Problem
     blocks: Any
     batches: tuple[Batch, ...]
+    cache_dir: Path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +71,7 @@ class ForeignAnswer:
       call_us: The same by Pallas call name; empty for a batch without a time.
       set_us: `batch_us` under each set of the simulator's parameters, an empty tuple for a batch
         without a time.
-      compile_s: Seconds of lowering and compiling.
+      compile_s: Seconds of lowering and compiling; 0 from the cache.
       unknown: What the simulator did not model, counted.
     """
 
@@ -126,6 +134,32 @@ def _serve(
     names = sorted({one.name for calls in launches.values() for one in calls})
     if not names:
         return rows, 0.0
+    compiled = _schedules(task, call, names)
+    first = compiled[names[0]]
+    seconds = 0.0 if first.from_cache else first.lower_s + first.compile_s
+    if first.bundles is None:
+        refusal = _Refusal(f"{first.status}: {first.detail}")
+        return rows | dict.fromkeys(launches, refusal), seconds
+    worker.report_phase("simulate")
+    programs = {name: _load(one) for name, one in compiled.items()}
+    for i, calls in launches.items():
+        rows[i] = _simulate(programs, task, batches[i], calls)
+    return rows, seconds
+
+
+def _schedules(
+    task: ForeignTask, call: functions.ForeignCall, names: Sequence[str]
+) -> dict[str, Compiled]:
+    """What the compiler says about the function, by Pallas call; from the cache if it has all."""
+    cache = CompileCache(task.cache_dir)
+    content = [
+        PACKAGE.digest, task.kernel, task.chip.name, task.problem, task.blocks, call.smem_share,
+        target.DUMP_FLAGS, target.program_settings(), versions(),
+    ]  # fmt: skip
+    keys = {name: hashlib.sha256(repr([*content, name]).encode()).hexdigest() for name in names}
+    known = {name: found for name, key in keys.items() if (found := cache.load(key))}
+    if len(known) == len(names):
+        return known
     whole = Call(
         function=call.function,
         arguments=call.arguments,
@@ -135,14 +169,20 @@ def _serve(
     )
     compiled = compile_call(whole, task.chip)
     if compiled.bundles is None:
-        refusal = _Refusal(f"{compiled.status}: {compiled.detail}")
-        return rows | dict.fromkeys(launches, refusal), compiled.lower_s
-    worker.report_phase("simulate")
-    folder = target.dump_folder(worker.worker_folder())
-    programs = {name: load_program(dumps.find_bundles(folder, name)) for name in names}
-    for i, calls in launches.items():
-        rows[i] = _simulate(programs, task, batches[i], calls)
-    return rows, compiled.lower_s + compiled.compile_s
+        each = dict.fromkeys(names, compiled)
+    else:
+        folder = target.dump_folder(worker.worker_folder())
+        each = {name: replace(compiled, bundles=dumps.find_bundles(folder, name)) for name in names}
+    if compiled.status is not Status.COMPILE_FAILED:
+        with contextlib.suppress(OSError):  # a full disk costs the next run a compile
+            for name, one in each.items():
+                cache.save(keys[name], one)
+    return each
+
+
+def _load(compiled: Compiled) -> Program:
+    assert compiled.bundles is not None
+    return load_program(dumps.unpack_bundles(compiled.bundles, worker.worker_folder()))
 
 
 def _launches(

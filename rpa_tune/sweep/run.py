@@ -122,6 +122,8 @@ def tune(
     if isinstance(plan, Job) and (journal is not None or shard is not None):
         raise UsageError("a job has its journal and its shard", where="tune(journal=, shard=)")
     job = plan if isinstance(plan, Job) else open_job(plan, journal, shard)
+    cache = default_cache_dir() if cache is None else Path(cache)
+    fetch_families(job, cache)
     if not fresh:
         require_same_samplers(job.mine, job.plans, str(job.store_file))
     if pool is not None and workers is not None:
@@ -130,9 +132,6 @@ def tune(
     folder = Path(tables) if tables is not None and job.shard is None else None
     if folder is not None:
         require_writable(folder)
-    cache = default_cache_dir() if cache is None else Path(cache)
-    for family in dict.fromkeys(study.family for study in job.studies):
-        family.fetch(cache)
     host, measuring = find_measuring_host(job.plan, on_cluster=isinstance(pool, RayPool))
     with tempfile.TemporaryDirectory() as no_cache, _open_exchange(storage, fresh) as exchange:
         made = make_evaluators(job.plan, pool, Path(no_cache) if fresh else cache, measuring)
@@ -162,6 +161,20 @@ def tune(
     )
 
 
+def fetch_families(job: Job, cache: Path) -> None:
+    """Has everything there that the studies' kernels need; their own choices may need it, too.
+
+    Args:
+      job: What is run.
+      cache: Folder of the compile cache.
+
+    Raises:
+      UsageError: It could not be had.
+    """
+    for family in dict.fromkeys(study.family for study in job.studies):
+        family.fetch(cache)
+
+
 def make_pool(workers: int | None = None) -> WorkerPool:
     """Worker processes of this host; none starts yet.
 
@@ -172,7 +185,7 @@ def make_pool(workers: int | None = None) -> WorkerPool:
       UsageError: Not a number of processes.
     """
     if workers is None:
-        return WorkerPool(num_workers=_num_cores())
+        return WorkerPool(num_workers=num_cores())
     return WorkerPool(num_workers=int(RANGES["workers"].check(workers, "workers")))
 
 
@@ -244,8 +257,8 @@ def _run(
         with run.watch:
             for result in run.run(job.studies, shard=job.shard.index if job.shard else 0):
                 results.append(result)
-                if tables is not None and (row := result.row()) is not None:
-                    files += merge_into(tables, [row])
+                if tables is not None and (rows := result.rows()):
+                    files += merge_into(tables, rows)
     except BudgetSpentError:
         stopped = BUDGET_SPENT
     except KeyboardInterrupt:
@@ -284,6 +297,6 @@ def _open_exchange(storage: str | None, fresh: bool) -> "AbstractContextManager[
     return Exchange(storage)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2

@@ -95,6 +95,7 @@ def simulate(pool, cache_dir, named, **changes):
         assert timeline.unknown == {}, name
 
 
+@pytest.mark.slow  # by default test_evaluate.py does it on a smaller batch
 @pytest.mark.parametrize("family", ["decode", "mixed"])
 def test_every_chip_compiles_and_the_account_is_exact(pool, tmp_path, family):
     simulate(pool, tmp_path, {chip: (family, LLAMA, chip) for chip in CHIPS})
@@ -139,7 +140,7 @@ def compile_chain(chip):
     return compiled.status, compiled.hbm_allocated_bytes
 
 
-@pytest.mark.parametrize("chip", ["v4", "v5p", "v6e"])
+@pytest.mark.parametrize("chip", [pytest.param("v4", marks=pytest.mark.slow), "v5p", "v6e"])
 def test_launches_alone_are_a_program_that_copies_nothing(pool, chip):
     # Its results are the kernel's, which are kept in HBM and share the operands' buffers, also
     # where two cores write to them (v4, v5p).

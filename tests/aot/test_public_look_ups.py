@@ -5,9 +5,11 @@ import sys
 from dataclasses import replace
 
 import pytest
+from click.testing import CliRunner
 from table_rows import PROBLEM, make_row
 
 from rpa_kernels.batch import Batch
+from rpa_tune.cli.main import cli
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.public.tpu_inference import functions
@@ -92,3 +94,11 @@ def test_a_function_that_refuses_its_share_of_smem_is_told_all_of_it(kv_dtype, s
         "stacked", WHEEL.root, chip=load_chip("v6e"), problem=problem, blocks=None
     )
     assert call.smem_share == share
+
+
+def test_a_plan_of_public_kernels_runs_in_a_process_that_has_no_wheel_yet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(WHEEL, "_root", None)
+    run = CliRunner().invoke(cli, ["sweep", "public_hd64", "--dry-run", "--json"])
+    assert run.exit_code == 0, run.output
+    assert WHEEL.root.is_dir()

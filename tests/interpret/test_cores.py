@@ -85,6 +85,7 @@ def test_a_sequence_that_both_cores_serve(family, dma_mode):
     assert report.ok, report.problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_core_without_work(family):
     batch = Batch(q_lens=(1,), kv_lens=(100,), num_decode=family == "decode",
@@ -111,12 +112,12 @@ def test_two_cores_write_what_one_does(family):
         np.testing.assert_array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8))
 
 
-def with_split(monkeypatch, family, starts_and_ends):
+def with_partition(monkeypatch, family, starts_and_ends):
     """Gives the family's launches another division."""
     module = decode_launch if family == "decode" else blockwise_launch
     launch = module.launch if family == "decode" else module.LAUNCHES[family]
     other = dataclasses.replace(
-        launch, split=lambda *_: jnp.asarray(starts_and_ends, jnp.int32).reshape(-1)
+        launch, partition=lambda *_: jnp.asarray(starts_and_ends, jnp.int32).reshape(-1)
     )
     if family == "decode":
         monkeypatch.setattr(module, "launch", other)
@@ -132,7 +133,7 @@ def test_any_division_is_right(monkeypatch, family):
     places = [[s] if family == "decode" else [s, 0] for s in (first, end, end)]
     for cut in range(first, end):
         places[1][0] = cut
-        with_split(monkeypatch, family, places)
+        with_partition(monkeypatch, family, places)
         report = check(family, BATCHES[family])
         assert report.ok, (cut, report.problems)
 

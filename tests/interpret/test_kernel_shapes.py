@@ -78,6 +78,7 @@ def test_pages_behind_the_window_are_poison():
             assert not np.isnan(cache[list(row[first:6])]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_million_tokens_behind_a_window(family):
     """Attention through a window does not know where it is: the same answer far out and near."""

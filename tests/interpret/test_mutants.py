@@ -30,7 +30,7 @@ CASES = {
     ),
     "prefill": (
         blockwise_config(),
-        Batch(q_lens=(1, 15, 15), kv_lens=(20, 29, 135), num_decode=1, num_prefill=2),
+        Batch(q_lens=(1, 10, 10, 10), kv_lens=(20, 29, 40, 135), num_decode=1, num_prefill=3),
     ),
 }
 # (family, functions that lead to the wait) that no fault of which is found, and why, as README.md

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -233,3 +234,25 @@ def test_kernels_compute_exp2_with_it_and_round_where_they_say_so():
     exact = np.exp2(scores.astype(np.float64)).astype(jnp.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(out[0], exact)
     np.testing.assert_array_equal(out[1], (scores * scores).astype(np.float32))
+
+
+def test_a_failed_kernel_fails_itself_alone():
+    """Where it waits for what is computed before it, so that its caller has gone on by then."""
+
+    def answer(x):
+        if x > 0:
+            raise ValueError("the first one failed")
+        return np.float32(1)
+
+    @jax.jit
+    def slow_sum(x):
+        step = lambda _, m: m @ m / jnp.max(m @ m)  # noqa: E731
+        return jax.lax.fori_loop(0, 50, step, jnp.full((300, 300), x))[0, 0]
+
+    call = jax.jit(
+        lambda x: io_callback(answer, jax.ShapeDtypeStruct((), jnp.float32), x, ordered=True)
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the first one failed"), watched():
+        call(slow_sum(jnp.float32(1))).block_until_ready()
+    with watched():
+        assert call(jnp.float32(-1)).block_until_ready() == 1

@@ -5,6 +5,7 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from interpret.kernel_cases import make_problem
 from jax.experimental.pallas import tpu as pltpu
 
@@ -48,6 +49,7 @@ def wide_and_precise():
         yield
 
 
+@pytest.mark.slow
 def test_a_callers_settings_change_no_answer():
     """On two cores, whose split XLA computes from the caller's arrays."""
     wanted, found = attend(contextlib.nullcontext, "v5p"), attend(wide_and_precise, "v5p")

@@ -78,7 +78,7 @@ def test_text_says_time_bound_owners_and_what_is_guessed(run):
 
 
 def test_without_config_it_is_the_default(run):
-    code, out, _ = run(config=None, json=True)
+    code, out, _ = run(config=None, json=True, deadline="1")
     answer = json.loads(out)
     assert answer["is_default_config"] is True
     assert set(answer["config"]) == set(CONFIG)
@@ -288,7 +288,7 @@ def test_padding_is_said(run):
         ({"kv-dtype": "fp8"}, "float8_e4m3fn cache"), ({"q-dtype": "FP32"}, "float32 queries"),
         ({"family": "Decode"}, "decode on v6e:"),
         ({"model": "Qwen/Qwen3-32B", "tp": 4}, "v6e: qwen3-32b, 16 query and 2 KV heads"),
-        ({"model": "llama_3.2_1b", "config": None}, "v6e: llama3.2-1b, 32 query"),
+        ({"model": "llama_3.2_1b", "config": None, "deadline": "1"}, "v6e: llama3.2-1b, 32 query"),
     ],
 )  # fmt: skip
 def test_common_spellings_are_understood(run, options, said):

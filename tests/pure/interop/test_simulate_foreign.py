@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from rpa_kernels.batch import Batch
+from rpa_tune.candidate import Status
+from rpa_tune.compile.cache import Compiled
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import simulate
 from rpa_tune.interop.simulate import ForeignTask, simulate_foreign
@@ -36,7 +38,7 @@ def ask(monkeypatch, share, answers):
     )
     task = ForeignTask(
         kernel="batched", root=Path(), chip=load_chip("v6e"), problem=None, blocks=None,
-        batches=BATCHES,
+        batches=BATCHES, cache_dir=Path(),
     )  # fmt: skip
     return simulate_foreign(task), asked
 
@@ -66,3 +68,42 @@ def test_a_batch_that_no_share_serves_says_so(monkeypatch):
                                        1.0: [None, row(2.0), SHORT]})  # fmt: skip
     assert answer.batch_us == (1.0, 2.0, None)
     assert answer.detail == f"batch 2: {SHORT.reason}"
+
+
+@pytest.mark.parametrize("status", [Status.OK, Status.OUT_OF_MEMORY, Status.COMPILE_FAILED])
+def test_what_was_compiled_once_is_not_compiled_again(monkeypatch, tmp_path, status):
+    compiles = []
+    schedule = tmp_path / "schedule-final_bundles.txt"
+    schedule.write_text("LH: loop")
+
+    def compile_call(call, chip):
+        compiles.append(call.kernel_name)
+        return Compiled(
+            status=status, bundles=schedule if status is Status.OK else None, compile_s=7.0
+        )
+
+    monkeypatch.setattr(simulate, "compile_call", compile_call)
+    monkeypatch.setattr(simulate.worker, "worker_folder", lambda: tmp_path)
+    monkeypatch.setattr(simulate.dumps, "find_bundles", lambda folder, name: schedule)
+    call = SimpleNamespace(smem_share=0.5, function=None, arguments=(), pretend=None)
+
+    def ask_for(blocks, names):
+        task = ForeignTask(
+            kernel="batched", root=Path(), chip=load_chip("v6e"), problem=None, blocks=blocks,
+            batches=BATCHES, cache_dir=tmp_path,
+        )  # fmt: skip
+        return simulate._schedules(task, call, names)
+
+    first, again = ask_for(None, ["RPAd", "RPAm"]), ask_for(None, ["RPAd", "RPAm"])
+    kept = status is not Status.COMPILE_FAILED
+    assert len(compiles) == (1 if kept else 2)
+    assert [one.from_cache for one in (*first.values(), *again.values())] == [
+        False, False, kept, kept,
+    ]  # fmt: skip
+    assert {one.status for one in again.values()} == {status}
+    if status is Status.OK:
+        assert simulate.dumps.unpack_bundles(again["RPAm"].bundles, tmp_path).read_text() == (
+            "LH: loop"
+        )
+    ask_for((1, 2), ["RPAd"])  # other block sizes are another function
+    assert len(compiles) == (2 if kept else 3)

@@ -54,7 +54,7 @@ WIDE = {"num_kv_heads": 32, "head_dim": 256}
         {},
         {"page_size": 16, "pages_per_seq": 512},
         {"page_size": 2048, "pages_per_seq": 4},
-        pytest.param(WIDE, marks=pytest.mark.xfail(reason="never tries two buffers", strict=True)),
+        WIDE,
     ],
     ids=["usual", "small_pages", "large_pages", "wide"],
 )
