@@ -188,8 +188,9 @@ def _notes(server: Server, drafts: Sequence[Draft], times: Times) -> Iterator[st
             f"{model.num_other} layers without attention are part of the roofline by their "
             "matrices alone; their state takes no room here"
         )
-    if any(kind.sliding_window_tokens for kind in model.kinds):
-        yield "layers with a window are taken to keep the whole context in their cache"
+    for reach in ("window", "chunk"):
+        if any(kind.label.startswith(reach) for kind in model.kinds):
+            yield f"layers with a {reach} are taken to keep the whole context in their cache"
     if server.engine == SGLANG_JAX or server.uses_prefill:
         yield "prompts in the prefill slot are timed as the mixed family"
     sources = sorted({part.source for part in drafts[0].parts})

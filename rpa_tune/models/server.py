@@ -139,12 +139,12 @@ class Server(Engine):
     def context_token_bytes(self) -> int:
         """Bytes that one more token of context costs a step, on one device.
 
-        Layers with a window read no more for it.
+        Layers with a window or chunk read no more for it.
         """
         return sum(
             (share.kind.num_layers or 0) * token_bytes(share.problem)
             for share in self.layers()
-            if not share.kind.sliding_window_tokens
+            if share.problem.reach_tokens is None
         )
 
     def layers(self, **features: Any) -> list[Share]:

@@ -127,7 +127,7 @@ def test_chunks_are_served_and_end_with_the_context(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(published.MODELS["llama-4-scout"][0]))
     result = run("audit", "--model", tmp_path, *LONG)
     assert "12 full, 36 chunk 8192" in result.stdout
-    assert "page size 128, chunk 8192, contexts to 32,768 tokens" in result.stdout
+    assert ", chunk 8192, contexts to 32,768 tokens" in result.stdout
     short = [*LONG[:-1], "8192"]  # no context reaches beyond its first chunk
     result = run("audit", "--model", tmp_path, *short, "--fail-on", "infeasible")
     assert result.exit_code == 0, result.stdout

@@ -44,9 +44,9 @@ def test_every_model_is_whole_and_says_where_it_is_from():
             layers = model.name_of(kind)
             long = workload(Batch(q_lens=(1,), kv_lens=(300_000,), num_decode=1))
             problem = problem_for(model, workload=long, page_size=128, layers=layers)
-            assert (problem.head_dim, problem.sliding_window) == (
-                kind.head_dim, kind.sliding_window_tokens,
-            )  # fmt: skip
+            assert (
+                problem.head_dim, problem.sliding_window, problem.attention_chunk_size,
+            ) == (kind.head_dim, kind.sliding_window_tokens, kind.chunk_tokens)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -249,7 +249,7 @@ def test_a_published_config_json_gives_what_is_built_in(tmp_path, name):
 def test_built_in_models_leave_nothing_to_guess():
     for name, model in load_models().items():
         assert not model.notes, name
-        assert all(kind.chunk_tokens for kind in model.unserved), name
+        assert not model.unserved, name
         assert all(kind.num_layers for kind in model.kinds), name
 
 
