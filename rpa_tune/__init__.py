@@ -2,8 +2,8 @@
 
 `load_dispatcher`, `ragged_paged_attention`, `page_runs`, `merge_attention`, `merge_over_axis`,
 `Problem`, `Step`, `Artifact` and the module `capture` are what a serving engine needs. `tune` and
-`load_plan`, `explain`, `verify`, `audit` and `Server` are the commands of those names as calls
-(docs/python.md). All are imported when first used, so that importing the package stays light.
+`load_plan`, `explain`, `verify`, `audit`, `advise` and `Server` are the commands of those names as
+calls (docs/python.md). All are imported when first used, so that importing the package stays light.
 """
 
 import importlib
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from rpa_kernels.merge import merge_attention, merge_over_axis
     from rpa_kernels.problem import Problem
     from rpa_tune import capture
+    from rpa_tune.analysis.advise import advise
     from rpa_tune.analysis.audit import audit
     from rpa_tune.analysis.explain import explain
-    from rpa_tune.analysis.server import Server
     from rpa_tune.analysis.verify import verify
     from rpa_tune.artifact.file import Artifact
     from rpa_tune.dispatch import load_dispatcher, page_runs, ragged_paged_attention
+    from rpa_tune.models.server import Server
     from rpa_tune.sweep.plan import load_plan
+    from rpa_tune.sweep.plan_for import plan_for
     from rpa_tune.sweep.run import tune
     from rpa_tune.tables.step import Step
 
@@ -28,8 +30,9 @@ __version__ = "0.1.0"
 _LAZY = {
     "Artifact": "rpa_tune.artifact.file",
     "Problem": "rpa_kernels.problem",
-    "Server": "rpa_tune.analysis.server",
+    "Server": "rpa_tune.models.server",
     "Step": "rpa_tune.tables.step",
+    "advise": "rpa_tune.analysis.advise",
     "audit": "rpa_tune.analysis.audit",
     "explain": "rpa_tune.analysis.explain",
     "load_dispatcher": "rpa_tune.dispatch",
@@ -37,6 +40,7 @@ _LAZY = {
     "merge_attention": "rpa_kernels.merge",
     "merge_over_axis": "rpa_kernels.merge",
     "page_runs": "rpa_tune.dispatch",
+    "plan_for": "rpa_tune.sweep.plan_for",
     "ragged_paged_attention": "rpa_tune.dispatch",
     "tune": "rpa_tune.sweep.run",
     "verify": "rpa_tune.analysis.verify",
@@ -50,6 +54,7 @@ __all__ = [
     "Server",
     "Step",
     "__version__",
+    "advise",
     "audit",
     "capture",
     "explain",
@@ -58,6 +63,7 @@ __all__ = [
     "merge_attention",
     "merge_over_axis",
     "page_runs",
+    "plan_for",
     "ragged_paged_attention",
     "tune",
     "verify",

@@ -70,12 +70,17 @@ FIELD = _count(2**31 - 1, least=0)
 
 RANGES: dict[str, Range] = {
     "tp": _count(4096, "devices"),
+    "dp": _count(4096, "ranks"),
     # Longer than any context that is served today, in one page.
     "page_size": _count(2**20, "tokens"),
     # Of prompts, that one hash of a trace stands for.
     "block_tokens": _count(2**20, "tokens"),
     "max_num_seqs": _count(2**20, "sequences"),
     "max_num_batched_tokens": _count(2**24, "tokens"),
+    "num_speculative_tokens": _count(2**10, "tokens", least=0),
+    "padding_gap": _count(2**24, "tokens", least=0),
+    "token_buckets": _count(2**24, "tokens"),
+    "min_token_bucket": _count(2**24, "tokens"),
     "max_model_len": _count(2**30, "tokens"),
     "num_pages": _count(2**31 - 1, "pages"),
     "sm_scale": Range(least=-3e38, most=3e38, is_whole=False),
@@ -83,6 +88,7 @@ RANGES: dict[str, Range] = {
     "v_scale": _SCALE,
     "requests": _count(10**9, "requests"),
     "batches": _count(10**6, "batches"),
+    "compiles": _count(10_000, "kernels", least=0),
     "tries": _count(10_000, "neighbours"),
     "workers": _count(4096, "processes"),
     # NumPy's and Optuna's seeds.

@@ -1,6 +1,7 @@
 """A sweep without a compiler: small problems, and evaluators that answer by formula."""
 
 import hashlib
+import json
 import math
 import time
 from dataclasses import replace
@@ -141,3 +142,12 @@ def make_evaluators(**simulated):
         Fidelity.ANALYTICAL: FormulaEvaluator(Fidelity.ANALYTICAL, scale=0.8),
         Fidelity.SIMULATED: FormulaEvaluator(Fidelity.SIMULATED, **simulated),
     }
+
+
+def stored_workload(folder) -> str:
+    """The path of stored batches: decode and mixed sequences of few tokens, and no prefill ones."""
+    batch = {"q_lens": [1, 5], "kv_lens": [9, 9], "num_decode": 1, "weight": 1.0}
+    data = {"schema": "rpa-workload/1", "name": "w", "source": "made up", "batches": [batch]}
+    path = folder / "w.json"
+    path.write_text(json.dumps(data))
+    return str(path)

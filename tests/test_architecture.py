@@ -31,10 +31,16 @@ ALLOWED: dict[str, set[str]] = {
     "families.registry": {"kernels", "families", "interop.public"},
     "models": set(),
     "models.buckets": {"kernels"},
+    "models.server": {
+        "kernels", "hw", "models.buckets", "models.catalog", "models.model", "models.padding",
+        "models.roofline",
+    },
     "models.padding": {"kernels"},
-    "models.model": {"kernels"},
+    "models.weights": set(),
+    "models.roofline": {"hw", "models.weights"},
+    "models.model": {"kernels", "models.weights"},
     "models.catalog": {"kernels", "workload", "models.buckets", "models.model", "hf"},
-    "hf": {"models.model"},
+    "hf": {"models.model", "models.weights"},
     "provenance": {"kernels"},
     "space": {"candidate", "kernels", "hw"},
     "tables": {"candidate", "kernels", "hw", "families.registry"},
@@ -46,8 +52,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
-        "models.catalog", "models.buckets", "models.padding", "provenance", "decide", "tables",
-        "families", "families.registry", "report", "compile",
+        "models.catalog", "models.buckets", "models.padding", "models.server", "provenance",
+        "decide", "tables", "families", "families.registry", "report", "compile",
     },
     "decide": {
         "candidate", "store", "tables", "kernels", "hw", "workload", "families", "llo",
@@ -72,8 +78,9 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"candidate", "store", "tables", "llo", "hw"},
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
-        "models.catalog", "models.model", "models.buckets", "models.padding", "provenance",
-        "decide", "families", "families.registry", "dispatch",
+        "models.catalog", "models.model", "models.server", "provenance", "decide",
+        "families", "families.registry", "dispatch", "models.buckets", "models.padding",
+        "models.roofline", "models.weights", "tables", "llo", "sweep",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
@@ -161,7 +168,8 @@ NOT_IMPORTED: dict[str, str] = {
     **{
         f"rpa_tune.cli.{name}": A_COMMAND
         for name in (
-            "audit", "explain", "portfolio", "status", "sweep", "tpu_check", "verify", "workloads",
+            "audit", "explain", "plan", "portfolio", "status", "sweep", "tpu_check", "verify",
+            "workloads",
         )
     },
 }  # fmt: skip

@@ -135,6 +135,19 @@ def fresh_cache(folder, stack):
     (folder / "cache").mkdir()
 
 
+def two_steps(folder, stack):
+    """The stored workload of docs/plan.md."""
+    contexts = ([300, 700, 500, 900], [300, 700, 500, 400])
+    steps = [
+        {"q_lens": [1, 1, 1, last], "kv_lens": kv_lens, "num_decode": 3 + (last == 1)}
+        for last, kv_lens in zip((1, 12), contexts, strict=True)
+    ]
+    batches = [{**step, "weight": weight} for step, weight in zip(steps, (0.8, 0.2), strict=True)]
+    data = {"schema": "rpa-workload/1", "name": "mine", "source": "two steps, made up",
+            "batches": batches}  # fmt: skip
+    (folder / "mine.json").write_text(json.dumps(data))
+
+
 def quickstart_store(folder, stack):
     """The answers of the quickstart, without its checks."""
     run_shell(folder, "rpa-tune sweep sweeps/quickstart.yaml --no-verify --tables made")
@@ -151,6 +164,7 @@ SETUPS = {
     "docs/workloads.md: rpa-tune workloads import steps.jsonl": captured,
     "docs/workloads.md: rpa-tune workloads show mine.jsonl": bailian_trace,
     "docs/trace.md: rpa-tune explain --chip": one_batch,
+    "docs/plan.md: rpa-tune plan --model": two_steps,
     "docs/serving.md: rpa-tune compile --model": fresh_cache,
     "docs/serving.md: rpa-tune portfolio sweeps/quickstart.yaml": quickstart_store,
     "docs/interop.md: rpa-tune tables export public_tables": public_tables,

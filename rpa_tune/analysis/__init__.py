@@ -1,1 +1,1 @@
-"""What is true of one config, or of one server: explained, verified, audited."""
+"""What is true of one config, or of one server: explained, verified, audited, advised."""

@@ -1,18 +1,19 @@
 """`audit`: every table look-up of a server, and where its config comes from."""
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_kernels.names import did_you_mean
-from rpa_tune.analysis.audit_plan import left_out_of_plan, plan_text
-from rpa_tune.analysis.server import Server
 from rpa_tune.dispatch.audit import Entry
 from rpa_tune.dispatch.audit import audit as look_up
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.dispatch.select import Source
 from rpa_tune.errors import UsageError
 from rpa_tune.models.catalog import Share
+from rpa_tune.models.server import Server
+from rpa_tune.sweep.plan_for import never_launched, plan_text
 
 # Which coverages count as misses.
 FAIL_ON = {
@@ -56,6 +57,14 @@ class Audit:
         """Whether every look-up is covered, and a kernel family serves all layers."""
         return not self.misses and not self.server.loaded.unserved
 
+    @property
+    def missing(self) -> Server:
+        """The server with those of its shapes that have misses a sweep can do something about."""
+        tokens = {entry.problem.max_num_tokens for entry in self.tunable}
+        if tokens == {shape.num_tokens for shape in self.server.shapes()}:
+            return self.server
+        return dataclasses.replace(self.server, only_tokens=tuple(sorted(tokens)))
+
     def plan_text(self, workload: str) -> str:
         """A sweep plan, as YAML, that tunes the misses.
 
@@ -67,11 +76,15 @@ class Audit:
         """
         if not self.tunable:
             raise UsageError("nothing to tune: no plan is written")
-        return plan_text(self.server, self.tunable, workload)
+        about = f"What rpa-tune audit finds untuned for {self.server.model} on {self.server.chip}."
+        families = tuple({entry.family for entry in self.tunable})
+        text, _ = plan_text((self.missing,), workload=workload, families=families, about=about)
+        return text
 
     def left_out_of_plan(self, workload: str) -> dict[str, str]:
         """Families with misses that the workload never launches, and why."""
-        return left_out_of_plan(self.server, self.tunable, workload)
+        families = sorted({entry.family for entry in self.tunable})
+        return never_launched((self.server,), workload, families)
 
 
 def audit(server: Server, *, tables: str | Path | None = None, fail_on: str = "heuristic") -> Audit:
@@ -97,8 +110,8 @@ def audit(server: Server, *, tables: str | Path | None = None, fail_on: str = "h
     dispatcher = load_dispatcher(server.chip, None if tables is None else Path(tables))
     found: list[tuple[Share, Entry]] = []
     for share in server.layers():
-        buckets = (bucket.problem for bucket in server.engine.buckets(share.problem))
-        entries = look_up(dispatcher, buckets, server.engine.families)
-        found += [(share, entry) for entry in entries]
+        for bucket in server.buckets(share.problem):
+            entries = look_up(dispatcher, [bucket.problem], bucket.families)
+            found += [(share, entry) for entry in entries]
     misses = tuple(entry for _, entry in found if entry.coverage in FAIL_ON[fail_on])
     return Audit(server=server, found=tuple(found), misses=misses)

@@ -9,24 +9,24 @@ from typing import Any
 import click
 
 from rpa_tune.analysis.audit import FAIL_ON, Audit, audit
-from rpa_tune.analysis.server import Server
 from rpa_tune.cli.layers_text import layers_to_dict, print_layers
 from rpa_tune.cli.options import NameChoice
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
-from rpa_tune.cli.server import server_options, to_words
+from rpa_tune.cli.server import make_server, server_options, to_words
 from rpa_tune.dispatch.audit import Entry
 from rpa_tune.dispatch.select import Source
 from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
 from rpa_tune.models.padding import padding_note
+from rpa_tune.models.server import Server
+from rpa_tune.sweep.plan_for import DEFAULT_WORKLOAD
 
 EXIT_MISSES = 3
-DEFAULT_WORKLOAD = "azure-conv"
 
 
 @click.command(name="audit")
-@server_options
+@server_options()
 @click.option(
     "--tables",
     type=click.Path(path_type=Path),
@@ -53,16 +53,16 @@ def audit_command(
     server's own.
 
     A heuristic config counts as a miss, because it was never compared with other configs. The loss
-    is relative to tuned configs. For a heuristic config it is taken from a row that differs only in
-    its maxima (tokens, sequences, context), by a factor of two at most. Without such a row it is
-    unknown.
+    is relative to tuned configs. For a nearest row it is what rows of neighbours so far away lost.
+    For a heuristic config it is taken from a row that differs only in its maxima (tokens,
+    sequences, context), by a factor of two at most. Without such a row it is unknown.
 
     Exit codes: 0 every look-up is covered, or the plan was written; 2 usage; 3 there are misses, or
     layers that no kernel serves.
 
     Example: rpa-tune audit --model llama3-8b --chip v6e --max-num-seqs 64
     """
-    found = audit(Server(**options), tables=tables, fail_on=fail_on)
+    found = audit(make_server(options), tables=tables, fail_on=fail_on)
     command = tune_command(found.server, tables, fail_on, workload) if found.tunable else None
     if as_json:
         print_json(_to_dict(found, command))
@@ -78,7 +78,7 @@ def audit_command(
 
 def tune_command(server: Server, tables: Path | None, fail_on: str, workload: str) -> str:
     """The command line that writes a plan for the misses and sweeps it."""
-    words: list[object] = ["rpa-tune", "audit", *to_words(server)]
+    words: list[object] = ["rpa-tune", "plan", *to_words(server), "--missing"]
     words += ["--tables", tables] if tables else []
     words += ["--fail-on", fail_on] if fail_on != "heuristic" else []
     words += ["--workload", workload] if workload != DEFAULT_WORKLOAD else []
@@ -87,7 +87,7 @@ def tune_command(server: Server, tables: Path | None, fail_on: str, workload: st
     plan = f"{name or 'server'}-{server.chip}.yaml"
     sweep: list[object] = ["rpa-tune", "sweep", plan]
     sweep += ["--tables", tables] if tables else []
-    first = shlex.join(map(str, [*words, "--write-plan", plan]))
+    first = shlex.join(map(str, [*words, "-o", plan]))
     return f"{first} && {shlex.join(map(str, sweep))}"
 
 
@@ -118,6 +118,7 @@ def _to_dict(found: Audit, command: str | None) -> Mapping[str, Any]:
             "is_untested": entry.is_untested,
             "expected_loss_pct": entry.expected_loss_pct,
             "loss_error_pct": entry.loss.error_pct if entry.loss else None,
+            "loss_worst_pct": entry.loss.worst_pct if entry.loss else None,
             "loss_from": entry.loss.where if entry.loss else None,
         }
         for share, entry in found.found
@@ -177,7 +178,9 @@ def _loss_text(entry: Entry) -> str:
 
 
 def _why_text(entry: Entry) -> str:
-    loss = f"; loss as in {entry.loss.where}" if entry.loss else ""
+    # Of a nearest row `why` says it already.
+    is_said = entry.loss is None or entry.coverage is Source.NEAREST
+    loss = "" if is_said or entry.loss is None else f"; loss as in {entry.loss.where}"
     stale = "; made with other kernels" if entry.is_stale else ""
     untested = "; no other config had a time" if entry.is_untested else ""
     return f"{entry.why}{stale}{untested}{loss}"

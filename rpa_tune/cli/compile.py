@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from rpa_tune.analysis.server import Server
 from rpa_tune.artifact.build import Built, Kept, build_plans, write_built
 from rpa_tune.artifact.file import Manifest
 from rpa_tune.cli.layers_text import print_layers
@@ -19,7 +18,7 @@ from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import Q_DTYPE, NameChoice, cache_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
-from rpa_tune.cli.server import server_options
+from rpa_tune.cli.server import make_server, server_options
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.target import build_environment
 from rpa_tune.dispatch.dispatcher import load_dispatcher
@@ -34,7 +33,7 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
 
 
 @click.command(name="compile")
-@server_options
+@server_options()
 @click.option(
     "--num-pages",
     type=number("num_pages"),
@@ -112,14 +111,14 @@ def compile_command(
     """
     given = {name: options.pop(name) for name in _FEATURES}
     features = {name: value for name, value in given.items() if value is not None}
-    server = Server(**options)
+    server = make_server(options)
     dispatcher = load_dispatcher(server.chip, tables, on_miss)
     with _silent(logging.getLogger("rpa_tune.dispatch")):  # --dry-run says all it would
         try:
             layers = {
                 plan: share.name
                 for share in server.layers(**features)
-                for plan in dispatcher.plans(share.problem, server.engine)
+                for plan in dispatcher.plans(share.problem, server)
             }
         except ValueError as error:
             raise UsageError(str(error), where="the server's options") from error

@@ -17,12 +17,14 @@ from rpa_tune.errors import RpaTuneError
 
 # Command name -> (module, attribute). Modules load on use, so that `rpa-tune chips` is quick.
 COMMANDS = {
+    "advise": ("rpa_tune.cli.advise", "advise_command"),
     "audit": ("rpa_tune.cli.audit", "audit_command"),
     "calibrate": ("rpa_tune.cli.calibrate", "calibrate"),
     "chips": ("rpa_tune.cli.chips", "chips"),
     "compile": ("rpa_tune.cli.compile", "compile_command"),
     "doctor": ("rpa_tune.cli.doctor", "doctor"),
     "explain": ("rpa_tune.cli.explain", "explain"),
+    "plan": ("rpa_tune.cli.plan", "plan_command"),
     "portfolio": ("rpa_tune.cli.portfolio", "portfolio"),
     "status": ("rpa_tune.cli.status", "status"),
     "sweep": ("rpa_tune.cli.sweep", "sweep"),

@@ -34,6 +34,27 @@ class NumberParam(click.ParamType):  # type: ignore[type-arg]  # generic since c
         return self.range.check(number, option)
 
 
+class NumbersParam(click.ParamType):  # type: ignore[type-arg]  # as above
+    """Numbers in a range, with commas between them."""
+
+    name = "integers"
+
+    def __init__(self, quantity: str) -> None:
+        """Keeps what each of them is."""
+        self.one = number(quantity)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Reads the text of an option; a default is a tuple already.
+
+        Raises:
+          UsageError: One is no number, or out of range.
+        """
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(self.one.convert(part, param, ctx) for part in parts)
+
+
 def number(quantity: str) -> NumberParam:
     """The option type of a quantity of `RANGES`."""
     return NumberParam(RANGES[quantity])

@@ -80,6 +80,23 @@ class NameChoice(_TextParam):
         return found
 
 
+class NameChoices(NameChoice):
+    """Names out of a list, with commas between them."""
+
+    name = "names"
+
+    def convert(  # type: ignore[override]
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """The names that were meant; a default is a tuple already.
+
+        Raises:
+          UsageError: One is none of them.
+        """
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(super(NameChoices, self).convert(part.strip(), param, ctx) for part in parts)
+
+
 class ChipName(_TextParam):
     """A chip, however it is spelt; see `load_chip`."""
 
@@ -105,6 +122,7 @@ class ModelName(_TextParam):
 
 
 KV_DTYPE = NameChoice(KV_DTYPES, OTHER_DTYPE_NAMES)
+SOME_KV_DTYPES = NameChoices(KV_DTYPES, OTHER_DTYPE_NAMES)
 Q_DTYPE = NameChoice(Q_DTYPES, OTHER_DTYPE_NAMES)
 KV_LAYOUT_OPTION = click.option(
     "--kv-layout", default=KV_LAYOUTS[0], show_default=True, type=NameChoice(KV_LAYOUTS),

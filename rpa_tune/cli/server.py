@@ -1,58 +1,87 @@
-"""The options that describe a serving engine, shared by `audit` and `compile`.
+"""The options that describe a serving engine, shared by `plan`, `audit`, `compile` and `advise`.
 
 The options have the engine's own names.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import click
 
-from rpa_kernels.layout import HEAD_ALONG_SUBLANE
-from rpa_tune.analysis.server import Server
-from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import KV_DTYPE, KV_LAYOUT_OPTION, ChipName, ModelName
+from rpa_tune.cli.numbers import NumbersParam, number, number_or_none
+from rpa_tune.cli.options import KV_DTYPE, KV_LAYOUT_OPTION, ChipName, ModelName, NameChoice
+from rpa_tune.models.buckets import ENGINES, LEAST_TOKENS, TPU_INFERENCE
+from rpa_tune.models.server import DEFAULT_TOKENS, Server
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
+_NEEDED = {
+    "--model": (ModelName(), "Model name, or the path of a config.json."),
+    "--chip": (ChipName(), "Chip of the server."),
+}
 _OPTIONS = (
-    click.option("--model", required=True, type=ModelName(),
-                 help="Model name, or the path of a config.json."),
-    click.option("--chip", required=True, type=ChipName(), help="Chip of the server."),
+    click.option("--engine", default=TPU_INFERENCE, show_default=True, type=NameChoice(ENGINES),
+                 help="Whose rules decide the shapes that are compiled."),
     click.option("--tp", default=1, show_default=True, type=number("tp"),
                  help="Devices that share the heads."),
+    click.option("--dp", default=1, show_default=True, type=number("dp"),
+                 help="Ranks that share the sequences; attention data parallelism counts."),
     click.option("--max-num-seqs", default=256, show_default=True, type=number("max_num_seqs"),
-                 help="Maximum sequences per step."),
-    click.option("--max-num-batched-tokens", default=8192, show_default=True,
-                 type=number("max_num_batched_tokens"), help="Maximum new tokens per step."),
+                 help="Maximum sequences per step of a rank."),
+    click.option("--max-num-batched-tokens", type=number("max_num_batched_tokens"),
+                 help="Maximum new tokens per step of a rank; default: the engine's, "
+                 + " or ".join(f"{num} ({name})" for name, num in DEFAULT_TOKENS.items()) + "."),
     click.option("--max-model-len", default=8192, show_default=True, type=number("max_model_len"),
                  help="Maximum context length, tokens."),
+    click.option("--num-speculative-tokens", default=0, show_default=True,
+                 type=number_or_none("num_speculative_tokens"),
+                 help="Draft tokens verified with every decode."),
+    click.option("--padding-gap", default=0, show_default=True,
+                 type=number_or_none("padding_gap"),
+                 help="Tokens between token buckets; 0 for powers of two."),
+    click.option("--token-buckets", default=(), type=NumbersParam("token_buckets"), metavar="N,...",
+                 help="tpu-inference: tokens of further buckets, of all ranks; sglang-jax: all."),
+    click.option("--min-token-bucket", default=LEAST_TOKENS, show_default=True,
+                 type=number("min_token_bucket"), help="Tokens of the least bucket."),
     click.option("--bucket-seqs", is_flag=True,
                  help="The server also pads sequences to powers of two."),
     click.option("--uses-prefill", is_flag=True,
                  help="The server puts sequences into the prefill slot of the distribution."),
-    click.option("--page-size", default=128, show_default=True, type=number("page_size"),
-                 help="Tokens in one KV cache page."),
+    click.option("--page-size", type=number("page_size"),
+                 help="Tokens in one KV cache page; default: the engine's own choice."),
     click.option("--kv-dtype", default="bfloat16", show_default=True,
                  type=KV_DTYPE, help="Dtype of the KV cache."),
     KV_LAYOUT_OPTION,
 )  # fmt: skip
 
 
-def server_options(command: Command) -> Command:
-    """Adds the options that describe a server; `Server` takes them."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def server_options(*, required: bool = True) -> Callable[[Command], Command]:
+    """Adds the options that describe a server; `make_server` takes them.
+
+    Args:
+      required: Whether model and chip must be given.
+    """
+
+    def add(command: Command) -> Command:
+        for option in reversed(_OPTIONS):
+            command = option(command)
+        for name, (kind, words) in reversed(_NEEDED.items()):
+            command = click.option(name, required=required, type=kind, help=words)(command)
+        return command
+
+    return add
+
+
+def make_server(options: Mapping[str, Any]) -> Server:
+    """The server that the options describe; what was not given is the engine's choice."""
+    return Server(**{name: value for name, value in options.items() if value is not None})
 
 
 def to_words(server: Server) -> list[str]:
     """The options of a server again, as words of a command line."""
     words = []
-    for name, value in asdict(server).items():
-        # The usual layout goes without saying.
-        if value not in (None, False, HEAD_ALONG_SUBLANE):
-            words.append(f"--{name.replace('_', '-')}")
-            words += [] if value is True else [str(value)]
+    for name, value in server.flags.items():
+        words.append(f"--{name.replace('_', '-')}")
+        joined = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words += [] if value is True else [joined]
     return words

@@ -183,7 +183,7 @@ def _load(asked: _Options) -> SweepPlan:
     """The plan, with what the command line puts in the place of its own."""
     plan = load_plan(asked.plan_file)
     if asked.chip is not None:
-        plan = replace(plan, chips=(asked.chip,))
+        plan = plan.on_chip(asked.chip)
     if asked.budget is not None:
         plan = replace(plan, budget_s=parse_seconds(asked.budget, "--budget"))
     return plan

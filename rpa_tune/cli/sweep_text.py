@@ -72,6 +72,8 @@ def _print_result(result: StudyResult) -> None:
         click.echo(f"{name}: {note}")
     if (row := result.row()) is not None:
         click.echo(f"{name}: {workload_text(row)}; {regret_text(row)}; {verified_text(row)}")
+        if filled := [str(each.key.max_num_tokens) for each in result.rows()[1:]]:
+            click.echo(f"{name}: fills the rows for {', '.join(filled)} tokens as well")
     if result.agreement is not None:
         click.echo(f"{name}: {result.agreement}")
     for stop in result.stops:

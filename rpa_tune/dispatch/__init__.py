@@ -2,9 +2,9 @@
 
 from rpa_tune.dispatch.attention import page_runs, ragged_paged_attention
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
-from rpa_tune.dispatch.engine import Engine
 from rpa_tune.dispatch.plan import Launch, LaunchPlan
 from rpa_tune.dispatch.select import Choice, Source
+from rpa_tune.models.buckets import Engine
 
 __all__ = [
     "Choice",

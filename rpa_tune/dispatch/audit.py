@@ -10,7 +10,8 @@ from rpa_kernels.problem import Problem
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.select import Choice, Source, select
 from rpa_tune.provenance import kernel_digest
-from rpa_tune.tables.key import TuningKey, differences
+from rpa_tune.tables.key import TuningKey, differences, distance, timed_key
+from rpa_tune.tables.loss import expected_loss
 from rpa_tune.tables.row import TableRow
 
 # A row whose key differs in nothing else was timed on the same attention, and one doubling away on
@@ -21,17 +22,19 @@ _MOST_TIMES = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
-    """What the heuristic lost where it was compared, and how far that can be trusted.
+    """What a choice lost where it was compared, and how far that can be trusted.
 
     Attributes:
-      pct: Against the configs of the row, percent of their time.
+      pct: Against the best configs that were found there, percent of their time.
       error_pct: The evaluator's own error, percent.
-      where: The row.
+      where: The row, or the pairs of recorded spaces.
+      worst_pct: The most that one of several lost; None of a row.
     """
 
     pct: float
     error_pct: float
     where: str
+    worst_pct: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +50,11 @@ class Entry:
       is_stale: Whether the row's times are those of other kernels than today's.
       is_untested: Whether only one config of the row's study had a time, so that nothing was
         compared.
-      loss: Of an exact row none, and None here. Of the heuristic, what it lost in the nearest row
-        whose key differs in the maxima alone, by a doubling at most; None where there is no such
-        row: then the loss is not known. Nor is that of a nearest row: its configs were not tried
-        here.
+      loss: Of an exact row none, and None here. Of a nearest row of today's kernels, and of one
+        that a study of another shape filled, what rows of neighbours so far away lost
+        (`tables.loss`). Of the heuristic, what it lost in the nearest row whose key differs in the
+        maxima alone, by a doubling at most. None where there is nothing to tell it from: then the
+        loss is not known.
     """
 
     family: str
@@ -65,7 +69,7 @@ class Entry:
     @property
     def expected_loss_pct(self) -> float | None:
         """0 for an exact row of today's kernels with evidence; None when it is not known."""
-        if self.coverage is Source.EXACT:
+        if self.loss is None and self.coverage is Source.EXACT:
             return None if self.is_stale or self.is_untested else 0.0
         return self.loss.pct if self.loss else None
 
@@ -99,13 +103,31 @@ def _look_up(dispatcher: Dispatcher, problem: Problem, family: str) -> Entry:
         is_untested=choice.row is not None and choice.row.evidence.num_candidates < 2,
     )
     if choice.source is not Source.HEURISTIC:
-        return entry
+        is_known = not entry.is_stale and not entry.is_untested
+        return replace(entry, loss=_loss_of_neighbours(choice)) if is_known else entry
     return replace(entry, loss=_loss_elsewhere(dispatcher, choice.key))
 
 
 def _is_stale(choice: Choice) -> bool:
     row = choice.row
     return row is not None and row.evidence.kernel_digest != kernel_digest(row.key.family)
+
+
+def _loss_of_neighbours(choice: Choice) -> Loss | None:
+    """What rows lost that stood in for keys as far from what they were timed on as this one."""
+    row = choice.row
+    if row is None:
+        return None
+    away = distance(choice.key, timed_key(row.key, row.evidence.problem))
+    known = expected_loss(choice.key.family, away) if away else None
+    if known is None:
+        return None
+    return Loss(
+        pct=known.pct,
+        error_pct=row.evidence.error_pct,
+        where=f"{known.num_pairs} pairs up to distance {known.up_to_distance:g}",
+        worst_pct=known.worst_pct,
+    )
 
 
 def _loss_elsewhere(dispatcher: Dispatcher, key: TuningKey) -> Loss | None:

@@ -13,12 +13,12 @@ from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_tune.dispatch.call import Arrays
-from rpa_tune.dispatch.engine import Engine
 from rpa_tune.dispatch.plan import ORDER, Launch, LaunchPlan
 from rpa_tune.dispatch.runtime import Executables, attend
 from rpa_tune.dispatch.select import Choice, OnMiss, Source, select
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip, chip_of_device_kind, load_chip
+from rpa_tune.models.buckets import Engine
 from rpa_tune.tables.key import TuningKey, tuning_key
 from rpa_tune.tables.reader import Tables, load_tables, shipped_folder
 from rpa_tune.tables.step import Step
@@ -121,7 +121,7 @@ class Dispatcher:
             plan
             for bucket in engine.buckets(problem)
             for plan in self._plans(bucket.problem)
-            if bucket.can_meet(plan.families) and set(plan.families) <= set(engine.families)
+            if bucket.can_meet(plan.families)
         ]
 
     def _plans(self, problem: Problem) -> list[LaunchPlan]:

@@ -4,7 +4,7 @@ Every answer says where it comes from; a miss is never silent.
 """
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rpa_kernels import load_family
@@ -13,6 +13,7 @@ from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_tune.errors import TableError
 from rpa_tune.tables.key import TuningKey, differences, tuning_key
+from rpa_tune.tables.loss import expected_loss
 from rpa_tune.tables.reader import Tables
 from rpa_tune.tables.row import HEURISTIC, TableRow
 
@@ -97,7 +98,8 @@ def select(
             # the config that it had for the neighbour's.
             reason += f"; the heuristic won in the {choice.why}"
         else:
-            return choice
+            loss = expected_loss(key.family, choice.distance or 0.0)
+            return replace(choice, why=f"{choice.why}; {loss or 'expected loss not known'}")
     config = _heuristic(family, problem, target)
     if isinstance(config, Infeasible):
         return config

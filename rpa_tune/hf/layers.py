@@ -234,6 +234,7 @@ def _layer(config: Config, facts: Config, name: str, *, shared: bool, refusal: s
         soft_cap=_number("attn_logit_softcapping", config.get("attn_logit_softcapping") or None),
         has_sinks=_has_sinks(config, facts, name),
         reads_other_cache=shared,
+        is_latent=bool(config.get("kv_lora_rank")),
         refusal=refusal or _REFUSED.get(name, ""),
     )
 

@@ -14,7 +14,9 @@ from rpa_tune.errors import UsageError
 from rpa_tune.hf import installed
 from rpa_tune.hf.keys import flatten, unread_attention_keys
 from rpa_tune.hf.layers import NAMING, read_layers
+from rpa_tune.hf.weights import read_weights
 from rpa_tune.models.model import Model
+from rpa_tune.models.weights import Weights
 
 # Keys under which multimodal models keep their language model, outermost first.
 _NESTS = ("thinker_config", "text_config", "llm_config", "language_config")
@@ -143,14 +145,20 @@ def _with_layers(model: Model, config: Mapping[str, Any], facts: Mapping[str, An
         )
     names = set(NAMING) if any(flat.get(key) is not None for key in NAMING) else set()
     defaults = {k: v for k, v in facts.items() if k not in _RULES and k not in names}
+    whole = {**defaults, **flat}
     try:
-        kinds, other = read_layers({**defaults, **flat}, facts)
+        kinds, other = read_layers(whole, facts)
     except UsageError as error:
         error.hint = error.hint or _NEEDED
         raise
     if not kinds:
         raise UsageError(f"none of the {sum(other.values())} layers is an attention layer")
-    model = dataclasses.replace(model, kinds=kinds, other_layers=other)
+    weights: Weights | str
+    try:
+        weights = read_weights(whole, kinds, other)
+    except UsageError as error:
+        weights = error.args[0]
+    model = dataclasses.replace(model, kinds=kinds, other_layers=other, weights=weights)
     if not model.served and all(kind.refusal for kind in kinds):
         raise UsageError(f"no kernel family serves its attention: {model.layers_text}")
     if unread := unread_attention_keys(flat, facts.get("no_effect", ())):

@@ -1,40 +1,57 @@
-"""The shapes a server compiles its step for: the one rule of its buckets. No jax.
+"""The shapes that an engine compiles its step for: the one rule of its buckets. No jax.
 
-Source: tpu-inference 0.32.0. `TPUModelRunner._init_inputs` (runner/tpu_runner.py) pads tokens with
-`build_token_paddings` (runner/utils.py): powers of two from `MIN_TOKEN_BUCKET` (envs.py, 16) below
-the budget, then the budget as a multiple of that. It makes the per-sequence arrays of the attention
-call as long as the most sequences, at least `MIN_NUM_SEQS` (8), whatever a step holds.
+Sizes are those of one rank: under data parallelism each rank has its own tokens, sequences and
+pages, and attention sees only them.
 
-sglang-jax differs: its `CompilationManager` pads prompts to powers of two from 64 tokens, and a
-decode launch of n sequences has n tokens, from 1 on. A look-up of such a shape below ours is
-answered by the nearest row.
+tpu-inference 0.32.0: `TPUModelRunner._init_inputs` (runner/tpu_runner.py) pads the tokens of all
+ranks with `build_token_paddings` (runner/utils.py), from `MIN_TOKEN_BUCKET` (envs.py), or one word
+of KV for each rank if that is more, up to the budget: in powers of two, or by
+`VLLM_TPU_BUCKET_PADDING_GAP` beyond it, with `compilation_sizes` added. It makes the per-sequence
+arrays of the attention call as long as the most sequences of all ranks, at least `MIN_NUM_SEQS`,
+whatever a step holds. Tokens of drafts change no bucket: they count as new tokens.
+
+sglang-jax 0.0.2: `ModelWorker.normalize_token_paddings` and `__init__` (managers/tp_worker.py). A
+launch of prompts is padded to one of the token buckets and to the most sequences; a decode launch
+has a token a sequence, padded to one of the sequence buckets, from 1 on.
 """
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rpa_kernels import layout
+from rpa_kernels import FAMILIES, layout
 from rpa_kernels.ints import cdiv
+from rpa_kernels.names import did_you_mean
+from rpa_kernels.problem import Problem
+from rpa_tune.errors import UsageError
 
+TPU_INFERENCE, SGLANG_JAX = "tpu-inference", "sglang-jax"
+ENGINES = (TPU_INFERENCE, SGLANG_JAX)
 LEAST_SEQS = 8
 LEAST_TOKENS = 16
+# sglang-jax 0.0.2, srt/utils/common_utils.py and `ServerArgs.max_prefill_tokens`.
+_SGLANG_TOKENS = tuple(1 << i for i in range(6, 14))
+_SGLANG_SEQS = tuple(1 << i for i in range(9))
+_SGLANG_MOST_TOKENS = 16384
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """One shape of a step, and what is padded to it.
+    """One shape of a step on one rank, and what is padded to it.
 
     Attributes:
       num_tokens: Rows of the queries.
       num_seqs: Length of the per-sequence arrays.
       above_tokens: Steps here have more tokens than this, and at most `num_tokens`.
       above_seqs: Steps here have more sequences than this, and at most `num_seqs`.
+      families: Whose sequences steps here can have.
     """
 
     num_tokens: int
     num_seqs: int
     above_tokens: int = 0
     above_seqs: int = 0
+    families: tuple[str, ...] = FAMILIES
 
     def holds(self, num_tokens: int, num_seqs: int) -> bool:
         """Whether a step of so many tokens and sequences is padded to this shape."""
@@ -45,56 +62,224 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """A server's limits, under the names of its options.
+class Bucket:
+    """One shape of the call, and the steps that are padded to it.
 
     Attributes:
-      max_num_seqs: Maximum number of sequences in a step.
-      max_num_batched_tokens: Maximum number of new tokens in a step.
-      max_model_len: Longest context, tokens.
+      problem: What is compiled.
+      above_tokens: Steps here have more tokens than this, and at most the problem's.
+      above_seqs: Steps here have more sequences than this, and at most the problem's.
+      families: Whose sequences steps here can have.
+    """
+
+    problem: Problem
+    above_tokens: int
+    above_seqs: int
+    families: tuple[str, ...] = FAMILIES
+
+    def can_meet(self, families: tuple[str, ...]) -> bool:
+        """Whether a step with sequences of exactly these families can land here.
+
+        A decode sequence has one token, any other at least one; of each family there is one.
+        """
+        most_tokens = self.problem.max_num_tokens
+        most_seqs = min(self.problem.max_num_seqs, most_tokens)
+        least_seqs = max(self.above_seqs + 1, len(families))
+        if not families or least_seqs > most_seqs or not set(families) <= set(self.families):
+            return False
+        # Sequences that are all decode have as many tokens as there are sequences.
+        return families != ("decode",) or max(least_seqs, self.above_tokens + 1) <= most_seqs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Engine:
+    """What decides the shapes of a serving engine, under the names of its options.
+
+    Attributes:
+      max_num_seqs: Maximum number of sequences in a step of one rank.
+      max_num_batched_tokens: Maximum number of new tokens in a step of one rank.
+      max_model_len: Longest context, tokens. It decides no shape.
+      engine: Whose rules; one of `ENGINES`.
+      dp: Ranks that share the sequences, attention data parallelism included.
+      kv_dtype: Dtype name of the KV cache.
+      num_speculative_tokens: Draft tokens verified with every decode. They decide no shape.
+      padding_gap: tpu-inference's `VLLM_TPU_BUCKET_PADDING_GAP`: tokens between buckets; 0 for
+        powers of two.
+      token_buckets: tpu-inference's `compilation_sizes`, tokens of all ranks, in addition to
+        those that the rule gives; sglang-jax's `precompile_token_paddings`, in their place.
+      min_token_bucket: tpu-inference's `MIN_TOKEN_BUCKET`.
       bucket_seqs: Whether the per-sequence arrays are padded to the next power of two of
         sequences; else always to the most. tpu-inference 0.32.0 does not: its
         `ATTN_BUCKETIZED_NUM_REQS` is a static argument for layers of other kinds.
-      only_tokens: Shapes of these tokens alone; all if empty.
+      uses_prefill: Whether sequences are ever put in the prefill slot of the distribution.
+        Source: tpu-inference 0.32.0, runner/persistent_batch_manager.py puts none there;
+        sglang-jax 0.0.2 does, but names no chunk size, so that the mixed family serves them.
+      only_tokens: Shapes of these tokens alone (`tokens` in a plan); all if empty.
     """
 
     max_num_seqs: int
     max_num_batched_tokens: int
-    max_model_len: int
+    max_model_len: int = 8192
+    engine: str = TPU_INFERENCE
+    dp: int = 1
+    kv_dtype: str = "bfloat16"
+    num_speculative_tokens: int = 0
+    padding_gap: int = 0
+    token_buckets: tuple[int, ...] = ()
+    min_token_bucket: int = LEAST_TOKENS
     bucket_seqs: bool = False
+    uses_prefill: bool = False
     only_tokens: tuple[int, ...] = ()
 
-    def shapes(self) -> Iterator[Shape]:
-        """Every shape that is compiled, smallest first; `only_tokens` apart."""
-        for shape in shapes(
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            bucket_seqs=self.bucket_seqs,
-        ):
-            if not self.only_tokens or shape.num_tokens in self.only_tokens:
-                yield shape
+    def __post_init__(self) -> None:
+        """Refuses what the engine would not start with.
+
+        Raises:
+          UsageError: Names the option, its value and the rule.
+        """
+        if self.engine not in ENGINES:
+            raise UsageError(
+                f"engine={self.engine!r} is not one of {', '.join(ENGINES)}",
+                hint=did_you_mean(self.engine, ENGINES),
+            )
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "dp",
+                     "min_token_bucket"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("padding_gap", "num_speculative_tokens"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name}={getattr(self, name)} must be at least 0")
+        if self.min_token_bucket & (self.min_token_bucket - 1):
+            raise UsageError(f"min_token_bucket={self.min_token_bucket} must be a power of two")
+        if any(tokens < 1 for tokens in self.token_buckets):
+            raise UsageError(f"token_buckets={self.token_buckets} must be at least 1 each")
+        if self.engine == SGLANG_JAX:
+            self._check_sglang()
+        self._check_ranks()
+        compiled = sorted({shape.num_tokens for shape in self._all_shapes()})
+        for tokens in self.only_tokens:
+            if tokens not in compiled:
+                raise UsageError(
+                    f"tokens={tokens} is no shape of this server",
+                    hint=f"its shapes have {', '.join(map(str, compiled))} tokens",
+                )
+
+    def _check_sglang(self) -> None:
+        """Refuses options that sglang-jax does not have, or does not take.
+
+        Raises:
+          UsageError: Names them.
+        """
+        theirs = {"dp": 1, "padding_gap": 0, "min_token_bucket": LEAST_TOKENS, "bucket_seqs": False}
+        for name, none in theirs.items():
+            if getattr(self, name) != none:
+                raise UsageError(
+                    f"{name}={getattr(self, name)} is an option of {TPU_INFERENCE}: "
+                    f"{SGLANG_JAX} 0.0.2 has none"
+                )
+
+    def _check_ranks(self) -> None:
+        """Refuses buckets that the ranks cannot share: jax shards equal parts only.
+
+        Raises:
+          UsageError: Names one.
+        """
+        most_seqs = max(self.dp * self.max_num_seqs, LEAST_SEQS)
+        uneven = [n for n in self._tokens_of_all_ranks if n % self.dp]
+        if uneven or most_seqs % self.dp:
+            what = f"a bucket of {uneven[0]} tokens" if uneven else f"{most_seqs} sequences"
+            raise UsageError(
+                f"dp={self.dp} does not divide {what}, which {self.engine} shards over the ranks",
+                hint="use a power of two for dp, and multiples of it for gaps and token buckets",
+            )
 
     def pages_per_seq(self, page_size: int) -> int:
         """Pages of a sequence at its longest; `max_num_seqs` times that fill the cache."""
         return cdiv(self.max_model_len, page_size)
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families whose sequences a step can have."""
+        return tuple(family for family in FAMILIES if family != "prefill" or self.uses_prefill)
 
-def shapes(
-    *, max_num_seqs: int, max_num_batched_tokens: int, bucket_seqs: bool = False
-) -> Iterator[Shape]:
-    """Every shape that a server with these limits compiles, smallest first."""
-    most_seqs = max(max_num_seqs, LEAST_SEQS)
-    seqs = _powers_of_2(LEAST_SEQS, most_seqs) if bucket_seqs else [most_seqs]
-    tokens = _powers_of_2(LEAST_TOKENS, layout.align(max_num_batched_tokens, LEAST_TOKENS))
-    for above_seqs, num_seqs in zip([0, *seqs], seqs, strict=False):
-        for above_tokens, num_tokens in zip([0, *tokens], tokens, strict=False):
-            if num_tokens > above_seqs:
-                yield Shape(
-                    num_tokens=num_tokens,
-                    num_seqs=num_seqs,
-                    above_tokens=above_tokens,
-                    above_seqs=above_seqs,
-                )
+    def shapes(self) -> Iterator[Shape]:
+        """Every shape that a rank compiles, smallest first; `only_tokens` apart."""
+        for shape in self._all_shapes():
+            if not self.only_tokens or shape.num_tokens in self.only_tokens:
+                yield shape
+
+    def _all_shapes(self) -> Iterator[Shape]:
+        return self._sglang_shapes() if self.engine == SGLANG_JAX else self._tpu_inference_shapes()
+
+    def buckets(self, problem: Problem) -> Iterator[Bucket]:
+        """Every shape of a call that is compiled, smallest first.
+
+        Args:
+          problem: Heads, dtypes, pages and features; its most tokens and sequences play no part.
+        """
+        for shape in self.shapes():
+            # All ranks are padded to the bucket of the fullest; another may hold any less.
+            is_alone = self.dp == 1
+            yield Bucket(
+                problem=replace(
+                    problem, max_num_tokens=shape.num_tokens, max_num_seqs=shape.num_seqs
+                ),
+                above_tokens=shape.above_tokens if is_alone else 0,
+                above_seqs=shape.above_seqs if is_alone else 0,
+                families=shape.families,
+            )
+
+    @property
+    def _tokens_of_all_ranks(self) -> list[int]:
+        """Token buckets as tpu-inference makes them, over all ranks; sglang-jax has one rank."""
+        if self.engine == SGLANG_JAX:
+            return self._sglang_tokens
+        least = max(
+            self.min_token_bucket,
+            layout.next_power_of_2(self.dp * layout.packing(self.kv_dtype)),
+        )
+        most = self.max_num_batched_tokens * self.dp
+        budget = layout.align(most, least)
+        sizes = {n for n in _grown(least, most, self.padding_gap) if n <= budget} | {budget}
+        return sorted(sizes.union(self.token_buckets))
+
+    def _tpu_inference_shapes(self) -> Iterator[Shape]:
+        tokens = [n // self.dp for n in self._tokens_of_all_ranks]
+        most_seqs = max(self.dp * self.max_num_seqs, LEAST_SEQS) // self.dp
+        seqs = _grown(LEAST_SEQS, most_seqs, 0) if self.bucket_seqs else [most_seqs]
+        seqs = sorted({min(n, most_seqs) for n in seqs})
+        for above_seqs, num_seqs in itertools.pairwise([0, *seqs]):
+            for above_tokens, num_tokens in itertools.pairwise([0, *tokens]):
+                if num_tokens > above_seqs:
+                    yield Shape(
+                        num_tokens=num_tokens,
+                        num_seqs=num_seqs,
+                        above_tokens=above_tokens,
+                        above_seqs=above_seqs,
+                        families=self.families,
+                    )
+
+    @property
+    def _sglang_tokens(self) -> list[int]:
+        """Token buckets of launches of prompts."""
+        most = min(self.max_num_batched_tokens, _SGLANG_MOST_TOKENS)
+        most_seqs = min(self.max_num_seqs, most)
+        known = self.token_buckets or _SGLANG_TOKENS
+        return sorted({*(n for n in known if most_seqs <= n <= most), most})
+
+    def _sglang_shapes(self) -> Iterator[Shape]:
+        tokens = self._sglang_tokens
+        most_seqs = min(self.max_num_seqs, tokens[-1])
+        seqs = sorted({*(n for n in _SGLANG_SEQS if n <= most_seqs), most_seqs})
+        for above, num in itertools.pairwise([0, *seqs]):
+            yield Shape(
+                num_tokens=num, num_seqs=num, above_tokens=above, above_seqs=above,
+                families=("decode",),
+            )  # fmt: skip
+        for above, num in itertools.pairwise([0, *tokens]):
+            yield Shape(
+                num_tokens=num, num_seqs=most_seqs, above_tokens=above, families=self.families
+            )
 
 
 def shape_of(num_tokens: int, num_seqs: int) -> Shape:
@@ -108,10 +293,23 @@ def shape_of(num_tokens: int, num_seqs: int) -> Shape:
     )
 
 
-def _powers_of_2(low: int, high: int) -> list[int]:
-    """Powers of two from `low` below `high`, and `high` as the last."""
-    values, value = [], low
-    while value < high:
-        values.append(value)
-        value *= 2
-    return [*values, high]
+def _grown(least: int, most: int, gap: int) -> list[int]:
+    """Sizes from `least`, a power of two, up to the first that holds `most`.
+
+    They double; with a gap they double up to it, and are so far apart beyond.
+    """
+    sizes = [least]
+    if gap == 0:
+        while sizes[-1] < most:
+            sizes.append(2 * sizes[-1])
+        return sizes
+    sizes = []
+    size = least
+    while size <= gap:
+        sizes.append(size)
+        size *= 2
+    size //= 2
+    while size < most:
+        size += gap
+        sizes.append(size)
+    return sizes

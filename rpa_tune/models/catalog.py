@@ -45,26 +45,44 @@ class Share:
 
 @functools.cache
 def load_models() -> dict[str, Model]:
-    """All models of `catalog.yaml` by name."""
-    text = resources.files("rpa_tune.models").joinpath("catalog.yaml").read_text()
+    """The models of `catalog.yaml` that a kernel family serves, in whole or in part, by name."""
     models = {}
-    for name, row in yaml.safe_load(text).items():
-        source, checked = row.pop("source"), row.pop("checked")
-        models[name] = read_config(
-            row,
-            name=name,
-            source=f"config.json of {source} on Hugging Face",
-            checked=checked,
-            ask=False,
-        )
+    for name in _rows():
+        try:
+            models[name] = _read_row(name)
+        except UsageError:
+            continue  # `load_model` says why
     return models
+
+
+@functools.cache
+def _rows() -> dict[str, dict[str, Any]]:
+    """The rows of `catalog.yaml`."""
+    text = resources.files("rpa_tune.models").joinpath("catalog.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)  # type: ignore[no-any-return]
+
+
+def _read_row(name: str) -> Model:
+    """The model of a row.
+
+    Raises:
+      UsageError: No kernel family serves its attention.
+    """
+    row = dict(_rows()[name])
+    source = f"config.json of {row.pop('source')} on Hugging Face"
+    try:
+        return read_config(row, name=name, source=source, checked=row.pop("checked"), ask=False)
+    except UsageError as error:
+        error.where = f"the model {name}"
+        raise
 
 
 def load_model(name: str) -> Model:
     """A model by name or repository, or from the path of a Hugging Face `config.json`.
 
     Raises:
-      UsageError: No such model, or a file that does not describe one.
+      UsageError: No such model, one that no kernel family serves, or a file that does not
+        describe one.
     """
     models = load_models()
     if name in models:
@@ -76,9 +94,11 @@ def load_model(name: str) -> Model:
         return read_file(path)
     if (found := model_name(name)) in models:
         return models[found]
+    if found in _rows():
+        return _read_row(found)
     raise UsageError(
         f"unknown model {name!r}: neither a known name nor a config.json",
-        hint=did_you_mean(name, models, _repositories(), what="models"),
+        hint=did_you_mean(name, _rows(), _repositories(), what="models"),
     )
 
 
@@ -90,16 +110,15 @@ def model_name(text: str) -> str:
     """
     if Path(text).exists():
         return text
-    return find_name(_untuned(text), load_models(), _repositories()) or text
+    return find_name(_untuned(text), _rows(), _repositories()) or text
 
 
 @functools.cache
 def _repositories() -> dict[str, str]:
     """Repository, with and without its owner -> model."""
-    rows = yaml.safe_load(resources.files("rpa_tune.models").joinpath("catalog.yaml").read_text())
     return {
         _untuned(spelling): name
-        for name, row in rows.items()
+        for name, row in _rows().items()
         for spelling in (row["source"], row["source"].rpartition("/")[2])
     }
 
@@ -118,7 +137,6 @@ def problems_for(
     q_dtype: str = "bfloat16",
     kv_dtype: str = "bfloat16",
     kv_layout: str = layout.HEAD_ALONG_SUBLANE,
-    max_context_tokens: int | None = None,
 ) -> list[Share]:
     """The attention problem of every kind of layers that is served, on one device.
 
@@ -135,13 +153,12 @@ def problems_for(
       q_dtype: Dtype name of queries.
       kv_dtype: Dtype name of the KV cache.
       kv_layout: Its layout.
-      max_context_tokens: Longest context, whole pages; None for that of the workload.
 
     Raises:
       UsageError: Heads that do not divide, layers that no kernel family serves, or a size or
         dtype that no kernel has.
     """
-    context = max_context_tokens or _context_tokens(workload, page_size)
+    context = _context_tokens(workload, page_size)
     shape = shape_of(workload.max_num_tokens, workload.max_num_seqs)
     sizes = {
         "page_size": page_size,

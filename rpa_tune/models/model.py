@@ -11,6 +11,7 @@ from typing import Any
 
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
+from rpa_tune.models.weights import Weights
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +29,7 @@ class LayerKind:
       soft_cap: Cap on attention logits, or None.
       has_sinks: Whether heads have a sink logit.
       reads_other_cache: Whether they read the cache of an earlier layer and write none.
+      is_latent: Whether the cache holds a latent vector for all heads (MLA).
       refusal: What they do that no kernel family can; empty when there is one.
     """
 
@@ -41,6 +43,7 @@ class LayerKind:
     soft_cap: float | None = None
     has_sinks: bool = False
     reads_other_cache: bool = False
+    is_latent: bool = False
     refusal: str = ""
 
     @property
@@ -99,6 +102,7 @@ class Model:
       other_layers: Layers that are no attention: what they are -> how many.
       checked: Where else the same numbers were read; empty for a file.
       notes: What had to be taken for granted, for people.
+      weights: Its matrices beside the KV cache, or why they are not known.
     """
 
     name: str
@@ -107,6 +111,7 @@ class Model:
     other_layers: Mapping[str, int] = field(default_factory=dict)
     checked: str = ""
     notes: tuple[str, ...] = ()
+    weights: Weights | str = "no file says what they are"
 
     @property
     def served(self) -> tuple[LayerKind, ...]:

@@ -94,6 +94,11 @@ def forecast(
     return rows
 
 
+def guess_seconds(num_candidates: int, num_checks: int, num_workers: int) -> float:
+    """Time of a sweep of which nothing is known yet."""
+    return (num_candidates * _GUESSED_CANDIDATE_S + num_checks * _GUESSED_CHECK_S) / num_workers
+
+
 def _mean_seconds(answers: list[Evaluation], guess_s: float) -> tuple[float, bool]:
     """Mean time of an answer, and whether it is known; the guess if no answer has one."""
     seconds = [e.metrics["evaluate_s"] for e in answers if "evaluate_s" in e.metrics]

@@ -187,12 +187,25 @@ def read_yaml(path: Path) -> Node:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"cannot read the plan: {reason}", where=str(path)) from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, path: str) -> Node:
+    """Reads a text.
+
+    Args:
+      text: YAML.
+      path: Where it is from, for messages.
+
+    Raises:
+      UsageError: It is not YAML, holds itself, or is empty.
+    """
     try:
         loader = Loader(text)
         root = loader.get_single_node()
         if root is None:
-            raise UsageError("the plan is empty", where=str(path))
-        return _convert(root, loader, str(path))
+            raise UsageError("the plan is empty", where=path)
+        return _convert(root, loader, path)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -204,7 +217,7 @@ def read_yaml(path: Path) -> Node:
             where=f"{path}:{line_number}",
         ) from error
     except RecursionError as error:
-        raise UsageError("the plan is nested too deeply, or in itself", where=str(path)) from error
+        raise UsageError("the plan is nested too deeply, or in itself", where=path) from error
 
 
 def _convert(node: yaml.Node, loader: Loader, path: str) -> Node:

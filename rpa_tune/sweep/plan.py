@@ -15,36 +15,43 @@ workload: azure-conv         # a preset, a file, a mapping (docs/workloads.md), 
 objective: expected_time     # over the workload's steps, or worst_regret
 space:                       # values to try instead of the family's own
   decode: {bkv_sz: [256, 512, 8 pages]}
-server:                      # optional: a study for each shape that this server compiles
+server:                      # optional: what this server compiles, all its shapes or some
   {max_num_seqs: 64, max_num_batched_tokens: 1024, max_model_len: 8192, tokens: [512, 1024]}
 search: {simulate: 20, measure: 4, wave: 8, deadline: 2m, seed: 0}
 budget: 30m
 ```
+
+`servers:`, a list of flag sets (`plan_servers.py`), stands in the place of `chip`, `model`,
+`page_size`, `kv_dtype`, `tp` and `server`; `families` are those that the servers launch then.
 """
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels import layout
+from rpa_kernels import FAMILIES, layout
 from rpa_kernels.dtypes import OTHER_NAMES
 from rpa_tune.decide.objective import OBJECTIVES
 from rpa_tune.errors import UsageError
 from rpa_tune.families.registry import ALL_FAMILIES, load_family
-from rpa_tune.hw.chip import chip_spellings, find_chip, load_chips
-from rpa_tune.models.buckets import Limits
+from rpa_tune.models.buckets import Engine
 from rpa_tune.models.catalog import model_name
+from rpa_tune.models.server import Server
 from rpa_tune.sweep.nodes import Node, read_yaml
+from rpa_tune.sweep.plan_servers import read_chip, read_engine, read_servers
 from rpa_tune.sweep.sampler import SAMPLERS, Search
 from rpa_tune.tables.row import MAX_CONFIGS
 
 KEYS = (
     "about", "chip", "model", "families", "page_size", "dtype", "kv_dtype", "kv_layout", "tp",
-    "workload", "objective", "server", "space", "search", "budget",
+    "workload", "objective", "server", "servers", "space", "search", "budget",
 )  # fmt: skip
 REQUIRED = ("chip", "model", "families", "page_size", "workload")
+# What `servers` says instead.
+OF_SERVERS = ("chip", "model", "page_size", "kv_dtype", "kv_layout", "tp", "server")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,8 +70,10 @@ class SweepPlan:
       kv_layouts: Its layouts.
       tps: Devices that share the heads.
       workload: What `load_workload` takes.
-      server: Whose shapes are tuned, one study each; None for the one shape that the workload's
-        largest batch is padded to.
+      server: Whose shapes are tuned, with each model, chip, ...; None for the one shape that the
+        workload's largest batch is padded to.
+      servers: Servers with flags of their own, whose shapes are tuned; the lists above only say
+        what they have then.
       overrides: Family -> axis -> values, replacing the family's own.
       search: How hard to look.
       budget_s: Stop after this long, resumable; None for no limit.
@@ -82,7 +91,8 @@ class SweepPlan:
     tps: tuple[int, ...]
     workload: str | Mapping[str, Any]
     kv_layouts: tuple[str, ...] = (layout.HEAD_ALONG_SUBLANE,)
-    server: Limits | None = None
+    server: Engine | None = None
+    servers: tuple[Server, ...] = ()
     overrides: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     search: Search = field(default_factory=Search)
     budget_s: float | None = None
@@ -92,6 +102,36 @@ class SweepPlan:
     def name(self) -> str:
         """The file's name without its suffix."""
         return self.path.stem
+
+    @property
+    def each_server(self) -> tuple[Server, ...]:
+        """The servers whose shapes are tuned; none if it is the workload's shape.
+
+        Raises:
+          UsageError: Flags that do not go together.
+        """
+        if self.servers or self.server is None:
+            return self.servers
+        flags = {field.name: getattr(self.server, field.name) for field in fields(Engine)}
+        # Who lists the prefill family has a server that uses it.
+        flags["uses_prefill"] |= any("prefill" in load_family(f).slots for f in self.families)
+        return tuple(
+            Server(**flags | {"chip": chip, "model": model, "tp": tp, "page_size": page_size,
+                              "kv_dtype": kv_dtype, "kv_layout": kv_layout})
+            for page_size, chip, model, tp, kv_dtype, kv_layout in itertools.product(
+                self.page_sizes, self.chips, self.models, self.tps, self.kv_dtypes,
+                self.kv_layouts,
+            )
+        )  # fmt: skip
+
+    def on_chip(self, chip: str) -> "SweepPlan":
+        """The same for another chip alone.
+
+        Args:
+          chip: Its name.
+        """
+        servers = tuple(dict.fromkeys(replace(server, chip=chip) for server in self.servers))
+        return replace(self, chips=(chip,), servers=servers)
 
 
 def shipped_plans() -> dict[str, Path]:
@@ -129,51 +169,101 @@ def load_plan(plan: str | Path) -> SweepPlan:
       UsageError: The file cannot be read, or something in it is unknown, missing or impossible.
     """
     path = find_plan(Path(plan))
-    root = read_yaml(path)
+    return read_plan(read_yaml(path), path)
+
+
+def read_plan(root: Node, path: Path) -> SweepPlan:
+    """The plan that YAML says.
+
+    Args:
+      root: The whole of it.
+      path: Where it is from.
+
+    Raises:
+      UsageError: As `load_plan`.
+    """
     entries = root.entries(KEYS, "the plan")
-    if missing := [key for key in REQUIRED if key not in entries]:
+    has_servers = "servers" in entries
+    for key in OF_SERVERS if has_servers else ():
+        if key in entries:
+            raise UsageError(
+                f"{key} beside servers, each of which says its own", where=entries[key].where
+            )
+    needed = ("workload",) if has_servers else REQUIRED
+    if missing := [key for key in needed if key not in entries]:
         raise UsageError(f"missing {', '.join(missing)} in the plan", where=str(path))
-
-    def each(key: str) -> list[Node]:
-        nodes = entries[key].items()
-        if not nodes:
-            raise UsageError(f"{key} is empty", where=entries[key].where)
-        return nodes
-
-    page_sizes = tuple(node.integer("page_size") for node in each("page_size"))
-    families = tuple(node.choice(ALL_FAMILIES, "family") for node in each("families"))
-    dtype, kv_dtype = entries.get("dtype"), entries.get("kv_dtype")
+    dtype = entries.get("dtype")
     q_dtype = dtype.choice(layout.Q_DTYPES, "dtype", OTHER_NAMES) if dtype else "bfloat16"
+    said = _said_by_servers(entries["servers"]) if has_servers else _crossed(entries, q_dtype)
+    if "families" in entries:
+        said["families"] = tuple(
+            n.choice(ALL_FAMILIES, "family") for n in _each(entries, "families")
+        )
     return SweepPlan(
         path=path,
         about=entries["about"].text() if "about" in entries else "",
-        chips=tuple(_chip(node) for node in each("chip")),
-        models=tuple(model_name(node.text()) for node in each("model")),
-        families=families,
-        page_sizes=page_sizes,
         q_dtype=q_dtype,
-        kv_dtypes=(
-            tuple(n.choice(layout.KV_DTYPES, "kv_dtype", OTHER_NAMES) for n in each("kv_dtype"))
-            if kv_dtype
-            else (q_dtype,)
-        ),
-        kv_layouts=(
-            tuple(node.choice(layout.KV_LAYOUTS, "kv_layout") for node in each("kv_layout"))
-            if "kv_layout" in entries
-            else (layout.HEAD_ALONG_SUBLANE,)
-        ),
-        tps=tuple(node.integer("tp") for node in each("tp")) if "tp" in entries else (1,),
         workload=_workload(entries["workload"]),
-        server=_server(entries["server"]) if "server" in entries else None,
-        overrides=_overrides(entries.get("space"), families, page_sizes),
+        overrides=_overrides(entries.get("space"), said["families"], said["page_sizes"]),
         search=_search(entries.get("search"), entries.get("objective")),
         budget_s=entries["budget"].seconds("budget") if "budget" in entries else None,
         lines={key: node.where for key, node in entries.items()},
+        **said,
     )
 
 
-def _chip(node: Node) -> str:
-    return find_chip(node.value) or node.choice(load_chips(), "chip", chip_spellings())
+def _each(entries: Mapping[str, Node], key: str) -> list[Node]:
+    """The items of a list.
+
+    Raises:
+      UsageError: There is none.
+    """
+    nodes = entries[key].items()
+    if not nodes:
+        raise UsageError(f"{key} is empty", where=entries[key].where)
+    return nodes
+
+
+def _crossed(entries: Mapping[str, Node], q_dtype: str) -> dict[str, Any]:
+    """The lists of a plan that are crossed, and the server that they are crossed with."""
+    page_sizes = tuple(node.integer("page_size") for node in _each(entries, "page_size"))
+    kv_dtypes: tuple[str, ...] = (q_dtype,)
+    if "kv_dtype" in entries:
+        nodes = _each(entries, "kv_dtype")
+        kv_dtypes = tuple(n.choice(layout.KV_DTYPES, "kv_dtype", OTHER_NAMES) for n in nodes)
+    kv_layouts: tuple[str, ...] = (layout.HEAD_ALONG_SUBLANE,)
+    if "kv_layout" in entries:
+        nodes = _each(entries, "kv_layout")
+        kv_layouts = tuple(n.choice(layout.KV_LAYOUTS, "kv_layout") for n in nodes)
+    return {
+        "page_sizes": page_sizes,
+        "chips": tuple(read_chip(node) for node in _each(entries, "chip")),
+        "models": tuple(model_name(node.text()) for node in _each(entries, "model")),
+        "kv_dtypes": kv_dtypes,
+        "kv_layouts": kv_layouts,
+        "tps": tuple(n.integer("tp") for n in _each(entries, "tp")) if "tp" in entries else (1,),
+        "server": read_engine(entries["server"]) if "server" in entries else None,
+    }
+
+
+def _said_by_servers(node: Node) -> dict[str, Any]:
+    """What the servers have, in the place of lists that are crossed."""
+    servers = read_servers(node)
+
+    def distinct(name: str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(getattr(server, name) for server in servers))
+
+    launched = {family for server in servers for family in server.families}
+    return {
+        "servers": servers,
+        "families": tuple(family for family in FAMILIES if family in launched),
+        "page_sizes": distinct("page_size"),
+        "chips": distinct("chip"),
+        "models": distinct("model"),
+        "kv_dtypes": distinct("kv_dtype"),
+        "kv_layouts": distinct("kv_layout"),
+        "tps": distinct("tp"),
+    }
 
 
 def _workload(node: Node) -> str | Mapping[str, Any]:
@@ -182,40 +272,6 @@ def _workload(node: Node) -> str | Mapping[str, Any]:
     raise UsageError(
         f"workload must be a preset, a file or a mapping, got {node.value!r}", where=node.where
     )
-
-
-def _server(node: Node) -> Limits:
-    """A server's limits; `tokens` names those of its shapes that are tuned."""
-    needed = ("max_num_seqs", "max_num_batched_tokens", "max_model_len")
-    entries = node.entries((*needed, "bucket_seqs", "tokens"), "server")
-    if missing := [key for key in needed if key not in entries]:
-        raise UsageError(f"missing {', '.join(missing)} in server", where=node.where)
-    bucket_seqs = entries.get("bucket_seqs")
-    if bucket_seqs is not None and not isinstance(bucket_seqs.value, bool):
-        raise UsageError(
-            f"bucket_seqs must be true or false, got {bucket_seqs.value!r}",
-            where=bucket_seqs.where,
-        )
-    most_seqs, most_tokens, longest = (entries[key].integer(key) for key in needed)
-    limits = Limits(
-        max_num_seqs=most_seqs,
-        max_num_batched_tokens=most_tokens,
-        max_model_len=longest,
-        bucket_seqs=bucket_seqs is not None and bucket_seqs.value,
-    )
-    if "tokens" not in entries:
-        return limits
-    compiled = sorted({shape.num_tokens for shape in limits.shapes()})
-    for item in (items := entries["tokens"].items()):
-        if item.integer("tokens") not in compiled:
-            raise UsageError(
-                f"tokens={item.value} is no shape of this server",
-                where=item.where,
-                hint=f"its shapes have {', '.join(map(str, compiled))} tokens",
-            )
-    if not items:
-        raise UsageError("tokens is empty", where=entries["tokens"].where)
-    return replace(limits, only_tokens=tuple(item.value for item in items))
 
 
 def _search(node: Node | None, objective: Node | None) -> Search:

@@ -20,15 +20,18 @@ from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import versions
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import SweepPlan
-from rpa_tune.sweep.shapes import shape_workloads
-from rpa_tune.sweep.study import Study
-from rpa_tune.tables.key import problem_of
+from rpa_tune.sweep.study import Study, build_studies
+from rpa_tune.tables.key import problem_of, studied_key
 from rpa_tune.tables.lint import Finding
 from rpa_tune.tables.row import TUNED, TableRow
 from rpa_tune.workload.workload import Workload, load_workload
 
 # Not the config's fault: the question was not answered.
 UNANSWERED = frozenset({Status.CRASHED, Status.COMPILE_TIMEOUT, Status.RUN_TIMEOUT})
+
+
+# Plans by identity, with their studies; the plan is kept so that its identity is not another's.
+_BUILT: dict[int, tuple[SweepPlan, list[Study]]] = {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,22 +255,25 @@ def _workload(row: TableRow, plans: Sequence[SweepPlan]) -> tuple[Workload, Work
 
 
 def _of_server(row: TableRow, plan: SweepPlan) -> Workload | None:
-    """The batches that a plan judges the shape of a row on, if they are those of the row."""
-    if plan.server is None or row.key.family not in plan.families:
+    """The batches that a plan judges a row's shapes on, if they are those of the row."""
+    if not plan.each_server or row.key.family not in plan.families:
         return None
-    of_key = {
-        shape.num_tokens
-        for shape in plan.server.shapes()
-        if layout.next_power_of_2(shape.num_tokens) == row.key.max_num_tokens
-    }
-    if not of_key:
-        return None
-    limits = replace(plan.server, only_tokens=tuple(of_key))
-    found = shape_workloads(
-        plan.workload, limits, page_size=row.key.page_size, families=[family_of(row)]
+    return next(
+        (
+            study.workload
+            for study in _studies(plan)
+            if studied_key(study.key) == studied_key(row.key)
+            and study.workload.digest == row.evidence.workload_digest
+        ),
+        None,
     )
-    batches = [each.batches[row.key.family] for each in found]
-    return next((b for b in batches if b.digest == row.evidence.workload_digest), None)
+
+
+def _studies(plan: SweepPlan) -> list[Study]:
+    """Kept, because every row asks: a plan's workload is served anew for each of its servers."""
+    if id(plan) not in _BUILT:
+        _BUILT[id(plan)] = plan, build_studies(plan)
+    return _BUILT[id(plan)][1]
 
 
 def _problem(row: TableRow, whole: Workload) -> Problem:

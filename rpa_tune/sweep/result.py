@@ -1,6 +1,6 @@
 """What came out of one study, as its callers, the store and the tables want it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from rpa_kernels.infeasible import Infeasible
@@ -11,6 +11,7 @@ from rpa_tune.store.notes import Stopped, StudyNote
 from rpa_tune.sweep.agreement import Agreement
 from rpa_tune.sweep.rungs import Stop
 from rpa_tune.sweep.study import Study
+from rpa_tune.tables.key import beyond_key, tuning_key
 from rpa_tune.tables.row import TableRow
 
 NOTHING_WORKS = "no config works"
@@ -87,6 +88,24 @@ class StudyResult:
             heuristic=None if isinstance(heuristic, Infeasible) else asdict(heuristic),
             chosen=() if row is None else row.configs,
         )
+
+    def rows(self) -> list[TableRow]:
+        """The table row, and the same for each problem that the study fills; none if no decision.
+
+        A config that does not fit such a problem is none of its row's, so that row is left out.
+        """
+        row, study = self.row(), self.study
+        if row is None:
+            return []
+        configs = [study.family.config_from_dict(fields) for fields in row.configs]
+        found = [row]
+        for problem in study.fills:
+            check = study.family.check
+            if all(check(problem, config, study.chip.target) is None for config in configs):
+                key = tuning_key(problem, study.chip.name, study.family.name)
+                evidence = replace(row.evidence, problem=beyond_key(study.problem, key))
+                found.append(replace(row, key=key, evidence=evidence))
+        return found
 
     def row(self) -> TableRow | None:
         """The table row, or None without a decision."""

@@ -185,7 +185,7 @@ def make_pool(workers: int | None = None) -> WorkerPool:
       UsageError: Not a number of processes.
     """
     if workers is None:
-        return WorkerPool(num_workers=_num_cores())
+        return WorkerPool(num_workers=num_cores())
     return WorkerPool(num_workers=int(RANGES["workers"].check(workers, "workers")))
 
 
@@ -257,8 +257,8 @@ def _run(
         with run.watch:
             for result in run.run(job.studies, shard=job.shard.index if job.shard else 0):
                 results.append(result)
-                if tables is not None and (row := result.row()) is not None:
-                    files += merge_into(tables, [row])
+                if tables is not None and (rows := result.rows()):
+                    files += merge_into(tables, rows)
     except BudgetSpentError:
         stopped = BUDGET_SPENT
     except KeyboardInterrupt:
@@ -297,6 +297,6 @@ def _open_exchange(storage: str | None, fresh: bool) -> "AbstractContextManager[
     return Exchange(storage)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,8 +14,8 @@ from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.families.family import Family
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import Chip, load_chip
-from rpa_tune.models.buckets import Shape
 from rpa_tune.models.catalog import Share, load_model, problems_for
+from rpa_tune.models.server import FLAGS, Server
 from rpa_tune.provenance import provenance
 from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import Space, build_axes, build_space
@@ -24,9 +24,13 @@ from rpa_tune.store.notes import StudyPlan
 from rpa_tune.sweep.plan import SweepPlan
 from rpa_tune.sweep.sampler import Search
 from rpa_tune.sweep.sampler_choice import MAX_KRIGING_POOL, sampler_identity
-from rpa_tune.sweep.shapes import problem_of_shape, shape_workloads
-from rpa_tune.tables.key import TuningKey, tuning_key
+from rpa_tune.sweep.shapes import Group, ServedWorkload, groups_of
+from rpa_tune.tables.key import TuningKey, studied_key, tuning_key
+from rpa_tune.workload.batches import combine
 from rpa_tune.workload.workload import Workload, load_workload
+
+# How a label says a flag; others are said by name and value.
+_SAID = {"page_size": "page {}", "kv_dtype": "{}", "kv_layout": "{}"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +45,7 @@ class Study:
       workload: The batches that launch this family.
       overrides: Axis -> values, replacing the family's own.
       search: How hard to look.
+      fills: Problems whose rows are those of this one (`tables.key.FILLED`), and not timed.
     """
 
     name: str
@@ -50,6 +55,7 @@ class Study:
     workload: Workload
     overrides: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     search: Search = field(default_factory=Search)
+    fills: tuple[Problem, ...] = ()
 
     def space(self) -> Space:
         """The configs that can exist."""
@@ -80,6 +86,12 @@ class Study:
         """What its row is looked up by."""
         return tuning_key(self.problem, self.chip.name, self.family.name)
 
+    @property
+    def keys(self) -> tuple[TuningKey, ...]:
+        """What all its rows are looked up by, its own last."""
+        filled = (tuning_key(p, self.chip.name, self.family.name) for p in self.fills)
+        return (*filled, self.key)
+
     def note(self) -> StudyPlan:
         """What the store keeps of it before it begins."""
         heuristic = self.heuristic()
@@ -104,33 +116,35 @@ class Study:
 
 
 def build_studies(plan: SweepPlan) -> list[Study]:
-    """Crosses the plan's lists; every kind of layers of a model has studies of its own.
+    """Crosses the plan's lists, or takes its servers; kinds of layers have studies of their own.
 
-    Studies of one problem become one, under the names of all models that have it.
+    Studies of one problem become one, under the names of all that have it.
 
     Raises:
       UsageError: An unknown model or workload, heads that `tp` does not divide, or a family that
         the workload never launches; with the plan's file and line.
     """
-    studies = []
     families = [load_family(name) for name in plan.families]
-    chips = [load_chip(name) for name in plan.chips]
+    with _blame(plan, "server"):
+        servers = plan.each_server
+    if servers:
+        return _joined(_merged(_of_servers(plan, servers, families)))
+    studies = []
     for page_size in plan.page_sizes:
         with _blame(plan, "workload"):
             workload = load_workload(plan.workload, page_size=page_size)
-            judged = _judged_on(plan, families, workload, page_size)
-        for chip, model, tp, kv_dtype, kv_layout in itertools.product(
-            chips, plan.models, plan.tps, plan.kv_dtypes, plan.kv_layouts
+        with _blame(plan, "families"):
+            batches = {f.name: workload.for_family(*f.slots) for f in families}
+        for chip_name, model, tp, kv_dtype, kv_layout in itertools.product(
+            plan.chips, plan.models, plan.tps, plan.kv_dtypes, plan.kv_layouts
         ):
+            chip = load_chip(chip_name)
             cache = {"page_size": page_size, "kv_dtype": kv_dtype, "kv_layout": kv_layout}
-            found = _shares(plan, workload, model, tp, cache)
-            for share, (shape, batches) in itertools.product(found, judged):
+            for share in _shares(plan, workload, model, tp, cache):
                 problem = share.problem
-                if plan.server is not None and shape is not None:
-                    problem = problem_of_shape(problem, plan.server, shape)
                 with _blame(plan, "page_size"):
                     chip.require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
-                labels = _labels(plan, chip.name, model, replace(share, problem=problem), tp)
+                labels = _labels(plan, chip.name, model, share, tp)
                 studies += [
                     Study(
                         name="/".join([*labels, family.name]),
@@ -146,26 +160,77 @@ def build_studies(plan: SweepPlan) -> list[Study]:
     return _merged(studies)
 
 
-def _merged(studies: list[Study]) -> list[Study]:
+def _of_servers(
+    plan: SweepPlan, servers: Sequence[Server], families: Sequence[Family]
+) -> Iterator[Study]:
+    """The studies of each server: a kind of layers and a family, in shapes that share rows."""
+    for family in families:
+        if not any(set(family.slots) & set(server.families) for server in servers):
+            raise UsageError(
+                f"no server has sequences for family {family.name}",
+                where=plan.lines.get("families", str(plan.path)),
+                hint="servers that fill the prefill slot have uses_prefill: true",
+            )
+    for server in servers:
+        with _blame(plan, "servers" if plan.servers else "tp" if "tp" in plan.lines else "model"):
+            layers = server.layers(q_dtype=plan.q_dtype)
+        with _blame(plan, "workload"):
+            served = ServedWorkload(plan.workload, server)
+        for share, family in itertools.product(layers, families):
+            for group in groups_of(server, share.problem, family):
+                with _blame(plan, "families" if "families" in plan.lines else "workload"):
+                    workload = served.of(group, family)
+                labels = _server_labels(server, servers, share, group)
+                yield Study(
+                    name="/".join([*labels, family.name]),
+                    family=family,
+                    problem=group.problems[-1],
+                    chip=server.loaded_chip,
+                    workload=workload,
+                    overrides=plan.overrides.get(family.name, {}),
+                    search=_search(plan, family),
+                    fills=group.problems[:-1],
+                )
+
+
+def _merged(studies: Iterable[Study]) -> list[Study]:
     """One study for each question, named after all that ask it."""
     alike: dict[str, list[Study]] = {}
     for study in studies:
         alike.setdefault(study.digest, []).append(study)
-    return [
-        replace(same[0], name=" and ".join(dict.fromkeys(study.name for study in same)))
-        for same in alike.values()
-    ]
+    return [replace(same[0], name=_names(same)) for same in alike.values()]
 
 
-def _judged_on(
-    plan: SweepPlan, families: Sequence[Family], workload: Workload, page_size: int
-) -> list[tuple[Shape | None, Mapping[str, Workload]]]:
-    """Family -> its batches, for each shape of the plan's server; one entry without a server."""
-    with _blame(plan, "families"):
-        if plan.server is None:
-            return [(None, {f.name: workload.for_family(*f.slots) for f in families})]
-        found = shape_workloads(plan.workload, plan.server, page_size=page_size, families=families)
-    return [(each.shape, each.batches) for each in found]
+def _joined(studies: Iterable[Study]) -> list[Study]:
+    """One study for all that make the same rows: the largest problem, the batches of each.
+
+    Servers may differ in what the key rounds, or in the batches that they launch.
+    """
+    alike: dict[TuningKey, list[Study]] = {}
+    for study in studies:
+        alike.setdefault(studied_key(study.key), []).append(study)
+    return [_join(same) if len(same) > 1 else same[0] for same in alike.values()]
+
+
+def _join(same: Sequence[Study]) -> Study:
+    first = same[0]
+    problems = sorted(
+        (problem for study in same for problem in (study.problem, *study.fills)),
+        key=lambda p: (p.max_num_tokens, p.max_num_seqs, p.pages_per_seq, p.num_pages),
+    )
+    rows = {tuning_key(p, first.chip.name, first.family.name): p for p in problems}
+    parts = list({study.workload.digest: study.workload for study in same}.values())
+    return replace(
+        first,
+        name=_names(same),
+        problem=problems[-1],
+        workload=parts[0] if len(parts) == 1 else combine(parts, [1.0] * len(parts)),
+        fills=tuple(problem for problem in rows.values() if problem != problems[-1]),
+    )
+
+
+def _names(same: Sequence[Study]) -> str:
+    return " and ".join(dict.fromkeys(study.name for study in same))
 
 
 def _search(plan: SweepPlan, family: Family) -> Search:
@@ -188,14 +253,12 @@ def _shares(
     """
     with _blame(plan, "model"):
         model = load_model(model_name)
-    server, page_size = plan.server, cache["page_size"]
     with _blame(plan, "tp" if "tp" in plan.lines else "model"):
         return problems_for(
             model,
             workload=workload,
             tp=tp,
             q_dtype=plan.q_dtype,
-            max_context_tokens=server.pages_per_seq(page_size) * page_size if server else None,
             **cache,
         )
 
@@ -207,9 +270,23 @@ def _labels(plan: SweepPlan, chip: str, model: str, share: Share, tp: int) -> li
     labels += [problem.kv_dtype] if len(plan.kv_dtypes) > 1 else []
     labels += [problem.kv_layout] if len(plan.kv_layouts) > 1 else []
     labels += [f"tp {tp}"] if len(plan.tps) > 1 else []
-    labels += [f"{problem.max_num_tokens} tokens"] if plan.server else []
-    labels += [f"{problem.max_num_seqs} seqs"] if plan.server and plan.server.bucket_seqs else []
     # Nothing is said of layers that are as plain as they can be.
+    labels += [share.name] if share.name != "full" else []
+    return labels
+
+
+def _server_labels(
+    server: Server, servers: Sequence[Server], share: Share, group: Group
+) -> list[str]:
+    """What tells a study of a server from the others of the plan."""
+    labels = [server.chip, server.model]
+    for name in FLAGS[2:]:
+        if len({getattr(other, name) for other in servers}) > 1:
+            value = getattr(server, name)
+            said = _SAID.get(name, f"{name.replace('_', ' ')} {{}}")
+            labels.append(said.format(value))
+    labels.append(f"{group.largest.num_tokens} tokens")
+    labels += [f"{group.largest.num_seqs} seqs"] if server.bucket_seqs else []
     labels += [share.name] if share.name != "full" else []
     return labels
 

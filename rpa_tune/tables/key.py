@@ -108,9 +108,9 @@ class TuningKey:
         return f"{self.chip} {self.family}: {', '.join(parts)}"
 
 
-# How much a doubling of each size counts when two keys are compared. A guess until measured
-# rows can say better: the shape of the heads decides the kernel's inner loop, the page size its
-# copies; the maxima only bound the batches.
+# How much a doubling of each size counts when two keys are compared. A guess; what rows so far
+# apart lost is recorded (`loss.py`). The shape of the heads decides the kernel's inner loop, the
+# page size its copies; the maxima only bound the batches.
 _WEIGHTS = {
     "num_q_heads": 2.0,
     "num_kv_heads": 2.0,
@@ -134,6 +134,18 @@ _WINDOW_WEIGHT = 1.0
 _CHUNK_OR_WINDOW = 0.25  # that one has chunks and the other a window, or sees all
 # A row must agree on these to be considered at all.
 _FIXED = ("chip", "family", "q_dtype", "kv_dtype", "kv_layout")
+
+
+# Family -> sizes that its best config does not depend on: rows that differ in them alone are of
+# one study. A decode step has a token a sequence whatever the bucket; what else shares the launch
+# is served by another family. `expected_loss.yaml` has the regret of taking one for the other.
+FILLED: dict[str, tuple[str, ...]] = {"decode": ("max_num_tokens",)}
+
+
+def studied_key(key: TuningKey) -> TuningKey:
+    """The same for all keys whose rows are of one study: `FILLED` fields are 0."""
+    sizes: dict[str, Any] = dict.fromkeys(FILLED.get(key.family, ()), 0)
+    return replace(key, **sizes)
 
 
 def tuning_key(problem: Problem, chip: str, family: str) -> TuningKey:
@@ -217,19 +229,35 @@ def beyond_key(problem: Problem, key: TuningKey) -> dict[str, Any]:
 
 
 def problem_of(key: TuningKey, beyond: Mapping[str, Any]) -> Problem:
-    """The problem that `beyond_key` described.
+    """The problem that `beyond_key` described; of a row that a study filled, the one it timed.
 
     Raises:
-      ValueError: It is no problem, or not one of this key.
+      ValueError: It is no problem, or not one whose study makes rows of this key.
     """
     try:
         problem = replace(representative(key), **beyond)
-        agrees = tuning_key(problem, key.chip, key.family) == key
+        timed = tuning_key(problem, key.chip, key.family)
+        agrees = studied_key(timed) == studied_key(key)
     except TypeError as error:
         raise ValueError(f"no problem: {error}") from error
     if not agrees:
         raise ValueError(f"{dict(beyond)} is a problem of another key")
     return problem
+
+
+def timed_key(key: TuningKey, beyond: Mapping[str, Any] | None) -> TuningKey:
+    """The key of the problem that a row's study timed: another one if the study filled the row.
+
+    Args:
+      key: The row's.
+      beyond: What `beyond_key` kept; None where nothing is known.
+    """
+    filled: dict[str, Any] = {
+        name: layout.next_power_of_2(beyond[name])
+        for name in FILLED.get(key.family, ())
+        if beyond and name in beyond
+    }
+    return replace(key, **filled)
 
 
 def distance(a: TuningKey, b: TuningKey) -> float | None:

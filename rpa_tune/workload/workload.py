@@ -17,7 +17,15 @@ from rpa_tune.capture.reader import is_recording
 from rpa_tune.errors import TraceError, UsageError
 from rpa_tune.workload.batches import WeightedBatch, Workload, combine
 from rpa_tune.workload.build import build_workload
-from rpa_tune.workload.spec import KEYS, WorkloadSpec, load_presets, preset_mapping, read_spec
+from rpa_tune.workload.spec import (
+    KEYS,
+    CaptureSource,
+    WorkloadSpec,
+    load_presets,
+    over_preset,
+    preset_mapping,
+    read_spec,
+)
 
 __all__ = ["WeightedBatch", "Workload", "load_workload", "resolve"]
 
@@ -95,6 +103,36 @@ def mapping_of(spec: str) -> dict[str, Any]:
         f"unknown workload {spec!r}: neither a preset nor a file",
         hint=did_you_mean(spec, load_presets()),
     )
+
+
+def requests_of(workload: str | Mapping[str, Any], page_size: int) -> Mapping[str, Any] | None:
+    """The mapping of a workload that an engine serves; None for one that has its batches.
+
+    Raises:
+      UsageError: An unknown name or a bad mapping.
+    """
+    if isinstance(workload, str):
+        if load_stored(workload) is not None:
+            return None
+        workload = mapping_of(workload)
+    if is_weighted_set(workload):
+        return None
+    mapping = over_preset(workload)
+    spec = read_spec(mapping, page_size=page_size)
+    return None if isinstance(spec.requests, CaptureSource) else mapping
+
+
+def share_of_arrivals(arrivals: Mapping[str, Any], ranks: int) -> dict[str, Any]:
+    """What of a workload's arrivals comes to one of several ranks, over the rest of them.
+
+    Source: tpu-inference 0.32.0, core/sched/dp_scheduler.py gives each request to one rank.
+    """
+    shares: dict[str, Any] = {}
+    if rate := arrivals.get("request_rate"):
+        shares["request_rate"] = rate / ranks
+    if most := arrivals.get("max_concurrency"):
+        shares["max_concurrency"] = -(-most // ranks)
+    return shares
 
 
 def load_stored(spec: str) -> Workload | None:

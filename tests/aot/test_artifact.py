@@ -18,7 +18,7 @@ from rpa_tune.artifact.file import Artifact
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.target import build_environment
 from rpa_tune.dispatch.dispatcher import load_dispatcher
-from rpa_tune.dispatch.engine import Engine
+from rpa_tune.models.buckets import Engine
 from rpa_tune.provenance import kernel_digest, versions
 from rpa_tune.tables.reader import Tables, load_tables
 from rpa_tune.tables.row import Clause

@@ -6,7 +6,6 @@ the wheel's own reference are what PyPI ships.
 """
 
 import inspect
-import os
 import runpy
 import sys
 import types
@@ -15,14 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from engine_wheels import SGLANG_JAX
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
-from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import sglang_jax
-from rpa_tune.interop.public.wheel import Wheel
 
 pytestmark = pytest.mark.aot
 SRT = "sgl_jax.srt"
@@ -36,31 +34,18 @@ STUBS = {
     f"{SRT}.utils": {"cdiv": lambda a, b: -(-a // b), "__path__": []},
     f"{SRT}.utils.jax_utils": {"device_array": None, "get_device_name": None},
 }
-WHEEL = Wheel(
-    project="sglang-jax", name="sglang_jax", version=sglang_jax.VERSION, package="sgl_jax"
-)
 HEADS, KV_HEADS, HEAD_DIM, PAGE, NUM_PAGES = 4, 2, 128, 16, 24
 
 
-@pytest.fixture(scope="module")
-def root():
-    try:
-        return WHEEL.use(default_cache_dir())
-    except UsageError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no sglang-jax wheel: {error}")
-
-
 @pytest.fixture
-def backend(root, monkeypatch):
+def backend(sglang_jax_root, monkeypatch):
     """The wheel's backend, freshly imported."""
     for name, members in STUBS.items():
         module = types.ModuleType(name)
         module.__dict__.update(members)
         monkeypatch.setitem(sys.modules, name, module)
     before = {name for name in sys.modules if name.startswith("sgl_jax")}
-    yield WHEEL.load(root, sglang_jax.BACKEND)
+    yield SGLANG_JAX.load(sglang_jax_root, sglang_jax.BACKEND)
     for name in [name for name in sys.modules if name.startswith("sgl_jax")]:
         if name not in before:
             del sys.modules[name]

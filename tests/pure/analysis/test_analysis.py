@@ -7,12 +7,12 @@ from rpa_kernels.batch import Batch
 from rpa_tune.analysis.audit import audit
 from rpa_tune.analysis.explain import explain
 from rpa_tune.analysis.question import as_workload, make_question
-from rpa_tune.analysis.server import Server
 from rpa_tune.analysis.verify import verify
 from rpa_tune.candidate import Status
 from rpa_tune.dispatch.select import Source
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate import correctness, simulated
+from rpa_tune.models.server import Server
 
 BATCH = Batch(q_lens=(1, 1), kv_lens=(700, 90), num_decode=2)
 ASKED = {"chip": "TPU v6e", "family": "Decode", "model": "llama3-8b"}

@@ -9,6 +9,7 @@ from rpa_tune.dispatch.audit import audit
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.select import Source
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.tables.loss import expected_loss
 from rpa_tune.tables.reader import Tables
 
 DOUBLED = replace(PROBLEM, max_num_tokens=2 * PROBLEM.max_num_tokens)
@@ -40,11 +41,23 @@ def test_an_exact_row_loses_nothing_if_it_is_of_today_and_was_compared(evidence,
     assert entry.is_untested == ("num_candidates" in evidence)
 
 
-def test_a_nearest_row_has_a_distance_and_no_known_loss() -> None:
+def test_a_row_that_a_study_of_another_shape_filled_may_lose_something() -> None:
+    row = make_row()
+    filled = replace(row, evidence=replace(row.evidence, problem={"max_num_tokens": 2048}))
+    entry = look_up(filled)
+    known = expected_loss("decode", 0.25 * 6)  # six doublings from 32 tokens
+    assert entry.coverage is Source.EXACT
+    assert (entry.expected_loss_pct, entry.loss.worst_pct) == (known.pct, known.worst_pct)
+
+
+def test_a_nearest_row_has_a_distance_and_the_loss_of_neighbours_so_far_away() -> None:
     entry = look_up(make_row(problem=DOUBLED), on_miss="nearest")
     assert entry.coverage is Source.NEAREST
     assert entry.distance > 0
-    assert entry.expected_loss_pct is None
+    known = expected_loss("decode", entry.distance)
+    assert (entry.loss.pct, entry.loss.worst_pct) == (known.pct, known.worst_pct)
+    stale = look_up(make_row(problem=DOUBLED, kernel_digest="old"), on_miss="nearest")
+    assert stale.expected_loss_pct is None
 
 
 @pytest.mark.parametrize(

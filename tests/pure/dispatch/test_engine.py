@@ -8,8 +8,9 @@ import pytest
 from table_rows import PROBLEM, default_config, make_row
 
 from rpa_tune.dispatch.dispatcher import Dispatcher
-from rpa_tune.dispatch.engine import Engine
+from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.models.buckets import Engine
 from rpa_tune.tables.reader import Tables
 from rpa_tune.tables.row import Clause
 from rpa_tune.tables.step import Step
@@ -35,7 +36,7 @@ def test_sequences_double_too_when_bucketed():
 
 @pytest.mark.parametrize("limits", [(0, 8), (8, 0)])
 def test_limits_below_one_are_refused(limits):
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(UsageError, match="must be at least 1"):
         Engine(max_num_seqs=limits[0], max_num_batched_tokens=limits[1])
 
 

@@ -210,6 +210,16 @@ def test_a_key_that_changes_attention_and_is_not_understood_is_refused_by_name(c
 
 
 @pytest.mark.parametrize(
+    ("config", "key"),
+    [({"model_type": "minimax_m2"}, {"attn_type_list": [1] * 62}),
+     ({"model_type": "phi3"}, {"full_attn_mod": 1})],
+)  # fmt: skip
+def test_keys_that_only_the_models_own_code_had_change_nothing(config, key):
+    """In the files of MiniMax-M2 and Phi-4 mini; transformers does not read them."""
+    assert read(**config, **key) == read(**config)
+
+
+@pytest.mark.parametrize(
     "key",
     ["attention_bias", "attention_dropout", "attn_pdrop", "qk_layernorm", "num_experts_per_tok",
      "rope_scaling", "moe_layer_start_index", "image_token_index", "mamba_num_heads",

@@ -4,8 +4,7 @@ import pytest
 from table_rows import PROBLEM
 
 from rpa_kernels.batch import Batch
-from rpa_tune.dispatch.engine import Engine
-from rpa_tune.models.buckets import Limits, shapes
+from rpa_tune.models.buckets import Engine
 from rpa_tune.models.catalog import load_model, problem_for
 from rpa_tune.tables.key import tuning_key
 from rpa_tune.workload.workload import WeightedBatch, Workload
@@ -24,16 +23,15 @@ def test_tokens_start_at_16_and_end_with_the_budget():
         1000: [16, 32, 64, 128, 256, 512, 1008],
         8192: [16 << i for i in range(10)],
     }.items():  # fmt: skip
-        found = shapes(max_num_seqs=64, max_num_batched_tokens=budget)
+        found = Engine(max_num_seqs=64, max_num_batched_tokens=budget).shapes()
         assert [shape.num_tokens for shape in found] == expected
 
 
 def test_sequences_are_the_most_and_at_least_8():
     """Right value: `max_num_reqs` of tpu-inference 0.32.0."""
     for most, expected in {1: 8, 8: 8, 20: 20}.items():
-        assert {s.num_seqs for s in shapes(max_num_seqs=most, max_num_batched_tokens=16)} == {
-            expected
-        }
+        engine = Engine(max_num_seqs=most, max_num_batched_tokens=16)
+        assert {shape.num_seqs for shape in engine.shapes()} == {expected}
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 8, 9, 16, 17, 100, 1024])
@@ -58,7 +56,7 @@ def test_a_row_for_a_workload_can_be_met(num_tokens, num_seqs):
 
 
 def test_every_step_is_padded_to_one_shape():
-    limits = Limits(
+    limits = Engine(
         max_num_seqs=20, max_num_batched_tokens=48, max_model_len=1024, bucket_seqs=True
     )
     for num_seqs in range(1, 21):
@@ -67,7 +65,7 @@ def test_every_step_is_padded_to_one_shape():
 
 
 def test_only_some_shapes():
-    limits = Limits(
+    limits = Engine(
         max_num_seqs=8, max_num_batched_tokens=64, max_model_len=1024, only_tokens=(16, 64)
     )
     assert [shape.num_tokens for shape in limits.shapes()] == [16, 64]

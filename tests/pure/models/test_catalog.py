@@ -1,11 +1,16 @@
 """Models by name and by config.json, and the problems made from them."""
 
 import json
+import re
+from pathlib import Path
 
+import published_models as published
 import pytest
+import yaml
 
 from rpa_kernels.batch import Batch
 from rpa_tune.errors import UsageError
+from rpa_tune.models import catalog
 from rpa_tune.models.catalog import load_model, load_models, model_name, problem_for, problems_for
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
@@ -21,14 +26,54 @@ SMALL = workload(
 )
 
 
+ROWS = yaml.safe_load((Path(catalog.__file__).parent / "catalog.yaml").read_text())
+REFUSED = ("deepseek-r1", "deepseek-v3", "deepseek-v3.2", "glm5", "kimi-k2", "kimi-k2.5")
+
+
 def test_every_model_is_whole_and_says_where_it_is_from():
+    text = (Path(catalog.__file__).parent / "catalog.yaml").read_text()
+    places = set(re.findall(r"^#   (\S+) ", text, re.MULTILINE))
+    for name, row in ROWS.items():
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", row["source"]), name
+        assert row["checked"].split()[0].partition("@")[0] in places, name
+    assert sorted(set(ROWS) - set(load_models())) == sorted(REFUSED)
     for name, model in load_models().items():
         assert model.name == name
-        assert all(kind.num_q_heads % kind.num_kv_heads == 0 for kind in model.kinds)
-        assert model.source.startswith("config.json of ")
-        assert model.checked.startswith(("hf ", "maxtext ", "LLM-Prof@", "slime ")), name
-        (head_dim,) = {kind.head_dim for kind in model.kinds}
-        assert problem_for(model, workload=SMALL, page_size=128).head_dim == head_dim
+        for kind in model.served:
+            assert kind.num_q_heads % kind.num_kv_heads == 0
+            layers = model.name_of(kind)
+            long = workload(Batch(q_lens=(1,), kv_lens=(300_000,), num_decode=1))
+            problem = problem_for(model, workload=long, page_size=128, layers=layers)
+            assert (problem.head_dim, problem.sliding_window) == (
+                kind.head_dim, kind.sliding_window_tokens,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_no_kernel_serves_is_known_by_name_and_says_why(name):
+    for word in (name, ROWS[name]["source"]):
+        with pytest.raises(UsageError, match=r"multi-head latent attention") as caught:
+            load_model(word)
+        assert caught.value.where == f"the model {name}"
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [("llama3-8b", "llama-3.1-8b"), ("llama4-scout", "llama-4-scout"),
+     ("qwen3-30b-a3b", "qwen3-30b-a3b"), ("qwen3-next-80b-a3b", "qwen3-next-80b-a3b"),
+     ("qwen3.5-35b-a3b", "qwen3.5-moe-35b-a3b"), ("gemma3-27b", "gemma-3-27b"),
+     ("gemma3n-e4b", "gemma-3n-e4b"), ("gemma4-31b", "gemma-4-31b"),
+     ("gpt-oss-120b", "gpt-oss-120b")],
+)  # fmt: skip
+def test_rows_are_what_the_models_documentation_says(row, name):
+    _, kinds, other = published.MODELS[name]
+    model = load_models()[row]
+    assert model.other_layers == other
+    assert kinds == {
+        (k.num_layers, k.num_q_heads, k.num_kv_heads, k.head_dim, k.sliding_window_tokens,
+         k.sm_scale, k.reads_other_cache)
+        for k in model.served
+    }  # fmt: skip
 
 
 def test_llama3_8b_is_what_the_quickstart_means():
@@ -204,7 +249,7 @@ def test_a_published_config_json_gives_what_is_built_in(tmp_path, name):
 def test_built_in_models_leave_nothing_to_guess():
     for name, model in load_models().items():
         assert not model.notes, name
-        assert not model.unserved, name
+        assert all(kind.chunk_tokens for kind in model.unserved), name
         assert all(kind.num_layers for kind in model.kinds), name
 
 
@@ -231,6 +276,7 @@ def test_a_file_that_describes_no_model_is_named_with_the_reason(tmp_path, conte
     [("Qwen/Qwen3-32B", "qwen3-32b"), ("Qwen3-32B", "qwen3-32b"), ("qwen3_32b", "qwen3-32b"),
      ("meta-llama/Llama-3.1-8B-Instruct", "llama3-8b"), ("LLAMA3-8B", "llama3-8b"),
      ("google/gemma-3-27b-pt", "gemma3-27b"), ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"),
+     ("google/gemma-4-26B-A4B-it", "gemma4-26b-a4b"), ("GLM-4.5-Air", "glm4.5-air"),
      ("openai/gpt-oss-20b", "gpt-oss-20b"), ("./not/there.json", "./not/there.json")],
 )  # fmt: skip
 def test_models_have_other_names(word, name):
@@ -239,8 +285,10 @@ def test_models_have_other_names(word, name):
 
 def test_every_model_is_found_by_its_repository():
     """And no repository, in whatever spelling, is that of two models."""
-    for name, model in load_models().items():
-        repository = model.source.removeprefix("config.json of ").removesuffix(" on Hugging Face")
+    for name, row in ROWS.items():
+        if name in REFUSED:
+            continue
+        repository = row["source"]
         for word in (repository, repository.upper(), repository.rpartition("/")[2], name.upper()):
             assert load_model(word).name == name
 

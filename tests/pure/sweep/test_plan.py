@@ -2,15 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rpa_tune.errors import UsageError
 from rpa_tune.families.registry import load_family
-from rpa_tune.models.buckets import Limits, shape_of
+from rpa_tune.models.buckets import shape_of
+from rpa_tune.models.server import Server
 from rpa_tune.sweep.plan import load_plan
-from rpa_tune.sweep.shapes import shape_workloads
+from rpa_tune.sweep.shapes import ServedWorkload, groups_of
 from rpa_tune.sweep.study import build_studies
 from rpa_tune.workload.workload import load_workload
 
@@ -207,13 +209,17 @@ def test_common_spellings_are_understood(tmp_path):
 SERVER = GOOD + "server: {max_num_seqs: 8, max_num_batched_tokens: 64, max_model_len: 1024}\n"
 
 
-def test_a_server_has_a_study_for_each_of_its_shapes(tmp_path):
+def test_a_server_has_a_study_for_each_row_but_those_that_another_fills(tmp_path):
     studies = build_studies(plan_of(tmp_path, SERVER))
     assert [study.name for study in studies] == [
-        f"v6e/llama3-8b/{n} tokens/{family}" for n in (16, 32, 64) for family in ("decode", "mixed")
+        "v6e/llama3-8b/64 tokens/decode",
+        *(f"v6e/llama3-8b/{n} tokens/mixed" for n in (16, 32, 64)),
     ]
-    for study in studies:
+    decode, *mixed = studies
+    assert [problem.max_num_tokens for problem in decode.fills] == [16, 32]
+    for study in mixed:
         problem = study.problem
+        assert study.fills == ()
         assert (problem.max_num_seqs, problem.max_context_tokens) == (8, 1024)
         above = problem.max_num_tokens // 2 if problem.max_num_tokens > 16 else 0
         for weighted in study.workload.batches:
@@ -223,11 +229,45 @@ def test_a_server_has_a_study_for_each_of_its_shapes(tmp_path):
         assert sum(weighted.weight for weighted in study.workload.batches) == pytest.approx(1)
 
 
+def test_steps_are_served_once_and_assigned_to_the_shapes_they_would_run_in(tmp_path):
+    """A server of 64 tokens a step cuts prompts of 100 at 64, and the rest lands where it fits."""
+    mixed = {
+        study.problem.max_num_tokens: study.workload
+        for study in build_studies(plan_of(tmp_path, SERVER))
+        if study.family.name == "mixed"
+    }
+    longest = {n: max(q for wb in w.batches for q in wb.batch.q_lens) for n, w in mixed.items()}
+    assert longest[64] > 32
+    assert "33 to 64 tokens a step" in mixed[64].name
+    # No step of this server has 16 tokens or less: those are of one whose budget is 16.
+    assert max(wb.batch.num_tokens for wb in mixed[16].batches) <= 16
+
+
+def test_a_faster_model_has_fewer_requests_at_once(tmp_path):
+    """The pace is that of model, chip and tp, not that of one model for all."""
+    text = SERVER.replace("server: {max_num_seqs: 8,", "server: {max_num_seqs: 128,")
+    text = text.replace("max_num_batched_tokens: 64", "max_num_batched_tokens: 1024")
+    text = re.sub("workload: .*", "workload: {preset: azure-conv, requests: {limit: 200}}", text)
+    seqs = {}
+    for model in ("llama3.2-1b", "llama3-8b"):
+        decode = build_studies(plan_of(tmp_path, text.replace("llama3-8b", model)))[0]
+        seqs[model] = sum(wb.weight * wb.batch.num_seqs for wb in decode.workload.batches)
+    assert 2 * seqs["llama3.2-1b"] < seqs["llama3-8b"]
+
+
+def test_who_lists_the_prefill_family_has_a_server_that_uses_it(tmp_path):
+    text = SERVER.replace("[decode, mixed]", "[decode, prefill]")
+    text = text.replace("compress: {", "chunk_prefill_size: 36, compress: {")
+    text = text.replace("1024}", "1024, tokens: 64}")
+    families = [study.family.name for study in build_studies(plan_of(tmp_path, text))]
+    assert families == ["decode", "prefill"]
+
+
 def test_some_shapes_of_a_server(tmp_path):
     text = SERVER.replace("1024}", "1024, tokens: [16, 64]}")
-    names = [study.name for study in build_studies(plan_of(tmp_path, text))]
-    assert all("/16 tokens/" in name or "/64 tokens/" in name for name in names)
-    assert len(names) == 4
+    decode, *mixed = build_studies(plan_of(tmp_path, text))
+    assert [problem.max_num_tokens for problem in (*decode.fills, decode.problem)] == [16, 64]
+    assert [study.problem.max_num_tokens for study in mixed] == [16, 64]
 
 
 def test_a_shape_that_no_step_is_padded_to_is_judged_on_those_that_fit(tmp_path):
@@ -237,6 +277,64 @@ def test_a_shape_that_no_step_is_padded_to_is_judged_on_those_that_fit(tmp_path)
     (decode, mixed) = build_studies(plan_of(tmp_path, text))
     assert decode.problem.max_num_tokens == mixed.problem.max_num_tokens == 4096
     assert "1 to 4096 tokens a step" in mixed.workload.name
+
+
+FLEET = """\
+servers:
+  - {model: llama3-8b, chip: v6e, max_num_seqs: 8, max_num_batched_tokens: 64, max_model_len: 1024}
+  - {model: qwen3-8b, chip: v6e, max_num_seqs: 8, max_num_batched_tokens: 64, max_model_len: 1024}
+  - {model: llama3-8b, chip: v5e, tp: 2, max_num_seqs: 8, max_num_batched_tokens: 16}
+workload: {requests: {count: 8, prompt_tokens: 100, output_tokens: 20}, compress: {batches: 2}}
+"""
+
+
+def test_a_fleet_has_each_problem_once(tmp_path):
+    """Both models have the same attention; their own pace gives each its own batches."""
+    plan = plan_of(tmp_path, FLEET)
+    assert (plan.chips, plan.families) == (("v6e", "v5e"), ("decode", "mixed"))
+    studies = build_studies(plan)
+    keys = [study.key for study in studies]
+    assert len(keys) == len(set(keys)) == 4 + 2
+    both = studies[0]
+    assert "llama3-8b/tp 1" in both.name
+    assert "qwen3-8b/tp 1" in both.name
+    assert {study.problem.page_size for study in studies} == {64, 256}  # the engine's choice
+    only_v7x = build_studies(plan.on_chip("v7x"))
+    assert {study.chip.name for study in only_v7x} == {"v7x"}
+
+
+def test_limits_that_the_key_rounds_alike_are_one_study(tmp_path):
+    """Buckets of 128, 256, 384 and 512 tokens have three keys."""
+    text = FLEET.replace("max_num_batched_tokens: 64", "max_num_batched_tokens: 512")
+    text = "\n".join(line for line in text.splitlines() if "qwen" not in line and "v5e" not in line)
+    text = text.replace("1024}", "1024, padding_gap: 128, tokens: [256, 384, 512]}")
+    sizes = [
+        (s.family.name, s.problem.max_num_tokens) for s in build_studies(plan_of(tmp_path, text))
+    ]
+    assert sizes == [("decode", 512), ("mixed", 256), ("mixed", 512)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("servers: []", "servers is empty"),
+        ("servers: [{model: llama3-8b}]", "missing chip in a server"),
+        ("servers: [{model: llama3-8b, chip: v6e, max_seqs: 8}]", "unknown key 'max_seqs'"),
+        ("servers: [{model: llama3-8b, chip: v6e, dp: 3}]", "dp=3 does not divide"),
+        ("servers: [{model: llama3-8b, chip: v6e, tp: 3}]", "cannot run at tp=3"),
+        ("servers: [{model: llama3-8b, chip: v6e, engine: sglang-jax}]", "pages of one token"),
+        ("servers: [{model: llama3-8b, chip: v6e, bucket_seqs: 1}]", "must be true or false"),
+        (
+            "families: [prefill]\nservers: [{model: llama3-8b, chip: v6e}]",
+            "no server has sequences",
+        ),
+        ("chip: v6e\nservers: [{model: llama3-8b, chip: v6e}]", "chip beside servers"),
+    ],
+)
+def test_a_bad_fleet_is_named_with_its_line(tmp_path, line, message):
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        build_studies(plan_of(tmp_path, f"{line}\nworkload: azure-conv\n"))
+    assert "plan.yaml:1" in caught.value.where
 
 
 @pytest.mark.parametrize(
@@ -265,24 +363,22 @@ def test_stored_batches_are_dealt_out_to_the_shapes_they_are_padded_to(tmp_path)
     whole = load_workload(plan.workload, page_size=128)
     (tmp_path / "stored.json").write_text(json.dumps(whole.to_dict()))
     most = shape_of(whole.max_num_tokens, whole.max_num_seqs)
-    limits = Limits(
-        max_num_seqs=most.num_seqs,
-        max_num_batched_tokens=most.num_tokens,
-        max_model_len=1024,
+    server = Server(
+        model="llama3-8b", chip="v6e", page_size=128, max_model_len=1024,
+        max_num_seqs=most.num_seqs, max_num_batched_tokens=most.num_tokens,
         only_tokens=(most.num_tokens,),
-    )
-    (found,) = shape_workloads(
-        str(tmp_path / "stored.json"), limits, page_size=128, families=[load_family("mixed")]
-    )
+    )  # fmt: skip
+    stored, family = str(tmp_path / "stored.json"), load_family("mixed")
+    (group,) = groups_of(server, server.layers()[0].problem, family)
+    found = ServedWorkload(stored, server).of(group, family)
     padded = [
         wb.batch
         for wb in whole.for_family("mixed").batches
-        if found.shape.holds(wb.batch.num_tokens, wb.batch.num_seqs)
+        if group.largest.holds(wb.batch.num_tokens, wb.batch.num_seqs)
     ]
-    assert [wb.batch for wb in found.batches["mixed"].batches] == padded
+    assert [wb.batch for wb in found.batches] == padded
     assert padded
-    tiny = Limits(max_num_seqs=1, max_num_batched_tokens=16, max_model_len=1024)
+    tiny = replace(server, max_num_seqs=1, max_num_batched_tokens=16, only_tokens=())
+    (group,) = groups_of(tiny, tiny.layers()[0].problem, family)
     with pytest.raises(UsageError, match="no batch with mixed sequences that fits 16 tokens"):
-        shape_workloads(
-            str(tmp_path / "stored.json"), tiny, page_size=128, families=[load_family("mixed")]
-        )
+        ServedWorkload(stored, tiny).of(group, family)

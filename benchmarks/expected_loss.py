@@ -1,0 +1,100 @@
+"""What does it cost to take a neighbour's row in place of one's own? Leave-one-out, no compiler.
+
+    python benchmarks/expected_loss.py
+
+Each file of `spaces/` and `neighbour_spaces/` holds a space, or a sample of one, every config
+simulated (`record.py`). Each space in turn has no row of its own: it is given the best config of
+each other space of its chip, family and dtypes, and its regret is how much slower that is than its
+own best. Regrets are pooled by the distance of the keys (`tables.key.distance`) and written to
+`rpa_tune/tables/expected_loss.yaml`, from which `nearest` says what it expects to lose. A pair
+counts if the neighbour's config was recorded in both spaces.
+"""
+
+import gzip
+import itertools
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rpa_kernels.problem import Problem
+from rpa_tune.tables.key import TuningKey, distance, tuning_key
+from rpa_tune.tables.loss import EDGES, TABLE
+
+FOLDERS = [Path(__file__).parent / name for name in ("spaces", "neighbour_spaces")]
+Config = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Space:
+    """One recorded space: its key and the time of each config that has one."""
+
+    key: TuningKey
+    time_us: dict[Config, float]
+    date: str
+
+    @property
+    def best(self) -> Config:
+        """What its row would have."""
+        return min(self.time_us, key=lambda config: self.time_us[config])
+
+
+def load_space(path: Path) -> Space:
+    """Reads a truth that `record.py` wrote."""
+    data = json.loads(gzip.decompress(path.read_bytes()))
+    timed = [row for row in data["configs"] if row["time_us"]]
+    return Space(
+        key=tuning_key(Problem(**data["problem"]), data["chip"], data["family"]),
+        time_us={tuple(sorted(row["config"].items())): row["time_us"] for row in timed},
+        date=data["provenance"]["time"][:10],
+    )
+
+
+def regrets(spaces: list[Space]) -> dict[tuple[str, float], list[float]]:
+    """Family and edge of a bin -> percent that each pair in it lost."""
+    found: dict[tuple[str, float], list[float]] = {}
+    for ours, theirs in itertools.permutations(spaces, 2):
+        away = distance(ours.key, theirs.key)
+        edge = next((edge for edge in EDGES if away is not None and away <= edge), None)
+        if edge is None or theirs.best not in ours.time_us:
+            continue
+        loss = 100 * (ours.time_us[theirs.best] / ours.time_us[ours.best] - 1)
+        found.setdefault((ours.key.family, edge), []).append(loss)
+    return found
+
+
+def table(spaces: list[Space]) -> dict[str, Any]:
+    """The content of the file."""
+    pooled = regrets(spaces)
+    families: dict[str, list[dict[str, Any]]] = {}
+    for (family, edge), losses in sorted(pooled.items()):
+        families.setdefault(family, []).append(
+            {
+                "up_to_distance": edge,
+                "mean_pct": round(statistics.mean(losses), 2),
+                "worst_pct": round(max(losses), 2),
+                "pairs": len(losses),
+            }
+        )
+    dates = sorted({space.date for space in spaces})
+    return {
+        "source": f"benchmarks/expected_loss.py, {len(spaces)} spaces recorded {dates[0]} to "
+        f"{dates[-1]}, simulated",
+        "families": families,
+    }
+
+
+def main() -> None:
+    """Writes the table, and shows it."""
+    spaces = [load_space(p) for f in FOLDERS for p in sorted(f.glob("*.truth.json.gz"))]
+    text = "# Percent that a row of a neighbour lost; written by benchmarks/expected_loss.py.\n"
+    text += yaml.safe_dump(table(spaces), sort_keys=False, width=98)
+    TABLE.write_text(text)
+    print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""A server by its flags, `rpa_tune.models.server.Server`: what it compiles attention for. No jax.
+
+The record that `plan`, `audit`, `compile` and `advise` share. Which shapes there are is the rule of
+`buckets.py`, which layers the model has that of `catalog.py`; here are the flags that neither
+decides, and the engine's own choice where a flag is left out.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from rpa_kernels.ints import cdiv
+from rpa_kernels.layout import HEAD_ALONG_SUBLANE, next_power_of_2
+from rpa_kernels.problem import Problem
+from rpa_tune.errors import UsageError
+from rpa_tune.hw.chip import Chip, load_chip
+from rpa_tune.models.buckets import SGLANG_JAX, Engine
+from rpa_tune.models.catalog import Share, load_model, shares
+from rpa_tune.models.model import Model
+from rpa_tune.models.padding import token_bytes
+from rpa_tune.models.roofline import Roofline
+
+# New tokens of a step where the flag is left out. Source: vLLM's `EngineArgs.get_batch_defaults`
+# for `LLM` (2,048 for `vllm serve`; of a TPU it learns no memory size, so both are those of a small
+# device, as are 256 sequences); sglang-jax 0.0.2, `ServerArgs.__post_init__`.
+DEFAULT_TOKENS = {"tpu-inference": 8192, "sglang-jax": 4096}
+# Half of SMEM for the page table, as the engine reckons. Source: as `own_page_size`.
+_TABLE_ENTRIES = 1024 * 1024 // 2 // 4
+_MLA_PAGE = 1024
+# Names of the flags, as people give them; the first ones are said even where they are the default.
+_SAID = ("model", "chip", "tp", "max_num_seqs", "max_num_batched_tokens", "max_model_len",
+         "page_size", "kv_dtype")  # fmt: skip
+FLAGS = (*_SAID, "engine", "dp", "num_speculative_tokens", "padding_gap", "token_buckets",
+         "min_token_bucket", "bucket_seqs", "uses_prefill", "kv_layout")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server(Engine):
+    """A serving engine by its own options, and what it makes of them.
+
+    Attributes:
+      model: Name or path.
+      chip: Chip name.
+      tp: Devices that share the heads; KV heads are repeated when there are fewer.
+      max_num_seqs: See `Engine`.
+      max_num_batched_tokens: See `Engine`; 0 for the engine's default.
+      page_size: Tokens in one page; 0 for the engine's own choice. Neither is 0 once it is made.
+      kv_layout: Layout of the KV cache.
+    """
+
+    model: str
+    chip: str
+    tp: int = 1
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 0
+    page_size: int = 0
+    kv_layout: str = HEAD_ALONG_SUBLANE
+
+    def __post_init__(self) -> None:
+        """Fills in what the engine chooses itself.
+
+        Raises:
+          UsageError: Options that the engine would not start with, or a page size of its choice
+            that no kernel of ours takes.
+        """
+        if not self.max_num_batched_tokens and self.engine in DEFAULT_TOKENS:
+            object.__setattr__(self, "max_num_batched_tokens", DEFAULT_TOKENS[self.engine])
+        Engine.__post_init__(self)
+        if not self.page_size:
+            object.__setattr__(self, "page_size", self._own_page_size())
+        if self.engine == SGLANG_JAX and self.max_num_batched_tokens % self.page_size:
+            raise UsageError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} must be a multiple of "
+                f"page_size={self.page_size}: {SGLANG_JAX} does not start otherwise",
+                hint="its name there is --chunked-prefill-size",
+            )
+
+    def _own_page_size(self) -> int:
+        if self.engine == SGLANG_JAX:
+            raise UsageError(
+                f"{SGLANG_JAX} has pages of one token unless it is told, and no kernel takes those",
+                hint="start it with --page-size 128, and give --page-size 128 here",
+            )
+        uses_mla = any(kind.is_latent for kind in load_model(self.model).kinds)
+        return own_page_size(
+            max_model_len=self.max_model_len, max_num_seqs=self.max_num_seqs, uses_mla=uses_mla
+        )
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """Name of each flag -> value; leaves out rare ones that are as they usually are."""
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in FLAGS}
+        return {n: value for n, value in values.items() if n in _SAID or value != usual[n]}
+
+    @property
+    def loaded(self) -> Model:
+        """The whole model, for contexts as long as the server has them.
+
+        Raises:
+          UsageError: An unknown model, or layers that no kernel family serves.
+        """
+        return load_model(self.model).within(self.pages_per_seq(self.page_size) * self.page_size)
+
+    @property
+    def loaded_chip(self) -> Chip:
+        """The chip.
+
+        Raises:
+          UsageError: No such chip.
+        """
+        return load_chip(self.chip)
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """The `engine` section of a workload that this server serves; see `EngineKnobs`.
+
+        Its pace is that of one rank by roofline (`Roofline.clock`), where the model's weights are
+        known; else the workload's own stays.
+
+        Raises:
+          UsageError: As `layers`.
+        """
+        knobs: dict[str, Any] = {
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "max_model_len": self.max_model_len,
+        }
+        if self.num_speculative_tokens:
+            knobs["num_speculative_tokens"] = self.num_speculative_tokens
+        if self.engine == SGLANG_JAX:
+            knobs["scheduler"] = "sglang"
+        if not isinstance(weights := self.loaded.weights, str):
+            roofline = Roofline(weights=weights, chip=self.loaded_chip, tp=self.tp)
+            knobs["step_time"] = roofline.clock(self.context_token_bytes)
+        return knobs
+
+    @property
+    def context_token_bytes(self) -> int:
+        """Bytes that one more token of context costs a step, on one device.
+
+        Layers with a window read no more for it.
+        """
+        return sum(
+            (share.kind.num_layers or 0) * token_bytes(share.problem)
+            for share in self.layers()
+            if not share.kind.sliding_window_tokens
+        )
+
+    def layers(self, **features: Any) -> list[Share]:
+        """Every kind of layers that a kernel family serves, with the problem of one device.
+
+        Its maxima are those of the largest step; `buckets` has the problems of all shapes.
+
+        Args:
+          **features: Further fields of `Problem`, or other values than these options give.
+
+        Raises:
+          UsageError: Heads that do not divide, layers that no kernel family serves, or sizes that
+            no kernel has.
+        """
+        pages_per_seq = self.pages_per_seq(self.page_size)
+        given = {
+            "page_size": self.page_size,
+            "max_num_tokens": self.max_num_batched_tokens,
+            "max_num_seqs": self.max_num_seqs,
+            "pages_per_seq": pages_per_seq,
+            "num_pages": pages_per_seq * self.max_num_seqs,
+            "kv_dtype": self.kv_dtype,
+            "kv_layout": self.kv_layout,
+        }
+        found = shares(self.loaded, tp=self.tp, where="the server's options", **given | features)
+        for share in found:
+            self.loaded_chip.require_room(
+                page_bytes=share.problem.page_bytes, num_seqs=share.problem.max_num_seqs
+            )
+        return found
+
+    def problems(self) -> list[tuple[Share, Problem]]:
+        """Every attention call that is compiled: each kind of layers in each shape.
+
+        Raises:
+          UsageError: As `layers`.
+        """
+        return [
+            (share, bucket.problem)
+            for share in self.layers()
+            for bucket in self.buckets(share.problem)
+        ]
+
+
+def own_page_size(*, max_model_len: int, max_num_seqs: int, uses_mla: bool = False) -> int:
+    """Tokens in a page where tpu-inference is not told, as it chooses.
+
+    Args:
+      max_model_len: Longest context, tokens.
+      max_num_seqs: Most sequences of a step.
+      uses_mla: Whether the model has multi-head latent attention.
+
+    Raises:
+      UsageError: More sequences than its page table has entries; the engine divides by zero.
+
+    Source:
+      tpu-inference 0.32.0: `TpuPlatform.check_and_update_config` (platforms/tpu_platform.py) with
+      `PallasAttentionBackend.get_page_size` and `get_min_page_size`
+      (layers/vllm/backends/flash_attn.py), `PallasMLAttentionBackend.get_page_size`
+      (flash_attn_mla.py).
+    """
+    if uses_mla:
+        return _MLA_PAGE
+    pages_of_seq = _TABLE_ENTRIES // max_num_seqs
+    if not pages_of_seq:
+        raise UsageError(
+            f"max_num_seqs={max_num_seqs} must be at most {_TABLE_ENTRIES:,} where tpu-inference "
+            "chooses the page size",
+            hint="give --page-size, or fewer sequences",
+        )
+    sixteenth = next_power_of_2(max_model_len) // 16 if max_model_len <= 8192 else 16
+    least = next_power_of_2(cdiv(max_model_len, pages_of_seq))
+    return max(least, min(max(sixteenth, 16), 256))
