@@ -70,8 +70,8 @@ def test_rows_are_what_the_models_documentation_says(row, name):
     model = load_models()[row]
     assert model.other_layers == other
     assert kinds == {
-        (k.num_layers, k.num_q_heads, k.num_kv_heads, k.head_dim, k.sliding_window_tokens,
-         k.sm_scale, k.reads_other_cache)
+        (k.num_layers, k.num_q_heads, k.num_kv_heads, k.head_dim,
+         k.sliding_window_tokens or k.chunk_tokens, k.sm_scale, k.reads_other_cache)
         for k in model.served
     }  # fmt: skip
 
