@@ -30,7 +30,7 @@ from rpa_tune.workload.batches import combine
 from rpa_tune.workload.workload import Workload, load_workload
 
 # How a label says a flag; others are said by name and value.
-_SAID = {"page_size": "page {}", "kv_dtype": "{}"}
+_SAID = {"page_size": "page {}", "kv_dtype": "{}", "kv_layout": "{}"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

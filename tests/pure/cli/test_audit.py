@@ -261,10 +261,10 @@ def test_the_layout_of_the_cache_is_said_and_goes_into_the_plan(tmp_path):
     def run(*more):
         return CliRunner().invoke(cli, ["audit", *map(str, (*server, *more))])
 
-    usual = run()
+    usual = run("--page-size", 128)
     assert "kv_layout seq_along_lane stores 256" in usual.stdout
     plan = tmp_path / "plan.yaml"
-    along = run("--kv-layout", "seq-along-lane", "--write-plan", plan)
+    along = run("--kv-layout", "seq-along-lane", "--page-size", 128, "--write-plan", plan)
     assert "page size 128, seq_along_lane, no window" in along.stdout
     assert "padding" not in along.stdout
     assert "kv_layout: seq_along_lane" in plan.read_text()
