@@ -110,6 +110,8 @@ class SweepPlan:
         if self.servers or self.server is None:
             return self.servers
         flags = {field.name: getattr(self.server, field.name) for field in fields(Engine)}
+        # Who lists the prefill family has a server that uses it.
+        flags["uses_prefill"] |= any("prefill" in load_family(f).slots for f in self.families)
         return tuple(
             Server(**flags | {"chip": chip, "model": model, "tp": tp, "page_size": page_size,
                               "kv_dtype": kv_dtype})

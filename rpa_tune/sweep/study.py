@@ -163,6 +163,13 @@ def _of_servers(
     plan: SweepPlan, servers: Sequence[Server], families: Sequence[Family]
 ) -> Iterator[Study]:
     """The studies of each server: a kind of layers and a family, in shapes that share rows."""
+    for family in families:
+        if not any(set(family.slots) & set(server.families) for server in servers):
+            raise UsageError(
+                f"no server has sequences for family {family.name}",
+                where=plan.lines.get("families", str(plan.path)),
+                hint="servers that fill the prefill slot have uses_prefill: true",
+            )
     for server in servers:
         with _blame(plan, "servers" if plan.servers else "tp" if "tp" in plan.lines else "model"):
             layers = server.layers(q_dtype=plan.q_dtype)

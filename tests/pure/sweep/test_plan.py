@@ -250,6 +250,14 @@ def test_a_faster_model_has_fewer_requests_at_once(tmp_path):
     assert 2 * seqs["llama3.2-1b"] < seqs["llama3-8b"]
 
 
+def test_who_lists_the_prefill_family_has_a_server_that_uses_it(tmp_path):
+    text = SERVER.replace("[decode, mixed]", "[decode, prefill]")
+    text = text.replace("compress: {", "chunk_prefill_size: 36, compress: {")
+    text = text.replace("1024}", "1024, tokens: 64}")
+    families = [study.family.name for study in build_studies(plan_of(tmp_path, text))]
+    assert families == ["decode", "prefill"]
+
+
 def test_some_shapes_of_a_server(tmp_path):
     text = SERVER.replace("1024}", "1024, tokens: [16, 64]}")
     decode, *mixed = build_studies(plan_of(tmp_path, text))
@@ -311,6 +319,10 @@ def test_limits_that_the_key_rounds_alike_are_one_study(tmp_path):
         ("servers: [{model: llama3-8b, chip: v6e, tp: 3}]", "cannot run at tp=3"),
         ("servers: [{model: llama3-8b, chip: v6e, engine: sglang-jax}]", "pages of one token"),
         ("servers: [{model: llama3-8b, chip: v6e, bucket_seqs: 1}]", "must be true or false"),
+        (
+            "families: [prefill]\nservers: [{model: llama3-8b, chip: v6e}]",
+            "no server has sequences",
+        ),
         ("chip: v6e\nservers: [{model: llama3-8b, chip: v6e}]", "chip beside servers"),
     ],
 )
