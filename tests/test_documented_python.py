@@ -43,7 +43,7 @@ def run_example(name, capsys):
 
 def test_every_function_has_an_example_with_its_output():
     assert {name.split()[0] for name in EXAMPLES} == {
-        "tune", "explain", "verify", "audit", "advise",
+        "tune", "explain", "verify", "audit", "advise", "plan",
     }  # fmt: skip
     assert set(EXAMPLES) >= LONG
     assert all(output for _, output in EXAMPLES.values())

@@ -49,8 +49,7 @@ def advise(
     """Compares settings of a server. No TPU needed.
 
     The same steps are timed in every setting: the workload's requests, served within the server's
-    limits at the pace of its own model, chip and devices, with the configs that its dispatcher
-    would choose. An interrupted call resumes from the compiles it kept.
+    limits at its pace, with the configs that its dispatcher would choose.
 
     Args:
       server: Its flags: the setting that others are compared with.
@@ -60,8 +59,7 @@ def advise(
       tps: Devices that share the heads; those of `TPS` that divide them if empty.
       weight_dtype: How the server keeps its weights; one of `roofline.WEIGHT_BYTES`.
       tables: Tables that take precedence over the shipped ones.
-      **how: Fields of `How`: `compiles` (12; 0 for bounds alone), `cache`, `workers`,
-        `deadline_s` and `said`.
+      **how: Fields of `How`; `compiles` is 12 if not given, and 0 for bounds alone.
 
     Raises:
       UsageError: Options that do not go together, a model without layers that a kernel serves, or
@@ -80,6 +78,8 @@ def advise(
     steps.at(server.page_size)
     drafts = [draft(server, one, steps, rows_of, weight_dtype) for one in settings]
     drafts = sorted(_worth_a_row(drafts, server), key=lambda one: _distance(one, server))
+    if drafts[0].row.refusal:
+        raise UsageError(drafts[0].row.refusal, where="the server's options")
     times = find_times(drafts, asked)
     rows = tuple(finish(one, times, roofline_of(one.server, weight_dtype)) for one in drafts)
     compiled = times.compiles_s

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 import rpa_tune
 from rpa_kernels.batch import Batch
+from rpa_kernels.infeasible import Infeasible
 from rpa_tune.analysis import advise_times
 from rpa_tune.analysis.advise import advise as public_call
 from rpa_tune.analysis.advise_draft import cache_bytes
@@ -221,6 +222,16 @@ def test_settings_that_cannot_be_had_are_rows_that_say_why(requests):
     assert "qwen3-32b cannot run at tp=3" in by[3].refusal
     assert [one.setting.tp for one in found.rows][:2] == [8, 8]
     assert {one.setting.tp for one in found.rows[-2:]} == {3, 1} or by[3] in found.rows[-2:]
+
+
+def test_the_servers_own_setting_is_an_error_where_no_kernel_has_it(requests, monkeypatch):
+    monkeypatch.setattr(
+        "rpa_tune.analysis.advise_draft.select",
+        lambda *_: Infeasible(limit="x", need=2, have=1, unit="bytes"),
+    )
+    with pytest.raises(UsageError, match="no decode kernel for full layers") as caught:
+        advise(server(), requests)
+    assert caught.value.where == "the server's options"
 
 
 def test_every_kind_of_layers_counts_with_its_number(requests):
