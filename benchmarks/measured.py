@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rpa_kernels.batch import Batch
 from rpa_tune.errors import UsageError
 from rpa_tune.interop.measured_rows import (
     MANIFEST,
@@ -105,9 +106,9 @@ def _of_record(record: Record) -> Row:
             {
                 "chip": record.chip,
                 "kernel": record.case,
-                "problem": asdict(record.problem),
+                "problem": record.problem.to_dict(),
                 "blocks": record.blocks,
-                "batch": asdict(record.batch),
+                "batch": _called(record.batch),
             }
         ),
     )
@@ -204,3 +205,9 @@ def keep(contents: dict[str, bytes], versions: dict[str, str]) -> None:
     """Writes recordings of rows."""
     calls = {row.name: row.call for row in load_rows()}
     keep_recordings(RECORDINGS, contents, versions, calls)
+
+
+def _called(batch: Batch) -> dict[str, Any]:
+    """A batch as digests of calls know it: without what came later, where that is off."""
+    found = asdict(batch)
+    return {name: value for name, value in found.items() if name != "cache_only" or value}

@@ -94,7 +94,8 @@ def sequences(chosen: list[int], arrays: BatchArrays, problem: Problem) -> list[
     page_table = np.asarray(arrays.page_indices).reshape(-1, problem.pages_per_seq)
     q_lens = np.diff(starts)
     index = np.arange(max((q_lens[i] for i in chosen), default=1), dtype=np.int32)
-    most_pages = cdiv(max(1, *(int(kv_lens[i]) for i in chosen)), problem.page_size)
+    longest = max((int(kv_lens[i]) for i in chosen), default=0)
+    most_pages = cdiv(max(1, longest), problem.page_size)
     return [
         PaddedSequence(
             rows=np.where(index < q_lens[i], starts[i] + index, problem.max_num_tokens),

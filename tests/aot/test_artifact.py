@@ -4,7 +4,7 @@ import json
 import logging
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,8 @@ PROBLEM = Problem(
     pages_per_seq=8, num_pages=64, sm_scale=128**-0.5,
 )  # fmt: skip
 SERVER = ["--model", "llama3-8b", "--tp", "4", "--chip", "v6e", "--max-num-seqs", "8",
-          "--max-num-batched-tokens", "16", "--max-model-len", "1024", "--json"]  # fmt: skip
+          "--max-num-batched-tokens", "16", "--max-model-len", "1024",
+          "--page-size", "128", "--json"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_the_manifest_says_what_it_was_made_with(folder, report):
     assert manifest.versions == {n: versions()[n] for n in ("jax", "jaxlib", "libtpu")}
     assert manifest.sources["decode"] == kernel_digest("decode")
     assert manifest.left_out == ()
-    assert manifest.executables[0].problem == asdict(PROBLEM)
+    assert manifest.executables[0].problem == PROBLEM.to_dict()
 
 
 def test_no_path_of_this_machine_is_inside(folder, report):
