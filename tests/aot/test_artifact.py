@@ -93,6 +93,7 @@ def test_no_path_of_this_machine_is_inside(folder, report):
         assert not [path for path in here if path.encode() in content]
 
 
+@pytest.mark.slow
 def test_building_again_gives_the_same_bytes(folder, report):
     """From what is kept, and compiled anew by another process."""
     for name, cache in (("kept.zip", "cache"), ("anew.zip", "other")):

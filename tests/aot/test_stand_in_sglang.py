@@ -128,7 +128,7 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("kind", [pytest.param("decode", marks=pytest.mark.slow), "extend"])
 def test_the_engines_layer_gives_the_references_answer(backend, stand_in, kind):
     q_lens, kv_lens, num_tokens, distribution = STEPS[kind]
     metadata, table, q, k, v, cache = make_step(

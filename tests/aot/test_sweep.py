@@ -59,6 +59,7 @@ def rows(folder: Path) -> list[tuple]:
     return [(row.key, row.configs, row.rule) for row in load_tables([folder])]
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_half_way_ends_with_the_same_table(tmp_path):
     (tmp_path / "plan.yaml").write_text(PLAN)
     finish(start(tmp_path, "undisturbed"))

@@ -71,7 +71,13 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("name", BATCHES)
+QUICK = {"mixed only", "decode and mixed"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in BATCHES],
+)
 def test_planned_steps_equal_the_reference(name):
     batch = BATCHES[name]
     plan = DISPATCHER.plan(PROBLEM, Step.of_batch(batch))

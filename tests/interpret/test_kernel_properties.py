@@ -60,6 +60,7 @@ def test_block_sizes_do_not_matter(family):
         assert_same(first, other)
 
 
+@pytest.mark.slow  # by default test_runs.py draws permutations
 @pytest.mark.parametrize("family", ["decode", "mixed"])
 def test_page_order_does_not_matter(family):
     batch = FAMILY_OF[family]

@@ -131,7 +131,7 @@ def parts_of(pages, cached_pages, page_size):
     return [(table, [len(row) * page_size for row in table]) for table in tables]
 
 
-@pytest.mark.parametrize("family", ["decode", "mixed"])
+@pytest.mark.parametrize("family", slow_but({"decode"}, ["decode", "mixed"]))
 def test_parts_of_a_context_merge_into_the_whole(family):
     """Two parts of what is cached, and the new tokens themselves, which see each other."""
     whole = make_problem(return_lse=True, has_sinks=True)
