@@ -192,7 +192,7 @@ class Attend:
         """
         problem = self.problem
         if self.tokens == 1:
-            seen = column < (item.kv_len - start) * pack
+            seen: jax.Array = column < (item.kv_len - start) * pack
             oldest = newest_sees_from(item.kv_len, problem)
         else:
             position = self.positions(column, item)
@@ -202,7 +202,9 @@ class Attend:
             seen = column < (newest + 1 - start) * pack
             hidden = last_hidden(position, problem)
             oldest = None if hidden is None else hidden + 1
-        return seen if oldest is None else seen & (column >= (oldest - start) * pack)
+        if oldest is not None:
+            seen &= column >= (oldest - start) * pack
+        return seen
 
     def positions(self, scores: jax.Array, item: Item) -> Scalar:
         """Position of each row's query, int32[rows, 1]; a scalar where that is one for all."""
