@@ -41,10 +41,8 @@ KINDS = {
 # Fields beside the default config.
 CONFIGS: list[dict[str, int]] = [
     {},
-    {"bkv_sz": 512, "bkv_csz": 512, "seqs_per_step": 2},
     {"bkv_sz": 1024, "bkv_csz": 512, "seqs_per_step": 2},
     {"bkv_sz": 1024, "bkv_csz": 1024, "seqs_per_step": 1},
-    {"bkv_sz": 2048, "bkv_csz": 512, "seqs_per_step": 2, "num_buffers": 3},
 ]
 
 

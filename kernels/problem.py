@@ -31,6 +31,7 @@ ADDED_FIELDS: Mapping[str, Any] = {
     "kv_layout": layout.HEAD_ALONG_SUBLANE,
     "return_lse": False,
     "decode_query_size": 1,
+    "has_tree_mask": False,
 }
 
 
@@ -69,6 +70,8 @@ class Problem:
       return_lse: Whether the log-sum-exp of each query's logits is an output, too: natural
         logarithm, after scale and soft cap, the sink among them.
       decode_query_size: Most new tokens of a sequence that decode serves, 1 to 8.
+      has_tree_mask: Whether an operand says which new tokens of its sequence each new token of a
+        decode sequence sees, as verification of a tree of drafts needs it; else those up to itself.
     """
 
     num_q_heads: int
@@ -96,6 +99,7 @@ class Problem:
     kv_layout: str = layout.HEAD_ALONG_SUBLANE
     return_lse: bool = False
     decode_query_size: int = 1
+    has_tree_mask: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what can never be right: the one check of a call, an audit and a sweep.
@@ -116,25 +120,8 @@ class Problem:
                 f"page_size={self.page_size} must be a multiple of {pack} tokens "
                 f"with a KV cache of {self.kv_dtype}"
             )
-        self._check_layout()
+        layout.check_kv_layout(self.kv_layout, self.page_size, self.kv_dtype)
         self._check_features()
-
-    def _check_layout(self) -> None:
-        name = self.kv_layout
-        if name not in layout.KV_LAYOUTS:
-            raise ValueError(f"kv_layout={name!r} is not one of {layout.KV_LAYOUTS}")
-        if not self.is_seq_along_lane:
-            return
-        if self.page_size % layout.LANES:
-            raise ValueError(
-                f"page_size={self.page_size} must be a multiple of {layout.LANES} tokens "
-                f"with kv_layout={name}"
-            )
-        if self.kv_dtype not in layout.SEQ_ALONG_LANE_DTYPES:
-            raise ValueError(
-                f"kv_dtype={self.kv_dtype} is not one of {layout.SEQ_ALONG_LANE_DTYPES} "
-                f"with kv_layout={name}"
-            )
 
     def _check_sizes(self) -> None:
         for name in _SIZES:
@@ -174,6 +161,11 @@ class Problem:
             check_mask_value(self.mask_value)
         if (size := self.decode_query_size) > MAX_DECODE_QUERY:
             raise ValueError(f"decode_query_size={size} must be at most {MAX_DECODE_QUERY}")
+        if self.has_tree_mask and (size == 1 or not self.causal or self.reach_tokens is not None):
+            raise ValueError(
+                f"has_tree_mask needs decode_query_size above 1 (got {size}), a causal mask, and "
+                "neither window nor chunk, for which a tree's tokens have no positions here"
+            )
         if self.soft_cap == 0.0:
             raise ValueError("soft_cap=0.0 must not be zero; use None for no cap")
 

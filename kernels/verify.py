@@ -106,6 +106,7 @@ class Operands:
     kv_cache: jax.Array
     sinks: jax.Array | None
     arrays: BatchArrays
+    tree_mask: jax.Array | None = None
 
 
 def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
@@ -148,7 +149,14 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
         kv_cache=stored(jnp.asarray(cache)),
         sinks=normal(problem.num_q_heads) if problem.has_sinks else None,
         arrays=batch.arrays(problem),
+        tree_mask=_draw_trees(problem, rng) if problem.has_tree_mask else None,
     )
+
+
+def _draw_trees(problem: Problem, rng: np.random.Generator) -> jax.Array:
+    """Any bits, also of tokens that come later or that there are none of."""
+    bits = rng.integers(-(2**31), 2**31, problem.max_num_tokens)
+    return jnp.asarray(bits, jnp.int32)
 
 
 def untouched_lse(problem: Problem) -> jax.Array | None:
@@ -194,6 +202,7 @@ def run_interpreted(
         arrays.distribution,
         sinks=operands.sinks,
         lse=untouched_lse(problem),
+        tree_mask=operands.tree_mask,
     )
     return found
 
@@ -368,5 +377,6 @@ def _reference(
         sinks=operands.sinks,
         compute_dtype=compute_dtype,
         seqs=batch.family_seqs(family),
+        tree_mask=operands.tree_mask,
     )
     return np.asarray(out), cache, *map(np.asarray, lse)

@@ -24,10 +24,13 @@ def own_call(family: KernelFamily, problem: Problem, config: Any, target: Target
         *rest: jax.Array,
     ) -> tuple[jax.Array, ...]:  # fmt: skip
         q, kv_new = inputs.prepare(queries, keys, values, problem)
-        scalars, sinks = rest[:4], rest[4] if problem.has_sinks else None
+        scalars, more = rest[:4], list(rest[4:])
+        sinks = more.pop(0) if problem.has_sinks else None
+        tree_mask = more.pop(0) if problem.has_tree_mask else None
         out, kv_cache, *lse = family.launch(
             q, kv_new, kv_cache, *scalars,
             problem=problem, config=config, target=target, sinks=sinks,
+            tree_mask=tree_mask,
         )  # fmt: skip
         return inputs.finish(out, problem), kv_cache, *(inputs.finish_lse(x, problem) for x in lse)
 
@@ -40,7 +43,7 @@ def own_call(family: KernelFamily, problem: Problem, config: Any, target: Target
 
 
 def abstract_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes and dtypes of the public call: q, k, v, cache, four int32 arrays, sinks if any."""
+    """Shapes and dtypes of the public call: q, k, v, cache, four int32 arrays, what is optional."""
     tokens, kv_heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
     q_dtype, kv_dtype = jnp.dtype(problem.q_dtype), jnp.dtype(problem.kv_dtype)
     shapes: list[tuple[tuple[int, ...], Any]] = [
@@ -55,4 +58,6 @@ def abstract_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
     ]
     if problem.has_sinks:
         shapes.append(((problem.num_q_heads,), jnp.float32))
+    if problem.has_tree_mask:
+        shapes.append(((tokens,), jnp.int32))
     return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
