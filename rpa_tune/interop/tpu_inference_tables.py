@@ -13,9 +13,9 @@ So v3 rows go through keyword arguments or environment variables.
 from collections.abc import Iterable
 
 from rpa_kernels import layout
-from rpa_tune.interop.export_rows import Export, comment, family_of, sort_out
+from rpa_kernels.problem import Problem
+from rpa_tune.interop.export_rows import Export, asked, comment, family_of, sort_out
 from rpa_tune.interop.public.tpu_inference.package import DEVICE_NAMES, PACKAGE
-from rpa_tune.tables.key import TuningKey
 from rpa_tune.tables.row import TableRow
 
 _KERNELS = "tpu_inference.kernels"
@@ -29,9 +29,9 @@ def export_tables(rows: Iterable[TableRow]) -> Export:
     export = sort_out(rows, ("hd64", "batched"), _NO_TABLE)
     lines: dict[str, list[str]] = {"hd64": [], "batched": []}
     kept, seen = [], set()
-    for row in export.exported:
+    for row, problem in asked(export, export.exported):
         kernel = family_of(row).kernel
-        entry = hd64_entry(row) if kernel == "hd64" else batched_entry(row)
+        entry = hd64_entry(row, problem) if kernel == "hd64" else batched_entry(row, problem)
         place = entry.split(" = ")[0]
         if row.key.has_scales and kernel == "batched":
             why = "the public key holds the values of the scales, the row only that there are some"
@@ -47,46 +47,49 @@ def export_tables(rows: Iterable[TableRow]) -> Export:
     return export
 
 
-def hd64_entry(row: TableRow) -> str:
+def hd64_entry(row: TableRow, problem: Problem) -> str:
     """`TABLE[device][page][dtypes][heads][extra] = (pages, queries)`, levels made where missing."""
-    key, config = row.key, row.configs[0]
-    *levels, last = hd64_key(key)
+    config = row.configs[0]
+    *levels, last = hd64_key(problem, row.key.chip)
     path = "".join(f".setdefault({level!r}, {{}})" for level in levels)
-    value = (config["bkv_sz"] // key.page_size, config["bq_sz"])
+    value = (config["bkv_sz"] // problem.page_size, config["bq_sz"])
     return f"TUNED_BLOCK_SIZES{path}[{last!r}] = {value}"
 
 
-def hd64_key(key: TuningKey) -> tuple[str, int, str, str, str]:
-    """The look-up key of the hd64 table. Source: `get_lookup_keys` in tuned_block_sizes_hd64.py."""
-    queries_per_kv = layout.align(key.num_q_heads // key.num_kv_heads, layout.packing(key.q_dtype))
-    q_heads = layout.next_power_of_2(queries_per_kv * key.num_kv_heads)
-    kv_heads = layout.next_power_of_2(layout.align(key.num_kv_heads, layout.packing(key.kv_dtype)))
+def hd64_key(problem: Problem, chip: str) -> tuple[str, int, str, str, str]:
+    """The look-up key of the hd64 table: sizes rounded up to powers of two, the window exact.
+
+    Source: `get_lookup_keys` in tuned_block_sizes_hd64.py.
+    """
+    kv_heads = problem.num_kv_heads
+    queries_per_kv = layout.align(problem.num_q_heads // kv_heads, layout.packing(problem.q_dtype))
+    q_heads = layout.next_power_of_2(queries_per_kv * kv_heads)
+    kv_heads = layout.next_power_of_2(layout.align(kv_heads, layout.packing(problem.kv_dtype)))
+    context = layout.next_power_of_2(problem.max_context_tokens)
     return (
-        DEVICE_NAMES[key.chip],
-        layout.next_power_of_2(key.page_size),
-        f"q_{key.q_dtype}_kv_{key.kv_dtype}",
-        f"q_head-{q_heads}_kv_head-{kv_heads}_head-{key.head_dim}",
-        f"max_model_len-{key.max_context_tokens}-sw-{key.sliding_window_tokens or None}",
+        DEVICE_NAMES[chip],
+        layout.next_power_of_2(problem.page_size),
+        f"q_{problem.q_dtype}_kv_{problem.kv_dtype}",
+        f"q_head-{q_heads}_kv_head-{kv_heads}_head-{problem.head_dim}",
+        f"max_model_len-{context}-sw-{problem.sliding_window}",
     )
 
 
-def batched_entry(row: TableRow) -> str:
-    """`tuned_params_mapping[TuningKey(...)] = TunableParams(...)`."""
-    key = row.key
-    pages_per_seq = key.max_context_tokens // key.page_size
+def batched_entry(row: TableRow, problem: Problem) -> str:
+    """`tuned_params_mapping[TuningKey(...)] = TunableParams(...)`, every field exact."""
     fields = {
         "case": "decode" if family_of(row).case == "decode" else "prefill",
-        "num_q_heads": key.num_q_heads,
-        "num_kv_heads": key.num_kv_heads,
-        "head_dim": key.head_dim,
-        "num_seqs": key.max_num_seqs,
-        "page_size": key.page_size,
-        "total_q_tokens": key.max_num_tokens,
-        "num_page_indices": key.max_num_seqs * pages_per_seq,
-        "dtype_q": key.q_dtype,
-        "dtype_kv": key.kv_dtype,
-        "dtype_out": key.q_dtype,  # the function's default
-        "sliding_window": key.sliding_window_tokens or None,
+        "num_q_heads": problem.num_q_heads,
+        "num_kv_heads": problem.num_kv_heads,
+        "head_dim": problem.head_dim,
+        "num_seqs": problem.max_num_seqs,
+        "page_size": problem.page_size,
+        "total_q_tokens": problem.max_num_tokens,
+        "num_page_indices": problem.max_num_seqs * problem.pages_per_seq,
+        "dtype_q": problem.q_dtype,
+        "dtype_kv": problem.kv_dtype,
+        "dtype_out": problem.q_dtype,  # the function's default
+        "sliding_window": problem.sliding_window,
     }
     sizes = ", ".join(f"{name}={value}" for name, value in row.configs[0].items())
     names = ", ".join(f"{name}={value!r}" for name, value in fields.items())
@@ -103,9 +106,9 @@ def _module(lines: dict[str, list[str]]) -> str:
     text = [
         f'"""Block sizes for {PACKAGE.title}, exported by rpa-tune.',
         "",
-        "Import this module before the engine compiles. Sizes, contexts and windows of a row are",
-        "rounded up to powers of two. The table of the batched kernel is looked up with exact",
-        "shapes: an entry serves the call with just these.",
+        "Import this module before the engine compiles. The table of hd64 has sizes and contexts",
+        "rounded up to powers of two, and exact windows; that of the batched kernel is looked up",
+        "with exact shapes: an entry serves the call with just these.",
         '"""',
         "",
         *(imports[kernel] for kernel in kernels),
