@@ -165,9 +165,7 @@ class Sweep:
         result = self._verified(result, heuristic)
         return replace(result, num_asked=self.oracle.num_asked_by(study))
 
-    def _search(
-        self, study: Study, space: Space, seeds: Sequence[Any]
-    ) -> "_Found":
+    def _search(self, study: Study, space: Space, seeds: Sequence[Any]) -> "_Found":
         """Bounds all of a space, and simulates some."""
         pool = [study.candidate(config) for config in dict.fromkeys([*seeds, *space.configs])]
         answers: list[Evaluation] = []
