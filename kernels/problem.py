@@ -19,8 +19,9 @@ _MAX_INT32 = 2**31 - 1
 _MAX_FLOAT32 = 3.4e38
 _SIZES = (
     "num_q_heads", "num_kv_heads", "head_dim", "page_size", "max_num_tokens", "max_num_seqs",
-    "pages_per_seq", "num_pages",
+    "pages_per_seq", "num_pages", "decode_query_size",
 )  # fmt: skip
+MAX_DECODE_QUERY = 8  # tokens; `decode_query_size` at most
 _SCALES = ("q_scale", "k_scale", "v_scale")
 _NUMBERS = ("sm_scale", "soft_cap", *_SCALES)
 # Fields that came after rows, journals and artefacts had been written, and what they were before.
@@ -29,6 +30,7 @@ ADDED_FIELDS: Mapping[str, Any] = {
     "attention_chunk_size": None,
     "kv_layout": layout.HEAD_ALONG_SUBLANE,
     "return_lse": False,
+    "decode_query_size": 1,
 }
 
 
@@ -49,8 +51,7 @@ class Problem:
       num_pages: Pages in the KV cache.
       q_dtype: Dtype name of queries.
       kv_dtype: Dtype name of the KV cache and of new keys and values.
-      out_dtype: Dtype name of the output, or None for float32 when `q_dtype` is float32 and
-        bfloat16 otherwise.
+      out_dtype: Dtype name of the output, or None for that of the queries.
       sm_scale: Factor on q @ k.T.
       sliding_window: Tokens a query may look back, itself included, or None.
       soft_cap: Logits become `soft_cap * tanh(logits / soft_cap)`, or None.
@@ -67,6 +68,7 @@ class Problem:
       kv_layout: Layout of the KV cache, one of `layout.KV_LAYOUTS`; see there.
       return_lse: Whether the log-sum-exp of each query's logits is an output, too: natural
         logarithm, after scale and soft cap, the sink among them.
+      decode_query_size: Most new tokens of a sequence that decode serves, 1 to 8.
     """
 
     num_q_heads: int
@@ -93,6 +95,7 @@ class Problem:
     attention_chunk_size: int | None = None
     kv_layout: str = layout.HEAD_ALONG_SUBLANE
     return_lse: bool = False
+    decode_query_size: int = 1
 
     def __post_init__(self) -> None:
         """Refuses what can never be right: the one check of a call, an audit and a sweep.
@@ -169,6 +172,8 @@ class Problem:
                 raise ValueError(f"{name}={value!r} must be above zero")
         if self.mask_value is not None:
             check_mask_value(self.mask_value)
+        if (size := self.decode_query_size) > MAX_DECODE_QUERY:
+            raise ValueError(f"decode_query_size={size} must be at most {MAX_DECODE_QUERY}")
         if self.soft_cap == 0.0:
             raise ValueError("soft_cap=0.0 must not be zero; use None for no cap")
 
