@@ -27,6 +27,7 @@ class Call:
       function: Takes `arguments`.
       arguments: Abstract arrays (`jax.ShapeDtypeStruct`), without sharding.
       kernel_name: `name=` of the Pallas call.
+      more_names: The same of further calls that are of interest.
       donated: Positions of arguments that the function may overwrite.
       context: Within which it is traced and compiled.
     """
@@ -34,6 +35,7 @@ class Call:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     kernel_name: str
+    more_names: tuple[str, ...] = ()
     donated: tuple[int, ...] = ()
     context: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -107,6 +109,20 @@ class Family(KernelFamily, abc.ABC):
         Raises:
           UsageError: The function makes no such launch.
         """
+
+    def kernel_names(self, problem: Problem, config: Any) -> tuple[str, ...]:
+        """`name=` of each Pallas call that serves the family's sequences, in order; mostly one."""
+        return (self.kernel_name(problem, config),)
+
+    def launches(
+        self, problem: Problem, config: Any, chip: Chip, batch: Batch
+    ) -> tuple[Mapping[int, Any], ...]:
+        """`scalar_operands` of each of `kernel_names`.
+
+        Raises:
+          UsageError: The function makes no such launch.
+        """
+        return (self.scalar_operands(problem, config, chip, batch),)
 
     @abc.abstractmethod
     def find_mismatch(

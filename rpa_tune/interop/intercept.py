@@ -24,7 +24,7 @@ from rpa_tune.interop.stand_in import StandIn, check_drift
 # Parameters that the stand-in understands beside the arrays: those of our call, and blocks of the
 # hd64 kernel, which say nothing to ours.
 _IGNORED = {"num_kv_pages_per_block", "num_queries_per_block"}
-_KNOWN = {*LEADING, "attention_sink", *Features.__annotations__, *_IGNORED}
+_KNOWN = {*LEADING["v3"], "attention_sink", *Features.__annotations__, *_IGNORED}
 INTERFACE = "tpu_inference.layers.common.attention_interface"
 
 
@@ -73,7 +73,7 @@ def loaded_functions() -> list[Any]:
         name = FUNCTIONS.get(kernel, "ragged_paged_attention")
         function = getattr(sys.modules[MODULES[kernel]], name, None)
         check_drift(
-            function, f"{MODULES[kernel]}.{name}", leading=LEADING, known=_KNOWN,
+            function, f"{MODULES[kernel]}.{name}", leading=LEADING[kernel], known=_KNOWN,
             hint=f"rpa-tune supports {PACKAGE.title}",
         )  # fmt: skip
         found.append(function)
