@@ -100,11 +100,12 @@ def draft(
     if roofline:
         room = HBM_SHARE * hbm_bytes(own.loaded_chip) - roofline.weight_bytes
         tokens = max(0, int(room // stored // setting.page_size) * setting.page_size)
+    kinds = own.loaded.kinds
     row = Row(
         setting=setting,
         kv_token_bytes=stored,
         kv_useful_bytes=useful,
-        kv_heads_repeated=max(max(1, own.tp // k.num_kv_heads) for k in own.loaded.kinds),
+        kv_heads_repeated=max(max(1, own.head_devices(k) // k.num_kv_heads) for k in kinds),
         weight_bytes=roofline.weight_bytes if roofline else None,
         kv_tokens=tokens,
         num_kernels=_num_kernels(own, layers),
@@ -118,8 +119,9 @@ def roofline_of(server: Server, weight_dtype: str) -> Roofline | None:
     if not isinstance(weights, Weights):
         return None
     return Roofline(
-        weights=weights, chip=server.loaded_chip, tp=server.tp, weight_dtype=weight_dtype
-    )
+        weights=weights, chip=server.loaded_chip, tp=server.tp, weight_dtype=weight_dtype,
+        ranks=server.attention_ranks,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +130,7 @@ class _Cached:
 
     num_kv_heads: int
     head_dim: int
+    rope_dim: int | None
     kv_dtype: str
     kv_layout: str
 
@@ -138,8 +141,8 @@ def cache_bytes(server: Server) -> tuple[int, int]:
     for kind in server.loaded.at_tp(server.tp).kinds:
         if not kind.reads_other_cache:
             one = _Cached(
-                num_kv_heads=kind.num_kv_heads, head_dim=kind.head_dim, kv_dtype=server.kv_dtype,
-                kv_layout=server.kv_layout,
+                num_kv_heads=kind.num_kv_heads, head_dim=kind.head_dim, rope_dim=kind.rope_dim,
+                kv_dtype=server.kv_dtype, kv_layout=server.kv_layout,
             )  # fmt: skip
             stored += (kind.num_layers or 0) * token_bytes(one)
             useful += (kind.num_layers or 0) * useful_token_bytes(one)
