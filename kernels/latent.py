@@ -29,6 +29,16 @@ _ABSENT = {
 }
 
 
+def in_tiles(problem: Any) -> bool:
+    """Whether a new token is written with its neighbours: along lanes, and among latents."""
+    return bool(problem.is_latent or problem.is_seq_along_lane)
+
+
+def tile_tokens(problem: Any) -> int:
+    """Tokens that are written together: a lane tile, or a row of latents."""
+    return int(problem.row_tokens) if problem.is_latent else layout.LANES
+
+
 def latent_cache_shape(
     num_pages: int, page_size: int, row_tokens: int, lanes: int
 ) -> tuple[int, int, int, int]:

@@ -17,7 +17,7 @@ from rpa_kernels.calls import Refs
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.ints import div, rem
-from rpa_kernels.layout import LANES
+from rpa_kernels.latent import in_tiles, tile_tokens
 from rpa_kernels.problem import Problem
 
 Scalar = Any
@@ -44,7 +44,7 @@ class SeqBlocks:
     @property
     def writes_rows(self) -> bool:
         """Whether new tokens are written from here."""
-        return self.problem.update_kv_cache and not self.problem.is_seq_along_lane
+        return self.problem.update_kv_cache and not in_tiles(self.problem)
 
     def first_of(self, block: Scalar) -> Scalar:
         """First sequence of a block."""
@@ -136,8 +136,10 @@ class SeqBlocks:
         # A block past the last has no rows, but its copy must start at a row that exists.
         tokens: Any = pl.ds(jnp.minimum(self.first_of(block), self.end_seq - 1), rows)
         pairs = [(self.refs.q, self.scratch.q, tokens)]
+        if self.problem.is_latent:
+            pairs.append((self.refs.q_rope, self.scratch.q_rope, tokens))
         if self.problem.update_kv_cache:
-            new = self._new_tiles(block) if self.problem.is_seq_along_lane else tokens
+            new = self._new_tiles(block) if in_tiles(self.problem) else tokens
             pairs.append((self.refs.kv_new, self.scratch.kv_new, new))
         return [
             pltpu.make_async_copy(
@@ -147,20 +149,23 @@ class SeqBlocks:
         ]
 
     def _new_tiles(self, block: Scalar) -> Any:
-        """Lane tiles that hold a block's new tokens; none past the last block."""
+        """Tiles that hold a block's new tokens; none past the last block."""
         last = jnp.minimum(self.first_of(block) + self.config.bq_sz, self.end_seq) - 1
         first_tile = self._first_tile(block)
-        size = jnp.where(self.rows_in(block) > 0, div(last, LANES) - first_tile + 1, 0)
+        size = jnp.where(
+            self.rows_in(block) > 0, div(last, tile_tokens(self.problem)) - first_tile + 1, 0
+        )
         return pl.ds(first_tile, size)
 
     def _first_tile(self, block: Scalar) -> Scalar:
-        """Lane tile of a block's first new token."""
-        return div(jnp.minimum(self.first_of(block), self.end_seq - 1), LANES)
+        """Tile of a block's first new token."""
+        seq = jnp.minimum(self.first_of(block), self.end_seq - 1)
+        return div(seq, tile_tokens(self.problem))
 
     def new_token(self, seq: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-        """Buffer, lane tile and lane of a sequence's new token, where tokens lie along lanes."""
-        block = self.block_of(seq)
-        return rem(block, 2), div(seq, LANES) - self._first_tile(block), rem(seq, LANES)
+        """Buffer, tile, and place in it, of a sequence's new token, where tiles are written."""
+        block, size = self.block_of(seq), tile_tokens(self.problem)
+        return rem(block, 2), div(seq, size) - self._first_tile(block), rem(seq, size)
 
     def start_fetch(self, block: Scalar) -> None:
         """Starts fetching a block; nothing past the last."""
@@ -200,7 +205,7 @@ class SeqBlocks:
     def start_writes(self, block: Scalar) -> None:
         """Starts writing a block's new tokens to the cache, one row a sequence.
 
-        Where tokens lie along lanes `lane_writes.py` does, tile by tile.
+        Where tiles are written `tile_writes.py` does, one by one.
         """
         if not self.writes_rows:
             return
