@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.slots import family_of
 from rpa_tune.analysis.advise_record import Row, Setting
 from rpa_tune.analysis.advise_steps import Steps
 from rpa_tune.candidate import Candidate
@@ -18,9 +19,9 @@ from rpa_tune.models.weights import Weights
 from rpa_tune.tables.reader import Tables
 from rpa_tune.workload.workload import Workload
 
-# Kernel families that a step launches: one for decodes, one for all else. The prefill family does
+# Slots that a step has launches for: one for decodes, one for all else. The prefill family does
 # what mixed does, with chunks of one length.
-FAMILIES = ("decode", "mixed")
+_SLOTS = ("decode", "mixed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,10 +88,10 @@ def draft(
         layers = own.layers()
         workload = steps.at(setting.page_size)
         parts = tuple(
-            _part(own, share, family, workload, tables)
+            _part(own, share, slot, workload, tables)
             for share in layers
-            for family in FAMILIES
-            if any(_launches(workload, family))
+            for slot in _SLOTS
+            if any(_launches(workload, slot))
         )
     except UsageError as error:
         return Draft(server=server, row=Row(setting=setting, refusal=str(error.args[0])))
@@ -173,13 +174,14 @@ def _launches(workload: Workload, family: str) -> list[bool]:
     return [bool(wb.batch.family_seqs(family)) for wb in workload.batches]
 
 
-def _part(server: Server, share: Share, family: str, workload: Workload, tables: Tables) -> Part:
+def _part(server: Server, share: Share, slot: str, workload: Workload, tables: Tables) -> Part:
     """A kernel with the config that the server's dispatcher has for its largest step.
 
     Raises:
       UsageError: No config can exist.
     """
     chip = server.loaded_chip
+    family = family_of(slot, is_latent=share.problem.is_latent)
     choice = select(share.problem, chip.target, family, tables)
     if isinstance(choice, Infeasible):
         raise UsageError(f"no {family} kernel for {share.name} layers: {choice}")

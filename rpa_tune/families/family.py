@@ -64,12 +64,14 @@ class Family(KernelFamily, abc.ABC):
       is_launched: Whether the dispatcher can launch it; only what can be launched is measured.
       unverified: What it is, if its configs are not compared with the reference; empty if they are.
       most_configs: Configs that whoever reads its rows can use for one problem; None: all of them.
+      is_latent: Whether it serves layers with latents (MLA), and no others.
     """
 
     slots: tuple[str, ...]
     is_launched: bool
     unverified: str
     most_configs: int | None
+    is_latent: bool = False
 
     @property
     @abc.abstractmethod

@@ -53,8 +53,8 @@ _NO_EFFECT = frozenset({
     "attention_layers", "attn_config", "attn_impl", "attn_output_gate", "attn_type",
     "attn_uses_sequence_id", "chunk_size_feed_forward", "clip_qkv", "cross_attention_hidden_size",
     "final_logit_softcapping", "first_k_dense_replace", "keys_to_ignore_at_inference",
-    "num_key_value_groups", "qk_head_dim", "num_ln_in_parallel_attn", "parallel_attn", "use_attention_gate",
-    "use_flash_attention", "use_flash_attn", "use_logn_attn",
+    "num_key_value_groups", "num_ln_in_parallel_attn", "parallel_attn", "qk_head_dim",
+    "use_attention_gate", "use_flash_attention", "use_flash_attn", "use_logn_attn",
 })  # fmt: skip
 # Words of such keys, and words of attention.
 _HARMLESS = re.compile(

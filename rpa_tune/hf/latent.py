@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rpa_tune.errors import UsageError
+from rpa_tune.models.model import LayerKind
 
 Config = Mapping[str, Any]
 
@@ -19,7 +20,29 @@ def is_latent(config: Config) -> bool:
     return bool(config.get("kv_lora_rank"))
 
 
-def latent_scale(config: Config) -> float:
+def latent_layer(config: Config, q_heads: int, refusal: str) -> LayerKind:
+    """One layer.
+
+    Args:
+      config: A file's keys.
+      q_heads: Query heads.
+      refusal: What it does that no kernel family can; sizes may then be missing.
+
+    Raises:
+      UsageError: A size is missing.
+    """
+    return LayerKind(
+        num_layers=1,
+        num_q_heads=q_heads,
+        num_kv_heads=1,
+        head_dim=_size(config, "kv_lora_rank"),
+        rope_dim=0 if refusal else _size(config, "qk_rope_head_dim"),
+        sm_scale=1.0 if refusal else _scale(config),
+        refusal=refusal,
+    )
+
+
+def _scale(config: Config) -> float:
     """The factor on the logits: by the size of a head's keys, and by how far YaRN stretches it.
 
     Source: `yarn_apply_mscale` in modeling_deepseek_v3.py of transformers 5.24.0, which the other
@@ -28,7 +51,7 @@ def latent_scale(config: Config) -> float:
     Raises:
       UsageError: A size is missing, or YaRN's factor is no number.
     """
-    dim = size(config, "qk_nope_head_dim") + size(config, "qk_rope_head_dim")
+    dim = _size(config, "qk_nope_head_dim") + _size(config, "qk_rope_head_dim")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     weight = rope.get("mscale_all_dim")
     if not weight or rope.get("rope_type", rope.get("type", "default")) == "default":
@@ -40,7 +63,7 @@ def latent_scale(config: Config) -> float:
     return float(dim**-0.5 * stretch**2)
 
 
-def size(config: Config, name: str) -> int:
+def _size(config: Config, name: str) -> int:
     """A size that latent attention needs.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rpa_tune.errors import UsageError
-from rpa_tune.hf.latent import is_latent, latent_scale, size
+from rpa_tune.hf.latent import is_latent, latent_layer
 from rpa_tune.models.model import LayerKind, merge_kinds
 
 Config = Mapping[str, Any]
@@ -212,7 +212,7 @@ def _attention_layers(config: Config, facts: Config, names: Sequence[str]) -> li
 def _layer(config: Config, facts: Config, name: str, *, shared: bool, refusal: str) -> LayerKind:
     q_heads = _integer("num_attention_heads", config.get("num_attention_heads"))
     if is_latent(config):
-        return _latent_layer(config, q_heads, refusal or _REFUSED.get(name, ""))
+        return latent_layer(config, q_heads, refusal or _REFUSED.get(name, ""))
     kv_heads = _kv_heads(config, q_heads)
     head_dim = _head_dim(config, q_heads)
     if q_heads % kv_heads:
@@ -238,19 +238,6 @@ def _layer(config: Config, facts: Config, name: str, *, shared: bool, refusal: s
         has_sinks=_has_sinks(config, facts, name),
         reads_other_cache=shared,
         refusal=refusal or _REFUSED.get(name, ""),
-    )
-
-
-def _latent_layer(config: Config, q_heads: int, refusal: str) -> LayerKind:
-    """A layer whose cache holds latents; one that is refused may leave sizes out."""
-    return LayerKind(
-        num_layers=1,
-        num_q_heads=q_heads,
-        num_kv_heads=1,
-        head_dim=size(config, "kv_lora_rank"),
-        rope_dim=config.get("qk_rope_head_dim", 0) if refusal else size(config, "qk_rope_head_dim"),
-        sm_scale=1.0 if refusal else latent_scale(config),
-        refusal=refusal,
     )
 
 

@@ -20,10 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rpa_kernels import FAMILIES, layout
+from rpa_kernels import layout
 from rpa_kernels.ints import cdiv
 from rpa_kernels.names import did_you_mean
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import SLOTS, slot_of
 from rpa_tune.errors import UsageError
 
 TPU_INFERENCE, SGLANG_JAX = "tpu-inference", "sglang-jax"
@@ -55,7 +56,7 @@ class Shape:
     num_seqs: int
     above_tokens: int = 0
     above_seqs: int = 0
-    families: tuple[str, ...] = FAMILIES
+    families: tuple[str, ...] = SLOTS
 
     def holds(self, num_tokens: int, num_seqs: int) -> bool:
         """Whether a step of so many tokens and sequences is padded to this shape."""
@@ -79,7 +80,7 @@ class Bucket:
     problem: Problem
     above_tokens: int
     above_seqs: int
-    families: tuple[str, ...] = FAMILIES
+    families: tuple[str, ...] = SLOTS
 
     def can_meet(self, families: tuple[str, ...]) -> bool:
         """Whether a step with sequences of exactly these families can land here.
@@ -89,10 +90,11 @@ class Bucket:
         most_tokens = self.problem.max_num_tokens
         most_seqs = min(self.problem.max_num_seqs, most_tokens)
         least_seqs = max(self.above_seqs + 1, len(families))
-        if not families or least_seqs > most_seqs or not set(families) <= set(self.families):
+        slots = tuple(slot_of(family) for family in families)
+        if not slots or least_seqs > most_seqs or not set(slots) <= set(self.families):
             return False
         # Sequences that are all decode have as many tokens as there are sequences.
-        return families != ("decode",) or max(least_seqs, self.above_tokens + 1) <= most_seqs
+        return slots != ("decode",) or max(least_seqs, self.above_tokens + 1) <= most_seqs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +195,8 @@ class Engine:
         if uneven or most_seqs % self.ranks:
             what = f"a bucket of {uneven[0]} tokens" if uneven else f"{most_seqs} sequences"
             raise UsageError(
-                f"{self._ranks_text} does not divide {what}, which {self.engine} shards over the ranks",
+                f"{self._ranks_text} does not divide {what}, which {self.engine} shards over the "
+                "ranks",
                 hint="use a power of two, and multiples of it for gaps and token buckets",
             )
 
@@ -212,8 +215,8 @@ class Engine:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Families whose sequences a step can have."""
-        return tuple(family for family in FAMILIES if family != "prefill" or self.uses_prefill)
+        """Slots that a step can have sequences in, which are names of families without latents."""
+        return tuple(slot for slot in SLOTS if slot != "prefill" or self.uses_prefill)
 
     def shapes(self) -> Iterator[Shape]:
         """Every shape that a rank compiles, smallest first; `only_tokens` apart."""

@@ -9,9 +9,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from rpa_kernels import FAMILIES
 from rpa_kernels.ints import cdiv
 from rpa_kernels.layout import HEAD_ALONG_SUBLANE, next_power_of_2
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import family_of
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.models.buckets import SGLANG_JAX, TPU_INFERENCE, Engine
@@ -101,6 +103,16 @@ class Server(Engine):
             return self.tp if _has_latents(self.model) else 1
         except UsageError:
             return 1  # `loaded` says what is wrong with the model
+
+    def own_families(self) -> tuple[str, ...]:
+        """The families of ours that its steps launch: for each kind of layers, those of its slots.
+
+        Raises:
+          UsageError: As `layers`.
+        """
+        kinds = {kind.is_latent for kind in self.loaded.served}
+        launched = {family_of(slot, is_latent=kind) for kind in kinds for slot in self.families}
+        return tuple(family for family in FAMILIES if family in launched)
 
     def head_devices(self, kind: LayerKind) -> int:
         """Devices that share the heads of a kind of layers."""

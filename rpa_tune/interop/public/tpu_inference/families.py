@@ -203,6 +203,7 @@ def _family(
         search_axes=axes,
         scratch_bytes=scratch.get(kernel, scratch_bytes),
         kernel_name=name_of,
+        is_latent=kernel == "mla",
         **floors(slots),
     )
 
