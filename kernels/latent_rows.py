@@ -14,6 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels import layout, packed
 from rpa_kernels.ints import div, rem
+from rpa_kernels.lane_pages import NewTokens
 
 Ref = Any
 Scalar = Any
@@ -66,12 +67,15 @@ def load(
 
 def _first(words: jax.Array, num_valid: Scalar, pack: int) -> jax.Array:
     """Words [count, lanes] with zeros in the place of all tokens but the first `num_valid`."""
-    left = num_valid - pack * jax.lax.broadcasted_iota(jnp.int32, words.shape, 0)
-    if pack == 1:
-        return jnp.where(left > 0, words, jnp.zeros_like(words))
-    kept = (jnp.uint32(1) << (left * (32 // pack)).astype(jnp.uint32)) - jnp.uint32(1)
-    kept = jnp.where(left >= pack, jnp.uint32(0xFFFFFFFF), kept)
-    return jnp.where(left > 0, words & kept, jnp.zeros_like(words))
+    token = pack * jax.lax.broadcasted_iota(jnp.int32, words.shape, 0)
+    return words & _low(num_valid - token, pack)
+
+
+def _low(count: jax.Array, pack: int) -> jax.Array:
+    """Words whose first `count` tokens are ones, none below 1 and all from `pack` on."""
+    part = (jnp.clip(count, 0, pack - 1) * (32 // pack)).astype(jnp.uint32)
+    ones = jnp.uint32(0xFFFFFFFF)
+    return jnp.where(count >= pack, ones, (jnp.uint32(1) << part) - jnp.uint32(1))
 
 
 def put_token(
@@ -113,6 +117,53 @@ def put_token(
     row = jax.lax.bitcast_convert_type(jnp.where(place == token, own, old), ref.dtype)
     ref[lead] = row
     out[0][out[1]] = row
+
+
+def put_tokens(ref: Ref, lead: tuple[Scalar, ...], new: NewTokens, *, on_chip: bool) -> None:
+    """Puts new tokens into a row of a KV buffer.
+
+    Args:
+      ref: KV buffers.
+      lead: Indices down to the row.
+      new: What goes there. Its tiles are rows, and its lanes places in a row.
+      on_chip: Which body.
+    """
+    if on_chip:
+        _put_words(ref, lead, new)
+        return
+    old, first, second = (_bits(x) for x in (ref[lead], new.ref[new.first], new.ref[new.second]))
+    place = jax.lax.broadcasted_iota(jnp.int32, old.shape, 0)
+    own = jnp.roll(jnp.where(place >= new.offset, first, second), -new.offset, axis=0)
+    row = jnp.where((place >= new.begin) & (place < new.end), own, old)
+    ref[lead] = jax.lax.bitcast_convert_type(row, ref.dtype)
+
+
+def _put_words(ref: Ref, lead: tuple[Scalar, ...], new: NewTokens) -> None:
+    """`put_tokens` on words of `pack` tokens."""
+    pack = layout.packing(str(ref.dtype))
+    view, new_view = ref.bitcast(jnp.uint32), new.ref.bitcast(jnp.uint32)
+    old, first, second = view[lead], new_view[new.first], new_view[new.second]
+    num_words = old.shape[0]
+    word = jax.lax.broadcasted_iota(jnp.int32, old.shape, 0)
+
+    def words_from(start: Scalar) -> jax.Array:
+        """So many words of both rows, from word `start` of the first on."""
+        if num_words == 1:
+            return jnp.where(start > 0, second, first)
+        mixed = jnp.where(word >= start, first, second)
+        return pltpu.roll(mixed, rem(num_words - start, num_words), 0)
+
+    own = words_from(div(new.offset, pack))
+    if pack > 1:
+        # A token may be in another part of its word than the place that it goes to.
+        shift = (rem(new.offset, pack) * (32 // pack)).astype(jnp.uint32)
+        behind = (words_from(div(new.offset, pack) + 1) << jnp.uint32(1)) << (
+            jnp.uint32(31) - shift
+        )
+        own = (own >> shift) | behind
+    place = word * pack
+    mask = _low(new.end - place, pack) & ~_low(new.begin - place, pack)
+    view[lead] = (own & mask) | (old & ~mask)
 
 
 def _bits(x: jax.Array) -> jax.Array:

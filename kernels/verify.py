@@ -308,6 +308,8 @@ def compare(
     others = np.setdiff1d(np.arange(problem.max_num_tokens), own)
     expected, expected_cache, *wanted = _reference(problem, family.name, batch, operands, "float32")
     baseline, _, *plain = _reference(problem, family.name, batch, operands, "bfloat16")
+    if problem.resolved_out_dtype.startswith("float8"):
+        baseline = np.asarray(reference.quantize(baseline, problem.resolved_out_dtype))
     finished = np.asarray(finish(out, problem).astype(jnp.float32))
     error = _largest(finished[own] - expected[own])
     baseline_error = _largest(baseline[own] - expected[own])

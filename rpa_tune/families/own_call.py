@@ -58,7 +58,7 @@ def _latent_call(family: KernelFamily, problem: Problem, config: Any, target: Ta
 
 
 def abstract_latent_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes and dtypes of the public MLA call: ql_nope, q_pe, new_kv_c, new_k_pe, cache, int32s."""
+    """Shapes and dtypes of the public MLA call."""
     tokens, heads = problem.max_num_tokens, problem.num_q_heads
     latent, rope = problem.head_dim, problem.rope_dim or 0
     shapes = [
