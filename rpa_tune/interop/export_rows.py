@@ -50,7 +50,7 @@ def sort_out(rows: Iterable[TableRow], kernels: Sequence[str], why_not: str) -> 
 
     Args:
       rows: Any rows.
-      kernels: `v3`, `hd64`, `batched`, `stacked`: those that the form has a place for.
+      kernels: `v3`, `hd64`, `batched`, `stacked`, `mla`: those that the form has a place for.
       why_not: Said of the other public kernels.
     """
     export = Export()
