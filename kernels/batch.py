@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import MAX_DECODE_QUERY, Problem
+from rpa_kernels.slots import slot_of
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -108,9 +109,9 @@ class Batch:
         return (self.num_decode, self.num_decode + self.num_prefill, self.num_seqs)
 
     def family_seqs(self, family: str) -> range:
-        """Sequence indices that `family` (`decode`, `prefill` or `mixed`) serves."""
+        """Sequence indices that a family serves: those of its slot (`slots.slot_of`)."""
         d, p, n = self.distribution
-        return {"decode": range(d), "prefill": range(d, p), "mixed": range(p, n)}[family]
+        return {"decode": range(d), "prefill": range(d, p), "mixed": range(p, n)}[slot_of(family)]
 
     def misfit(self, problem: Problem) -> str | None:
         """Why this batch cannot run under `problem`, or None when it fits."""

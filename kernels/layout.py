@@ -25,6 +25,7 @@ DTYPE_BYTES = {
     "int8": 1,
 }
 Q_DTYPES = ("bfloat16", "float32")
+LATENT_Q_DTYPES = (*Q_DTYPES, "float8_e4m3fn", "float8_e5m2")
 KV_DTYPES = tuple(DTYPE_BYTES)
 # Source: `KVLayout` of tpu-inference 0.32.0, batched_rpa/configs.py; the names are its values.
 HEAD_ALONG_SUBLANE, SEQ_ALONG_LANE = "head_along_sublane", "seq_along_lane"

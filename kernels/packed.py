@@ -28,7 +28,13 @@ def word_rows(ref: Ref, lead: tuple[Scalar, ...]) -> Ref:
 
 
 def load_words(
-    ref: Ref, lead: tuple[Scalar, ...], *, row: Scalar, count: int, stride: int
+    ref: Ref,
+    lead: tuple[Scalar, ...],
+    *,
+    row: Scalar,
+    count: int,
+    stride: int,
+    num_lanes: int | None = None,
 ) -> jax.Array:
     """Loads uint32[count, lanes]: words `row`, `row + stride`, ... of `ref[*lead]`.
 
@@ -38,11 +44,13 @@ def load_words(
       row: First word, counted through all dimensions between `lead` and the last two.
       count: Number of words.
       stride: Words from one to the next.
+      num_lanes: Lanes to load, whole registers of them; None for all.
     """
     view = word_rows(ref, lead)
     folds = ref.shape[-1] // layout.LANES
-    parts = [view[pl.ds(row * folds + fold, count, stride * folds)] for fold in range(folds)]
-    return parts[0] if folds == 1 else jnp.concatenate(parts, axis=1)
+    loaded = range(folds if num_lanes is None else num_lanes // layout.LANES)
+    parts = [view[pl.ds(row * folds + fold, count, stride * folds)] for fold in loaded]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
 def store_words(

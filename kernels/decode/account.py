@@ -13,6 +13,7 @@ from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.partition import partition
 from rpa_kernels.family import Traffic
 from rpa_kernels.ints import cdiv
+from rpa_kernels.latent import in_tiles, tile_tokens
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_kernels.window import window_start
@@ -44,7 +45,7 @@ def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, st
         **_kv_buffers(problem, config),
         "q": ((2, bq, *q_token), problem.q_dtype),
         "out": ((2, bq, *q_token), problem.q_dtype),
-        "scaled_q": ((items, groups, rows, lanes), operands.matmul_dtype(problem)),
+        "scaled_q": ((items, groups, rows, problem.k_lanes), operands.matmul_dtype(problem)),
         "item_m": ((items, groups, rows, layout.LANES), "float32"),
         "item_row_sum": ((items, groups, rows, layout.LANES), "float32"),
         "item_acc": ((items, groups, rows, lanes), "float32"),
@@ -54,6 +55,8 @@ def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, st
     }
     if problem.has_sinks:
         named["sinks"] = (problem.sinks_shape, "float32")
+    if problem.is_latent:
+        named["q_rope"] = ((2, bq, *problem.q_rope_shape[1:]), problem.q_dtype)
     if problem.return_lse:
         named["lse"] = ((2, bq, *problem.lse_shape[1:]), "float32")
     return named
@@ -62,6 +65,13 @@ def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, st
 def _kv_buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, str]]:
     """Buffers of KV blocks and of new tokens; see `buffers`."""
     items, dtype = config.seqs_per_step, problem.kv_dtype
+    if problem.is_latent:
+        row = problem.kv_cache_shape[2:]
+        return {
+            "kv": ((config.num_buffers, items * config.bkv_sz // row[0], *row), dtype),
+            "kv_new": ((2, new_tiles(problem, config), *row), dtype),
+            "kv_out": ((config.num_buffers, items, *row), dtype),
+        }
     if problem.is_seq_along_lane:
         width = min(problem.page_size, config.bkv_sz)
         pages = items * (config.bkv_sz // width)
@@ -81,12 +91,12 @@ def _kv_buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape
 
 
 def new_tiles(problem: Problem, config: DecodeConfig) -> int:
-    """Lane tiles of new tokens that a block of sequences may lie in, where it begins anywhere."""
-    return cdiv(config.bq_sz * problem.decode_query_size - 1, layout.LANES) + 1
+    """Tiles of new tokens that a block of sequences may lie in, where it begins anywhere."""
+    return cdiv(config.bq_sz * problem.decode_query_size - 1, tile_tokens(problem)) + 1
 
 
 def item_tiles(problem: Problem) -> int:
-    """Lane tiles of the cache that the new tokens of one item may lie in."""
+    """Tiles of the cache that the new tokens of one item may lie in."""
     return min(problem.decode_query_size, 2)
 
 
@@ -121,8 +131,8 @@ def _fetch_copies(problem: Problem, config: DecodeConfig, batch: Batch, core: Co
     """Copies that fetch cached tokens."""
     seqs, size = _seqs(problem, config, batch, core), config.bkv_sz
     spans = _spans(problem, config, batch, core)
-    # Whole pages come along lanes, with the places of new tokens.
-    is_exact = problem.update_kv_cache and not problem.is_seq_along_lane
+    # Whole pages or rows come in tiles, with the places of new tokens.
+    is_exact = problem.update_kv_cache and not in_tiles(problem)
     ends = [span.query if is_exact else span.end for span in spans]
     if size <= problem.page_size:
         return sum(cdiv(end - span.start, size) for span, end in zip(spans, ends, strict=True))
@@ -149,12 +159,12 @@ def _write_copies(problem: Problem, config: DecodeConfig, batch: Batch, core: Co
 
 
 def _new_tiles_read(problem: Problem, config: DecodeConfig, batch: Batch, core: Core) -> int:
-    """Lane tiles of new tokens that are read, block of sequences by block."""
-    seqs, tiles = _seqs(problem, config, batch, core), 0
+    """Tiles of new tokens that are read, block of sequences by block."""
+    seqs, tiles, size = _seqs(problem, config, batch, core), 0, tile_tokens(problem)
     starts = [0, *itertools.accumulate(batch.q_lens)]
     for first in range(seqs.start, seqs.stop, config.bq_sz):
         last = starts[min(first + config.bq_sz, seqs.stop)] - 1
-        tiles += last // layout.LANES - starts[first] // layout.LANES + 1
+        tiles += last // size - starts[first] // size + 1
     return tiles
 
 
@@ -177,22 +187,24 @@ def traffic(
     num_tokens, new = sum(end - query for _, query, end in spans), int(problem.update_kv_cache)
     new_rows, written = num_tokens, num_tokens
     write_copies = new * _write_copies(problem, config, batch, core)
-    if problem.is_seq_along_lane:
-        width = min(problem.page_size, config.bkv_sz)
+    if in_tiles(problem):
+        size = tile_tokens(problem)
+        width = size if problem.is_latent else min(problem.page_size, config.bkv_sz)
         cached = [cdiv(span.end - span.start, width) * width for span in spans]
-        new_rows = _new_tiles_read(problem, config, batch, core) * layout.LANES
-        written = write_copies * layout.LANES
+        new_rows = _new_tiles_read(problem, config, batch, core) * size
+        written = write_copies * size
     else:
         cached = [(span.query if new else span.end) - span.start for span in spans]
     seq_blocks = cdiv(len(spans), config.bq_sz)
     q_bytes, kv_bytes = num_tokens * problem.q_token_bytes, problem.kv_token_bytes
+    out_bytes = num_tokens * problem.out_token_bytes
     return Traffic(
         read_bytes=sum(cached) * kv_bytes
         + q_bytes
         + new * new_rows * kv_bytes
         + bool(spans) * problem.sinks_bytes,
-        write_bytes=q_bytes + new * written * kv_bytes + num_tokens * problem.lse_token_bytes,
-        num_copies=(2 + new + problem.return_lse) * seq_blocks
+        write_bytes=out_bytes + new * written * kv_bytes + num_tokens * problem.lse_token_bytes,
+        num_copies=(2 + new + problem.return_lse + problem.is_latent) * seq_blocks
         + write_copies
         + _fetch_copies(problem, config, batch, core)
         + bool(spans) * problem.has_sinks,
@@ -214,7 +226,8 @@ def mxu_flops(
     # Where words are multiplied as they lie, so are the rows of other heads.
     pack = layout.packing(problem.kv_dtype) if heads.keeps_words(problem) else 1
     rows = sum(group.rows(problem) for group in heads.head_groups(problem))
-    return tiles * 4 * rows * pack * config.bkv_csz * problem.padded_head_dim
+    lanes = problem.k_lanes + problem.padded_head_dim
+    return tiles * 2 * rows * pack * config.bkv_csz * lanes
 
 
 def useful_bytes(problem: Problem, batch: Batch) -> int:
@@ -229,8 +242,9 @@ def useful_flops(problem: Problem, batch: Batch) -> int:
 
 def kernel_name(problem: Problem, config: DecodeConfig) -> str:
     """Name of the Pallas call in dumps and profiles."""
+    kind = "mla" if problem.is_latent else "rpa"
     return (
-        f"rpa_decode-p{problem.page_size}-bkv{config.bkv_sz}_{config.bkv_csz}"
+        f"{kind}_decode-p{problem.page_size}-bkv{config.bkv_sz}_{config.bkv_csz}"
         f"-s{config.seqs_per_step}-n{config.num_buffers}-q{config.bq_sz}"
         + (f"-t{problem.decode_query_size}" if problem.decode_query_size > 1 else "")
     )

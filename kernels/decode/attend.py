@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from rpa_kernels import lane_ops, lane_pages, layout, online_softmax, operands, packed
+from rpa_kernels import lane_ops, lane_pages, latent_rows, layout, online_softmax, operands, packed
 from rpa_kernels.decode import heads
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.heads import HeadGroup
@@ -64,6 +64,9 @@ class Attend:
                     s.q, row, head=group.first, count=group.count, tokens=self.tokens,
                     on_chip=self.on_chip,
                 )  # fmt: skip
+                if s.q_rope is not None:
+                    rope = packed.load_token_q(s.q_rope, row, head=0, on_chip=self.on_chip)
+                    q = jnp.concatenate([q, rope], axis=1)
                 s.scaled_q[g, i, pl.ds(0, q.shape[0])] = online_softmax.scale_q(q, self.problem)
         s.item_m[...] = jnp.full_like(s.item_m, MASKED)
         s.item_row_sum[...] = jnp.zeros_like(s.item_row_sum)
@@ -138,7 +141,10 @@ class Attend:
             "num_valid": num_valid if value else None,
             "on_chip": self.on_chip,
         }
-        if problem.is_seq_along_lane:
+        if problem.is_latent:
+            lanes = problem.padded_head_dim if value else problem.k_lanes
+            kv = latent_rows.load(self.scratch.kv, (slot,), lanes=lanes, **where)
+        elif problem.is_seq_along_lane:
             kv = lane_pages.load(
                 self.scratch.kv, (slot,), part=2 * group.first + int(value),
                 head_dim=problem.padded_head_dim, **where,

@@ -18,7 +18,7 @@ from rpa_kernels.decode import heads
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.ints import div, rem
-from rpa_kernels.layout import LANES
+from rpa_kernels.latent import in_tiles, tile_tokens
 from rpa_kernels.problem import Problem
 
 Scalar = Any
@@ -45,7 +45,7 @@ class SeqBlocks:
     @property
     def writes_rows(self) -> bool:
         """Whether new tokens are written from here."""
-        return self.problem.update_kv_cache and not self.problem.is_seq_along_lane
+        return self.problem.update_kv_cache and not in_tiles(self.problem)
 
     def first_of(self, block: Scalar) -> Scalar:
         """First sequence of a block."""
@@ -159,8 +159,10 @@ class SeqBlocks:
         # A block past the last has no rows, but its copy must start at a row that exists.
         tokens: Any = pl.ds(self.token_of(self._real_seq(block)), size)
         pairs = [(self.refs.q, self.scratch.q, tokens)]
+        if self.problem.is_latent:
+            pairs.append((self.refs.q_rope, self.scratch.q_rope, tokens))
         if self.problem.update_kv_cache:
-            new = self._new_tiles(block) if self.problem.is_seq_along_lane else tokens
+            new = self._new_tiles(block) if in_tiles(self.problem) else tokens
             pairs.append((self.refs.kv_new, self.scratch.kv_new, new))
         return [
             pltpu.make_async_copy(
@@ -170,21 +172,23 @@ class SeqBlocks:
         ]
 
     def _new_tiles(self, block: Scalar) -> Any:
-        """Lane tiles that hold a block's new tokens; none past the last block."""
+        """Tiles that hold a block's new tokens; none past the last block."""
         end_seq = jnp.minimum(self.first_of(block) + self.config.bq_sz, self.end_seq)
         last = self.token_of(end_seq) - 1
         first_tile = self._first_tile(block)
-        size = jnp.where(self.rows_in(block) > 0, div(last, LANES) - first_tile + 1, 0)
+        size = jnp.where(
+            self.rows_in(block) > 0, div(last, tile_tokens(self.problem)) - first_tile + 1, 0
+        )
         return pl.ds(first_tile, size)
 
     def _first_tile(self, block: Scalar) -> Scalar:
-        """Lane tile of a block's first new token."""
-        return div(self.token_of(self._real_seq(block)), LANES)
+        """Tile of a block's first new token."""
+        return div(self.token_of(self._real_seq(block)), tile_tokens(self.problem))
 
     def new_token(self, seq: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-        """Buffer, lane tile and lane of a sequence's first new token, along lanes."""
-        block, token = self.block_of(seq), self.token_of(seq)
-        return rem(block, 2), div(token, LANES) - self._first_tile(block), rem(token, LANES)
+        """Buffer, tile, and place in it, of a sequence's first new token; with tiles only."""
+        block, token, size = self.block_of(seq), self.token_of(seq), tile_tokens(self.problem)
+        return rem(block, 2), div(token, size) - self._first_tile(block), rem(token, size)
 
     def start_fetch(self, block: Scalar) -> None:
         """Starts fetching a block; nothing past the last."""
@@ -224,7 +228,7 @@ class SeqBlocks:
     def start_writes(self, block: Scalar) -> None:
         """Starts writing a block's new tokens to the cache, one row or a few for each sequence.
 
-        Where tokens lie along lanes `lane_writes.py` does, tile by tile.
+        Where tiles are written `tile_writes.py` does, one by one.
         """
         if not self.writes_rows:
             return

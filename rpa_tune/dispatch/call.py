@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rpa_kernels import layout
-from rpa_kernels.problem import Problem, check_mask_value, check_whole
+from rpa_kernels.checks import check_mask_value, check_whole
+from rpa_kernels.problem import Problem
 
 BlockSizes = tuple[int, int, int, int]
 

@@ -13,6 +13,7 @@ from typing import Any
 from rpa_kernels.batch import Batch
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import slot_of
 from rpa_tune.candidate import Status
 from rpa_tune.compile.pool import FailureKind, Reply, TaskPool, WorkerPool
 from rpa_tune.families.family import Family
@@ -96,14 +97,15 @@ def hostile_batches(
         | {longest}
     )
     batches: tuple[Batch, ...]
-    if family == "decode":
+    slot = slot_of(family)
+    if slot == "decode":
         most = decode_query_size
         q_lens = [min(most - i % most, edge) for i, edge in enumerate(edges)]
         batches = (
             _batch(q_lens, edges, num_decode=len(edges), page_seed=1),
             _batch([most, 5], [longest, 5], num_decode=1, page_seed=2),
         )
-    elif family == "prefill":
+    elif slot == "prefill":
         contexts = [edge for edge in edges if edge >= chunk]
         batches = (
             Batch(

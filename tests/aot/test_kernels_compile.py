@@ -211,18 +211,6 @@ def test_heads_of_512_compile_on_every_chip(pool, tmp_path, family, chip):
     simulate(pool, tmp_path, problems)
 
 
-# (feature, family, chip) that fails, with a test of its own below.
-DEADLOCK = ("small_pages_not_causal", "mixed", "v7x")
-
-
-@pytest.mark.slow
-@pytest.mark.xfail(reason="its simulation ends in a deadlock; the cause is not known", strict=True)
-def test_small_pages_without_causal_mask_compile_on_v7x(pool, tmp_path):
-    name, family, chip = DEADLOCK
-    problem = dataclasses.replace(LLAMA, **FEATURES[name])
-    simulate(pool, tmp_path, {name: (family, problem, chip)})
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", ["v4", "v5e", "v5p", "v7x"])
 @pytest.mark.parametrize("family", ["decode", "mixed"])
@@ -230,6 +218,5 @@ def test_features_compile_on_every_chip(pool, tmp_path, family, chip):
     problems = {
         name: (family, dataclasses.replace(LLAMA, **changes), chip)
         for name, changes in FEATURES.items()
-        if (name, family, chip) != DEADLOCK
     }
     simulate(pool, tmp_path, problems)

@@ -1,6 +1,7 @@
-"""New tokens of a step, where the tokens of a page lie along lanes.
+"""New tokens of a step, where they are written with their neighbours (`latent.in_tiles`).
 
-A token is one lane of a lane tile of 128 tokens, which copies move whole. The tile came with the
+A token is one lane of a lane tile of 128 tokens, or one of the tokens in a row of latents; copies
+move tiles whole. The tile came with the
 sequence's last KV block; the token is put into it for the step's products, and the tile goes back
 to the cache from a buffer of its own, so that the KV buffer can be filled again at once. Nobody
 else reads or writes the tile: the last page of a sequence is its own. Several new tokens of a
@@ -13,13 +14,14 @@ from typing import Any
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from rpa_kernels import lane_pages
+from rpa_kernels import lane_pages, latent_rows
 from rpa_kernels.decode.account import item_tiles, new_tiles
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.decode.seq_blocks import SeqBlocks
 from rpa_kernels.decode.walk import Item
-from rpa_kernels.ints import rem
+from rpa_kernels.ints import div, rem
+from rpa_kernels.latent import tile_tokens
 from rpa_kernels.layout import LANES
 from rpa_kernels.pages import PagedCache
 from rpa_kernels.problem import Problem
@@ -31,7 +33,7 @@ LANE_BITS = LANES.bit_length() - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LaneWrites:
+class TileWrites:
     """Refs and statics; a slot is a KV buffer, and has buffers for as many tiles as items."""
 
     cache: PagedCache
@@ -68,16 +70,10 @@ class LaneWrites:
 
             @pl.when(has_new)
             def _(g: int = g, item: Item = item) -> None:
-                *tile, new_lane = self.seq_blocks.new_token(item.seq)
-                lane = rem(item.num_cached, LANES)
-                new = lane_pages.NewTokens(
-                    ref=s.kv_new, first=tuple(tile), second=tuple(tile),
-                    offset=(new_lane - lane) & (LANES - 1), begin=lane, end=lane + 1,
-                )  # fmt: skip
-                start = g * self.config.bkv_sz + item.num_cached - lane
-                lane_pages.put_tokens(
-                    s.kv, (slot,), start, new, (tiles, (slot, g)), on_chip=self.on_chip
-                )
+                *tile, new_place = self.seq_blocks.new_token(item.seq)
+                place = rem(item.num_cached, tile_tokens(self.cache.problem))
+                start = g * self.config.bkv_sz + item.num_cached - place
+                self._put_token((slot, g), start, place, (tuple(tile), new_place))
                 self.cache.start_write_tile(
                     tiles.at[slot, g], s.write_sems.at[slot], seq=item.seq,
                     position=item.kv_len - 1,
@@ -130,6 +126,35 @@ class LaneWrites:
         self.cache.start_write_tile(
             tiles.at[slot, out], s.write_sems.at[slot], seq=item.seq, position=item.start + start
         )
+
+    def _put_token(
+        self,
+        out: tuple[Scalar, int],
+        start: Scalar,
+        place: Scalar,
+        new: tuple[tuple[Scalar, ...], Scalar],
+    ) -> None:
+        """Puts a token into its tile of the KV buffer, and the tile into the one that is sent.
+
+        Args:
+          out: Slot and item.
+          start: First token of the tile in the buffer.
+          place: The token's in the tile.
+          new: Indices down to a tile of new tokens, and the token's place in it.
+        """
+        s, (tiles, _), (slot, _), (tile, new_place) = self.scratch, self._written, out, new
+        if self.cache.problem.is_latent:
+            row = div(start, self.cache.problem.row_tokens)
+            latent_rows.put_token(
+                s.kv, (slot, row), place, (s.kv_new, tile, new_place), (tiles, out),
+                on_chip=self.on_chip,
+            )  # fmt: skip
+            return
+        tokens = lane_pages.NewTokens(
+            ref=s.kv_new, first=tile, second=tile, offset=(new_place - place) & (LANES - 1),
+            begin=place, end=place + 1,
+        )  # fmt: skip
+        lane_pages.put_tokens(s.kv, (slot,), start, tokens, (tiles, out), on_chip=self.on_chip)
 
     def _wait(self, slot: Scalar) -> None:
         """Waits until the tiles of the last step of this slot are in the cache."""
