@@ -143,7 +143,7 @@ def test_a_tree_of_drafts_is_for_decode_alone():
     )
     same = np.asarray([0, 1, 3, 7])
     np.testing.assert_allclose(expected[same], causal[same], rtol=0, atol=1e-6)
-    assert np.abs(expected[2] - causal[2]).max() > 0.05
+    assert np.abs(expected[2] - causal[2]).max() > 0.04
     with pytest.raises(ValueError, match="has 1 decode sequences that it would leave out"):
         call(plan=DISPATCHER.plan(problem, Step.of([7], [9], [0, 0, 1])), tree_mask=mask)
     with pytest.raises(ValueError, match=r"tree_mask must be int32\(32,\), got bool\(3,\)"):
