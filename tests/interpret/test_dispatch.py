@@ -189,7 +189,7 @@ def test_queries_and_cache_are_donated():
     assert [array.is_deleted() for array in arrays] == [True, False, False, True]
 
 
-@pytest.mark.parametrize("donated", [(), (0, 3)])
+@pytest.mark.parametrize("donated", [pytest.param((), marks=pytest.mark.slow), (0, 3)])
 def test_a_callers_jit_decides_about_donation(donated):
     """Without it the caller's cache is as it was, though the kernels write theirs in place."""
     batch = BATCHES["decode only"]
