@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels import inputs, online_softmax, runs
+from rpa_kernels import inputs, online_softmax, runs, tree
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
@@ -141,7 +141,7 @@ class KernelLaunch:
         scalars: tuple[jax.Array, ...] = (kv_lens, page_indices, cu_q_lens, distribution)
         q, *rope = q if isinstance(q, tuple) else (q,)
         check_operands((*scalars, q, kv_new, kv_cache, *rope), sinks, lse, problem)
-        check_tree_mask(tree_mask, problem)
+        tree.check(tree_mask, problem)
         names = (field.name for field in dataclasses.fields(BatchArrays))
         # The record of the host's arrays, here with those of the call.
         traced: dict[str, Any] = dict(zip(names, scalars, strict=True))
@@ -310,15 +310,3 @@ def check_operands(
         raise ValueError("return_lse=False, but there is a log-sum-exp to write to")
     if lse.shape != problem.lse_shape or lse.dtype != jnp.float32:
         raise ValueError(f"lse is {lse.dtype}{lse.shape}, not float32{problem.lse_shape}")
-
-
-def check_tree_mask(tree_mask: jax.Array | None, problem: Problem) -> None:
-    """Refuses a tree mask that is missing, unexpected, or not a word a token."""
-    if (tree_mask is not None) != problem.has_tree_mask:
-        raise ValueError(f"has_tree_mask={problem.has_tree_mask}, but tree_mask is {tree_mask}")
-    if tree_mask is None:
-        return
-    if tree_mask.shape != (problem.max_num_tokens,) or tree_mask.dtype != jnp.int32:
-        raise ValueError(
-            f"tree_mask is {tree_mask.dtype}{tree_mask.shape}, not int32({problem.max_num_tokens},)"
-        )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rpa_kernels import inputs
+from rpa_kernels import inputs, tree
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
@@ -118,20 +118,10 @@ def sequences(
             positions=kv_lens[i] - q_lens[i] + index,
             pages=page_table[i, :most_pages],
             kv_len=kv_lens[i],
-            sees_new=_sees_new(i, index, arrays, tree_mask) if problem.has_tree_mask else None,
+            sees_new=tree.sees_new(i, index, arrays, tree_mask) if problem.has_tree_mask else None,
         )
         for i in chosen
     ]
-
-
-def _sees_new(i: int, index: Any, arrays: BatchArrays, tree_mask: Any) -> np.ndarray[Any, Any]:
-    """Whether each new token of a sequence sees each: by the mask for decode, else causal."""
-    row, column = index[:, None], index[None]
-    if i >= int(arrays.distribution[0]):
-        return np.asarray(column <= row)
-    bits = np.asarray(tree_mask)
-    own = bits[np.minimum(arrays.cu_q_lens[i] + row, len(bits) - 1)]
-    return np.asarray((column == row) | ((own >> np.minimum(column, 31)) & 1 == 1))
 
 
 @functools.partial(jax.jit, static_argnames=("problem",))

@@ -14,7 +14,7 @@ from interpret.kernel_cases import (
     make_target,
 )  # fmt: skip
 
-from rpa_kernels import load_family
+from rpa_kernels import load_family, tree
 from rpa_kernels.batch import Batch
 from rpa_kernels.decode.account import kernel_name
 from rpa_kernels.verify import verify
@@ -105,6 +105,15 @@ TREES = {
 def test_a_tree_of_drafts_sees_what_its_mask_says(name):
     """Masks of any bits: also of later tokens, and of tokens that there are none of."""
     check(make_problem(decode_query_size=4, has_tree_mask=True, **TREES[name]), BATCH)
+
+
+def test_a_mask_counts_in_decode_alone():
+    arrays = BATCH.arrays(make_problem(decode_query_size=4))
+    mask, index = np.zeros(48, np.int32), np.arange(9)
+    mask[:4] = 0b0000, 0b0001, 0b0001, 0b1101
+    of_first, of_last = (tree.sees_new(seq, index, arrays, mask) for seq in (0, 6))
+    assert of_first[:4, :4].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
+    assert (of_last == np.tri(9, dtype=bool)).all()
 
 
 @pytest.mark.slow
