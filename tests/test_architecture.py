@@ -13,13 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Layer -> layers it may import. A layer is a folder or a module, named as it is imported; where a
 # module inside a folder is named too, it is a layer of its own.
-BASE = {"errors", "files", "ranges", "known_versions"}
+BASE = {"errors", "files", "ranges", "known_versions", "libtpu_args"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "errors": set(),
     "files": set(),
     "ranges": set(),
     "known_versions": set(),
+    "libtpu_args": set(),
     "hw": {"kernels"},
     "llo": {"hw"},
     "workload": {"kernels", "capture.reader", "workload.step"},
@@ -120,7 +121,9 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     },
 }
 # Files outside cli that may read environment variables.
-ENVIRONMENT_IN = {"rpa_tune/compile/target.py", "rpa_tune/compile/paths.py"}
+ENVIRONMENT_IN = {
+    "rpa_tune/compile/target.py", "rpa_tune/compile/paths.py", "rpa_tune/libtpu_args.py",
+}  # fmt: skip
 # kernels' files that promise to need no jax, with the layers built on them.
 NO_JAX = [
     "rpa_kernels.batch", "rpa_kernels.problem", "rpa_kernels.decode.account",

@@ -12,7 +12,7 @@ import click
 
 from rpa_tune.candidate import Correctness, Fidelity, Method
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import ChipName, NameChoice, cache_option
+from rpa_tune.cli.options import ChipName, NameChoice, cache_option, libtpu_args_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
@@ -38,6 +38,7 @@ _OPTIONS = (
     cache_option,
     click.option("--workers", type=number("workers"), default=1, show_default=True,
                  help="Compiler processes."),
+    libtpu_args_option,
 )  # fmt: skip
 
 
@@ -63,6 +64,7 @@ def check(
     store_file: Path,
     cache: Path,
     workers: int,
+    libtpu_args: str,
     as_json: bool,
 ) -> None:
     """Finds rows of FOLDER, or of the shipped tables, that are stale under what is installed.
@@ -81,11 +83,13 @@ def check(
     if recompile:
         fetch(rows, cache)
         evaluators: dict[Method, AbstractEvaluator] = {
-            Fidelity.SIMULATED: make_evaluator(workers, cache)
+            Fidelity.SIMULATED: make_evaluator(workers, cache, libtpu_args)
         }
         with Journal(store_file) as journal:
             oracle = Oracle(evaluators=evaluators, journal=journal, watch=Lines(len(rows)))
-            checks = list(ask_each(rows, lambda row: ask(row, oracle, plans), oracle, workers))
+            checks = list(
+                ask_each(rows, lambda row: ask(row, oracle, plans, libtpu_args), oracle, workers)
+            )
     else:
         checks = [check_versions(row, plans) for row in rows]
     if as_json:
@@ -98,9 +102,9 @@ def check(
         raise click.exceptions.Exit(EXIT_FINDINGS)
 
 
-def make_evaluator(workers: int, cache: Path) -> AbstractEvaluator:
+def make_evaluator(workers: int, cache: Path, libtpu_args: str = "") -> AbstractEvaluator:
     """Who compiles and simulates."""
-    return SimulatedEvaluator(num_workers=workers, cache_dir=cache)
+    return SimulatedEvaluator(num_workers=workers, cache_dir=cache, libtpu_args=libtpu_args)
 
 
 def choose_rows(folder: Path, chip: str | None, family: str | None) -> list[TableRow]:

@@ -18,6 +18,7 @@ from rpa_tune.compile.cache import CompileCache, Compiled, compile_key
 from rpa_tune.errors import DumpError
 from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import Chip
+from rpa_tune.libtpu_args import args_here, difference
 
 # The three ways in which the compiler says that memory ran out.
 # Source: messages of libtpu 0.0.42.1 and 0.0.50.1.
@@ -45,9 +46,12 @@ def compile_candidate(candidate: Candidate, cache: CompileCache) -> Compiled:
 
     Raises:
       DumpError: The compiler was content, but its schedule is missing.
+      RuntimeError: This worker's libtpu has other flags than the candidate.
       Exception: What the kernel's Python code raises while it is traced.
     """
-    key = compile_key(candidate, target.program_settings())
+    if other := difference(candidate.libtpu_args, args_here()):
+        raise RuntimeError(f"a candidate {other}")
+    key = compile_key(candidate, target.program_settings(candidate.libtpu_args))
     if (known := cache.load(key)) is not None:
         return known
     call = candidate.family.call(candidate.problem, candidate.config, candidate.chip)

@@ -253,6 +253,7 @@ def _evidence(decision: Decision, workload: Workload) -> Evidence:
         kernel_digest=str(source.get("kernel") or ""),
         jax=str(source.get("jax") or ""),
         libtpu=str(source.get("libtpu") or ""),
+        libtpu_args=chosen.candidate.libtpu_args,
         date=str(source.get("time") or "")[:10],
     )
 

@@ -71,7 +71,7 @@ def simulate_candidate(task: SimulateTask) -> SimulateAnswer:
     costs: dict[str, Any] = {}
     try:
         compiled = compile_schedule(task)
-        costs |= _compile_costs(compiled)
+        costs |= _compile_costs(compiled, task.candidate)
         if compiled.status is not Status.OK or compiled.bundles is None:
             return SimulateAnswer(status=compiled.status, detail=compiled.detail, costs=costs)
         worker.report_phase("parse")
@@ -115,7 +115,7 @@ def compile_schedule(task: SimulateTask) -> Compiled:
     return compile_candidate(task.candidate, cache)
 
 
-def _compile_costs(compiled: Compiled) -> dict[str, Any]:
+def _compile_costs(compiled: Compiled, candidate: Candidate) -> dict[str, Any]:
     return {
         "lower_s": compiled.lower_s,
         "compile_s": compiled.compile_s,
@@ -124,7 +124,7 @@ def _compile_costs(compiled: Compiled) -> dict[str, Any]:
         "vmem_bytes": compiled.vmem_bytes,
         "vmem_spill_bytes": compiled.vmem_spill_bytes,
         "hbm_allocated_bytes": compiled.hbm_allocated_bytes,
-        "settings": target.program_settings(),
+        "settings": target.program_settings(candidate.libtpu_args),
     }
 
 

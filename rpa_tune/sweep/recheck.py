@@ -17,6 +17,7 @@ from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.families.family import Family
 from rpa_tune.families.registry import known_family, load_family
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.libtpu_args import difference
 from rpa_tune.provenance import versions
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import SweepPlan
@@ -75,7 +76,7 @@ def remake(row: TableRow, plans: Sequence[SweepPlan] = ()) -> Study:
         raise UsageError(f"the problem cannot be rebuilt: {error}") from error
     return Study(
         name=row.where, family=family_of(row), problem=problem, chip=load_chip(row.key.chip),
-        workload=workload,
+        workload=workload, libtpu_args=row.evidence.libtpu_args,
     )  # fmt: skip
 
 
@@ -105,13 +106,16 @@ def check_versions(row: TableRow, plans: Sequence[SweepPlan] = ()) -> RowCheck:
     )
 
 
-def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> RowCheck:
+def ask(
+    row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = (), libtpu_args: str = ""
+) -> RowCheck:
     """Evaluates a row's configs and today's heuristic, and compares.
 
     Args:
       row: Its `where` must be its own.
       oracle: Simulates, and remembers.
       plans: See `remake`.
+      libtpu_args: Flags that the oracle's compiler is given.
 
     Raises:
       BudgetSpentError, StoppedError: See `Oracle.ask`.
@@ -129,6 +133,8 @@ def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> RowCh
         study = remake(row, plans)
     except UsageError as error:
         return _with(check, "remake", error.args[0])
+    if other := difference(study.libtpu_args, libtpu_args):
+        return _with(check, "remake", f"{other}: see --libtpu-args")
     heuristic = study.heuristic()
     wave = dict.fromkeys([*configs, *([] if isinstance(heuristic, Infeasible) else [heuristic])])
     candidates = [study.candidate(config) for config in wave]

@@ -11,6 +11,8 @@ from typing import Any, get_type_hints
 
 from rpa_kernels.layout import KV_LAYOUTS
 from rpa_kernels.problem import Problem
+from rpa_tune.errors import UsageError
+from rpa_tune.libtpu_args import parse_args
 from rpa_tune.tables.key import ADDED_FIELDS, TuningKey
 from rpa_tune.tables.step import FEATURES, Lengths
 
@@ -82,6 +84,8 @@ class Evidence:
       date: UTC day, `YYYY-MM-DD`.
       interval_us: Where nine of ten sets of the simulator's parameters put the time of the first
         config; None when it was not simulated under them.
+      libtpu_args: Flags that the compiler was given (`libtpu_args.py`); a file has the field only
+        where there were some.
       share_of_wins: Of those sets, the share under which the tuned config, or else the best one
         that was found, beats the heuristic; a tie is half a win. None as well.
     """
@@ -107,13 +111,17 @@ class Evidence:
     problem: dict[str, Any] | None = None
     interval_us: tuple[float, float] | None = None
     share_of_wins: float | None = None
+    libtpu_args: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return asdict(self) | {
+        data = asdict(self) | {
             "regret_by_num_configs_pct": list(self.regret_by_num_configs_pct),
             "interval_us": self.interval_us and list(self.interval_us),
         }
+        if not self.libtpu_args:
+            del data["libtpu_args"]
+        return data
 
     @property
     def speedup(self) -> float | None:
@@ -198,7 +206,9 @@ def _evidence(data: dict[str, Any]) -> Evidence:
     if span is not None:
         _check_interval(span)
     changed = {"regret_by_num_configs_pct": tuple(regrets), "interval_us": span and tuple(span)}
-    evidence: Evidence = _record(Evidence, "evidence", {**data, **changed})
+    stated = {"libtpu_args": "", **data, **changed}
+    evidence: Evidence = _record(Evidence, "evidence", stated)
+    _check_libtpu_args(evidence.libtpu_args)
     if evidence.verdict not in (TUNED, HEURISTIC):
         raise ValueError(f"evidence.verdict={evidence.verdict!r} is not tuned or heuristic")
     if evidence.fidelity not in FIDELITIES:
@@ -211,6 +221,16 @@ def _evidence(data: dict[str, Any]) -> Evidence:
         if name.endswith("_us") and value <= 0:
             raise ValueError(f"evidence.{name}={value} must be above zero")
     return evidence
+
+
+def _check_libtpu_args(text: str) -> None:
+    """Flags as they are kept, or two spellings of the same would be two sets."""
+    try:
+        kept = parse_args(text)
+    except UsageError as error:
+        raise ValueError(f"evidence.libtpu_args={text!r:.60}: {error.args[0]}") from error
+    if kept != text:
+        raise ValueError(f"evidence.libtpu_args={text!r:.60} must be written {kept!r:.60}")
 
 
 def _check_interval(data: Any) -> None:
