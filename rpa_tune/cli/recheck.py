@@ -14,10 +14,13 @@ from rpa_tune.candidate import Correctness, Fidelity, Method
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import ChipName, NameChoice, cache_option, libtpu_args_option
 from rpa_tune.cli.output import counted, print_json
+from rpa_tune.cli.recheck_across import across, passed_on
+from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families.registry import ALL_FAMILIES, known_family
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.provenance import versions
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import load_plan
@@ -54,10 +57,13 @@ def recompile_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--recompile", is_flag=True,
               help="Compile and simulate the rows' configs and the heuristics again.")  # fmt: skip
 @recompile_options
+@click.option("--python", "pythons", multiple=True, type=click.Path(path_type=Path),
+              help="Also with the jax and libtpu of this Python; repeatable.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def check(
     folder: Path | None,
     recompile: bool,
+    pythons: tuple[Path, ...],
     chip: str | None,
     family: str | None,
     plan_files: tuple[Path, ...],
@@ -74,10 +80,19 @@ def check(
     heuristic beats. A row whose workload cannot be rebuilt is a finding, too: see --plan. Results
     are stored: after an interruption the same command resumes.
 
+    With --python the same is asked under other pairs of jax and libtpu, each an environment that
+    has rpa-tune, and the answers stand in one table: time, whether the row's config is still best
+    of those that are asked, what no longer fits.
+
     Exit codes: 0 nothing found; 2 usage; 3 findings, or a table does not parse.
 
     Example: rpa-tune tables check tuned_tables --recompile --chip v6e
     """
+    if pythons:
+        if not recompile:
+            raise UsageError("--python asks rows again", where="--python", hint="add --recompile")
+        words = passed_on(click.get_current_context())
+        raise click.exceptions.Exit(across(words, pythons, store_file, as_json))
     plans = [load_plan(file) for file in plan_files]
     rows = choose_rows(folder or shipped_folder(), chip, family)
     if recompile:
@@ -93,7 +108,7 @@ def check(
     else:
         checks = [check_versions(row, plans) for row in rows]
     if as_json:
-        print_json({"rows": [_to_dict(found) for found in checks]})
+        print_json({"versions": versions(), "rows": [_to_dict(found) for found in checks]})
     else:
         for found in checks:
             click.echo(_text(found))
@@ -184,6 +199,10 @@ def _text(found: RowCheck) -> str:
         else:
             what += ", today's heuristic has no time"
     lines = [f"{finding.rule}: {finding.message}" for finding in found.findings]
+    for one in found.overtaken_by:
+        fields = ", ".join(f"{name}={value}" for name, value in one.config.items())
+        then, now = f"{one.then_us:,.1f} us before", f"{one.time_us:,.1f} us now"
+        lines.append(f"order changed: a runner-up is faster today: {then}, {now}: {fields}")
     older = [f"{name} {then or '?'} -> {now or '?'}" for name, (then, now) in found.older.items()]
     lines += [f"since: {', '.join(older)}"] if older else []
     return "\n  ".join([f"{found.row.where}: {what}", *lines])
@@ -211,5 +230,7 @@ def _to_dict(found: RowCheck) -> dict[str, Any]:
         "time_us_then": found.row.evidence.time_us,
         "time_us": found.time_us,
         "heuristic_us": found.heuristic_us,
+        "runners_up": [asdict(one) for one in found.runners_up],
+        "overtaken": bool(found.overtaken_by),
         "findings": [asdict(finding) for finding in found.findings],
     }

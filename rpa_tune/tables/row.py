@@ -20,6 +20,7 @@ SCHEMA = "rpa-table/4"  # older ones: `migrate.py`
 FIDELITIES = ("analytical", "simulated", "measured")
 TUNED, HEURISTIC = "tuned", "heuristic"  # verdicts
 MAX_CONFIGS = 8  # a serving engine compiles every one of them for every bucket
+MAX_RUNNERS_UP = 3
 MAX_CLAUSES = 32  # of a rule that is meant to be read
 # Tables may come from elsewhere: no size, limit or config field is beyond a 32-bit register.
 MAX_INTEGER = 2**31 - 1
@@ -84,6 +85,9 @@ class Evidence:
       date: UTC day, `YYYY-MM-DD`.
       interval_us: Where nine of ten sets of the simulator's parameters put the time of the first
         config; None when it was not simulated under them.
+      runners_up: The next best configs of the study, best first, as `{"config": {...}, "time_us":
+        ...}`: another compiler may prefer one (`tables check`). A file has the field only where
+        there are some.
       libtpu_args: Flags that the compiler was given (`libtpu_args.py`); a file has the field only
         where there were some.
       share_of_wins: Of those sets, the share under which the tuned config, or else the best one
@@ -112,6 +116,7 @@ class Evidence:
     interval_us: tuple[float, float] | None = None
     share_of_wins: float | None = None
     libtpu_args: str = ""
+    runners_up: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -119,8 +124,10 @@ class Evidence:
             "regret_by_num_configs_pct": list(self.regret_by_num_configs_pct),
             "interval_us": self.interval_us and list(self.interval_us),
         }
-        if not self.libtpu_args:
-            del data["libtpu_args"]
+        data["runners_up"] = list(self.runners_up)
+        for name in ("libtpu_args", "runners_up"):  # older files stay as they are
+            if not data[name]:
+                del data[name]
         return data
 
     @property
@@ -206,7 +213,9 @@ def _evidence(data: dict[str, Any]) -> Evidence:
     if span is not None:
         _check_interval(span)
     changed = {"regret_by_num_configs_pct": tuple(regrets), "interval_us": span and tuple(span)}
-    stated = {"libtpu_args": "", **data, **changed}
+    runners_up = data.get("runners_up", [])
+    _check_runners_up(runners_up)
+    stated = {"libtpu_args": "", **data, **changed, "runners_up": tuple(runners_up)}
     evidence: Evidence = _record(Evidence, "evidence", stated)
     _check_libtpu_args(evidence.libtpu_args)
     if evidence.verdict not in (TUNED, HEURISTIC):
@@ -221,6 +230,16 @@ def _evidence(data: dict[str, Any]) -> Evidence:
         if name.endswith("_us") and value <= 0:
             raise ValueError(f"evidence.{name}={value} must be above zero")
     return evidence
+
+
+def _check_runners_up(data: Any) -> None:
+    """A few configs with their times; whether they can exist is found out when they are asked."""
+    if not isinstance(data, list) or len(data) > MAX_RUNNERS_UP:
+        raise ValueError(f"evidence.runners_up must be a list to {MAX_RUNNERS_UP}")
+    for i, one in enumerate(data):
+        _check_names(f"evidence.runners_up[{i}]", one, {"config", "time_us"})
+        _configs([one["config"]])
+        _check_finite(f"evidence.runners_up[{i}].time_us", one["time_us"])
 
 
 def _check_libtpu_args(text: str) -> None:
@@ -318,6 +337,7 @@ _ACCEPTS: dict[Any, tuple[type, ...]] = {
     float | None: (float, int, type(None)),
     dict[str, Any] | None: (dict, type(None)),
     tuple[float, ...]: (tuple,),
+    tuple[dict[str, Any], ...]: (tuple,),
     tuple[float, float] | None: (tuple, type(None)),
 }
 
