@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
         "models.catalog", "models.buckets", "models.padding", "models.server", "provenance",
-        "decide", "tables", "families", "families.registry", "report", "compile",
+        "decide", "tables", "families", "families.registry", "report.frame", "compile",
     },
     "decide": {
         "candidate", "store", "tables", "kernels", "hw", "workload", "families", "llo",
@@ -78,7 +78,10 @@ ALLOWED: dict[str, set[str]] = {
         "kernels", "hw", "tables", "candidate", "compile", "dispatch", "llo", "families",
         "interop.public", "provenance",
     },
-    "report": {"candidate", "store", "tables", "llo", "hw"},
+    "report": {
+        "candidate", "store", "tables", "llo", "hw", "decide", "space", "sweep", "models.padding",
+    },
+    "report.frame": {"candidate", "store"},
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
@@ -102,9 +105,12 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
         "rpa_tune/sweep/sampler_optuna.py",
         "rpa_tune/sweep/exchange.py",
         "rpa_tune/sweep/exchange_text.py",
+        "rpa_tune/report/importance.py",
     },
+    "altair": {"report"},
+    "vl_convert": {"report"},
     "ray": {"rpa_tune/compile/ray_pool.py"},
-    "pandas": {"report", "rpa_tune/sweep/result.py"},  # there for type checkers only
+    "pandas": {"report.frame", "rpa_tune/sweep/result.py"},  # there for type checkers only
     "click": {"cli"},
     "rich": {"cli"},
     "jax": {
@@ -147,6 +153,7 @@ LONGER: dict[str, str] = {
     "kernels/packed.py:load_kv": "where in a buffer, which head, how much of it: all scalars",
     "kernels/pages.py:start_fetch": "source, destination, range: a copy in one call",
     "rpa_tune/sweep/run.py:tune": SWEEP_OPTIONS,
+    "rpa_tune/analysis/verify.py:verify": "keywords of a public call: those of `rpa-tune verify`",
     "rpa_tune/llo/words.py:arithmetic": "compiled; one line or two for each operation",
     "rpa_tune/llo/recording.py:replay_loop": "compiled; a twin of run_loop, without its registers",
     "rpa_tune/llo/loop.py:run_loop": "compiled; calls inside would pass all arrays by value",
@@ -173,8 +180,8 @@ NOT_IMPORTED: dict[str, str] = {
     **{
         f"rpa_tune.cli.{name}": A_COMMAND
         for name in (
-            "audit", "explain", "plan", "portfolio", "status", "sweep", "tpu_check", "verify",
-            "workloads",
+            "audit", "explain", "plan", "portfolio", "report", "status", "tpu_check",
+            "verify", "workloads",
         )
     },
 }  # fmt: skip

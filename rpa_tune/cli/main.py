@@ -27,6 +27,7 @@ COMMANDS = {
     "opcodes": ("rpa_tune.cli.opcodes", "opcodes"),
     "plan": ("rpa_tune.cli.plan", "plan_command"),
     "portfolio": ("rpa_tune.cli.portfolio", "portfolio"),
+    "report": ("rpa_tune.cli.report", "report"),
     "status": ("rpa_tune.cli.status", "status"),
     "sweep": ("rpa_tune.cli.sweep", "sweep"),
     "tables": ("rpa_tune.cli.tables", "tables"),

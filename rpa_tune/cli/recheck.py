@@ -201,8 +201,8 @@ def _text(found: RowCheck) -> str:
     lines = [f"{finding.rule}: {finding.message}" for finding in found.findings]
     for one in found.overtaken_by:
         fields = ", ".join(f"{name}={value}" for name, value in one.config.items())
-        then, now = f"{one.then_us:,.1f} us before", f"{one.time_us:,.1f} us now"
-        lines.append(f"order changed: a runner-up is faster today: {then}, {now}: {fields}")
+        times = f"{one.then_us:,.1f} us before, {one.time_us:,.1f} us now"
+        lines.append(f"order changed: a runner-up is faster today: {times}: {fields}")
     older = [f"{name} {then or '?'} -> {now or '?'}" for name, (then, now) in found.older.items()]
     lines += [f"since: {', '.join(older)}"] if older else []
     return "\n  ".join([f"{found.row.where}: {what}", *lines])

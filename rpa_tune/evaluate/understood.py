@@ -5,6 +5,7 @@ finds that out before the first is compiled. What the probes of an installation 
 that a run that goes on asks nothing.
 """
 
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_kernels.batch import Batch
+from rpa_kernels.slots import is_latent, slot_of
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import probe
 from rpa_tune.compile.cache import CompileCache, compile_key
@@ -35,6 +37,10 @@ _BATCHES = {
     "prefill": Batch(q_lens=(5,), kv_lens=(70,), num_decode=0, num_prefill=1),
     "mixed": Batch(q_lens=(1, 5), kv_lens=(64, 70), num_decode=1),
 }
+# The same of latent attention.
+_LATENT = dataclasses.replace(
+    probe.PROBLEM, num_q_heads=16, head_dim=512, rope_dim=64, sm_scale=192**-0.5
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,12 +173,15 @@ def read_schedule(file: Path) -> str:
 
 def _task(chip: Chip, family: str, cache_dir: Path, libtpu_args: str = "") -> SimulateTask:
     record = load_family(family)
-    config = record.default_config(probe.PROBLEM, chip.target)
+    problem = _LATENT if is_latent(family) else probe.PROBLEM
+    config = record.default_config(problem, chip.target)
     candidate = Candidate(
-        family=record, problem=probe.PROBLEM, config=config, chip=chip, workload="probe",
+        family=record, problem=problem, config=config, chip=chip, workload="probe",
         libtpu_args=libtpu_args,
     )  # fmt: skip
-    return SimulateTask(candidate=candidate, batches=(_BATCHES[family],), cache_dir=cache_dir)
+    return SimulateTask(
+        candidate=candidate, batches=(_BATCHES[slot_of(family)],), cache_dir=cache_dir
+    )
 
 
 def _schedule(candidate: Candidate, cache_dir: Path) -> Path | None:

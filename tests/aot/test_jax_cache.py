@@ -59,6 +59,7 @@ def test_an_entry_is_found_again_wherever_the_code_and_the_folder_lie(filled, tm
     assert fill(moved, tmp_path / "on the host", tmp_path, "v6e:2x2", "host", **shell) == {entry}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "flags"), [("v6e:2x4", ""), ("v6e:2x2", "--xla_tpu_scoped_vmem_limit_kib=65536")]
 )

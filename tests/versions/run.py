@@ -19,7 +19,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from rpa_kernels import FAMILIES
+from rpa_kernels.slots import SLOTS
 from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.hw.chip import load_chips
 from rpa_tune.known_versions import Pair, supported_pairs
@@ -107,7 +107,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pair", action="append", default=[], metavar="LIBTPU")
     parser.add_argument("--chips", default=",".join(load_chips()))
-    parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--families", default=",".join(SLOTS))
     parser.add_argument("--environments", type=Path, default=default_cache_dir() / "versions")
     asked = parser.parse_args()
     pairs = supported_pairs()
