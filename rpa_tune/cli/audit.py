@@ -65,7 +65,11 @@ def audit_command(
     Example: rpa-tune audit --model llama3-8b --chip v6e --max-num-seqs 64
     """
     found = audit(make_server(options), tables=tables, fail_on=fail_on, libtpu_args=libtpu_args)
-    command = tune_command(found.server, tables, fail_on, workload) if found.tunable else None
+    command = (
+        tune_command(found.server, tables, fail_on, workload, libtpu_args)
+        if found.tunable
+        else None
+    )
     if as_json:
         print_json(_to_dict(found, command))
     else:
@@ -78,7 +82,9 @@ def audit_command(
         raise click.exceptions.Exit(EXIT_MISSES)
 
 
-def tune_command(server: Server, tables: Path | None, fail_on: str, workload: str) -> str:
+def tune_command(
+    server: Server, tables: Path | None, fail_on: str, workload: str, libtpu_args: str = ""
+) -> str:
     """The command line that writes a plan for the misses and sweeps it."""
     words: list[object] = ["rpa-tune", "plan", *to_words(server), "--missing"]
     words += ["--tables", tables] if tables else []
@@ -89,6 +95,7 @@ def tune_command(server: Server, tables: Path | None, fail_on: str, workload: st
     plan = f"{name or 'server'}-{server.chip}.yaml"
     sweep: list[object] = ["rpa-tune", "sweep", plan]
     sweep += ["--tables", tables] if tables else []
+    sweep += ["--libtpu-args", libtpu_args] if libtpu_args else []
     first = shlex.join(map(str, [*words, "-o", plan]))
     return f"{first} && {shlex.join(map(str, sweep))}"
 

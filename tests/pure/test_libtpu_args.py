@@ -8,13 +8,16 @@ import pytest
 from fake_sweep import make_study
 from table_rows import make_row
 
+from rpa_tune.analysis.audit import audit
 from rpa_tune.artifact.compiled import package_versions
 from rpa_tune.candidate import Candidate
+from rpa_tune.cli.audit import tune_command
 from rpa_tune.compile import lower, target
 from rpa_tune.compile.cache import CompileCache, compile_key
 from rpa_tune.dispatch import dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.libtpu_args import HOST_FLAG, args_here, difference, parse_args
+from rpa_tune.models.server import Server
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.tables.row import row_from_dict
 
@@ -114,3 +117,16 @@ def test_the_dispatcher_says_once_that_its_rows_were_made_with_other_flags(monke
         monkeypatch.setenv("LIBTPU_INIT_ARGS", f"{A} {HOST_FLAG}")
         dispatcher.load_dispatcher("v6e")._say_other_flags(choice)
     assert len(caplog.records) == 1
+
+
+def test_an_audit_counts_rows_that_were_made_with_other_flags_than_the_servers():
+    server = Server(
+        model="llama3-8b", chip="v6e", max_num_seqs=64, max_num_batched_tokens=1024, page_size=128
+    )
+    assert not audit(server).other_flags
+    found = audit(server, libtpu_args=f"{B} {A}")
+    (text,) = found.other_flags
+    assert text == f"made with LIBTPU_INIT_ARGS=none, here {A} {B}"
+    assert found.other_flags[text] == sum(entry.made_with is not None for entry in found.entries)
+    command = tune_command(server, None, "heuristic", "azure-conv", found.libtpu_args)
+    assert command.endswith(f"--libtpu-args '{A} {B}'")
