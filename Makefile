@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv sweep test test-slow test-scale test-all check format golden clean
+.PHONY: help venv sweep test test-slow test-scale test-versions test-all check format golden clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test-slow: $(STAMP) ## the slower checks: wide kernel spaces, every chip
 test-scale: $(STAMP) ## a sweep's tasks on a local Ray cluster; installs the extra
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
 	$(BIN)/python -m pytest -n 0 -m scale
+
+test-versions: $(STAMP) ## compile for every chip with each pair of jax and libtpu; keeps an environment for each
+	$(BIN)/python tests/versions/run.py $(VERSIONS)
 
 check: $(STAMP) ## formatter, linter, types, architecture
 	$(BIN)/ruff format --check .

@@ -13,13 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Layer -> layers it may import. A layer is a folder or a module, named as it is imported; where a
 # module inside a folder is named too, it is a layer of its own.
-BASE = {"errors", "files", "ranges", "known_versions"}
+BASE = {"errors", "files", "ranges", "known_versions", "libtpu_args"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "errors": set(),
     "files": set(),
     "ranges": set(),
     "known_versions": set(),
+    "libtpu_args": set(),
     "hw": {"kernels"},
     "llo": {"hw"},
     "workload": {"kernels", "capture.reader", "workload.step"},
@@ -126,7 +127,9 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     },
 }
 # Files outside cli that may read environment variables.
-ENVIRONMENT_IN = {"rpa_tune/compile/target.py", "rpa_tune/compile/paths.py"}
+ENVIRONMENT_IN = {
+    "rpa_tune/compile/target.py", "rpa_tune/compile/paths.py", "rpa_tune/libtpu_args.py",
+}  # fmt: skip
 # kernels' files that promise to need no jax, with the layers built on them.
 NO_JAX = [
     "rpa_kernels.batch", "rpa_kernels.problem", "rpa_kernels.decode.account",
@@ -150,6 +153,7 @@ LONGER: dict[str, str] = {
     "kernels/packed.py:load_kv": "where in a buffer, which head, how much of it: all scalars",
     "kernels/pages.py:start_fetch": "source, destination, range: a copy in one call",
     "rpa_tune/sweep/run.py:tune": SWEEP_OPTIONS,
+    "rpa_tune/analysis/verify.py:verify": "keywords of a public call: those of `rpa-tune verify`",
     "rpa_tune/llo/words.py:arithmetic": "compiled; one line or two for each operation",
     "rpa_tune/llo/recording.py:replay_loop": "compiled; a twin of run_loop, without its registers",
     "rpa_tune/llo/loop.py:run_loop": "compiled; calls inside would pass all arrays by value",
@@ -176,7 +180,7 @@ NOT_IMPORTED: dict[str, str] = {
     **{
         f"rpa_tune.cli.{name}": A_COMMAND
         for name in (
-            "audit", "explain", "plan", "portfolio", "report", "status", "sweep", "tpu_check",
+            "audit", "explain", "plan", "portfolio", "report", "status", "tpu_check",
             "verify", "workloads",
         )
     },
