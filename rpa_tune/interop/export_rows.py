@@ -79,7 +79,7 @@ def _kernel(name: str) -> str | None:
     if name in TOKAMAX:
         return "tokamax"
     family = TPU_INFERENCE.get(name)
-    return family and family.kernel
+    return None if family is None else family.kernel
 
 
 def asked(export: Export, rows: Iterable[TableRow]) -> Iterator[tuple[TableRow, Problem]]:

@@ -64,7 +64,7 @@ def register() -> None:
             NAME, error,
         )  # fmt: skip
         return
-    _log_with_vllm()
+    log_with_vllm()
     door.register_attention_backend(
         NAME, attention=functools.partial(make), vllm_backend=f"{_MODULE}.RpaTuneBackend"
     )
@@ -134,7 +134,7 @@ def _fits(name: str, value: Any) -> bool:
     return type(value) is type(usual)
 
 
-def _log_with_vllm() -> None:
+def log_with_vllm() -> None:
     """Our lines go where vLLM's go: it sets up its own logger alone."""
     ours, theirs = logging.getLogger("rpa_tune"), logging.getLogger("vllm")
     if not ours.handlers and theirs.handlers:
