@@ -14,12 +14,16 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cat > "$folder/show.py" <<'PYTHON'
-import importlib.metadata, inspect, sys, types
+import importlib, importlib.metadata, inspect, sys, types
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 
 
-class Anything:
+class Whatever(type):
+    def __getattr__(cls, name): return Anything()
+
+
+class Anything(metaclass=Whatever):
     def __init__(self, *args, **kwargs): pass
     def __init_subclass__(cls, **kwargs): pass
     def __class_getitem__(cls, item): return cls
@@ -31,7 +35,8 @@ class Stand(types.ModuleType):
     __path__ = []
     def __getattr__(self, name):
         if name.startswith("__"): raise AttributeError(name)
-        return {"AttentionType": Kinds, "register_backend": lambda *a: lambda c: c}.get(name, Anything if name[0].isupper() else Anything())
+        known = {"AttentionType": Kinds, "register_backend": lambda *a: lambda c: c}
+        return known.get(name, Anything if name[0].isupper() else Anything())
 
 
 class Kinds: DECODER, ENCODER_ONLY = "decoder", "encoder_only"
@@ -39,8 +44,7 @@ class Kinds: DECODER, ENCODER_ONLY = "decoder", "encoder_only"
 
 class Finder(MetaPathFinder, Loader):
     def find_spec(self, name, path=None, target=None):
-        rest = name.startswith("tpu_inference.") and not any(
-            part.startswith(name) or name == part for part in (WANTED,))
+        rest = name.startswith("tpu_inference.") and not WANTED.startswith(name)
         if name.split(".")[0] in ("torch", "torchax", "vllm") or rest:
             return ModuleSpec(name, self, is_package=True)
     def create_module(self, spec): return Stand(spec.name)
@@ -55,7 +59,6 @@ for depth in range(1, 5):  # its packages' own code is not needed
     package = types.ModuleType(name)
     package.__path__ = [str(root.joinpath(*WANTED.split(".")[1:depth]))]
     sys.modules[name] = package
-import importlib
 module = importlib.import_module(WANTED)
 
 seen = {}
@@ -83,3 +86,7 @@ PYTHON
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps tpu-inference==0.32.0
 JAX_PLATFORMS=cpu "$folder/venv/bin/python" "$folder/show.py"
 echo "as recorded"
+# Output seen:
+#   tpu-inference 0.32.0 jax 0.11.2
+#   the layer was made with logits_soft_cap=50.0
+#   its call has sliding_window=4096, soft_cap=None

@@ -43,3 +43,9 @@ PYTHON
 "$folder/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps tpu-inference==0.32.0
 "$folder/venv/bin/python" "$folder/show.py"
 echo "as recorded"
+# Output seen:
+#   tpu-inference 0.32.0
+#   flax models that call attention: dflash, gemma4, gemma4_mtp, llama3, qwen2, qwen3, qwen3_dflash
+#   of their 10 calls, 0 name a backend
+#   of the 1 calls of vLLM's layers, 1 name one
+#   the KV cache manager asks the chosen backend for shapes in 5 places
