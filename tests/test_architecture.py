@@ -73,8 +73,8 @@ ALLOWED: dict[str, set[str]] = {
     "dispatch.plan": {"kernels"},
     "interop.public": {"kernels", "hw", "families"},
     "interop": {
-        "kernels", "hw", "tables", "candidate", "compile", "dispatch", "llo", "families",
-        "interop.public", "provenance",
+        "kernels", "hw", "tables", "candidate", "compile", "dispatch", "dispatch.plan", "llo",
+        "families", "interop.public", "provenance",
     },
     "report": {"candidate", "store", "tables", "llo", "hw"},
     "analysis": {

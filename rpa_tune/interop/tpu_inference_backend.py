@@ -28,7 +28,7 @@ from rpa_tune.interop import intercept
 from rpa_tune.interop.engine_call import Served
 from rpa_tune.interop.guard import Guard
 from rpa_tune.interop.public.tpu_inference.functions import MODULES
-from rpa_tune.interop.vllm_plugin import Options, log_with_vllm, options_of
+from rpa_tune.interop.vllm_options import Options, log_with_vllm, options_of
 
 _log = logging.getLogger("rpa_tune.interop")
 

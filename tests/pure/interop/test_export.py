@@ -12,6 +12,7 @@ from rpa_tune.errors import UsageError
 from rpa_tune.interop.export import EXPORTERS, export_env, export_kwargs
 from rpa_tune.interop.export_rows import OURS
 from rpa_tune.interop.sglang_jax_tables import table_key
+from rpa_tune.interop.tokamax_tables import call_spec
 from rpa_tune.interop.tpu_inference_tables import hd64_key
 from rpa_tune.tables.lint import lint_folder
 from rpa_tune.tables.reader import load_tables
@@ -151,6 +152,7 @@ def test_two_rows_make_one_entry_of_tokamax_by_its_own_names():
     found = EXPORTERS["tokamax"](rows)
     assert found.exported == rows
     ((call, entry),) = json.loads(found.text).items()
+    assert json.loads(call) == call_spec(PROBLEM)
     assert json.loads(call)["kv_cache"] == "bf16[128,16,2,2,128]"
     ((config, data),) = entry.items()
     assert json.loads(config) == {

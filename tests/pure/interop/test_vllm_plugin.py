@@ -9,7 +9,8 @@ import pytest
 
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import vllm_plugin
-from rpa_tune.interop.vllm_plugin import Options, options_of, register, variant
+from rpa_tune.interop.vllm_options import Options, options_of
+from rpa_tune.interop.vllm_plugin import register, variant
 
 
 @pytest.fixture
