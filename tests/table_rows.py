@@ -14,6 +14,13 @@ PROBLEM = Problem(
     max_num_seqs=8, pages_per_seq=16, num_pages=128,
 )  # fmt: skip
 
+# DeepSeek-V3 on a device that has all heads.
+LATENT = Problem(
+    num_q_heads=128, num_kv_heads=1, head_dim=512, rope_dim=64, kv_packing=32, page_size=1024,
+    max_num_tokens=128, max_num_seqs=64, pages_per_seq=8, num_pages=512,
+    q_dtype="float8_e4m3fn", kv_dtype="float8_e4m3fn",
+)  # fmt: skip
+
 
 def make_evidence(**fields):
     return replace(

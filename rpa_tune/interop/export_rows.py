@@ -51,7 +51,8 @@ def sort_out(rows: Iterable[TableRow], kernels: Sequence[str], why_not: str) -> 
 
     Args:
       rows: Any rows.
-      kernels: `v3`, `hd64`, `batched`, `stacked`, `tokamax`: those that the form has a place for.
+      kernels: `v3`, `hd64`, `batched`, `stacked`, `mla`, `tokamax`: those that the form has a place
+        for.
       why_not: Said of the other public kernels.
     """
     export = Export()

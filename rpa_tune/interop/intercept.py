@@ -30,7 +30,9 @@ from rpa_tune.interop.stand_in import StandIn, check_drift
 _IGNORED = {
     "num_kv_pages_per_block", "num_queries_per_block", "decode_block_sizes", "prefill_block_sizes",
 }  # fmt: skip
-_KNOWN = {*LEADING, "attention_sink", "decode_query_size", *Features.__annotations__, *_IGNORED}
+_KNOWN = {
+    *LEADING["v3"], "attention_sink", "decode_query_size", *Features.__annotations__, *_IGNORED,
+}  # fmt: skip
 INTERFACE = "tpu_inference.layers.common.attention_interface"
 _PACKAGE = "tpu_inference"
 # What its layers call for head size 64, and for all others: v3's or the batched kernel's.
@@ -84,8 +86,9 @@ def loaded_functions() -> dict[str, Any]:
         name = FUNCTIONS.get(kernel, "ragged_paged_attention")
         function = getattr(sys.modules[MODULES[kernel]], name, None)
         check_drift(
-            function, f"{MODULES[kernel]}.{name}", leading=LEADING, known=_KNOWN, hint=_HINT
-        )
+            function, f"{MODULES[kernel]}.{name}", leading=LEADING[kernel], known=_KNOWN,
+            hint=_HINT,
+        )  # fmt: skip
         found[kernel] = function
     return found
 
@@ -101,7 +104,7 @@ def _attend(
     if kernel == "batched" and known.get("kv_layout") is None:
         known["kv_layout"] = batched_layout()
     theirs = functools.partial(original, **features)
-    return served.attend(arrays, known, theirs=theirs, only_mixed=query_size > 1)
+    return served.attend(arrays, known, theirs=theirs, query_size=query_size)
 
 
 def batched_layout() -> str:

@@ -107,7 +107,7 @@ class RpaTuneAttention(AttentionBackend):  # type: ignore[misc]
         said = self._features(features)
         return self.served.attend(
             arrays, said, theirs=self._theirs(said, arrays),
-            only_mixed=features["decode_query_size"] > 1,
+            query_size=features["decode_query_size"],
         )  # fmt: skip
 
     def _features(self, features: dict[str, Any]) -> dict[str, Any]:

@@ -110,6 +110,7 @@ KERNELS = {
     "batched": (("public-hd64",), ("public-batched-decode", "public-batched-mixed")),
 }
 _HD64 = 64
+_LATENT = ("public-mla-decode", "public-mla-mixed")  # whatever kernel is asked for
 
 
 def families_of_kernel(servers: Sequence[Server], kernel: str) -> list[str]:
@@ -128,6 +129,9 @@ def families_of_kernel(servers: Sequence[Server], kernel: str) -> list[str]:
         if server.engine == "sglang-jax" and kernel != "public":
             raise UsageError(f"sglang-jax has no {kernel} kernel", hint="--kernel public")
         for share in server.layers():
+            if share.problem.is_latent:
+                names += _LATENT
+                continue
             is_64 = share.problem.head_dim == _HD64
             if is_64 and server.engine == "sglang-jax":
                 raise UsageError(
@@ -153,7 +157,7 @@ def plan_text(
     """
     if not servers:
         raise UsageError("no server to plan for")
-    launched = {family for server in servers for family in server.families}
+    launched = {family for server in servers for family in server.own_families()}
     asked = [f for f in ALL_FAMILIES if f in (launched if families is None else families)]
     left_out = never_launched(servers, workload, asked)
     asked = [family for family in asked if family not in left_out]

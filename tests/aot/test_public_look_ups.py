@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 from engine_wheels import SGLANG_JAX, sglang_jax_main
-from table_rows import PROBLEM, timed_row
+from table_rows import LATENT, PROBLEM, timed_row
 
 from rpa_kernels import layout
 from rpa_kernels.batch import Batch
@@ -34,7 +34,7 @@ def chosen(name, problem):
 @pytest.mark.parametrize("name", sorted(TPU_INFERENCE))
 def test_the_functions_own_choice_is_a_config(name):
     family = TPU_INFERENCE[name]
-    config = chosen(name, HD64 if family.kernel == "hd64" else PROBLEM)
+    config = chosen(name, {"hd64": HD64, "mla": LATENT}.get(family.kernel, PROBLEM))
     if reason := why_untraceable(family.kernel):
         assert reason in str(config)
     else:
@@ -120,6 +120,51 @@ def test_exported_rows_are_what_sglang_jax_finds(sglang_look_up, change):
     assert export.exported == rows
     exec(compile(export.text, "exported", "exec"), {})
     assert found() == blocks
+
+
+def test_exported_rows_of_the_latent_kernel_are_what_the_engine_then_looks_up(
+    tmp_path, monkeypatch
+):
+    # 77 sequences: the key of a row rounds them, the engine's table does not.
+    problem = replace(LATENT, max_num_seqs=77, max_num_tokens=616, pages_per_seq=9)
+    blocks = {
+        "public-mla-decode": {"bkv_sz": 2048, "batch_size": 2},
+        "public-mla-mixed": {"bq_sz": 32, "bkv_sz": 2048, "q_split": 8},
+    }
+    rows = []
+    for name, config in blocks.items():
+        rows.append(timed_row(name, problem, configs=[config]))
+    before = [chosen(name, problem) for name in blocks]
+    WHEEL.load(WHEEL.root, functions.MODULES["mla"].rsplit(".", 1)[0] + ".tuned_params")
+    (tmp_path / "exported_mla.py").write_text(export_tables(rows).text)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("exported_mla")
+    sys.modules.pop("exported_mla")
+    for (name, config), old in zip(blocks.items(), before, strict=True):
+        new = chosen(name, problem)
+        assert TPU_INFERENCE[name].config_to_dict(new) == config
+        assert new != old
+        assert chosen(name, replace(problem, max_num_seqs=78)) == old
+
+
+def test_the_latent_function_makes_the_launches_that_its_families_are_for():
+    problem = replace(LATENT, num_q_heads=8)
+    blocks = {
+        "decode": {"bkv_sz": 2048, "batch_size": 4},
+        "mixed": {"bq_sz": 8, "bkv_sz": 1024, "q_split": 2},
+    }
+    call = functions.bind("mla", WHEEL.root, chip=load_chip("v6e"), problem=problem, blocks=blocks)
+    batch = Batch(q_lens=(1,) * 7 + (5,), kv_lens=(40,) * 8, num_decode=7)
+    made = {one.name: one.operands for one in call.pallas_calls(batch)}
+    grids = []
+    for case in ("decode", "mixed"):
+        family = TPU_INFERENCE[f"public-mla-{case}"]
+        config = family.config_from_dict(blocks[case])
+        grids += [int(made[name][0][0]) for name in family.kernel_names(problem, config)]
+    assert grids == [1, 3, 1]  # four sequences at once, three one by one, one with more tokens
+    turned = [name for name in made if name.startswith("xpose")]
+    assert len(made) == 3 + len(turned)
+    assert len(turned) == 2
 
 
 def test_the_batched_kernel_is_told_a_share_of_smem():

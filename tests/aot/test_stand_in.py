@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from table_rows import PROBLEM
 
+from rpa_kernels.problem import MAX_DECODE_QUERY
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import intercept
@@ -143,7 +144,7 @@ def test_a_name_bound_by_import_is_replaced_and_a_hidden_one_is_noticed(interfac
 
 
 @pytest.mark.parametrize("kernel", ["batched"], indirect=True)
-def test_several_tokens_in_the_decode_slot_are_served_by_the_mixed_kernel(interface):
+def test_tokens_in_the_decode_slot_are_as_many_as_the_engine_says(interface):
     dispatcher = load_dispatcher(chip="v6e")
     planned = []
     plan = dispatcher.plan
@@ -152,9 +153,15 @@ def test_several_tokens_in_the_decode_slot_are_served_by_the_mixed_kernel(interf
     try:
         trace(interface)
         trace(interface, decode_query_size=3)
+        trace(interface, decode_query_size=MAX_DECODE_QUERY + 1)
     finally:
         stand_in.uninstall()
-    assert [one.families for one in planned] == [("decode", "mixed"), ("mixed",)]
+    assert [one.families for one in planned] == [
+        ("decode", "mixed"),
+        ("decode", "mixed"),
+        ("mixed",),
+    ]
+    assert [one.problem.decode_query_size for one in planned] == [1, 3, 1]
 
 
 @pytest.mark.parametrize("kernel", ["v3"], indirect=True)
@@ -248,9 +255,9 @@ def test_the_plug_ins_backend_serves_the_engines_call(backend, call, expected):
 
 
 @pytest.mark.parametrize("kernel", ["v3"], indirect=True)
-def test_drafts_in_the_decode_slot_have_the_mixed_kernel(backend):
+def test_long_drafts_in_the_decode_slot_have_the_mixed_kernel(backend):
     dispatcher = load_dispatcher(chip="v6e")
-    attend(backend, served=Served(dispatcher=dispatcher), decode_query_size=4)
+    attend(backend, served=Served(dispatcher=dispatcher), decode_query_size=MAX_DECODE_QUERY + 1)
     (menu,) = dispatcher._menus.values()
     assert [plan.families for plan in menu._plans.values()] == [("mixed",)]
 
