@@ -126,14 +126,21 @@ def families_of_kernel(servers: Sequence[Server], kernel: str) -> list[str]:
     """
     names: list[str] = []
     for server in servers:
-        if server.engine == "sglang-jax" and kernel != "public":
+        is_sglang = server.engine == "sglang-jax"
+        if is_sglang and kernel != "public":
             raise UsageError(f"sglang-jax has no {kernel} kernel", hint="--kernel public")
         for share in server.layers():
             if share.problem.is_latent:
+                if is_sglang:
+                    raise UsageError(
+                        f"{share.name} of {server.model}: sglang-jax's kernel for latent attention "
+                        "is none of our public families",
+                        hint="tune our kernels for them: leave --kernel out",
+                    )
                 names += _LATENT
                 continue
             is_64 = share.problem.head_dim == _HD64
-            if is_64 and server.engine == "sglang-jax":
+            if is_64 and is_sglang:
                 raise UsageError(
                     f"{share.name} of {server.model}: heads of 64 are padded by sglang-jax's "
                     "kernel, and public-v3 takes none of these",
