@@ -309,6 +309,7 @@ def _study(view: StudyView, label: str) -> Row:
     importance = rows.importance_rows(view)
     space = rows.space_rows(view)
     across, down = _first_axes(axes, importance)
+    varying = tuple(name for name, values in axes.items() if len(values) > 1)
     return {
         "label": label,
         "why": why(view),
@@ -321,7 +322,7 @@ def _study(view: StudyView, label: str) -> Row:
             "parallel": pack(rows.parallel_rows(view)),
             "batches": pack(rows.batch_rows(view)),
             "progress": pack(rows.answer_rows(view)),
-            "specs": {"space": charts.space(axes, across, down) if space else {}},
+            "specs": {"space": charts.space(tuple(axes), varying, across, down) if space else {}},
         },
     }
 
