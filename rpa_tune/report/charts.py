@@ -204,7 +204,7 @@ def causes() -> Spec:
                 "label:N",
                 title=None,
                 sort=alt.EncodingSortField("rank", op="min"),
-                axis=alt.Axis(labelLimit=460),
+                axis=alt.Axis(labelLimit=520),
             ),
             color=alt.Color(
                 "cause:N",
@@ -223,7 +223,7 @@ def causes() -> Spec:
                 ("time_us", "whole launch, us", _US),
             ),
         )
-        .properties(width=_WIDTH)
+        .properties(width=540)
     )
     return _spec(chart)  # fmt: skip
 

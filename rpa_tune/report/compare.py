@@ -16,6 +16,7 @@ from rpa_tune.report.words import CAUSES
 
 Row = dict[str, Any]
 _VERSIONS = ("jax", "libtpu", "kernel", "simulator")
+_SAME = 0.005  # times that differ by a smaller part are called the same
 QUESTION = "Which studies got faster or slower, and which winners changed?"
 NOTE = (
     "Above a ratio of 1 the second store is slower. The largest changes come first; a click on a "
@@ -192,12 +193,13 @@ def _summary(pairs: Sequence[Pair], first: str, second: str) -> str:
     ratios = [pair.ratio for pair in pairs if pair.ratio is not None]
     if not ratios:
         return f"No study of {first} has a time in {second}."
-    slower, faster = sum(r > 1 for r in ratios), sum(r < 1 for r in ratios)
+    slower, faster = sum(r > 1 + _SAME for r in ratios), sum(r < 1 - _SAME for r in ratios)
     flipped = sum(pair.is_flipped for pair in pairs)
     missing = len(pairs) - len(ratios)
     text = (
-        f"Of {len(ratios)} studies with a time in both, {faster} are faster and {slower} slower in "
-        f"{second} (times over those of {first}: {min(ratios):.3f} to {max(ratios):.3f}); "
+        f"Of {len(ratios)} studies with a time in both, {faster} are faster and {slower} slower by "
+        f"more than {_SAME:.1%} in {second} (its times over those of {first}: {min(ratios):.3f} to "
+        f"{max(ratios):.3f}); "
         f"{flipped} have another winner."
     )
     return text + (f" {missing} have no time in one of them." if missing else "")

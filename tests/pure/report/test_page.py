@@ -85,12 +85,16 @@ def test_cells_say_their_config_and_what_forbids_them(page, document):
     labels = page.locator("#chart-space .mark-rect.role-mark path").evaluate_all(
         "marks => marks.map(mark => mark.getAttribute('aria-label'))"
     )
+    cells = [dict(part.split(": ", 1) for part in label.split("; ")) for label in labels]
     answered = [row for row in rows_of(document, "space") if row["state"] == "answered"]
+    assert len(answered) > 0
     for row in answered:
-        fields = "; ".join(f"{name}: {row[name]}" for name in STUDY.overrides)
-        assert any(fields in label and f"{row['time_us']:,.1f}" in label for label in labels)
+        fields = {name: str(row[name]) for name in STUDY.overrides}
+        (shown, *_) = [c for c in cells if fields.items() <= c.items() and "time, us" in c]
+        assert float(shown["time, us"]) == pytest.approx(row["time_us"], abs=0.051)
+        assert shown["asked as number"] == str(row["order"])
     forbidden = {row["why"] for row in rows_of(document, "space") if row["state"] == "infeasible"}
-    assert any(why in label for why in forbidden for label in labels)
+    assert any(cell["why"] in forbidden for cell in cells)
 
 
 def test_hovering_shows_the_config(page, document):

@@ -245,7 +245,7 @@ def test_the_page_is_whole_and_asks_no_network(tmp_path: Path):
     store, page = write_store(tmp_path / "s.jsonl", [make_study()]), tmp_path / "out" / "r.html"
     result = report(store, "-o", page)
     assert result.exit_code == 0, result.output
-    assert f"{page}: 1 studies" in result.stderr
+    assert f"{page}: 1 study, " in result.stderr
     text = page.read_text()
     outside = text.partition("<!--")[0] + text.rpartition("-->")[2]
     assert "http://" not in outside
