@@ -78,13 +78,15 @@ ALLOWED: dict[str, set[str]] = {
     },
     "report": {
         "candidate", "store", "tables", "llo", "hw", "decide", "space", "sweep", "models.padding",
+        "report.nest",
     },
     "report.frame": {"candidate", "store"},
+    "report.nest": set(),
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
         "families", "families.registry", "dispatch", "models.buckets", "models.padding",
-        "models.roofline", "models.weights", "tables", "llo", "sweep",
+        "models.roofline", "models.weights", "tables", "llo", "sweep", "report.nest",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",

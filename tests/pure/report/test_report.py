@@ -49,8 +49,10 @@ def document(view):
 
 def chart_of(made, chart_id):
     """(spec, rows) as the page puts them together."""
-    packed = made["run"] if chart_id in made["run_charts"] else made["studies"][0]["rows"]
-    spec = packed.get("specs", {}).get(chart_id) or made["charts"][chart_id]["spec"]
+    one = made["studies"][0]
+    packed = made["run"] if chart_id in made["run_charts"] else one["rows"]
+    number = one["specs"].get(chart_id)
+    spec = made["charts"][chart_id]["spec"] if number is None else made["specs"][number]
     return spec, html.unpack(packed[chart_id])
 
 
@@ -228,7 +230,8 @@ def test_packed_rows_come_back_as_they_were():
 
 
 def test_menus_choose_among_the_axes(view):
-    spec = document(view)["studies"][0]["rows"]["specs"]["space"]
+    drawn = document(view)
+    spec = drawn["specs"][drawn["studies"][0]["specs"]["space"]]
     names = [axis.name for axis in view.axes]
     found = {param["name"]: param for param in spec["params"]}
     assert found["x_axis"]["bind"]["options"] == found["y_axis"]["bind"]["options"] == names
