@@ -177,7 +177,7 @@ NOT_IMPORTED: dict[str, str] = {
     **{
         f"rpa_tune.cli.{name}": A_COMMAND
         for name in (
-            "audit", "explain", "plan", "portfolio", "report", "status", "sweep", "tpu_check",
+            "audit", "explain", "plan", "portfolio", "report", "sweep", "tpu_check",
             "verify", "workloads",
         )
     },
