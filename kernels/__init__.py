@@ -6,8 +6,7 @@ Importing this package imports no kernel and no jax: families load when asked fo
 import importlib
 
 from rpa_kernels.family import KernelFamily
-
-FAMILIES = ("decode", "prefill", "mixed")
+from rpa_kernels.slots import FAMILIES
 
 
 def load_family(name: str) -> KernelFamily:
@@ -21,7 +20,8 @@ def load_family(name: str) -> KernelFamily:
     """
     if name not in FAMILIES:
         raise ValueError(f"family {name!r} is not one of {FAMILIES}")
-    family: KernelFamily = importlib.import_module(f"rpa_kernels.{name}").FAMILY
+    folder = name.replace("-", "_")
+    family: KernelFamily = importlib.import_module(f"rpa_kernels.{folder}").FAMILY
     return family
 
 

@@ -50,6 +50,7 @@ class Refs:
       q: `problem.q_shape`.
       kv_new: `problem.kv_new_shape`.
       sinks: `problem.sinks_shape`, or None.
+      q_rope: `problem.q_rope_shape` with latents, else None.
       out: The same buffer as `q`.
       cache: `problem.kv_cache_shape`, to read and to write.
       lse: `problem.lse_shape` to write, or None.
@@ -61,6 +62,7 @@ class Refs:
     q: Ref
     kv_new: Ref
     sinks: Ref | None
+    q_rope: Ref | None
     out: Ref
     cache: PagedCache
     lse: Ref | None
@@ -87,7 +89,7 @@ class KernelLaunch:
     @under_defaults
     def __call__(
         self,
-        q: jax.Array,
+        q: jax.Array | tuple[jax.Array, jax.Array],
         kv_new: jax.Array,
         kv_cache: jax.Array,
         kv_lens: jax.Array,
@@ -106,7 +108,8 @@ class KernelLaunch:
         """Attends the family's sequences.
 
         Args:
-          q: `problem.q_shape`; its buffer becomes the output.
+          q: `problem.q_shape`; its buffer becomes the output. With latents it, and after it
+            `problem.q_rope_shape`.
           kv_new: `problem.kv_new_shape`.
           kv_cache: `problem.kv_cache_shape`; updated in place.
           kv_lens: int32[max_num_seqs].
@@ -132,7 +135,8 @@ class KernelLaunch:
             or there is a log-sum-exp that nobody asked for.
         """
         scalars: tuple[jax.Array, ...] = (kv_lens, page_indices, cu_q_lens, distribution)
-        check_operands((*scalars, q, kv_new, kv_cache), sinks, lse, problem)
+        q, *rope = q if isinstance(q, tuple) else (q,)
+        check_operands((*scalars, q, kv_new, kv_cache, *rope), sinks, lse, problem)
         names = (field.name for field in dataclasses.fields(BatchArrays))
         # The record of the host's arrays, here with those of the call.
         traced: dict[str, Any] = dict(zip(names, scalars, strict=True))
@@ -154,6 +158,7 @@ class KernelLaunch:
         if not problem.is_seq_along_lane:
             flat_cache = kv_cache.reshape(-1, *kv_cache.shape[2:])
         optional = [] if sinks is None else [prepare_sinks(sinks, problem)]
+        optional += rope
         if problem.return_lse:
             optional.append(inputs.no_lse(problem) if lse is None else lse)
         out, cache, *more = _call(
@@ -226,6 +231,7 @@ def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
         core_range = (first, end)
     q, kv_new, _, *rest = rest
     sinks = rest.pop(0) if problem.has_sinks else None
+    q_rope = rest.pop(0) if problem.is_latent else None
     if problem.return_lse:
         del rest[0]  # the operand: its buffer is that of the result
     out, cache, *lse = rest
@@ -243,6 +249,7 @@ def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
         q=q,
         kv_new=kv_new,
         sinks=sinks,
+        q_rope=q_rope,
         out=out,
         cache=PagedCache(meta=meta, hbm=cache, problem=problem),
         lse=lse[0] if lse else None,
@@ -279,7 +286,10 @@ def check_operands(
         ("q", problem.q_shape, problem.q_dtype),
         ("kv_new", problem.kv_new_shape, problem.kv_dtype),
         ("kv_cache", problem.kv_cache_shape, problem.kv_dtype),
+        *([("q_rope", problem.q_rope_shape, problem.q_dtype)] if problem.is_latent else []),
     )
+    if len(operands) != len(expected):
+        raise ValueError(f"q must be {'two arrays' if problem.is_latent else 'one array'}")
     for (name, shape, dtype), operand in zip(expected, operands, strict=True):
         if operand.shape != shape or operand.dtype != jnp.dtype(dtype):
             raise ValueError(f"{name} is {operand.dtype}{operand.shape}, not {dtype}{shape}")

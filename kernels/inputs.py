@@ -69,6 +69,50 @@ def _along_lanes(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Ar
     return rows.reshape(tiles, size, heads, words, pack).transpose(0, 2, 3, 4, 1)
 
 
+@under_defaults
+def prepare_latent(
+    ql_nope: jax.Array,
+    q_pe: jax.Array,
+    new_kv_c: jax.Array,
+    new_k_pe: jax.Array,
+    problem: Problem,
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """Operands of a launch of latent attention.
+
+    Args:
+      ql_nope: [num_q_heads, max_num_tokens, head_dim] in `q_dtype`.
+      q_pe: [max_num_tokens, num_q_heads, rope_dim] in `q_dtype`.
+      new_kv_c: [max_num_tokens, head_dim] in `kv_dtype`.
+      new_k_pe: [max_num_tokens, rope_dim] in `kv_dtype`.
+      problem: Static shapes.
+
+    Returns:
+      ((`problem.q_shape`, `problem.q_rope_shape`), `problem.kv_new_shape`).
+    """
+    parts = []
+    for q, shape in ((ql_nope.swapaxes(0, 1), problem.q_shape), (q_pe, problem.q_rope_shape)):
+        _, _, words, pack, lanes = shape
+        parts.append(_pad_to(_pad_to(q, 1, words * pack), 2, lanes).reshape(shape))
+    return (parts[0], parts[1]), prepare_latent_rows(new_kv_c, new_k_pe, problem)
+
+
+@under_defaults
+def prepare_latent_rows(new_kv_c: jax.Array, new_k_pe: jax.Array, problem: Problem) -> jax.Array:
+    """New latents and rope rows, see `prepare_latent`, as rows of the cache."""
+    rows, tokens, lanes = problem.kv_new_shape
+    latents = _pad_to(new_kv_c, 1, problem.padded_head_dim)
+    new = jnp.concatenate([latents, _pad_to(new_k_pe, 1, problem.rope_lanes)], axis=1)
+    return _pad_to(new, 0, rows * tokens).reshape(rows, tokens, lanes)
+
+
+@under_defaults
+def finish_latent(out: jax.Array, problem: Problem) -> jax.Array:
+    """Undoes what `prepare_latent` did to `ql_nope`, on the kernels' output."""
+    tokens, _, words, pack, lanes = problem.q_shape
+    out = out.reshape(tokens, words * pack, lanes)
+    return out[:, : problem.num_q_heads, : problem.head_dim].swapaxes(0, 1)
+
+
 def prepare(
     queries: jax.Array, keys: jax.Array, values: jax.Array, problem: Problem
 ) -> tuple[jax.Array, jax.Array]:
@@ -127,4 +171,15 @@ def no_lse(problem: Problem) -> jax.Array:
     return jnp.full(problem.lse_shape, -jnp.inf, jnp.float32)
 
 
-__all__ = ["finish", "finish_lse", "no_lse", "prepare", "prepare_kv", "prepare_lse", "prepare_q"]
+__all__ = [
+    "finish",
+    "finish_latent",
+    "finish_lse",
+    "no_lse",
+    "prepare",
+    "prepare_kv",
+    "prepare_latent",
+    "prepare_latent_rows",
+    "prepare_lse",
+    "prepare_q",
+]

@@ -25,6 +25,7 @@ DTYPE_BYTES = {
     "int8": 1,
 }
 Q_DTYPES = ("bfloat16", "float32")
+LATENT_Q_DTYPES = (*Q_DTYPES, "float8_e4m3fn", "float8_e5m2")
 KV_DTYPES = tuple(DTYPE_BYTES)
 # Source: `KVLayout` of tpu-inference 0.32.0, batched_rpa/configs.py; the names are its values.
 HEAD_ALONG_SUBLANE, SEQ_ALONG_LANE = "head_along_sublane", "seq_along_lane"
@@ -100,6 +101,26 @@ def lane_page_shape(
     pack = packing(kv_dtype)
     words = align(head_dim, SUBLANES * pack) // pack
     return (2 * num_kv_heads, words, pack, num_tokens)
+
+
+def check_kv_layout(name: str, page_size: int, kv_dtype: str) -> None:
+    """Refuses a layout that is none, or that a cache cannot have.
+
+    Raises:
+      ValueError: Unknown; or tokens along lanes with parts of lane tiles, or with integers.
+    """
+    if name not in KV_LAYOUTS:
+        raise ValueError(f"kv_layout={name!r} is not one of {KV_LAYOUTS}")
+    if name != SEQ_ALONG_LANE:
+        return
+    if page_size % LANES:
+        raise ValueError(
+            f"page_size={page_size} must be a multiple of {LANES} tokens with kv_layout={name}"
+        )
+    if kv_dtype not in SEQ_ALONG_LANE_DTYPES:
+        raise ValueError(
+            f"kv_dtype={kv_dtype} is not one of {SEQ_ALONG_LANE_DTYPES} with kv_layout={name}"
+        )
 
 
 def odd(value: int) -> int:

@@ -1,10 +1,12 @@
 """Limits that every family checks the same way. No jax."""
 
+from collections.abc import Callable
 from typing import Any
 
 from rpa_kernels import layout
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import families_of, is_latent
 from rpa_kernels.target import Target
 
 # Share of VMEM that scratch may take. The rest is the compiler's: register-allocator spills and
@@ -81,6 +83,14 @@ def check_blocks(*, bkv_sz: int, bkv_csz: int, problem: Problem) -> Infeasible |
             unit="tokens",
             hint="bkv_csz must divide bkv_sz",
         )
+    if bkv_sz % problem.row_tokens or bkv_csz % problem.row_tokens:
+        return Infeasible(
+            limit="bkv_csz % kv_packing",
+            need=bkv_csz,
+            have=problem.row_tokens,
+            unit="tokens",
+            hint=f"KV blocks must be whole rows of {problem.row_tokens} tokens",
+        )
     if bkv_csz % layout.LANES and (bkv_csz != bkv_sz or problem.is_seq_along_lane):
         return Infeasible(
             limit="bkv_csz % 128",
@@ -116,6 +126,29 @@ def check_memory(
             "pages_per_seq",
         )
     return None
+
+
+def for_kind(function: Callable[..., Any], family: str) -> Callable[..., Any]:
+    """A family's `check` or `default_config`, which answers for the problems that it serves.
+
+    Args:
+      function: Takes a problem first; may return an `Infeasible`.
+      family: Name.
+    """
+
+    def answer(problem: Problem, *args: Any, **options: Any) -> Any:
+        if family in families_of(problem):
+            return function(problem, *args, **options)
+        return Infeasible(
+            limit="rope_dim",
+            need=problem.rope_dim or 0,
+            have=0,
+            unit="elements",
+            hint=f"{family} serves {'latent' if is_latent(family) else 'no latent'} attention; "
+            f"this problem is for {', '.join(families_of(problem))}",
+        )
+
+    return answer
 
 
 def check_sizes(config: Any, problem: Problem, *others: str) -> Infeasible | None:

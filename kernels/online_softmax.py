@@ -36,9 +36,9 @@ def scale_q(q: jax.Array, problem: Problem) -> jax.Array:
     instead of once for each score. With it, the caller asked for queries on the grid of the
     stored keys, and the factor has to wait for the scores.
     """
-    if problem.q_scale is not None:
+    if problem.quantizes_q:
         # The public function divides in q's own dtype, which rounds once more.
-        x = (q.astype(jnp.float32) / problem.q_scale).astype(q.dtype).astype(jnp.float32)
+        x = (q.astype(jnp.float32) / (problem.q_scale or 1.0)).astype(q.dtype).astype(jnp.float32)
         if problem.kv_dtype == "int8":
             return jnp.clip(jnp.round(x), -128, 127).astype(matmul_dtype(problem))
         info = jnp.finfo(problem.kv_dtype)
@@ -55,7 +55,7 @@ def qk(q: jax.Array, k: jax.Array, problem: Problem, *, along_lanes: bool = Fals
     With `along_lanes` keys are along lanes: k is [lanes, keys].
     """
     s = _product(q, k, 0 if along_lanes else 1)
-    if problem.q_scale is not None:
+    if problem.quantizes_q:
         factor = score_factor(problem)
         s = s * (factor / problem.soft_cap if problem.soft_cap else factor * LOG2_E)
     if problem.soft_cap is not None:

@@ -2,9 +2,10 @@
 
 The cache is rows here, page behind page, so that a run of pages (`runs.py`) is one copy. A row is
 a token, and nothing is fetched or written beyond the tokens asked for, so the byte counts of
-`account` are exact. Where tokens lie along lanes a row is a page, fetched whole or, where a block
-is less than a page, by whole blocks; and what is written is a lane tile of 128 tokens. Positions
-are tokens from the start of the sequence's context.
+`account` are exact. With latents a row is several tokens, and copies move whole ones (`latent.py`).
+Where tokens lie along lanes a row is a page, fetched whole or, where a block is less than a page,
+by whole blocks; and what is written is a lane tile of 128 tokens. Positions are tokens from the
+start of the sequence's context.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels import layout, runs
 from rpa_kernels.ints import cdiv, div, rem
+from rpa_kernels.latent import in_tiles
 from rpa_kernels.problem import Problem
 from rpa_kernels.window import window_start
 
@@ -47,6 +49,10 @@ class Meta:
     pages_per_seq: int
     num_pages: int
 
+    def q_len(self, seq: Scalar) -> Scalar:
+        """New tokens of a sequence."""
+        return self.cu_q_lens[seq + 1] - self.cu_q_lens[seq]
+
     def entry(self, seq: Scalar, index: Scalar) -> Scalar:
         """Where the page table has page `index` of a sequence."""
         return seq * self.pages_per_seq + index
@@ -73,24 +79,28 @@ class PagedCache:
         where tokens lie along lanes.
       problem: Static shapes.
 
-    Buffers are KV buffers in VMEM: [tokens, padded words, packing, lanes], or with tokens along
-    lanes [pages or parts of one, 2 * KV heads, words, packing, tokens].
+    Buffers are KV buffers in VMEM: [tokens, padded words, packing, lanes]; with tokens along lanes
+    [pages or parts of one, 2 * KV heads, words, packing, tokens]; with latents [rows, tokens of a
+    row, lanes].
     """
 
     @property
     def page_rows(self) -> int:
         """Rows of a page."""
-        return 1 if self.problem.is_seq_along_lane else self.problem.page_size
+        problem = self.problem
+        return 1 if problem.is_seq_along_lane else problem.page_size // problem.row_tokens
 
     def rows(self, num_tokens: Scalar, max_tokens: int) -> Scalar:
         """Rows of a buffer that `start_fetch` fills."""
+        if self.problem.is_latent:
+            return cdiv(num_tokens, self.problem.row_tokens)
         if not self.problem.is_seq_along_lane:
             return num_tokens
         return cdiv(num_tokens, min(max_tokens, self.problem.page_size))
 
     def _rows_of(self, buffer: Ref, row: Scalar, size: Scalar) -> Ref:
         """So many rows of a buffer, without what pads a token in VMEM."""
-        if self.problem.is_seq_along_lane:
+        if in_tiles(self.problem):
             return buffer.at[pl.ds(row, size)]
         return buffer.at[pl.ds(row, size), pl.ds(0, self.problem.kv_words)]
 
@@ -122,7 +132,7 @@ class PagedCache:
           max_tokens: Static bound on `num_tokens`: whole pages, or a whole part of one.
         """
         page_size, left = self.problem.page_size, jnp.maximum(num_tokens, 0)
-        if self.problem.is_seq_along_lane:
+        if in_tiles(self.problem):
             row, left = self.rows(row, max_tokens), self.rows(left, max_tokens)
         entry, end_row = self.meta.entry(seq, div(start, page_size)), row + left
         if self.problem.is_seq_along_lane and max_tokens <= page_size:
@@ -133,8 +143,11 @@ class PagedCache:
             return
         if max_tokens <= page_size:
             in_page = rem(start, page_size) if max_tokens < page_size else 0
-            token = self.meta.read(entry).page * page_size + in_page
-            self._start_copy(buffer, sem, token, row, jnp.minimum(left, max_tokens))
+            most = max_tokens
+            if self.problem.is_latent:
+                in_page, most = (div(x, self.problem.row_tokens) for x in (in_page, most))
+            token = self.meta.read(entry).page * self.page_rows + in_page
+            self._start_copy(buffer, sem, token, row, jnp.minimum(left, most))
             return
 
         def copy_runs(place: _Place, count: int) -> _Place:
@@ -187,9 +200,13 @@ class PagedCache:
             pltpu.make_async_copy(rows, rows, sem).wait()
 
     def start_write_tile(self, tile: Ref, sem: Ref, *, seq: Scalar, position: Scalar) -> None:
-        """Starts writing the lane tile of 128 tokens that a position lies in; along lanes only."""
+        """Starts writing the tile that a position lies in; see `latent.in_tiles`."""
         page_size = self.problem.page_size
         page = self.meta.read(self.meta.entry(seq, div(position, page_size))).page
+        if self.problem.is_latent:
+            row = div(rem(position, page_size), self.problem.row_tokens)
+            pltpu.make_async_copy(tile, self.hbm.at[page * self.page_rows + row], sem).start()
+            return
         lane: Any = rem(position, page_size) & -layout.LANES
         tokens = pl.ds(pl.multiple_of(lane, layout.LANES), layout.LANES)
         pltpu.make_async_copy(tile, self.hbm.at[page, :, :, :, tokens], sem).start()

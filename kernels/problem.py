@@ -5,22 +5,21 @@ sizes. Nothing here depends on a chip. No jax.
 """
 
 import math
-import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from rpa_kernels import layout
+from rpa_kernels.checks import MAX_INT32, check_finite, check_mask_value, check_whole
 from rpa_kernels.dtypes import dtype_name
 from rpa_kernels.ints import cdiv
+from rpa_kernels.latent import check_latent, latent_cache_shape
 
-# Lengths, positions and entries of the page table are int32.
-_MAX_INT32 = 2**31 - 1
-_MAX_FLOAT32 = 3.4e38
 _SIZES = (
     "num_q_heads", "num_kv_heads", "head_dim", "page_size", "max_num_tokens", "max_num_seqs",
-    "pages_per_seq", "num_pages",
+    "pages_per_seq", "num_pages", "decode_query_size",
 )  # fmt: skip
+MAX_DECODE_QUERY = 8  # tokens; `decode_query_size` at most
 _SCALES = ("q_scale", "k_scale", "v_scale")
 _NUMBERS = ("sm_scale", "soft_cap", *_SCALES)
 # Fields that came after rows, journals and artefacts had been written, and what they were before.
@@ -29,6 +28,9 @@ ADDED_FIELDS: Mapping[str, Any] = {
     "attention_chunk_size": None,
     "kv_layout": layout.HEAD_ALONG_SUBLANE,
     "return_lse": False,
+    "decode_query_size": 1,
+    "rope_dim": None,
+    "kv_packing": None,
 }
 
 
@@ -49,8 +51,7 @@ class Problem:
       num_pages: Pages in the KV cache.
       q_dtype: Dtype name of queries.
       kv_dtype: Dtype name of the KV cache and of new keys and values.
-      out_dtype: Dtype name of the output, or None for float32 when `q_dtype` is float32 and
-        bfloat16 otherwise.
+      out_dtype: Dtype name of the output, or None for that of the queries.
       sm_scale: Factor on q @ k.T.
       sliding_window: Tokens a query may look back, itself included, or None.
       soft_cap: Logits become `soft_cap * tanh(logits / soft_cap)`, or None.
@@ -60,6 +61,7 @@ class Problem:
       update_kv_cache: Whether new keys and values are written to the cache.
       has_sinks: Whether a per-head sink logit joins the softmax denominator.
       q_scale: Queries are divided by it before the multiplication with quantised keys, or None.
+        With `rope_dim` they come divided by it.
       k_scale: Factor that turns stored keys into real ones, or None for 1.
       v_scale: The same for values.
       attention_chunk_size: A query sees keys of its own chunk of so many positions only (chunked
@@ -67,6 +69,11 @@ class Problem:
       kv_layout: Layout of the KV cache, one of `layout.KV_LAYOUTS`; see there.
       return_lse: Whether the log-sum-exp of each query's logits is an output, too: natural
         logarithm, after scale and soft cap, the sink among them.
+      decode_query_size: Most new tokens of a sequence that decode serves, 1 to 8.
+      rope_dim: Elements of a token's rope row, in multi-head latent attention; or None without.
+        See `latent.py`: `head_dim` is then that of the latent row.
+      kv_packing: Tokens that the second last dimension of a latent cache holds, or None for as
+        many as share a 32-bit word.
     """
 
     num_q_heads: int
@@ -93,6 +100,9 @@ class Problem:
     attention_chunk_size: int | None = None
     kv_layout: str = layout.HEAD_ALONG_SUBLANE
     return_lse: bool = False
+    decode_query_size: int = 1
+    rope_dim: int | None = None
+    kv_packing: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses what can never be right: the one check of a call, an audit and a sweep.
@@ -102,7 +112,8 @@ class Problem:
             do not divide, pages of part of a word, an unknown dtype, or a feature out of its range.
         """
         self._check_sizes()
-        for name, allowed in (("q_dtype", layout.Q_DTYPES), ("kv_dtype", layout.KV_DTYPES)):
+        q_dtypes = layout.Q_DTYPES if self.rope_dim is None else layout.LATENT_Q_DTYPES
+        for name, allowed in (("q_dtype", q_dtypes), ("kv_dtype", layout.KV_DTYPES)):
             # `fp8` and `jnp.bfloat16` are taken, too; what is kept is the name.
             object.__setattr__(self, name, dtype_name(getattr(self, name), allowed, name))
         if self.out_dtype is not None and self.out_dtype not in layout.OUT_DTYPES:
@@ -113,45 +124,31 @@ class Problem:
                 f"page_size={self.page_size} must be a multiple of {pack} tokens "
                 f"with a KV cache of {self.kv_dtype}"
             )
-        self._check_layout()
+        layout.check_kv_layout(self.kv_layout, self.page_size, self.kv_dtype)
         self._check_features()
-
-    def _check_layout(self) -> None:
-        name = self.kv_layout
-        if name not in layout.KV_LAYOUTS:
-            raise ValueError(f"kv_layout={name!r} is not one of {layout.KV_LAYOUTS}")
-        if not self.is_seq_along_lane:
-            return
-        if self.page_size % layout.LANES:
-            raise ValueError(
-                f"page_size={self.page_size} must be a multiple of {layout.LANES} tokens "
-                f"with kv_layout={name}"
-            )
-        if self.kv_dtype not in layout.SEQ_ALONG_LANE_DTYPES:
-            raise ValueError(
-                f"kv_dtype={self.kv_dtype} is not one of {layout.SEQ_ALONG_LANE_DTYPES} "
-                f"with kv_layout={name}"
-            )
+        check_latent(self)
+        if self.kv_packing == pack:
+            object.__setattr__(self, "kv_packing", None)  # one value for one layout
 
     def _check_sizes(self) -> None:
         for name in _SIZES:
             value = getattr(self, name)
             # A call makes a problem every step: the usual case is one comparison.
-            if type(value) is not int or not 0 < value <= _MAX_INT32:
+            if type(value) is not int or not 0 < value <= MAX_INT32:
                 check_whole(name, value)
         if self.num_q_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_q_heads={self.num_q_heads} is not a multiple of "
                 f"num_kv_heads={self.num_kv_heads}"
             )
-        if self.max_context_tokens > _MAX_INT32:
+        if self.max_context_tokens > MAX_INT32:
             self._refuse_product("pages_per_seq", "page_size")
-        if self.max_num_seqs * self.pages_per_seq > _MAX_INT32:
+        if self.max_num_seqs * self.pages_per_seq > MAX_INT32:
             self._refuse_product("max_num_seqs", "pages_per_seq")
 
     def _refuse_product(self, first: str, second: str) -> None:
         size = getattr(self, first) * getattr(self, second)
-        raise ValueError(f"{first} * {second} = {size} must be at most {_MAX_INT32}, for int32")
+        raise ValueError(f"{first} * {second} = {size} must be at most {MAX_INT32}, for int32")
 
     def _check_features(self) -> None:
         if self.sliding_window is not None:
@@ -162,13 +159,13 @@ class Problem:
             value = getattr(self, name)
             if value is None and name != "sm_scale":
                 continue
-            is_number = type(value) is float or _is_number(value, numbers.Real)
-            if not is_number or not abs(value) <= _MAX_FLOAT32:
-                raise ValueError(f"{name}={value!r} must be a finite number, known when compiling")
+            check_finite(name, value)
             if value <= 0 and name in _SCALES:
                 raise ValueError(f"{name}={value!r} must be above zero")
         if self.mask_value is not None:
             check_mask_value(self.mask_value)
+        if (size := self.decode_query_size) > MAX_DECODE_QUERY:
+            raise ValueError(f"decode_query_size={size} must be at most {MAX_DECODE_QUERY}")
         if self.soft_cap == 0.0:
             raise ValueError("soft_cap=0.0 must not be zero; use None for no cap")
 
@@ -231,9 +228,7 @@ class Problem:
     @property
     def resolved_out_dtype(self) -> str:
         """Dtype name of the output with the default filled in."""
-        if self.out_dtype is not None:
-            return self.out_dtype
-        return "float32" if self.q_dtype == "float32" else "bfloat16"
+        return self.q_dtype if self.out_dtype is None else self.out_dtype
 
     @property
     def is_seq_along_lane(self) -> bool:
@@ -241,11 +236,39 @@ class Problem:
         return self.kv_layout == layout.SEQ_ALONG_LANE
 
     @property
-    def kv_cache_shape(self) -> tuple[int, int, int, int, int]:
+    def is_latent(self) -> bool:
+        """Whether this is multi-head latent attention; see `latent.py`."""
+        return self.rope_dim is not None
+
+    @property
+    def quantizes_q(self) -> bool:
+        """Whether queries are rounded to the dtype of the cache."""
+        return self.q_scale is not None and not self.is_latent
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of one row of the cache with its pages as one dimension: what copies move."""
+        return (self.kv_packing or layout.packing(self.kv_dtype)) if self.is_latent else 1
+
+    @property
+    def rope_lanes(self) -> int:
+        """Lanes of a rope row; 0 without."""
+        return layout.align(self.rope_dim or 0, layout.LANES)
+
+    @property
+    def k_lanes(self) -> int:
+        """Lanes of what a query is multiplied with: K, or a latent and a rope row."""
+        return self.padded_head_dim + self.rope_lanes
+
+    @property
+    def kv_cache_shape(self) -> tuple[int, ...]:
         """KV cache shape: [num_pages, page_size, packed heads, packing, padded head_dim].
 
-        With tokens along lanes [num_pages, 2 * KV heads, words of head_dim, packing, page_size].
+        With tokens along lanes [num_pages, 2 * KV heads, words of head_dim, packing, page_size];
+        with latents [num_pages, page_size / row_tokens, row_tokens, k_lanes].
         """
+        if self.is_latent:
+            return latent_cache_shape(self.num_pages, self.page_size, self.row_tokens, self.k_lanes)
         if self.is_seq_along_lane:
             return (self.num_pages, *self.lane_page_shape(self.page_size))
         return layout.kv_cache_shape(
@@ -297,11 +320,19 @@ class Problem:
         )
 
     @property
+    def q_rope_shape(self) -> tuple[int, int, int, int, int]:
+        """Rope rows of prepared queries: [tokens, 1, q words, q packing, rope lanes]."""
+        return (*self.q_shape[:-1], self.rope_lanes)
+
+    @property
     def kv_new_shape(self) -> tuple[int, ...]:
         """Prepared new keys and values: [tokens, kv words, kv packing, padded head_dim].
 
-        With tokens along lanes [tiles of 128 tokens, 2 * KV heads, words, packing, 128].
+        With tokens along lanes [tiles of 128 tokens, 2 * KV heads, words, packing, 128]; with
+        latents rows of the cache, in the order of the batch.
         """
+        if self.is_latent:
+            return (cdiv(self.max_num_tokens, self.row_tokens), self.row_tokens, self.k_lanes)
         if self.is_seq_along_lane:
             tiles = cdiv(self.max_num_tokens, layout.LANES)
             return (tiles, *self.lane_page_shape(layout.LANES))
@@ -338,6 +369,8 @@ class Problem:
     @property
     def kv_token_bytes(self) -> int:
         """Bytes of one token in the KV cache."""
+        if self.is_latent:
+            return self.k_lanes * layout.dtype_bytes(self.kv_dtype)
         if self.is_seq_along_lane:
             return math.prod(self.lane_page_shape(1)) * layout.dtype_bytes(self.kv_dtype)
         return self.kv_words * self.padded_head_dim * layout.WORD_BYTES
@@ -349,7 +382,12 @@ class Problem:
 
     @property
     def q_token_bytes(self) -> int:
-        """Bytes of one token in the prepared queries."""
+        """Bytes of one token in the prepared queries, rope rows included."""
+        return self.num_kv_heads * self.q_words * self.k_lanes * layout.WORD_BYTES
+
+    @property
+    def out_token_bytes(self) -> int:
+        """Bytes of one token in the output as kernels write it."""
         return self.num_kv_heads * self.q_words * self.padded_head_dim * layout.WORD_BYTES
 
 
@@ -364,32 +402,3 @@ def problem_from_dict(data: Mapping[str, Any]) -> Problem:
     if missing or unknown:
         raise ValueError(f"problem: missing {missing}, unknown {unknown}")
     return Problem(**data)
-
-
-def check_whole(name: str, value: object) -> None:
-    """Refuses what is no size or length.
-
-    Raises:
-      ValueError: No whole number, or one that is not in 1..2**31-1.
-    """
-    if not _is_number(value, numbers.Integral):
-        raise ValueError(f"{name}={value!r} must be a whole number, known when compiling")
-    if value < 1:  # type: ignore[operator]
-        raise ValueError(f"{name}={value} must be at least 1")
-    if value > _MAX_INT32:  # type: ignore[operator]
-        raise ValueError(f"{name}={value} must be at most {_MAX_INT32}")
-
-
-def check_mask_value(value: object) -> None:
-    """Refuses what is no number; any is without effect, infinities too.
-
-    Raises:
-      ValueError: No number.
-    """
-    if not _is_number(value, numbers.Real) or value != value:
-        raise ValueError(f"mask_value={value!r} must be a number, known when compiling")
-
-
-def _is_number(value: object, kind: type) -> bool:
-    """Whether a value is a number of a kind, NumPy's among them; a bool is none."""
-    return isinstance(value, kind) and not isinstance(value, bool)

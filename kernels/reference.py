@@ -37,9 +37,11 @@ def ragged_paged_attention(
     """Attends every sequence of a batch to its own pages and writes new K and V to the cache.
 
     Args:
-      queries: [max_num_tokens, num_q_heads, head_dim].
-      keys: New keys, [max_num_tokens, num_kv_heads, head_dim].
-      values: New values, the same shape.
+      queries: [max_num_tokens, num_q_heads, head_dim]; with latents rope rows beside them, head_dim
+        + rope_dim.
+      keys: New keys, [max_num_tokens, num_kv_heads, head_dim]; new latents, [max_num_tokens,
+        head_dim].
+      values: New values, as keys; new rope rows, [max_num_tokens, rope_dim].
       kv_cache: `problem.kv_cache_shape`.
       arrays: Lengths and pages.
       problem: Static shapes and features.
@@ -54,9 +56,9 @@ def ragged_paged_attention(
       the natural logarithm of each query's softmax denominator, minus infinity in all other rows.
     """
     chosen = list(range(int(arrays.distribution[2])) if seqs is None else seqs)
-    kv_new = inputs.prepare_kv(keys, values, problem)
+    kv_new = _new_rows(keys, values, problem)
     out = (
-        jnp.zeros(queries.shape, jnp.float32),
+        jnp.zeros((*queries.shape[:2], problem.head_dim), jnp.float32),
         jnp.full(queries.shape[:2], -jnp.inf, jnp.float32),
     )
     for seq in sequences(chosen, arrays, problem):
@@ -70,6 +72,13 @@ def ragged_paged_attention(
         )
     attended, lse = out
     return (attended, kv_cache, lse) if problem.return_lse else (attended, kv_cache)
+
+
+def _new_rows(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Array:
+    """New keys and values as rows of the cache; they do not depend on queries."""
+    if not problem.is_latent:
+        return inputs.prepare_kv(keys, values, problem)
+    return inputs.prepare_latent_rows(keys, values, problem)
 
 
 class PaddedSequence(NamedTuple):
@@ -115,6 +124,10 @@ def write_new(
     page = seq.pages[seq.positions // problem.page_size]
     page = jnp.where(seq.rows < problem.max_num_tokens, page, problem.num_pages)
     place = seq.positions % problem.page_size
+    if problem.is_latent:
+        new = kv_new.reshape(-1, problem.k_lanes).at[seq.rows].get(mode="clip")
+        place = place // problem.row_tokens, place % problem.row_tokens
+        return kv_cache.at[page, *place].set(new, mode="drop")
     if problem.is_seq_along_lane:
         by_token = jnp.moveaxis(kv_new, -1, 1).reshape(-1, *kv_new.shape[1:-1])
         new = by_token.at[seq.rows].get(mode="clip")
@@ -141,6 +154,8 @@ def attend_sequence(
     pages = kv_cache[seq.pages]
     if problem.is_seq_along_lane:
         pages = jnp.moveaxis(pages, -1, 1)
+    if problem.is_latent:
+        pages = pages.reshape(-1, problem.page_size, problem.k_lanes)
     k, v = split_kv(pages.reshape(-1, *pages.shape[2:]), problem)
     q_pos, k_pos = seq.positions[:, None], jnp.arange(k.shape[0])[None]
     exists = k_pos < seq.kv_len
@@ -166,8 +181,16 @@ _attend_exactly = jax.jit(
 
 
 def split_kv(rows: jax.Array, problem: Problem) -> tuple[jax.Array, jax.Array]:
-    """Takes K and V, each float32[tokens, num_kv_heads, head_dim], out of cache rows."""
+    """Takes K and V, each float32[tokens, num_kv_heads, head_dim], out of cache rows.
+
+    With latents they are V, and K is each with its rope row behind it.
+    """
     heads, dim = problem.num_kv_heads, problem.head_dim
+    if problem.rope_dim is not None:
+        rows = rows.astype(jnp.float32)
+        rope = rows[:, problem.padded_head_dim :][:, : problem.rope_dim]
+        v = rows[:, :dim]
+        return jnp.concatenate([v, rope], axis=1)[:, None], v[:, None]
     if problem.is_seq_along_lane:
         pairs = rows.reshape(rows.shape[0], heads, 2, -1).astype(jnp.float32)[..., :dim]
         return pairs[:, :, 0], pairs[:, :, 1]
@@ -190,9 +213,9 @@ def attention(
     """Attention of one sequence.
 
     Args:
-      q: float32[queries, num_q_heads, head_dim].
-      k: float32[keys, num_kv_heads, head_dim], as stored.
-      v: The same shape.
+      q: float32[queries, num_q_heads, head_dim]; with latents rope_dim more.
+      k: float32[keys, num_kv_heads, head_dim], as stored; with latents rope_dim more.
+      v: float32[keys, num_kv_heads, head_dim], as stored.
       seen: bool[queries, keys], which key each query sees.
       problem: Features and scales.
       sinks: float32[num_q_heads] or None.
@@ -203,12 +226,12 @@ def attention(
       float32[queries, num_q_heads], the log-sum-exp of its scores and the sink).
     """
     scale = problem.sm_scale * (problem.k_scale or 1.0)
-    if problem.q_scale is not None:
+    if problem.quantizes_q:
         # As the public function: rounded to q's own dtype before the grid of the cache.
         info = jnp.finfo(problem.q_dtype)
-        q = jax.lax.reduce_precision(q / problem.q_scale, info.nexp, info.nmant)
+        q = jax.lax.reduce_precision(q / (problem.q_scale or 1.0), info.nexp, info.nmant)
         q = quantize(q, problem.kv_dtype)
-        scale *= problem.q_scale
+    scale *= problem.q_scale or 1.0
     k, v = (jnp.repeat(x, problem.q_heads_per_kv_head, axis=1) for x in (k, v))
     scores = jnp.einsum("qhd,khd->hqk", q, k, precision="highest").astype(compute_dtype)
     scores = scores * jnp.asarray(scale, scores.dtype)

@@ -13,15 +13,19 @@ def useful_bytes(family: str, problem: Problem, batch: Batch) -> int:
     look at it. With `update_kv_cache` new K and V are read from the operand and written to the
     cache, without it read from the cache.
     """
-    token_kv = 2 * problem.num_kv_heads * problem.head_dim * dtype_bytes(problem.kv_dtype)
-    token_q = problem.num_q_heads * problem.head_dim * dtype_bytes(problem.q_dtype)
+    kv_dim, rope_dim = 2 * problem.num_kv_heads * problem.head_dim, problem.rope_dim or 0
+    if problem.is_latent:
+        kv_dim = problem.head_dim + rope_dim
+    token_kv = kv_dim * dtype_bytes(problem.kv_dtype)
+    q_and_out = problem.num_q_heads * (2 * problem.head_dim + rope_dim)
+    token_q = q_and_out * dtype_bytes(problem.q_dtype)
     token_lse = problem.num_q_heads * dtype_bytes("float32") if problem.return_lse else 0
     total = 0
     for i in batch.family_seqs(family):
         q_len, kv_len = batch.q_lens[i], batch.kv_lens[i]
         first = first_seen(kv_len - q_len, problem)
         written = q_len if problem.update_kv_cache else 0
-        total += (kv_len - first + written) * token_kv + q_len * (2 * token_q + token_lse)
+        total += (kv_len - first + written) * token_kv + q_len * (token_q + token_lse)
     return total
 
 
@@ -33,4 +37,4 @@ def useful_flops(family: str, problem: Problem, batch: Batch) -> int:
         for q_pos in range(kv_len - q_len, kv_len):
             last = q_pos + 1 if problem.causal else kv_len
             pairs += last - first_seen(q_pos, problem)
-    return pairs * 4 * problem.num_q_heads * problem.head_dim
+    return pairs * 2 * problem.num_q_heads * (2 * problem.head_dim + (problem.rope_dim or 0))

@@ -98,7 +98,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Operands:
-    """Random operands of one attention call."""
+    """Random operands of one attention call, as `reference.ragged_paged_attention` has them."""
 
     queries: jax.Array
     keys: jax.Array
@@ -127,11 +127,16 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
         return x.astype(problem.kv_dtype)
 
     tokens, heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
+    new_shapes = [(tokens, heads, dim)] * 2
+    if problem.rope_dim is not None:
+        new_shapes = [(tokens, dim), (tokens, problem.rope_dim)]
     shape, page_size = problem.kv_cache_shape, problem.page_size
     unread = {"int8": 127.0, "float8_e5m2": np.inf}.get(problem.kv_dtype, np.nan)
     cache = np.full(shape, unread, np.float32)
     # Token by token: a view where tokens are the last dimension.
     by_token = np.moveaxis(cache, -1, 1) if problem.is_seq_along_lane else cache
+    if problem.is_latent:
+        by_token = cache.reshape(-1, page_size, problem.k_lanes)
     lengths = zip(batch.pages(problem), batch.q_lens, batch.kv_lens, strict=True)
     for pages, q_len, kv_len in lengths:
         first = window_start(kv_len - q_len, problem) // page_size
@@ -142,9 +147,11 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
             drawn = rng.standard_normal((rows, *by_token.shape[2:]))
             by_token[page, :rows] = drawn * spread
     return Operands(
-        queries=normal(tokens, problem.num_q_heads, dim).astype(problem.q_dtype),
-        keys=stored(normal(tokens, heads, dim, scale=spread)),
-        values=stored(normal(tokens, heads, dim, scale=spread)),
+        queries=normal(tokens, problem.num_q_heads, dim + (problem.rope_dim or 0)).astype(
+            problem.q_dtype
+        ),
+        keys=stored(normal(*new_shapes[0], scale=spread)),
+        values=stored(normal(*new_shapes[1], scale=spread)),
         kv_cache=stored(jnp.asarray(cache)),
         sinks=normal(problem.num_q_heads) if problem.has_sinks else None,
         arrays=batch.arrays(problem),
@@ -154,6 +161,22 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
 def untouched_lse(problem: Problem) -> jax.Array | None:
     """What a launch that is compared is given to write its log-sum-exp to; None for none."""
     return jnp.full(problem.lse_shape, UNTOUCHED, jnp.float32) if problem.return_lse else None
+
+
+def prepare(operands: Operands, problem: Problem) -> tuple[Any, jax.Array]:
+    """Queries and new tokens as launches take them."""
+    queries, dim = operands.queries, problem.head_dim
+    if not problem.is_latent:
+        return inputs.prepare(queries, operands.keys, operands.values, problem)
+    nope = queries[..., :dim].swapaxes(0, 1)
+    return inputs.prepare_latent(nope, queries[..., dim:], operands.keys, operands.values, problem)
+
+
+def finish(out: jax.Array, problem: Problem) -> jax.Array:
+    """Output of a launch, [max_num_tokens, num_q_heads, head_dim]."""
+    if problem.is_latent:
+        return inputs.finish_latent(out, problem).swapaxes(0, 1)
+    return inputs.finish(out, problem)
 
 
 def run_interpreted(
@@ -177,7 +200,7 @@ def run_interpreted(
       operands: What is attended to.
       interpret: What `pallas_call` takes.
     """
-    q, kv_new = inputs.prepare(operands.queries, operands.keys, operands.values, problem)
+    q, kv_new = prepare(operands, problem)
     arrays = operands.arrays
     launch = functools.partial(
         family.launch, problem=problem, config=config, target=target, interpret=interpret
@@ -285,10 +308,13 @@ def compare(
     others = np.setdiff1d(np.arange(problem.max_num_tokens), own)
     expected, expected_cache, *wanted = _reference(problem, family.name, batch, operands, "float32")
     baseline, _, *plain = _reference(problem, family.name, batch, operands, "bfloat16")
-    finished = np.asarray(inputs.finish(out, problem).astype(jnp.float32))
+    if problem.resolved_out_dtype.startswith("float8"):
+        baseline = np.asarray(reference.quantize(baseline, problem.resolved_out_dtype))
+    finished = np.asarray(finish(out, problem).astype(jnp.float32))
     error = _largest(finished[own] - expected[own])
     baseline_error = _largest(baseline[own] - expected[own])
-    before = np.asarray(inputs.prepare_q(operands.queries, problem)).view(np.uint8)
+    q, _ = prepare(operands, problem)
+    before = np.asarray(q[0] if isinstance(q, tuple) else q).view(np.uint8)
     after = np.asarray(out).view(np.uint8)
     changed = (before != after).reshape(len(before), -1).any(axis=1)
     lse_error = lse_tolerance = 0.0

@@ -38,7 +38,8 @@ def kernel_digest(family: str) -> str:
     answers valid. Read once a process.
     """
     # `inputs` lays out what a launch is given, in the same program.
-    return _digest(_import_closure([f"rpa_kernels.{family}", "rpa_kernels.inputs"]))
+    folder = family.replace("-", "_")
+    return _digest(_import_closure([f"rpa_kernels.{folder}", "rpa_kernels.inputs"]))
 
 
 @functools.cache

@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Layer -> layers it may import. A layer is a folder or a module, named as it is imported; where a
 # module inside a folder is named too, it is a layer of its own.
-BASE = {"errors", "files", "ranges"}
+BASE = {"errors", "files", "ranges", "known_versions"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "errors": set(),
     "files": set(),
     "ranges": set(),
+    "known_versions": set(),
     "hw": {"kernels"},
     "llo": {"hw"},
     "workload": {"kernels", "capture.reader", "workload.step"},
@@ -48,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"candidate"},
     "evaluate": {
         "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance",
-        "families",
+        "families", "families.registry",
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",

@@ -14,7 +14,9 @@ from rpa_kernels.blockwise.partition import boundaries
 from rpa_kernels.cores import ONLY_CORE, Core
 from rpa_kernels.family import Traffic
 from rpa_kernels.ints import cdiv
+from rpa_kernels.latent import in_tiles, tile_tokens
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import slot_of
 from rpa_kernels.target import Target
 from rpa_kernels.window import first_seen, window_start
 
@@ -27,8 +29,8 @@ def sums_lanes(problem: Problem, config: BlockwiseConfig) -> int:
 
 
 def has_values(problem: Problem, config: BlockwiseConfig) -> bool:
-    """Whether V has a buffer of its own; else p is multiplied with the rows K|V as they are."""
-    return not problem.fuses_kv or bool(config.mxu_sums)
+    """Whether V has a buffer of its own; else p is multiplied with rows of K as they are."""
+    return not (problem.fuses_kv or problem.is_latent) or bool(config.mxu_sums)
 
 
 def buffers(
@@ -48,8 +50,8 @@ def buffers(
         **_kv_buffers(problem, config),
         "q": ((2, config.bq_sz, *q_token), problem.q_dtype),
         "out": ((2, config.bq_sz, *q_token), problem.q_dtype),
-        "k": ((heads, config.bkv_sz, lanes), unpacked),
-        "scaled_q": ((*state, lanes), wide),
+        "k": ((heads, config.bkv_sz, problem.k_lanes), unpacked),
+        "scaled_q": ((*state, problem.k_lanes), wide),
         "m": ((*state, layout.LANES), "float32"),
         "acc": ((*state, v_lanes), "float32"),
         "s": ((score_rows, config.bkv_csz), "float32"),
@@ -64,6 +66,8 @@ def buffers(
         named["lane_max"] = ((held, layout.LANES), "float32")
     if mask_rows:
         named["mask_cap"] = ((mask_rows, config.bkv_csz), "float32")
+    if problem.is_latent:
+        named["q_rope"] = ((2, config.bq_sz, *problem.q_rope_shape[1:]), problem.q_dtype)
     if problem.has_sinks:
         named["sinks"] = (problem.sinks_shape, "float32")
     if problem.return_lse:
@@ -73,6 +77,15 @@ def buffers(
 
 def _kv_buffers(problem: Problem, config: BlockwiseConfig) -> dict[str, tuple[Shape, str]]:
     """Buffers of KV blocks; see `buffers`."""
+    if problem.is_latent:
+        size, *row = problem.kv_cache_shape[2:]
+        rows = config.bkv_sz // size
+        # The new tokens of a block may begin anywhere in a row.
+        shapes = {"kv": rows, "kv_new": rows + 1}
+        return {
+            name: ((config.num_buffers, count, size, *row), problem.kv_dtype)
+            for name, count in shapes.items()
+        }
     if problem.is_seq_along_lane:
         width = min(problem.page_size, config.bkv_sz)
         pages = (config.num_buffers, config.bkv_sz // width, *problem.lane_page_shape(width))
@@ -154,14 +167,14 @@ def traffic(
     """What the DMAs move for one batch: queries, new KV, cached KV, output and cache update."""
     q_bytes, kv_bytes = problem.q_token_bytes, problem.kv_token_bytes
     table = runs.SeqRuns.of(batch.arrays(problem), problem)
-    lanes = Traffic(read_bytes=0, write_bytes=0, num_copies=0)
+    tiles = Traffic(read_bytes=0, write_bytes=0, num_copies=0)
     read = write = copies = 0
     for b in blocks(family, problem, config, batch, core):
         read += (b.end - b.first) * q_bytes
-        write += (b.end - b.first) * (q_bytes + problem.lse_token_bytes)
-        if problem.is_seq_along_lane:
-            copies += 2
-            lanes += _lane_traffic(problem, config, batch, b, table)
+        write += (b.end - b.first) * (problem.out_token_bytes + problem.lse_token_bytes)
+        if in_tiles(problem):
+            copies += 2 + problem.is_latent
+            tiles += _tile_traffic(problem, config, batch, b, table)
             continue
         start = np.arange(b.kv_first, b.kv_end, config.bkv_sz)
         end = np.minimum(start + config.bkv_sz, b.kv_end)
@@ -180,20 +193,21 @@ def traffic(
     if copies and problem.has_sinks:
         read += problem.sinks_bytes
         copies += 1
-    return lanes + Traffic(read_bytes=read, write_bytes=write, num_copies=copies)
+    return tiles + Traffic(read_bytes=read, write_bytes=write, num_copies=copies)
 
 
-def _lane_traffic(
+def _tile_traffic(
     problem: Problem, config: BlockwiseConfig, batch: Batch, b: QBlock, table: runs.SeqRuns
 ) -> Traffic:
-    """KV that a query block moves where tokens lie along lanes; see `lane_blocks.py`."""
-    tile_bytes, page_size = layout.LANES * problem.kv_token_bytes, problem.page_size
+    """KV that a query block moves where it is written in tiles; see `tile_blocks.py`."""
+    size, page_size = tile_tokens(problem), problem.page_size
+    tile_bytes = size * problem.kv_token_bytes
     is_last = b.end == batch.kv_lens[b.seq]
     start = np.arange(b.kv_first, b.kv_end, config.bkv_sz)
     end = np.minimum(start + config.bkv_sz, b.kv_end)
     fetched = end if is_last else np.minimum(end, b.cached_end)
-    width = min(page_size, config.bkv_sz)
-    read = int(np.sum(cdiv(np.maximum(fetched - start, 0), width))) * width // layout.LANES
+    width = size if problem.is_latent else min(page_size, config.bkv_sz)
+    read = int(np.sum(cdiv(np.maximum(fetched - start, 0), width))) * width // size
     if config.bkv_sz > page_size:
         copies = table.count_copies(b.seq, start, fetched)
     else:
@@ -202,10 +216,10 @@ def _lane_traffic(
         return Traffic(read_bytes=read * tile_bytes, write_bytes=0, num_copies=copies)
     new = np.maximum(start, b.cached_end)
     row = sum(batch.q_lens[: b.seq]) + new - b.cached_end
-    tiles = np.where(end > new, cdiv(row % layout.LANES + end - new, layout.LANES), 0)
+    tiles = np.where(end > new, cdiv(row % size + end - new, size), 0)
     copies += int(np.sum(end > new))
     last = end if is_last else np.minimum(end, window_start(b.end, problem))
-    written = np.maximum(cdiv(last, layout.LANES) - new // layout.LANES, 0)
+    written = np.maximum(cdiv(last, size) - new // size, 0)
     return Traffic(
         read_bytes=(read + int(np.sum(tiles))) * tile_bytes,
         write_bytes=int(np.sum(written)) * tile_bytes,
@@ -222,7 +236,7 @@ def mxu_flops(
     core: Core = ONLY_CORE,
 ) -> int:
     """FLOPs the MXU executes, padding and masked halves of blocks included."""
-    paths = all_chains(family, problem, config, target)
+    paths = all_chains(slot_of(family), problem, config, target)
     tokens_times_keys = 0
     for b in blocks(family, problem, config, batch, core):
         # A block of few queries computes one granule of them; see `walk.on_path`.
@@ -239,13 +253,14 @@ def mxu_flops(
                 tiles -= cdiv(end - start, csz) * (oldest >= end)
             tokens_times_keys += tokens * tiles * csz
     rows = problem.num_kv_heads * query_rows(problem, 1)
-    lanes = 2 * problem.padded_head_dim + sums_lanes(problem, config)
+    lanes = problem.k_lanes + problem.padded_head_dim + sums_lanes(problem, config)
     return tokens_times_keys * 2 * rows * lanes
 
 
 def kernel_name(family: str, problem: Problem, config: BlockwiseConfig) -> str:
     """Name of the Pallas call in dumps and profiles."""
+    kind = "mla" if problem.is_latent else "rpa"
     return (
-        f"rpa_{family}-p{problem.page_size}-bq{config.bq_sz}_{config.bq_csz}"
+        f"{kind}_{slot_of(family)}-p{problem.page_size}-bq{config.bq_sz}_{config.bq_csz}"
         f"-bkv{config.bkv_sz}_{config.bkv_csz}-n{config.num_buffers}-m{config.mxu_sums}"
     )

@@ -313,10 +313,19 @@ class Attention:
         """Stage three of a chain."""
         c, s, (head, first, own) = self.chains, self.scratch, self.locate(group, chain)
         at = (head, self.rows(group, first))
-        values = (s.k if s.v is None else s.v)[head, self.keys(group, is_edge=is_edge)]
+        values = self.values(head, self.keys(group, is_edge=is_edge))
         p = self.load(s.p, chain, c.edge_keys if is_edge else c.keys)
         pv = online_softmax.pv(p, values)
         s.acc[at] = lane_ops.widen(s.alpha[own], pv.shape[1]) * s.acc[at] + pv
+
+    def values(self, head: Scalar, keys: Any) -> jax.Array:
+        """Rows of V: in K's place where that holds both, its first lanes with latents."""
+        s = self.scratch
+        if s.v is None and self.problem.is_latent:
+            rows: jax.Array = s.k[head, keys, pl.ds(0, self.problem.padded_head_dim)]
+        else:
+            rows = (s.k if s.v is None else s.v)[head, keys]
+        return rows
 
     def q_positions(self, q_tile: Scalar, first: Scalar) -> jax.Array:
         """Position of the query of each row of a chain: int32[rows, 1].

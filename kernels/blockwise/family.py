@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from rpa_kernels import useful
+from rpa_kernels import limits, useful
 from rpa_kernels.blockwise import account, space
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.blockwise.partition import partition
@@ -17,12 +17,12 @@ def _launch(family: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def make_family(name: str) -> KernelFamily:
-    """The record of family `name`: `prefill` or `mixed`."""
+    """The record of family `name`: `prefill`, `mixed` or `mla-mixed`."""
     return KernelFamily(
         name=name,
         config_type=BlockwiseConfig,
-        check=space.check,
-        default_config=space.default_config,
+        check=limits.for_kind(space.check, name),
+        default_config=limits.for_kind(space.default_config, name),
         search_axes=space.search_axes,
         scratch_bytes=account.scratch_bytes,
         smem_bytes=account.smem_bytes,

@@ -13,21 +13,23 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels import lane_pages, packed, pages
-from rpa_kernels.blockwise import lane_blocks, mxu_sums, walk
+from rpa_kernels import lane_pages, latent_rows, packed, pages
+from rpa_kernels.blockwise import mxu_sums, tile_blocks, walk
 from rpa_kernels.blockwise.attend import Attention
 from rpa_kernels.blockwise.chains import Chains, all_chains
 from rpa_kernels.blockwise.config import BlockwiseConfig
-from rpa_kernels.blockwise.lane_blocks import LaneBlocks
 from rpa_kernels.blockwise.partition import SEQS
 from rpa_kernels.blockwise.q_blocks import QBlocks
 from rpa_kernels.blockwise.scratch import Scratch
+from rpa_kernels.blockwise.tile_blocks import TileBlocks
 from rpa_kernels.blockwise.walk import Block, Cursor
 from rpa_kernels.calls import Refs
 from rpa_kernels.ints import cdiv
+from rpa_kernels.latent import in_tiles
 from rpa_kernels.layout import LANES
 from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import slot_of
 from rpa_kernels.target import Target
 
 Ref = Any
@@ -49,7 +51,7 @@ class BlockwiseKernel:
     end: Cursor
     scratch: Scratch
     q_blocks: QBlocks
-    lane_blocks: LaneBlocks | None
+    tile_blocks: TileBlocks | None
     paths: tuple[Chains, ...]
     problem: Problem
     config: BlockwiseConfig
@@ -92,8 +94,8 @@ class BlockwiseKernel:
                 num_tokens=self.fetch_end(block) - block.kv_start,
                 max_tokens=self.config.bkv_sz,
             )
-            if self.problem.update_kv_cache and self.lane_blocks is not None:
-                self.lane_blocks.start_fetch(slot, block)
+            if self.problem.update_kv_cache and self.tile_blocks is not None:
+                self.tile_blocks.start_fetch(slot, block)
             elif self.problem.update_kv_cache:
                 self.start_fetch_new(block, buffer, sem)
 
@@ -104,13 +106,13 @@ class BlockwiseKernel:
 
     def fetch_end(self, block: Block) -> Scalar:
         """Position after the last token of a block that comes from the cache."""
-        if self.lane_blocks is not None:
-            return lane_blocks.fetch_end(block, self.problem)
+        if self.tile_blocks is not None:
+            return tile_blocks.fetch_end(block, self.problem)
         return jnp.minimum(block.kv_end, block.cached_end)
 
     def wait_fetch(self, slot: Scalar, block: Block) -> None:
         """Waits until a KV block is there, cached and new tokens."""
-        kv, sems, lanes = self.scratch.kv, self.scratch.kv_sems, self.lane_blocks
+        kv, sems, lanes = self.scratch.kv, self.scratch.kv_sems, self.tile_blocks
         if lanes is None:
             self.cache.wait(kv.at[slot], sems.at[slot], block.num_kv)
             return
@@ -144,8 +146,8 @@ class BlockwiseKernel:
         """
         if not self.problem.update_kv_cache:
             return
-        if self.lane_blocks is not None:
-            self.lane_blocks.start_write(slot, block)
+        if self.tile_blocks is not None:
+            self.tile_blocks.start_write(slot, block)
             return
         start = jnp.maximum(block.kv_start, block.q_first)
         size = jnp.maximum(jnp.minimum(block.kv_end, block.q_end) - start, 0)
@@ -167,8 +169,8 @@ class BlockwiseKernel:
         if not self.problem.update_kv_cache:
             return
         kv, sems, unwritten = self.scratch.kv, self.scratch.write_sems, self.scratch.unwritten
-        if self.lane_blocks is not None:
-            self.lane_blocks.wait_write(slot)
+        if self.tile_blocks is not None:
+            self.tile_blocks.wait_write(slot)
         else:
             self.cache.wait(kv.at[slot], sems.at[slot], unwritten[slot])
         self.scratch.unwritten[slot] = 0
@@ -204,7 +206,7 @@ class BlockwiseKernel:
         # The words of one part stay in registers for both K and V.
         size = UNPACKED // lanes
         size = csz if csz % size else size
-        if self.lane_blocks is not None:
+        if self.problem.is_seq_along_lane:
             size = LANES
         if num_valid is None:
             for offset in range(0, csz, size):
@@ -222,6 +224,16 @@ class BlockwiseKernel:
     ) -> None:
         """Unpacks all heads of `size` tokens."""
         s, problem, tokens = self.scratch, self.problem, pl.ds(start, size)
+        if problem.is_latent:
+            rows = latent_rows.load(
+                s.kv, (slot,), start=start, count=size, lanes=problem.k_lanes, num_valid=num_valid,
+                on_chip=self.on_chip,
+            )  # fmt: skip
+            s.k[0, tokens] = rows.astype(s.k.dtype)
+            if s.v is not None:
+                lanes = pl.ds(0, problem.padded_head_dim)
+                s.v[0, tokens, lanes] = rows[:, : lanes.size].astype(s.v.dtype)
+            return
         for head in range(problem.num_kv_heads):
             k, v = self.load_kv(slot, head, start, size, num_valid)
             s.k[head, tokens] = k.astype(s.k.dtype)
@@ -236,7 +248,7 @@ class BlockwiseKernel:
     ) -> tuple[jax.Array, jax.Array]:
         """Loads K and V of one head, each [size, lanes]."""
         s, problem = self.scratch, self.problem
-        if self.lane_blocks is None:
+        if self.tile_blocks is None:
             return packed.load_kv(
                 s.kv, (slot,), head=head, start=start, count=size, fused=problem.fuses_kv,
                 dtype=problem.kv_dtype, num_valid=num_valid, on_chip=self.on_chip,
@@ -342,28 +354,28 @@ def blockwise_kernel(
     Args:
       refs: Operands, outputs and scratch; a core range is (sequence, query block) of its
         start and of its end.
-      family: `prefill` or `mixed`.
+      family: `prefill`, `mixed` or `mla-mixed`.
       problem: Static shapes and features.
       config: Block sizes.
       target: What the chip can do.
       on_chip: Which body of `packed` to use.
     """
     zero = jnp.int32(0)
-    first, end = (Cursor(refs.meta.distribution[i], zero, zero) for i in SEQS[family])
+    first, end = (Cursor(refs.meta.distribution[i], zero, zero) for i in SEQS[slot_of(family)])
     if refs.core_range is not None:
         first, end = (Cursor(seq, q_block, zero) for seq, q_block in refs.core_range)
-    paths = all_chains(family, problem, config, target)
+    paths = all_chains(slot_of(family), problem, config, target)
     q_blocks = QBlocks(
         refs=refs, scratch=refs.scratch, paths=paths, problem=problem, on_chip=on_chip
     )
-    lanes = None
-    if problem.is_seq_along_lane:
-        lanes = LaneBlocks(
+    tiles = None
+    if in_tiles(problem):
+        tiles = TileBlocks(
             kv_new=refs.kv_new, cache=refs.cache, scratch=refs.scratch, problem=problem,
             config=config, on_chip=on_chip,
         )  # fmt: skip
     BlockwiseKernel(
         meta=refs.meta, kv_new=refs.kv_new, cache=refs.cache, sinks=refs.sinks, first=first,
-        end=end, scratch=refs.scratch, q_blocks=q_blocks, lane_blocks=lanes, paths=paths,
+        end=end, scratch=refs.scratch, q_blocks=q_blocks, tile_blocks=tiles, paths=paths,
         problem=problem, config=config, target=target, on_chip=on_chip,
     ).run()  # fmt: skip

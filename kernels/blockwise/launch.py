@@ -15,5 +15,5 @@ LAUNCHES = {
         scratch_shapes=scratch_shapes,
         partition=partial(partition, family),
     )
-    for family in SEQS
+    for family in (*SEQS, "mla-mixed")
 }

@@ -8,7 +8,9 @@ from rpa_kernels import cores
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.ints import cdiv
+from rpa_kernels.latent import in_tiles
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import slot_of
 from rpa_kernels.window import window_start
 
 # Entries of `distribution` between which a family's sequences lie.
@@ -28,7 +30,7 @@ def partition(
     at = _boundaries(problem, config, arrays, ends, num_cores, xp)
     seq, q_block = _seq_and_block(at, ends, xp)
     is_end = at >= ends[-1]
-    seq = xp.where(is_end, arrays.distribution[SEQS[family][1]], seq)
+    seq = xp.where(is_end, arrays.distribution[SEQS[slot_of(family)][1]], seq)
     return xp.stack([seq, xp.where(is_end, 0, q_block)], axis=1).reshape(-1).astype(xp.int32)
 
 
@@ -71,16 +73,16 @@ def _boundaries(
     q_tiles, kv_tiles = cdiv(num_q, config.bq_csz), cdiv(num_kv, config.bkv_csz)
     costs = q_tiles * kv_tiles + kv_tiles + q_tiles
     at = cores.balance(xp.where(block < ends[-1], costs, 0), num_cores, xp)
-    if not problem.is_seq_along_lane:
+    if not in_tiles(problem):
         return at
-    # Whole sequences: query blocks share lane tiles of the cache; see `lane_blocks.py`.
+    # Whole sequences: query blocks share tiles of the cache; see `tile_blocks.py`.
     _, q_block = _seq_and_block(at, ends, xp)
     return xp.where(at < ends[-1], at - q_block, at)
 
 
 def _block_ends(family: str, config: BlockwiseConfig, arrays: BatchArrays, xp: Any) -> Any:
     """Query blocks up to and with each sequence; sequences of other families have none."""
-    first, end = (arrays.distribution[i] for i in SEQS[family])
+    first, end = (arrays.distribution[i] for i in SEQS[slot_of(family)])
     seq = xp.arange(len(arrays.kv_lens))
     q_lens: Any = arrays.cu_q_lens[1:] - arrays.cu_q_lens[:-1]
     is_own = (seq >= first) & (seq < end)

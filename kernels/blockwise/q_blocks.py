@@ -42,11 +42,13 @@ class QBlocks:
 
     def start(self, parity: Scalar, block: Block) -> None:
         """Starts fetching a query block."""
-        self._fetch(parity, block).start()
+        for copy in self._fetch(parity, block):
+            copy.start()
 
     def begin(self, parity: Scalar, block: Block) -> None:
         """Waits for a query block, prepares it and clears its softmax state."""
-        self._fetch(parity, block).wait()
+        for copy in self._fetch(parity, block):
+            copy.wait()
         walk.on_path(block, self.paths, lambda chains: self._load(parity, block, chains.granule))
 
     def finish(self, parity: Scalar, block: Block) -> None:
@@ -79,13 +81,19 @@ class QBlocks:
             pairs.append((self.scratch.lse, self.refs.lse))
         return pairs
 
-    def _fetch(self, parity: Scalar, block: Block) -> Any:
-        """Copy that brings a query block in."""
-        return pltpu.make_async_copy(
-            self.refs.q.at[pl.ds(block.token, block.num_q)],
-            self.scratch.q.at[parity, pl.ds(0, block.num_q)],
-            self.scratch.q_sems.at[parity],
-        )
+    def _fetch(self, parity: Scalar, block: Block) -> list[Any]:
+        """Copies that bring a query block in."""
+        pairs = [(self.refs.q, self.scratch.q)]
+        if self.problem.is_latent:
+            pairs.append((self.refs.q_rope, self.scratch.q_rope))
+        return [
+            pltpu.make_async_copy(
+                hbm.at[pl.ds(block.token, block.num_q)],
+                vmem.at[parity, pl.ds(0, block.num_q)],
+                self.scratch.q_sems.at[parity],
+            )
+            for hbm, vmem in pairs
+        ]
 
     def _wait_sent(self, parity: Scalar) -> None:
         """Waits until an output buffer is sent."""
@@ -105,16 +113,23 @@ class QBlocks:
         def _(granule: jax.Array) -> None:
             rows = self._rows(granule, size)
             for head in range(problem.num_kv_heads):
-                words = [
-                    packed.load_q(
-                        s.q, (parity,), head=head, word=word, start=granule * size, count=size,
-                        on_chip=self.on_chip,
-                    )
-                    for word in range(problem.q_words)
-                ]  # fmt: skip
-                q = jnp.concatenate(words, axis=0)
+                q = self._load_q(s.q, parity, head, granule * size, size)
+                if problem.is_latent:
+                    rope = self._load_q(s.q_rope, parity, head, granule * size, size)
+                    q = jnp.concatenate([q, rope], axis=1)
                 s.scaled_q[head, rows] = online_softmax.scale_q(q, problem)
                 self._clear(head, rows, size)
+
+    def _load_q(self, ref: Ref, parity: Scalar, head: int, start: Scalar, size: int) -> jax.Array:
+        """Queries of `size` tokens of one head, one word of them after another."""
+        words = [
+            packed.load_q(
+                ref, (parity,), head=head, word=word, start=start, count=size,
+                on_chip=self.on_chip,
+            )
+            for word in range(self.problem.q_words)
+        ]  # fmt: skip
+        return jnp.concatenate(words, axis=0)
 
     def _rows(self, granule: Scalar, size: int) -> Any:
         """Rows of the softmax state that hold a granule of `size` tokens."""

@@ -19,8 +19,9 @@ class Scratch(NamedTuple):
     Shapes (rows: query rows of one KV head in a query block; order: granule of tokens, word,
     token, part of the word):
       kv: [num_buffers, bkv_sz, padded words, packing, lanes], fetched KV blocks.
-      kv_new: Lane tiles of new tokens, [num_buffers, tiles, 2 * KV heads, words, packing, 128];
-        None but with tokens along lanes, where the shape of kv is another, too.
+      kv_new: Tiles of new tokens, [num_buffers, tiles, ...]; None but where tokens are written in
+        tiles (`latent.in_tiles`), and the shape of kv is another, too.
+      q_rope: [2, bq_sz, 1, q words, q packing, rope lanes]; None but with latents.
       q, out: [2, bq_sz, KV heads, q words, q packing, lanes].
       k: [KV heads, bkv_sz, lanes], the KV block at hand, unpacked.
       v: [KV heads, bkv_sz, lanes or more], the same, with `mxu_sums` and ones behind it, or where
@@ -48,6 +49,7 @@ class Scratch(NamedTuple):
     kv: Ref
     kv_new: Ref | None
     q: Ref
+    q_rope: Ref | None
     out: Ref
     k: Ref
     v: Ref | None
@@ -74,7 +76,7 @@ class Scratch(NamedTuple):
 def scratch_shapes(problem: Problem, config: BlockwiseConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
     vmem: dict[str, Any] = dict.fromkeys(
-        ("kv_new", "v", "row_sum", "mask_cap", "lane_max", "sinks", "lse")
+        ("kv_new", "q_rope", "v", "row_sum", "mask_cap", "lane_max", "sinks", "lse")
     )
     vmem |= {
         name: pltpu.VMEM(shape, jnp.dtype(dtype))

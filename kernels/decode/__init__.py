@@ -1,36 +1,7 @@
 """Decode: one query token a sequence, sequences handled in mini-batches."""
 
-from typing import Any
+from rpa_kernels.decode.family import make_family
 
-from rpa_kernels.decode import account, space
-from rpa_kernels.decode.config import DecodeConfig
-from rpa_kernels.decode.partition import partition
-from rpa_kernels.family import KernelFamily
-
-
-def _launch(*args: Any, **kwargs: Any) -> Any:
-    """Imports jax only when a kernel is launched."""
-    from rpa_kernels.decode.launch import launch
-
-    return launch(*args, **kwargs)
-
-
-FAMILY = KernelFamily(
-    name="decode",
-    config_type=DecodeConfig,
-    check=space.check,
-    default_config=space.default_config,
-    search_axes=space.search_axes,
-    scratch_bytes=account.scratch_bytes,
-    smem_bytes=account.smem_bytes,
-    traffic=account.traffic,
-    useful_bytes=account.useful_bytes,
-    mxu_flops=account.mxu_flops,
-    useful_flops=account.useful_flops,
-    num_steps=account.num_steps,
-    partition=partition,
-    launch=_launch,
-    kernel_name=account.kernel_name,
-)
+FAMILY = make_family("decode")
 
 __all__ = ["FAMILY"]

@@ -6,8 +6,10 @@ are being fetched while one computes, across sequence boundaries. Each item of a
 own online softmax, which makes them independent chains for the MXU; after the last compute block
 the items are joined in order into the state of the running sequence.
 
-Queries, new keys and values, and outputs move in blocks of `bq_sz` sequences (a decode sequence
-has one token, so token i is sequence i); `seq_blocks.py` does that.
+Queries, new keys and values, and outputs move in blocks of `bq_sz` sequences; `seq_blocks.py` does
+that. A sequence has one new token, so that token i is sequence i, or up to
+`problem.decode_query_size` of them: then as many are computed for each, and what is computed beyond
+a sequence's own is overwritten by the sequences after it.
 """
 
 from dataclasses import dataclass
@@ -20,11 +22,12 @@ from jax.experimental import pallas as pl
 from rpa_kernels.calls import Refs
 from rpa_kernels.decode.attend import Attend, Row
 from rpa_kernels.decode.config import DecodeConfig
-from rpa_kernels.decode.lane_writes import LaneWrites
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.decode.seq_blocks import SeqBlocks
+from rpa_kernels.decode.tile_writes import TileWrites
 from rpa_kernels.decode.walk import Cursor, Item, Walk
 from rpa_kernels.ints import cdiv
+from rpa_kernels.latent import in_tiles
 from rpa_kernels.pages import PagedCache
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
@@ -43,7 +46,7 @@ class DecodeKernel:
     scratch: Scratch
     seq_blocks: SeqBlocks
     maths: Attend
-    lane_writes: LaneWrites | None
+    tile_writes: TileWrites | None
     problem: Problem
     config: DecodeConfig
 
@@ -67,8 +70,8 @@ class DecodeKernel:
         return following
 
     def num_fetched(self, item: Item) -> Scalar:
-        """Tokens of an item that come from the cache; along lanes with the place of the new one."""
-        return item.num_tokens if self.problem.is_seq_along_lane else item.num_cached
+        """Tokens of an item that come from the cache; in tiles with the place of the new one."""
+        return item.num_tokens if in_tiles(self.problem) else item.num_cached
 
     def wait_fetch(self, slot: Scalar, items: list[Item]) -> None:
         """Waits for the step's cached tokens and puts new tokens behind them."""
@@ -77,14 +80,32 @@ class DecodeKernel:
         self.cache.wait(s.kv.at[slot], s.kv_sems.at[slot], rows)
         if not self.problem.update_kv_cache:
             return
-        if self.lane_writes is not None:
-            self.lane_writes.put(slot, items)
+        if self.tile_writes is not None:
+            self.tile_writes.put(slot, items)
+            return
+        if self.problem.decode_query_size > 1:
+            self.put_new(slot, items)
             return
         for g, (item, new) in enumerate(zip(items, self.rows(items), strict=True)):
             # Without a branch: an item without a new token stores to the spare row.
             has_new = item.num_cached < item.num_tokens
             row = jnp.where(has_new, g * bkv_sz + item.num_cached, len(items) * bkv_sz)
             s.kv[slot, row, pl.ds(0, words)] = s.kv_new[new]
+
+    def put_new(self, slot: Scalar, items: list[Item]) -> None:
+        """Puts the new tokens of a step behind the cached ones, up to several of an item."""
+        s, words, bkv_sz = self.scratch, self.problem.kv_words, self.config.bkv_sz
+        for g, (item, (buffer, first)) in enumerate(zip(items, self.rows(items), strict=True)):
+
+            @pl.when(item.num_cached < item.num_tokens)
+            def _(
+                g: int = g, item: Item = item, buffer: Scalar = buffer, first: Scalar = first
+            ) -> None:
+                for token in range(self.problem.decode_query_size):
+                    place = item.first_query + token - item.start
+                    is_here = (place >= 0) & (place < item.num_tokens)
+                    row = jnp.where(is_here, g * bkv_sz + place, len(items) * bkv_sz)
+                    s.kv[slot, row, pl.ds(0, words)] = s.kv_new[buffer, first + token]
 
     def attend(self, slot: Scalar, items: list[Item]) -> None:
         """Attends every item to its block, one compute block after another."""
@@ -98,7 +119,7 @@ class DecodeKernel:
             first = tile * csz
             is_full = True
             for item in items:
-                is_full &= first + csz <= item.num_tokens
+                is_full &= first + csz <= item.num_full
                 oldest = newest_sees_from(item.kv_len, self.problem)
                 if oldest is not None:
                     is_full &= item.start + first >= oldest
@@ -118,8 +139,8 @@ class DecodeKernel:
         def _() -> None:
             cursor = Cursor(jnp.int32(self.walk.first_seq), jnp.int32(0))
             self.seq_blocks.start()
-            if self.lane_writes is not None:
-                self.lane_writes.reset()
+            if self.tile_writes is not None:
+                self.tile_writes.reset()
             # A loop, though a short one: within straight code the compiler moves the copies of
             # queries behind those of KV, and the first step waits for all of them.
             ahead = jax.lax.fori_loop(0, self.config.num_buffers, self.start_fetch, cursor)
@@ -131,8 +152,8 @@ class DecodeKernel:
                 (jnp.int32(0), cursor, ahead),
             )
             self.seq_blocks.drain()
-            if self.lane_writes is not None:
-                self.lane_writes.drain()
+            if self.tile_writes is not None:
+                self.tile_writes.drain()
 
     def step(self, carry: tuple[Scalar, Cursor, Cursor]) -> tuple[Scalar, Cursor, Cursor]:
         """One step: wait, attend, join, and fetch the step `num_buffers` ahead."""
@@ -189,13 +210,13 @@ def decode_kernel(
     walk = Walk(
         meta=refs.meta, first_seq=first_seq, end_seq=end_seq, problem=problem, config=config
     )
-    lane_writes = None
-    if problem.is_seq_along_lane and problem.update_kv_cache:
-        lane_writes = LaneWrites(
-            cache=refs.cache, scratch=refs.scratch, seq_blocks=seq_blocks, config=config,
-            on_chip=on_chip,
+    tile_writes = None
+    if in_tiles(problem) and problem.update_kv_cache:
+        tile_writes = TileWrites(
+            cache=refs.cache, scratch=refs.scratch, seq_blocks=seq_blocks, problem=problem,
+            config=config, on_chip=on_chip,
         )  # fmt: skip
     DecodeKernel(
         walk=walk, cache=refs.cache, scratch=refs.scratch, seq_blocks=seq_blocks, maths=maths,
-        lane_writes=lane_writes, problem=problem, config=config,
+        tile_writes=tile_writes, problem=problem, config=config,
     ).run()  # fmt: skip

@@ -14,10 +14,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels.calls import Refs
+from rpa_kernels.decode import heads
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.ints import div, rem
-from rpa_kernels.layout import LANES
+from rpa_kernels.latent import in_tiles, tile_tokens
 from rpa_kernels.problem import Problem
 
 Scalar = Any
@@ -44,7 +45,7 @@ class SeqBlocks:
     @property
     def writes_rows(self) -> bool:
         """Whether new tokens are written from here."""
-        return self.problem.update_kv_cache and not self.problem.is_seq_along_lane
+        return self.problem.update_kv_cache and not in_tiles(self.problem)
 
     def first_of(self, block: Scalar) -> Scalar:
         """First sequence of a block."""
@@ -59,10 +60,32 @@ class SeqBlocks:
         size = self.config.bq_sz
         return jnp.clip(self.end_seq - self.first_of(block), 0, size)
 
+    def token_of(self, seq: Scalar) -> Scalar:
+        """First token of a sequence, in the order of the batch."""
+        if self.problem.decode_query_size == 1:
+            return seq
+        return self.refs.meta.cu_q_lens[seq]
+
+    def num_tokens(self, block: Scalar) -> Scalar:
+        """Tokens of a block; 0 past the last."""
+        rows = self.rows_in(block)
+        if self.problem.decode_query_size == 1:
+            return rows
+        first_seq = self._real_seq(block)
+        return self.token_of(first_seq + rows) - self.token_of(first_seq)
+
+    def _real_seq(self, block: Scalar) -> Scalar:
+        """First sequence of a block, or the last of all past the last block."""
+        return jnp.minimum(self.first_of(block), self.end_seq - 1)
+
     def row(self, seq: Scalar, is_real: Scalar) -> tuple[Scalar, Scalar]:
-        """Buffer and row of a sequence; the spare row when it is not one."""
+        """Buffer and row of a sequence's first token; the spare rows when it is no sequence."""
         size, row = self.config.bq_sz, seq - self.first_seq
-        return rem(div(row, size), 2), jnp.where(is_real, rem(row, size), size)
+        buffer = rem(div(row, size), 2)
+        if self.problem.decode_query_size == 1:
+            return buffer, jnp.where(is_real, rem(row, size), size)
+        in_block = self.token_of(seq) - self.token_of(seq - rem(row, size))
+        return buffer, jnp.where(is_real, in_block, size * heads.query_tokens(self.problem))
 
     def start(self) -> None:
         """Starts fetching the first block, and the attention sinks with it."""
@@ -132,12 +155,14 @@ class SeqBlocks:
 
     def _in_copies(self, block: Scalar) -> list[Any]:
         """Copies that bring a block in."""
-        slot, rows = rem(block, 2), self.rows_in(block)
+        slot, size = rem(block, 2), self.num_tokens(block)
         # A block past the last has no rows, but its copy must start at a row that exists.
-        tokens: Any = pl.ds(jnp.minimum(self.first_of(block), self.end_seq - 1), rows)
+        tokens: Any = pl.ds(self.token_of(self._real_seq(block)), size)
         pairs = [(self.refs.q, self.scratch.q, tokens)]
+        if self.problem.is_latent:
+            pairs.append((self.refs.q_rope, self.scratch.q_rope, tokens))
         if self.problem.update_kv_cache:
-            new = self._new_tiles(block) if self.problem.is_seq_along_lane else tokens
+            new = self._new_tiles(block) if in_tiles(self.problem) else tokens
             pairs.append((self.refs.kv_new, self.scratch.kv_new, new))
         return [
             pltpu.make_async_copy(
@@ -147,20 +172,23 @@ class SeqBlocks:
         ]
 
     def _new_tiles(self, block: Scalar) -> Any:
-        """Lane tiles that hold a block's new tokens; none past the last block."""
-        last = jnp.minimum(self.first_of(block) + self.config.bq_sz, self.end_seq) - 1
+        """Tiles that hold a block's new tokens; none past the last block."""
+        end_seq = jnp.minimum(self.first_of(block) + self.config.bq_sz, self.end_seq)
+        last = self.token_of(end_seq) - 1
         first_tile = self._first_tile(block)
-        size = jnp.where(self.rows_in(block) > 0, div(last, LANES) - first_tile + 1, 0)
+        size = jnp.where(
+            self.rows_in(block) > 0, div(last, tile_tokens(self.problem)) - first_tile + 1, 0
+        )
         return pl.ds(first_tile, size)
 
     def _first_tile(self, block: Scalar) -> Scalar:
-        """Lane tile of a block's first new token."""
-        return div(jnp.minimum(self.first_of(block), self.end_seq - 1), LANES)
+        """Tile of a block's first new token."""
+        return div(self.token_of(self._real_seq(block)), tile_tokens(self.problem))
 
     def new_token(self, seq: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-        """Buffer, lane tile and lane of a sequence's new token, where tokens lie along lanes."""
-        block = self.block_of(seq)
-        return rem(block, 2), div(seq, LANES) - self._first_tile(block), rem(seq, LANES)
+        """Buffer, tile, and place in it, of a sequence's first new token; with tiles only."""
+        block, token, size = self.block_of(seq), self.token_of(seq), tile_tokens(self.problem)
+        return rem(block, 2), div(token, size) - self._first_tile(block), rem(token, size)
 
     def start_fetch(self, block: Scalar) -> None:
         """Starts fetching a block; nothing past the last."""
@@ -174,14 +202,14 @@ class SeqBlocks:
 
     def _out_copies(self, block: Scalar) -> list[Any]:
         """Copies that take a block's outputs out."""
-        slot, rows = rem(block, 2), self.rows_in(block)
+        slot, size = rem(block, 2), self.num_tokens(block)
         pairs = [(self.scratch.out, self.refs.out)]
         if self.problem.return_lse:
             pairs.append((self.scratch.lse, self.refs.lse))
         return [
             pltpu.make_async_copy(
-                vmem.at[slot, pl.ds(0, rows)],
-                hbm.at[pl.ds(self.first_of(block), rows)],
+                vmem.at[slot, pl.ds(0, size)],
+                hbm.at[pl.ds(self.token_of(self.first_of(block)), size)],
                 self.scratch.out_sems.at[slot],
             )
             for vmem, hbm in pairs
@@ -198,9 +226,9 @@ class SeqBlocks:
             copy.wait()
 
     def start_writes(self, block: Scalar) -> None:
-        """Starts writing a block's new tokens to the cache, one row a sequence.
+        """Starts writing a block's new tokens to the cache, one row or a few for each sequence.
 
-        Where tokens lie along lanes `lane_writes.py` does, tile by tile.
+        Where tiles are written `tile_writes.py` does, one by one.
         """
         if not self.writes_rows:
             return
@@ -209,6 +237,14 @@ class SeqBlocks:
         @pl.loop(0, self.rows_in(block))
         def _(row: Scalar) -> None:
             seq = self.first_of(block) + row
+            if self.problem.decode_query_size > 1:
+                q_len = meta.q_len(seq)
+                _, first = self.row(seq, True)
+                self.refs.cache.start_write(
+                    self.scratch.kv_new.at[slot], self.scratch.write_sems.at[slot], row=first,
+                    seq=seq, start=meta.kv_lens[seq] - q_len, num_tokens=q_len,
+                )  # fmt: skip
+                return
             position = meta.kv_lens[seq] - 1
             page_size = self.problem.page_size
             page = meta.read(meta.entry(seq, div(position, page_size))).page
@@ -224,4 +260,4 @@ class SeqBlocks:
             return
         slot = rem(block, 2)
         kv_new, sems = self.scratch.kv_new, self.scratch.write_sems
-        self.refs.cache.wait(kv_new.at[slot], sems.at[slot], self.rows_in(block))
+        self.refs.cache.wait(kv_new.at[slot], sems.at[slot], self.num_tokens(block))

@@ -24,6 +24,7 @@ COMMANDS = {
     "compile": ("rpa_tune.cli.compile", "compile_command"),
     "doctor": ("rpa_tune.cli.doctor", "doctor"),
     "explain": ("rpa_tune.cli.explain", "explain"),
+    "opcodes": ("rpa_tune.cli.opcodes", "opcodes"),
     "plan": ("rpa_tune.cli.plan", "plan_command"),
     "portfolio": ("rpa_tune.cli.portfolio", "portfolio"),
     "report": ("rpa_tune.cli.report", "report"),

@@ -11,6 +11,7 @@ from rpa_kernels import load_family, runs
 from rpa_kernels.batch import Batch
 from rpa_kernels.family import KernelFamily, Traffic
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import is_latent, slot_of
 from rpa_tune.families.family import Call, Executed, Family
 from rpa_tune.hw.chip import Chip
 from rpa_tune.provenance import kernel_digest
@@ -87,10 +88,11 @@ def own_family(name: str) -> OwnFamily:
     record = load_family(name)
     return OwnFamily(
         **{field.name: getattr(record, field.name) for field in fields(KernelFamily)},
-        slots=(name,),
+        slots=(slot_of(name),),
         is_launched=True,
         unverified="",
         most_configs=None,
+        is_latent=is_latent(name),
     )
 
 

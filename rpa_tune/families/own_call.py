@@ -18,6 +18,8 @@ from rpa_tune.families.family import Call
 
 def own_call(family: KernelFamily, problem: Problem, config: Any, target: Target) -> Call:
     """The call of one family, from public arrays to public arrays."""
+    if problem.is_latent:
+        return _latent_call(family, problem, config, target)
 
     def attend(
         queries: jax.Array, keys: jax.Array, values: jax.Array, kv_cache: jax.Array,
@@ -39,6 +41,43 @@ def own_call(family: KernelFamily, problem: Problem, config: Any, target: Target
     )
 
 
+def _latent_call(family: KernelFamily, problem: Problem, config: Any, target: Target) -> Call:
+    def attend(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        q, kv_new = inputs.prepare_latent(*arrays[:4], problem)
+        out, kv_cache = family.launch(
+            q, kv_new, *arrays[4:], problem=problem, config=config, target=target
+        )
+        return inputs.finish_latent(out, problem), kv_cache
+
+    return Call(
+        function=attend,
+        arguments=abstract_latent_inputs(problem),
+        kernel_name=family.kernel_name(problem, config),
+        donated=(4,),
+    )
+
+
+def abstract_latent_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes and dtypes of the public MLA call."""
+    tokens, heads = problem.max_num_tokens, problem.num_q_heads
+    latent, rope = problem.head_dim, problem.rope_dim or 0
+    shapes = [
+        ((heads, tokens, latent), problem.q_dtype),
+        ((tokens, heads, rope), problem.q_dtype),
+        ((tokens, latent), problem.kv_dtype),
+        ((tokens, rope), problem.kv_dtype),
+        (problem.kv_cache_shape, problem.kv_dtype),
+    ]
+    arrays = (jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in shapes)
+    return (*arrays, *_metadata(problem))
+
+
+def _metadata(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
+    seqs = problem.max_num_seqs
+    sizes = (seqs, seqs * problem.pages_per_seq, seqs + 1, 3)
+    return tuple(jax.ShapeDtypeStruct((size,), jnp.int32) for size in sizes)
+
+
 def abstract_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Shapes and dtypes of the public call: q, k, v, cache, four int32 arrays, sinks if any."""
     tokens, kv_heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
@@ -48,11 +87,7 @@ def abstract_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
         ((tokens, kv_heads, dim), kv_dtype),
         ((tokens, kv_heads, dim), kv_dtype),
         (problem.kv_cache_shape, kv_dtype),
-        ((problem.max_num_seqs,), jnp.int32),
-        ((problem.max_num_seqs * problem.pages_per_seq,), jnp.int32),
-        ((problem.max_num_seqs + 1,), jnp.int32),
-        ((3,), jnp.int32),
     ]
-    if problem.has_sinks:
-        shapes.append(((problem.num_q_heads,), jnp.float32))
-    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)
+    sinks = [((problem.num_q_heads,), jnp.dtype("float32"))] if problem.has_sinks else []
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (*shapes, *sinks)]
+    return (*arrays[:4], *_metadata(problem), *arrays[4:])

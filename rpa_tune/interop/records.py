@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rpa_kernels.batch import Batch
+from rpa_kernels.checks import check_whole
 from rpa_kernels.ints import cdiv
-from rpa_kernels.problem import Problem, check_whole
+from rpa_kernels.problem import Problem
 from rpa_tune.compile import worker
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import UsageError

@@ -151,7 +151,10 @@ def build_studies(plan: SweepPlan) -> list[Study]:
         ):
             chip = load_chip(chip_name)
             cache = {"page_size": page_size, "kv_dtype": kv_dtype, "kv_layout": kv_layout}
-            for share in _shares(plan, workload, model, tp, cache):
+            shares = _shares(plan, workload, model, tp, cache)
+            with _blame(plan, "families"):
+                pairs = pair_up(shares, families)
+            for share, serving in pairs:
                 problem = share.problem
                 with _blame(plan, "page_size"):
                     chip.require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
@@ -166,7 +169,7 @@ def build_studies(plan: SweepPlan) -> list[Study]:
                         overrides=plan.overrides.get(family.name, {}),
                         search=_search(plan, family),
                     )
-                    for family in families
+                    for family in serving
                 ]
     return _merged(studies)
 
@@ -187,7 +190,9 @@ def _of_servers(
             layers = server.layers(q_dtype=plan.q_dtype)
         with _blame(plan, "workload"):
             served = ServedWorkload(plan.workload, server)
-        for share, family in itertools.product(layers, families):
+        with _blame(plan, "families" if "families" in plan.lines else "model"):
+            pairs = pair_up(layers, families)
+        for share, family in ((share, family) for share, serving in pairs for family in serving):
             for group in groups_of(server, share.problem, family):
                 with _blame(plan, "families" if "families" in plan.lines else "workload"):
                     workload = served.of(group, family)
@@ -202,6 +207,28 @@ def _of_servers(
                     search=_search(plan, family),
                     fills=group.problems[:-1],
                 )
+
+
+def pair_up(
+    shares: Sequence[Share], families: Sequence[Family]
+) -> list[tuple[Share, list[Family]]]:
+    """Each kind of layers with those families that serve its kind of cache.
+
+    Raises:
+      UsageError: Layers that none of the families is for.
+    """
+    pairs = [
+        (share, [f for f in families if f.is_latent is share.problem.is_latent]) for share in shares
+    ]
+    for share, serving in pairs:
+        if not serving:
+            names = ", ".join(family.name for family in families)
+            kind = ("latent", "mla-decode") if share.problem.is_latent else ("no latent", "decode")
+            raise UsageError(
+                f"{names}: none of these families is for the {share.name} layers",
+                hint=f"families for {kind[0]} caches are those like {kind[1]}",
+            )
+    return pairs
 
 
 def _merged(studies: Iterable[Study]) -> list[Study]:

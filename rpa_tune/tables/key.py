@@ -18,6 +18,9 @@ ADDED_FIELDS: Mapping[str, Any] = {
     "attention_chunk_tokens": 0,
     "kv_layout": layout.HEAD_ALONG_SUBLANE,
     "return_lse": False,
+    "decode_query_size": 1,
+    "rope_dim": 0,
+    "kv_packing": 0,
 }
 
 
@@ -48,6 +51,10 @@ class TuningKey:
       attention_chunk_tokens: Rounded up to a power of two; 0 without chunks.
       kv_layout: As in the problem.
       return_lse: As in the problem.
+      decode_query_size: Rounded up to a power of two, as decode computes them; 1 for families that
+        serve no decode sequences.
+      rope_dim: Rope row of latent attention, exact; 0 without.
+      kv_packing: Tokens of a row of a latent cache, exact; 0 without.
     """
 
     chip: str
@@ -71,6 +78,9 @@ class TuningKey:
     attention_chunk_tokens: int = 0
     kv_layout: str = layout.HEAD_ALONG_SUBLANE
     return_lse: bool = False
+    decode_query_size: int = 1
+    rope_dim: int = 0
+    kv_packing: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, without chip and family, which a table file states once."""
@@ -91,11 +101,12 @@ class TuningKey:
             "scales": self.has_scales,
             self.kv_layout: self.kv_layout != layout.HEAD_ALONG_SUBLANE,
             "log-sum-exp": self.return_lse,
+            f"1 to {self.decode_query_size} new tokens": self.decode_query_size > 1,
         }
         dtypes = {"KV": self.kv_dtype, "queries": self.q_dtype, "output": self.out_dtype}
         same = len(set(dtypes.values())) == 1
         parts = [
-            f"{self.num_q_heads}/{self.num_kv_heads} heads of {self.head_dim}",
+            self._heads,
             self.kv_dtype if same else ", ".join(f"{n} {dtype}" for n, dtype in dtypes.items()),
             f"page {self.page_size}",
             f"{self.max_num_seqs} seqs",
@@ -106,6 +117,13 @@ class TuningKey:
             *(name for name, holds in flags.items() if holds),
         ]
         return f"{self.chip} {self.family}: {', '.join(parts)}"
+
+    @property
+    def _heads(self) -> str:
+        if self.rope_dim:
+            row = f"{self.kv_packing} tokens a row"
+            return f"{self.num_q_heads} heads on latents {self.head_dim}+{self.rope_dim}, {row}"
+        return f"{self.num_q_heads}/{self.num_kv_heads} heads of {self.head_dim}"
 
 
 # How much a doubling of each size counts when two keys are compared. A guess; what rows so far
@@ -119,6 +137,7 @@ _WEIGHTS = {
     "max_num_tokens": 0.25,
     "max_num_seqs": 0.25,
     "max_context_tokens": 0.5,
+    "decode_query_size": 0.5,
 }
 # What a differing feature counts, on the same scale. Also a guess.
 _FEATURES = {
@@ -133,7 +152,7 @@ _FEATURES = {
 _WINDOW_WEIGHT = 1.0
 _CHUNK_OR_WINDOW = 0.25  # that one has chunks and the other a window, or sees all
 # A row must agree on these to be considered at all.
-_FIXED = ("chip", "family", "q_dtype", "kv_dtype", "kv_layout")
+_FIXED = ("chip", "family", "q_dtype", "kv_dtype", "kv_layout", "rope_dim", "kv_packing")
 
 
 # Family -> sizes that its best config does not depend on: rows that differ in them alone are of
@@ -177,7 +196,15 @@ def tuning_key(problem: Problem, chip: str, family: str) -> TuningKey:
         attention_chunk_tokens=_reach_bucket(problem.attention_chunk_size, context),
         kv_layout=problem.kv_layout,
         return_lse=problem.return_lse,
+        decode_query_size=_decode_query_size(problem, family),
+        rope_dim=problem.rope_dim or 0,
+        kv_packing=problem.row_tokens if problem.is_latent else 0,
     )
+
+
+def _decode_query_size(problem: Problem, family: str) -> int:
+    serves_decode = family not in ("prefill", "mixed")
+    return layout.next_power_of_2(problem.decode_query_size) if serves_decode else 1
 
 
 def _head_dim(problem: Problem) -> int:
@@ -205,16 +232,19 @@ def representative(key: TuningKey) -> Problem:
         num_pages=max(1, key.max_context_tokens // key.page_size) * key.max_num_seqs,
         q_dtype=key.q_dtype,
         kv_dtype=key.kv_dtype,
-        out_dtype=key.out_dtype,
+        out_dtype=None if key.rope_dim else key.out_dtype,
         sliding_window=key.sliding_window_tokens or None,
         attention_chunk_size=key.attention_chunk_tokens or None,
         return_lse=key.return_lse,
+        decode_query_size=key.decode_query_size,
         soft_cap=30.0 if key.has_soft_cap else None,
         causal=key.causal,
         update_kv_cache=key.update_kv_cache,
         has_sinks=key.has_sinks,
         k_scale=1.0 if key.has_scales else None,
         kv_layout=key.kv_layout,
+        rope_dim=key.rope_dim or None,
+        kv_packing=key.kv_packing or None,
     )
 
 

@@ -21,6 +21,8 @@ MAX_CONFIGS = 8  # a serving engine compiles every one of them for every bucket
 MAX_CLAUSES = 32  # of a rule that is meant to be read
 # Tables may come from elsewhere: no size, limit or config field is beyond a 32-bit register.
 MAX_INTEGER = 2**31 - 1
+# Sizes of a key that are 0 without what they measure.
+_ZERO_WITHOUT = ("sliding_window_tokens", "attention_chunk_tokens", "rope_dim", "kv_packing")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,7 +182,7 @@ def row_from_dict(data: Any, *, chip: str, family: str, where: str = "") -> Tabl
 def _check_sizes(key: TuningKey) -> None:
     """A row that a look-up could not even be compared with is refused here, not at serving time."""
     for name, hint in _HINTS[TuningKey].items():
-        least = 0 if name in ("sliding_window_tokens", "attention_chunk_tokens") else 1
+        least = 0 if name in _ZERO_WITHOUT else 1
         if hint is int and not least <= getattr(key, name) <= MAX_INTEGER:
             raise ValueError(f"key.{name}={getattr(key, name)} is not in {least}..{MAX_INTEGER}")
     if key.kv_layout not in KV_LAYOUTS:

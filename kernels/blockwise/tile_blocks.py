@@ -1,7 +1,8 @@
-"""New tokens of a KV block, where the tokens of a page lie along lanes.
+"""New tokens of a KV block, where they are written with their neighbours (`latent.in_tiles`).
 
-Copies move whole lane tiles of 128 tokens, so what was one copy of new tokens is three steps: their
-tiles come in beside the KV block, are rotated into it, and the block's lane tiles go to the cache.
+Copies move whole tiles, lane tiles of 128 tokens or rows of latents, so what was one copy of new
+tokens is three steps: their tiles come in beside the KV block, are moved into their places in it,
+and the block's tiles go to the cache.
 
 A tile that has cached tokens, too, is read by every query block that sees it, and may be written
 only when none will read it again. So each tile is written by the last query block of its sequence
@@ -18,11 +19,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels import lane_pages, pages
+from rpa_kernels import lane_pages, latent_rows, pages
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.blockwise.scratch import Scratch
 from rpa_kernels.blockwise.walk import Block
 from rpa_kernels.ints import cdiv, div, rem
+from rpa_kernels.latent import tile_tokens
 from rpa_kernels.layout import LANES
 from rpa_kernels.pages import PagedCache
 from rpa_kernels.problem import Problem
@@ -45,7 +47,7 @@ def _is_last(block: Block) -> Scalar:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LaneBlocks:
+class TileBlocks:
     """Refs and statics; a slot is a KV buffer."""
 
     kv_new: Ref
@@ -61,14 +63,19 @@ class LaneBlocks:
         tiles: Ref = self.scratch.kv_new
         return tiles
 
+    @property
+    def _size(self) -> int:
+        """Tokens of a tile."""
+        return tile_tokens(self.problem)
+
     def _tiles(self, block: Block) -> tuple[Scalar, Scalar]:
         """The first tile of new tokens in a KV block, and how many there are."""
         start = jnp.maximum(block.kv_start, block.cached_end)
         size = jnp.maximum(block.kv_end - start, 0)
         first = block.new_token + start - block.cached_end
-        num_tiles = div(rem(first, LANES) + size + LANES - 1, LANES)
+        num_tiles = div(rem(first, self._size) + size + self._size - 1, self._size)
         return (
-            jnp.where(size > 0, div(first, LANES), 0),
+            jnp.where(size > 0, div(first, self._size), 0),
             jnp.where(size > 0, num_tiles, 0),
         )
 
@@ -83,49 +90,57 @@ class LaneBlocks:
 
     def wait_and_put(self, slot: Scalar, block: Block) -> None:
         """Waits for the tiles, and puts the new tokens where they belong in the KV block."""
-        s = self.scratch
+        s, tokens = self.scratch, self._size
         first, size = self._tiles(block)
         self.cache.wait(self._new.at[slot], s.kv_sems.at[slot], size)
         start = jnp.maximum(block.cached_end - block.kv_start, 0)
 
-        @pl.loop(div(start, LANES), jnp.where(size > 0, cdiv(block.num_kv, LANES), 0))
+        @pl.loop(div(start, tokens), jnp.where(size > 0, cdiv(block.num_kv, tokens), 0))
         def _(tile: jax.Array) -> None:
-            lane = tile * LANES
+            lane = tile * tokens
             # Of the token that belongs into lane 0, counted from a tile before the first.
             token = block.new_token + (block.kv_start + lane - block.cached_end)
-            token += (1 - first) * LANES
-            own = div(token, LANES)
+            token += (1 - first) * tokens
+            own = div(token, tokens)
             new = lane_pages.NewTokens(
                 ref=self._new,
                 # What lies before the first tile and behind the last is not put anywhere.
                 first=(slot, jnp.maximum(own - 1, 0)),
                 second=(slot, jnp.minimum(own, size - 1)),
-                offset=rem(token, LANES),
+                offset=rem(token, tokens),
                 begin=start - lane,
                 end=block.num_kv - lane,
             )
-            lane_pages.put_tokens(s.kv, (slot,), lane, new, on_chip=self.on_chip)
+            if self.problem.is_latent:
+                latent_rows.put_tokens(s.kv, (slot, tile), new, on_chip=self.on_chip)
+            else:
+                lane_pages.put_tokens(s.kv, (slot,), lane, new, on_chip=self.on_chip)
 
     def start_write(self, slot: Scalar, block: Block) -> None:
         """Starts writing the tiles of new tokens that no later query block visits."""
-        s, problem = self.scratch, self.problem
+        s, problem, tokens = self.scratch, self.problem, self._size
         next_start = pages.scalar_window_start(block.q_end, problem)
         end = jnp.where(_is_last(block), block.kv_end, jnp.minimum(next_start, block.kv_end))
-        first = div(jnp.maximum(block.kv_start, block.cached_end), LANES)
-        size = jnp.maximum(cdiv(jnp.maximum(end, 0), LANES) - first, 0)
+        first = div(jnp.maximum(block.kv_start, block.cached_end), tokens)
+        size = jnp.maximum(cdiv(jnp.maximum(end, 0), tokens) - first, 0)
         s.unwritten[slot] = size
 
         @pl.loop(0, size)
         def _(index: jax.Array) -> None:
-            position = (first + index) * LANES
-            token = position - block.kv_start
-            width = s.kv.shape[-1]
-            lane: Any = rem(token, width)
-            tokens = pl.ds(pl.multiple_of(lane, LANES), LANES)
+            position = (first + index) * tokens
             self.cache.start_write_tile(
-                s.kv.at[slot, div(token, width), :, :, :, tokens], s.write_sems.at[slot],
+                self._tile_of(slot, position - block.kv_start), s.write_sems.at[slot],
                 seq=block.seq, position=position,
             )  # fmt: skip
+
+    def _tile_of(self, slot: Scalar, token: Scalar) -> Ref:
+        """The tile of a KV buffer that begins with a token."""
+        kv = self.scratch.kv
+        if self.problem.is_latent:
+            return kv.at[slot, div(token, self._size)]
+        width = kv.shape[-1]
+        lane: Any = rem(token, width)
+        return kv.at[slot, div(token, width), :, :, :, pl.ds(pl.multiple_of(lane, LANES), LANES)]
 
     def wait_write(self, slot: Scalar) -> None:
         """Waits until a KV buffer's tiles are in the cache."""

@@ -1,0 +1,172 @@
+"""Loads and updates of latent rows in VMEM.
+
+A buffer is [..., rows, tokens of a row, lanes], as the cache is (`latent.py`): `packing` tokens of
+a row share one 32-bit word. Each function has a body for the chip and one for the interpreter, as
+in `packed.py`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from rpa_kernels import layout, packed
+from rpa_kernels.ints import div, rem
+from rpa_kernels.lane_pages import NewTokens
+
+Ref = Any
+Scalar = Any
+
+
+def load(
+    ref: Ref,
+    lead: tuple[Scalar, ...],
+    *,
+    start: Scalar,
+    count: int,
+    lanes: int,
+    num_valid: Scalar | None,
+    on_chip: bool,
+) -> jax.Array:
+    """Loads `count` tokens of a KV buffer.
+
+    Args:
+      ref: KV buffers.
+      lead: Indices down to the buffer.
+      start: First token in the buffer, at a row.
+      count: Tokens, whole rows.
+      lanes: Lanes of each: those of the latent, or all.
+      num_valid: Tokens that were fetched, counted from `start`; later ones read as zero. None if
+        all were.
+      on_chip: Which body.
+
+    Returns:
+      [count, lanes] in the dtype of the buffer.
+    """
+    tokens, pack = ref.shape[-2], layout.packing(str(ref.dtype))
+    row = div(start, tokens)
+    if not on_chip or tokens != pack:
+        rows = ref[(*lead, pl.ds(row, count // tokens), slice(None), pl.ds(0, lanes))]
+        x = rows.reshape(count, lanes)
+        if num_valid is None:
+            return x
+        if not on_chip:
+            token = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+            return jnp.where(token < num_valid, x, jnp.zeros_like(x))
+        words = pltpu.bitcast(x, jnp.uint32)
+    else:
+        words = packed.load_words(
+            ref, lead, row=row, count=count // pack, stride=1, num_lanes=lanes
+        )
+    if num_valid is not None:
+        words = _first(words, num_valid, pack)
+    return pltpu.bitcast(words, ref.dtype)
+
+
+def _first(words: jax.Array, num_valid: Scalar, pack: int) -> jax.Array:
+    """Words [count, lanes] with zeros in the place of all tokens but the first `num_valid`."""
+    token = pack * jax.lax.broadcasted_iota(jnp.int32, words.shape, 0)
+    return words & _low(num_valid - token, pack)
+
+
+def _low(count: jax.Array, pack: int) -> jax.Array:
+    """Words whose first `count` tokens are ones, none below 1 and all from `pack` on."""
+    part = (jnp.clip(count, 0, pack - 1) * (32 // pack)).astype(jnp.uint32)
+    ones = jnp.uint32(0xFFFFFFFF)
+    return jnp.where(count >= pack, ones, (jnp.uint32(1) << part) - jnp.uint32(1))
+
+
+def put_token(
+    ref: Ref,
+    lead: tuple[Scalar, ...],
+    token: Scalar,
+    new: tuple[Ref, tuple[Scalar, ...], Scalar],
+    out: tuple[Ref, tuple[Scalar, ...]],
+    *,
+    on_chip: bool,
+) -> None:
+    """Puts one new token into a row of a KV buffer.
+
+    Args:
+      ref: KV buffers.
+      lead: Indices down to the row.
+      token: Place in the row.
+      new: Rows of new tokens, indices down to one, and the token's place in it.
+      out: Rows, and indices down to one that gets the result, too.
+      on_chip: Which body.
+    """
+    new_ref, new_lead, new_token = new
+    if on_chip:
+        pack = layout.packing(str(ref.dtype))
+        bits = 32 // pack
+        words, new_words = ref.bitcast(jnp.uint32), new_ref.bitcast(jnp.uint32)
+        where = (*lead, pl.ds(div(token, pack), 1))
+        word = new_words[(*new_lead, pl.ds(div(new_token, pack), 1))]
+        if pack > 1:
+            mask = jnp.uint32((1 << bits) - 1)
+            shift = (rem(token, pack) * bits).astype(jnp.uint32)
+            value = (word >> (rem(new_token, pack) * bits).astype(jnp.uint32)) & mask
+            word = (words[where] & ~(mask << shift)) | (value << shift)
+        words[where] = word
+        out[0][out[1]] = ref[lead]
+        return
+    old, own = _bits(ref[lead]), _bits(new_ref[(*new_lead, pl.ds(new_token, 1))])
+    place = jax.lax.broadcasted_iota(jnp.int32, old.shape, 0)
+    row = jax.lax.bitcast_convert_type(jnp.where(place == token, own, old), ref.dtype)
+    ref[lead] = row
+    out[0][out[1]] = row
+
+
+def put_tokens(ref: Ref, lead: tuple[Scalar, ...], new: NewTokens, *, on_chip: bool) -> None:
+    """Puts new tokens into a row of a KV buffer.
+
+    Args:
+      ref: KV buffers.
+      lead: Indices down to the row.
+      new: What goes there. Its tiles are rows, and its lanes places in a row.
+      on_chip: Which body.
+    """
+    if on_chip:
+        _put_words(ref, lead, new)
+        return
+    old, first, second = (_bits(x) for x in (ref[lead], new.ref[new.first], new.ref[new.second]))
+    place = jax.lax.broadcasted_iota(jnp.int32, old.shape, 0)
+    own = jnp.roll(jnp.where(place >= new.offset, first, second), -new.offset, axis=0)
+    row = jnp.where((place >= new.begin) & (place < new.end), own, old)
+    ref[lead] = jax.lax.bitcast_convert_type(row, ref.dtype)
+
+
+def _put_words(ref: Ref, lead: tuple[Scalar, ...], new: NewTokens) -> None:
+    """`put_tokens` on words of `pack` tokens."""
+    pack = layout.packing(str(ref.dtype))
+    view, new_view = ref.bitcast(jnp.uint32), new.ref.bitcast(jnp.uint32)
+    old, first, second = view[lead], new_view[new.first], new_view[new.second]
+    num_words = old.shape[0]
+    word = jax.lax.broadcasted_iota(jnp.int32, old.shape, 0)
+
+    def words_from(start: Scalar) -> jax.Array:
+        """So many words of both rows, from word `start` of the first on."""
+        if num_words == 1:
+            return jnp.where(start > 0, second, first)
+        mixed = jnp.where(word >= start, first, second)
+        return pltpu.roll(mixed, rem(num_words - start, num_words), 0)
+
+    own = words_from(div(new.offset, pack))
+    if pack > 1:
+        # A token may be in another part of its word than the place that it goes to.
+        shift = (rem(new.offset, pack) * (32 // pack)).astype(jnp.uint32)
+        behind = (words_from(div(new.offset, pack) + 1) << jnp.uint32(1)) << (
+            jnp.uint32(31) - shift
+        )
+        own = (own >> shift) | behind
+    place = word * pack
+    mask = _low(new.end - place, pack) & ~_low(new.begin - place, pack)
+    view[lead] = (own & mask) | (old & ~mask)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """Its bits: a CPU may turn one NaN into another on the way."""
+    width = 8 * layout.dtype_bytes(str(x.dtype))
+    return jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{width}"))

@@ -1,0 +1,106 @@
+"""Problems of multi-head latent attention: shapes of the public function, and what is refused."""
+
+import dataclasses
+
+import pytest
+
+from rpa_kernels.checks import check_finite
+from rpa_kernels.latent import latent_cache_shape
+from rpa_kernels.problem import Problem, problem_from_dict
+from rpa_tune.tables.key import representative, tuning_key
+
+DEEPSEEK = Problem(
+    num_q_heads=128, num_kv_heads=1, head_dim=512, rope_dim=64, page_size=1024,
+    max_num_tokens=128, max_num_seqs=128, pages_per_seq=16, num_pages=2048, kv_packing=32,
+)  # fmt: skip
+
+
+# Shapes that `get_kv_cache_shape` of tpu-inference 0.32.0, mla/v2, gives for 512 + 128 lanes.
+@pytest.mark.parametrize(
+    ("dtype", "packing", "shape"),
+    [
+        ("bfloat16", None, (2048, 512, 2, 640)),
+        ("bfloat16", 32, (2048, 32, 32, 640)),
+        ("float8_e4m3fn", None, (2048, 256, 4, 640)),
+        ("float8_e4m3fn", 32, (2048, 32, 32, 640)),
+        ("float32", None, (2048, 1024, 1, 640)),
+    ],
+)
+def test_the_cache_has_the_public_shape(dtype, packing, shape):
+    problem = dataclasses.replace(DEEPSEEK, kv_dtype=dtype, kv_packing=packing)
+    assert problem.kv_cache_shape == shape
+    assert latent_cache_shape(2048, 1024, problem.row_tokens, 640) == shape
+    bits = 8 * problem.kv_token_bytes // 640
+    assert problem.page_bytes * 8 == 1024 * 640 * bits
+    assert str(bits) in dtype or dtype.startswith("float8")
+
+
+def test_rows_are_padded_one_by_one():
+    problem = dataclasses.replace(DEEPSEEK, head_dim=200, rope_dim=65)
+    assert problem.k_lanes == 256 + 128
+    assert problem.q_shape == (128, 1, 64, 2, 256)
+    assert problem.q_rope_shape == (128, 1, 64, 2, 128)
+    assert problem.kv_new_shape == (4, 32, 384)
+
+
+def test_queries_and_output_of_float8():
+    problem = dataclasses.replace(DEEPSEEK, q_dtype="float8_e4m3fn", kv_dtype="float8_e4m3fn")
+    assert problem.q_shape == (128, 1, 32, 4, 512)
+    assert problem.resolved_out_dtype == "float8_e4m3fn"
+    with pytest.raises(ValueError, match="q_dtype"):
+        dataclasses.replace(problem, rope_dim=None, kv_packing=None)
+
+
+def test_json_leaves_out_what_others_do_not_have():
+    assert problem_from_dict(DEEPSEEK.to_dict()) == DEEPSEEK
+    gqa = dataclasses.replace(DEEPSEEK, rope_dim=None, kv_packing=None)
+    assert not {"rope_dim", "kv_packing"} & set(gqa.to_dict())
+    assert problem_from_dict(gqa.to_dict()) == gqa
+
+
+def test_one_layout_is_one_problem():
+    usual = dataclasses.replace(DEEPSEEK, kv_packing=None)
+    assert dataclasses.replace(DEEPSEEK, kv_packing=2) == usual
+    assert usual.row_tokens == 2
+
+
+def test_a_key_gives_its_problem_back():
+    key = tuning_key(DEEPSEEK, "v7x", "mla-decode")
+    again = representative(key)
+    assert tuning_key(again, "v7x", "mla-decode") == key
+    assert (again.rope_dim, again.row_tokens) == (64, 32)
+    other = tuning_key(dataclasses.replace(DEEPSEEK, kv_packing=None), "v7x", "mla-decode")
+    assert other != key
+    assert "latents 512+64" in str(key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_kv_heads": 2}, "num_kv_heads=2 must be 1"),
+        ({"causal": False}, "causal=False must be True"),
+        ({"update_kv_cache": False}, "update_kv_cache"),
+        ({"has_sinks": True}, "has_sinks"),
+        ({"return_lse": True}, "return_lse"),
+        ({"attention_chunk_size": 64}, "attention_chunk_size"),
+        ({"kv_layout": "seq_along_lane"}, "kv_layout"),
+        ({"kv_dtype": "int8"}, "int8"),
+        ({"out_dtype": "float32"}, "out_dtype"),
+        ({"rope_dim": 0}, "rope_dim=0"),
+        ({"rope_dim": 64.0}, "rope_dim"),
+        ({"rope_dim": None}, "kv_packing=32 is a layout of latents"),
+        ({"kv_packing": 8}, "kv_packing=8 must be 2 or a multiple of 16"),
+        ({"kv_packing": 48}, "must be a multiple of kv_packing=48"),
+        ({"kv_packing": 0}, "kv_packing=0"),
+        ({"page_size": 3}, "page_size=3"),
+    ],
+)
+def test_what_latents_have_not_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(DEEPSEEK, **changes)
+
+
+def test_numbers_that_float32_cannot_hold():
+    check_finite("sm_scale", 0.1)
+    with pytest.raises(ValueError, match="sm_scale=inf must be a finite number"):
+        check_finite("sm_scale", float("inf"))
