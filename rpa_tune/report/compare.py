@@ -57,15 +57,18 @@ def pair_up(before: Sequence[StudyView], after: Sequence[StudyView]) -> list[Pai
     """Pairs of the studies of two stores, the largest change first, then those of one side only."""
     chips = [{v.candidate.chip.name for v in views if v.candidate} for views in (before, after)]
     with_chip = bool(chips[0] & chips[1])
+    exact = {view.digest: view for view in after}
     waiting: dict[Any, list[StudyView]] = {}
+    known = {view.digest for view in before}
     for view in after:
-        waiting.setdefault(_question(view, with_chip=with_chip), []).append(view)
+        if view.digest not in known:
+            waiting.setdefault(_question(view, with_chip=with_chip), []).append(view)
     pairs = []
     for view in before:
-        alike = waiting.get(_question(view, with_chip=with_chip), [])
-        # Of several workloads on one problem, the same one first.
-        alike.sort(key=lambda other: other.digest != view.digest)
-        pairs.append(Pair(before=view, after=alike.pop(0) if alike else None))
+        other = exact.get(view.digest)
+        if other is None and (alike := waiting.get(_question(view, with_chip=with_chip))):
+            other = alike.pop(0)
+        pairs.append(Pair(before=view, after=other))
     pairs += [Pair(before=None, after=view) for views in waiting.values() for view in views]
     return sorted(pairs, key=lambda pair: -_change(pair))
 
