@@ -80,13 +80,15 @@ ALLOWED: dict[str, set[str]] = {
     },
     "report": {
         "candidate", "store", "tables", "llo", "hw", "decide", "space", "sweep", "models.padding",
+        "report.nest",
     },
     "report.frame": {"candidate", "store"},
+    "report.nest": set(),
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
         "families", "families.registry", "dispatch", "models.buckets", "models.padding",
-        "models.roofline", "models.weights", "tables", "llo", "sweep",
+        "models.roofline", "models.weights", "tables", "llo", "sweep", "report.nest",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
@@ -181,7 +183,7 @@ NOT_IMPORTED: dict[str, str] = {
     **{
         f"rpa_tune.cli.{name}": A_COMMAND
         for name in (
-            "audit", "explain", "plan", "portfolio", "report", "status", "tpu_check",
+            "audit", "explain", "plan", "portfolio", "report", "tpu_check",
             "verify", "workloads",
         )
     },
