@@ -172,6 +172,72 @@ def load_rows(
     return pltpu.bitcast(words, ref.dtype)
 
 
+def load_pair(
+    ref: Ref,
+    lead: tuple[Scalar, ...],
+    *,
+    word: int,
+    value: bool,
+    start: Scalar,
+    count: int,
+    num_valid: Scalar | None,
+    on_chip: bool,
+) -> jax.Array:
+    """Loads K or V of both heads of a word K, V, K, V of bytes for `count` tokens.
+
+    The words of the first half of the tokens and those of the second are joined: each has two
+    bytes for the result.
+
+    Args:
+      ref: KV buffers, [..., tokens, padded words, 4, lanes].
+      lead: Indices down to the buffer.
+      word: Word of each token.
+      value: Whether V is wanted.
+      start: First token in the buffer.
+      count: Tokens to load, an even number.
+      num_valid: Tokens that were fetched; rows of later ones read as zero. None if all were.
+      on_chip: Which body.
+
+    Returns:
+      [2 * count, lanes]; `pair_columns` says whose each row is.
+    """
+    half = count // 2
+
+    def valid(x: jax.Array, first: int) -> jax.Array:
+        if num_valid is None:
+            return x
+        token = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+        return jnp.where(token < num_valid - first, x, jnp.zeros_like(x))
+
+    if not on_chip:
+        both = valid(ref[(*lead, pl.ds(start, count), word)], 0)
+        ours = jnp.stack([both[:, int(value)], both[:, 2 + int(value)]], axis=1)
+        by_half = ours.reshape(2, half, 2, ref.shape[-1])
+        return by_half.transpose(1, 2, 0, 3).reshape(2 * count, ref.shape[-1])
+    stride = ref.shape[-3]
+    one, other = (
+        valid(
+            load_words(ref, lead, row=(start + first) * stride + word, count=half, stride=stride),
+            first,
+        )
+        for first in (0, half)
+    )
+    # Bytes 0 and 2, and bytes 1 and 3.
+    low = jnp.uint32(0x00FF00FF)
+    joined = ((one >> 8) & low) | (other & ~low) if value else (one & low) | ((other & low) << 8)
+    return pltpu.bitcast(joined, ref.dtype)
+
+
+def pair_columns(column: Any, count: int) -> tuple[Any, Any]:
+    """Token and head (0 or 1) of each row of `load_pair`.
+
+    Args:
+      column: Number of the row.
+      count: Tokens that were loaded.
+    """
+    return (column >> 2) + (column & 1) * (count // 2), (column >> 1) & 1
+
+
 def load_q(
     ref: Ref, lead: tuple[Scalar, ...], *, head: int, word: int, start: Scalar, count: int,
     on_chip: bool,

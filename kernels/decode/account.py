@@ -223,11 +223,11 @@ def mxu_flops(
     ]
     width = config.seqs_per_step
     tiles = sum(max(items[i : i + width]) * width for i in range(0, len(items), width))
-    # Where words are multiplied as they lie, so are the rows of other heads.
-    pack = layout.packing(problem.kv_dtype) if heads.keeps_words(problem) else 1
-    rows = sum(group.rows(problem) for group in heads.head_groups(problem))
+    # Heads that are attended to together are multiplied with each other's keys, too.
+    groups = heads.head_groups(problem)
+    scores = sum(group.rows(problem) * heads.columns_of(group, problem) for group in groups)
     lanes = problem.k_lanes + problem.padded_head_dim
-    return tiles * 2 * rows * pack * config.bkv_csz * lanes
+    return tiles * 2 * scores * config.bkv_csz * lanes
 
 
 def useful_bytes(problem: Problem, batch: Batch) -> int:

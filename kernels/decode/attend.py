@@ -153,6 +153,8 @@ class Attend:
             kv = packed.load_rows(
                 self.scratch.kv, (slot,), word=group.word, num_rows=group.count, **where
             )
+        elif group.count > 1:
+            kv = packed.load_pair(self.scratch.kv, (slot,), word=group.word, value=value, **where)
         else:
             kv = packed.load_kv(
                 self.scratch.kv, (slot,), head=group.first, fused=problem.fuses_kv,
@@ -166,13 +168,13 @@ class Attend:
         """Masks scores: of keys that the query must not see, and of other heads.
 
         Args:
-          scores: float32[rows, columns]; a column is a row of the words.
+          scores: float32[rows, columns]; a column is a key of one of the group's heads.
           group: Heads.
           item: Says which keys the query sees; None if all.
           first: First token of the compute block in the item's KV block.
         """
         problem = self.problem
-        if not heads.keeps_words(problem):
+        if heads.columns_of(group, problem) == 1:
             if item is None:
                 return scores
             start = item.start + first
@@ -180,43 +182,47 @@ class Attend:
                 column = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
                 return jnp.where(self.seen_in_tree(start + column, item), scores, MASKED)
             return mask_scores(scores, self.positions(scores, item), start, item.kv_len, problem)
-        pack = layout.packing(problem.kv_dtype)
         row = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
         column = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+        if heads.keeps_words(problem):
+            pack = layout.packing(problem.kv_dtype)
+            key, own = column, column & (pack - 1)
+        else:
+            pack, (key, own) = 1, packed.pair_columns(column, self.config.bkv_csz)
         per_head = heads.rows_per_head(problem)
         part = jnp.zeros_like(column)
         for head in range(1, group.count):
             part = jnp.where(row >= head * per_head, head, part)
-        seen = (column & (pack - 1)) == part
+        seen = own == part
         if item is not None:
-            seen &= self.seen_columns(column, item, item.start + first, pack)
+            seen &= self.seen_columns(key, item, item.start + first, pack)
         return jnp.where(seen, scores, MASKED)
 
-    def seen_columns(self, column: jax.Array, item: Item, start: Scalar, pack: int) -> jax.Array:
-        """Which columns of a word's rows the query of each row sees, whatever their head.
+    def seen_columns(self, key: jax.Array, item: Item, start: Scalar, pack: int) -> jax.Array:
+        """Which columns the query of each row sees, whatever their head.
 
         Args:
-          column: int32[rows, columns], the column.
+          key: int32[rows, columns], `pack` times the number of the column's key, up to a key more.
           item: Says which keys the queries see.
           start: Position of the first key.
-          pack: Columns of a key.
+          pack: What it was multiplied with: rows that lie side by side in a word.
         """
         problem = self.problem
         if problem.has_tree_mask:
-            return self.seen_in_tree(start + div(column, pack), item)
+            return self.seen_in_tree(start + div(key, pack), item)
         if self.tokens == 1:
-            seen: jax.Array = column < (item.kv_len - start) * pack
+            seen: jax.Array = key < (item.kv_len - start) * pack
             oldest = newest_sees_from(item.kv_len, problem)
         else:
-            position = self.positions(column, item)
+            position = self.positions(key, item)
             newest = item.kv_len - 1
             if problem.causal:
                 newest = jnp.minimum(newest, position)
-            seen = column < (newest + 1 - start) * pack
+            seen = key < (newest + 1 - start) * pack
             hidden = last_hidden(position, problem)
             oldest = None if hidden is None else hidden + 1
         if oldest is not None:
-            seen &= column >= (oldest - start) * pack
+            seen &= key >= (oldest - start) * pack
         return seen
 
     def positions(self, scores: jax.Array, item: Item) -> Scalar:

@@ -6,8 +6,10 @@ is happy with all rows of the words as they lie. The query rows of both heads in
 multiplied with all its rows, and the scores of wrong pairs are masked. That multiplies more rows,
 which a matrix unit has to spare when a sequence has one query token.
 
-Float8 words are taken apart: a matrix unit takes float8 keys and values beside bfloat16 queries,
-so that they need not be converted, and rows of V and of other heads cost more there than shifts.
+A word of bytes holds K and V of two heads. Multiplied as it lies, it would cost each product twice
+the rows. Taken half apart it does not: bytes 0 and 2 of two words are K of both heads, and make a
+word of their own with a mask, a shift and an or; so are bytes 1 and 3 for V (`packed.load_pair`).
+That is a third of the vector instructions that each head's own rows take.
 """
 
 from dataclasses import dataclass
@@ -55,9 +57,27 @@ def keeps_words(problem: Problem) -> bool:
     return problem.fuses_kv and problem.kv_dtype == "bfloat16"
 
 
+def pairs_heads(problem: Problem) -> bool:
+    """Whether the two heads of a word of bytes are attended to together.
+
+    Half of their scores are of the other head, for nothing. Up to a register's rows a head that
+    costs less than taking them apart.
+    """
+    is_apart = not (problem.is_seq_along_lane or problem.fuses_kv or problem.is_latent)
+    is_bytes = layout.packing(problem.kv_dtype) == 4
+    return is_apart and is_bytes and rows_per_head(problem) <= layout.SUBLANES
+
+
+def columns_of(group: HeadGroup, problem: Problem) -> int:
+    """Columns of scores that each key of a group has: the heads that are multiplied together."""
+    return layout.packing(problem.kv_dtype) if keeps_words(problem) else group.count
+
+
 def head_groups(problem: Problem) -> tuple[HeadGroup, ...]:
     """All KV heads in groups; the last group may be smaller."""
-    size = layout.packing(problem.kv_dtype) if keeps_words(problem) else 1
+    size = 2 if pairs_heads(problem) else 1
+    if keeps_words(problem):
+        size = layout.packing(problem.kv_dtype)
     heads = problem.num_kv_heads
     return tuple(
         HeadGroup(first=first, count=min(size, heads - first), word=first // size)

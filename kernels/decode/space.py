@@ -1,6 +1,7 @@
 """The search space of the decode family: axes, default, check. No jax."""
 
 from rpa_kernels import limits
+from rpa_kernels.decode import heads
 from rpa_kernels.decode.account import scratch_bytes
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.infeasible import Infeasible
@@ -59,7 +60,8 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
     """A config that fits, by rule of thumb: blocks of 512 tokens, about 2 MiB in a step.
 
     Where one block of 512 is more than that, two of 256: as many bytes and as much code in a step,
-    and tails and windows leave less of a block empty.
+    and tails and windows leave less of a block empty. Where heads are attended to in pairs, a step
+    has half as many chains for its bytes, and twice as many cover the latency of its products.
 
     Four buffers, where they fit: the tail of a sequence takes as long to attend to as a whole
     block but is fetched sooner, and the more steps are under way the longer the copy engine has
@@ -69,7 +71,8 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
     block, seqs, buffers = limits.block_sizes(problem, (512,))[0], 4, 4
-    while seqs > 1 and seqs * block * problem.kv_token_bytes > 2 << 20:
+    most = (4 if heads.pairs_heads(problem) else 2) << 20
+    while seqs > 1 and seqs * block * problem.kv_token_bytes > most:
         seqs //= 2
     if block * problem.kv_token_bytes > 2 << 20:
         block, seqs = limits.block_sizes(problem, (256,))[0], 2

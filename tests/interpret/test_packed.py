@@ -87,6 +87,28 @@ def test_load_rows(dtype, lanes):
             np.testing.assert_array_equal(bits(rows).reshape(expected.shape), expected)
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "int8"])
+@pytest.mark.parametrize("value", [False, True])
+def test_load_pair(dtype, value):
+    x = random_bits((2, TOKENS, 3, 4, 256), dtype)
+    out = jax.ShapeDtypeStruct((32, 256), jnp.dtype(dtype))
+
+    def body(on_chip, num_valid, ref, rows_ref):
+        rows_ref[...] = packed.load_pair(
+            ref, (1,), word=2, value=value, start=8, count=16, num_valid=num_valid,
+            on_chip=on_chip,
+        )  # fmt: skip
+
+    words = bits(np.asarray(x)[1, 8:24, 2].copy())
+    token, head = packed.pair_columns(np.arange(32), 16)
+    for num_valid in (None, 5, 11):
+        expected = words[token, 2 * head + value]
+        expected[token >= (num_valid or 16)] = 0
+        for on_chip in (True, False):
+            (rows,) = run(lambda *refs, s=on_chip, n=num_valid: body(s, n, *refs), x, out)
+            np.testing.assert_array_equal(bits(rows), expected)
+
+
 @pytest.mark.parametrize("dtype", layout.Q_DTYPES)
 @pytest.mark.parametrize(("heads", "words", "lanes"), [(1, 4, 128), (3, 2, 128), (2, 1, 256)])
 def test_load_q(dtype, heads, words, lanes):
