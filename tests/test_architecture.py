@@ -75,18 +75,20 @@ ALLOWED: dict[str, set[str]] = {
     "dispatch.plan": {"kernels"},
     "interop.public": {"kernels", "hw", "families"},
     "interop": {
-        "kernels", "hw", "tables", "candidate", "compile", "dispatch", "llo", "families",
-        "interop.public", "provenance",
+        "kernels", "hw", "tables", "candidate", "compile", "dispatch", "dispatch.plan", "llo",
+        "families", "interop.public", "provenance",
     },
     "report": {
         "candidate", "store", "tables", "llo", "hw", "decide", "space", "sweep", "models.padding",
+        "report.nest",
     },
     "report.frame": {"candidate", "store"},
+    "report.nest": set(),
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
         "families", "families.registry", "dispatch", "models.buckets", "models.padding",
-        "models.roofline", "models.weights", "tables", "llo", "sweep",
+        "models.roofline", "models.weights", "tables", "llo", "sweep", "report.nest",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
@@ -175,12 +177,13 @@ NOT_IMPORTED: dict[str, str] = {
     "rpa_tune.check.on_device": "runs in workers: tests/pure/check rehearses every step of it",
     "rpa_tune.interop.public.tpu_inference.calls": "asks the wheel: tests/aot/test_public_launches",
     "rpa_tune.interop.public.tpu_inference.own_choice": "asks the wheel: test_public_look_ups",
+    "rpa_tune.interop.vllm_backend": "needs vLLM: tests/engines/test_vllm.py",
     "rpa_tune.llo.loop": "compiled: test_interpreter.py holds every run of `run_fast` against it",
     "rpa_tune.llo.run": "a record without a method",
     **{
         f"rpa_tune.cli.{name}": A_COMMAND
         for name in (
-            "audit", "explain", "plan", "portfolio", "report", "status", "tpu_check",
+            "audit", "explain", "plan", "portfolio", "report", "tpu_check",
             "verify", "workloads",
         )
     },

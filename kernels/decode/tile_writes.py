@@ -72,8 +72,7 @@ class TileWrites:
             def _(g: int = g, item: Item = item) -> None:
                 *tile, new_place = self.seq_blocks.new_token(item.seq)
                 place = rem(item.num_cached, tile_tokens(self.cache.problem))
-                start = g * self.config.bkv_sz + item.num_cached - place
-                self._put_token((slot, g), start, place, (tuple(tile), new_place))
+                self._put_token((slot, g), item.num_cached, place, (tuple(tile), new_place))
                 self.cache.start_write_tile(
                     tiles.at[slot, g], s.write_sems.at[slot], seq=item.seq,
                     position=item.kv_len - 1,
@@ -130,7 +129,7 @@ class TileWrites:
     def _put_token(
         self,
         out: tuple[Scalar, int],
-        start: Scalar,
+        token: Scalar,
         place: Scalar,
         new: tuple[tuple[Scalar, ...], Scalar],
     ) -> None:
@@ -138,13 +137,14 @@ class TileWrites:
 
         Args:
           out: Slot and item.
-          start: First token of the tile in the buffer.
+          token: Its number in the item's KV block.
           place: The token's in the tile.
           new: Indices down to a tile of new tokens, and the token's place in it.
         """
-        s, (tiles, _), (slot, _), (tile, new_place) = self.scratch, self._written, out, new
+        s, (tiles, _), (slot, g), (tile, new_place) = self.scratch, self._written, out, new
+        first = g * self.config.bkv_sz
         if self.cache.problem.is_latent:
-            row = div(start, self.cache.problem.row_tokens)
+            row = div(first + token - place, self.cache.problem.row_tokens)
             latent_rows.put_token(
                 s.kv, (slot, row), place, (s.kv_new, tile, new_place), (tiles, out),
                 on_chip=self.on_chip,
@@ -154,6 +154,7 @@ class TileWrites:
             ref=s.kv_new, first=tile, second=tile, offset=(new_place - place) & (LANES - 1),
             begin=place, end=place + 1,
         )  # fmt: skip
+        start = first + token - place
         lane_pages.put_tokens(s.kv, (slot,), start, tokens, (tiles, out), on_chip=self.on_chip)
 
     def _wait(self, slot: Scalar) -> None:

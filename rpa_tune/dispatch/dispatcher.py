@@ -144,9 +144,16 @@ class Dispatcher:
         """What each family that can serve `problem` was given, and why."""
         return dict((self._menus.get(problem) or self._menu(problem)).choices)
 
-    def __call__(self, *arrays: jax.Array, plan: LaunchPlan, **options: Any) -> Any:
+    def __call__(
+        self,
+        *arrays: jax.Array,
+        plan: LaunchPlan,
+        tree_mask: jax.Array | None = None,
+        **options: Any,
+    ) -> Any:
         """Runs a plan; see `runtime.ragged_paged_attention`."""
-        return attend(Arrays(*arrays), plan=plan, compiled=self.compiled, **options)
+        given = Arrays(*arrays)._replace(tree_mask=tree_mask)
+        return attend(given, plan=plan, compiled=self.compiled, **options)
 
     def _menu(self, asked: Problem) -> _Menu:
         """Selects for every family, and logs each key once."""
@@ -168,7 +175,8 @@ class Dispatcher:
                 self._say_other_flags(choice)
                 level = logging.INFO if choice.source is Source.EXACT else logging.WARNING
                 _log.log(level, "%s on %s: %s", family, self.chip.name, choice.why)
-        if "mixed" not in choices:
+        needed = ("decode", "mixed") if problem.has_tree_mask else ("mixed",)
+        if any(family not in choices for family in needed):
             raise ValueError(
                 f"no kernel can serve this problem on {self.chip.name}: {'; '.join(refusals)}"
             )

@@ -32,7 +32,7 @@ class LaunchPlan:
 
     Sequences of a family that the plan does not launch are served by the next one that it does:
     prefill and mixed take any length. So only a plan without mixed leaves out sequences, and is for
-    steps that have none.
+    steps that have none. Trees of drafts are served by decode alone.
 
     Attributes:
       problem: Static shapes it was made for.
@@ -72,7 +72,8 @@ class LaunchPlan:
           Three entries of the same kind.
         """
         families = self.families
-        if "decode" not in families and ("prefill" in families or "mixed" in families):
+        others_serve = {"prefill", "mixed"} & set(families) and not self.problem.has_tree_mask
+        if "decode" not in families and others_serve:
             decode_end = 0
         if "prefill" not in families and "mixed" in families:
             prefill_end = decode_end

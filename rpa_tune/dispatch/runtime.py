@@ -75,14 +75,17 @@ def attend(
         step = _step_of(arrays) if on_host else full_step(problem, has_prefill=has_prefill)
         plan = plan.plan(problem, step)
     _check_plan(plan, problem)
+    if plan.problem != problem:
+        plan = replace(plan, problem=problem)
     if isinstance(arrays.distribution, np.ndarray):
         _check_served(plan, arrays.distribution)
-    arguments = arrays if problem.has_sinks else arrays[:-1]
+    arguments = arrays.flat()
+    results = None
     if compiled is not None and interpret is None:
         # An executable makes the runs itself: its arguments are those of the public call.
-        exact = plan if plan.problem == problem else replace(plan, problem=problem)
-        if (results := compiled.run(exact, arguments)) is not None:
-            return results
+        results = compiled.run(plan, arguments)
+    if results is not None:
+        return results
     run = _run_in_place if _donated(problem) == _IN_PLACE else _run
     return run(  # type: ignore[no-any-return]
         *arguments, problem=problem, plan=plan, interpret=interpret, page_runs=page_runs
@@ -175,7 +178,9 @@ def _launch_all(
 ) -> tuple[jax.Array, ...]:
     """Lays out the operands once and chains the kernels over them."""
     kv_lens, page_indices, cu_q_lens, distribution = map(jnp.asarray, metadata[:4])
-    sinks = metadata[4] if problem.has_sinks else None
+    rest = list(metadata[4:])
+    sinks = rest.pop(0) if problem.has_sinks else None
+    tree_mask = rest.pop(0) if problem.has_tree_mask else None
     distribution = jnp.stack(
         [jnp.asarray(end, jnp.int32) for end in plan.effective_distribution(*distribution)]
     )
@@ -185,7 +190,7 @@ def _launch_all(
         q, kv_cache, *lse = load_family(launch.family).launch(
             q, kv_new, kv_cache, kv_lens, page_indices, cu_q_lens, distribution,
             problem=problem, config=launch.config, target=plan.target, interpret=interpret,
-            sinks=sinks, page_runs=page_runs, lse=lse[0] if lse else None,
+            sinks=sinks, page_runs=page_runs, lse=lse[0] if lse else None, tree_mask=tree_mask,
         )  # fmt: skip
     return inputs.finish(q, problem), kv_cache, *(inputs.finish_lse(x, problem) for x in lse)
 
