@@ -183,7 +183,7 @@ NOT_IMPORTED: dict[str, str] = {
     **{
         f"rpa_tune.cli.{name}": A_COMMAND
         for name in (
-            "audit", "explain", "plan", "portfolio", "report", "tpu_check",
+            "explain", "plan", "portfolio", "report", "tpu_check",
             "verify", "workloads",
         )
     },

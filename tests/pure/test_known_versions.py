@@ -4,6 +4,7 @@ import logging
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +59,7 @@ def test_a_pair_that_is_not_tested_gets_what_jax_asks_for_and_the_supported_pair
     assert "jax 0.11.2 with libtpu 0.0.48" in said
 
 
+ROOT = Path(__file__).parents[2]
 IMPORT = """
 import logging, sys
 logging.basicConfig(format="%(name)s %(levelname)s %(message)s", stream=sys.stdout)
@@ -102,3 +104,14 @@ def test_doctor_and_a_sweep_name_the_fault_with_its_cure(monkeypatch, capsys):
     assert said.count("known fault: ") == 1  # once for both chips, and nothing of v7x
     assert "39744" in said
     assert "hint: use libtpu 0.0.42.1" in said
+
+
+def test_the_page_of_versions_has_every_pair_and_every_fault():
+    page = (ROOT / "docs" / "versions.md").read_text()
+    for pair in supported_pairs():
+        assert f"| {pair.python} | {pair.jax} | {pair.libtpu} | {pair.why}" in page
+    for entry in known_versions._lists()["known_bad"]:
+        assert entry["source"] in page
+    bound = (ROOT / "pyproject.toml").read_text().partition('"jax>=0.10.2,<')[2].partition('"')[0]
+    newest = max(version_number(pair.jax) for pair in supported_pairs())
+    assert newest < version_number(bound)
