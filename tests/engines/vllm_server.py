@@ -69,8 +69,6 @@ def main() -> None:
         "launched": sorted(
             {f for menu in menus.values() for p in menu._plans.values() for f in p.families}
         ),
-        "windows": sorted({str(p.sliding_window) for p in menus}),
-        "caps": sorted({str(p.soft_cap) for p in menus}),
         "refused": served.guard.refused,
         "not_ours": tpu_inference_backend.stand_in().not_ours,
     }
