@@ -1,17 +1,18 @@
 """An engine's attention call, by our kernels: what both stand-ins and the plug-in share."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from rpa_kernels.problem import MAX_DECODE_QUERY, Problem
 from rpa_tune.dispatch.attention import ragged_paged_attention
 from rpa_tune.dispatch.call import Arrays, problem_of
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.plan import LaunchPlan
-from rpa_tune.dispatch.runtime import full_step
+from rpa_tune.dispatch.runtime import Executables
 from rpa_tune.errors import UsageError
 from rpa_tune.interop.guard import Call, Guard, first_line
 from rpa_tune.tables.key import tuning_key
@@ -38,6 +39,34 @@ class Form:
 
 
 PUBLIC = Form()  # that of tpu-inference, which is ours
+
+
+@dataclass(kw_only=True, slots=True)
+class _Planner:
+    """A dispatcher's plans for one call, kept for a log.
+
+    Attributes:
+      dispatcher: Makes them.
+      only_mixed: Whether the mixed kernel is to serve every sequence.
+      made: The last plan.
+      compiled: The dispatcher's.
+    """
+
+    dispatcher: Dispatcher
+    only_mixed: bool
+    made: list[LaunchPlan] = field(default_factory=list)
+    compiled: Executables | None = None
+
+    def __post_init__(self) -> None:
+        """Executables go with the plans."""
+        self.compiled = self.dispatcher.compiled
+
+    def plan(self, problem: Problem, step: Step) -> LaunchPlan:
+        """As `Dispatcher.plan`."""
+        if self.only_mixed:
+            step = Step(mixed=step.decode + step.prefill + step.mixed)
+        self.made[:] = [self.dispatcher.plan(problem, step)]
+        return self.made[0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,27 +111,26 @@ class Served:
           UsageError: There are `unserved` features, and no guard that falls back.
           ValueError: What `ragged_paged_attention` refuses, likewise.
         """
-        if unserved and (self.guard is None or not self.guard.fallback or theirs is None):
-            raise UsageError(
-                f"{' and '.join(unserved)}: not served by our kernels",
-                hint="with a Guard the engine's function serves such calls",
-            )
-        plans: list[LaunchPlan] = []
         only_mixed = query_size > MAX_DECODE_QUERY
+        planner = _Planner(dispatcher=self.dispatcher, only_mixed=only_mixed)
         if 1 < query_size <= MAX_DECODE_QUERY:
             features = {**features, "decode_query_size": query_size}
 
         def ours(*arrays: Any) -> tuple[Any, ...]:
             given = list(form.to_ours(*arrays))
             if only_mixed:
-                given[7] = given[7].at[:2].set(0)
-            plan = self._plan(given, features, only_mixed)
-            plans[:] = [plan]
+                given[7] = jnp.asarray(given[7]).at[:2].set(0)
             results = ragged_paged_attention(
-                *given, plan=plan, interpret=self.interpret, **features
+                *given, plan=planner, interpret=self.interpret, **features
             )
             return form.from_ours(results, *arrays)
 
+        falls_back = self.guard is not None and self.guard.fallback and theirs is not None
+        if unserved and not falls_back:
+            raise UsageError(
+                f"{' and '.join(unserved)}: not served by our kernels",
+                hint="with a Guard the engine's function serves such calls",
+            )
         if self.guard is None or theirs is None:
             return ours(*arrays)
         key = self._key(arrays, features, form)
@@ -111,18 +139,10 @@ class Served:
             self.guard.refuse(f"{key}, {names}", f"{names} not served by ours")
             return theirs(*arrays)
         call = Call(
-            key=key, plans=plans, ours=ours, theirs=theirs,
-            lengths=form.lengths, compiles=self.interpret is None,
+            key=key, plans=planner.made, ours=ours, theirs=theirs, lengths=form.lengths,
+            compiles=self.interpret is None,
         )  # fmt: skip
         return self.guard.run(call, arrays)
-
-    def _plan(
-        self, arrays: Sequence[Any], features: dict[str, Any], only_mixed: bool
-    ) -> LaunchPlan:
-        problem = problem_of(Arrays(*arrays), **features)
-        has_prefill = features.get("chunk_prefill_size") is not None
-        step = full_step(problem, has_prefill=has_prefill)
-        return self.dispatcher.plan(problem, Step(mixed=step.mixed) if only_mixed else step)
 
     def _key(self, arrays: Sequence[Any], features: dict[str, Any], form: Form) -> str:
         """What a call is called in a log, and refused by."""

@@ -83,19 +83,3 @@ def test_llama(tmp_path, impl):
     assert found["refused"] == found["not_ours"] == {}
     # Models of the engine's own do not ask for a backend: their function was replaced.
     assert (found["flax_calls"] > 0) == (impl == "flax_nnx")
-
-
-def test_gemma_2_has_its_windows_and_its_soft_cap(tmp_path):
-    """The engine's own layer passes no cap: ours has it from the layer's record."""
-    batches = prompts()
-    config = transformers.Gemma2Config(
-        **SIZES, sliding_window=16, attn_logit_softcapping=3.0, final_logit_softcapping=None,
-        query_pre_attn_scalar=128, pad_token_id=0,
-    )  # fmt: skip
-    model = saved(tmp_path, config)
-    tokens, margin = expected(model, batches)
-    assert margin > MARGIN
-    found = serve(tmp_path, "vllm", batches)
-    assert found["tokens"] == tokens
-    assert found["caps"] == ["3.0"]
-    assert found["windows"] == ["16", "None"]

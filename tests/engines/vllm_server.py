@@ -4,10 +4,11 @@ Run by `test_vllm.py` in the environment of `make test-engines`, a process for e
 
     python vllm_server.py MODEL_FOLDER IMPL PROMPTS_JSON OPTIONS_JSON
 
-Three things of the engine need a TPU and are replaced: `make_optimized_mesh` sorts devices by
-their coordinates, which CPU devices have not; `hbm_usage_bytes` asks how much HBM there is; and its
-steps name options of the TPU compiler. All else is the wheels' own: vLLM's scheduler and KV-cache
-manager, tpu-inference's platform, runner and models.
+Four things of the engine need a TPU and are replaced: `make_optimized_mesh` sorts devices by
+their coordinates, which CPU devices have not; `hbm_usage_bytes` asks how much HBM there is; its
+steps name options of the TPU compiler; and vLLM's layers give the host's copy of a weight back,
+which here is the weight. All else is the wheels' own: vLLM's scheduler and KV-cache manager,
+tpu-inference's platform, runner and models.
 """
 
 import json
@@ -22,7 +23,9 @@ def prepare() -> None:
         "SKIP_JAX_PRECOMPILE": "1", "MODEL_IMPL_TYPE": sys.argv[2],
     }  # fmt: skip
     import jax
+    import torch
 
+    torch.UntypedStorage.resize_ = lambda storage, size: storage
     jit = jax.jit
     jax.jit = lambda *args, compiler_options=None, **rest: jit(*args, **rest)
     from tpu_inference import utils
@@ -66,8 +69,6 @@ def main() -> None:
         "launched": sorted(
             {f for menu in menus.values() for p in menu._plans.values() for f in p.families}
         ),
-        "windows": sorted({str(p.sliding_window) for p in menus}),
-        "caps": sorted({str(p.soft_cap) for p in menus}),
         "refused": served.guard.refused,
         "not_ours": tpu_inference_backend.stand_in().not_ours,
     }
