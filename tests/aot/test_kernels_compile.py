@@ -62,7 +62,7 @@ SHORT = {
     "few": {"decode_query_size": 4},
     "few_fused_sinks_lse": {**FEATURES["fused_sinks"], "decode_query_size": 4, "return_lse": True},
     "few_along_lanes": {**FEATURES["along_lanes"], "decode_query_size": 8, "sliding_window": 500},
-    "few_fp8": {**FEATURES["fp8"], "decode_query_size": 8},
+    "few_fp8": {**FEATURES["fp8"], "decode_query_size": 4},
 }  # fmt: skip
 # Full layers of Gemma 4: E2B; 26B-A4B and 31B on one device, float8 among them.
 HEADS_OF_512 = {

@@ -24,7 +24,6 @@ from rpa_kernels.verify import verify
 BATCH = Batch(q_lens=(4, 1, 3, 4, 2, 4, 9), kv_lens=(4, 18, 17, 256, 130, 129, 20), num_decode=6)
 LANES = {"kv_layout": "seq_along_lane", "page_size": 128, "pages_per_seq": 2, "num_pages": 16}
 CASES = {
-    "llama": {},
     "fused_sinks_lse": {
         "head_dim": 64, "num_q_heads": 6, "has_sinks": True, "sliding_window": 20,
         "return_lse": True,
@@ -32,6 +31,7 @@ CASES = {
     "lanes_fp8": {**LANES, "kv_dtype": "float8_e4m3fn", "num_kv_heads": 1, "k_scale": 0.5},
 }  # fmt: skip
 SLOW_CASES = {
+    "llama": {},  # by default with a mask of a tree
     "fp8_scales": {"kv_dtype": "float8_e4m3fn", "q_scale": 0.25, "k_scale": 0.5, "v_scale": 2.0},
     "window_of_less": {"sliding_window": 3, "num_q_heads": 5, "num_kv_heads": 1},
     "chunks": {"attention_chunk_size": 16},
