@@ -87,7 +87,8 @@ def slower(view):
 
 
 def another_fastest(view):
-    return changed(view, simulated(view, 3), time_us=1.0)
+    slowest = max(view.simulated.values(), key=lambda answer: answer.time_us)
+    return changed(view, slowest, time_us=1.0)
 
 
 def other_cycles(view):
