@@ -67,6 +67,28 @@ def space(names: tuple[str, ...], varying: tuple[str, ...], x: str, y: str) -> S
         for name in varying
     ]
     panel = "trim(" + " + ".join(["''", *parts]) + ")"
+    panels = alt.Facet(
+        "panel:N", title=None, sort=alt.EncodingSortField("rank", op="min"),
+        header=alt.Header(labelFontSize=10, labelLimit=320),
+    )  # fmt: skip
+    chart = (
+        _cells(names)
+        .properties(width=230, height=130)
+        .facet(facet=panels, columns=3, data=_DATA)
+        .add_params(x_axis, y_axis, empty)
+        .transform_calculate(across="datum[x_axis]", down="datum[y_axis]", panel=panel)
+        .transform_joinaggregate(
+            panel_us="min(time_us)", panel_orders="max(order)", groupby=["panel"]
+        )
+        .transform_filter("empty || datum.panel_orders > 0")
+        # Panels without a time come last: as one that is slower than any.
+        .transform_calculate(rank="isValid(datum.panel_us) ? datum.panel_us : 1e18")
+    )
+    return _spec(chart)
+
+
+def _cells(names: tuple[str, ...]) -> Any:
+    """The cells of one panel: what has no time, what has, who won, and the order."""
     tips = _tips(*names, ("time_us", "time, us", _US), ("order", "asked as number"), "role",
                  "state", "why")  # fmt: skip
     base = alt.Chart().encode(
@@ -77,7 +99,7 @@ def space(names: tuple[str, ...], varying: tuple[str, ...], x: str, y: str) -> S
     states = alt.Scale(domain=list(_STATE_COLORS), range=list(_STATE_COLORS.values()))
     times = alt.Scale(scheme="viridis", reverse=True)
     numbers = base.transform_filter("datum.order != null")
-    layers = alt.layer(
+    return alt.layer(
         # States are fills and times are colors: two channels have two scales, in every panel alike.
         base.transform_filter("datum.state != 'answered'")
         .mark_rect()
@@ -95,23 +117,6 @@ def space(names: tuple[str, ...], varying: tuple[str, ...], x: str, y: str) -> S
             text="order:Q", color=alt.value("#000000")
         ),
     )
-    panels = alt.Facet(
-        "panel:N", title=None, sort=alt.EncodingSortField("rank", op="min"),
-        header=alt.Header(labelFontSize=10, labelLimit=320),
-    )  # fmt: skip
-    chart = (
-        layers.properties(width=230, height=130)
-        .facet(facet=panels, columns=3, data=_DATA)
-        .add_params(x_axis, y_axis, empty)
-        .transform_calculate(across="datum[x_axis]", down="datum[y_axis]", panel=panel)
-        .transform_joinaggregate(
-            panel_us="min(time_us)", panel_orders="max(order)", groupby=["panel"]
-        )
-        .transform_filter("empty || datum.panel_orders > 0")
-        # Panels without a time come last: as one that is slower than any.
-        .transform_calculate(rank="isValid(datum.panel_us) ? datum.panel_us : 1e18")
-    )
-    return _spec(chart)
 
 
 def _stroke_scale() -> alt.Scale:

@@ -1,15 +1,17 @@
 """Stores made through the journal's own writer, by a sweep without a compiler."""
 
 import hashlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from fake_sweep import PROBLEM, FormulaEvaluator, make_evaluators, make_study
 
 from rpa_tune.candidate import Fidelity
 from rpa_tune.llo.engines import Owner
 from rpa_tune.store.journal import Journal
+from rpa_tune.store.notes import Stopped, StudyNote
 from rpa_tune.sweep.sweep import Sweep
 from rpa_tune.sweep.watch import Watch
+from rpa_tune.tables.step import Lengths
 
 
 class Detailed(FormulaEvaluator):
@@ -58,3 +60,28 @@ def many_studies(number, **options):
         for i in range(number // 2)
         for chip in ("v6e", "v5e")
     ]
+
+
+def write_unsearched_store(path, studies, *, num_answers):
+    """The same without a search: the first configs of each space are answered, the rest stopped."""
+    evaluator = Detailed(Fidelity.SIMULATED)
+    with Journal(path, sync_interval_s=60.0) as journal:
+        for study in studies:
+            configs = list(dict.fromkeys([study.heuristic(), *study.space().configs]))
+            asked, left = configs[:num_answers], configs[num_answers:]
+            answers = [evaluator.answer(study.candidate(c), num_batches=16) for c in asked]
+            batch = asdict(Lengths(num_seqs=3, num_tokens=3)) | {"weight": 1 / 16}
+            workload = {"name": "fake", "source": "made up", "batches": [batch] * 16}
+            journal.append_note(replace(study.note(), workload=workload))
+            stops = tuple(
+                Stopped(reason="bounded", detail=f"lower bound {100 + i}.5 us, best so far 99.0 us",
+                        config=asdict(config))
+                for i, config in enumerate(left)
+            )  # fmt: skip
+            for answer in answers:
+                journal.append(answer)
+            bounds = {a.candidate.digest: 0.8 * a.time_us for a in answers} | {"least": 70.0}
+            note = StudyNote(name=study.name, study=study.digest, verdict="heuristic",
+                             stopped=stops, bounds_us=bounds)  # fmt: skip
+            journal.append_note(note)
+    return path
