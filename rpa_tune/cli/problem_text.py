@@ -12,11 +12,12 @@ def problem_text(problem: Problem) -> str:
     heads = f"{problem.num_q_heads} query and {problem.num_kv_heads} KV heads of {problem.head_dim}"
     if problem.is_latent:
         heads = (
-            f"{problem.num_q_heads} query heads on latents of {problem.head_dim} with rope rows of "
+            f"{problem.num_q_heads} query heads on latents of {problem.head_dim} and rope rows of "
             f"{problem.rope_dim}, {problem.row_tokens} tokens a row of the cache"
         )
     return (
-        f"{heads}, {problem.q_dtype} queries, {problem.kv_dtype} cache, page size {problem.page_size}, "
+        f"{heads}, {problem.q_dtype} queries, {problem.kv_dtype} cache, "
+        f"page size {problem.page_size}, "
         f"{kv_layout}{reach_text(problem)}"
     )
 
