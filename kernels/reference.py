@@ -126,8 +126,8 @@ def write_new(
     place = seq.positions % problem.page_size
     if problem.is_latent:
         new = kv_new.reshape(-1, problem.k_lanes).at[seq.rows].get(mode="clip")
-        place = place // problem.row_tokens, place % problem.row_tokens
-        return kv_cache.at[page, *place].set(new, mode="drop")
+        row, place = place // problem.row_tokens, place % problem.row_tokens
+        return kv_cache.at[page, row, place].set(new, mode="drop")
     if problem.is_seq_along_lane:
         by_token = jnp.moveaxis(kv_new, -1, 1).reshape(-1, *kv_new.shape[1:-1])
         new = by_token.at[seq.rows].get(mode="clip")

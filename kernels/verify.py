@@ -127,7 +127,7 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
         return x.astype(problem.kv_dtype)
 
     tokens, heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
-    new_shapes = [(tokens, heads, dim)] * 2
+    new_shapes: list[tuple[int, ...]] = [(tokens, heads, dim)] * 2
     if problem.rope_dim is not None:
         new_shapes = [(tokens, dim), (tokens, problem.rope_dim)]
     shape, page_size = problem.kv_cache_shape, problem.page_size

@@ -20,7 +20,6 @@ from rpa_kernels.decode.seq_blocks import SeqBlocks
 from rpa_kernels.decode.walk import Item
 from rpa_kernels.ints import div, rem
 from rpa_kernels.latent import tile_tokens
-from rpa_kernels.layout import LANES
 from rpa_kernels.pages import PagedCache
 
 Ref = Any
@@ -62,9 +61,14 @@ class TileWrites:
             @pl.when(has_new)
             def _(g: int = g, item: Item = item) -> None:
                 *tile, new_place = self.seq_blocks.new_token(item.seq)
-                place = rem(item.num_cached, tile_tokens(self.cache.problem))
+                size = tile_tokens(self.cache.problem)
+                place = rem(item.num_cached, size)
+                new = lane_pages.NewTokens(
+                    ref=s.kv_new, first=tuple(tile), second=tuple(tile),
+                    offset=(new_place - place) & (size - 1), begin=place, end=place + 1,
+                )  # fmt: skip
                 start = g * self.config.bkv_sz + item.num_cached - place
-                self._put_token((slot, g), start, place, (tuple(tile), new_place))
+                self._put(new, start, (slot, g))
                 self.cache.start_write_tile(
                     tiles.at[slot, g], s.write_sems.at[slot], seq=item.seq,
                     position=item.kv_len - 1,
@@ -72,34 +76,20 @@ class TileWrites:
 
         unwritten[slot] = num_new
 
-    def _put_token(
-        self,
-        out: tuple[Scalar, int],
-        start: Scalar,
-        place: Scalar,
-        new: tuple[tuple[Scalar, ...], Scalar],
-    ) -> None:
+    def _put(self, new: lane_pages.NewTokens, start: Scalar, out: tuple[Scalar, int]) -> None:
         """Puts a token into its tile of the KV buffer, and the tile into the one that is sent.
 
         Args:
-          out: Slot and item.
+          new: The token.
           start: First token of the tile in the buffer.
-          place: The token's in the tile.
-          new: Indices down to a tile of new tokens, and the token's place in it.
+          out: Slot and item.
         """
-        s, (tiles, _), (slot, _), (tile, new_place) = self.scratch, self._written, out, new
-        if self.cache.problem.is_latent:
-            row = div(start, self.cache.problem.row_tokens)
-            latent_rows.put_token(
-                s.kv, (slot, row), place, (s.kv_new, tile, new_place), (tiles, out),
-                on_chip=self.on_chip,
-            )  # fmt: skip
-            return
-        tokens = lane_pages.NewTokens(
-            ref=s.kv_new, first=tile, second=tile, offset=(new_place - place) & (LANES - 1),
-            begin=place, end=place + 1,
-        )  # fmt: skip
-        lane_pages.put_tokens(s.kv, (slot,), start, tokens, (tiles, out), on_chip=self.on_chip)
+        kv, (tiles, _), problem = self.scratch.kv, self._written, self.cache.problem
+        if problem.is_latent:
+            row = (out[0], div(start, problem.row_tokens))
+            latent_rows.put_tokens(kv, row, new, (tiles, out), on_chip=self.on_chip)
+        else:
+            lane_pages.put_tokens(kv, out[:1], start, new, (tiles, out), on_chip=self.on_chip)
 
     def _wait(self, slot: Scalar) -> None:
         """Waits until the tiles of the last step of this slot are in the cache."""

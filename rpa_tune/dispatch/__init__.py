@@ -1,6 +1,10 @@
 """Chooses and launches kernels in a serving engine. Needs jax, numpy and yaml only."""
 
-from rpa_tune.dispatch.attention import page_runs, ragged_paged_attention
+from rpa_tune.dispatch.attention import (
+    mla_ragged_paged_attention,
+    page_runs,
+    ragged_paged_attention,
+)
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.dispatch.plan import Launch, LaunchPlan
 from rpa_tune.dispatch.select import Choice, Source
@@ -14,6 +18,7 @@ __all__ = [
     "LaunchPlan",
     "Source",
     "load_dispatcher",
+    "mla_ragged_paged_attention",
     "page_runs",
     "ragged_paged_attention",
 ]
