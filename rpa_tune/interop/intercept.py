@@ -13,23 +13,25 @@ import functools
 import sys
 from typing import Any
 
-from rpa_tune.dispatch.attention import ragged_paged_attention
+from rpa_tune.dispatch.attention import mla_ragged_paged_attention, ragged_paged_attention
 from rpa_tune.dispatch.call import Features
 from rpa_tune.dispatch.dispatcher import Dispatcher
+from rpa_tune.dispatch.mla_call import LatentFeatures
 from rpa_tune.errors import UsageError
 from rpa_tune.interop.public.tpu_inference.functions import FUNCTIONS, LEADING, MODULES
 from rpa_tune.interop.public.tpu_inference.package import PACKAGE
 from rpa_tune.interop.stand_in import StandIn, check_drift
 
-# Parameters that the stand-in understands beside the arrays: those of our call, and blocks of the
+# Parameters that the stand-ins understand beside the arrays: those of our calls, and blocks of the
 # hd64 kernel, which say nothing to ours.
 _IGNORED = {"num_kv_pages_per_block", "num_queries_per_block"}
-_KNOWN = {*LEADING["v3"], "attention_sink", *Features.__annotations__, *_IGNORED}
+_OF_RPA = frozenset({"attention_sink", *Features.__annotations__, *_IGNORED})
+_KNOWN = {"v3": _OF_RPA, "hd64": _OF_RPA, "mla": frozenset(LatentFeatures.__annotations__)}
 INTERFACE = "tpu_inference.layers.common.attention_interface"
 
 
 def install(dispatcher: Dispatcher, *, interpret: Any = None) -> StandIn:
-    """Replaces the v3 and hd64 functions of a loaded tpu-inference.
+    """Replaces the v3, hd64 and latent (mla) functions of a loaded tpu-inference.
 
     Args:
       dispatcher: Plans every call from its tables when it is traced.
@@ -46,8 +48,9 @@ def install(dispatcher: Dispatcher, *, interpret: Any = None) -> StandIn:
             hint=f"import {INTERFACE} first",
         )
     stand_in = StandIn()
-    attend = functools.partial(_attend, dispatcher, interpret)
-    for function in originals:
+    for kernel, function in originals.items():
+        call = _attend_latent if kernel == "mla" else _attend
+        attend = functools.partial(call, dispatcher, interpret)
         stand_in.replace(function, attend, "tpu_inference")
     if not any(place.startswith(INTERFACE) for place in stand_in.places):
         places = ", ".join(stand_in.places)
@@ -60,23 +63,24 @@ def install(dispatcher: Dispatcher, *, interpret: Any = None) -> StandIn:
     return stand_in
 
 
-def loaded_functions() -> list[Any]:
-    """The v3 and hd64 functions, as far as their modules are loaded.
+def loaded_functions() -> dict[str, Any]:
+    """The functions that are replaced, by kernel, as far as their modules are loaded.
 
     Raises:
       UsageError: One of them has drifted.
     """
-    found = []
-    for kernel in ("v3", "hd64"):
+    found = {}
+    for kernel, known in _KNOWN.items():
         if MODULES[kernel] not in sys.modules:
             continue
         name = FUNCTIONS.get(kernel, "ragged_paged_attention")
         function = getattr(sys.modules[MODULES[kernel]], name, None)
         check_drift(
-            function, f"{MODULES[kernel]}.{name}", leading=LEADING[kernel], known=_KNOWN,
+            function, f"{MODULES[kernel]}.{name}", leading=LEADING[kernel],
+            known={*LEADING[kernel], *known},
             hint=f"rpa-tune supports {PACKAGE.title}",
         )  # fmt: skip
-        found.append(function)
+        found[kernel] = function
     return found
 
 
@@ -84,6 +88,11 @@ def _attend(dispatcher: Dispatcher, interpret: Any, *arrays: Any, **features: An
     """One call of the engine, by our kernels."""
     known = {name: value for name, value in features.items() if name not in _IGNORED}
     return ragged_paged_attention(*arrays, plan=dispatcher, interpret=interpret, **known)
+
+
+def _attend_latent(dispatcher: Dispatcher, interpret: Any, *arrays: Any, **features: Any) -> Any:
+    """The same of its latent layers; our call takes and checks all that theirs does."""
+    return mla_ragged_paged_attention(*arrays, plan=dispatcher, interpret=interpret, **features)
 
 
 loaded_functions()

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from table_rows import PROBLEM
+from table_rows import LATENT, PROBLEM
 
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
@@ -31,8 +31,6 @@ STUBS = {
     "tpu_inference.kernels.flash_attention.kernel": (
         "encoder_only_flash_attention", "flash_attention",
     ),
-    "tpu_inference.kernels.mla.v2.kernel": ("mla_ragged_paged_attention",),
-    "tpu_inference.kernels.mla.v2.tuned_params": ("TuningKey", "get_tuned_params"),
 }  # fmt: skip
 
 
@@ -44,6 +42,8 @@ class Logger(logging.Logger):
 class Axes:
     ATTN_DATA = "data"
     ATTN_HEAD = "model"
+    BATCH = "data"
+    MLP_TENSOR = "model"
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def interface(monkeypatch):
         module = types.ModuleType(name)
         module.__dict__.update(members)
         monkeypatch.setitem(sys.modules, name, module)
-    for kernel in ("v3", "hd64"):
+    for kernel in ("v3", "hd64", "mla"):
         WHEEL.load(root, functions.MODULES[kernel])
     monkeypatch.delitem(sys.modules, intercept.INTERFACE, raising=False)
     yield WHEEL.load(root, intercept.INTERFACE)
@@ -106,6 +106,54 @@ def test_the_engines_layer_calls_the_stand_in(interface):
     finally:
         stand_in.uninstall()
     assert interface.ragged_paged_attention is original
+
+
+def trace_latent(interface):
+    """The same of its layer with latents, which looks up blocks of its own and hands them over."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    p = LATENT
+    metadata = types.SimpleNamespace(
+        padded_num_reqs=p.max_num_seqs,
+        seq_lens=jnp.zeros(p.max_num_seqs, jnp.int32),
+        block_tables=jnp.zeros(p.max_num_seqs * p.pages_per_seq, jnp.int32),
+        query_start_loc=jnp.zeros(p.max_num_seqs + 1, jnp.int32),
+        request_distribution=jnp.zeros(3, jnp.int32),
+    )
+    dtype = jnp.dtype(p.q_dtype)
+    arrays = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape in (
+            (p.num_q_heads, p.max_num_tokens, p.head_dim),
+            (p.max_num_tokens, p.num_q_heads, p.rope_dim),
+            (p.max_num_tokens, p.head_dim),
+            (p.max_num_tokens, p.rope_dim),
+            p.kv_cache_shape,
+        )
+    ]
+
+    def layer(*arrays):
+        return interface.mla_attention(
+            *arrays, metadata, mesh, p.num_q_heads, 128,
+            q_scale=1.0, k_scale=1.0, v_scale=1.0, sm_scale=0.1,
+        )  # fmt: skip
+
+    return jax.eval_shape(layer, *arrays)
+
+
+def test_the_engines_latent_layer_calls_the_stand_in(interface):
+    original = interface.mla_ragged_paged_attention
+    stand_in = intercept.install(load_dispatcher(chip="v7x"))
+    try:
+        assert f"{intercept.INTERFACE}.mla_ragged_paged_attention" in stand_in.places
+        with stand_in.expect_calls():
+            cache, out = trace_latent(interface)
+        assert stand_in.calls == 1
+        assert out.shape == (LATENT.num_q_heads, LATENT.max_num_tokens, LATENT.head_dim)
+        assert out.dtype == jnp.dtype(LATENT.q_dtype)
+        assert cache.shape == LATENT.kv_cache_shape
+    finally:
+        stand_in.uninstall()
+    assert interface.mla_ragged_paged_attention is original
 
 
 def test_a_name_bound_by_import_is_replaced_and_a_hidden_one_is_noticed(interface, monkeypatch):
