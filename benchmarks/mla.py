@@ -154,17 +154,23 @@ def groups(
 
 
 def public_sets(group: LatentGroup, count: int) -> list[dict[str, int]]:
-    """The blocks of the public kernel for a kind: what its engine looks up, then `PUBLIC_SETS`."""
-    family, target = load_family(f"public-mla-{group.kind}"), load_chip(group.chip).target
-    own = family.default_config(group.problem, target)
+    """The blocks of the public kernel for a kind: what its engine looks up, then `likely_sets`."""
+    family = load_family(f"public-mla-{group.kind}")
+    own = family.default_config(group.problem, load_chip(group.chip).target)
     sets = [] if isinstance(own, Infeasible) else [own]
-    for fields in PUBLIC_SETS[group.kind]:
-        config = family.config_from_dict(fields)
-        room = ROOM * target.vmem_bytes
-        fits = family.check(group.problem, config, target) is None
-        if fits and family.scratch_bytes(group.problem, config, target) <= room:
-            sets.append(config)
-    return [asdict(config) for config in dict.fromkeys(sets)][:count]
+    return [asdict(config) for config in dict.fromkeys([*sets, *likely_sets(group)])][:count]
+
+
+def likely_sets(group: LatentGroup) -> list[Any]:
+    """Those of `PUBLIC_SETS` that fit."""
+    family, target = load_family(f"public-mla-{group.kind}"), load_chip(group.chip).target
+    configs = [family.config_from_dict(fields) for fields in PUBLIC_SETS[group.kind]]
+    return [
+        config
+        for config in configs
+        if family.check(group.problem, config, target) is None
+        and family.scratch_bytes(group.problem, config, target) <= ROOM * target.vmem_bytes
+    ]
 
 
 def public_entries(group: LatentGroup, count: int, cache_dir: Path) -> list[Entry]:
