@@ -189,6 +189,7 @@ def bind(
     else:
         # jit remembers a trace by its arguments, and SMEM is none of them.
         jax.clear_caches()
+    where = partial(pretend, chip, module, smem_share)
     return ForeignCall(
         kernel=kernel,
         chip=chip,
@@ -197,9 +198,7 @@ def bind(
         arguments=arguments,
         module=module,
         smem_share=smem_share,
-        recorder=Recorder(
-            bound, arguments, partial(pretend, chip, module, smem_share), num_leading(kernel)
-        ),
+        recorder=Recorder(bound, arguments, where, num_leading(kernel)),
     )
 
 
