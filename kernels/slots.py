@@ -15,6 +15,13 @@ def slot_of(family: str) -> str:
     return family.removeprefix(_LATENT)
 
 
+def family_of(slot: str, *, is_latent: bool) -> str:
+    """The family that serves a slot's sequences; for latents mixed serves those of prefill, too."""
+    if not is_latent:
+        return slot
+    return LATENT_FAMILIES[slot != "decode"]
+
+
 def is_latent(family: str) -> bool:
     """Whether a family serves problems of latent attention, and no others."""
     return family in LATENT_FAMILIES

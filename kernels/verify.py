@@ -108,6 +108,15 @@ class Operands:
     arrays: BatchArrays
 
 
+def operand_shapes(problem: Problem) -> tuple[tuple[int, ...], ...]:
+    """Shapes of queries, keys and values; see `reference.ragged_paged_attention`."""
+    tokens, heads, dim = problem.max_num_tokens, problem.num_q_heads, problem.head_dim
+    if problem.rope_dim is not None:
+        return (tokens, heads, dim + problem.rope_dim), (tokens, dim), (tokens, problem.rope_dim)
+    new = (tokens, problem.num_kv_heads, dim)
+    return (tokens, heads, dim), new, new
+
+
 def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
     """Draws operands; every cache element that no sequence may read is poison.
 
@@ -126,10 +135,7 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
             x = jnp.clip(jnp.round(x), -127, 127)
         return x.astype(problem.kv_dtype)
 
-    tokens, heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
-    new_shapes: list[tuple[int, ...]] = [(tokens, heads, dim)] * 2
-    if problem.rope_dim is not None:
-        new_shapes = [(tokens, dim), (tokens, problem.rope_dim)]
+    q_shape, *new_shapes = operand_shapes(problem)
     shape, page_size = problem.kv_cache_shape, problem.page_size
     unread = {"int8": 127.0, "float8_e5m2": np.inf}.get(problem.kv_dtype, np.nan)
     cache = np.full(shape, unread, np.float32)
@@ -147,9 +153,7 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
             drawn = rng.standard_normal((rows, *by_token.shape[2:]))
             by_token[page, :rows] = drawn * spread
     return Operands(
-        queries=normal(tokens, problem.num_q_heads, dim + (problem.rope_dim or 0)).astype(
-            problem.q_dtype
-        ),
+        queries=normal(*q_shape).astype(problem.q_dtype),
         keys=stored(normal(*new_shapes[0], scale=spread)),
         values=stored(normal(*new_shapes[1], scale=spread)),
         kv_cache=stored(jnp.asarray(cache)),

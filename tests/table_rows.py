@@ -6,12 +6,19 @@ from rpa_kernels import load_family
 from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import kernel_digest
-from rpa_tune.tables.key import tuning_key
+from rpa_tune.tables.key import beyond_key, tuning_key
 from rpa_tune.tables.row import ALWAYS_FIRST, Evidence, TableRow
 
 PROBLEM = Problem(
     num_q_heads=8, num_kv_heads=2, head_dim=128, page_size=16, max_num_tokens=32,
     max_num_seqs=8, pages_per_seq=16, num_pages=128,
+)  # fmt: skip
+
+# DeepSeek-V3 on a device that has all heads.
+LATENT = Problem(
+    num_q_heads=128, num_kv_heads=1, head_dim=512, rope_dim=64, kv_packing=32, page_size=1024,
+    max_num_tokens=128, max_num_seqs=64, pages_per_seq=8, num_pages=512,
+    q_dtype="float8_e4m3fn", kv_dtype="float8_e4m3fn",
 )  # fmt: skip
 
 
@@ -40,3 +47,9 @@ def make_row(family="decode", problem=PROBLEM, chip="v6e", configs=None, rule=AL
         rule=rule,
         evidence=make_evidence(**{"kernel_digest": kernel_digest(family), **ev}),
     )
+
+
+def timed_row(family, problem=PROBLEM, **rest):
+    """A row that says the exact problem it was timed on, as rows of sweeps do."""
+    row = make_row(family, problem, **rest)
+    return replace(row, evidence=replace(row.evidence, problem=beyond_key(problem, row.key)))

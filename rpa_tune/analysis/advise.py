@@ -20,7 +20,7 @@ from rpa_tune.analysis.advise_times import How, Times, find_times, finish
 from rpa_tune.analysis.advise_words import differences
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
-from rpa_tune.models.buckets import SGLANG_JAX
+from rpa_tune.models.buckets import SGLANG_JAX, TPU_INFERENCE
 from rpa_tune.models.roofline import check_weight_dtype
 from rpa_tune.models.server import Server
 from rpa_tune.ranges import RANGES
@@ -156,7 +156,7 @@ def _distance(one: Draft, server: Server) -> tuple[float, ...]:
 
 def _divides(server: Server, tp: int) -> bool:
     try:
-        server.loaded.at_tp(tp)
+        server.loaded.at_tp(tp, splits_latents=server.engine != TPU_INFERENCE)
     except UsageError:
         return False
     return True

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass, replace
 
 from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.slots import family_of
 from rpa_tune.analysis.advise_record import Row, Setting
 from rpa_tune.analysis.advise_steps import Steps
 from rpa_tune.candidate import Candidate
@@ -18,9 +19,9 @@ from rpa_tune.models.weights import Weights
 from rpa_tune.tables.reader import Tables
 from rpa_tune.workload.workload import Workload
 
-# Kernel families that a step launches: one for decodes, one for all else. The prefill family does
+# Slots that a step has launches for: one for decodes, one for all else. The prefill family does
 # what mixed does, with chunks of one length.
-FAMILIES = ("decode", "mixed")
+_SLOTS = ("decode", "mixed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,10 +88,10 @@ def draft(
         layers = own.layers()
         workload = steps.at(setting.page_size)
         parts = tuple(
-            _part(own, share, family, workload, tables)
+            _part(own, share, slot, workload, tables)
             for share in layers
-            for family in FAMILIES
-            if any(_launches(workload, family))
+            for slot in _SLOTS
+            if any(_launches(workload, slot))
         )
     except UsageError as error:
         return Draft(server=server, row=Row(setting=setting, refusal=str(error.args[0])))
@@ -100,11 +101,12 @@ def draft(
     if roofline:
         room = HBM_SHARE * hbm_bytes(own.loaded_chip) - roofline.weight_bytes
         tokens = max(0, int(room // stored // setting.page_size) * setting.page_size)
+    kinds = own.loaded.kinds
     row = Row(
         setting=setting,
         kv_token_bytes=stored,
         kv_useful_bytes=useful,
-        kv_heads_repeated=max(max(1, own.tp // k.num_kv_heads) for k in own.loaded.kinds),
+        kv_heads_repeated=max(max(1, own.head_devices(k) // k.num_kv_heads) for k in kinds),
         weight_bytes=roofline.weight_bytes if roofline else None,
         kv_tokens=tokens,
         num_kernels=_num_kernels(own, layers),
@@ -118,8 +120,9 @@ def roofline_of(server: Server, weight_dtype: str) -> Roofline | None:
     if not isinstance(weights, Weights):
         return None
     return Roofline(
-        weights=weights, chip=server.loaded_chip, tp=server.tp, weight_dtype=weight_dtype
-    )
+        weights=weights, chip=server.loaded_chip, tp=server.tp, weight_dtype=weight_dtype,
+        ranks=server.attention_ranks,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +131,7 @@ class _Cached:
 
     num_kv_heads: int
     head_dim: int
+    rope_dim: int | None
     kv_dtype: str
     kv_layout: str
 
@@ -138,8 +142,8 @@ def cache_bytes(server: Server) -> tuple[int, int]:
     for kind in server.loaded.at_tp(server.tp).kinds:
         if not kind.reads_other_cache:
             one = _Cached(
-                num_kv_heads=kind.num_kv_heads, head_dim=kind.head_dim, kv_dtype=server.kv_dtype,
-                kv_layout=server.kv_layout,
+                num_kv_heads=kind.num_kv_heads, head_dim=kind.head_dim, rope_dim=kind.rope_dim,
+                kv_dtype=server.kv_dtype, kv_layout=server.kv_layout,
             )  # fmt: skip
             stored += (kind.num_layers or 0) * token_bytes(one)
             useful += (kind.num_layers or 0) * useful_token_bytes(one)
@@ -170,13 +174,14 @@ def _launches(workload: Workload, family: str) -> list[bool]:
     return [bool(wb.batch.family_seqs(family)) for wb in workload.batches]
 
 
-def _part(server: Server, share: Share, family: str, workload: Workload, tables: Tables) -> Part:
+def _part(server: Server, share: Share, slot: str, workload: Workload, tables: Tables) -> Part:
     """A kernel with the config that the server's dispatcher has for its largest step.
 
     Raises:
       UsageError: No config can exist.
     """
     chip = server.loaded_chip
+    family = family_of(slot, is_latent=share.problem.is_latent)
     choice = select(share.problem, chip.target, family, tables)
     if isinstance(choice, Infeasible):
         raise UsageError(f"no {family} kernel for {share.name} layers: {choice}")

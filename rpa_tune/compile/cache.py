@@ -53,7 +53,9 @@ class Compiled:
     not_cached: str = ""
 
 
-def compile_key(candidate: Candidate, settings: Mapping[str, str] | None = None) -> str:
+def compile_key(
+    candidate: Candidate, settings: Mapping[str, str] | None = None, kernel_name: str = ""
+) -> str:
     """SHA-256 of everything that decides a schedule; the workload does not.
 
     Computable without importing jax or libtpu.
@@ -61,6 +63,7 @@ def compile_key(candidate: Candidate, settings: Mapping[str, str] | None = None)
     Args:
       candidate: What is compiled.
       settings: `target.program_settings` of the process that compiles; a worker has none.
+      kernel_name: One of the family's `kernel_names`; empty for the first.
     """
     content = candidate.to_dict()
     del content["workload"]
@@ -68,7 +71,7 @@ def compile_key(candidate: Candidate, settings: Mapping[str, str] | None = None)
     content |= {
         "schema": _SCHEMA,
         "kernel": family.digest,
-        "kernel_name": family.kernel_name(candidate.problem, candidate.config),
+        "kernel_name": kernel_name or family.kernel_name(candidate.problem, candidate.config),
         "flags": target.DUMP_FLAGS,
         "settings": dict(settings or {}),
         **{name: versions()[name] for name in ("jax", "jaxlib", "libtpu")},

@@ -35,7 +35,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _FULL_DISK_BYTES = 1 << 20  # less free space than this explains a dump that is missing or torn
 
 
-def compile_candidate(candidate: Candidate, cache: CompileCache) -> Compiled:
+def compile_candidate(candidate: Candidate, cache: CompileCache) -> tuple[Compiled, ...]:
     """Compiles a candidate, or finds that it was compiled before.
 
     Args:
@@ -43,17 +43,35 @@ def compile_candidate(candidate: Candidate, cache: CompileCache) -> Compiled:
       cache: Where answers are kept. If one cannot be kept it is returned all the same, with the
         reason in `not_cached`.
 
+    Returns:
+      What the compiler says about each of the family's `kernel_names`.
+
     Raises:
       DumpError: The compiler was content, but its schedule is missing.
       Exception: What the kernel's Python code raises while it is traced.
     """
-    key = compile_key(candidate, target.program_settings())
-    if (known := cache.load(key)) is not None:
-        return known
+    names = candidate.family.kernel_names(candidate.problem, candidate.config)
+    keys = [compile_key(candidate, target.program_settings(), name) for name in names]
+    known = [found for key in keys if (found := cache.load(key)) is not None]
+    if len(known) == len(keys):
+        return tuple(known)
     call = candidate.family.call(candidate.problem, candidate.config, candidate.chip)
     compiled = compile_call(call, candidate.chip)
+    each = (compiled, *(_named(compiled, name) for name in call.more_names))
     if compiled.status is Status.COMPILE_FAILED:
-        return compiled
+        return each
+    return tuple(_keep(cache, key, one) for key, one in zip(keys, each, strict=True))
+
+
+def _named(compiled: Compiled, name: str) -> Compiled:
+    """The same compile, with the schedule of another of its Pallas calls."""
+    if compiled.bundles is None:
+        return replace(compiled, kernel_name=name)
+    folder = target.dump_folder(worker.worker_folder())
+    return replace(compiled, kernel_name=name, bundles=dumps.find_bundles(folder, name))
+
+
+def _keep(cache: CompileCache, key: str, compiled: Compiled) -> Compiled:
     try:
         return cache.save(key, compiled)
     except OSError as error:

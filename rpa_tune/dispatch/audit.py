@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rpa_kernels import FAMILIES
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import SLOTS, family_of
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.select import Choice, Source, select
 from rpa_tune.provenance import kernel_digest
@@ -75,16 +75,20 @@ class Entry:
 
 
 def audit(
-    dispatcher: Dispatcher, problems: Iterable[Problem], families: Sequence[str] = FAMILIES
+    dispatcher: Dispatcher, problems: Iterable[Problem], slots: Sequence[str] = SLOTS
 ) -> list[Entry]:
     """Looks every bucket up, for every family.
 
     Args:
       dispatcher: Its tables and its way with misses are what is audited.
       problems: Shapes, for example of `Engine.buckets`.
-      families: Those whose sequences occur, for example `Engine.families`.
+      slots: Those whose sequences occur, for example `Engine.families`.
     """
-    return [_look_up(dispatcher, problem, family) for problem in problems for family in families]
+    return [
+        _look_up(dispatcher, problem, family)
+        for problem in problems
+        for family in dict.fromkeys(family_of(slot, is_latent=problem.is_latent) for slot in slots)
+    ]
 
 
 def _look_up(dispatcher: Dispatcher, problem: Problem, family: str) -> Entry:

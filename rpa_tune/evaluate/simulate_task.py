@@ -5,7 +5,7 @@ Neighbour: `simulated.py` is the parent's half. jax is imported when something m
 
 import errno
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.program import Program
 from rpa_tune.llo.simulate import simulate
-from rpa_tune.llo.timeline import Timeline
+from rpa_tune.llo.timeline import Timeline, one_after_the_other
 
 TASK = "rpa_tune.evaluate.simulate_task:simulate_candidate"
 
@@ -70,22 +70,22 @@ def simulate_candidate(task: SimulateTask) -> SimulateAnswer:
     """
     costs: dict[str, Any] = {}
     try:
-        compiled = compile_schedule(task)
-        costs |= _compile_costs(compiled)
-        if compiled.status is not Status.OK or compiled.bundles is None:
-            return SimulateAnswer(status=compiled.status, detail=compiled.detail, costs=costs)
+        compiled = _compile(task)
+        first = compiled[0]
+        costs |= _compile_costs(first)
+        if first.status is not Status.OK or first.bundles is None:
+            return SimulateAnswer(status=first.status, detail=first.detail, costs=costs)
         worker.report_phase("parse")
         started = time.perf_counter()
-        bundles = unpack_bundles(compiled.bundles, worker.worker_folder())
-        program = load_program(bundles)
+        programs, digests = zip(*map(_parse, compiled), strict=True)
         costs |= {
             "parse_s": time.perf_counter() - started,
-            "num_bundles": len(program.bundles),
-            "schedule_digest": schedule_digest(bundles),
+            "num_bundles": sum(len(program.bundles) for program in programs),
+            "schedule_digest": "-".join(digests),
         }
         worker.report_phase("simulate")
         started = time.perf_counter()
-        timelines = tuple(simulate_batch(program, task.candidate, batch) for batch in task.batches)
+        timelines = tuple(simulate_batch(programs, task.candidate, batch) for batch in task.batches)
         costs["simulate_s"] = time.perf_counter() - started
     except (DiskFullError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -102,17 +102,29 @@ def simulate_candidate(task: SimulateTask) -> SimulateAnswer:
 
 
 def compile_schedule(task: SimulateTask) -> Compiled:
-    """Compiles a candidate, or finds its schedule in the cache.
+    """Compiles a candidate, or finds its schedule in the cache: that of its first Pallas call.
 
     Raises:
       Exception: What the kernel raises while it is traced, or a dump that is not understood.
     """
+    return _compile(task)[0]
+
+
+def _compile(task: SimulateTask) -> tuple[Compiled, ...]:
+    """The same for each of its Pallas calls."""
     # Here, so that jax is loaded while the deadline is running.
     from rpa_tune.compile.lower import compile_candidate
 
     cache = CompileCache(task.cache_dir)
     task.candidate.family.fetch(task.cache_dir)
     return compile_candidate(task.candidate, cache)
+
+
+def _parse(compiled: Compiled) -> tuple[Program, str]:
+    """A schedule, and its digest."""
+    assert compiled.bundles is not None
+    bundles = unpack_bundles(compiled.bundles, worker.worker_folder())
+    return load_program(bundles), schedule_digest(bundles)
 
 
 def _compile_costs(compiled: Compiled) -> dict[str, Any]:
@@ -128,10 +140,17 @@ def _compile_costs(compiled: Compiled) -> dict[str, Any]:
     }
 
 
-def simulate_batch(program: Program, candidate: Candidate, batch: Batch) -> Timeline:
-    """Runs one launch of a compiled candidate, and times it under every set of parameters."""
-    operands, chip = scalar_operands(candidate, batch), candidate.chip.name
-    return simulate(program, load_machine(chip), operands, sets=load_sets(chip))
+def simulate_batch(programs: Sequence[Program], candidate: Candidate, batch: Batch) -> Timeline:
+    """Runs the launches of a compiled candidate, and times them under every set of parameters."""
+    chip = candidate.chip
+    machine, sets = load_machine(chip.name), load_sets(chip.name)
+    launches = candidate.family.launches(candidate.problem, candidate.config, chip, batch)
+    return one_after_the_other(
+        [
+            simulate(program, machine, operands, sets=sets)
+            for program, operands in zip(programs, launches, strict=True)
+        ]
+    )
 
 
 def scalar_operands(candidate: Candidate, batch: Batch) -> Mapping[int, Any]:

@@ -27,6 +27,7 @@ class Call:
       function: Takes `arguments`.
       arguments: Abstract arrays (`jax.ShapeDtypeStruct`), without sharding.
       kernel_name: `name=` of the Pallas call.
+      more_names: The same of further calls that are of interest.
       donated: Positions of arguments that the function may overwrite.
       context: Within which it is traced and compiled.
     """
@@ -34,6 +35,7 @@ class Call:
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     kernel_name: str
+    more_names: tuple[str, ...] = ()
     donated: tuple[int, ...] = ()
     context: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -62,12 +64,14 @@ class Family(KernelFamily, abc.ABC):
       is_launched: Whether the dispatcher can launch it; only what can be launched is measured.
       unverified: What it is, if its configs are not compared with the reference; empty if they are.
       most_configs: Configs that whoever reads its rows can use for one problem; None: all of them.
+      is_latent: Whether it serves layers with latents (MLA), and no others.
     """
 
     slots: tuple[str, ...]
     is_launched: bool
     unverified: str
     most_configs: int | None
+    is_latent: bool = False
 
     @property
     @abc.abstractmethod
@@ -107,6 +111,20 @@ class Family(KernelFamily, abc.ABC):
         Raises:
           UsageError: The function makes no such launch.
         """
+
+    def kernel_names(self, problem: Problem, config: Any) -> tuple[str, ...]:
+        """`name=` of each Pallas call that serves the family's sequences, in order; mostly one."""
+        return (self.kernel_name(problem, config),)
+
+    def launches(
+        self, problem: Problem, config: Any, chip: Chip, batch: Batch
+    ) -> tuple[Mapping[int, Any], ...]:
+        """`scalar_operands` of each of `kernel_names`.
+
+        Raises:
+          UsageError: The function makes no such launch.
+        """
+        return (self.scalar_operands(problem, config, chip, batch),)
 
     @abc.abstractmethod
     def find_mismatch(

@@ -11,7 +11,7 @@ from rpa_kernels import load_family, runs
 from rpa_kernels.batch import Batch
 from rpa_kernels.family import KernelFamily, Traffic
 from rpa_kernels.problem import Problem
-from rpa_kernels.slots import slot_of
+from rpa_kernels.slots import is_latent, slot_of
 from rpa_tune.families.family import Call, Executed, Family
 from rpa_tune.hw.chip import Chip
 from rpa_tune.provenance import kernel_digest
@@ -92,6 +92,7 @@ def own_family(name: str) -> OwnFamily:
         is_launched=True,
         unverified="",
         most_configs=None,
+        is_latent=is_latent(name),
     )
 
 

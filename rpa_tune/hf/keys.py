@@ -39,7 +39,8 @@ READ = frozenset({
     "is_encoder_decoder", "kv_lora_rank", "local_layer_ids", "max_window_layers", "multi_query",
     "multi_query_attention", "multi_query_group_num", "new_decoder_architecture", "no_rope_layers",
     "no_rope_layer_interval", "num_global_key_value_heads", "num_kv_shared_layers",
-    "num_sliding_attention_heads", "per_layer_config", "query_pre_attn_scalar",
+    "num_sliding_attention_heads", "per_layer_config", "q_lora_rank", "qk_nope_head_dim",
+    "qk_rope_head_dim", "query_pre_attn_scalar", "rope_parameters", "rope_scaling",
     "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "sliding_window_pattern",
     "_sliding_window_pattern", "softmax_scale", "swa_head_dim", "swa_num_attention_heads",
     "swa_num_key_value_heads", "swa_v_head_dim", "use_bidirectional_attention",
@@ -52,8 +53,8 @@ _NO_EFFECT = frozenset({
     "attention_layers", "attn_config", "attn_impl", "attn_output_gate", "attn_type",
     "attn_uses_sequence_id", "chunk_size_feed_forward", "clip_qkv", "cross_attention_hidden_size",
     "final_logit_softcapping", "first_k_dense_replace", "keys_to_ignore_at_inference",
-    "num_key_value_groups", "num_ln_in_parallel_attn", "parallel_attn", "use_attention_gate",
-    "use_flash_attention", "use_flash_attn", "use_logn_attn",
+    "num_key_value_groups", "num_ln_in_parallel_attn", "parallel_attn", "qk_head_dim",
+    "use_attention_gate", "use_flash_attention", "use_flash_attn", "use_logn_attn",
 })  # fmt: skip
 # Words of such keys, and words of attention.
 _HARMLESS = re.compile(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rpa_tune.errors import UsageError
+from rpa_tune.hf.latent import is_latent, latent_layer
 from rpa_tune.models.model import LayerKind, merge_kinds
 
 Config = Mapping[str, Any]
@@ -210,6 +211,8 @@ def _attention_layers(config: Config, facts: Config, names: Sequence[str]) -> li
 
 def _layer(config: Config, facts: Config, name: str, *, shared: bool, refusal: str) -> LayerKind:
     q_heads = _integer("num_attention_heads", config.get("num_attention_heads"))
+    if is_latent(config):
+        return latent_layer(config, q_heads, refusal or _REFUSED.get(name, ""))
     kv_heads = _kv_heads(config, q_heads)
     head_dim = _head_dim(config, q_heads)
     if q_heads % kv_heads:
@@ -234,7 +237,6 @@ def _layer(config: Config, facts: Config, name: str, *, shared: bool, refusal: s
         soft_cap=_number("attn_logit_softcapping", config.get("attn_logit_softcapping") or None),
         has_sinks=_has_sinks(config, facts, name),
         reads_other_cache=shared,
-        is_latent=bool(config.get("kv_lora_rank")),
         refusal=refusal or _REFUSED.get(name, ""),
     )
 
@@ -296,8 +298,6 @@ def _of_kind(config: Config, facts: Config, name: str) -> dict[str, Any]:
 
 def _refusal(config: Config, facts: Config) -> str:
     """What all layers do that no kernel family can; empty when there is nothing."""
-    if config.get("kv_lora_rank"):
-        return f"multi-head latent attention (kv_lora_rank={config['kv_lora_rank']})"
     if config.get("index_topk"):
         return f"sparse attention over chosen keys (index_topk={config['index_topk']})"
     if facts.get("refused"):

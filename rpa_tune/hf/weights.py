@@ -16,10 +16,10 @@ Config = Mapping[str, Any]
 # Types whose layers are: projections of q, k, v and of the output; a gated MLP (three matrices)
 # or experts of such; nothing else that has a matrix, but for what the functions below read.
 _TYPES = frozenset({
-    "gemma2", "gemma3_text", "gemma4_text", "glm4_moe", "gpt_oss", "granite", "granitemoehybrid",
-    "llama", "llama4_text", "minimax_m2", "ministral3", "mistral", "mixtral", "phi3", "qwen2",
-    "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "qwen3_vl_moe_text",
-    "qwen3_vl_text",
+    "deepseek_v3", "gemma2", "gemma3_text", "gemma4_text", "glm4_moe", "gpt_oss", "granite",
+    "granitemoehybrid", "kimi_k2", "llama", "llama4_text", "minimax_m2", "ministral3", "mistral",
+    "mixtral", "phi3", "qwen2", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe",
+    "qwen3_next", "qwen3_vl_moe_text", "qwen3_vl_text",
 })  # fmt: skip
 # Types whose queries come with a gate of their size. Source: q_proj of these types.
 _GATED_QUERIES = frozenset({"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"})
@@ -71,6 +71,8 @@ def read_weights(
 
 def _attention(config: Config, kind: LayerKind, hidden: int) -> int:
     """Projections of all layers of a kind: q (with its gate), k and v, output."""
+    if kind.is_latent:
+        return (kind.num_layers or 0) * _latent_attention(config, kind.num_q_heads, hidden)
     queries = kind.num_q_heads * kind.head_dim
     gated = config.get("model_type") in _GATED_QUERIES and config.get("attn_output_gate", True)
     # Gemma 4: the values of layers without a window are their keys, if the model says so.
@@ -78,6 +80,18 @@ def _attention(config: Config, kind: LayerKind, hidden: int) -> int:
     of_cache = 0 if kind.reads_other_cache else 1 if alike else 2
     columns = queries * (3 if gated else 2) + of_cache * kind.num_kv_heads * kind.head_dim
     return (kind.num_layers or 0) * hidden * columns
+
+
+def _latent_attention(config: Config, heads: int, hidden: int) -> int:
+    """A layer with latents: q by its own rank if it has one, latents and back, output."""
+    nope, rope = _size(config, "qk_nope_head_dim"), _size(config, "qk_rope_head_dim")
+    rank, values = _size(config, "kv_lora_rank"), _size(config, "v_head_dim")
+    columns = heads * (nope + rope)
+    queries = hidden * columns
+    if config.get("q_lora_rank") is not None:
+        queries = _size(config, "q_lora_rank") * (hidden + columns)
+    latents = hidden * (rank + rope) + rank * heads * (nope + values)
+    return queries + latents + heads * values * hidden
 
 
 def _linear_attention(config: Config, hidden: int) -> int:

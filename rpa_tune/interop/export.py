@@ -12,12 +12,14 @@ theirs. What a form cannot say is never dropped in silence: `Export.left_out` na
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import sglang_jax_tables, tpu_inference_tables
 from rpa_tune.interop.export_rows import Export, family_of, sort_out, v3_tuple
+from rpa_tune.interop.public.tpu_inference.mla import mla_keywords
 from rpa_tune.interop.public.tpu_inference.package import WHEEL
 from rpa_tune.tables.key import differences
 from rpa_tune.tables.row import TableRow
@@ -32,6 +34,8 @@ def keywords(row: TableRow) -> dict[str, Any]:
     if kernel == "hd64":
         pages = config["bkv_sz"] // row.key.page_size
         return {"num_kv_pages_per_block": pages, "num_queries_per_block": config["bq_sz"]}
+    if kernel == "mla":
+        return {case: config}  # `_mla_keywords` puts both together
     fields = dict(config)
     if kernel == "stacked" and case == "decode":
         del fields["bq_c_sz"]
@@ -41,8 +45,9 @@ def keywords(row: TableRow) -> dict[str, Any]:
 
 def export_kwargs(rows: Iterable[TableRow]) -> Export:
     """JSON: for each problem and kernel, the keyword arguments; both cases of a kernel together."""
-    export = sort_out(rows, ("v3", "hd64", "batched", "stacked"), "no place")
+    export = sort_out(rows, ("v3", "hd64", "batched", "stacked", "mla"), "no place")
     groups: dict[tuple[str, str], dict[str, Any]] = {}
+    _leave_out_halves(export)
     for row in export.exported:
         kernel = family_of(row).kernel
         problem = {"chip": row.key.chip, **row.key.to_dict()}
@@ -50,9 +55,23 @@ def export_kwargs(rows: Iterable[TableRow]) -> Export:
             (kernel, json.dumps(problem)), {"kernel": kernel, "problem": problem, "kwargs": {}}
         )
         group["kwargs"] |= keywords(row)
+    for group in groups.values():
+        if group["kernel"] == "mla":
+            page = group["problem"]["page_size"]
+            group["kwargs"] = mla_keywords(**group["kwargs"], page_size=page)
     document = {"tpu_inference": WHEEL.version, "calls": list(groups.values())}
     export.text = json.dumps(document, indent=2) + "\n"
     return export
+
+
+def _leave_out_halves(export: Export) -> None:
+    """Leaves out rows of the latent kernel without one of the other case: it takes both at once."""
+    rows = [row for row in export.exported if family_of(row).kernel == "mla"]
+    cases = Counter((row.key.chip, json.dumps(row.key.to_dict())) for row in rows)
+    for row in rows:
+        if cases[row.key.chip, json.dumps(row.key.to_dict())] < 2:
+            export.exported.remove(row)
+            export.leave_out(row, "the function takes both cases at once, and the other has no row")
 
 
 def export_env(rows: Iterable[TableRow]) -> Export:

@@ -164,7 +164,7 @@ def _schedules(
         function=call.function,
         arguments=call.arguments,
         kernel_name=names[0],
-        donated=(3,),
+        donated=call.donated,
         context=call.pretend,
     )
     compiled = compile_call(whole, task.chip)

@@ -6,7 +6,8 @@ A `Timeline` is made from a `Run`, whoever executed it. Times are simulated, nev
 import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from rpa_tune.llo.opcodes import Op, Slot
 from rpa_tune.llo.program import Program
 from rpa_tune.llo.run import Run
 
+_Number = TypeVar("_Number", int, float)
 # A copy engine that is busy this share of the time limits the kernel whatever waits are seen.
 _BUSY_SHARE = 0.9
 _VECTOR_SLOTS = tuple(slot for slot in Slot if slot is not Slot.SALU)
@@ -177,6 +179,51 @@ def make_timeline(
         unknown=dict(sum((run.unknown for run in runs), Counter())),
         guesses=_guesses(program, machine),
     )
+
+
+def one_after_the_other(timelines: Sequence[Timeline]) -> Timeline:
+    """Launches of which each begins when the one before has ended, as one.
+
+    Loops and what bounds it are those of the longest; the others' addresses are of other programs.
+    """
+    if len(timelines) == 1:
+        return timelines[0]
+    longest = max(timelines, key=lambda one: one.total_cycles)
+    sums = {
+        name: sum(getattr(one, name) for one in timelines)
+        for name in (
+            "total_cycles", "time_us", "num_bundles", "read_bytes", "write_bytes",
+            "prefetch_bytes", "num_copies", "num_prefetch_copies", "read_busy_cycles",
+            "write_busy_cycles", "mxu_busy_cycles",
+        )
+    }  # fmt: skip
+    # A slot's capacity is the same in every bundle: shares weigh by bundles.
+    slots = {
+        name: SlotUse(
+            instructions=sum(one.slots[name].instructions for one in timelines),
+            share=sum(one.slots[name].share * one.num_bundles for one in timelines)
+            / sums["num_bundles"],
+        )
+        for name in longest.slots
+    }
+    return replace(
+        longest,
+        core_cycles=_sums(one.core_cycles for one in timelines),
+        cycles_by_owner={
+            name: sum(one.cycles_by_owner[name] for one in timelines)
+            for name in longest.cycles_by_owner
+        },
+        slots=slots,
+        unknown=dict(sum((Counter(one.unknown) for one in timelines), Counter())),
+        guesses=tuple(dict.fromkeys(name for one in timelines for name in one.guesses)),
+        set_us=_sums(one.set_us for one in timelines),
+        **sums,
+    )
+
+
+def _sums(rows: Iterable[tuple[_Number, ...]]) -> tuple[_Number, ...]:
+    """Of each place."""
+    return tuple(sum(column) for column in zip(*rows, strict=True))
 
 
 def _guesses(program: Program, machine: Machine) -> tuple[str, ...]:

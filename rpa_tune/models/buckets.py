@@ -18,15 +18,20 @@ has a token a sequence, padded to one of the sequence buckets, from 1 on.
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from rpa_kernels import FAMILIES, layout
+from rpa_kernels import layout
 from rpa_kernels.ints import cdiv
 from rpa_kernels.names import did_you_mean
-from rpa_kernels.problem import Problem
+from rpa_kernels.problem import MAX_DECODE_QUERY, Problem
+from rpa_kernels.slots import SLOTS, slot_of
 from rpa_tune.errors import UsageError
 
 TPU_INFERENCE, SGLANG_JAX = "tpu-inference", "sglang-jax"
 ENGINES = (TPU_INFERENCE, SGLANG_JAX)
+# Tokens that lie in one tile of a latent cache. Source: the default of `MLA_KV_PACKING_SIZE` of
+# tpu-inference 0.32.0 (envs.py), which runner/kv_cache.py hands to the kernel's shape.
+_LATENT_PACKING = 32
 LEAST_SEQS = 8
 LEAST_TOKENS = 16
 # sglang-jax 0.0.2, srt/utils/common_utils.py and `ServerArgs.max_prefill_tokens`.
@@ -51,7 +56,7 @@ class Shape:
     num_seqs: int
     above_tokens: int = 0
     above_seqs: int = 0
-    families: tuple[str, ...] = FAMILIES
+    families: tuple[str, ...] = SLOTS
 
     def holds(self, num_tokens: int, num_seqs: int) -> bool:
         """Whether a step of so many tokens and sequences is padded to this shape."""
@@ -75,20 +80,23 @@ class Bucket:
     problem: Problem
     above_tokens: int
     above_seqs: int
-    families: tuple[str, ...] = FAMILIES
+    families: tuple[str, ...] = SLOTS
 
     def can_meet(self, families: tuple[str, ...]) -> bool:
         """Whether a step with sequences of exactly these families can land here.
 
-        A decode sequence has one token, any other at least one; of each family there is one.
+        A decode sequence has one token or up to `decode_query_size`, any other at least one; of
+        each family there is one.
         """
         most_tokens = self.problem.max_num_tokens
         most_seqs = min(self.problem.max_num_seqs, most_tokens)
         least_seqs = max(self.above_seqs + 1, len(families))
-        if not families or least_seqs > most_seqs or not set(families) <= set(self.families):
+        slots = tuple(slot_of(family) for family in families)
+        if not slots or least_seqs > most_seqs or not set(slots) <= set(self.families):
             return False
-        # Sequences that are all decode have as many tokens as there are sequences.
-        return families != ("decode",) or max(least_seqs, self.above_tokens + 1) <= most_seqs
+        # Sequences that are all decode have a token each, or a few.
+        most = most_seqs * self.problem.decode_query_size
+        return slots != ("decode",) or self.above_tokens + 1 <= most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +111,9 @@ class Engine:
       dp: Ranks that share the sequences, attention data parallelism included.
       kv_dtype: Dtype name of the KV cache.
       num_speculative_tokens: Draft tokens verified with every decode. They decide no shape.
+      decode_query_size: Most new tokens of a sequence in the decode slot, as the argument of the
+        attention call: 1 + drafts for a server that passes it. tpu-inference 0.32.0 does not: its
+        verified sequences are served by the mixed family. It decides no shape.
       padding_gap: tpu-inference's `VLLM_TPU_BUCKET_PADDING_GAP`: tokens between buckets; 0 for
         powers of two.
       token_buckets: tpu-inference's `compilation_sizes`, tokens of all ranks, in addition to
@@ -124,6 +135,7 @@ class Engine:
     dp: int = 1
     kv_dtype: str = "bfloat16"
     num_speculative_tokens: int = 0
+    decode_query_size: int = 1
     padding_gap: int = 0
     token_buckets: tuple[int, ...] = ()
     min_token_bucket: int = LEAST_TOKENS
@@ -149,6 +161,11 @@ class Engine:
         for name in ("padding_gap", "num_speculative_tokens"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 0")
+        if not 1 <= self.decode_query_size <= MAX_DECODE_QUERY:
+            raise UsageError(
+                f"decode_query_size={self.decode_query_size} must be 1 to {MAX_DECODE_QUERY}",
+                hint="longer verifications are served by the mixed family",
+            )
         if self.min_token_bucket & (self.min_token_bucket - 1):
             raise UsageError(f"min_token_bucket={self.min_token_bucket} must be a power of two")
         if any(tokens < 1 for tokens in self.token_buckets):
@@ -184,13 +201,14 @@ class Engine:
         Raises:
           UsageError: Names one.
         """
-        most_seqs = max(self.dp * self.max_num_seqs, LEAST_SEQS)
-        uneven = [n for n in self._tokens_of_all_ranks if n % self.dp]
-        if uneven or most_seqs % self.dp:
+        most_seqs = max(self.ranks * self.max_num_seqs, LEAST_SEQS)
+        uneven = [n for n in self._tokens_of_all_ranks if n % self.ranks]
+        if uneven or most_seqs % self.ranks:
             what = f"a bucket of {uneven[0]} tokens" if uneven else f"{most_seqs} sequences"
             raise UsageError(
-                f"dp={self.dp} does not divide {what}, which {self.engine} shards over the ranks",
-                hint="use a power of two for dp, and multiples of it for gaps and token buckets",
+                f"{self._ranks_text} does not divide {what}, which {self.engine} shards over the "
+                "ranks",
+                hint="use a power of two, and multiples of it for gaps and token buckets",
             )
 
     def pages_per_seq(self, page_size: int) -> int:
@@ -198,9 +216,18 @@ class Engine:
         return cdiv(self.max_model_len, page_size)
 
     @property
+    def ranks(self) -> int:
+        """Ranks that share the sequences."""
+        return self.dp
+
+    @property
+    def _ranks_text(self) -> str:
+        return f"dp={self.dp}" if self.ranks == self.dp else f"{self.ranks} ranks of attention"
+
+    @property
     def families(self) -> tuple[str, ...]:
-        """Families whose sequences a step can have."""
-        return tuple(family for family in FAMILIES if family != "prefill" or self.uses_prefill)
+        """Slots that a step can have sequences in, which are names of families without latents."""
+        return tuple(slot for slot in SLOTS if slot != "prefill" or self.uses_prefill)
 
     def shapes(self) -> Iterator[Shape]:
         """Every shape that a rank compiles, smallest first; `only_tokens` apart."""
@@ -219,7 +246,7 @@ class Engine:
         """
         for shape in self.shapes():
             # All ranks are padded to the bucket of the fullest; another may hold any less.
-            is_alone = self.dp == 1
+            is_alone = self.ranks == 1
             yield Bucket(
                 problem=replace(
                     problem, max_num_tokens=shape.num_tokens, max_num_seqs=shape.num_seqs
@@ -236,16 +263,16 @@ class Engine:
             return self._sglang_tokens
         least = max(
             self.min_token_bucket,
-            layout.next_power_of_2(self.dp * layout.packing(self.kv_dtype)),
+            layout.next_power_of_2(self.ranks * layout.packing(self.kv_dtype)),
         )
-        most = self.max_num_batched_tokens * self.dp
+        most = self.max_num_batched_tokens * self.ranks
         budget = layout.align(most, least)
         sizes = {n for n in _grown(least, most, self.padding_gap) if n <= budget} | {budget}
         return sorted(sizes.union(self.token_buckets))
 
     def _tpu_inference_shapes(self) -> Iterator[Shape]:
-        tokens = [n // self.dp for n in self._tokens_of_all_ranks]
-        most_seqs = max(self.dp * self.max_num_seqs, LEAST_SEQS) // self.dp
+        tokens = [n // self.ranks for n in self._tokens_of_all_ranks]
+        most_seqs = max(self.ranks * self.max_num_seqs, LEAST_SEQS) // self.ranks
         seqs = _grown(LEAST_SEQS, most_seqs, 0) if self.bucket_seqs else [most_seqs]
         seqs = sorted({min(n, most_seqs) for n in seqs})
         for above_seqs, num_seqs in itertools.pairwise([0, *seqs]):
@@ -280,6 +307,20 @@ class Engine:
             yield Shape(
                 num_tokens=num, num_seqs=most_seqs, above_tokens=above, families=self.families
             )
+
+
+def latent_fields(engine: str, kv_dtype: str) -> dict[str, Any]:
+    """Fields of `Problem` that an engine decides for layers with latents.
+
+    Source:
+      tpu-inference 0.32.0: as above, and `PallasMLAttentionBackendImpl.forward`
+      (layers/vllm/backends/flash_attn_mla.py), which rounds queries to the dtype of a quantised
+      cache unless `DISABLE_MLA_Q_ACTIVATION_QUANTIZATION` is set.
+    """
+    if engine != TPU_INFERENCE:
+        return {}
+    quantised = {"q_dtype": kv_dtype} if kv_dtype.startswith("float8") else {}
+    return {"kv_packing": _LATENT_PACKING, **quantised}
 
 
 def shape_of(num_tokens: int, num_seqs: int) -> Shape:

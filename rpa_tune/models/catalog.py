@@ -20,7 +20,7 @@ from rpa_kernels.names import did_you_mean, find_name
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.hf.read import read_config, read_file
-from rpa_tune.models.buckets import shape_of
+from rpa_tune.models.buckets import TPU_INFERENCE, latent_fields, shape_of
 from rpa_tune.models.model import LayerKind, Model
 from rpa_tune.workload.workload import Workload
 
@@ -137,6 +137,7 @@ def problems_for(
     q_dtype: str = "bfloat16",
     kv_dtype: str = "bfloat16",
     kv_layout: str = layout.HEAD_ALONG_SUBLANE,
+    engine: str = TPU_INFERENCE,
 ) -> list[Share]:
     """The attention problem of every kind of layers that is served, on one device.
 
@@ -153,6 +154,7 @@ def problems_for(
       q_dtype: Dtype name of queries.
       kv_dtype: Dtype name of the KV cache.
       kv_layout: Its layout.
+      engine: Whose rules hold for layers with latents; see `shares`.
 
     Raises:
       UsageError: Heads that do not divide, layers that no kernel family serves, or a size or
@@ -169,26 +171,39 @@ def problems_for(
         "q_dtype": q_dtype,
         "kv_dtype": kv_dtype,
         "kv_layout": kv_layout,
+        "decode_query_size": workload.decode_query_size,
     }
-    return shares(model.within(context), tp=tp, where=f"the problem of {model.name}", **sizes)
+    where = f"the problem of {model.name}"
+    return shares(model.within(context), tp=tp, where=where, engine=engine, **sizes)
 
 
-def shares(model: Model, *, tp: int, where: str, **fields: object) -> list[Share]:
+def shares(model: Model, *, tp: int, where: str, engine: str, **fields: Any) -> list[Share]:
     """The problem of every kind that is served, under its name in the whole model.
+
+    tpu-inference 0.32.0 refuses a model with latents unless attention is data-parallel, and then
+    gives each of the `tp` devices all heads of its share of the sequences (`TpuPlatform`,
+    `ShardingConfigManager.from_vllm_config`); sglang-jax shares the heads.
 
     Args:
       model: After `Model.within`.
       tp: Devices that share the heads.
       where: What to blame for a size that no kernel has.
+      engine: Whose rules hold for layers with latents.
       **fields: Fields of `Problem`.
 
     Raises:
       UsageError: Heads that do not divide, or a size or dtype that no kernel has.
     """
+    latent = latent_fields(engine, str(fields.get("kv_dtype", "")))
+    device = model.at_tp(tp, splits_latents=engine != TPU_INFERENCE)
     try:
         return [
-            Share(name=model.name_of(whole), kind=kind, problem=kind.problem(**fields))
-            for whole, kind in zip(model.kinds, model.at_tp(tp).kinds, strict=True)
+            Share(
+                name=model.name_of(whole),
+                kind=kind,
+                problem=kind.problem(**fields | (latent if kind.is_latent else {})),
+            )
+            for whole, kind in zip(model.kinds, device.kinds, strict=True)
             if not kind.refusal
         ]
     except ValueError as error:
@@ -213,7 +228,7 @@ def problem_for(
       layers: Name of the kind; see `Model.pick`.
       windowed: Whether layers with a sliding window are meant; None for those without, unless
         there are none.
-      **shape: `tp`, `q_dtype`, `kv_dtype` and `kv_layout`, as there.
+      **shape: `tp`, `q_dtype`, `kv_dtype`, `kv_layout` and `engine`, as there.
 
     Raises:
       UsageError: As there, or layers that the model does not have.

@@ -29,7 +29,8 @@ class LayerKind:
       soft_cap: Cap on attention logits, or None.
       has_sinks: Whether heads have a sink logit.
       reads_other_cache: Whether they read the cache of an earlier layer and write none.
-      is_latent: Whether the cache holds a latent vector for all heads (MLA).
+      rope_dim: Elements of a token's rope row, where the cache holds latents for all heads (MLA):
+        `head_dim` is then that of the latent row, and there is one KV head. Else None.
       refusal: What they do that no kernel family can; empty when there is one.
     """
 
@@ -43,13 +44,18 @@ class LayerKind:
     soft_cap: float | None = None
     has_sinks: bool = False
     reads_other_cache: bool = False
-    is_latent: bool = False
+    rope_dim: int | None = None
     refusal: str = ""
 
     @property
+    def is_latent(self) -> bool:
+        """Whether the cache holds latents."""
+        return self.rope_dim is not None
+
+    @property
     def label(self) -> str:
-        """`full`, `window 1024` or `chunk 8192`, with `shared cache` where it reads another's."""
-        reach = "full"
+        """`full`, `window 1024`, `chunk 8192` or `latent`; `shared cache` where it has none."""
+        reach = "latent" if self.is_latent else "full"
         if self.sliding_window_tokens:
             reach = f"window {self.sliding_window_tokens}"
         elif self.chunk_tokens:
@@ -87,6 +93,7 @@ class LayerKind:
             "soft_cap": self.soft_cap,
             "has_sinks": self.has_sinks,
             "update_kv_cache": not self.reads_other_cache,
+            "rope_dim": self.rope_dim,
         }
         return Problem(**own | others)
 
@@ -165,18 +172,22 @@ class Model:
             )
         return model
 
-    def at_tp(self, tp: int) -> "Model":
+    def at_tp(self, tp: int, *, splits_latents: bool = False) -> "Model":
         """The share of one device under tensor parallelism; KV heads are repeated when few.
+
+        Args:
+          tp: Devices that share the matrices.
+          splits_latents: Whether they share the heads of layers with latents, too; else each
+            device has all of these heads, for its share of the sequences.
 
         Raises:
           UsageError: Heads of a kind do not divide.
         """
-        for kind in self.kinds:
+        split = [kind for kind in self.kinds if splits_latents or not kind.is_latent]
+        for kind in split:
             if not _allows(kind, tp):
-                most = max(kind.num_q_heads for kind in self.kinds)
-                allowed = [
-                    n for n in range(1, most + 1) if all(_allows(kind, n) for kind in self.kinds)
-                ]
+                most = max(kind.num_q_heads for kind in split)
+                allowed = [n for n in range(1, most + 1) if all(_allows(kind, n) for kind in split)]
                 raise UsageError(
                     f"{self.name} cannot run at tp={tp}: {kind.num_q_heads} query heads and "
                     f"{kind.num_kv_heads} KV heads must divide evenly",
@@ -190,6 +201,8 @@ class Model:
                     num_q_heads=kind.num_q_heads // tp,
                     num_kv_heads=max(1, kind.num_kv_heads // tp),
                 )
+                if kind in split
+                else kind
                 for kind in self.kinds
             ),
         )

@@ -20,6 +20,11 @@ class Cached(Protocol):
         ...
 
     @property
+    def rope_dim(self) -> int | None:
+        """Elements of a rope row, where `head_dim` is that of a latent row; else None or 0."""
+        ...
+
+    @property
     def kv_dtype(self) -> str:
         """Dtype name of the KV cache."""
         ...
@@ -33,6 +38,9 @@ class Cached(Protocol):
 def token_bytes(cached: Cached, kv_dtype: str | None = None, kv_layout: str | None = None) -> int:
     """Bytes of one token in the KV cache, padding included; of another dtype or layout if named."""
     dtype = kv_dtype or cached.kv_dtype
+    if cached.rope_dim:
+        lanes = (layout.align(dim, layout.LANES) for dim in (cached.head_dim, cached.rope_dim))
+        return sum(lanes) * layout.dtype_bytes(dtype)
     sizes: dict[str, Any] = {
         "num_kv_heads": cached.num_kv_heads, "head_dim": cached.head_dim, "kv_dtype": dtype,
     }  # fmt: skip
@@ -45,14 +53,17 @@ def token_bytes(cached: Cached, kv_dtype: str | None = None, kv_layout: str | No
 
 def bytes_by_layout(cached: Cached) -> dict[str, int]:
     """Bytes of one token in each layout that takes the dtype, padding included."""
-    allowed = {layout.HEAD_ALONG_SUBLANE: True,
-               layout.SEQ_ALONG_LANE: cached.kv_dtype in layout.SEQ_ALONG_LANE_DTYPES}  # fmt: skip
+    lanes_too = cached.kv_dtype in layout.SEQ_ALONG_LANE_DTYPES and not cached.rope_dim
+    allowed = {layout.HEAD_ALONG_SUBLANE: True, layout.SEQ_ALONG_LANE: lanes_too}
     return {name: token_bytes(cached, kv_layout=name) for name, is_one in allowed.items() if is_one}
 
 
 def useful_token_bytes(cached: Cached) -> int:
-    """Bytes of one token's K and V alone."""
-    return 2 * cached.num_kv_heads * cached.head_dim * layout.dtype_bytes(cached.kv_dtype)
+    """Bytes of one token's K and V alone, or of its latent and rope row."""
+    elements = 2 * cached.num_kv_heads * cached.head_dim
+    if cached.rope_dim:
+        elements = cached.head_dim + cached.rope_dim
+    return elements * layout.dtype_bytes(cached.kv_dtype)
 
 
 def padding_note(cached: Cached) -> str:

@@ -30,12 +30,15 @@ class Roofline:
       chip: Where it runs.
       tp: Devices that share the matrices.
       weight_dtype: One of `WEIGHT_BYTES`.
+      ranks: Of these devices, those that have sequences of their own. All matrices see the tokens
+        of all of them.
     """
 
     weights: Weights
     chip: Chip
     tp: int
     weight_dtype: str = "bfloat16"
+    ranks: int = 1
 
     @property
     def weight_bytes(self) -> float:
@@ -46,9 +49,10 @@ class Roofline:
         """Least time of a step's matrix products.
 
         Args:
-          num_tokens: New tokens.
-          num_sampled: Sequences: the last token of each is sampled from.
+          num_tokens: New tokens, of one rank.
+          num_sampled: Sequences of one rank: the last token of each is sampled from.
         """
+        num_tokens, num_sampled = num_tokens * self.ranks, num_sampled * self.ranks
         read_bytes = self.weights.touched_params(num_tokens) * WEIGHT_BYTES[self.weight_dtype]
         read_s = read_bytes / self.tp / hbm_bytes_per_s(self.chip)
         flops = self.weights.flops(num_tokens, num_sampled) / self.tp

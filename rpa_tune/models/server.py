@@ -9,14 +9,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from rpa_kernels import FAMILIES
 from rpa_kernels.ints import cdiv
 from rpa_kernels.layout import HEAD_ALONG_SUBLANE, next_power_of_2
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import family_of
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip, load_chip
-from rpa_tune.models.buckets import SGLANG_JAX, Engine
+from rpa_tune.models.buckets import SGLANG_JAX, TPU_INFERENCE, Engine
 from rpa_tune.models.catalog import Share, load_model, shares
-from rpa_tune.models.model import Model
+from rpa_tune.models.model import LayerKind, Model
 from rpa_tune.models.padding import token_bytes
 from rpa_tune.models.roofline import Roofline
 
@@ -30,8 +32,9 @@ _MLA_PAGE = 1024
 # Names of the flags, as people give them; the first ones are said even where they are the default.
 _SAID = ("model", "chip", "tp", "max_num_seqs", "max_num_batched_tokens", "max_model_len",
          "page_size", "kv_dtype")  # fmt: skip
-FLAGS = (*_SAID, "kv_layout", "engine", "dp", "num_speculative_tokens", "padding_gap",
-         "token_buckets", "min_token_bucket", "bucket_seqs", "uses_prefill")  # fmt: skip
+FLAGS = (*_SAID, "kv_layout", "engine", "dp", "num_speculative_tokens", "decode_query_size",
+         "padding_gap", "token_buckets", "min_token_bucket", "bucket_seqs",
+         "uses_prefill")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +44,8 @@ class Server(Engine):
     Attributes:
       model: Name or path.
       chip: Chip name.
-      tp: Devices that share the heads; KV heads are repeated when there are fewer.
+      tp: Devices that share the heads; KV heads are repeated when there are fewer. In tpu-inference
+        they share the sequences instead where the model has latents (MLA).
       max_num_seqs: See `Engine`.
       max_num_batched_tokens: See `Engine`; 0 for the engine's default.
       kv_layout: Layout of the KV cache.
@@ -81,10 +85,44 @@ class Server(Engine):
                 f"{SGLANG_JAX} has pages of one token unless it is told, and no kernel takes those",
                 hint="start it with --page-size 128, and give --page-size 128 here",
             )
-        uses_mla = any(kind.is_latent for kind in load_model(self.model).kinds)
         return own_page_size(
-            max_model_len=self.max_model_len, max_num_seqs=self.max_num_seqs, uses_mla=uses_mla
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            uses_mla=_has_latents(self.model),
         )
+
+    @property
+    def attention_ranks(self) -> int:
+        """Of the `tp` devices, those that have sequences of their own: all or one of them.
+
+        Source: tpu-inference 0.32.0, `ShardingConfigManager.from_vllm_config`: as many ranks as the
+        one KV head of a model with latents would be repeated.
+        """
+        if self.engine != TPU_INFERENCE or self.tp == 1:
+            return 1
+        try:
+            return self.tp if _has_latents(self.model) else 1
+        except UsageError:
+            return 1  # `loaded` says what is wrong with the model
+
+    def own_families(self) -> tuple[str, ...]:
+        """The families of ours that its steps launch: for each kind of layers, those of its slots.
+
+        Raises:
+          UsageError: As `layers`.
+        """
+        kinds = {kind.is_latent for kind in self.loaded.served}
+        launched = {family_of(slot, is_latent=kind) for kind in kinds for slot in self.families}
+        return tuple(family for family in FAMILIES if family in launched)
+
+    def head_devices(self, kind: LayerKind) -> int:
+        """Devices that share the heads of a kind of layers."""
+        return 1 if kind.is_latent and self.engine == TPU_INFERENCE else self.tp
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that share the sequences, those of attention included."""
+        return self.dp * self.attention_ranks
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -131,7 +169,9 @@ class Server(Engine):
         if self.engine == SGLANG_JAX:
             knobs["scheduler"] = "sglang"
         if not isinstance(weights := self.loaded.weights, str):
-            roofline = Roofline(weights=weights, chip=self.loaded_chip, tp=self.tp)
+            roofline = Roofline(
+                weights=weights, chip=self.loaded_chip, tp=self.tp, ranks=self.attention_ranks
+            )
             knobs["step_time"] = roofline.clock(self.context_token_bytes)
         return knobs
 
@@ -168,8 +208,12 @@ class Server(Engine):
             "num_pages": pages_per_seq * self.max_num_seqs,
             "kv_dtype": self.kv_dtype,
             "kv_layout": self.kv_layout,
+            "decode_query_size": self.decode_query_size,
         }
-        found = shares(self.loaded, tp=self.tp, where="the server's options", **given | features)
+        found = shares(
+            self.loaded, tp=self.tp, where="the server's options", engine=self.engine,
+            **given | features,
+        )  # fmt: skip
         for share in found:
             self.loaded_chip.require_room(
                 page_bytes=share.problem.page_bytes, num_seqs=share.problem.max_num_seqs
@@ -187,6 +231,10 @@ class Server(Engine):
             for share in self.layers()
             for bucket in self.buckets(share.problem)
         ]
+
+
+def _has_latents(model: str) -> bool:
+    return any(kind.is_latent for kind in load_model(model).kinds)
 
 
 def own_page_size(*, max_model_len: int, max_num_seqs: int, uses_mla: bool = False) -> int:

@@ -246,6 +246,14 @@ def _crossed(entries: Mapping[str, Node], q_dtype: str) -> dict[str, Any]:
     }
 
 
+def _launched(server: Server) -> tuple[str, ...]:
+    """The families that a server launches; what is wrong with its model its studies say."""
+    try:
+        return server.own_families()
+    except UsageError:
+        return server.families
+
+
 def _said_by_servers(node: Node) -> dict[str, Any]:
     """What the servers have, in the place of lists that are crossed."""
     servers = read_servers(node)
@@ -253,7 +261,7 @@ def _said_by_servers(node: Node) -> dict[str, Any]:
     def distinct(name: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(getattr(server, name) for server in servers))
 
-    launched = {family for server in servers for family in server.families}
+    launched = {family for server in servers for family in _launched(server)}
     return {
         "servers": servers,
         "families": tuple(family for family in FAMILIES if family in launched),

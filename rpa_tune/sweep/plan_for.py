@@ -117,7 +117,7 @@ def plan_text(
     """
     if not servers:
         raise UsageError("no server to plan for")
-    launched = {family for server in servers for family in server.families}
+    launched = {family for server in servers for family in server.own_families()}
     asked = [f for f in FAMILIES if f in (launched if families is None else families)]
     left_out = never_launched(servers, workload, asked)
     asked = [family for family in asked if family not in left_out]

@@ -10,6 +10,7 @@ from typing import Any
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
+from rpa_tune.decide.promote import served_lengths
 from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.families.family import Family
 from rpa_tune.families.registry import load_family
@@ -102,6 +103,16 @@ class Study:
             heuristic=None if isinstance(heuristic, Infeasible) else asdict(heuristic),
             stamp=stamp_of(provenance(self.family.digest)),
             sampler=self.sampler(),
+            axes={axis.name: list(axis.values) for axis in self.axes()},
+            workload={
+                "name": self.workload.name,
+                "source": self.workload.source,
+                "batches": [
+                    {"weight": wb.weight, **asdict(served_lengths(wb.batch, self.family))}
+                    for wb in self.workload.batches
+                ],
+            },
+            objective=self.search.objective,
         )
 
     def candidate(self, config: Any) -> Candidate:
@@ -140,7 +151,10 @@ def build_studies(plan: SweepPlan) -> list[Study]:
         ):
             chip = load_chip(chip_name)
             cache = {"page_size": page_size, "kv_dtype": kv_dtype, "kv_layout": kv_layout}
-            for share in _shares(plan, workload, model, tp, cache):
+            shares = _shares(plan, workload, model, tp, cache)
+            with _blame(plan, "families"):
+                pairs = pair_up(shares, families)
+            for share, serving in pairs:
                 problem = share.problem
                 with _blame(plan, "page_size"):
                     chip.require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
@@ -155,7 +169,7 @@ def build_studies(plan: SweepPlan) -> list[Study]:
                         overrides=plan.overrides.get(family.name, {}),
                         search=_search(plan, family),
                     )
-                    for family in families
+                    for family in serving
                 ]
     return _merged(studies)
 
@@ -176,7 +190,9 @@ def _of_servers(
             layers = server.layers(q_dtype=plan.q_dtype)
         with _blame(plan, "workload"):
             served = ServedWorkload(plan.workload, server)
-        for share, family in itertools.product(layers, families):
+        with _blame(plan, "families" if "families" in plan.lines else "model"):
+            pairs = pair_up(layers, families)
+        for share, family in ((share, family) for share, serving in pairs for family in serving):
             for group in groups_of(server, share.problem, family):
                 with _blame(plan, "families" if "families" in plan.lines else "workload"):
                     workload = served.of(group, family)
@@ -191,6 +207,28 @@ def _of_servers(
                     search=_search(plan, family),
                     fills=group.problems[:-1],
                 )
+
+
+def pair_up(
+    shares: Sequence[Share], families: Sequence[Family]
+) -> list[tuple[Share, list[Family]]]:
+    """Each kind of layers with those families that serve its kind of cache.
+
+    Raises:
+      UsageError: Layers that none of the families is for.
+    """
+    pairs = [
+        (share, [f for f in families if f.is_latent is share.problem.is_latent]) for share in shares
+    ]
+    for share, serving in pairs:
+        if not serving:
+            names = ", ".join(family.name for family in families)
+            kind = ("latent", "mla-decode") if share.problem.is_latent else ("no latent", "decode")
+            raise UsageError(
+                f"{names}: none of these families is for the {share.name} layers",
+                hint=f"families for {kind[0]} caches are those like {kind[1]}",
+            )
+    return pairs
 
 
 def _merged(studies: Iterable[Study]) -> list[Study]:

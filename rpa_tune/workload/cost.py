@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from rpa_kernels import FAMILIES
+from rpa_kernels.slots import SLOTS
 from rpa_tune.workload.step import EngineStep
 
 Float64Array = npt.NDArray[np.float64]
@@ -117,7 +117,7 @@ class ProxyCosts:
             costs = _sequence_costs(kernel, q, kv, self.block_size)
             measures |= {f"{measure}{suffix}": value for measure, value in costs.items()}
         names, columns = [], []
-        for number, family in enumerate(FAMILIES):
+        for number, family in enumerate(SLOTS):
             for measure, value in measures.items():
                 names.append(f"{family}.{measure}")
                 chosen = value * (slot == number)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rpa_kernels import FAMILIES
+from rpa_kernels.slots import SLOTS
 from rpa_tune.workload.batches import Workload
 from rpa_tune.workload.build import Build, Served
 from rpa_tune.workload.compress import Compression, relative_errors
@@ -50,7 +50,7 @@ def summarise_build(build: Build) -> dict[str, Any]:
             "num_steps": compression.num_steps,
             "time_error": {
                 family: compression.errors[f"{family}.time_us"]
-                for family in FAMILIES
+                for family in SLOTS
                 if f"{family}.time_us" in compression.errors
             },
             "errors": dict(compression.errors),
@@ -142,7 +142,7 @@ def _kinds(steps: Sequence[EngineStep], block_size: int) -> dict[str, Any]:
     costs = ProxyCosts(block_size=block_size)(steps)
     has_decode = np.array([step.num_decode > 0 for step in steps])
     has_mixed = np.array([step.num_decode < step.num_seqs for step in steps])
-    times = sum(costs.column(f"{family}.time_us") for family in FAMILIES)
+    times = sum(costs.column(f"{family}.time_us") for family in SLOTS)
     chosen = {
         "decode_only": has_decode & ~has_mixed,
         "prefill_only": ~has_decode & has_mixed,
@@ -167,9 +167,7 @@ def _held_out(
         table = ProxyCosts(block_size=block_size, kernels={name: kernel})(steps)
         found = relative_errors(table, compression.indices, compression.weights)
         errors[name] = {
-            family: found[f"{family}.time_us"]
-            for family in FAMILIES
-            if f"{family}.time_us" in found
+            family: found[f"{family}.time_us"] for family in SLOTS if f"{family}.time_us" in found
         }
     return errors
 

@@ -91,8 +91,15 @@ def refusal(limit: str, hint: str) -> Infeasible:
     return Infeasible(limit=limit, need=1, have=0, unit="", hint=hint)
 
 
-def check_features(problem: Problem) -> Infeasible | None:
-    """None when a problem is of the kind that public kernels are tuned for, else a refusal."""
+def check_features(problem: Problem, *, is_latent: bool = False) -> Infeasible | None:
+    """None when a problem is of the kind that public kernels are tuned for, else a refusal.
+
+    Args:
+      problem: Static shapes.
+      is_latent: Whether the kernel takes latent caches; those that do take no others.
+    """
+    if problem.is_latent is not is_latent:
+        return refusal("rope_dim", "public-mla takes latent caches, the others do not")
     has_default_output = problem.out_dtype in (None, problem.q_dtype)
     if not problem.causal or not problem.update_kv_cache or not has_default_output:
         hint = "public kernels are tuned with a causal mask, a cache update and the default output"
@@ -103,6 +110,8 @@ def check_features(problem: Problem) -> Infeasible | None:
         return refusal("kv_layout", "public kernels are tuned with the layout that they default to")
     if problem.return_lse:
         return refusal("return_lse", "public kernels return no log-sum-exp")
+    if problem.decode_query_size > 1:
+        return refusal("decode_query_size", "public kernels decode one token a sequence")
     return None
 
 
@@ -110,9 +119,17 @@ def least_cached_bytes(problem: Problem, batch: Batch, slots: tuple[str, ...]) -
     """Bytes of cached K and V that a kernel must read; 0 where a window makes it fewer."""
     if problem.sliding_window is not None:
         return 0
-    token_bytes = 2 * problem.num_kv_heads * problem.head_dim * layout.dtype_bytes(problem.kv_dtype)
+    token_bytes = _token_kv_bytes(problem)
     seqs = [i for slot in slots for i in batch.family_seqs(slot)]
     return sum(batch.kv_lens[i] - batch.q_lens[i] for i in seqs) * token_bytes
+
+
+def _token_kv_bytes(problem: Problem) -> int:
+    """Bytes that a token has in the cache, without padding: K and V, or a latent and a rope row."""
+    elements = 2 * problem.num_kv_heads * problem.head_dim
+    if problem.rope_dim is not None:
+        elements = problem.head_dim + problem.rope_dim
+    return elements * layout.dtype_bytes(problem.kv_dtype)
 
 
 def _traffic(
@@ -122,7 +139,7 @@ def _traffic(
     del config, core
     tokens = sum(batch.q_lens[i] for slot in slots for i in batch.family_seqs(slot))
     token_q = problem.num_q_heads * problem.head_dim * layout.dtype_bytes(problem.q_dtype)
-    token_kv = 2 * problem.num_kv_heads * problem.head_dim * layout.dtype_bytes(problem.kv_dtype)
+    token_kv = _token_kv_bytes(problem)
     written = tokens * (token_q + (token_kv if problem.update_kv_cache else 0))
     total = _useful_bytes(slots, problem, batch)
     return Traffic(read_bytes=total - written, write_bytes=written, num_copies=0)

@@ -23,7 +23,7 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.interop.public.operands import PallasCall
 
-_NUM_LEADING = 8  # q, k, v and cache; four int32 arrays; then sinks
+_NUM_SCALARS = 4  # int32 arrays, behind the leading ones
 _REFUSED = -1  # in every word of the metadata that failed the kernel's own check
 
 
@@ -39,6 +39,7 @@ class Recorder:
         function: Callable[..., Any],
         arguments: tuple[jax.ShapeDtypeStruct, ...],
         pretend: Callable[[], contextlib.AbstractContextManager[None]],
+        num_leading: int = 4,
     ) -> None:
         """Takes what is to be recorded.
 
@@ -46,10 +47,12 @@ class Recorder:
           function: Takes q, k, v, cache, four int32 arrays, and sinks if there are any.
           arguments: Abstract arrays for it.
           pretend: Where it may be traced.
+          num_leading: Arrays before the int32 ones.
         """
         self._function = function
         self._arguments = arguments
         self._pretend = pretend
+        self._num_leading = num_leading
         self._metadata: dict[str, Callable[..., Any]] = {}
 
     def calls(self, problem: Problem, batch: Batch) -> tuple[PallasCall, ...]:
@@ -60,7 +63,7 @@ class Recorder:
           Exception: What the function raises.
         """
         calls: list[PallasCall] = []
-        arrays = batch.arrays(problem)
+        arrays, leading = batch.arrays(problem), self._num_leading
         scalars = [
             jnp.asarray(a)
             for a in (arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution)
@@ -68,7 +71,7 @@ class Recorder:
 
         def call(*arrays: Any) -> None:
             with jax.ensure_compile_time_eval():
-                self._function(*arrays[:4], *scalars, *arrays[4:])
+                self._function(*arrays[:leading], *scalars, *arrays[leading:])
 
         with (
             self._pretend(),
@@ -76,7 +79,8 @@ class Recorder:
             mock.patch.object(pl, "pallas_call", self._stand_in(calls, pl.pallas_call)),
             mock.patch.object(pltpu, "with_memory_space_constraint", lambda x, _: x),
         ):
-            jax.eval_shape(call, *self._arguments[:4], *self._arguments[_NUM_LEADING:])
+            rest = self._arguments[leading + _NUM_SCALARS :]
+            jax.eval_shape(call, *self._arguments[:leading], *rest)
         return tuple(calls)
 
     def _stand_in(self, calls: list[PallasCall], real: Any) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from rpa_tune.files import write_whole
 
 Operands = dict[int, npt.NDArray[np.int32]]
+_NO_OPERANDS: Operands = {-1: np.zeros(0, np.int32)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,11 +59,11 @@ def kept_calls(
 
 
 def _pack(calls: tuple[PallasCall, ...]) -> bytes:
-    """Arrays by `<place of the call> <operand> <name of the call>`."""
+    """Arrays by `<place of the call> <operand> <name of the call>`; one of none for no operands."""
     named: dict[str, Any] = {
         f"{place} {operand} {call.name}": array
         for place, call in enumerate(calls)
-        for operand, array in call.operands.items()
+        for operand, array in (call.operands or _NO_OPERANDS).items()
     }
     packed = io.BytesIO()
     np.savez_compressed(packed, **named)
@@ -75,5 +76,6 @@ def _unpack(content: bytes) -> tuple[PallasCall, ...]:
         for label in arrays.files:
             place, operand, name = label.split(" ", 2)
             call = found.setdefault(place, PallasCall(name=name, operands={}))
-            call.operands[int(operand)] = arrays[label]
+            if int(operand) not in _NO_OPERANDS:
+                call.operands[int(operand)] = arrays[label]
     return tuple(found.values())

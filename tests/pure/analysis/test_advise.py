@@ -255,8 +255,8 @@ def test_what_is_not_known_or_not_served_is_said(requests):
     hybrid = advise(server("nemotron3-nano-30b-a3b"), requests, kv_dtypes=("bfloat16",))
     assert hybrid.own.decode.attention_share < 0.5
     assert any("46 layers without attention" in note for note in hybrid.notes)
-    with pytest.raises(UsageError, match="latent attention"):
-        advise(server("deepseek-v3", page_size=128), requests)
+    with pytest.raises(UsageError, match="sparse attention"):
+        advise(server("deepseek-v3.2", page_size=128), requests)
 
 
 @pytest.mark.parametrize(

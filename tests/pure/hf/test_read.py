@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import published_models as published
 import pytest
@@ -60,8 +61,11 @@ def test_a_window_as_long_as_the_context_is_none():
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (published.DEEPSEEK, r"multi-head latent attention \(kv_lora_rank=512\)"),
-        ({"model_type": "minicpm3"}, r"kv_lora_rank=256"),
+        ({**published.DEEPSEEK, "index_topk": 2048}, r"sparse .*\(index_topk=2048\)"),
+        ({"model_type": "deepseek_v32"}, r"sparse .*\(index_topk=2048\)"),
+        ({"model_type": "glm_moe_dsa"}, r"sparse .*\(index_topk=2048\)"),
+        ({"model_type": "longcat_flash"}, "two latent attentions"),
+        ({"model_type": "kimi_linear"}, "latent attention between layers of linear attention"),
         ({"model_type": "bloom", "n_head": 32}, "alibi"),
         ({"model_type": "falcon", "alibi": True}, "alibi"),
         ({"model_type": "mpt", "attn_config": {"alibi": True}}, "alibi"),
@@ -77,6 +81,42 @@ def test_a_window_as_long_as_the_context_is_none():
 def test_what_no_kernel_serves_is_refused_by_name(config, reason):
     with pytest.raises(UsageError, match=reason):
         read(**config)
+
+
+def stretched(**rope_scaling):
+    return {**published.DEEPSEEK, "rope_scaling": rope_scaling}
+
+
+@pytest.mark.parametrize(
+    ("config", "row", "heads", "scale"),
+    [
+        (published.DEEPSEEK, (512, 64), 128, 192**-0.5),
+        # As the wheel of tpu-inference 0.32.0 has it beside its tuned blocks (mla/v2).
+        (stretched(type="yarn", factor=40, mscale_all_dim=1.0), (512, 64), 128, 0.1352337788608801),
+        (stretched(type="yarn", factor=1, mscale_all_dim=1.0), (512, 64), 128, 192**-0.5),
+        (stretched(type="yarn", factor=40), (512, 64), 128, 192**-0.5),
+        ({"model_type": "minicpm3"}, (256, 32), 40, 96**-0.5),
+        ({"model_type": "mistral4"}, (256, 64), 32, 128**-0.5 * (0.1 * math.log(128) + 1) ** 2),
+        ({"model_type": "glm4_moe_lite"}, (512, 64), 20, 256**-0.5),
+    ],
+)  # fmt: skip
+def test_latents_are_one_kv_head_that_all_query_heads_share(config, row, heads, scale):
+    (kind,) = read(**config).kinds
+    assert (kind.head_dim, kind.rope_dim) == row
+    assert (kind.num_q_heads, kind.num_kv_heads) == (heads, 1)
+    assert kind.sm_scale == pytest.approx(scale, rel=1e-12)
+    assert (kind.is_latent, kind.label) == (True, "latent")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"qk_rope_head_dim": None}, "qk_rope_head_dim is missing"),
+     ({"qk_nope_head_dim": "128"}, "qk_nope_head_dim='128' must be an integer"),
+     ({"rope_scaling": {"type": "yarn", "mscale_all_dim": 1.0}}, "factor=None of the rope")],
+)  # fmt: skip
+def test_a_size_of_latents_that_is_missing_or_none_is_named(changes, message):
+    with pytest.raises(UsageError, match=message):
+        read(**{**published.DEEPSEEK, **changes})
 
 
 # Right values by the classes of transformers 5.24.0 and by the models' own code.

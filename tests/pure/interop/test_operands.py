@@ -10,6 +10,7 @@ from rpa_tune.interop.public.operands import PallasCall, kept_calls
 
 CALLS = (
     PallasCall(name="RPAd-p128 b", operands={0: np.arange(5, dtype=np.int32)}),
+    PallasCall(name="without operands", operands={}),
     PallasCall(name="RPAm", operands={13: np.array([[-1, 7]], np.int32), 2: np.ones(1, np.int32)}),
 )
 

@@ -43,6 +43,21 @@ def test_decode_traffic_counted_by_hand():
     )
 
 
+def test_decode_traffic_of_a_few_tokens_counted_by_hand():
+    # 4 + 2 + 3 new tokens. The second context ends with one of them in a page of its own, and the
+    # page before is no neighbour; the third's new tokens are a whole KV block's last and next.
+    problem = dataclasses.replace(LLAMA, decode_query_size=4)
+    table = ((0,), (9, 3), (20, 22, 24))
+    batch = Batch(q_lens=(4, 2, 3), kv_lens=(4, 129, 258), num_decode=3, page_table=table)
+    cached_tokens, cached_pages, q_blocks = 0 + 127 + 255, 0 + 1 + 2, 2
+    assert load_family("decode").traffic(problem, DECODE, batch) == Traffic(
+        read_bytes=(cached_tokens + 9) * TOKEN_BYTES + 9 * Q_BYTES,
+        write_bytes=9 * TOKEN_BYTES + 9 * Q_BYTES,
+        num_copies=cached_pages + (1 + 2 + 2) + 3 * q_blocks,
+    )
+    assert load_family("decode").num_steps(problem, DECODE, batch) == 2
+
+
 def test_mixed_traffic_counted_by_hand():
     # 100 cached and 150 new tokens: query blocks of 128 and 22 see 228 and 250 keys.
     batch = Batch(q_lens=(1, 150), kv_lens=(1, 250), num_decode=1)

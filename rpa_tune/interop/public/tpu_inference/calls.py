@@ -1,4 +1,4 @@
-"""The Pallas calls of tpu-inference's functions: what to compile, and the scalars of a launch.
+"""The Pallas calls of tpu-inference's functions: what to compile, and the scalars of launches.
 
 Neighbours: `families.py` is the half that needs neither jax nor the wheel; `own_choice.py` asks a
 function for its own blocks; `functions.py` binds one to a problem.
@@ -19,16 +19,17 @@ from rpa_tune.interop.public.tpu_inference import functions
 from rpa_tune.interop.public.tpu_inference.package import PACKAGE, WHEEL
 
 _IDLE_BKV_TOKENS, _IDLE_BQ_TOKENS = 256, 16  # blocks of the case that is not tuned: small
+_IDLE_MLA_BQ_TOKENS = 1  # a token has up to 128 heads that share their keys
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tuned:
-    """One Pallas call of a public function, with its blocks.
+    """The Pallas calls of a public function that serve some sequences, with their blocks.
 
     Attributes:
-      kernel: `v3`, `hd64`, `batched` or `stacked`.
-      is_decode: Whether it serves the decode sequences.
-      name: `name=` of the call.
+      kernel: `v3`, `hd64`, `batched`, `stacked` or `mla`.
+      is_decode: Whether they serve the decode sequences.
+      names: `name=` of each call.
       problem: Static shapes and dtypes.
       config: Its blocks.
       chip: Where it runs.
@@ -36,14 +37,14 @@ class Tuned:
 
     kernel: str
     is_decode: bool
-    name: str
+    names: tuple[str, ...]
     problem: Problem
     config: Any
     chip: Chip
 
 
 def call(tuned: Tuned) -> Call:
-    """The whole public function, to be compiled for the sake of one call in it.
+    """The whole public function, to be compiled for the sake of some calls in it.
 
     Raises:
       UsageError: The function cannot be bound.
@@ -52,14 +53,15 @@ def call(tuned: Tuned) -> Call:
     return Call(
         function=bound.function,
         arguments=bound.arguments,
-        kernel_name=tuned.name,
-        donated=(3,),
+        kernel_name=tuned.names[0],
+        more_names=tuned.names[1:],
+        donated=bound.donated,
         context=bound.pretend,
     )
 
 
-def scalar_operands(tuned: Tuned, batch: Batch) -> Operands:
-    """The int32 arrays that the call reads for a batch, by operand index.
+def launches(tuned: Tuned, batch: Batch) -> tuple[Operands, ...]:
+    """The int32 arrays that each call reads for a batch, by operand index.
 
     Sequences of the prefill slot are handed over as mixed ones. What the wheel's code made is kept
     beside the wheel.
@@ -74,13 +76,14 @@ def scalar_operands(tuned: Tuned, batch: Batch) -> Operands:
         (tuned.kernel, tuned.chip.name, tuned.problem, block_sizes(tuned), None, served),
         lambda: _bind(tuned).pallas_calls(served),
     )
-    for one in calls:
-        if one.name == tuned.name:
-            return one.operands
-    raise UsageError(
-        f"the public function calls {[one.name for one in calls]}, not {tuned.name}",
-        hint=f"rpa-tune supports {PACKAGE.title}",
-    )
+    operands = {one.name: one.operands for one in calls}
+    for name in tuned.names:
+        if name not in operands:
+            raise UsageError(
+                f"the public function calls {list(operands)}, not {name}",
+                hint=f"rpa-tune supports {PACKAGE.title}",
+            )
+    return tuple(operands[name] for name in tuned.names)
 
 
 @functools.lru_cache(maxsize=1)  # it remembers what it compiled for the batch before
@@ -100,6 +103,10 @@ def block_sizes(tuned: Tuned) -> Any:
     bkv = layout.align(_IDLE_BKV_TOKENS, problem.page_size)
     if kernel == "hd64":
         return (config.bkv_sz // problem.page_size, config.bq_sz)
+    if kernel == "mla":
+        idle_mixed = {"bq_sz": _IDLE_MLA_BQ_TOKENS, "bkv_sz": bkv, "q_split": 1}
+        idle_both = {"decode": {"bkv_sz": bkv, "batch_size": 1}, "mixed": idle_mixed}
+        return idle_both | {"decode" if tuned.is_decode else "mixed": asdict(config)}
     if kernel == "v3":
         sizes = (config.bq_sz, config.bkv_sz, config.bq_csz, config.bkv_csz)
         if tuned.is_decode:

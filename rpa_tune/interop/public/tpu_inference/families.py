@@ -1,8 +1,9 @@
-"""The public RPA kernels of tpu-inference as families: axes and names. No jax, no wheel.
+"""The public kernels of tpu-inference as families: axes and names. No jax, no wheel.
 
 One family is one Pallas call of a public function: `public-v3-decode` is the call that serves the
-decode sequences. What needs the wheel (compiling, the scalars of a launch, the function's own
-choice of blocks) is in `calls.py` and `own_choice.py`, loaded when asked for.
+decode sequences. `public-mla-decode` is two: batches of sequences, and those that fill none. What
+needs the wheel (compiling, the scalars of a launch, the function's own choice of blocks) is in
+`calls.py` and `own_choice.py`, loaded when asked for.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import Chip
 from rpa_tune.interop.public.batched import BatchedConfig, decode_axes, mixed_axes, scratch_bytes
 from rpa_tune.interop.public.family import PublicFamily, floors, refusal
+from rpa_tune.interop.public.tpu_inference import mla
 from rpa_tune.interop.public.tpu_inference.configs import (
     Hd64Config,
     V3Config,
@@ -42,7 +44,7 @@ class TpuInferenceFamily(PublicFamily):
     """A Pallas call of tpu-inference.
 
     Attributes:
-      kernel: `v3`, `hd64`, `batched` or `stacked`.
+      kernel: `v3`, `hd64`, `batched`, `stacked` or `mla`.
       case: `decode`, `mixed`, or empty for a kernel that serves all sequences in one call.
     """
 
@@ -64,9 +66,21 @@ class TpuInferenceFamily(PublicFamily):
         self, problem: Problem, config: Any, chip: Chip, batch: Batch
     ) -> Mapping[int, Any]:
         """What the function's own code hands to the call."""
+        return self.launches(problem, config, chip, batch)[0]
+
+    def launches(
+        self, problem: Problem, config: Any, chip: Chip, batch: Batch
+    ) -> tuple[Mapping[int, Any], ...]:
+        """The same for each of `kernel_names`."""
         from rpa_tune.interop.public.tpu_inference import calls
 
-        return calls.scalar_operands(self._tuned(problem, config, chip), batch)
+        return calls.launches(self._tuned(problem, config, chip), batch)
+
+    def kernel_names(self, problem: Problem, config: Any) -> tuple[str, ...]:
+        """Those of the latent kernel's cases, or the one call of the others."""
+        if self.kernel == "mla":
+            return mla.call_names(problem, config)
+        return (self.kernel_name(problem, config),)
 
     def _tuned(self, problem: Problem, config: Any, chip: Chip) -> "Tuned":
         from rpa_tune.interop.public.tpu_inference.calls import Tuned
@@ -74,7 +88,7 @@ class TpuInferenceFamily(PublicFamily):
         return Tuned(
             kernel=self.kernel,
             is_decode="decode" in self.slots,
-            name=self.kernel_name(problem, config),
+            names=self.kernel_names(problem, config),
             problem=problem,
             config=config,
             chip=chip,
@@ -85,7 +99,11 @@ def _default_config(
     kernel: str, case: str, config_type: type[Any], problem: Problem, target: Target
 ) -> Any:
     """What the public function chooses itself; needs the wheel."""
-    if bad := check_call(problem, target, is_hd64=config_type is Hd64Config):
+    if kernel == "mla":
+        bad = mla.check_call(problem, target)
+    else:
+        bad = check_call(problem, target, is_hd64=config_type is Hd64Config)
+    if bad:
         return bad
     if reason := PACKAGE.unavailable or why_untraceable(kernel):
         return refusal("jax", reason)
@@ -169,6 +187,10 @@ def _family(
     slots = _SLOTS.get(case, ("decode", "prefill", "mixed"))
     checks: dict[type[Any], Callable[..., Infeasible | None]] = {
         V3Config: check_v3, Hd64Config: check_hd64, BatchedConfig: check_batched,
+        mla.MlaDecodeConfig: mla.check, mla.MlaMixedConfig: mla.check,
+    }  # fmt: skip
+    scratch: dict[str, Callable[..., int]] = {
+        "v3": v3_scratch_bytes, "hd64": v3_scratch_bytes, "mla": mla.scratch_bytes,
     }  # fmt: skip
     return TpuInferenceFamily(
         name=f"public-{kernel}-{case}" if case else f"public-{kernel}",
@@ -179,8 +201,9 @@ def _family(
         check=checks[config_type],
         default_config=partial(_default_config, kernel, case, config_type),
         search_axes=axes,
-        scratch_bytes=scratch_bytes if config_type is BatchedConfig else v3_scratch_bytes,
+        scratch_bytes=scratch.get(kernel, scratch_bytes),
         kernel_name=name_of,
+        is_latent=kernel == "mla",
         **floors(slots),
     )
 
@@ -195,4 +218,6 @@ TPU_INFERENCE = {family.name: family for family in (
             partial(_batched_name, "d")),
     _family("stacked", "mixed", BatchedConfig, partial(_stacked, _batched_mixed_axes),
             partial(_batched_name, "m")),
+    _family("mla", "decode", mla.MlaDecodeConfig, mla.decode_axes, mla.kernel_name),
+    _family("mla", "mixed", mla.MlaMixedConfig, mla.mixed_axes, mla.kernel_name),
 )}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The public RPA kernels of tpu-inference as candidates: v3, hd64, batched and stacked.
+"""The public kernels of tpu-inference as candidates: v3, hd64, batched, stacked, and mla.
 
 Each adapter says what to call, with which abstract arguments, and which arrays the kernels
 read on their scalar side for a batch, so that a foreign kernel is compiled and simulated just
@@ -21,14 +21,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from rpa_kernels import layout
 from rpa_kernels.batch import Batch
-from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip
 from rpa_tune.interop.public.launches import Recorder
 from rpa_tune.interop.public.operands import PallasCall
+from rpa_tune.interop.public.tpu_inference.arrays import abstract_arguments, num_leading
+from rpa_tune.interop.public.tpu_inference.mla import mla_keywords
 from rpa_tune.interop.public.tpu_inference.package import (
     DEVICE_NAMES,
     PACKAGE,
@@ -42,8 +42,10 @@ MODULES = {
     "hd64": f"{KERNELS}.ragged_paged_attention.v3.kernel_hd64",
     "batched": f"{KERNELS}.experimental.batched_rpa.wrapper",
     "stacked": f"{KERNELS}.experimental.stacked_rpa.wrapper",
+    "mla": f"{KERNELS}.mla.v2.kernel",
 }
-FUNCTIONS = {"hd64": "ragged_paged_attention_hd64"}  # the others: ragged_paged_attention
+# The others: ragged_paged_attention
+FUNCTIONS = {"hd64": "ragged_paged_attention_hd64", "mla": "mla_ragged_paged_attention"}
 GENERATION = {"v5e": 5, "v5p": 5, "v6e": 6, "v7x": 7}  # v4 is refused by the public kernels
 
 # Share of SMEM that these kernels are told. Told all of it, they leave 32 or 256 KiB beside their
@@ -51,16 +53,18 @@ GENERATION = {"v5e": 5, "v5p": 5, "v6e": 6, "v7x": 7}  # v4 is refused by the pu
 SMEM_SHARE = {MODULES["batched"]: 0.5, MODULES["stacked"]: 0.75}
 
 # Parameters that an adapter relies on; a signature without them has drifted.
-LEADING = (
-    "queries", "keys", "values", "kv_cache", "kv_lens", "page_indices", "cu_q_lens",
-    "distribution",
-)  # fmt: skip
+_SCALARS = ("kv_lens", "page_indices", "cu_q_lens", "distribution")
+LEADING = dict.fromkeys(MODULES, ("queries", "keys", "values", "kv_cache", *_SCALARS)) | {
+    "mla": ("ql_nope", "q_pe", "new_kv_c", "new_k_pe", "cache_kv", *_SCALARS)
+}
 REQUIRED = {
     "v3": {"d_block_sizes", "m_block_sizes", "vmem_limit_bytes", "sliding_window", "sm_scale"},
     "hd64": {"num_kv_pages_per_block", "num_queries_per_block", "vmem_limit_bytes"},
     "batched": {"decode_block_sizes", "prefill_block_sizes", "vmem_limit_bytes", "kv_layout"},
     "stacked": {"decode_block_sizes", "prefill_block_sizes", "vmem_limit_bytes"},
-}
+    "mla": {"num_kv_pages_per_block", "num_queries_per_block", "decode_batch_size",
+            "mixed_q_split", "vmem_limit_bytes", "sliding_window", "sm_scale"},
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,11 +72,11 @@ class ForeignCall:
     """A public attention function bound to a problem and its block sizes.
 
     Attributes:
-      kernel: `v3`, `hd64`, `batched` or `stacked`.
+      kernel: A key of `MODULES`.
       chip: The chip to compile for.
       problem: Static shapes and dtypes.
-      function: The bound public function; takes the eight arrays of `LEADING`, then sinks if
-        the problem has them (hd64 only).
+      function: The bound public function; takes the arrays of `LEADING`, then sinks if the problem
+        has them (hd64 only).
       arguments: Abstract arrays for `function`.
       module: The wheel's module, patched by `pretend`.
       smem_share: Share of SMEM that the function is told.
@@ -87,6 +91,11 @@ class ForeignCall:
     module: Any
     smem_share: float
     recorder: Recorder = dataclasses.field(repr=False)
+
+    @property
+    def donated(self) -> tuple[int, ...]:
+        """Arguments that the function may overwrite: the cache."""
+        return (num_leading(self.kernel) - 1,)
 
     def pretend(self) -> contextlib.AbstractContextManager[None]:
         """Where the function may be traced; see `pretend`."""
@@ -149,7 +158,8 @@ def bind(
       problem: Static shapes and dtypes.
       blocks: v3: `{"d": 4-tuple, "m": 4-tuple}` of (bq_sz, bkv_sz, bq_csz, bkv_csz) in tokens;
         hd64: (pages, queries); batched and stacked: `{"decode": {...}, "prefill": {...}}` with
-        the fields of the public BlockSizes; None: what the function chooses itself.
+        the fields of the public BlockSizes; mla: `{"decode": {...}, "mixed": {...}}` with the
+        fields of its configs; None: what the function chooses itself.
       smem_share: Share of SMEM that it is told; None: what `SMEM_SHARE` says, or all of it where it
         refuses with less.
 
@@ -172,7 +182,7 @@ def bind(
     def bound(*arrays: Any) -> Any:
         return function(*arrays, **options)
 
-    arguments = _abstract_arguments(kernel, problem)
+    arguments = abstract_arguments(kernel, problem)
     if smem_share is None:
         key = (kernel, str(root), chip.name, problem, repr(blocks))
         smem_share = _smem_share(key, chip, module, bound, arguments)
@@ -187,7 +197,9 @@ def bind(
         arguments=arguments,
         module=module,
         smem_share=smem_share,
-        recorder=Recorder(bound, arguments, partial(pretend, chip, module, smem_share)),
+        recorder=Recorder(
+            bound, arguments, partial(pretend, chip, module, smem_share), num_leading(kernel)
+        ),
     )
 
 
@@ -199,6 +211,8 @@ def _load_function(
         raise UsageError(f"unknown public kernel {kernel!r}", hint=f"one of {sorted(MODULES)}")
     if chip.name not in GENERATION:
         raise UsageError(f"the public kernels refuse {chip.name}")
+    if problem.is_latent is not (kernel == "mla"):
+        raise UsageError(f"the public {kernel} kernel has no cache of this kind (rope_dim)")
     if problem.has_sinks and kernel != "hd64":
         raise UsageError(f"the public {kernel} kernel has no attention sinks")
     if problem.attention_chunk_size is not None:
@@ -207,6 +221,8 @@ def _load_function(
         raise UsageError(f"the public {kernel} kernel has no kv_layout {problem.kv_layout}")
     if problem.return_lse:
         raise UsageError(f"the public {kernel} kernel returns no log-sum-exp")
+    if problem.decode_query_size > 1:
+        raise UsageError(f"the public {kernel} kernel decodes one token a sequence")
     if reason := why_untraceable(kernel):
         raise UsageError(reason, hint="jax 0.10.2 traces it")
     module = WHEEL.load(root, MODULES[kernel])
@@ -242,12 +258,12 @@ def check_signature(kernel: str, function: Callable[..., Any]) -> None:
     Raises:
       UsageError: The leading arrays or the options an adapter relies on are not there.
     """
-    names = list(inspect.signature(function).parameters)
+    names, leading = list(inspect.signature(function).parameters), LEADING[kernel]
     missing = sorted(REQUIRED[kernel] - set(names))
-    if tuple(names[: len(LEADING)]) != LEADING or missing:
+    if tuple(names[: len(leading)]) != leading or missing:
         raise UsageError(
             f"the signature of tpu-inference's {kernel} kernel has drifted: missing {missing}, "
-            f"leading parameters {names[: len(LEADING)]}",
+            f"leading parameters {names[: len(leading)]}",
             hint=f"rpa-tune supports {PACKAGE.title}",
         )
 
@@ -278,9 +294,53 @@ def choose_hd64(root: Path, chip: Chip, problem: Problem) -> tuple[int, int]:
     return pages, queries
 
 
+def choose_mla(root: Path, problem: Problem) -> dict[str, dict[str, int]]:
+    """The blocks that the engine looks up for the latent kernel: rows of its table, or defaults.
+
+    The function does not look them up itself. Source: `mla_attention` of
+    layers/common/attention_interface.py; the key names no device. Its `vmem_limit_bytes` is not
+    handed over.
+    """
+    module: Any = WHEEL.load(root, MODULES["mla"].rsplit(".", 1)[0] + ".tuned_params")
+    _, rows, packing, _ = problem.kv_cache_shape
+    found = {
+        case: module.get_tuned_params(
+            module.TuningKey(
+                case=case,
+                max_num_tokens=problem.max_num_tokens,
+                actual_num_q_heads=problem.num_q_heads,
+                actual_lkv_dim=problem.head_dim,
+                actual_r_dim=problem.rope_dim,
+                kv_dtype=problem.kv_dtype,
+                q_dtype=problem.q_dtype,
+                page_size_per_kv_packing=rows,
+                kv_packing=packing,
+                max_num_seqs=problem.max_num_seqs,
+                pages_per_seq=problem.pages_per_seq,
+            )
+        )
+        for case in ("batched_decode", "mixed")
+    }
+    decode, mixed = found["batched_decode"], found["mixed"]
+    return {
+        "decode": {
+            "bkv_sz": decode.num_kv_pages_per_block * problem.page_size,
+            "batch_size": decode.decode_batch_size,
+        },
+        "mixed": {
+            "bq_sz": mixed.num_queries_per_block,
+            "bkv_sz": mixed.num_kv_pages_per_block * problem.page_size,
+            "q_split": mixed.q_split,
+        },
+    }
+
+
 def _block_options(
     kernel: str, root: Path, chip: Chip, problem: Problem, blocks: Any
 ) -> dict[str, Any]:
+    if kernel == "mla":
+        cases = blocks or choose_mla(root, problem)
+        return mla_keywords(**cases, page_size=problem.page_size)
     if blocks is None and kernel == "hd64":
         blocks = choose_hd64(root, chip, problem)
     if blocks is None and kernel != "batched":
@@ -303,40 +363,3 @@ def _block_options(
         "decode_block_sizes": decode.BlockSizes(**blocks["decode"]),
         "prefill_block_sizes": prefill.BlockSizes(**blocks["prefill"]),
     }
-
-
-def _cache_shape(kernel: str, problem: Problem) -> tuple[int, ...]:
-    pack = layout.packing(problem.kv_dtype)
-    if kernel == "hd64":
-        heads = cdiv(problem.num_kv_heads, pack)
-        return (problem.num_pages, problem.page_size, heads, pack, layout.LANES)
-    if problem.is_seq_along_lane:
-        return problem.kv_cache_shape
-    if kernel == "stacked":
-        rows = layout.align(problem.head_dim, layout.SUBLANES * pack)
-        return (problem.num_pages, 2 * problem.num_kv_heads, rows, problem.page_size)
-    return layout.kv_cache_shape(
-        num_pages=problem.num_pages,
-        page_size=problem.page_size,
-        num_kv_heads=problem.num_kv_heads,
-        head_dim=problem.head_dim,
-        kv_dtype=problem.kv_dtype,
-    )
-
-
-def _abstract_arguments(kernel: str, problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
-    tokens, seqs = problem.max_num_tokens, problem.max_num_seqs
-    new = (tokens, problem.num_kv_heads, problem.head_dim)
-    shapes: list[tuple[tuple[int, ...], str]] = [
-        ((tokens, problem.num_q_heads, problem.head_dim), problem.q_dtype),
-        (new, problem.kv_dtype),
-        (new, problem.kv_dtype),
-        (_cache_shape(kernel, problem), problem.kv_dtype),
-        ((seqs,), "int32"),
-        ((seqs * problem.pages_per_seq,), "int32"),
-        ((seqs + 1,), "int32"),
-        ((3,), "int32"),
-    ]
-    if problem.has_sinks:
-        shapes.append(((problem.num_q_heads,), "float32"))
-    return tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes)

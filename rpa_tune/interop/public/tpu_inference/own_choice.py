@@ -19,7 +19,7 @@ def block_sizes(
     """The block sizes that a public function chooses when it is given none.
 
     Args:
-      kernel: `v3`, `hd64`, `batched` or `stacked`.
+      kernel: `v3`, `hd64`, `batched`, `stacked` or `mla`.
       is_decode: For decode sequences, or for all others; hd64 has one choice for both.
       problem: Static shapes.
       target: What the chip can do.
@@ -80,11 +80,17 @@ def _choose_stacked(is_decode: bool, problem: Problem, target: Target) -> dict[s
     return {**asdict(sizes), "bq_c_sz": sizes.bq_sz}
 
 
+def _choose_mla(is_decode: bool, problem: Problem, target: Target) -> dict[str, int]:
+    del target
+    return functions.choose_mla(WHEEL.root, problem)["decode" if is_decode else "mixed"]
+
+
 _CHOOSERS = {
     "v3": _choose_v3,
     "hd64": _choose_hd64,
     "batched": _choose_batched,
     "stacked": _choose_stacked,
+    "mla": _choose_mla,
 }
 
 

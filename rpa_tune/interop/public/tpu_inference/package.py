@@ -1,7 +1,9 @@
 """tpu-inference: the version that is supported, and what its kernels run on. No jax."""
 
 import importlib.metadata
+import importlib.util
 import logging
+from collections.abc import Mapping
 
 from rpa_tune.interop.public.package import PublicPackage, release
 from rpa_tune.interop.public.wheel import Wheel
@@ -11,6 +13,16 @@ def _no_device_name(*_: object) -> str:
     raise RuntimeError("block sizes must be given: there is no device to look them up for")
 
 
+def _divisors(number: int) -> list[int]:
+    """Sorted."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+# What the turning over of the latent kernel's queries takes of sympy, where there is none.
+# Source: mla/v2/transpose.py.
+_SYMPY: Mapping[str, Mapping[str, object]] = (
+    {} if importlib.util.find_spec("sympy") else {"sympy": {"divisors": _divisors}}
+)
 # The package's logger and device look-up need vllm and torch.
 WHEEL = Wheel(
     project="tpu-inference",
@@ -20,6 +32,7 @@ WHEEL = Wheel(
     stand_ins={
         "tpu_inference.logger": {"init_logger": logging.getLogger},
         "tpu_inference.utils": {"get_device_name": _no_device_name},
+        **_SYMPY,
     },
 )
 PACKAGE = PublicPackage(name="tpu-inference", wheel=WHEEL, revision=3)
