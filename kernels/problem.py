@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from rpa_kernels import layout
-from rpa_kernels.checks import MAX_INT32, check_finite, check_mask_value, check_whole
+from rpa_kernels.checks import MAX_INT32, check_chunk, check_finite, check_mask_value, check_whole
 from rpa_kernels.dtypes import dtype_name
 from rpa_kernels.ints import cdiv
 from rpa_kernels.latent import check_latent, latent_cache_shape
@@ -154,7 +154,7 @@ class Problem:
         if self.sliding_window is not None:
             check_whole("sliding_window", self.sliding_window)
         if self.attention_chunk_size is not None:
-            self._check_chunk(self.attention_chunk_size)
+            check_chunk(self.attention_chunk_size, self.sliding_window, self.causal)
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is None and name != "sm_scale":
@@ -168,16 +168,6 @@ class Problem:
             raise ValueError(f"decode_query_size={size} must be at most {MAX_DECODE_QUERY}")
         if self.soft_cap == 0.0:
             raise ValueError("soft_cap=0.0 must not be zero; use None for no cap")
-
-    def _check_chunk(self, size: int) -> None:
-        check_whole("attention_chunk_size", size)
-        if self.sliding_window is not None:
-            raise ValueError(
-                f"attention_chunk_size={size} and sliding_window={self.sliding_window}: "
-                "a query looks back over a chunk or a window, not both"
-            )
-        if not self.causal:
-            raise ValueError(f"attention_chunk_size={size} needs a causal mask")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `problem_from_dict` reads it back."""

@@ -1,11 +1,11 @@
 """New tokens of a step, where they are written with their neighbours (`latent.in_tiles`).
 
 A token is one lane of a lane tile of 128 tokens, or one of the tokens in a row of latents; copies
-move tiles whole. The tile came with the
-sequence's last KV block; the token is put into it for the step's products, and the tile goes back
-to the cache from a buffer of its own, so that the KV buffer can be filled again at once. Nobody
-else reads or writes the tile: the last page of a sequence is its own. Several new tokens of a
-sequence may lie in two tiles, and in two KV blocks, but no tile lies in two of those.
+move tiles whole. The tile came with the sequence's last KV block; the token is put into it for the
+step's products, and the tile goes back to the cache from a buffer of its own, so that the KV buffer
+can be filled again at once. Nobody else reads or writes the tile: the last page of a sequence is
+its own. Several new tokens of a sequence may lie in two tiles, and in two KV blocks, but no tile
+lies in two of those.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from rpa_kernels.decode.seq_blocks import SeqBlocks
 from rpa_kernels.decode.walk import Item
 from rpa_kernels.ints import div, rem
 from rpa_kernels.latent import tile_tokens
+from rpa_kernels.layout import LANES
 from rpa_kernels.pages import PagedCache
 from rpa_kernels.problem import Problem
 
@@ -85,9 +86,6 @@ class TileWrites:
 
         unwritten[slot] = num_new
 
-<<<<<<< HEAD
-    def _put(self, new: lane_pages.NewTokens, start: Scalar, out: tuple[Scalar, int]) -> None:
-=======
     def _put_several(self, slot: Scalar, items: list[Item]) -> Scalar:
         """The same for up to several new tokens of an item; returns how many tiles they lie in."""
         num_tiles: Scalar = 0
@@ -134,14 +132,7 @@ class TileWrites:
             tiles.at[slot, out], s.write_sems.at[slot], seq=item.seq, position=item.start + start
         )
 
-    def _put_token(
-        self,
-        out: tuple[Scalar, int],
-        start: Scalar,
-        place: Scalar,
-        new: tuple[tuple[Scalar, ...], Scalar],
-    ) -> None:
->>>>>>> main
+    def _put(self, new: lane_pages.NewTokens, start: Scalar, out: tuple[Scalar, int]) -> None:
         """Puts a token into its tile of the KV buffer, and the tile into the one that is sent.
 
         Args:

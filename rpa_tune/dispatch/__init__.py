@@ -1,16 +1,12 @@
 """Chooses and launches kernels in a serving engine. Needs jax, numpy and yaml only."""
 
-<<<<<<< HEAD
+import logging
+
 from rpa_tune.dispatch.attention import (
     mla_ragged_paged_attention,
     page_runs,
     ragged_paged_attention,
 )
-=======
-import logging
-
-from rpa_tune.dispatch.attention import page_runs, ragged_paged_attention
->>>>>>> main
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.dispatch.plan import Launch, LaunchPlan
 from rpa_tune.dispatch.select import Choice, Source

@@ -158,13 +158,8 @@ def check_lengths(arrays: Any, problem: Problem) -> None:
     allows, and come first.
 
     Args:
-    <<<<<<< HEAD
       arrays: Of a call; lengths, pages and distribution are on the host.
       problem: That of the call.
-    =======
-      arrays: The metadata are on the host; of the others only shapes are read.
-      problem: Says whether contexts may be shorter than the queries; and the sizes.
-    >>>>>>> main
 
     Raises:
       ValueError: The first thing that is wrong.
