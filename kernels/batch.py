@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rpa_kernels.ints import cdiv
-from rpa_kernels.problem import Problem
+from rpa_kernels.problem import MAX_DECODE_QUERY, Problem
 from rpa_kernels.slots import slot_of
 
 Int32Array = npt.NDArray[np.int32]
@@ -39,8 +39,9 @@ class Batch:
     """Lengths of one launch.
 
     Attributes:
-      q_lens: New tokens per sequence. Decode sequences have 1; prefill sequences all have the
-        same static chunk length; mixed ones anything from 1.
+      q_lens: New tokens per sequence. Decode sequences have 1, or up to the problem's
+        `decode_query_size`; prefill sequences all have the same static chunk length; mixed ones
+        anything from 1.
       kv_lens: Context tokens per sequence after this step, so `kv_lens[i] >= q_lens[i]`.
       num_decode: Leading sequences that the decode family serves.
       num_prefill: Sequences after those that the prefill family serves.
@@ -63,8 +64,8 @@ class Batch:
         """Refuses lengths that cannot be a launch.
 
         Raises:
-          ValueError: Lengths that disagree, a decode sequence with more than one query token,
-            or a context shorter than its new tokens.
+          ValueError: Lengths that disagree, a decode sequence with more query tokens than any
+            problem allows, or a context shorter than its new tokens.
         """
         if len(self.q_lens) != len(self.kv_lens):
             raise ValueError(f"{len(self.q_lens)} q_lens but {len(self.kv_lens)} kv_lens")
@@ -78,8 +79,11 @@ class Batch:
                 raise ValueError(f"sequence {i}: need q_len >= 1 and kv_len >= 0, got {q} and {kv}")
             if not self.cache_only and not 1 <= q <= kv:
                 raise ValueError(f"sequence {i}: need 1 <= q_len <= kv_len, got {q} and {kv}")
-            if i < self.num_decode and q != 1:
-                raise ValueError(f"sequence {i} is in the decode range but has q_len={q}")
+            if i < self.num_decode and q > MAX_DECODE_QUERY:
+                raise ValueError(
+                    f"sequence {i} is in the decode range but has q_len={q}, "
+                    f"more than {MAX_DECODE_QUERY}"
+                )
         prefill = self.q_lens[self.num_decode : self.num_decode + self.num_prefill]
         if len(set(prefill)) > 1:
             raise ValueError(f"prefill sequences need one static q_len, got {sorted(set(prefill))}")
@@ -117,6 +121,12 @@ class Batch:
             return f"{self.num_seqs} sequences, but max_num_seqs={problem.max_num_seqs}"
         if self.num_tokens > problem.max_num_tokens:
             return f"{self.num_tokens} tokens, but max_num_tokens={problem.max_num_tokens}"
+        most = max(self.q_lens[: self.num_decode], default=0)
+        if most > problem.decode_query_size:
+            return (
+                f"a decode sequence of {most} tokens, "
+                f"but decode_query_size={problem.decode_query_size}"
+            )
         longest = max(self.kv_lens, default=0)
         if longest > problem.max_context_tokens:
             return f"context of {longest} tokens, but pages hold {problem.max_context_tokens}"

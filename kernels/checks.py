@@ -44,3 +44,19 @@ def check_finite(name: str, value: object) -> None:
     is_real = type(value) is float or is_number(value, numbers.Real)
     if not is_real or not abs(value) <= MAX_FLOAT32:  # type: ignore[arg-type]
         raise ValueError(f"{name}={value!r} must be a finite number, known when compiling")
+
+
+def check_chunk(size: object, window: int | None, causal: bool) -> None:
+    """Refuses an `attention_chunk_size` that is no size, or that others of its features exclude.
+
+    Raises:
+      ValueError: No whole number, a window beside it, or no causal mask.
+    """
+    check_whole("attention_chunk_size", size)
+    if window is not None:
+        raise ValueError(
+            f"attention_chunk_size={size} and sliding_window={window}: "
+            "a query looks back over a chunk or a window, not both"
+        )
+    if not causal:
+        raise ValueError(f"attention_chunk_size={size} needs a causal mask")

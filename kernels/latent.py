@@ -25,6 +25,7 @@ _ABSENT = {
     "attention_chunk_size": None,
     "kv_layout": layout.HEAD_ALONG_SUBLANE,
     "return_lse": False,
+    "decode_query_size": 1,
     "out_dtype": None,
 }
 

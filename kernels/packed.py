@@ -237,23 +237,35 @@ def store_lse(
 
 
 def load_token_q(
-    ref: Ref, lead: tuple[Scalar, ...], *, head: int, count: int = 1, on_chip: bool
+    ref: Ref, lead: tuple[Scalar, ...], *, head: int, count: int = 1, tokens: int = 1, on_chip: bool
 ) -> jax.Array:
-    """Loads the query rows of neighbouring KV heads of one token: [count * words * packing, lanes].
+    """Loads the query rows of neighbouring KV heads of a token, or of a few.
 
     Args:
-      ref: Query buffers, [..., KV heads, words, packing, lanes].
-      lead: Indices down to the token.
+      ref: Query buffers, [..., tokens, KV heads, words, packing, lanes].
+      lead: Indices down to the first token.
       head: First KV head.
       count: KV heads.
+      tokens: Tokens.
       on_chip: Which body.
+
+    Returns:
+      [count * tokens * words * packing, lanes]: head by head, the tokens of each in their order.
     """
     words, pack, lanes = ref.shape[-3:]
+    *outer, first = lead
     if not on_chip:
-        heads: jax.Array = ref[(*lead, pl.ds(head, count))]
-        return heads.reshape(count * words * pack, lanes)
-    value = load_words(ref, lead, row=head * words, count=count * words, stride=1)
-    return pltpu.bitcast(value, ref.dtype)
+        rows: jax.Array = ref[(*outer, pl.ds(first, tokens), pl.ds(head, count))]
+        return rows.swapaxes(0, 1).reshape(count * tokens * words * pack, lanes)
+    if tokens == 1:
+        value = load_words(ref, lead, row=head * words, count=count * words, stride=1)
+        return pltpu.bitcast(value, ref.dtype)
+    parts = [
+        load_words(ref, (*outer, first + t), row=(head + k) * words, count=words, stride=1)
+        for k in range(count)
+        for t in range(tokens)
+    ]
+    return pltpu.bitcast(jnp.concatenate(parts, axis=0), ref.dtype)
 
 
 def store_token_q(
@@ -263,11 +275,21 @@ def store_token_q(
     *,
     head: int,
     count: int = 1,
+    tokens: int = 1,
     on_chip: bool,
 ) -> None:
     """Stores rows where `load_token_q` would load them."""
     words, pack, lanes = ref.shape[-3:]
+    *outer, first = lead
     if not on_chip:
-        ref[(*lead, pl.ds(head, count))] = value.reshape(count, words, pack, lanes)
+        rows = value.reshape(count, tokens, words, pack, lanes).swapaxes(0, 1)
+        ref[(*outer, pl.ds(first, tokens), pl.ds(head, count))] = rows
         return
-    store_words(ref, lead, pltpu.bitcast(value, jnp.uint32), row=head * words, stride=1)
+    value = pltpu.bitcast(value, jnp.uint32)
+    if tokens == 1:
+        store_words(ref, lead, value, row=head * words, stride=1)
+        return
+    for k in range(count):
+        for t in range(tokens):
+            part = value[(k * tokens + t) * words :][:words]
+            store_words(ref, (*outer, first + t), part, row=(head + k) * words, stride=1)

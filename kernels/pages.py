@@ -49,6 +49,10 @@ class Meta:
     pages_per_seq: int
     num_pages: int
 
+    def q_len(self, seq: Scalar) -> Scalar:
+        """New tokens of a sequence."""
+        return self.cu_q_lens[seq + 1] - self.cu_q_lens[seq]
+
     def entry(self, seq: Scalar, index: Scalar) -> Scalar:
         """Where the page table has page `index` of a sequence."""
         return seq * self.pages_per_seq + index

@@ -10,15 +10,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from rpa_kernels import layout
-from rpa_kernels.checks import MAX_INT32, check_finite, check_mask_value, check_whole
+from rpa_kernels.checks import MAX_INT32, check_chunk, check_finite, check_mask_value, check_whole
 from rpa_kernels.dtypes import dtype_name
 from rpa_kernels.ints import cdiv
 from rpa_kernels.latent import check_latent, latent_cache_shape
 
 _SIZES = (
     "num_q_heads", "num_kv_heads", "head_dim", "page_size", "max_num_tokens", "max_num_seqs",
-    "pages_per_seq", "num_pages",
+    "pages_per_seq", "num_pages", "decode_query_size",
 )  # fmt: skip
+MAX_DECODE_QUERY = 8  # tokens; `decode_query_size` at most
 _SCALES = ("q_scale", "k_scale", "v_scale")
 _NUMBERS = ("sm_scale", "soft_cap", *_SCALES)
 # Fields that came after rows, journals and artefacts had been written, and what they were before.
@@ -27,6 +28,7 @@ ADDED_FIELDS: Mapping[str, Any] = {
     "attention_chunk_size": None,
     "kv_layout": layout.HEAD_ALONG_SUBLANE,
     "return_lse": False,
+    "decode_query_size": 1,
     "rope_dim": None,
     "kv_packing": None,
 }
@@ -67,6 +69,7 @@ class Problem:
       kv_layout: Layout of the KV cache, one of `layout.KV_LAYOUTS`; see there.
       return_lse: Whether the log-sum-exp of each query's logits is an output, too: natural
         logarithm, after scale and soft cap, the sink among them.
+      decode_query_size: Most new tokens of a sequence that decode serves, 1 to 8.
       rope_dim: Elements of a token's rope row, in multi-head latent attention; or None without.
         See `latent.py`: `head_dim` is then that of the latent row.
       kv_packing: Tokens that the second last dimension of a latent cache holds, or None for as
@@ -97,6 +100,7 @@ class Problem:
     attention_chunk_size: int | None = None
     kv_layout: str = layout.HEAD_ALONG_SUBLANE
     return_lse: bool = False
+    decode_query_size: int = 1
     rope_dim: int | None = None
     kv_packing: int | None = None
 
@@ -150,7 +154,7 @@ class Problem:
         if self.sliding_window is not None:
             check_whole("sliding_window", self.sliding_window)
         if self.attention_chunk_size is not None:
-            self._check_chunk(self.attention_chunk_size)
+            check_chunk(self.attention_chunk_size, self.sliding_window, self.causal)
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is None and name != "sm_scale":
@@ -160,18 +164,10 @@ class Problem:
                 raise ValueError(f"{name}={value!r} must be above zero")
         if self.mask_value is not None:
             check_mask_value(self.mask_value)
+        if (size := self.decode_query_size) > MAX_DECODE_QUERY:
+            raise ValueError(f"decode_query_size={size} must be at most {MAX_DECODE_QUERY}")
         if self.soft_cap == 0.0:
             raise ValueError("soft_cap=0.0 must not be zero; use None for no cap")
-
-    def _check_chunk(self, size: int) -> None:
-        check_whole("attention_chunk_size", size)
-        if self.sliding_window is not None:
-            raise ValueError(
-                f"attention_chunk_size={size} and sliding_window={self.sliding_window}: "
-                "a query looks back over a chunk or a window, not both"
-            )
-        if not self.causal:
-            raise ValueError(f"attention_chunk_size={size} needs a causal mask")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `problem_from_dict` reads it back."""

@@ -56,7 +56,7 @@ def ragged_paged_attention(
       the natural logarithm of each query's softmax denominator, minus infinity in all other rows.
     """
     chosen = list(range(int(arrays.distribution[2])) if seqs is None else seqs)
-    kv_new = _new_rows(keys, values, problem)
+    kv_new = inputs.prepare_kv(keys, values, problem)
     out = (
         jnp.zeros((*queries.shape[:2], problem.head_dim), jnp.float32),
         jnp.full(queries.shape[:2], -jnp.inf, jnp.float32),
@@ -72,13 +72,6 @@ def ragged_paged_attention(
         )
     attended, lse = out
     return (attended, kv_cache, lse) if problem.return_lse else (attended, kv_cache)
-
-
-def _new_rows(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Array:
-    """New keys and values as rows of the cache; they do not depend on queries."""
-    if not problem.is_latent:
-        return inputs.prepare_kv(keys, values, problem)
-    return inputs.prepare_latent_rows(keys, values, problem)
 
 
 class PaddedSequence(NamedTuple):

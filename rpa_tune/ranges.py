@@ -78,6 +78,7 @@ RANGES: dict[str, Range] = {
     "max_num_seqs": _count(2**20, "sequences"),
     "max_num_batched_tokens": _count(2**24, "tokens"),
     "num_speculative_tokens": _count(2**10, "tokens", least=0),
+    "decode_query_size": _count(2**10, "tokens"),
     "padding_gap": _count(2**24, "tokens", least=0),
     "token_buckets": _count(2**24, "tokens"),
     "min_token_bucket": _count(2**24, "tokens"),

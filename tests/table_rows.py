@@ -6,7 +6,7 @@ from rpa_kernels import load_family
 from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import kernel_digest
-from rpa_tune.tables.key import tuning_key
+from rpa_tune.tables.key import beyond_key, tuning_key
 from rpa_tune.tables.row import ALWAYS_FIRST, Evidence, TableRow
 
 PROBLEM = Problem(
@@ -47,3 +47,9 @@ def make_row(family="decode", problem=PROBLEM, chip="v6e", configs=None, rule=AL
         rule=rule,
         evidence=make_evidence(**{"kernel_digest": kernel_digest(family), **ev}),
     )
+
+
+def timed_row(family, problem=PROBLEM, **rest):
+    """A row that says the exact problem it was timed on, as rows of sweeps do."""
+    row = make_row(family, problem, **rest)
+    return replace(row, evidence=replace(row.evidence, problem=beyond_key(problem, row.key)))

@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Layer -> layers it may import. A layer is a folder or a module, named as it is imported; where a
 # module inside a folder is named too, it is a layer of its own.
-BASE = {"errors", "files", "ranges"}
+BASE = {"errors", "files", "ranges", "known_versions"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "errors": set(),
     "files": set(),
     "ranges": set(),
+    "known_versions": set(),
     "hw": {"kernels"},
     "llo": {"hw"},
     "workload": {"kernels", "capture.reader", "workload.step"},
@@ -48,12 +49,12 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"candidate"},
     "evaluate": {
         "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance",
-        "families",
+        "families", "families.registry",
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
         "models.catalog", "models.buckets", "models.padding", "models.server", "provenance",
-        "decide", "tables", "families", "families.registry", "report", "compile",
+        "decide", "tables", "families", "families.registry", "report.frame", "compile",
     },
     "decide": {
         "candidate", "store", "tables", "kernels", "hw", "workload", "families", "llo",
@@ -76,7 +77,10 @@ ALLOWED: dict[str, set[str]] = {
         "kernels", "hw", "tables", "candidate", "compile", "dispatch", "llo", "families",
         "interop.public", "provenance",
     },
-    "report": {"candidate", "store", "tables", "llo", "hw"},
+    "report": {
+        "candidate", "store", "tables", "llo", "hw", "decide", "space", "sweep", "models.padding",
+    },
+    "report.frame": {"candidate", "store"},
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
@@ -100,9 +104,12 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
         "rpa_tune/sweep/sampler_optuna.py",
         "rpa_tune/sweep/exchange.py",
         "rpa_tune/sweep/exchange_text.py",
+        "rpa_tune/report/importance.py",
     },
+    "altair": {"report"},
+    "vl_convert": {"report"},
     "ray": {"rpa_tune/compile/ray_pool.py"},
-    "pandas": {"report", "rpa_tune/sweep/result.py"},  # there for type checkers only
+    "pandas": {"report.frame", "rpa_tune/sweep/result.py"},  # there for type checkers only
     "click": {"cli"},
     "rich": {"cli"},
     "jax": {
@@ -140,6 +147,8 @@ LONGER: dict[str, str] = {
     "kernels/calls.py:__call__": PUBLIC_CALL,
     "kernels/reference.py:ragged_paged_attention": PUBLIC_CALL,
     "rpa_tune/dispatch/attention.py:ragged_paged_attention": PUBLIC_CALL,
+    "rpa_tune/dispatch/attention.py:mla_ragged_paged_attention": PUBLIC_CALL,
+    "rpa_tune/dispatch/runtime.py:_launch_latent": PUBLIC_CALL,
     "kernels/packed.py:load_kv": "where in a buffer, which head, how much of it: all scalars",
     "kernels/pages.py:start_fetch": "source, destination, range: a copy in one call",
     "rpa_tune/sweep/run.py:tune": SWEEP_OPTIONS,
@@ -153,12 +162,12 @@ A_COMMAND = "a command: the test beside it runs it through `cli.main`"
 NOT_IMPORTED: dict[str, str] = {
     "rpa_kernels.blockwise.attend": ON_REFS,
     "rpa_kernels.blockwise.kernel": ON_REFS,
-    "rpa_kernels.blockwise.lane_blocks": ON_REFS,
     "rpa_kernels.blockwise.scratch": ON_REFS,
+    "rpa_kernels.blockwise.tile_blocks": ON_REFS,
     "rpa_kernels.decode.kernel": ON_REFS,
-    "rpa_kernels.decode.lane_writes": ON_REFS,
     "rpa_kernels.decode.scratch": ON_REFS,
     "rpa_kernels.decode.seq_blocks": ON_REFS,
+    "rpa_kernels.decode.tile_writes": ON_REFS,
     "rpa_kernels.blockwise.family": "two records: every test that loads `mixed` or `prefill`",
     "rpa_tune.__main__": "a program: tests/test_packaging.py runs it without click",
     "rpa_tune.check.on_device": "runs in workers: tests/pure/check rehearses every step of it",
@@ -169,8 +178,8 @@ NOT_IMPORTED: dict[str, str] = {
     **{
         f"rpa_tune.cli.{name}": A_COMMAND
         for name in (
-            "audit", "explain", "plan", "portfolio", "status", "sweep", "tpu_check", "verify",
-            "workloads",
+            "audit", "explain", "plan", "portfolio", "report", "status", "sweep", "tpu_check",
+            "verify", "workloads",
         )
     },
 }  # fmt: skip

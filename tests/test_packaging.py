@@ -79,7 +79,8 @@ def test_wheel_holds_code_and_data(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for package, folder in FOLDERS.items():
         for path in (ROOT / folder).rglob("*"):
-            wanted = path.suffix in {".py", ".yaml", ".jsonl", ".gz"} or path.name == "py.typed"
+            kinds = {".py", ".yaml", ".jsonl", ".gz", ".html", ".css", ".js", ".txt"}
+            wanted = path.suffix in kinds or path.name == "py.typed"
             if wanted and "__pycache__" not in path.parts:
                 inside = f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
                 assert inside in names, f"{inside} is not in the wheel"

@@ -1,5 +1,8 @@
 """Bytes, FLOPs and steps of the decode kernel, as plain integers. No jax."""
 
+import itertools
+from typing import NamedTuple
+
 import numpy as np
 
 from rpa_kernels import layout, limits, operands, runs, useful
@@ -18,12 +21,26 @@ from rpa_kernels.window import window_start
 Shape = tuple[int, ...]
 
 
+class Span(NamedTuple):
+    """Positions of one sequence.
+
+    Attributes:
+      start: First one fetched or attended to.
+      query: That of the first new token.
+      end: After the last.
+    """
+
+    start: int
+    query: int
+    end: int
+
+
 def buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape, str]]:
     """Every VMEM buffer of the kernel: name to (shape, dtype); `scratch.py` allocates these."""
     q_token, lanes = problem.q_shape[1:], problem.padded_head_dim
     groups, rows = len(heads.head_groups(problem)), heads.group_rows(problem)
     items = config.seqs_per_step
-    bq = config.bq_sz + 1
+    bq = (config.bq_sz + 1) * heads.query_tokens(problem)
     named = {
         **_kv_buffers(problem, config),
         "q": ((2, bq, *q_token), problem.q_dtype),
@@ -62,11 +79,11 @@ def _kv_buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape
         return {
             "kv": ((config.num_buffers, pages, *problem.lane_page_shape(width)), dtype),
             "kv_new": ((2, new_tiles(problem, config), *tile), dtype),
-            "kv_out": ((config.num_buffers, items, *tile), dtype),
+            "kv_out": ((config.num_buffers, items * item_tiles(problem), *tile), dtype),
         }
     _, words, pack, lanes = problem.kv_new_shape
     # One row more than the blocks: where a store goes that has nothing to do.
-    bkv, bq = items * config.bkv_sz + 1, config.bq_sz + 1
+    bkv, bq = items * config.bkv_sz + 1, (config.bq_sz + 1) * heads.query_tokens(problem)
     return {
         "kv": ((config.num_buffers, bkv, layout.odd(words), pack, lanes), dtype),
         "kv_new": ((2, bq, words, pack, lanes), dtype),
@@ -75,7 +92,12 @@ def _kv_buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape
 
 def new_tiles(problem: Problem, config: DecodeConfig) -> int:
     """Tiles of new tokens that a block of sequences may lie in, where it begins anywhere."""
-    return cdiv(config.bq_sz - 1, tile_tokens(problem)) + 1
+    return cdiv(config.bq_sz * problem.decode_query_size - 1, tile_tokens(problem)) + 1
+
+
+def item_tiles(problem: Problem) -> int:
+    """Tiles of the cache that the new tokens of one item may lie in."""
+    return min(problem.decode_query_size, 2)
 
 
 def scratch_bytes(problem: Problem, config: DecodeConfig, target: Target) -> int:
@@ -98,42 +120,58 @@ def _seqs(problem: Problem, config: DecodeConfig, batch: Batch, core: Core) -> r
     return range(bounds[core.index], bounds[core.index + 1])
 
 
-def _spans(
-    problem: Problem, config: DecodeConfig, batch: Batch, core: Core
-) -> list[tuple[int, int]]:
-    """(first position fetched or attended, kv_len) of every decode sequence of a core."""
-    seqs = _seqs(problem, config, batch, core)
-    return [(window_start(batch.kv_lens[i] - 1, problem), batch.kv_lens[i]) for i in seqs]
+def _spans(problem: Problem, config: DecodeConfig, batch: Batch, core: Core) -> list[Span]:
+    """Positions of every decode sequence of a core."""
+    pairs = [(batch.kv_lens[i] - batch.q_lens[i], batch.kv_lens[i])
+             for i in _seqs(problem, config, batch, core)]  # fmt: skip
+    return [Span(window_start(query, problem), query, end) for query, end in pairs]
 
 
 def _fetch_copies(problem: Problem, config: DecodeConfig, batch: Batch, core: Core) -> int:
     """Copies that fetch cached tokens."""
     seqs, size = _seqs(problem, config, batch, core), config.bkv_sz
     spans = _spans(problem, config, batch, core)
-    # Whole pages or rows come in tiles, with the place of the new token.
-    new = int(problem.update_kv_cache and not in_tiles(problem))
+    # Whole pages or rows come in tiles, with the places of new tokens.
+    is_exact = problem.update_kv_cache and not in_tiles(problem)
+    ends = [span.query if is_exact else span.end for span in spans]
     if size <= problem.page_size:
-        return sum(cdiv(end - new - start, size) for start, end in spans)
+        return sum(cdiv(end - span.start, size) for span, end in zip(spans, ends, strict=True))
     table, copies = runs.SeqRuns.of(batch.arrays(problem), problem), 0
-    for seq, (first, kv_len) in zip(seqs, spans, strict=True):
-        start = np.arange(first, kv_len - new, size)
-        copies += table.count_copies(seq, start, np.minimum(start + size, kv_len - new))
+    for seq, span, end in zip(seqs, spans, ends, strict=True):
+        start = np.arange(span.start, end, size)
+        copies += table.count_copies(seq, start, np.minimum(start + size, end))
     return copies
+
+
+def _write_copies(problem: Problem, config: DecodeConfig, batch: Batch, core: Core) -> int:
+    """Copies that write new tokens to the cache: runs of pages, or lane tiles."""
+    spans = _spans(problem, config, batch, core)
+    if problem.is_seq_along_lane:
+        return sum((end - 1) // layout.LANES - new // layout.LANES + 1 for _, new, end in spans)
+    if problem.decode_query_size == 1:
+        return len(spans)
+    table = runs.SeqRuns.of(batch.arrays(problem), problem)
+    seqs = _seqs(problem, config, batch, core)
+    return sum(
+        table.count_copies(seq, np.array([span.query]), np.array([span.end]))
+        for seq, span in zip(seqs, spans, strict=True)
+    )
 
 
 def _new_tiles_read(problem: Problem, config: DecodeConfig, batch: Batch, core: Core) -> int:
     """Tiles of new tokens that are read, block of sequences by block."""
     seqs, tiles, size = _seqs(problem, config, batch, core), 0, tile_tokens(problem)
+    starts = [0, *itertools.accumulate(batch.q_lens)]
     for first in range(seqs.start, seqs.stop, config.bq_sz):
-        last = min(first + config.bq_sz, seqs.stop) - 1
-        tiles += last // size - first // size + 1
+        last = starts[min(first + config.bq_sz, seqs.stop)] - 1
+        tiles += last // size - starts[first] // size + 1
     return tiles
 
 
 def num_items(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
     """KV blocks over all sequences."""
     spans = _spans(problem, config, batch, core)
-    return sum(max(cdiv(end - start, config.bkv_sz), 1) for start, end in spans)
+    return sum(max(cdiv(span.end - span.start, config.bkv_sz), 1) for span in spans)
 
 
 def num_steps(problem: Problem, config: DecodeConfig, batch: Batch, core: Core = ONLY_CORE) -> int:
@@ -146,27 +184,28 @@ def traffic(
 ) -> Traffic:
     """What the DMAs move for one batch: queries, new KV, cached KV, output and cache update."""
     spans = _spans(problem, config, batch, core)
-    num_seqs, new = len(spans), int(problem.update_kv_cache)
-    new_rows, written = num_seqs, num_seqs
+    num_tokens, new = sum(end - query for _, query, end in spans), int(problem.update_kv_cache)
+    new_rows, written = num_tokens, num_tokens
+    write_copies = new * _write_copies(problem, config, batch, core)
     if in_tiles(problem):
         size = tile_tokens(problem)
         width = size if problem.is_latent else min(problem.page_size, config.bkv_sz)
-        cached = [cdiv(end - start, width) * width for start, end in spans]
+        cached = [cdiv(span.end - span.start, width) * width for span in spans]
         new_rows = _new_tiles_read(problem, config, batch, core) * size
-        written = num_seqs * size
+        written = write_copies * size
     else:
-        cached = [end - new - start for start, end in spans]
-    seq_blocks = cdiv(num_seqs, config.bq_sz)
-    q_bytes, kv_bytes = num_seqs * problem.q_token_bytes, problem.kv_token_bytes
-    out_bytes = num_seqs * problem.out_token_bytes
+        cached = [(span.query if new else span.end) - span.start for span in spans]
+    seq_blocks = cdiv(len(spans), config.bq_sz)
+    q_bytes, kv_bytes = num_tokens * problem.q_token_bytes, problem.kv_token_bytes
+    out_bytes = num_tokens * problem.out_token_bytes
     return Traffic(
         read_bytes=sum(cached) * kv_bytes
         + q_bytes
         + new * new_rows * kv_bytes
         + bool(spans) * problem.sinks_bytes,
-        write_bytes=out_bytes + new * written * kv_bytes + num_seqs * problem.lse_token_bytes,
+        write_bytes=out_bytes + new * written * kv_bytes + num_tokens * problem.lse_token_bytes,
         num_copies=(2 + new + problem.return_lse + problem.is_latent) * seq_blocks
-        + new * num_seqs
+        + write_copies
         + _fetch_copies(problem, config, batch, core)
         + bool(spans) * problem.has_sinks,
     )
@@ -179,7 +218,7 @@ def mxu_flops(
     del target
     items = [
         cdiv(min(config.bkv_sz, end - block), config.bkv_csz)
-        for start, end in _spans(problem, config, batch, core)
+        for start, _, end in _spans(problem, config, batch, core)
         for block in range(start, max(end, start + 1), config.bkv_sz)
     ]
     width = config.seqs_per_step
@@ -207,4 +246,5 @@ def kernel_name(problem: Problem, config: DecodeConfig) -> str:
     return (
         f"{kind}_decode-p{problem.page_size}-bkv{config.bkv_sz}_{config.bkv_csz}"
         f"-s{config.seqs_per_step}-n{config.num_buffers}-q{config.bq_sz}"
+        + (f"-t{problem.decode_query_size}" if problem.decode_query_size > 1 else "")
     )

@@ -23,7 +23,7 @@ from rpa_kernels.online_softmax import MASKED
 from rpa_kernels.problem import Problem
 from rpa_kernels.stagger import staggered
 from rpa_kernels.target import Target
-from rpa_kernels.window import newest_sees_from
+from rpa_kernels.window import last_hidden, newest_sees_from
 
 Scalar = Any
 Row = tuple[Scalar, Scalar]  # buffer and row of a sequence's queries and output
@@ -48,14 +48,20 @@ class Attend:
         """Heads that are attended to together."""
         return heads.head_groups(self.problem)
 
+    @property
+    def tokens(self) -> int:
+        """Query tokens that are computed for a sequence."""
+        return heads.query_tokens(self.problem)
+
     def begin(self, rows: list[Row]) -> None:
         """Loads the items' queries and clears their softmax state."""
         s = self.scratch
         for g, row in enumerate(rows):
             for i, group in enumerate(self.groups):
                 q = packed.load_token_q(
-                    s.q, row, head=group.first, count=group.count, on_chip=self.on_chip
-                )
+                    s.q, row, head=group.first, count=group.count, tokens=self.tokens,
+                    on_chip=self.on_chip,
+                )  # fmt: skip
                 if s.q_rope is not None:
                     rope = packed.load_token_q(s.q_rope, row, head=0, on_chip=self.on_chip)
                     q = jnp.concatenate([q, rope], axis=1)
@@ -168,7 +174,7 @@ class Attend:
             if item is None:
                 return scores
             start = item.start + first
-            return mask_scores(scores, item.kv_len - 1, start, item.kv_len, problem)
+            return mask_scores(scores, self.positions(scores, item), start, item.kv_len, problem)
         pack = layout.packing(problem.kv_dtype)
         row = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
         column = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
@@ -178,12 +184,41 @@ class Attend:
             part = jnp.where(row >= head * per_head, head, part)
         seen = (column & (pack - 1)) == part
         if item is not None:
-            start = item.start + first
-            seen &= column < (item.kv_len - start) * pack
-            oldest = newest_sees_from(item.kv_len, problem)
-            if oldest is not None:
-                seen &= column >= (oldest - start) * pack
+            seen &= self.seen_columns(column, item, item.start + first, pack)
         return jnp.where(seen, scores, MASKED)
+
+    def seen_columns(self, column: jax.Array, item: Item, start: Scalar, pack: int) -> jax.Array:
+        """Which columns of a word's rows the query of each row sees, whatever their head.
+
+        Args:
+          column: int32[rows, columns], the column.
+          item: Says which keys the queries see.
+          start: Position of the first key.
+          pack: Columns of a key.
+        """
+        problem = self.problem
+        if self.tokens == 1:
+            seen: jax.Array = column < (item.kv_len - start) * pack
+            oldest = newest_sees_from(item.kv_len, problem)
+        else:
+            position = self.positions(column, item)
+            newest = item.kv_len - 1
+            if problem.causal:
+                newest = jnp.minimum(newest, position)
+            seen = column < (newest + 1 - start) * pack
+            hidden = last_hidden(position, problem)
+            oldest = None if hidden is None else hidden + 1
+        if oldest is not None:
+            seen &= column >= (oldest - start) * pack
+        return seen
+
+    def positions(self, scores: jax.Array, item: Item) -> Scalar:
+        """Position of each row's query, int32[rows, 1]; a scalar where that is one for all."""
+        if self.tokens == 1:
+            return item.kv_len - 1
+        row = jax.lax.broadcasted_iota(jnp.int32, (scores.shape[0], 1), 0)
+        token = rem(div(row, heads.rows_per_token(self.problem)), self.tokens)
+        return item.first_query + token
 
     def join(self, items: list[Item], rows: list[Row]) -> None:
         """Joins the items, in order, into the running sequence, and stores outputs.
@@ -192,7 +227,7 @@ class Attend:
         """
         s, problem = self.scratch, self.problem
         v_scale = problem.v_scale or 1.0
-        lse: list[Any] = [0.0] * len(items)
+        lse: list[Any] = [[0.0] * self.tokens for _ in items]
         for i, group in enumerate(self.groups):
             used = pl.ds(0, group.rows(problem))
             m, row_sum, acc = s.m[i, used], s.row_sum[i, used], s.acc[i, used]
@@ -206,24 +241,39 @@ class Attend:
                 factor = v_scale / row_sum
                 if problem.return_lse:
                     factor = jnp.where(online_softmax.is_empty(m), 0.0, factor)
-                    lse[g] += self.spread_lse(group, online_softmax.log_sum_exp(m, row_sum))
+                    self.add_lse(lse[g], group, online_softmax.log_sum_exp(m, row_sum))
                 out = acc * lane_ops.widen(factor, width)
                 packed.store_token_q(
                     s.out, row, out.astype(s.out.dtype), head=group.first, count=group.count,
-                    on_chip=self.on_chip,
+                    tokens=self.tokens, on_chip=self.on_chip,
                 )  # fmt: skip
             s.m[i, used], s.row_sum[i, used], s.acc[i, used] = m, row_sum, acc
         if problem.return_lse:
-            for (buffer, row), value in zip(rows, lse, strict=True):
+            for (buffer, row), values in zip(rows, lse, strict=True):
+                value = values[0] if self.tokens == 1 else jnp.concatenate(values, axis=0)
                 packed.store_lse(s.lse, (buffer,), value, start=row, on_chip=self.on_chip)
 
-    def spread_lse(self, group: HeadGroup, lse: jax.Array) -> jax.Array:
-        """A group's log-sum-exp, [rows, 128], in its own lanes of [q packing, lanes]; others 0."""
+    def add_lse(self, sums: list[Any], group: HeadGroup, lse: jax.Array) -> None:
+        """Adds a group's log-sum-exp, [rows, 128], to what `spread_lse` makes of each token's."""
+        if self.tokens == 1:
+            sums[0] += self.spread_lse(group.first, lse)
+            return
+        size = heads.rows_per_token(self.problem)
+        for place in range(group.count * self.tokens):
+            head, token = divmod(place, self.tokens)
+            sums[token] += self.spread_lse(group.first + head, lse[place * size :][:size])
+
+    def spread_lse(self, head: int, lse: jax.Array) -> jax.Array:
+        """One token's log-sum-exp of KV heads from one on, [rows, 128], each row in its own lane.
+
+        Returns:
+          [q packing, lanes]; 0 in other lanes.
+        """
         _, pack, _, lanes = self.problem.lse_shape
         lse = lane_ops.widen(lse, lanes)
         row = jax.lax.broadcasted_iota(jnp.int32, lse.shape, 0)
         lane = jax.lax.broadcasted_iota(jnp.int32, lse.shape, 1)
-        is_own = lane == group.first * self.problem.q_words + div(row, pack)
+        is_own = lane == head * self.problem.q_words + div(row, pack)
         parts = [
             jnp.sum(jnp.where(is_own & (rem(row, pack) == e), lse, 0.0), axis=0, keepdims=True)
             for e in range(pack)
@@ -244,8 +294,9 @@ class Attend:
         if s.sinks is None:
             m_0 = jnp.full_like(m, MASKED)
         else:
-            used = pl.ds(0, heads.rows_per_head(self.problem))
+            used = pl.ds(0, heads.rows_per_token(self.problem))
             sinks = [s.sinks[group.first + k, used] for k in range(group.count)]
+            sinks = [sink for sink in sinks for _ in range(self.tokens)]
             m_0 = jnp.concatenate(sinks, axis=0)
         row_sum_0 = jnp.full_like(row_sum, 0.0 if s.sinks is None else 1.0)
         return (

@@ -35,9 +35,19 @@ class HeadGroup:
         return self.count * rows_per_head(problem)
 
 
-def rows_per_head(problem: Problem) -> int:
-    """Query rows of one KV head in the prepared queries, padding included."""
+def query_tokens(problem: Problem) -> int:
+    """Query tokens that are computed for a sequence, however many it has: a power of two."""
+    return layout.next_power_of_2(problem.decode_query_size)
+
+
+def rows_per_token(problem: Problem) -> int:
+    """Query rows of one token and KV head in the prepared queries, padding included."""
     return problem.q_words * layout.packing(problem.q_dtype)
+
+
+def rows_per_head(problem: Problem) -> int:
+    """Query rows of one KV head: those of its tokens, one after another."""
+    return query_tokens(problem) * rows_per_token(problem)
 
 
 def keeps_words(problem: Problem) -> bool:

@@ -6,8 +6,10 @@ are being fetched while one computes, across sequence boundaries. Each item of a
 own online softmax, which makes them independent chains for the MXU; after the last compute block
 the items are joined in order into the state of the running sequence.
 
-Queries, new keys and values, and outputs move in blocks of `bq_sz` sequences (a decode sequence
-has one token, so token i is sequence i); `seq_blocks.py` does that.
+Queries, new keys and values, and outputs move in blocks of `bq_sz` sequences; `seq_blocks.py` does
+that. A sequence has one new token, so that token i is sequence i, or up to
+`problem.decode_query_size` of them: then as many are computed for each, and what is computed beyond
+a sequence's own is overwritten by the sequences after it.
 """
 
 from dataclasses import dataclass
@@ -81,11 +83,29 @@ class DecodeKernel:
         if self.tile_writes is not None:
             self.tile_writes.put(slot, items)
             return
+        if self.problem.decode_query_size > 1:
+            self.put_new(slot, items)
+            return
         for g, (item, new) in enumerate(zip(items, self.rows(items), strict=True)):
             # Without a branch: an item without a new token stores to the spare row.
             has_new = item.num_cached < item.num_tokens
             row = jnp.where(has_new, g * bkv_sz + item.num_cached, len(items) * bkv_sz)
             s.kv[slot, row, pl.ds(0, words)] = s.kv_new[new]
+
+    def put_new(self, slot: Scalar, items: list[Item]) -> None:
+        """Puts the new tokens of a step behind the cached ones, up to several of an item."""
+        s, words, bkv_sz = self.scratch, self.problem.kv_words, self.config.bkv_sz
+        for g, (item, (buffer, first)) in enumerate(zip(items, self.rows(items), strict=True)):
+
+            @pl.when(item.num_cached < item.num_tokens)
+            def _(
+                g: int = g, item: Item = item, buffer: Scalar = buffer, first: Scalar = first
+            ) -> None:
+                for token in range(self.problem.decode_query_size):
+                    place = item.first_query + token - item.start
+                    is_here = (place >= 0) & (place < item.num_tokens)
+                    row = jnp.where(is_here, g * bkv_sz + place, len(items) * bkv_sz)
+                    s.kv[slot, row, pl.ds(0, words)] = s.kv_new[buffer, first + token]
 
     def attend(self, slot: Scalar, items: list[Item]) -> None:
         """Attends every item to its block, one compute block after another."""
@@ -99,7 +119,7 @@ class DecodeKernel:
             first = tile * csz
             is_full = True
             for item in items:
-                is_full &= first + csz <= item.num_tokens
+                is_full &= first + csz <= item.num_full
                 oldest = newest_sees_from(item.kv_len, self.problem)
                 if oldest is not None:
                     is_full &= item.start + first >= oldest
@@ -193,8 +213,8 @@ def decode_kernel(
     tile_writes = None
     if in_tiles(problem) and problem.update_kv_cache:
         tile_writes = TileWrites(
-            cache=refs.cache, scratch=refs.scratch, seq_blocks=seq_blocks, config=config,
-            on_chip=on_chip,
+            cache=refs.cache, scratch=refs.scratch, seq_blocks=seq_blocks, problem=problem,
+            config=config, on_chip=on_chip,
         )  # fmt: skip
     DecodeKernel(
         walk=walk, cache=refs.cache, scratch=refs.scratch, seq_blocks=seq_blocks, maths=maths,

@@ -20,7 +20,10 @@ def partition(
     Balances KV compute blocks.
     """
     kv_lens = arrays.kv_lens
-    num_tokens = kv_lens - window_start(kv_lens - 1, problem, maximum=xp.maximum)
+    q_lens: Any = 1
+    if problem.decode_query_size > 1:
+        q_lens = arrays.cu_q_lens[1:] - arrays.cu_q_lens[:-1]
+    num_tokens = kv_lens - window_start(kv_lens - q_lens, problem, maximum=xp.maximum)
     is_decode = xp.arange(problem.max_num_seqs) < arrays.distribution[0]
     costs = cdiv(num_tokens, config.bkv_csz)
     if problem.sees_cache_only:

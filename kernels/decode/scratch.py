@@ -17,18 +17,19 @@ Ref = Any
 class Scratch(NamedTuple):
     """Scratch refs.
 
-    Shapes (C: `bq_sz`, G: `seqs_per_step`, rows: padded query heads of one head group):
+    Shapes (T: query tokens of a sequence, C: `bq_sz` times T, G: `seqs_per_step`, rows: T times
+    the padded query heads of one head group):
       kv: [num_buffers, G * bkv_sz + 1, padded words, packing, lanes], fetched KV blocks.
-      kv_new: [2, C + 1, words, packing, lanes], new keys and values of a block of sequences.
+      kv_new: [2, C + T, words, packing, lanes], new keys and values of a block of sequences.
       kv_out: Tiles on their way to the cache, of each item; None but where tokens are written in
         tiles (`latent.in_tiles`), and the shapes of kv and kv_new are others, too.
-      q, out: [2, C + 1, KV heads, q words, q packing, lanes].
+      q, out: [2, C + T, KV heads, q words, q packing, lanes].
       q_rope: The same of rope rows; None but with latents.
       scaled_q: [G, head groups, rows, lanes], queries of the step's items.
       item_m, item_row_sum, item_acc: [G, head groups, rows, ...], softmax state of each item.
       m, sums, acc: [head groups, rows, ...], softmax state of the sequence the step began in.
       sinks: `problem.sinks_shape`, or None.
-      lse: [2, C + 1, q packing, 1, lanes], log-sum-exp of a block of sequences, or None.
+      lse: [2, C + T, q packing, 1, lanes], log-sum-exp of a block of sequences, or None.
       progress: int32[2] in SMEM; see `seq_blocks.SeqBlocks`.
       unwritten: int32[num_buffers] in SMEM, tiles of kv_out on their way; None without it.
       kv_sems: [num_buffers]; in_sems, out_sems: [2]; write_sems: [2], or [num_buffers] for kv_out.

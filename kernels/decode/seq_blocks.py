@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels.calls import Refs
+from rpa_kernels.decode import heads
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.ints import div, rem
@@ -59,10 +60,32 @@ class SeqBlocks:
         size = self.config.bq_sz
         return jnp.clip(self.end_seq - self.first_of(block), 0, size)
 
+    def token_of(self, seq: Scalar) -> Scalar:
+        """First token of a sequence, in the order of the batch."""
+        if self.problem.decode_query_size == 1:
+            return seq
+        return self.refs.meta.cu_q_lens[seq]
+
+    def num_tokens(self, block: Scalar) -> Scalar:
+        """Tokens of a block; 0 past the last."""
+        rows = self.rows_in(block)
+        if self.problem.decode_query_size == 1:
+            return rows
+        first_seq = self._real_seq(block)
+        return self.token_of(first_seq + rows) - self.token_of(first_seq)
+
+    def _real_seq(self, block: Scalar) -> Scalar:
+        """First sequence of a block, or the last of all past the last block."""
+        return jnp.minimum(self.first_of(block), self.end_seq - 1)
+
     def row(self, seq: Scalar, is_real: Scalar) -> tuple[Scalar, Scalar]:
-        """Buffer and row of a sequence; the spare row when it is not one."""
+        """Buffer and row of a sequence's first token; the spare rows when it is no sequence."""
         size, row = self.config.bq_sz, seq - self.first_seq
-        return rem(div(row, size), 2), jnp.where(is_real, rem(row, size), size)
+        buffer = rem(div(row, size), 2)
+        if self.problem.decode_query_size == 1:
+            return buffer, jnp.where(is_real, rem(row, size), size)
+        in_block = self.token_of(seq) - self.token_of(seq - rem(row, size))
+        return buffer, jnp.where(is_real, in_block, size * heads.query_tokens(self.problem))
 
     def start(self) -> None:
         """Starts fetching the first block, and the attention sinks with it."""
@@ -132,9 +155,9 @@ class SeqBlocks:
 
     def _in_copies(self, block: Scalar) -> list[Any]:
         """Copies that bring a block in."""
-        slot, rows = rem(block, 2), self.rows_in(block)
+        slot, size = rem(block, 2), self.num_tokens(block)
         # A block past the last has no rows, but its copy must start at a row that exists.
-        tokens: Any = pl.ds(jnp.minimum(self.first_of(block), self.end_seq - 1), rows)
+        tokens: Any = pl.ds(self.token_of(self._real_seq(block)), size)
         pairs = [(self.refs.q, self.scratch.q, tokens)]
         if self.problem.is_latent:
             pairs.append((self.refs.q_rope, self.scratch.q_rope, tokens))
@@ -150,7 +173,8 @@ class SeqBlocks:
 
     def _new_tiles(self, block: Scalar) -> Any:
         """Tiles that hold a block's new tokens; none past the last block."""
-        last = jnp.minimum(self.first_of(block) + self.config.bq_sz, self.end_seq) - 1
+        end_seq = jnp.minimum(self.first_of(block) + self.config.bq_sz, self.end_seq)
+        last = self.token_of(end_seq) - 1
         first_tile = self._first_tile(block)
         size = jnp.where(
             self.rows_in(block) > 0, div(last, tile_tokens(self.problem)) - first_tile + 1, 0
@@ -159,13 +183,12 @@ class SeqBlocks:
 
     def _first_tile(self, block: Scalar) -> Scalar:
         """Tile of a block's first new token."""
-        seq = jnp.minimum(self.first_of(block), self.end_seq - 1)
-        return div(seq, tile_tokens(self.problem))
+        return div(self.token_of(self._real_seq(block)), tile_tokens(self.problem))
 
     def new_token(self, seq: Scalar) -> tuple[Scalar, Scalar, Scalar]:
-        """Buffer, tile, and place in it, of a sequence's new token, where tiles are written."""
-        block, size = self.block_of(seq), tile_tokens(self.problem)
-        return rem(block, 2), div(seq, size) - self._first_tile(block), rem(seq, size)
+        """Buffer, tile, and place in it, of a sequence's first new token; with tiles only."""
+        block, token, size = self.block_of(seq), self.token_of(seq), tile_tokens(self.problem)
+        return rem(block, 2), div(token, size) - self._first_tile(block), rem(token, size)
 
     def start_fetch(self, block: Scalar) -> None:
         """Starts fetching a block; nothing past the last."""
@@ -179,14 +202,14 @@ class SeqBlocks:
 
     def _out_copies(self, block: Scalar) -> list[Any]:
         """Copies that take a block's outputs out."""
-        slot, rows = rem(block, 2), self.rows_in(block)
+        slot, size = rem(block, 2), self.num_tokens(block)
         pairs = [(self.scratch.out, self.refs.out)]
         if self.problem.return_lse:
             pairs.append((self.scratch.lse, self.refs.lse))
         return [
             pltpu.make_async_copy(
-                vmem.at[slot, pl.ds(0, rows)],
-                hbm.at[pl.ds(self.first_of(block), rows)],
+                vmem.at[slot, pl.ds(0, size)],
+                hbm.at[pl.ds(self.token_of(self.first_of(block)), size)],
                 self.scratch.out_sems.at[slot],
             )
             for vmem, hbm in pairs
@@ -203,7 +226,7 @@ class SeqBlocks:
             copy.wait()
 
     def start_writes(self, block: Scalar) -> None:
-        """Starts writing a block's new tokens to the cache, one row a sequence.
+        """Starts writing a block's new tokens to the cache, one row or a few for each sequence.
 
         Where tiles are written `tile_writes.py` does, one by one.
         """
@@ -214,6 +237,14 @@ class SeqBlocks:
         @pl.loop(0, self.rows_in(block))
         def _(row: Scalar) -> None:
             seq = self.first_of(block) + row
+            if self.problem.decode_query_size > 1:
+                q_len = meta.q_len(seq)
+                _, first = self.row(seq, True)
+                self.refs.cache.start_write(
+                    self.scratch.kv_new.at[slot], self.scratch.write_sems.at[slot], row=first,
+                    seq=seq, start=meta.kv_lens[seq] - q_len, num_tokens=q_len,
+                )  # fmt: skip
+                return
             position = meta.kv_lens[seq] - 1
             page_size = self.problem.page_size
             page = meta.read(meta.entry(seq, div(position, page_size))).page
@@ -229,4 +260,4 @@ class SeqBlocks:
             return
         slot = rem(block, 2)
         kv_new, sems = self.scratch.kv_new, self.scratch.write_sems
-        self.refs.cache.wait(kv_new.at[slot], sems.at[slot], self.rows_in(block))
+        self.refs.cache.wait(kv_new.at[slot], sems.at[slot], self.num_tokens(block))

@@ -1,10 +1,11 @@
 """New tokens of a step, where they are written with their neighbours (`latent.in_tiles`).
 
 A token is one lane of a lane tile of 128 tokens, or one of the tokens in a row of latents; copies
-move tiles whole. The tile came with the
-sequence's last KV block; the token is put into it for the step's products, and the tile goes back
-to the cache from a buffer of its own, so that the KV buffer can be filled again at once. Nobody
-else reads or writes the tile: the last page of a sequence is its own.
+move tiles whole. The tile came with the sequence's last KV block; the token is put into it for the
+step's products, and the tile goes back to the cache from a buffer of its own, so that the KV buffer
+can be filled again at once. Nobody else reads or writes the tile: the last page of a sequence is
+its own. Several new tokens of a sequence may lie in two tiles, and in two KV blocks, but no tile
+lies in two of those.
 """
 
 from dataclasses import dataclass
@@ -14,16 +15,21 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from rpa_kernels import lane_pages, latent_rows
+from rpa_kernels.decode.account import item_tiles, new_tiles
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.scratch import Scratch
 from rpa_kernels.decode.seq_blocks import SeqBlocks
 from rpa_kernels.decode.walk import Item
 from rpa_kernels.ints import div, rem
 from rpa_kernels.latent import tile_tokens
+from rpa_kernels.layout import LANES
 from rpa_kernels.pages import PagedCache
+from rpa_kernels.problem import Problem
 
 Ref = Any
 Scalar = Any
+
+LANE_BITS = LANES.bit_length() - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +39,7 @@ class TileWrites:
     cache: PagedCache
     scratch: Scratch
     seq_blocks: SeqBlocks
+    problem: Problem
     config: DecodeConfig
     on_chip: bool
 
@@ -53,6 +60,9 @@ class TileWrites:
         """Puts the new tokens of a step into its KV buffer, and starts writing their tiles."""
         s, tiles, unwritten = self.scratch, *self._written
         self._wait(slot)
+        if self.problem.decode_query_size > 1:
+            unwritten[slot] = self._put_several(slot, items)
+            return
         num_new: Scalar = 0
         for g, item in enumerate(items):
             has_new = item.num_cached < item.num_tokens
@@ -75,6 +85,52 @@ class TileWrites:
                 )  # fmt: skip
 
         unwritten[slot] = num_new
+
+    def _put_several(self, slot: Scalar, items: list[Item]) -> Scalar:
+        """The same for up to several new tokens of an item; returns how many tiles they lie in."""
+        num_tiles: Scalar = 0
+        for g, item in enumerate(items):
+            has_new = item.num_cached < item.num_tokens
+            aligned = item.num_cached - rem(item.num_cached, LANES)
+            for i in range(item_tiles(self.problem)):
+                start = aligned + i * LANES
+                is_there = has_new & (start < item.num_tokens)
+                num_tiles += is_there.astype(jnp.int32)
+
+                @pl.when(is_there)
+                def _(g: int = g, i: int = i, item: Item = item, start: Scalar = start) -> None:
+                    self._put_tile(slot, (g, i), item, start)
+
+        return num_tiles
+
+    def _put_tile(self, slot: Scalar, place: tuple[int, int], item: Item, start: Scalar) -> None:
+        """Puts an item's new tokens into one lane tile, and starts writing it.
+
+        Args:
+          slot: KV buffer.
+          place: Number of the item in the step, and of the tile among those with its new tokens.
+          item: Whose.
+          start: First token of the tile, counted from the item's.
+        """
+        s, (g, i), (tiles, _) = self.scratch, place, self._written
+        buffer, tile, lane = self.seq_blocks.new_token(item.seq)
+        # Of the token for lane 0, from the buffer's first tile on; maybe before or behind them.
+        source = tile * LANES + lane + item.start + start - item.first_query
+        last = new_tiles(self.problem, self.config) - 1
+        first, second = (jnp.clip((source >> LANE_BITS) + k, 0, last) for k in range(2))
+        new = lane_pages.NewTokens(
+            ref=s.kv_new, first=(buffer, first), second=(buffer, second),
+            offset=source & (LANES - 1), begin=jnp.maximum(item.num_cached - start, 0),
+            end=jnp.minimum(item.num_tokens - start, LANES),
+        )  # fmt: skip
+        out = g * item_tiles(self.problem) + i
+        lane_pages.put_tokens(
+            s.kv, (slot,), g * self.config.bkv_sz + start, new, (tiles, (slot, out)),
+            on_chip=self.on_chip,
+        )  # fmt: skip
+        self.cache.start_write_tile(
+            tiles.at[slot, out], s.write_sems.at[slot], seq=item.seq, position=item.start + start
+        )
 
     def _put(self, new: lane_pages.NewTokens, start: Scalar, out: tuple[Scalar, int]) -> None:
         """Puts a token into its tile of the KV buffer, and the tile into the one that is sent.

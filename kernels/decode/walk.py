@@ -33,7 +33,9 @@ class Item:
     owner: Scalar  # whose pages `start` lies in: the sequence, or sequence 0 for no item
     start: Scalar  # position of the block's first token
     num_cached: Scalar  # tokens of the block that are in the cache
-    num_tokens: Scalar  # the same and the new token, if it falls in the block
+    num_tokens: Scalar  # the same and the new ones that fall in the block
+    num_full: Scalar  # of these, those that every query sees by the causal mask
+    first_query: Scalar  # position of the sequence's first query
     kv_len: Scalar
 
 
@@ -51,19 +53,28 @@ class Walk:
         """Reads the lengths of one item."""
         is_real = cursor.seq < self.end_seq
         owner = jnp.where(is_real, cursor.seq, 0)
-        kv_len = self.meta.kv_lens[owner]
-        base = pages.scalar_window_start(kv_len - 1, self.problem)
+        kv_len, is_single = self.meta.kv_lens[owner], self.problem.decode_query_size == 1
+        q_len = 1 if is_single else self.meta.q_len(owner)
+        first_query = kv_len - q_len
+        base = pages.scalar_window_start(first_query, self.problem)
         start = base + cursor.block * self.config.bkv_sz
         num_tokens = jnp.where(is_real, jnp.minimum(kv_len - start, self.config.bkv_sz), 0)
-        cached = kv_len - int(self.problem.update_kv_cache)
+        cached = kv_len - (q_len if self.problem.update_kv_cache else 0)
+        num_cached, num_full = jnp.minimum(num_tokens, cached - start), num_tokens
+        if not is_single:
+            num_cached = jnp.maximum(num_cached, 0)
+            if self.problem.causal:
+                num_full = jnp.minimum(num_tokens, first_query + 1 - start)
         return Item(
             seq=cursor.seq,
             block=cursor.block,
             is_real=is_real,
             owner=owner,
             start=start,
-            num_cached=jnp.minimum(num_tokens, cached - start),
+            num_cached=num_cached,
             num_tokens=num_tokens,
+            num_full=num_full,
+            first_query=first_query,
             kv_len=kv_len,
         )
 

@@ -109,6 +109,7 @@ def explain_question(
     cache: str | Path | None = None,
     deadline_s: float = DEFAULT_DEADLINE_S,
     said: Callable[[str], None] = lambda text: None,
+    advises: bool = True,
 ) -> Explanation:
     """The same of a candidate that is resolved.
 
@@ -119,6 +120,7 @@ def explain_question(
       cache: Folder for cached compiles; the user's cache folder if None.
       deadline_s: Time limit, seconds, for compiling and for simulating.
       said: Takes a line for each neighbour that was tried, and each store that is left out.
+      advises: Whether neighbours are looked for at all.
 
     Raises:
       StoreError: A file of `stores` is no store.
@@ -133,7 +135,7 @@ def explain_question(
     neighbours: list[Neighbour] = []
     try:
         (simulation,) = evaluator.simulate_all([question.candidate], question.workload)
-        if (base_us := simulation.evaluation.time_us) is not None:
+        if advises and (base_us := simulation.evaluation.time_us) is not None:
             others = functools.cache(functools.partial(other_problems, question))
             answers = read_stores(stores, DEFAULT_STORES, said)
             neighbours += find_stored(question, others, answers)

@@ -130,7 +130,8 @@ def _row(line: str) -> dict[str, Any]:
 def _step(row: Mapping[str, Any]) -> EngineStep:
     """Checks one launch and puts its decodes first.
 
-    Engines that verify drafts count them as decodes; here a decode has one query token.
+    Engines that verify drafts count them as decodes; here a decode has one query token, unless the
+    workload says otherwise (`decode_query_size`).
     """
     q_lens, kv_lens = _lengths(row, "q"), _lengths(row, "kv")
     if not len(q_lens) or len(q_lens) != len(kv_lens):

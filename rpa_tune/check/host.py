@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from rpa_tune.compile import target
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import DumpError, RpaTuneError, install_command
+from rpa_tune.evaluate.understood import RECIPE
+from rpa_tune.known_versions import faults, pair_advice
 from rpa_tune.llo.parse import load_program
 from rpa_tune.provenance import versions
 
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
 _PYTHON = (3, 11)
 _INSTALL = install_command("tune")
 _NEEDED = ("jax", "jaxlib", "libtpu", "numpy", "click", "optuna", "pandas", "rich")
-# Compilers whose schedules the parser's golden tests hold.
-_KNOWN_LIBTPU = ("0.0.42.1", "0.0.50.1")
 _LEAST_DISK_BYTES = 1 << 30  # a sweep's cache: some 400 kB a candidate, and dumps while compiling
 _LEAST_MEMORY_BYTES = 2 << 30  # two workers at 0.7 GiB each, as seen, and the parent
 _PROBE = "rpa_tune.compile.probe:compile_probe"
@@ -69,6 +69,7 @@ def run_checks(chip: str, cache: Path) -> Iterator[Check]:
     yield check_platform()
     yield check_packages()
     yield check_libtpu()
+    yield from check_faults()
     yield check_writable("cache folder", cache)
     yield check_disk("disk of the cache", cache)
     yield check_disk("disk of temporary files", Path(tempfile.gettempdir()))
@@ -126,19 +127,28 @@ def check_packages() -> Check:
 
 
 def check_libtpu() -> Check:
-    """Whether the parser knows this compiler's schedules."""
+    """Whether this compiler, with this jax, is one that tests hold."""
     version = versions()["libtpu"]
     if version is None:
         return Check(name="libtpu", health=Health.PROBLEM, found="not installed", advice=_INSTALL)
-    known = version in _KNOWN_LIBTPU
+    advice = pair_advice(versions())
     return Check(
         name="libtpu",
-        health=Health.OK if known else Health.WARNING,
-        found=version,
-        advice=""
-        if known
-        else f"schedules of {' and '.join(_KNOWN_LIBTPU)} are tested; watch for `not_understood`",
+        health=Health.WARNING if advice else Health.OK,
+        found=f"{version}, with jax {versions().get('jax')}",
+        advice=advice,
     )
+
+
+def check_faults() -> Iterator[Check]:
+    """What others have reported of the installed versions; nothing if nothing is known."""
+    for fault in faults(versions()):
+        yield Check(
+            name="known faults",
+            health=Health.WARNING,
+            found=fault.text(versions()[fault.package] or ""),
+            advice=fault.cure,
+        )
 
 
 def check_writable(name: str, folder: Path) -> Check:
@@ -267,7 +277,8 @@ def _judge_schedule(chip: str, schedule: str, seconds: float, judge: Callable[..
             return judge(
                 Health.PROBLEM,
                 f"the schedule cannot be parsed: {error.args[0]}",
-                f"use libtpu {' or '.join(_KNOWN_LIBTPU)}",
+                f"`rpa-tune opcodes --chip {chip}` lists unknown opcodes with examples; {RECIPE}, "
+                "says how to take in a new libtpu",
             )
     return judge(Health.OK, f"{seconds:.1f} s for {chip}, {len(program.bundles)} bundles, parsed")
 
@@ -278,4 +289,4 @@ def _advice(log: str) -> str:
         return "another process holds libtpu: end it, or remove /tmp/libtpu_lockfile"
     if "No module named" in log or "libtpu" in log.lower():
         return _INSTALL
-    return "report this with your versions"
+    return pair_advice(versions()) or "report this with your versions"

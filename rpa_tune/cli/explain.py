@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
+from rpa_tune.analysis.compare import compare
 from rpa_tune.analysis.explain import DEFAULT_DEADLINE_S, Explanation, explain_question
+from rpa_tune.cli.compare_text import print_comparison
 from rpa_tune.cli.explain_text import print_explanation
 from rpa_tune.cli.layers_text import layers_to_dict
 from rpa_tune.cli.numbers import number, number_or_none
@@ -14,6 +16,7 @@ from rpa_tune.cli.options import batch_option, cache_option, candidate_options
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.question import resolve_question
 from rpa_tune.cli.trace import write_heaviest
+from rpa_tune.errors import UsageError
 from rpa_tune.models.padding import padding_note
 
 # Keys that the JSON form always has; null without a time.
@@ -41,6 +44,13 @@ ALWAYS = (
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Sweep store whose times are used for advice; may repeat. Default: all in .rpa-tune.",
 )
+@click.option(
+    "--compare",
+    "pair",
+    nargs=2,
+    metavar="K=V,... K=V,...",
+    help="Two configs side by side, in place of --config: which cause, loop and unit changed.",
+)
 @cache_option
 @click.option(
     "--deadline",
@@ -61,6 +71,7 @@ def explain(
     cache: Path,
     deadline: float,
     trace: Path | None,
+    pair: tuple[str, str] | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -72,11 +83,17 @@ def explain(
     Advice comes from the times of neighbours only: configs one step away, other page sizes, another
     KV cache. The times are those of sweep stores and of --tries.
 
+    --compare A B explains two configs and shows what changed from the first to the second.
+
     Exit code 1 when the config is infeasible, does not compile, or has no time for another reason.
 
     Example: rpa-tune explain --chip v6e --family decode --model llama3-8b
     --workload azure-conv --config bkv_sz=1024,num_buffers=2
     """
+    if pair is not None:
+        _refuse_beside_compare(options["config_text"], tries=tries, stores=stores, trace=trace)
+        _compare(pair, options, cache=cache, deadline_s=deadline, as_json=as_json)
+        return
     found = explain_question(
         resolve_question(**options),
         tries=tries,
@@ -99,6 +116,44 @@ def explain(
             cache_dir=cache,
             path=trace,
         )
+
+
+def _refuse_beside_compare(config_text: str, **others: Any) -> None:
+    """Refuses options that say something of one config.
+
+    Raises:
+      UsageError: There is one.
+    """
+    given = [
+        name.removesuffix("s") if name == "stores" else name for name in others if others[name]
+    ]
+    if unused := (["config"] if config_text else []) + given:
+        raise UsageError(
+            f"--{unused[0]} is of no use beside --compare, which has two configs of its own"
+        )
+
+
+def _compare(
+    pair: tuple[str, str],
+    options: dict[str, Any],
+    *,
+    cache: Path,
+    deadline_s: float,
+    as_json: bool,
+) -> None:
+    """Explains two configs, and prints them side by side."""
+    explained = [
+        explain_question(
+            resolve_question(**{**options, "config_text": text}),
+            cache=cache, deadline_s=deadline_s, said=_say, advises=False,
+        )
+        for text in pair
+    ]  # fmt: skip
+    found = compare(*explained)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_comparison(found)
 
 
 def _say(text: str) -> None:

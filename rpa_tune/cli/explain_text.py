@@ -14,22 +14,12 @@ from rpa_tune.evaluate.simulated import Simulation
 from rpa_tune.hw.chip import Chip
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.models.padding import padding_note
+from rpa_tune.report.words import BOUNDS
 
 _BAR = 40  # characters of a full bar
 _MAX_LOOPS = 8
 _MIN_LOOP_SHARE = 0.01
 
-# One sentence per `Timeline.bound_by`.
-BOUNDS = {
-    "hbm": "Copies between HBM and VMEM take most of the time; their bytes are the limit.",
-    "dma_issue": "Copies take most of the time; their number is the limit, not their bytes.",
-    "dma_latency": "The kernel waits for the latency of copies while the DMA engines are idle.",
-    "mxu": "The kernel waits for the matrix units or their results.",
-    "vector": "Vector instructions fill the bundles.",
-    "scalar": "Scalar bundles (addresses, loops, copy descriptors) take most of the time.",
-    "sync": "The kernel waits for its own semaphores.",
-    "launch": "Launch overhead takes most of the time.",
-}
 NOT_TRIED = "none: no neighbouring config has a time; --tries 8 simulates up to 8"
 _MAX_NEIGHBOURS = 8  # printed; all are in the JSON form
 

@@ -17,6 +17,7 @@ from rpa_tune.cli.output import counted, print_json
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families.registry import ALL_FAMILIES, known_family
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import load_plan
@@ -125,8 +126,11 @@ def ask_each(
 
     Rows are asked side by side, as many as there are workers; the evaluators are closed at the end.
     """
+    chips = [load_chip(name) for name in sorted({row.key.chip for row in rows})]
     with ThreadPoolExecutor(workers) as threads:
         try:
+            for evaluator in oracle.evaluators.values():
+                evaluator.prepare(chips)
             yield from threads.map(question, rows)
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)

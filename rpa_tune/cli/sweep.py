@@ -21,7 +21,9 @@ from rpa_tune.cli.sweep_text import print_outcome
 from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.ray_pool import RayPool
+from rpa_tune.known_versions import faults
 from rpa_tune.models.catalog import load_model
+from rpa_tune.provenance import versions
 from rpa_tune.sweep.forecast import forecast
 from rpa_tune.sweep.identity import require_same_samplers
 from rpa_tune.sweep.job import Job, open_job
@@ -88,6 +90,7 @@ def sweep(**options: Any) -> None:
     pool = _make_pool(asked)
     job = open_job(plan, asked.store_file, asked.shard_text)
     _say_layers(job)
+    _say_faults(job)
     if not asked.as_json:  # stderr has events for machines then, the document has the source
         say_sources(study.workload for study in job.studies)
     if asked.dry_run:
@@ -202,6 +205,16 @@ def _make_watch(as_json: bool) -> CountingWatch:
         return JsonWatch()
     console = Console(stderr=True)
     return RichWatch(console) if console.is_terminal else PlainWatch(console)
+
+
+def _say_faults(job: Job) -> None:
+    """What others have reported of the installed versions on the plan's chips."""
+    said = {}
+    for chip in sorted({study.chip.name for study in job.studies}):
+        for fault in faults(versions(), chip):
+            said[fault.text(versions()[fault.package] or "")] = fault.cure
+    for text, cure in said.items():
+        click.echo(f"known fault: {text}\nhint: {cure}", err=True)
 
 
 def _say_layers(job: Job) -> None:

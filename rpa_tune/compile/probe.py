@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Status
 from rpa_tune.compile.dumps import schedule_digest
-from rpa_tune.compile.lower import compile_call
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 
@@ -39,6 +38,9 @@ def compile_probe(chip: str) -> Probe:
     Raises:
       Exception: What tracing raises.
     """
+    # Here, because the parent of a sweep takes the problem from this module, and needs no jax.
+    from rpa_tune.compile.lower import compile_call
+
     family, record = load_family(FAMILY), load_chip(chip)
     config = family.default_config(PROBLEM, record.target)
     compiled = compile_call(family.call(PROBLEM, config, record), record)

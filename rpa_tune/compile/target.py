@@ -30,6 +30,14 @@ _NO_METADATA_SERVER = {
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
+# jax asks for libtpu's version only where it believes it is on a TPU host, and elsewhere writes
+# programs for the newest one: jax 0.12.0.1 with libtpu 0.0.48 then fails with `no such field:
+# 'debug_locations'`, and with this compiles what a host would run.
+# Source: jax 0.10.2 and 0.12.0.1, jax/_src/cloud_tpu_init.py (`is_libtpu_at_least`).
+_AS_ON_A_HOST = {"JAX_FORCE_TPU_INIT": "1"}
+# What `import jax` then appends to LIBTPU_INIT_ARGS, here as on a host. Executables do not depend
+# on it, jax's own cache keys do (`artifact/jax_cache.py`).
+HOST_FLAG = "--xla_tpu_use_enhanced_launch_barrier=true"
 
 # What a worker that compiles is given of its parent's environment. Nothing here decides what a
 # compiler makes, so that one key in a cache means one program, whatever shell a run was started
@@ -54,7 +62,10 @@ _INHERITED = (
 # What decides the program or the compiler's flags, and says nothing about the host.
 _DECIDES_PROGRAMS = ("JAX_*", "XLA_*", "LIBTPU_INIT_ARGS")
 # Of these, what does not: where to compile and where to keep it.
-_DECIDES_NOTHING = ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")
+_DECIDES_NOTHING = (
+    "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE",
+    *_AS_ON_A_HOST,
+)  # fmt: skip
 
 
 def worker_environment(folder: Path) -> dict[str, str]:
@@ -103,7 +114,7 @@ def program_settings() -> dict[str, str]:
         if not _is_among(name, _DECIDES_PROGRAMS) or name in _DECIDES_NOTHING:
             continue
         if name == "LIBTPU_INIT_ARGS":
-            value = " ".join(flag for flag in value.split() if not _is_dump_flag(flag))
+            value = " ".join(flag for flag in value.split() if not _decides_nothing(flag))
         if value:
             found[name] = value
     return found
@@ -143,6 +154,7 @@ def _without_a_tpu(folder: Path) -> dict[str, str]:
     """What every worker is told that compiles for a TPU that is not there."""
     return {
         "JAX_PLATFORMS": "cpu",
+        **_AS_ON_A_HOST,
         **_NO_METADATA_SERVER,
         "PJRT_NPROC": num_xla_threads(),
         # Device-free compiles never touch a chip, so several may run side by side.
@@ -157,8 +169,8 @@ def _dump_flags(folder: Path) -> str:
     return " ".join((f"{_DUMP_TO}{dump_folder(folder)}", *DUMP_FLAGS))
 
 
-def _is_dump_flag(flag: str) -> bool:
-    return flag in DUMP_FLAGS or flag.startswith(_DUMP_TO)
+def _decides_nothing(flag: str) -> bool:
+    return flag in (*DUMP_FLAGS, HOST_FLAG) or flag.startswith(_DUMP_TO)
 
 
 def _is_among(name: str, patterns: tuple[str, ...]) -> bool:

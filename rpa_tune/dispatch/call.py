@@ -48,6 +48,9 @@ class Features(TypedDict, total=False):
         logarithm, after scale and soft cap, a sink among them. Of this function alone. Without
         causal mask and cache update it makes the call one part of several (`merge_attention`),
         whose `kv_lens` count cached tokens, from 0 on.
+      decode_query_size: Most new tokens of a sequence in the decode slot, 1 to 8, as newer public
+        functions have it: with 1 + drafts, speculative decoding is decode. Each has from 1 to that
+        many, whatever the others have.
       chunk_prefill_size: Static query length of the sequences in the prefill slot, or None, with
         which the public function leaves them out; these kernels serve them either way.
       d_block_sizes: Block sizes of the public kernel. Checked as there, and not used: a plan
@@ -74,6 +77,7 @@ class Features(TypedDict, total=False):
     attention_chunk_size: int | None
     kv_layout: str
     return_lse: bool
+    decode_query_size: int
     chunk_prefill_size: int | None
     d_block_sizes: BlockSizes | None
     p_block_sizes: BlockSizes | None
@@ -143,13 +147,15 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
         attention_chunk_size=features.get("attention_chunk_size"),
         kv_layout=kv_layout,
         return_lse=features.get("return_lse", False),
+        decode_query_size=features.get("decode_query_size", 1),
     ).without_idle_window()
 
 
 def check_lengths(arrays: Any, problem: Problem) -> None:
     """Refuses lengths and pages that cannot be launched.
 
-    More than the public check: decode sequences have one token each and come first.
+    More than the public check: decode sequences have one token each, or as many as the problem
+    allows, and come first.
 
     Args:
       arrays: Of a call; lengths, pages and distribution are on the host.
@@ -167,9 +173,10 @@ def check_lengths(arrays: Any, problem: Problem) -> None:
     starts, kv_lens = arrays.cu_q_lens[: n + 1], arrays.kv_lens[:n]
     if starts[-1] > max_num_tokens:
         raise ValueError(f"{starts[-1]} query tokens, but queries has {max_num_tokens} rows")
-    if (starts[: d + 1] != np.arange(d + 1)).any():
-        raise ValueError(f"cu_q_lens {starts[: d + 1]}: {d} decode sequences need one token each")
-    q_lens = np.diff(starts)
+    q_lens, most = np.diff(starts), problem.decode_query_size
+    if starts[0] != 0 or ((q_lens[:d] < 1) | (q_lens[:d] > most)).any():
+        need = "one token each" if most == 1 else f"1 to {most} tokens each (decode_query_size)"
+        raise ValueError(f"cu_q_lens {starts[: d + 1]}: {d} decode sequences need {need}")
     counts = -(-kv_lens // page_size)
     used = np.arange(pages.shape[1]) < counts[:, None]
     outside = ((pages[:n] < 0) | (pages[:n] >= num_pages)) & used

@@ -19,7 +19,9 @@ from rpa_tune.dispatch.runtime import Executables, attend, attend_latent
 from rpa_tune.dispatch.select import Choice, OnMiss, Source, select
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip, chip_of_device_kind, load_chip
+from rpa_tune.known_versions import faults
 from rpa_tune.models.buckets import Engine
+from rpa_tune.provenance import versions
 from rpa_tune.tables.key import TuningKey, tuning_key
 from rpa_tune.tables.reader import Tables, load_tables, shipped_folder
 from rpa_tune.tables.step import Step
@@ -203,6 +205,9 @@ def load_dispatcher(
     if on_miss not in ("nearest", "heuristic", "error"):
         raise UsageError(f'on_miss={on_miss!r} is not "nearest", "heuristic" or "error"')
     found = load_chip(chip) if chip is not None else _attached_chip()
+    for fault in faults(versions(), found.name):
+        if fault.chips:  # the others are said when the package is imported
+            _log.warning("%s; cure: %s", fault.text(versions()[fault.package] or ""), fault.cure)
     if not isinstance(tables, Tables):
         if tables is None:
             overlays: Sequence[Path | str] = ()

@@ -157,7 +157,9 @@ def full_step(problem: Problem, *, has_prefill: bool) -> Step:
 
     chunked = lengths(1, problem.max_num_tokens)
     return Step(
-        decode=lengths(seqs, seqs), prefill=chunked if has_prefill else Lengths(), mixed=chunked
+        decode=lengths(seqs, seqs * problem.decode_query_size),
+        prefill=chunked if has_prefill else Lengths(),
+        mixed=chunked,
     )
 
 

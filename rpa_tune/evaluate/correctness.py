@@ -67,7 +67,12 @@ class Verdict:
 
 
 def hostile_batches(
-    family: str, *, page_size: int, block_tokens: int, num_blocks: int = 2
+    family: str,
+    *,
+    page_size: int,
+    block_tokens: int,
+    num_blocks: int = 2,
+    decode_query_size: int = 1,
 ) -> tuple[Batch, ...]:
     """Batches with lengths that break kernels: 1, page and block boundaries ±1, several blocks.
 
@@ -79,6 +84,7 @@ def hostile_batches(
       page_size: Tokens in a page.
       block_tokens: Tokens of the config's KV block.
       num_blocks: Whole blocks whose boundaries to have; the longest context has one more, begun.
+      decode_query_size: New tokens of the decode sequences: 1 to so many, the most first.
     """
     longest = num_blocks * block_tokens + min(_MAX_PAGES * page_size, _MOST_BEYOND_TOKENS)
     chunk = min(page_size, _LONGEST_CHUNK_TOKENS)
@@ -93,9 +99,11 @@ def hostile_batches(
     batches: tuple[Batch, ...]
     slot = slot_of(family)
     if slot == "decode":
+        most = decode_query_size
+        q_lens = [min(most - i % most, edge) for i, edge in enumerate(edges)]
         batches = (
-            _batch([1] * len(edges), edges, num_decode=len(edges), page_seed=1),
-            _batch([1, 5], [longest, 5], num_decode=1, page_seed=2),
+            _batch(q_lens, edges, num_decode=len(edges), page_seed=1),
+            _batch([most, 5], [longest, 5], num_decode=1, page_seed=2),
         )
     elif slot == "prefill":
         contexts = [edge for edge in edges if edge >= chunk]

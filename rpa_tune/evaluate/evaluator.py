@@ -13,6 +13,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate, Evaluation, Method, Status
 from rpa_tune.compile.pool import Failure, FailureKind
 from rpa_tune.families.family import Family
+from rpa_tune.hw.chip import Chip
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
 
@@ -44,6 +45,19 @@ class AbstractEvaluator(abc.ABC):
         Raises:
           ValueError: A candidate names another workload.
         """
+
+    def prepare(self, chips: Iterable[Chip]) -> None:
+        """Finds out, before anything is asked, whether there can be an answer at all.
+
+        Does nothing by default.
+
+        Args:
+          chips: Those of the candidates to come.
+
+        Raises:
+          RpaTuneError: There can be none; says why, and what to do.
+        """
+        del chips
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -41,6 +41,7 @@ def stand_in(candidate: Candidate, *, with_few_heads: bool = True) -> tuple[Cand
         page_size=problem.page_size,
         block_tokens=config.bkv_sz,
         num_blocks=1,
+        decode_query_size=problem.decode_query_size,
     )
     workload = Workload(
         name="hostile",

@@ -202,6 +202,7 @@ def fitting_batches(candidate: Candidate) -> tuple[Batch, ...]:
         candidate.family.name,
         page_size=problem.page_size,
         block_tokens=min(candidate.config.bkv_sz, problem.max_context_tokens // 2),
+        decode_query_size=problem.decode_query_size,
     ):
         left = dataclasses.replace(batch, page_table=None)
         while left.num_seqs and left.misfit(problem):

@@ -28,6 +28,8 @@ from rpa_tune.evaluate.evaluator import (
     status_of_failure,
 )
 from rpa_tune.evaluate.simulate_task import TASK, SimulateAnswer, SimulateTask
+from rpa_tune.evaluate.understood import require_understood
+from rpa_tune.hw.chip import Chip
 from rpa_tune.llo.ensemble import interval
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.provenance import provenance
@@ -81,6 +83,15 @@ class SimulatedEvaluator(AbstractEvaluator):
     def fidelity(self) -> Fidelity:
         """SIMULATED."""
         return Fidelity.SIMULATED
+
+    def prepare(self, chips: Iterable[Chip]) -> None:
+        """Compiles one small kernel a chip, to see that schedules of this compiler are understood.
+
+        Raises:
+          DumpError: They are not; see `understood.py`.
+          RpaTuneError: Workers cannot be started at all.
+        """
+        require_understood(chips, self._pool, self._cache_dir)
 
     def evaluate_all(
         self, candidates: Iterable[Candidate], workload: Workload

@@ -1,11 +1,13 @@
 """Which rows a form of export can say, and what every form says of one. No jax."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rpa_kernels import FAMILIES
+from rpa_kernels.problem import Problem
 from rpa_tune.interop.public.tpu_inference.families import TPU_INFERENCE, TpuInferenceFamily
 from rpa_tune.interop.public.tpu_inference.package import PACKAGE
+from rpa_tune.tables.key import problem_of
 from rpa_tune.tables.row import TableRow
 
 OURS = "rows of our own kernels are used through the dispatcher, not by the public kernels"
@@ -69,6 +71,25 @@ def sort_out(rows: Iterable[TableRow], kernels: Sequence[str], why_not: str) -> 
         else:
             export.exported.append(row)
     return export
+
+
+def asked(export: Export, rows: Iterable[TableRow]) -> Iterator[tuple[TableRow, Problem]]:
+    """Each row with the very problem that it was timed on: engines look up by exact windows.
+
+    A row's key rounds windows, and has none for one over the whole context; engines do neither.
+    Rows that do not say their problem are left out.
+    """
+    for row in rows:
+        if row.evidence.problem is None:
+            why = "an old row: it does not say the exact sizes and window that the engine asks with"
+            export.leave_out(row, why)
+            continue
+        try:
+            problem = problem_of(row.key, row.evidence.problem)
+        except ValueError as error:
+            export.leave_out(row, str(error))
+            continue
+        yield row, problem
 
 
 def family_of(row: TableRow) -> TpuInferenceFamily:

@@ -14,10 +14,10 @@ So v3 rows go through keyword arguments or environment variables.
 from collections.abc import Callable, Iterable
 
 from rpa_kernels import layout
+from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop.export_rows import Export, comment, family_of, sort_out
+from rpa_tune.interop.export_rows import Export, asked, comment, family_of, sort_out
 from rpa_tune.interop.public.tpu_inference.package import DEVICE_NAMES, PACKAGE
-from rpa_tune.tables.key import TuningKey, problem_of
 from rpa_tune.tables.row import TableRow
 
 _KERNELS = "tpu_inference.kernels"
@@ -32,9 +32,9 @@ def export_tables(rows: Iterable[TableRow]) -> Export:
     export = sort_out(rows, tuple(_ENTRIES), _NO_TABLE)
     lines: dict[str, list[str]] = {kernel: [] for kernel in _ENTRIES}
     kept, seen = [], set()
-    for row in export.exported:
+    for row, problem in asked(export, export.exported):
         kernel = family_of(row).kernel
-        entry = _ENTRIES[kernel](row)
+        entry = _ENTRIES[kernel](row, problem)
         place = entry.split(" = ")[0]
         if why := _unsayable(row):
             export.leave_out(row, why)
@@ -59,60 +59,62 @@ def _unsayable(row: TableRow) -> str:
     return ""
 
 
-def hd64_entry(row: TableRow) -> str:
+def hd64_entry(row: TableRow, problem: Problem) -> str:
     """`TABLE[device][page][dtypes][heads][extra] = (pages, queries)`, levels made where missing."""
-    key, config = row.key, row.configs[0]
-    *levels, last = hd64_key(key)
+    config = row.configs[0]
+    *levels, last = hd64_key(problem, row.key.chip)
     path = "".join(f".setdefault({level!r}, {{}})" for level in levels)
-    value = (config["bkv_sz"] // key.page_size, config["bq_sz"])
+    value = (config["bkv_sz"] // problem.page_size, config["bq_sz"])
     return f"TUNED_BLOCK_SIZES{path}[{last!r}] = {value}"
 
 
-def hd64_key(key: TuningKey) -> tuple[str, int, str, str, str]:
-    """The look-up key of the hd64 table. Source: `get_lookup_keys` in tuned_block_sizes_hd64.py."""
-    queries_per_kv = layout.align(key.num_q_heads // key.num_kv_heads, layout.packing(key.q_dtype))
-    q_heads = layout.next_power_of_2(queries_per_kv * key.num_kv_heads)
-    kv_heads = layout.next_power_of_2(layout.align(key.num_kv_heads, layout.packing(key.kv_dtype)))
+def hd64_key(problem: Problem, chip: str) -> tuple[str, int, str, str, str]:
+    """The look-up key of the hd64 table: sizes rounded up to powers of two, the window exact.
+
+    Source: `get_lookup_keys` in tuned_block_sizes_hd64.py.
+    """
+    kv_heads = problem.num_kv_heads
+    queries_per_kv = layout.align(problem.num_q_heads // kv_heads, layout.packing(problem.q_dtype))
+    q_heads = layout.next_power_of_2(queries_per_kv * kv_heads)
+    kv_heads = layout.next_power_of_2(layout.align(kv_heads, layout.packing(problem.kv_dtype)))
+    context = layout.next_power_of_2(problem.max_context_tokens)
     return (
-        DEVICE_NAMES[key.chip],
-        layout.next_power_of_2(key.page_size),
-        f"q_{key.q_dtype}_kv_{key.kv_dtype}",
-        f"q_head-{q_heads}_kv_head-{kv_heads}_head-{key.head_dim}",
-        f"max_model_len-{key.max_context_tokens}-sw-{key.sliding_window_tokens or None}",
+        DEVICE_NAMES[chip],
+        layout.next_power_of_2(problem.page_size),
+        f"q_{problem.q_dtype}_kv_{problem.kv_dtype}",
+        f"q_head-{q_heads}_kv_head-{kv_heads}_head-{problem.head_dim}",
+        f"max_model_len-{context}-sw-{problem.sliding_window}",
     )
 
 
-def batched_entry(row: TableRow) -> str:
-    """`tuned_params_mapping[TuningKey(...)] = TunableParams(...)`."""
-    key = row.key
-    pages_per_seq = key.max_context_tokens // key.page_size
+def batched_entry(row: TableRow, problem: Problem) -> str:
+    """`tuned_params_mapping[TuningKey(...)] = TunableParams(...)`, every field exact."""
     fields = {
         "case": "decode" if family_of(row).case == "decode" else "prefill",
-        "num_q_heads": key.num_q_heads,
-        "num_kv_heads": key.num_kv_heads,
-        "head_dim": key.head_dim,
-        "num_seqs": key.max_num_seqs,
-        "page_size": key.page_size,
-        "total_q_tokens": key.max_num_tokens,
-        "num_page_indices": key.max_num_seqs * pages_per_seq,
-        "dtype_q": key.q_dtype,
-        "dtype_kv": key.kv_dtype,
-        "dtype_out": key.q_dtype,  # the function's default
-        "sliding_window": key.sliding_window_tokens or None,
+        "num_q_heads": problem.num_q_heads,
+        "num_kv_heads": problem.num_kv_heads,
+        "head_dim": problem.head_dim,
+        "num_seqs": problem.max_num_seqs,
+        "page_size": problem.page_size,
+        "total_q_tokens": problem.max_num_tokens,
+        "num_page_indices": problem.max_num_seqs * problem.pages_per_seq,
+        "dtype_q": problem.q_dtype,
+        "dtype_kv": problem.kv_dtype,
+        "dtype_out": problem.q_dtype,  # the function's default
+        "sliding_window": problem.sliding_window,
     }
     sizes = ", ".join(f"{name}={value}" for name, value in row.configs[0].items())
     names = ", ".join(f"{name}={value!r}" for name, value in fields.items())
     return f"tuned_params_mapping[TuningKey({names})] = TunableParams({sizes})"
 
 
-def mla_entry(row: TableRow) -> str:
+def mla_entry(row: TableRow, problem: Problem) -> str:
     """`mla_params[MlaKey(...)] = MlaParams(...)`, with the shapes that were timed.
 
     The engine hands no VMEM limit to the kernel, which takes all: what the row was compiled with.
     Source: `mla_attention` of layers/common/attention_interface.py.
     """
-    key, config = row.key, row.configs[0]
-    problem = problem_of(key, row.evidence.problem or {})
+    config = row.configs[0]
     is_decode = family_of(row).case == "decode"
     _, rows, packing, _ = problem.kv_cache_shape
     fields = {
@@ -131,7 +133,7 @@ def mla_entry(row: TableRow) -> str:
     sizes = {
         "num_kv_pages_per_block": config["bkv_sz"] // problem.page_size,
         "num_queries_per_block": config.get("bq_sz", 1),
-        "vmem_limit_bytes": load_chip(key.chip).vmem_bytes,
+        "vmem_limit_bytes": load_chip(row.key.chip).vmem_bytes,
         **({"decode_batch_size": config["batch_size"]} if is_decode
            else {"q_split": config["q_split"]}),
     }  # fmt: skip
@@ -140,7 +142,7 @@ def mla_entry(row: TableRow) -> str:
     return f"mla_params[MlaKey({names})] = MlaParams({params})"
 
 
-_ENTRIES: dict[str, Callable[[TableRow], str]] = {
+_ENTRIES: dict[str, Callable[[TableRow, Problem], str]] = {
     "batched": batched_entry, "hd64": hd64_entry, "mla": mla_entry,
 }  # fmt: skip
 
@@ -157,10 +159,11 @@ def _module(lines: dict[str, list[str]]) -> str:
     text = [
         f'"""Block sizes for {PACKAGE.title}, exported by rpa-tune.',
         "",
-        "Import this module before the engine compiles. Sizes, contexts and windows of a row are",
-        "rounded up to powers of two. The table of the batched kernel is looked up with exact",
-        "shapes: an entry serves the call with just these. So is that of the latent kernel (mla),",
-        "whose entries have the shapes that were timed. It names no device: export one chip.",
+        "Import this module before the engine compiles. The table of hd64 has sizes and contexts",
+        "rounded up to powers of two, and exact windows; that of the batched kernel is looked up",
+        "with exact shapes: an entry serves the call with just these. So is that of the latent",
+        "kernel (mla), whose entries have the shapes that were timed. It names no device: export",
+        "one chip.",
         '"""',
         "",
         *(imports[kernel] for kernel in kernels),

@@ -10,20 +10,20 @@ def printed_delay(program: Program, address: int, rates: Rates) -> int:
     """Delay bundles of a branch that the dump prints; the rest cost a cycle each all the same.
 
     Empty slots in front of the next region are left out by some libtpu versions, but for one. What
-    is printed ends where the next region or label starts. That is not always marked: then it ends
-    with the first empty bundles behind the end of a region, or with the last empty ones where that
-    end is not marked either.
+    is printed ends where the next region or label starts. That is not always marked, or a later
+    region's start is: then it ends with the last empty bundles behind the end of a region, or with
+    the last empty ones where that end is not marked either. Where no start is marked at all, it
+    ends with the first empty bundles behind the end of a region.
     """
     bundles = program.bundles[address + 1 : address + 1 + rates.branch_delay]
     start = next((i for i, bundle in enumerate(bundles) if bundle.is_entry), None)
     bundles = bundles[:start]
     exits = [distance for distance, bundle in enumerate(bundles, start=1) if bundle.is_exit]
     is_empty = [not any(bundle.slots) for bundle in bundles]
-    if not exits:
-        return max((i for i, empty in enumerate(is_empty, start=1) if empty), default=len(bundles))
-    if start is not None:
-        return start
-    printed = exits[-1]
+    printed = exits[-1] if exits else 1
+    if start is not None or not exits:
+        empty = (i for i in range(printed, len(bundles) + 1) if is_empty[i - 1])
+        return max(empty, default=len(bundles))
     while printed < len(bundles) and not is_empty[printed]:
         printed += 1
     while printed < len(bundles) and is_empty[printed]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rpa_tune.errors import DumpError
+from rpa_tune.known_versions import supported_libtpus
 from rpa_tune.llo.meetings import MeetingError, Meetings
 from rpa_tune.llo.opcodes import Meaning, Op, Slot, meaning, memory_spaces
 from rpa_tune.llo.program import (
@@ -21,8 +22,8 @@ from rpa_tune.llo.program import (
     Term,
 )
 
-_HEAD = re.compile(r"^ *(0x[0-9a-f]+|0) +(?:([A-Z]{2}):|:) ([> ]*)\{", re.MULTILINE)
-_INSTRUCTION = re.compile(
+HEAD = re.compile(r"^ *(0x[0-9a-f]+|0) +(?:([A-Z]{2}):|:) ([> ]*)\{", re.MULTILINE)
+INSTRUCTION = re.compile(
     r"\s*(?:(%\w+(?:, ?%\w+)*) = )?([a-z]\w*(?:\.<[\w ]+>|[\w.]*)(?:\[\d+\][\w.]*)?)\s*(.*)",
     re.DOTALL,
 )
@@ -107,7 +108,7 @@ class _Parser:
             )
         start += len(_HEADER_END)
         self.line += self.text.count("\n", 0, start)
-        heads = list(_HEAD.finditer(self.text, start))
+        heads = list(HEAD.finditer(self.text, start))
         if heads and self.text[start : heads[0].start()].strip():
             raise self._error("text before the first bundle", "expected bundle 0")
         for number, head in enumerate(heads):
@@ -152,7 +153,7 @@ class _Parser:
         self, text: str, number: int, slots: list[int], found: list[Instruction]
     ) -> None:
         """Counts one instruction's slots and keeps it when the path depends on it."""
-        match = _INSTRUCTION.fullmatch(text)
+        match = INSTRUCTION.fullmatch(text)
         if match is None:
             if not text.strip():
                 return
@@ -161,8 +162,7 @@ class _Parser:
         known = meaning(mnemonic)
         if known is None:
             raise self._error(
-                f"unknown opcode `{mnemonic}`",
-                "every opcode is listed in rpa_tune/llo/opcodes.yaml",
+                f"unknown opcode `{mnemonic}`", "opcodes.yaml in rpa_tune/llo has all"
             )
         for slot in known.slots:
             slots[slot] += 1
@@ -363,9 +363,9 @@ class _Parser:
 
     def _error(self, message: str, rule: str) -> DumpError:
         """A DumpError at the current line."""
-        hint = "this libtpu may print another format; supported are 0.0.42.1 and 0.0.50.1"
-        text = f"{message}; {rule}" if rule else message
-        return DumpError(text, where=f"{self.path}:{self.line}", hint=hint)
+        hint = f"this libtpu may print another format; tested are {', '.join(supported_libtpus())}"
+        message += f"; {rule}" if rule else ""
+        return DumpError(message, where=f"{self.path}:{self.line}", hint=hint)
 
 
 def _signed(value: int) -> int:

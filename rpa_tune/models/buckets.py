@@ -23,7 +23,7 @@ from typing import Any
 from rpa_kernels import layout
 from rpa_kernels.ints import cdiv
 from rpa_kernels.names import did_you_mean
-from rpa_kernels.problem import Problem
+from rpa_kernels.problem import MAX_DECODE_QUERY, Problem
 from rpa_kernels.slots import SLOTS, slot_of
 from rpa_tune.errors import UsageError
 
@@ -85,7 +85,8 @@ class Bucket:
     def can_meet(self, families: tuple[str, ...]) -> bool:
         """Whether a step with sequences of exactly these families can land here.
 
-        A decode sequence has one token, any other at least one; of each family there is one.
+        A decode sequence has one token or up to `decode_query_size`, any other at least one; of
+        each family there is one.
         """
         most_tokens = self.problem.max_num_tokens
         most_seqs = min(self.problem.max_num_seqs, most_tokens)
@@ -93,8 +94,9 @@ class Bucket:
         slots = tuple(slot_of(family) for family in families)
         if not slots or least_seqs > most_seqs or not set(slots) <= set(self.families):
             return False
-        # Sequences that are all decode have as many tokens as there are sequences.
-        return slots != ("decode",) or max(least_seqs, self.above_tokens + 1) <= most_seqs
+        # Sequences that are all decode have a token each, or a few.
+        most = most_seqs * self.problem.decode_query_size
+        return slots != ("decode",) or self.above_tokens + 1 <= most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +111,9 @@ class Engine:
       dp: Ranks that share the sequences, attention data parallelism included.
       kv_dtype: Dtype name of the KV cache.
       num_speculative_tokens: Draft tokens verified with every decode. They decide no shape.
+      decode_query_size: Most new tokens of a sequence in the decode slot, as the argument of the
+        attention call: 1 + drafts for a server that passes it. tpu-inference 0.32.0 does not: its
+        verified sequences are served by the mixed family. It decides no shape.
       padding_gap: tpu-inference's `VLLM_TPU_BUCKET_PADDING_GAP`: tokens between buckets; 0 for
         powers of two.
       token_buckets: tpu-inference's `compilation_sizes`, tokens of all ranks, in addition to
@@ -130,6 +135,7 @@ class Engine:
     dp: int = 1
     kv_dtype: str = "bfloat16"
     num_speculative_tokens: int = 0
+    decode_query_size: int = 1
     padding_gap: int = 0
     token_buckets: tuple[int, ...] = ()
     min_token_bucket: int = LEAST_TOKENS
@@ -155,6 +161,11 @@ class Engine:
         for name in ("padding_gap", "num_speculative_tokens"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name}={getattr(self, name)} must be at least 0")
+        if not 1 <= self.decode_query_size <= MAX_DECODE_QUERY:
+            raise UsageError(
+                f"decode_query_size={self.decode_query_size} must be 1 to {MAX_DECODE_QUERY}",
+                hint="longer verifications are served by the mixed family",
+            )
         if self.min_token_bucket & (self.min_token_bucket - 1):
             raise UsageError(f"min_token_bucket={self.min_token_bucket} must be a power of two")
         if any(tokens < 1 for tokens in self.token_buckets):

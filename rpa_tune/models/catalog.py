@@ -171,6 +171,7 @@ def problems_for(
         "q_dtype": q_dtype,
         "kv_dtype": kv_dtype,
         "kv_layout": kv_layout,
+        "decode_query_size": workload.decode_query_size,
     }
     where = f"the problem of {model.name}"
     return shares(model.within(context), tp=tp, where=where, engine=engine, **sizes)

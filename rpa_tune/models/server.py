@@ -32,8 +32,9 @@ _MLA_PAGE = 1024
 # Names of the flags, as people give them; the first ones are said even where they are the default.
 _SAID = ("model", "chip", "tp", "max_num_seqs", "max_num_batched_tokens", "max_model_len",
          "page_size", "kv_dtype")  # fmt: skip
-FLAGS = (*_SAID, "kv_layout", "engine", "dp", "num_speculative_tokens", "padding_gap",
-         "token_buckets", "min_token_bucket", "bucket_seqs", "uses_prefill")  # fmt: skip
+FLAGS = (*_SAID, "kv_layout", "engine", "dp", "num_speculative_tokens", "decode_query_size",
+         "padding_gap", "token_buckets", "min_token_bucket", "bucket_seqs",
+         "uses_prefill")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,6 +208,7 @@ class Server(Engine):
             "num_pages": pages_per_seq * self.max_num_seqs,
             "kv_dtype": self.kv_dtype,
             "kv_layout": self.kv_layout,
+            "decode_query_size": self.decode_query_size,
         }
         found = shares(
             self.loaded, tp=self.tp, where="the server's options", engine=self.engine,

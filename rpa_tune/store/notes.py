@@ -26,7 +26,11 @@ class StudyPlan:
       heuristic: Fields of the config that is to be beaten; None when there is none.
       stamp: Versions that its answers depend on; see `codec.stamp_of`.
       sampler: Who chooses what is asked; see `sampler_choice.sampler_identity`. Empty in stores
-        of older versions.
+        of older versions, like what follows.
+      axes: Config field -> the values that are searched, in rising order.
+      workload: `name`, `source` and `batches`: for each the `weight` and the lengths that a rule
+        may ask for, in the order of `Evaluation.batch_us`.
+      objective: What is to be least.
     """
 
     name: str
@@ -35,6 +39,9 @@ class StudyPlan:
     heuristic: Mapping[str, Any] | None
     stamp: tuple[str, ...]
     sampler: Mapping[str, str] = field(default_factory=dict)
+    axes: Mapping[str, list[int]] = field(default_factory=dict)
+    workload: Mapping[str, Any] = field(default_factory=dict)
+    objective: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +69,9 @@ class StudyNote:
       verdict: `tuned` or `heuristic`; empty when no config works.
       stopped: Every candidate that was left behind.
       agreement: Fields of `sweep.agreement.Agreement`; None when nothing was measured.
+      row: `TableRow.to_dict()` of its table row; None without one, and in stores of older versions.
+      bounds_us: Candidate's digest -> its lower bound, microseconds, of those that were answered;
+        under `least` the least bound of the whole space. Empty in stores of older versions.
     """
 
     name: str
@@ -69,6 +79,8 @@ class StudyNote:
     verdict: str
     stopped: tuple[Stopped, ...] = ()
     agreement: Mapping[str, Any] | None = None
+    row: Mapping[str, Any] | None = None
+    bounds_us: Mapping[str, float] = field(default_factory=dict)
 
 
 def encode(note: StudyPlan | StudyNote) -> bytes:
@@ -106,9 +118,11 @@ def decode(line: bytes) -> StudyPlan | StudyNote:
     return note
 
 
-_TEXTS = ("name", "study", "verdict", "reason", "detail")
+_TEXTS = ("name", "study", "verdict", "reason", "detail", "objective")
 # Whether it may be None.
-_MAPPINGS = {"heuristic": True, "agreement": True, "config": False}
+_MAPPINGS = {
+    "heuristic": True, "agreement": True, "config": False, "workload": False, "row": True,
+}  # fmt: skip
 
 
 def _check(note: StudyPlan | StudyNote | Stopped) -> None:
@@ -126,6 +140,12 @@ def _check(note: StudyPlan | StudyNote | Stopped) -> None:
             is_good = isinstance(value, dict) or (value is None and _MAPPINGS[part.name])
         elif part.name == "sampler":
             is_good = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
+        elif part.name == "axes":
+            is_good = isinstance(value, dict) and all(_is_axis(values) for values in value.values())
+        elif part.name == "bounds_us":
+            is_good = isinstance(value, dict) and all(
+                type(us) in (int, float) for us in value.values()
+            )
         elif part.name == "num_evaluations":
             is_good = type(value) is int and value >= 0
         elif part.name == "stamp":
@@ -135,3 +155,7 @@ def _check(note: StudyPlan | StudyNote | Stopped) -> None:
                 _check(stop)
         if not is_good:
             raise ValueError(f"not a note: {part.name}={value!r:.40}")
+
+
+def _is_axis(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) is int for value in values)

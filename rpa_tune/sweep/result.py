@@ -1,6 +1,7 @@
 """What came out of one study, as its callers, the store and the tables want it."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rpa_kernels.infeasible import Infeasible
@@ -37,6 +38,7 @@ class StudyResult:
         nothing was, or had a simulated time.
       gave_up: Why the study ended before it had asked all it could; empty if it did not. The next
         run asks again.
+      bounds_us: `StudyNote.bounds_us`.
     """
 
     study: Study
@@ -49,6 +51,7 @@ class StudyResult:
     agreement: Agreement | None = None
     simulated_best: Evaluation | None = None
     gave_up: str = ""
+    bounds_us: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -60,6 +63,7 @@ class StudyResult:
 
     def note(self) -> StudyNote:
         """What the store keeps of it beside the answers."""
+        row = self.row()
         return StudyNote(
             name=self.study.name,
             study=self.study.digest,
@@ -69,6 +73,8 @@ class StudyResult:
                 for s in self.stops
             ),
             agreement=asdict(self.agreement) if self.agreement else None,
+            row=None if row is None else row.to_dict(),
+            bounds_us=self.bounds_us,
         )
 
     def to_frame(self) -> "pd.DataFrame":

@@ -254,6 +254,10 @@ def _run(
     files: list[Path] = []
     stopped = ""
     try:
+        # What cannot be read of any schedule is found out before the first candidate is compiled.
+        chips = {study.chip.name: study.chip for study in job.studies}
+        for evaluator in run.evaluators.values():
+            evaluator.prepare(chips.values())
         with run.watch:
             for result in run.run(job.studies, shard=job.shard.index if job.shard else 0):
                 results.append(result)

@@ -133,7 +133,10 @@ class ServedWorkload:
             server = self._server
             most_seqs = min(server.max_num_seqs, budget // (1 + server.num_speculative_tokens) or 1)
             knobs = server.knobs | {"max_num_batched_tokens": budget, "max_num_seqs": most_seqs}
-            changes: dict[str, Any] = {"engine": knobs}
+            changes: dict[str, Any] = {
+                "engine": knobs,
+                "decode_query_size": server.decode_query_size,
+            }
             mapping = self._mapping or {}
             if server.dp > 1:
                 changes["arrivals"] = share_of_arrivals(mapping.get("arrivals", {}), server.dp)

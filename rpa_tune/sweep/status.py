@@ -65,18 +65,27 @@ class StoreStatus:
                 answers[e.candidate.digest, e.fidelity, stamp] = e
         return sorted(answers.values(), key=lambda e: str(e.provenance.get("time", "")))
 
+    @property
+    def plans(self) -> dict[str, StudyPlan]:
+        """What was planned last for each study, by its digest."""
+        return _merged(p for c in self.contents.values() for p in c.plans)
+
+    @property
+    def notes(self) -> dict[str, StudyNote]:
+        """What studies came to, by their digests."""
+        # A run without --shard begins what a shard has ended: one ending is enough.
+        return {n.study: n for c in self.contents.values() for n in c.notes}
+
     def to_dict(self, *, with_stops: bool) -> dict[str, Any]:
         """JSON form; with every candidate that stopped, if asked for."""
         evaluations = self.evaluations
         every_check = [e for e in evaluations if e.fidelity is Correctness.INTERPRETED]
         timed = [e for e in evaluations if e.fidelity is not Correctness.INTERPRETED]
-        plans = _merged(p for c in self.contents.values() for p in c.plans)
-        # A run without --shard begins what a shard has ended: one ending is enough.
-        notes = {n.study: n for c in self.contents.values() for n in c.notes}
+        plans, notes = self.plans, self.notes
         # A check of other kernels says nothing of those that were planned last.
         stamps = {_stamp(plan, Correctness.INTERPRETED) for plan in plans.values()}
         checks = [e for e in every_check if not stamps or _stamp_of(e) in stamps]
-        groups = _by_study(timed)
+        groups = by_study(timed)
         for plan in plans.values():
             groups.setdefault(plan.study, [])
         studies = [
@@ -114,7 +123,7 @@ def _merged(plans: Iterable[StudyPlan]) -> dict[str, StudyPlan]:
     return {study: replace(plan, name=_AND.join(names[study])) for study, plan in last.items()}
 
 
-def _by_study(evaluations: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
+def by_study(evaluations: Iterable[Evaluation]) -> dict[str, list[Evaluation]]:
     """Answers about one family, problem, chip and workload, in order of appearance."""
     groups: dict[str, list[Evaluation]] = {}
     for evaluation in evaluations:
@@ -145,8 +154,7 @@ def _summarize(
     *,
     with_stops: bool,
 ) -> dict[str, Any]:
-    # Times of other versions are no times of what was planned last, and not to be mixed with them.
-    current = [e for e in group if plan is None or _stamp_of(e) == _stamp(plan, e.fidelity)]
+    current = of_planned_versions(group, plan)
     timed = [e for e in current if e.time_us is not None]
     highest = max((e.rung for e in timed), default=None)
     times = [e.time_us or 0.0 for e in timed if e.fidelity is highest]
@@ -175,6 +183,14 @@ def _summarize(
     if with_stops:
         summary["stops"] = [asdict(stop) for stop in note.stopped] if note else []
     return summary
+
+
+def of_planned_versions(group: Iterable[Evaluation], plan: StudyPlan | None) -> list[Evaluation]:
+    """The answers of the versions that were planned last; all of them without a plan.
+
+    Times of other versions are no times of what was planned last, and not to be mixed with them.
+    """
+    return [e for e in group if plan is None or _stamp_of(e) == _stamp(plan, e.fidelity)]
 
 
 def _stamp_of(evaluation: Evaluation) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
+from rpa_tune.decide.promote import served_lengths
 from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.families.family import Family
 from rpa_tune.families.registry import load_family
@@ -102,6 +103,16 @@ class Study:
             heuristic=None if isinstance(heuristic, Infeasible) else asdict(heuristic),
             stamp=stamp_of(provenance(self.family.digest)),
             sampler=self.sampler(),
+            axes={axis.name: list(axis.values) for axis in self.axes()},
+            workload={
+                "name": self.workload.name,
+                "source": self.workload.source,
+                "batches": [
+                    {"weight": wb.weight, **asdict(served_lengths(wb.batch, self.family))}
+                    for wb in self.workload.batches
+                ],
+            },
+            objective=self.search.objective,
         )
 
     def candidate(self, config: Any) -> Candidate:

@@ -148,7 +148,8 @@ class Sweep:
         heuristic = study.heuristic()
         seeds = [] if isinstance(heuristic, Infeasible) else [heuristic]
         seeds += neighbour_seeds(study, [*decided(decisions), *self.winners])
-        answers, stops, gave_up = self._search(study, space, seeds)
+        found = self._search(study, space, seeds)
+        answers, stops, gave_up = found.answers, found.stops, found.gave_up
         result = StudyResult(
             study=study,
             space=space,
@@ -157,24 +158,20 @@ class Sweep:
             stops=tuple(stops),
             num_asked=0,
             gave_up=gave_up,
+            bounds_us=found.bounds_us,
         )
         if self._is_measured(study):
             result = self._measured(result, heuristic)
         result = self._verified(result, heuristic)
         return replace(result, num_asked=self.oracle.num_asked_by(study))
 
-    def _search(
-        self, study: Study, space: Space, seeds: Sequence[Any]
-    ) -> tuple[list[Evaluation], list[Stop], str]:
-        """Bounds all of a space, and simulates some.
-
-        Returns:
-          Their answers, why others have none, and why it gave up, if it did.
-        """
+    def _search(self, study: Study, space: Space, seeds: Sequence[Any]) -> "_Found":
+        """Bounds all of a space, and simulates some."""
         pool = [study.candidate(config) for config in dict.fromkeys([*seeds, *space.configs])]
         answers: list[Evaluation] = []
         stops: list[Stop] = []
         below: dict[Any, Evaluation] = {}
+        bounds: dict[str, float] = {}
         gave_up = ""
         for fidelity in (Fidelity.ANALYTICAL, Fidelity.SIMULATED):
             num_seeds = sum(candidate.config in seeds for candidate in pool)
@@ -189,7 +186,13 @@ class Sweep:
             )
             below = {answer.candidate.config: answer for answer in answers if answer.ok}
             pool = [candidate for candidate in pool if candidate.config in below]
-        return answers, stops, gave_up
+            if fidelity is Fidelity.ANALYTICAL:
+                bounds = {a.candidate.digest: a.time_us or 0.0 for a in below.values()}
+        asked = {answer.candidate.digest for answer in answers}
+        bounds_us = {digest: us for digest, us in bounds.items() if digest in asked}
+        if bounds:
+            bounds_us["least"] = min(bounds.values())
+        return _Found(answers=answers, stops=stops, gave_up=gave_up, bounds_us=bounds_us)
 
     def _is_measured(self, study: Study) -> bool:
         """Whether a study's finalists are measured: where its chip is, if they can be launched."""
@@ -278,6 +281,23 @@ class Sweep:
                     return answers, skipped, gave_up
             sampler.tell(told)
         return answers, skipped, ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """What a search came to.
+
+    Attributes:
+      answers: Simulated.
+      stops: Why others have none.
+      gave_up: Why it ended early; empty if it did not.
+      bounds_us: `StudyNote.bounds_us`.
+    """
+
+    answers: list[Evaluation]
+    stops: list[Stop]
+    gave_up: str
+    bounds_us: dict[str, float]
 
 
 def _sampler_kind(fidelity: Fidelity, search: Search) -> str:

@@ -18,6 +18,7 @@ ADDED_FIELDS: Mapping[str, Any] = {
     "attention_chunk_tokens": 0,
     "kv_layout": layout.HEAD_ALONG_SUBLANE,
     "return_lse": False,
+    "decode_query_size": 1,
     "rope_dim": 0,
     "kv_packing": 0,
 }
@@ -50,6 +51,8 @@ class TuningKey:
       attention_chunk_tokens: Rounded up to a power of two; 0 without chunks.
       kv_layout: As in the problem.
       return_lse: As in the problem.
+      decode_query_size: Rounded up to a power of two, as decode computes them; 1 for families that
+        serve no decode sequences.
       rope_dim: Rope row of latent attention, exact; 0 without.
       kv_packing: Tokens of a row of a latent cache, exact; 0 without.
     """
@@ -75,6 +78,7 @@ class TuningKey:
     attention_chunk_tokens: int = 0
     kv_layout: str = layout.HEAD_ALONG_SUBLANE
     return_lse: bool = False
+    decode_query_size: int = 1
     rope_dim: int = 0
     kv_packing: int = 0
 
@@ -97,6 +101,7 @@ class TuningKey:
             "scales": self.has_scales,
             self.kv_layout: self.kv_layout != layout.HEAD_ALONG_SUBLANE,
             "log-sum-exp": self.return_lse,
+            f"1 to {self.decode_query_size} new tokens": self.decode_query_size > 1,
         }
         dtypes = {"KV": self.kv_dtype, "queries": self.q_dtype, "output": self.out_dtype}
         same = len(set(dtypes.values())) == 1
@@ -132,6 +137,7 @@ _WEIGHTS = {
     "max_num_tokens": 0.25,
     "max_num_seqs": 0.25,
     "max_context_tokens": 0.5,
+    "decode_query_size": 0.5,
 }
 # What a differing feature counts, on the same scale. Also a guess.
 _FEATURES = {
@@ -152,7 +158,10 @@ _FIXED = ("chip", "family", "q_dtype", "kv_dtype", "kv_layout", "rope_dim", "kv_
 # Family -> sizes that its best config does not depend on: rows that differ in them alone are of
 # one study. A decode step has a token a sequence whatever the bucket; what else shares the launch
 # is served by another family. `expected_loss.yaml` has the regret of taking one for the other.
-FILLED: dict[str, tuple[str, ...]] = dict.fromkeys(("decode", "mla-decode"), ("max_num_tokens",))
+FILLED: dict[str, tuple[str, ...]] = {
+    "decode": ("max_num_tokens",),
+    "mla-decode": ("max_num_tokens",),
+}
 
 
 def studied_key(key: TuningKey) -> TuningKey:
@@ -190,9 +199,15 @@ def tuning_key(problem: Problem, chip: str, family: str) -> TuningKey:
         attention_chunk_tokens=_reach_bucket(problem.attention_chunk_size, context),
         kv_layout=problem.kv_layout,
         return_lse=problem.return_lse,
+        decode_query_size=_decode_query_size(problem, family),
         rope_dim=problem.rope_dim or 0,
         kv_packing=problem.row_tokens if problem.is_latent else 0,
     )
+
+
+def _decode_query_size(problem: Problem, family: str) -> int:
+    serves_decode = family not in ("prefill", "mixed")
+    return layout.next_power_of_2(problem.decode_query_size) if serves_decode else 1
 
 
 def _head_dim(problem: Problem) -> int:
@@ -224,6 +239,7 @@ def representative(key: TuningKey) -> Problem:
         sliding_window=key.sliding_window_tokens or None,
         attention_chunk_size=key.attention_chunk_tokens or None,
         return_lse=key.return_lse,
+        decode_query_size=key.decode_query_size,
         soft_cap=30.0 if key.has_soft_cap else None,
         causal=key.causal,
         update_kv_cache=key.update_kv_cache,

@@ -66,7 +66,7 @@ class Step:
     """One step of a serving engine: its sequences by the slot of the distribution they are in.
 
     Attributes:
-      decode: Sequences of one new token.
+      decode: Sequences in the decode slot: of one new token, or a few with `decode_query_size`.
       prefill: Sequences in the prefill slot.
       mixed: All others.
     """

@@ -69,6 +69,12 @@ class Workload:
         return max(sum(wb.batch.q_lens) for wb in self.batches)
 
     @property
+    def decode_query_size(self) -> int:
+        """Most new tokens of a sequence in the decode slot; 1 without any."""
+        batches = [wb.batch for wb in self.batches]
+        return max((max(b.q_lens[: b.num_decode], default=1) for b in batches), default=1)
+
+    @property
     def max_context_tokens(self) -> int:
         """Longest context of a sequence."""
         return int(max(max(wb.batch.kv_lens) for wb in self.batches))

@@ -91,9 +91,11 @@ def serve(spec: WorkloadSpec) -> Served:
         served = _replay(spec, spec.requests)
     else:
         served = _simulate(spec, spec.requests)
-    if spec.chunk_prefill_size is None:
-        return served
-    steps = tuple(step.with_prefill_slot(spec.chunk_prefill_size) for step in served.steps)
+    steps = served.steps
+    if spec.decode_query_size > 1:
+        steps = tuple(step.with_decode_slot(spec.decode_query_size) for step in steps)
+    if spec.chunk_prefill_size is not None:
+        steps = tuple(step.with_prefill_slot(spec.chunk_prefill_size) for step in steps)
     return replace(served, steps=steps)
 
 

@@ -12,6 +12,7 @@ arrivals: {process: poisson, request_rate: 12}
 engine: {max_num_seqs: 64, max_num_batched_tokens: 1024, max_model_len: 8192}
 compress: {batches: 16}
 chunk_prefill_size: 512      sequences with so many new tokens are for the prefill family
+decode_query_size: 4         sequences with at most so many are for the decode family
 seed: 0
 ```
 
@@ -28,6 +29,7 @@ from typing import Any
 import yaml
 
 from rpa_kernels.names import did_you_mean, find_name
+from rpa_kernels.problem import MAX_DECODE_QUERY
 from rpa_tune.errors import UsageError
 from rpa_tune.workload.arrivals import Arrivals
 from rpa_tune.workload.fields import check_keys, read_record
@@ -39,7 +41,8 @@ from rpa_tune.workload.trace_times import UNITS_PER_S
 from rpa_tune.workload.turns import TURNS
 
 SECTIONS = ("requests", "arrivals", "engine", "compress")
-KEYS = ("name", "preset", "about", "source", *SECTIONS, "chunk_prefill_size", "seed")
+KEYS = ("name", "preset", "about", "source", *SECTIONS, "chunk_prefill_size",
+        "decode_query_size", "seed")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +138,8 @@ class WorkloadSpec:
       chunk_prefill_size: Sequences with exactly so many new tokens go to the kernel's prefill
         slot, as the attention function's argument of this name says; None for none.
       seed: Of lengths, arrivals, and accepted drafts.
+      decode_query_size: Sequences with at most so many new tokens go to the kernel's decode slot,
+        as the attention function's argument of this name says.
     """
 
     name: str
@@ -145,6 +150,7 @@ class WorkloadSpec:
     compress: Compress
     chunk_prefill_size: int | None = None
     seed: int = 0
+    decode_query_size: int = 1
 
 
 @cache
@@ -180,6 +186,12 @@ def read_spec(data: Mapping[str, Any], *, page_size: int, where: str = "workload
         raise UsageError(
             f"at least 2 tokens are needed, got {chunk!r}", where=f"{where}.chunk_prefill_size"
         )
+    most = data.get("decode_query_size", 1)
+    if type(most) is not int or not 1 <= most <= MAX_DECODE_QUERY:
+        raise UsageError(
+            f"1 to {MAX_DECODE_QUERY} tokens are needed, got {most!r}",
+            where=f"{where}.decode_query_size",
+        )
     requests = _read_requests(data["requests"], f"{where}.requests")
     if isinstance(requests, CaptureSource) and ("arrivals" in data or "engine" in data):
         raise UsageError("a recording needs neither 'arrivals' nor 'engine'", where=where)
@@ -192,6 +204,7 @@ def read_spec(data: Mapping[str, Any], *, page_size: int, where: str = "workload
         compress=read_record(Compress, data.get("compress", {}), f"{where}.compress"),
         chunk_prefill_size=chunk,
         seed=seed,
+        decode_query_size=most,
     )
 
 

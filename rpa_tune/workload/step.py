@@ -1,6 +1,7 @@
 """One launch of a serving engine: lengths, decodes, and where the pages lie."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ class EngineStep:
       start_us: Engine time at which it starts.
       q_lens: int32[num_seqs], new tokens; decodes come first.
       kv_lens: int32[num_seqs], context with the new tokens.
-      num_decode: Sequences with one new token.
+      num_decode: Sequences with one new token; see `with_decode_slot`.
       num_prefill: Sequences after those in the kernel's prefill slot; see `with_prefill_slot`.
       page_lists: Pages of each sequence, at least as many as `kv_lens` needs: sequences append
         to their list later, so cut it with `page_table`. Empty when pages are not known.
@@ -46,12 +47,24 @@ class EngineStep:
         is_chunk = (self.q_lens == chunk_tokens) & (np.arange(self.num_seqs) >= self.num_decode)
         rank = np.where(is_chunk, 1, 2)
         rank[: self.num_decode] = 0
+        return replace(self._ordered(rank), num_prefill=int(is_chunk.sum()))
+
+    def with_decode_slot(self, query_tokens: int) -> "EngineStep":
+        """The same launch with sequences of up to `query_tokens` new tokens as decodes.
+
+        None are in the prefill slot.
+        """
+        is_decode = self.q_lens <= query_tokens
+        ordered = self._ordered(~is_decode)
+        return replace(ordered, num_decode=int(is_decode.sum()), num_prefill=0)
+
+    def _ordered(self, rank: npt.NDArray[Any]) -> "EngineStep":
+        """The same sequences in rising order of `rank`, as they are where it is equal."""
         order = np.argsort(rank, kind="stable")
         return replace(
             self,
             q_lens=self.q_lens[order],
             kv_lens=self.kv_lens[order],
-            num_prefill=int(is_chunk.sum()),
             page_lists=tuple(self.page_lists[i] for i in order) if self.page_lists else (),
         )
 

@@ -162,7 +162,10 @@ SHELLS = {
 }
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    "shell",
+    [pytest.param(s, marks=pytest.mark.slow if h is Health.OK else ()) for s, h in SHELLS.items()],
+)
 def test_the_doctor_compiles_and_understands_and_names_what_breaks_a_compile(monkeypatch, shell):
     for setting in shell.split():
         monkeypatch.setenv(*setting.split("=", 1))

@@ -40,6 +40,7 @@ def test_an_entry_is_found_again_wherever_the_code_lies(tmp_path):
     assert fill(moved, tmp_path / "cache", tmp_path, PYTHONPATH=str(moved.parent)) == {entry}
 
 
+@pytest.mark.slow
 def test_a_host_of_another_shape_has_an_entry_of_its_own(tmp_path):
     entries = fill(PROGRAM, tmp_path / "cache", tmp_path)
     assert len(fill(PROGRAM, tmp_path / "cache", tmp_path, "v6e:2x4") | entries) == 2

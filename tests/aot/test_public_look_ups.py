@@ -2,22 +2,25 @@
 
 import importlib
 import sys
+import types
 from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
-from table_rows import LATENT, PROBLEM, make_row
+from engine_wheels import SGLANG_JAX, sglang_jax_main
+from table_rows import LATENT, PROBLEM, timed_row
 
+from rpa_kernels import layout
 from rpa_kernels.batch import Batch
 from rpa_tune.cli.main import cli
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.interop import sglang_jax_tables
 from rpa_tune.interop.public.tpu_inference import functions
 from rpa_tune.interop.public.tpu_inference.arrays import abstract_arguments, num_leading
 from rpa_tune.interop.public.tpu_inference.families import TPU_INFERENCE
 from rpa_tune.interop.public.tpu_inference.package import WHEEL, why_untraceable
 from rpa_tune.interop.tpu_inference_tables import export_tables
-from rpa_tune.tables.key import beyond_key, tuning_key
 
 pytestmark = [pytest.mark.aot, pytest.mark.usefixtures("tpu_inference_root")]
 HD64 = replace(PROBLEM, head_dim=64)
@@ -39,24 +42,85 @@ def test_the_functions_own_choice_is_a_config(name):
         assert isinstance(config, family.config_type)
 
 
-def test_exported_rows_are_what_the_wheel_then_chooses(tmp_path, monkeypatch):
+# No window; one that is no power of two; one over the whole context; and sizes that the key rounds.
+CHANGES = {
+    "none": {}, "window 1000": {"sliding_window": 1000, "pages_per_seq": 128},
+    "whole": {"sliding_window": PROBLEM.max_context_tokens},
+    "sizes": {"max_num_tokens": 48, "max_num_seqs": 6, "pages_per_seq": 20, "num_q_heads": 6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_exported_rows_are_what_the_wheel_then_chooses(tmp_path, monkeypatch, change):
+    problem, hd64 = (replace(p, **CHANGES[change]) for p in (PROBLEM, HD64))
     rows = [
-        make_row("public-batched-decode", configs=[BATCHED]),
-        make_row("public-hd64", problem=HD64, configs=[{"bq_sz": 8, "bkv_sz": 48}]),
+        timed_row("public-batched-decode", problem, configs=[BATCHED]),
+        timed_row("public-hd64", hd64, configs=[{"bq_sz": 8, "bkv_sz": 48}]),
     ]
-    before = [chosen("public-batched-decode", PROBLEM), chosen("public-hd64", HD64)]
-    (tmp_path / "exported_blocks.py").write_text(export_tables(rows).text)
+    before = [chosen("public-batched-decode", problem), chosen("public-hd64", hd64)]
+    export = export_tables(rows)
+    assert export.exported == rows
+    (tmp_path / "exported_blocks.py").write_text(export.text)
     monkeypatch.syspath_prepend(tmp_path)
     for kernel in ("batched", "hd64"):
         package = functions.MODULES[kernel].rsplit(".", 1)[0]
         table = "tuned_params" if kernel == "batched" else "tuned_block_sizes_hd64"
         WHEEL.load(WHEEL.root, f"{package}.{table}")
     importlib.import_module("exported_blocks")
-    after = [chosen("public-batched-decode", PROBLEM), chosen("public-hd64", HD64)]
+    after = [chosen("public-batched-decode", problem), chosen("public-hd64", hd64)]
     sys.modules.pop("exported_blocks")
     for row, old, new in zip(rows, before, after, strict=True):
         assert TPU_INFERENCE[row.key.family].config_to_dict(new) == row.configs[0]
         assert new != old
+
+
+@pytest.fixture
+def sglang_look_up(monkeypatch):
+    """The main branch's own look-up, on a v6e."""
+    root = sglang_jax_main()
+    before = set(sys.modules)
+    for name, members in (
+        ("sgl_jax.srt.utils.jax_utils", {"get_device_name": lambda: "TPU v6e"}),
+        ("sgl_jax.srt.utils.common_utils", {"next_power_of_2": layout.next_power_of_2}),
+    ):
+        module = types.ModuleType(name)
+        module.__dict__.update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    package = "sgl_jax.srt.kernels.ragged_paged_attention"
+    module = SGLANG_JAX.load(root, f"{package}.tuned_block_sizes_v3")
+    monkeypatch.setattr(module, "get_tpu_version", lambda: 6)
+    yield module.get_tuned_block_sizes_v3
+    for name in [name for name in sys.modules if name.startswith("sgl_jax")]:
+        if name not in before:
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_exported_rows_are_what_sglang_jax_finds(sglang_look_up, change):
+    problem = replace(PROBLEM, **CHANGES[change])
+    blocks = {"d": (1, 256, 1, 128), "m": (32, 256, 16, 128)}
+    names = ("bq_sz", "bkv_sz", "bq_csz", "bkv_csz")
+    rows = [
+        timed_row(f"public-v3-{case}", problem, configs=[dict(zip(names, sizes, strict=True))])
+        for case, sizes in zip(("decode", "mixed"), blocks.values(), strict=True)
+    ]
+
+    def found():
+        # As `_prepare_block_sizes` asks; a decode launch has as many tokens as sequences.
+        return {
+            stage: sglang_look_up(
+                stage, problem.q_dtype, problem.kv_dtype, problem.num_q_heads,
+                problem.num_kv_heads, problem.padded_head_dim, problem.page_size, tokens,
+                sliding_window=problem.sliding_window,
+            )
+            for stage, tokens in (("d", problem.max_num_seqs), ("m", problem.max_num_tokens))
+        }  # fmt: skip
+
+    assert found() == {"d": None, "m": None}
+    export = sglang_jax_tables.export_tables(rows)
+    assert export.exported == rows
+    exec(compile(export.text, "exported", "exec"), {})
+    assert found() == blocks
 
 
 def test_exported_rows_of_the_latent_kernel_are_what_the_engine_then_looks_up(
@@ -70,9 +134,7 @@ def test_exported_rows_of_the_latent_kernel_are_what_the_engine_then_looks_up(
     }
     rows = []
     for name, config in blocks.items():
-        beyond = beyond_key(problem, tuning_key(problem, "v6e", name))
-        row = make_row(name, problem=problem, configs=[config])
-        rows.append(replace(row, evidence=replace(row.evidence, problem=beyond)))
+        rows.append(timed_row(name, problem, configs=[config]))
     before = [chosen(name, problem) for name in blocks]
     WHEEL.load(WHEEL.root, functions.MODULES["mla"].rsplit(".", 1)[0] + ".tuned_params")
     (tmp_path / "exported_mla.py").write_text(export_tables(rows).text)

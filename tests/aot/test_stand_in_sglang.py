@@ -24,6 +24,7 @@ from rpa_tune.interop import sglang_jax
 
 pytestmark = pytest.mark.aot
 SRT = "sgl_jax.srt"
+KERNEL = sglang_jax.RELEASED.module
 STUBS = {
     "flax": {"nnx": types.SimpleNamespace(data=lambda value: value)},
     f"{SRT}.layers.attention.base_attn_backend": {"AttentionBackend": object},
@@ -134,7 +135,7 @@ def test_the_engines_layer_gives_the_references_answer(backend, stand_in, kind):
     metadata, table, q, k, v, cache = make_step(
         q_lens, kv_lens, num_tokens=num_tokens, distribution=distribution
     )
-    module = sys.modules[sglang_jax.KERNEL]
+    module = sys.modules[KERNEL]
     want, want_cache = expected(module, metadata, table, q, k, v, cache, q_lens)
     with stand_in.expect_calls():
         out, new_cache = run_layer(backend, metadata, q, k, v, cache)
@@ -150,7 +151,7 @@ def test_every_binding_is_replaced_and_put_back(backend):
     original = backend.ragged_paged_attention
     stand_in = sglang_jax.install(load_dispatcher(chip="v6e"))
     assert stand_in.places == [
-        f"{sglang_jax.KERNEL}.{sglang_jax.FUNCTION}",
+        f"{KERNEL}.{sglang_jax.FUNCTION}",
         f"{sglang_jax.BACKEND}.{sglang_jax.FUNCTION}",
     ]
     assert backend.ragged_paged_attention is not original
@@ -162,19 +163,20 @@ def test_every_binding_is_replaced_and_put_back(backend):
 
 def test_the_real_signature_is_the_one_that_is_known(backend):
     parameters = inspect.signature(backend.ragged_paged_attention).parameters
-    assert tuple(parameters)[: len(sglang_jax.LEADING)] == sglang_jax.LEADING
-    sglang_jax.check_signature(backend.ragged_paged_attention)
+    known = sglang_jax.loaded_function()
+    assert known is sglang_jax.RELEASED
+    assert tuple(parameters)[: len(known.leading)] == known.leading
 
 
 def test_a_backend_that_holds_another_function_is_refused(backend, monkeypatch):
     monkeypatch.setattr(backend, "ragged_paged_attention", lambda: None)
     with pytest.raises(UsageError, match="does not hold the function") as caught:
         sglang_jax.install(load_dispatcher(chip="v6e"))
-    assert sglang_jax.KERNEL in caught.value.where
+    assert KERNEL in caught.value.where
 
 
 def test_a_loaded_engine_that_has_drifted_is_refused_at_import(backend, monkeypatch):
     drifted = {"ragged_paged_attention": lambda queries, keys, custom_mask: None}
-    monkeypatch.setitem(sys.modules, sglang_jax.KERNEL, types.SimpleNamespace(**drifted))
+    monkeypatch.setitem(sys.modules, KERNEL, types.SimpleNamespace(**drifted))
     with pytest.raises(UsageError, match=r"arrays are \['queries', 'keys', 'custom_mask'\]"):
         runpy.run_path(sglang_jax.__file__)

@@ -26,6 +26,8 @@ V5P = make_target(chip="v5p", mxu_size=128, num_cores=2, has_bf16_vector_units=F
 V4 = dataclasses.replace(V5P, chip="v4", has_fp8_mxu=False)
 BATCHES = {"decode": DECODE_BATCH, "mixed": MIXED_BATCH, "prefill": PREFILL_BATCH}
 CONFIGS = {"decode": decode_config(), "mixed": blockwise_config(), "prefill": blockwise_config()}
+# By default prefill rests on mixed, whose kernel is the same.
+USUAL = ["decode", "mixed", pytest.param("prefill", marks=pytest.mark.slow)]
 # One sequence whose query blocks start in the middle of a page, and of a KV block.
 ONE_SEQUENCE = {
     "mixed": Batch(q_lens=(45,), kv_lens=(181,), num_decode=0),
@@ -57,7 +59,7 @@ def check(family, batch, *, problem=None, target=V5P, **kwargs):
 
 
 @pytest.mark.parametrize("dma_mode", MODES)
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", USUAL)
 def test_two_cores_are_right(family, dma_mode):
     report = check(family, BATCHES[family], dma_mode=dma_mode)
     assert report.ok, report.problems
@@ -67,7 +69,7 @@ def test_two_cores_are_right(family, dma_mode):
     "case",
     [pytest.param(c, id=n, marks=() if n == "fp8" else pytest.mark.slow) for n, c in CASES.items()],
 )
-@pytest.mark.parametrize("family", ["decode", "mixed"])
+@pytest.mark.parametrize("family", ["decode", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_two_cores_are_right_with_every_feature(family, case):
     report = check(family, BATCHES[family], problem=make_problem(**case), target=V4)
     assert report.ok, report.problems
@@ -140,7 +142,7 @@ def test_any_division_is_right(monkeypatch, family):
         assert report.ok, (cut, report.problems)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", USUAL)
 def test_work_that_both_cores_do_is_a_race(monkeypatch, family):
     # Core 0 serves everything, core 1 the last sequence again: its output is written twice.
     seqs = list(BATCHES[family].family_seqs(family))

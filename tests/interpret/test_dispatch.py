@@ -102,6 +102,25 @@ def test_families_fill_in_one_log_sum_exp_and_chunks_are_those_of_the_call():
         run(batch, plan, attention_chunk_size=24)
 
 
+def test_a_few_new_tokens_are_decode_and_the_rest_is_mixed():
+    batch = Batch(q_lens=(3, 1, 2, 9), kv_lens=(18, 16, 64, 40), num_decode=3, page_seed=3)
+    problem = replace(PROBLEM, decode_query_size=3)
+    plan = DISPATCHER.plan(problem, Step.of_batch(batch))
+    assert plan.families == ("decode", "mixed")
+    out, cache = ragged_paged_attention(
+        *make_inputs(), *metadata(batch, problem), plan=plan, sm_scale=0.1,
+        interpret=INTERPRET, decode_query_size=3,
+    )  # fmt: skip
+    check(replace(batch, num_decode=0), out, cache)
+    for size, need in ((1, "one token each"), (2, "1 to 2 tokens each")):
+        with pytest.raises(ValueError, match=f"3 decode sequences need {need}"):
+            ragged_paged_attention(
+                *make_inputs(), *metadata(batch, problem), plan=plan, decode_query_size=size
+            )
+    with pytest.raises(ValueError, match="decode_query_size=9 must be at most 8"):
+        run(BATCHES["decode only"], plan, decode_query_size=9)
+
+
 def test_mixed_alone_serves_any_batch():
     """What a plan does not launch, mixed takes over: no sequence is dropped."""
     batch = BATCHES["prefill slot"]
@@ -141,7 +160,7 @@ def test_queries_and_cache_are_donated():
     assert [array.is_deleted() for array in arrays] == [True, False, False, True]
 
 
-@pytest.mark.parametrize("donated", [(), (0, 3)])
+@pytest.mark.parametrize("donated", [pytest.param((), marks=pytest.mark.slow), (0, 3)])
 def test_a_callers_jit_decides_about_donation(donated):
     """Without it the caller's cache is as it was, though the kernels write theirs in place."""
     batch = BATCHES["decode only"]

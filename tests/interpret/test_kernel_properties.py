@@ -76,7 +76,7 @@ def test_page_order_does_not_matter(family):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("family", ["decode", "mixed"])
+@pytest.mark.parametrize("family", ["decode", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_a_batch_is_its_sequences(family):
     batch = FAMILY_OF[family]
     operands = draw_operands(PROBLEM, batch)

@@ -1,6 +1,8 @@
 """The parts of the sglang-jax stand-in that need no wheel."""
 
+import runpy
 import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import sglang_jax
+from rpa_tune.interop.guard import Guard
 
 
 def test_a_ragged_page_list_becomes_rows():
@@ -50,13 +53,92 @@ def test_drift_is_refused():
     def split(queries, keys, values, k_cache, v_cache, kv_lens):
         pass
 
-    sglang_jax.check_signature(known)
+    released = sglang_jax.RELEASED
+    released.check(known)
     for function, text in (
         (masked, r"unknown parameters \['custom_mask'\]"), (split, "arrays are"), (None, "is gone"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=text) as caught:
-            sglang_jax.check_signature(function)
+            released.check(function)
         assert "sglang-jax 0.0.2" in caught.value.hint
+
+
+def load_fake(monkeypatch, module, bound, function):
+    """An engine whose backend binds a function of a module by some name."""
+    for name, members in (
+        ("sgl_jax", {}), (module, {sglang_jax.FUNCTION: function}),
+        (sglang_jax.BACKEND, {bound: function, "FlashAttention": type("FlashAttention", (), {})}),
+    ):  # fmt: skip
+        fake = types.ModuleType(name)
+        fake.__dict__.update(members)
+        monkeypatch.setitem(sys.modules, name, fake)
+
+
+def test_a_loaded_engine_whose_module_was_renamed_is_noticed_at_import(monkeypatch):
+    def attention(queries, keys, values):
+        pass
+
+    load_fake(monkeypatch, "sgl_jax.srt.kernels.rpa_v4", "ragged_paged_attention_v4", attention)
+    for notice in (
+        lambda: runpy.run_path(sglang_jax.__file__),
+        lambda: sglang_jax.install(load_dispatcher(chip="v6e")),
+    ):
+        with pytest.raises(UsageError, match="ragged_paged_attention_v4 of test") as caught:
+            notice()
+        assert sglang_jax.MAIN_BRANCH.module in caught.value.where
+
+
+def main_function(queries, keys, values, kv_cache_fused, kv_lens, page_indices, cu_q_lens,
+                  cu_kv_lens, distribution, custom_mask, attention_sink=None, *, causal=1,
+                  sm_scale=1.0, xai_temperature_len=None):  # fmt: skip
+    return queries, kv_cache_fused
+
+
+@pytest.mark.parametrize(
+    ("mask", "keywords", "name"),
+    [(jnp.ones(8, jnp.int32), {"causal": 0}, "custom_mask"),
+     (None, {"xai_temperature_len": 10.0}, "xai_temperature_len")],
+)  # fmt: skip
+def test_what_is_not_served_is_refused_by_name_or_left_to_the_engine(
+    monkeypatch, caplog, mask, keywords, name
+):
+    main = sglang_jax.MAIN_BRANCH
+    int32 = lambda *shape: jnp.zeros(shape, jnp.int32)  # noqa: E731
+    new = jnp.zeros((16, 2, 128), jnp.bfloat16)
+    arrays = (
+        jnp.zeros((16, 4, 128), jnp.bfloat16), new, new,
+        jnp.zeros((8, 16, 2, 2, 128), jnp.bfloat16),
+        int32(4), int32(8), int32(5), int32(5), int32(3), mask,
+    )  # fmt: skip
+    load_fake(monkeypatch, main.module, main.bound, main_function)
+    backend = sys.modules[sglang_jax.BACKEND]
+    stand_in = sglang_jax.install(load_dispatcher(chip="v6e"))
+    with pytest.raises(UsageError, match=f"{name}: not served"):
+        backend.ragged_paged_attention_v3(*arrays, **keywords)
+    assert stand_in.calls == 0
+    stand_in.uninstall()
+    guard = Guard()
+    stand_in = sglang_jax.install(load_dispatcher(chip="v6e"), guard=guard)
+    for _ in range(2):
+        out, _ = backend.ragged_paged_attention_v3(*arrays, **keywords)
+    assert out is arrays[0]  # the engine's own
+    assert [name in key for key in guard.refused] == [True]
+    lines = [one for one in caplog.records if "the engine's own kernel serves" in one.message]
+    assert len(lines) == 1
+    stand_in.uninstall()
+
+
+def test_page_lists_of_the_pools_size_are_refused_on_the_host(monkeypatch):
+    main = sglang_jax.MAIN_BRANCH
+    load_fake(monkeypatch, main.module, main.bound, main_function)
+    owner = sys.modules[sglang_jax.BACKEND].FlashAttention
+    owner.get_eagle_forward_metadata = original = lambda self, batch, **rest: batch
+    stand_in = sglang_jax.install(load_dispatcher(chip="v6e"))
+    assert owner().get_eagle_forward_metadata(7) == 7
+    with pytest.raises(UsageError, match="page_indices_capacity=64 is not served"):
+        owner().get_eagle_forward_metadata(7, page_indices_capacity=64)
+    stand_in.uninstall()
+    assert owner.get_eagle_forward_metadata is original
 
 
 def test_without_the_engine_it_says_so(monkeypatch):

@@ -46,7 +46,7 @@ def test_a_missing_package(monkeypatch):
     [(None, Health.PROBLEM), ("9.9.9", Health.WARNING), ("0.0.42.1", Health.OK)],
 )
 def test_libtpu_missing_unknown_and_known(monkeypatch, version, health):
-    monkeypatch.setattr(module, "versions", lambda: {"libtpu": version})
+    monkeypatch.setattr(module, "versions", lambda: {"libtpu": version, "jax": "0.10.2"})
     check = module.check_libtpu()
     assert check.health is health
     assert bool(check.advice) == (health is not Health.OK)

@@ -8,11 +8,11 @@ from fake_sweep import FormulaEvaluator
 from pure.evaluate.builders import CONFIG
 
 from rpa_tune.candidate import Fidelity
-from rpa_tune.cli.explain_text import BOUNDS
 from rpa_tune.cli.main import main
 from rpa_tune.cli.question import resolve_question
 from rpa_tune.evaluate import simulated
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.report.words import BOUNDS
 from rpa_tune.store.journal import Journal
 
 CONFIG_TEXT = ",".join(f"{k}={v}" for k, v in CONFIG.items())

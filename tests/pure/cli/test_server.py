@@ -29,7 +29,8 @@ SERVERS = [
     Server(model="gemma3-12b", chip="v5p", tp=4, max_num_seqs=7, max_num_batched_tokens=33,
            max_model_len=1000, bucket_seqs=True, uses_prefill=True, page_size=256,
            kv_dtype="float8_e4m3fn", kv_layout="seq_along_lane", dp=2,
-           num_speculative_tokens=3, padding_gap=32, token_buckets=(8, 24), min_token_bucket=8),
+           num_speculative_tokens=3, decode_query_size=4, padding_gap=32, token_buckets=(8, 24),
+           min_token_bucket=8),
     Server(model="llama3-8b", chip="v6e", engine="sglang-jax", page_size=128),
 ]  # fmt: skip
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
-from table_rows import PROBLEM, make_row
+from table_rows import PROBLEM, make_row, timed_row
 
 from rpa_tune.cli.tables import tables
 from rpa_tune.errors import UsageError
@@ -26,10 +26,10 @@ HD64 = replace(PROBLEM, head_dim=64)
 
 def public_rows():
     return [
-        make_row("public-v3-decode", configs=[DECODE]),
-        make_row("public-v3-mixed", configs=[MIXED]),
-        make_row("public-batched-decode", configs=[BATCHED]),
-        make_row("public-hd64", problem=HD64, configs=[{"bq_sz": 32, "bkv_sz": 128}]),
+        timed_row("public-v3-decode", configs=[DECODE]),
+        timed_row("public-v3-mixed", configs=[MIXED]),
+        timed_row("public-batched-decode", configs=[BATCHED]),
+        timed_row("public-hd64", problem=HD64, configs=[{"bq_sz": 32, "bkv_sz": 128}]),
     ]
 
 
@@ -86,25 +86,35 @@ def test_v3_has_no_table_in_tpu_inference_and_the_export_says_so():
 
 
 def test_sglang_key_of_decode_has_one_token_a_sequence():
-    decode, mixed = public_rows()[:2]
-    assert table_key(decode) == ("d", None, "bfloat16", "bfloat16", 8, 2, 128, 16, 8)
-    assert table_key(mixed) == ("m", None, "bfloat16", "bfloat16", 8, 2, 128, 16, 32)
-    longer = make_row(
+    expected = ("d", None, "bfloat16", "bfloat16", 8, 2, 128, 16, 8)
+    assert table_key(PROBLEM, is_decode=True) == expected
+    assert table_key(PROBLEM, is_decode=False) == ("m", *expected[1:8], 32)
+    decode = public_rows()[0]
+    longer = timed_row(
         "public-v3-decode", problem=replace(PROBLEM, pages_per_seq=64), configs=[DECODE]
     )
     found = EXPORTERS["sglang-jax"]([decode, longer])
     assert [left.row for left in found.left_out] == [longer]
     namespace = {"TUNED_BLOCK_SIZES_V3": {}}
     exec(found.text.split("TUNED_BLOCK_SIZES_V3\n", 1)[1], namespace)
-    assert namespace["TUNED_BLOCK_SIZES_V3"] == {"TPU v6e": {table_key(decode): (1, 256, 1, 128)}}
+    assert namespace["TUNED_BLOCK_SIZES_V3"] == {"TPU v6e": {expected: (1, 256, 1, 128)}}
 
 
 def test_hd64_key():
-    row = public_rows()[3]
-    assert hd64_key(row.key) == (
+    assert hd64_key(HD64, "v6e") == (
         "TPU v6e", 16, "q_bfloat16_kv_bfloat16", "q_head-8_kv_head-2_head-64",
         "max_model_len-256-sw-None",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["tpu-inference", "sglang-jax"])
+def test_rows_that_do_not_say_what_was_timed_are_left_out(form):
+    old = make_row("public-hd64", problem=HD64, configs=[{"bq_sz": 32, "bkv_sz": 128}])
+    if form == "sglang-jax":
+        old = make_row("public-v3-decode", configs=[DECODE])
+    found = EXPORTERS[form]([old])
+    assert not found.exported
+    assert "does not say the exact" in found.left_out[0].why
 
 
 def test_command_writes_data_to_stdout_and_reasons_to_stderr(tmp_path):

@@ -103,3 +103,36 @@ def test_a_function_that_has_drifted_is_refused(function, leading, known, says) 
 
 def test_a_function_that_has_lost_an_optional_parameter_is_still_the_one() -> None:
     check_drift(attention, "m", leading=("q", "k"), known=KNOWN | {"sinks"}, hint="")
+
+
+def test_attention_of_another_kind_stays_and_is_named(engine, caplog) -> None:
+    stand_in = StandIn()
+    stand_in.replace(attention, lambda *a: None, "fake_engine")
+    stand_in.watch(engine.other.attend, "fake_engine.other.attend", "fake_engine")
+    for _ in range(2):
+        assert engine.other.attend() == "another function"
+    assert "fake_engine.other.attend runs the engine's own kernel" in caplog.text
+    assert len(caplog.records) == 1
+    with pytest.raises(UsageError, match=r"its own attention, fake_engine\.other\.attend 2 times"):
+        stand_in.assert_intercepted()
+
+
+def test_a_place_that_is_called_from_and_was_not_replaced_takes_everything_back(engine) -> None:
+    stand_in = StandIn()
+    stand_in.replace(attention, lambda *a: None, "fake_engine")
+    stand_in.require(["fake_engine.model.attend"], "")
+    with pytest.raises(UsageError, match=r"fake_engine.other does not hold the attend") as caught:
+        stand_in.require(["fake_engine.model.attend", "fake_engine.other.attend"], "use 1.0")
+    assert "fake_engine.model.attend" in caught.value.where
+    assert engine.model.attend is attention
+
+
+def test_a_call_that_fails_is_none(engine) -> None:
+    def broken(*args, **kwargs):
+        raise ValueError("no kernel")
+
+    stand_in = StandIn()
+    stand_in.replace(attention, broken, "fake_engine")
+    with pytest.raises(ValueError, match="no kernel"):
+        engine.model.attend(1, 2, 3)
+    assert stand_in.calls == 0

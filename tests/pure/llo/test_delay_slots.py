@@ -25,9 +25,10 @@ def padded(*bundles):
         ([START], 0),
         ([END, WORK, "", "", WORK, WORK], 4),  # up to the empty ones behind the region's end
         ([END, START], 1),
+        ([END, "", WORK, START], 2),  # that start is of a region further on
         ([WORK, "", WORK, START], 2),  # no end: up to the last empty one
     ],
-    ids=["start", "at_once", "end", "end_and_start", "empty"],
+    ids=["start", "at_once", "end", "end_and_start", "unmarked_start", "empty"],
 )
 def test_a_shadow_ends_where_the_next_region_does_not_reach(program_of, shadow, printed) -> None:
     program = program_of(padded(*shadow))

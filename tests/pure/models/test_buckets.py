@@ -1,5 +1,7 @@
 """One rule for the shapes of a server, followed by all code that makes or meets a row."""
 
+from dataclasses import replace
+
 import pytest
 from table_rows import PROBLEM
 
@@ -53,6 +55,15 @@ def test_a_row_for_a_workload_can_be_met(num_tokens, num_seqs):
     }
     key = tuning_key(swept, "v6e", "decode")
     assert (key.max_num_tokens, key.max_num_seqs) in met
+
+
+def test_decodes_of_a_few_tokens_reach_larger_buckets():
+    """16 sequences have 64 tokens at most if each has 4, and 16 if each has one."""
+    engine = Engine(max_num_seqs=16, max_num_batched_tokens=128)
+    for size, most in ((1, 16), (3, 64), (4, 64)):
+        problem = replace(PROBLEM, decode_query_size=size)
+        met = [b.problem.max_num_tokens for b in engine.buckets(problem) if b.can_meet(("decode",))]
+        assert max(met) == most
 
 
 def test_every_step_is_padded_to_one_shape():

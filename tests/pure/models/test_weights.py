@@ -24,7 +24,7 @@ PUBLISHED = {
     "gemma4-31b": (30.7, None), "gemma4-e2b": (None, 2.3), "gemma4-e4b": (None, 4.5),
     "gpt-oss-20b": (20.9, 3.6), "gpt-oss-120b": (116.8, 5.1), "mistral-7b": (7.25, None),
     "mistral-small-24b": (23.6, None), "mixtral-8x7b": (46.7, 12.9), "phi-4": (14.7, None),
-    "phi-4-mini": (3.84, None), "minimax-m2": (230, 10), "glm4.5": (355, 32),
+    "phi-4-mini": (3.84, None), "minimax-m2": (230, 10), "glm4.5": (355, 32), "glm4.7": (355, 32),
     "glm4.5-air": (106, 12), "llama4-scout": (109, 17), "llama4-maverick": (400, 17),
     "qwen3.5-35b-a3b": (35, 3), "qwen3.5-122b-a10b": (122, 10), "qwen3.5-397b-a17b": (397, 17),
     "qwen3.5-27b": (27, None), "nemotron3-nano-30b-a3b": (31.6, 3.6),

@@ -65,7 +65,7 @@ def num_answers(folder):
     return len(journal.read(folder / "store.jsonl").evaluations)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2))])
 def test_killed_at_random_again_and_again(tmp_path, calm, seed):
     rng = random.Random(seed)
     kills = 0

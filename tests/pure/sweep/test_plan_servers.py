@@ -11,8 +11,8 @@ from rpa_tune.sweep.plan_servers import CROSSED, read_engine, read_servers
 SERVER = Server(
     model="llama3-8b", chip="v6e", tp=2, dp=4, max_num_seqs=16, max_num_batched_tokens=64,
     max_model_len=4096, page_size=256, kv_dtype="float8_e4m3fn", kv_layout="seq_along_lane",
-    num_speculative_tokens=3, padding_gap=128, token_buckets=(24, 48), min_token_bucket=8,
-    bucket_seqs=True, uses_prefill=True,
+    num_speculative_tokens=3, decode_query_size=4, padding_gap=128, token_buckets=(24, 48),
+    min_token_bucket=8, bucket_seqs=True, uses_prefill=True,
 )  # fmt: skip
 SGLANG = Server(model="llama3-8b", chip="v6e", engine="sglang-jax", page_size=128)
 

@@ -29,6 +29,7 @@ problems = st.builds(
     has_sinks=st.booleans(),
     k_scale=st.none() | st.just(0.5),
     return_lse=st.booleans(),
+    decode_query_size=st.integers(1, 8),
 )
 reaches = st.one_of(
     st.builds(dict, sliding_window=st.none() | st.integers(1, 100_000), causal=st.booleans()),
@@ -69,13 +70,25 @@ def test_what_does_not_change_the_best_config_is_not_in_the_key(change):
     [{"num_q_heads": 16}, {"head_dim": 64}, {"page_size": 32}, {"max_num_tokens": 33},
      {"sliding_window": 64}, {"attention_chunk_size": 64}, {"soft_cap": 30.0},
      {"k_scale": 2.0}, {"causal": False}, {"update_kv_cache": False}, {"has_sinks": True},
-     {"out_dtype": "float32"}, {"return_lse": True}],
+     {"out_dtype": "float32"}, {"return_lse": True}, {"decode_query_size": 2}],
 )  # fmt: skip
 def test_what_changes_the_best_config_is(change):
     a, b = (tuning_key(p, "v6e", "decode") for p in (PROBLEM, replace(PROBLEM, **change)))
     assert a != b
     assert distance(a, b) > 0
     assert differences(a, b)
+
+
+def test_new_tokens_of_a_decode_are_a_matter_of_decode_rounded_as_it_computes_them():
+    keys = [
+        [tuning_key(replace(PROBLEM, decode_query_size=size), "v6e", family) for size in (1, 3, 4)]
+        for family in ("decode", "prefill", "mixed")
+    ]
+    (single, three, four), prefill, mixed = keys
+    assert three == four != single
+    assert len(set(prefill)) == len(set(mixed)) == 1
+    assert set(four.to_dict()) - set(single.to_dict()) == {"decode_query_size"}
+    assert "1 to 4 new tokens" in str(four)
 
 
 def test_other_chips_families_and_dtypes_are_never_near():

@@ -373,6 +373,22 @@ def test_chunks_of_one_size_can_have_the_prefill_slot() -> None:
     assert slotted.page_table(4) == (table[0], table[2], table[1])
 
 
+def test_a_few_new_tokens_can_have_the_decode_slot() -> None:
+    knobs = EngineKnobs(
+        block_size=4, max_num_seqs=4, max_model_len=64, num_speculative_tokens=3,
+        long_prefill_token_threshold=8,
+    )  # fmt: skip
+    _, steps = run([request(5, 9), request(3, 9, at=0.001), request(20, 9, at=0.001)], knobs)
+    step = steps[1]
+    assert (step.q_lens.tolist(), step.num_decode) == ([4, 3, 8], 0)
+    slotted = step.with_decode_slot(4).with_prefill_slot(8)
+    assert slotted.batch(block_size=4).distribution == (2, 3, 3)
+    three = step.with_decode_slot(3)
+    assert (three.q_lens.tolist(), three.num_decode) == ([3, 4, 8], 1)
+    table = step.page_table(4)
+    assert three.page_table(4) == (table[1], table[0], table[2])
+
+
 def test_closed_loop_never_has_more_requests_than_users() -> None:
     knobs = EngineKnobs(block_size=4, max_num_seqs=16, max_model_len=64)
     _, steps = run([request(6, 9) for _ in range(20)], knobs, max_concurrency=3)

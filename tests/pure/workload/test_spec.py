@@ -111,6 +111,7 @@ MISTAKES = [
     ({"compress": {"batches": -1}}, "batches=-1 must be", ".compress"),
     ({"compress": {"page_tables": "real"}}, "must be 'drawn' or 'engine'", ".compress"),
     ({"chunk_prefill_size": 1}, "at least 2 tokens", ".chunk_prefill_size"),
+    ({"decode_query_size": 9}, "1 to 8 tokens are needed, got 9", ".decode_query_size"),
     ({"seed": -1}, "a seed from 0", ".seed"),
     ({"requests": {"capture": "x"}, "engine": {}}, "neither 'arrivals' nor 'engine'", ""),
 ]

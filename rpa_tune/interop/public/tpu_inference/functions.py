@@ -220,6 +220,8 @@ def _load_function(
         raise UsageError(f"the public {kernel} kernel has no kv_layout {problem.kv_layout}")
     if problem.return_lse:
         raise UsageError(f"the public {kernel} kernel returns no log-sum-exp")
+    if problem.decode_query_size > 1:
+        raise UsageError(f"the public {kernel} kernel decodes one token a sequence")
     if reason := why_untraceable(kernel):
         raise UsageError(reason, hint="jax 0.10.2 traces it")
     module = WHEEL.load(root, MODULES[kernel])

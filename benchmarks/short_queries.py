@@ -1,0 +1,169 @@
+"""What a few query tokens a sequence cost in decode, beside one token over the same contexts.
+
+    python benchmarks/short_queries.py --json benchmarks/results/short_queries.json
+
+Speculative decoding and multi-token prediction verify a few tokens of each sequence in one step.
+Decode serves them with `decode_query_size`. Each cell is 32 sequences of one context length, with
+4 new tokens each and with one: the same contexts and pages. `ratio` is the time of the one over
+that of the other, each with the best of a few block sizes; `mixed_us` is the time of 4 tokens in
+the mixed family, which served them before. Pages are drawn at random.
+
+Times are simulated; bytes and copies of every cell are held to the account.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rpa_kernels.batch import Batch
+from rpa_kernels.ints import cdiv
+from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Candidate, Status
+from rpa_tune.evaluate.simulated import SimulatedEvaluator
+from rpa_tune.families.registry import load_family
+from rpa_tune.hw.chip import load_chip, load_chips
+from rpa_tune.provenance import provenance
+from rpa_tune.workload.workload import WeightedBatch, Workload
+
+SEQS, TOKENS, PAGE_SIZE = 32, 4, 128
+CONTEXTS = (4096, 16384)
+# Query heads, KV heads, dtype of the cache.
+KINDS = {
+    "8 on 1": (8, 1, "bfloat16"),
+    "32 on 8": (32, 8, "bfloat16"),
+    "8 on 1 float8": (8, 1, "float8_e4m3fn"),
+    "32 on 8 float8": (32, 8, "float8_e4m3fn"),
+}
+# Fields beside the default config.
+CONFIGS: list[dict[str, int]] = [
+    {},
+    {"bkv_sz": 512, "bkv_csz": 512, "seqs_per_step": 2},
+    {"bkv_sz": 1024, "bkv_csz": 512, "seqs_per_step": 2},
+    {"bkv_sz": 1024, "bkv_csz": 1024, "seqs_per_step": 1},
+    {"bkv_sz": 2048, "bkv_csz": 512, "seqs_per_step": 2, "num_buffers": 3},
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The cells of a chip and a kind with so many new tokens a sequence, in one family."""
+
+    chip: str
+    kind: str
+    tokens: int
+    family: str = "decode"
+
+    @property
+    def problem(self) -> Problem:
+        """Static shapes, for the longest of the contexts."""
+        q_heads, kv_heads, kv_dtype = KINDS[self.kind]
+        pages, scale = cdiv(max(CONTEXTS), PAGE_SIZE), 1.0 if "float8" in kv_dtype else None
+        return Problem(
+            num_q_heads=q_heads, num_kv_heads=kv_heads, head_dim=128, page_size=PAGE_SIZE,
+            max_num_tokens=SEQS * TOKENS, max_num_seqs=SEQS, pages_per_seq=pages,
+            num_pages=pages * SEQS, sm_scale=128**-0.5, kv_dtype=kv_dtype, k_scale=scale,
+            v_scale=scale, decode_query_size=self.tokens,
+        )  # fmt: skip
+
+    @property
+    def workload(self) -> Workload:
+        """A batch for each context."""
+        batches = [
+            WeightedBatch(
+                batch=Batch(
+                    q_lens=(self.tokens,) * SEQS, kv_lens=(context,) * SEQS,
+                    num_decode=SEQS if self.family == "decode" else 0,
+                ),
+                weight=1 / len(CONTEXTS),
+            )
+            for context in CONTEXTS
+        ]  # fmt: skip
+        return Workload(name=self.kind, source="made up", batches=tuple(batches))
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """The default config, and for decode others that fit."""
+        family, chip = load_family(self.family), load_chip(self.chip)
+        default = family.default_config(self.problem, chip.target)
+        others = CONFIGS if self.family == "decode" else [{}]
+        configs = dict.fromkeys(replace(default, **fields) for fields in others)
+        return [
+            Candidate(family=family, problem=self.problem, config=config, chip=chip,
+                      workload=self.workload.digest)
+            for config in configs
+            if family.check(self.problem, config, chip.target) is None
+        ]  # fmt: skip
+
+
+def times(group: Group, evaluator: SimulatedEvaluator) -> tuple[list[float], list[float]]:
+    """Microseconds of each batch: with the default config, and with the best.
+
+    Raises:
+      SystemExit: The default has no time.
+    """
+    found = []
+    for simulation in evaluator.simulate_all(group.candidates, group.workload):
+        evaluation = simulation.evaluation
+        if evaluation.status is Status.OK:
+            is_default = evaluation.candidate.config == group.candidates[0].config
+            found.append((is_default, [timeline.time_us for timeline in simulation.timelines]))
+        else:
+            click.echo(f"  {evaluation.candidate.config}: {evaluation.detail}", err=True)
+    default = [batch_us for is_default, batch_us in found if is_default]
+    if not default:
+        raise SystemExit(f"{group}: the default config has no time")
+    return default[0], [min(one) for one in zip(*(batch_us for _, batch_us in found), strict=True)]
+
+
+def cells(chip: str, kind: str, evaluator: SimulatedEvaluator) -> Iterator[dict[str, Any]]:
+    """A cell for each context."""
+    single_default, single = times(Group(chip=chip, kind=kind, tokens=1), evaluator)
+    several_default, several = times(Group(chip=chip, kind=kind, tokens=TOKENS), evaluator)
+    mixed, _ = times(Group(chip=chip, kind=kind, tokens=TOKENS, family="mixed"), evaluator)
+    for i, context in enumerate(CONTEXTS):
+        yield {
+            "chip": chip, "kind": kind, "context": context, "seqs": SEQS, "tokens": TOKENS,
+            "page_size": PAGE_SIZE, "one_token_us": single[i], "time_us": several[i],
+            "ratio": several[i] / single[i],
+            "default_ratio": several_default[i] / single_default[i],
+            "mixed_us": mixed[i],
+        }  # fmt: skip
+
+
+@click.command()
+@click.option("--chips", default=",".join(load_chips()), help="Comma-separated.")
+@click.option("--kinds", default=",".join(KINDS), help="Comma-separated.")
+@click.option("--workers", default=2, help="Worker processes.")
+@click.option("--cache", default=Path(".rpa-tune/cache"), type=Path, help="Of compiles.")
+@click.option("--json", "json_file", type=Path, help="Where the report goes.")
+def main(chips: str, kinds: str, workers: int, cache: Path, json_file: Path | None) -> None:
+    """Prints one line a cell."""
+    evaluator = SimulatedEvaluator(num_workers=workers, cache_dir=cache, deadline_s=900)
+    found: list[dict[str, Any]] = []
+    try:
+        for chip, kind in ((c, k) for c in chips.split(",") for k in kinds.split(",")):
+            for cell in cells(chip, kind, evaluator):
+                found.append(cell)
+                click.echo(
+                    f"{chip:4} {kind:15} {cell['context']:6}  {cell['one_token_us']:8.1f} -> "
+                    f"{cell['time_us']:8.1f} us ({cell['ratio']:5.3f}x; with default configs "
+                    f"{cell['default_ratio']:5.3f}x)  mixed {cell['mixed_us']:8.1f} us"
+                )
+    finally:
+        evaluator.close()
+    report = {
+        "evidence": "simulated",
+        "versions": provenance(load_family("decode").digest),
+        "worst_ratio": max((cell["ratio"] for cell in found), default=None),
+        "cells": found,
+    }
+    if json_file:
+        json_file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

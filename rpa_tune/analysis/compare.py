@@ -1,0 +1,160 @@
+"""Two configs of one problem side by side: which cause grew, which loop, which unit."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rpa_tune.analysis.explain import Explanation
+from rpa_tune.errors import UsageError
+from rpa_tune.llo.timeline import LoopRegion, Timeline
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Change:
+    """One figure of two launches.
+
+    Attributes:
+      name: A cause, a loop by its place in the nest (`2.1` is the first loop in the second
+        outermost one), or an issue slot.
+      before: In the first; None where it has no such loop.
+      after: In the second, likewise.
+    """
+
+    name: str
+    before: float | None
+    after: float | None
+
+    @property
+    def change(self) -> float:
+        """More (above zero) or less in the second."""
+        return (self.after or 0.0) - (self.before or 0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Two explained configs.
+
+    Attributes:
+      before: The first.
+      after: The second.
+      causes: Cycles of one launch by cause, the mean over the workload; largest change first.
+      loops: Cycles of each loop in the batch that takes most of the first one's time, likewise.
+      units: Instructions of each issue slot in that batch, likewise.
+      figures: Bundles, copies, bytes of that batch.
+    """
+
+    before: Explanation
+    after: Explanation
+    causes: tuple[Change, ...]
+    loops: tuple[Change, ...]
+    units: tuple[Change, ...]
+    figures: tuple[Change, ...]
+
+    @property
+    def ratio(self) -> float:
+        """The second's time over the first's."""
+        return (self.after.time_us or 0.0) / (self.before.time_us or 1.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        sides = {"before": self.before, "after": self.after}
+        return {
+            **{
+                name: {
+                    "config": asdict(side.question.candidate.config),
+                    "time_us": side.time_us,
+                    "lower_bound_us": side.lower_bound_us,
+                    "bound_by": side.evaluation.metrics["bound_by"],
+                }
+                for name, side in sides.items()
+            },
+            "ratio": self.ratio,
+            **{
+                name: [asdict(change) | {"change": change.change} for change in changes]
+                for name, changes in (
+                    ("causes", self.causes),
+                    ("loops", self.loops),
+                    ("units", self.units),
+                    ("figures", self.figures),
+                )
+            },
+        }
+
+
+def compare(before: Explanation, after: Explanation) -> Comparison:
+    """What is different between two configs of one problem, on the same batches.
+
+    Raises:
+      UsageError: They are not of one problem and workload, or one of them has no time.
+    """
+    sides = (before, after)
+    for side in sides:
+        if not side.ok:
+            config = asdict(side.question.candidate.config)
+            fields = ",".join(f"{name}={value}" for name, value in config.items())
+            raise UsageError(
+                f"{fields} has no time to compare: "
+                f"{side.evaluation.status.value}: {side.evaluation.detail}",
+                where="--compare",
+            )
+    if before.question.candidate.study != after.question.candidate.study:
+        raise UsageError("only configs of one problem, chip and workload can be compared")
+    first, second = _same_batch(before, after)
+    cycles = [side.evaluation.metrics["cycles_by_owner"] for side in sides]
+    return Comparison(
+        before=before,
+        after=after,
+        causes=_ranked(_changes(*cycles)),
+        loops=_ranked(_changes(*(_by_place(t.loops) for t in (first, second)))),
+        units=_ranked(_changes(*(_instructions(t) for t in (first, second)))),
+        figures=tuple(_changes(*(_figures(t) for t in (first, second)))),
+    )
+
+
+def _same_batch(before: Explanation, after: Explanation) -> tuple[Timeline, Timeline]:
+    """Both timelines of the batch that takes most of the first one's time."""
+    _, heaviest = before.simulation.heaviest(before.question.workload)
+    index = before.simulation.timelines.index(heaviest)
+    return heaviest, after.simulation.timelines[index]
+
+
+def _changes(
+    before: Mapping[str, float | None], after: Mapping[str, float | None]
+) -> Iterable[Change]:
+    for name in dict.fromkeys([*before, *after]):
+        change = Change(name=name, before=before.get(name), after=after.get(name))
+        if change.before or change.after:
+            yield change
+
+
+def _ranked(changes: Iterable[Change]) -> tuple[Change, ...]:
+    return tuple(sorted(changes, key=lambda change: -abs(change.change)))
+
+
+def _by_place(loops: Sequence[LoopRegion]) -> dict[str, float | None]:
+    """Cycles of each loop by its place in the nest: addresses differ between two schedules."""
+    found: dict[str, float | None] = {}
+    counts: list[int] = []  # loops so far at each depth of the nest that is open
+    open_loops: list[LoopRegion] = []
+    for loop in sorted(loops, key=lambda each: (each.first, -each.last)):
+        while open_loops and open_loops[-1].last < loop.first:
+            open_loops.pop()
+        depth = len(open_loops)
+        counts = [*counts[:depth], counts[depth] + 1] if depth < len(counts) else [*counts, 1]
+        open_loops.append(loop)
+        found[".".join(map(str, counts[: depth + 1]))] = loop.cycles
+    return found
+
+
+def _instructions(timeline: Timeline) -> dict[str, float | None]:
+    return {name: use.instructions for name, use in timeline.slots.items()}
+
+
+def _figures(timeline: Timeline) -> dict[str, float | None]:
+    return {
+        "bundles": timeline.num_bundles,
+        "copies": timeline.num_copies,
+        "bytes read": timeline.read_bytes,
+        "bytes written": timeline.write_bytes,
+        "MXU cycles": round(timeline.mxu_busy_cycles),
+    }

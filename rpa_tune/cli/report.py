@@ -1,0 +1,57 @@
+"""`rpa-tune report`: stores as a page of charts."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from rpa_tune.errors import UsageError, install_command
+from rpa_tune.files import write_whole
+
+
+@click.command()
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True,
+                type=click.Path(path_type=Path))  # fmt: skip
+@click.option("-o", "--output", default="report.html", show_default=True,
+              type=click.Path(path_type=Path, dir_okay=False), help="File to write.")  # fmt: skip
+@click.option("--title", default="", help="Title of the page; default: the names of the stores.")
+def report(stores: tuple[Path, ...], output: Path, title: str) -> None:
+    """Draws the studies of STORES as one HTML file that needs no network.
+
+    For each study: the space with what cannot exist and why, where the time of the best configs
+    goes, which axes matter, the time of each batch, and the search beside the bound. For the run:
+    speed-ups over the heuristic with verdicts, coverage, and predicted against measured times.
+
+    Of several stores, the first is compared with each other one: two versions of libtpu, two
+    commits or two chips side by side.
+
+    Exit codes: 0 done; 1 no such store, or not a store; 2 nothing to report.
+
+    Example: rpa-tune report .rpa-tune/quickstart.jsonl -o report.html
+    """
+    with needs_report_extra():
+        from rpa_tune.report.document import load_all, make_document
+        from rpa_tune.report.html import render
+    views = load_all(stores)
+    named = title or "rpa-tune: " + ", ".join(store.stem for store in stores)
+    page = render(make_document(views, title=named))
+    write_whole(output, page.encode())
+    size = len(page) / 1e6
+    click.echo(f"{output}: {len(views):,} studies, {size:.1f} MB; open it in a browser", err=True)
+
+
+@contextlib.contextmanager
+def needs_report_extra() -> Iterator[None]:
+    """Says how to install the plotting library where it is missing.
+
+    Raises:
+      UsageError: It is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"a report needs the package {error.name!r}, which is not installed",
+            hint=install_command("report"),
+        ) from error

@@ -1,0 +1,336 @@
+"""The charts of a report as Vega-Lite, made with Altair: each answers one written question.
+
+A chart is a function of the names of its columns alone. Its rows come from `rows.py` and are put
+in by the page, under the name `rows`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from rpa_tune.report.rows import BOTH, HEURISTIC, TRIED, WINNER
+from rpa_tune.report.words import CAUSES
+
+Spec = dict[str, Any]
+_WIDTH = 640
+_DATA = alt.NamedData("rows")
+# Readable on white and on black.
+_STATE_COLORS = {
+    "infeasible": "#9a9a9a55", "bounded": "#9a9a9a88", "not asked": "#9a9a9a22",
+    "failed": "#d6545488",
+}  # fmt: skip
+_ROLE_COLORS = {WINNER: "#2a9d5c", BOTH: "#2a9d5c", HEURISTIC: "#e08a1e", TRIED: "#7a8aa0"}
+_US = ",.1f"
+
+
+def _roles(**options: Any) -> alt.Color:
+    scale = alt.Scale(domain=list(_ROLE_COLORS), range=list(_ROLE_COLORS.values()))
+    return alt.Color("role:N", scale=scale, title="config", **options)
+
+
+def _spec(chart: Any) -> Spec:
+    made: Spec = chart.to_dict()
+    return made
+
+
+def _tips(*fields: str | tuple[str, str] | tuple[str, str, str]) -> list[alt.Tooltip]:
+    """Tooltips: a field, with its title and its format where they differ."""
+    tips = []
+    for each in fields:
+        name, *rest = (each,) if isinstance(each, str) else each
+        options: dict[str, Any] = dict(zip(("title", "format"), rest, strict=False))
+        kind: Any = "quantitative" if "format" in options else "nominal"
+        tips.append(alt.Tooltip(field=name, type=kind, **options))
+    return tips
+
+
+def space(axes: Mapping[str, Sequence[int]], x: str, y: str) -> Spec:
+    """Time over two axes; the others as panels, the best panel first.
+
+    Args:
+      axes: Config field -> its values. Those with one value make no panels.
+      x: Axis to begin with.
+      y: The same.
+    """
+    names = list(axes)
+    x_axis, y_axis = (
+        alt.param(name=name, value=value, bind=alt.binding_select(options=names, name=label))
+        for name, value, label in (("x_axis", x, "across "), ("y_axis", y, "down "))
+    )
+    empty = alt.param(
+        name="empty", value=False, bind=alt.binding_checkbox(name="panels without an answer ")
+    )
+    parts = [
+        f"(x_axis == '{name}' || y_axis == '{name}' ? '' : ' {name}=' + datum['{name}'])"
+        for name, values in axes.items()
+        if len(values) > 1
+    ]
+    panel = "trim(" + " + ".join(["''", *parts]) + ")"
+    tips = _tips(*names, ("time_us", "time, us", _US), ("order", "asked as number"), "role",
+                 "state", "why")  # fmt: skip
+    base = alt.Chart().encode(
+        x=alt.X("across:O", title=None),
+        y=alt.Y("down:O", title=None, sort="descending"),
+        tooltip=tips,
+    )
+    states = alt.Scale(domain=list(_STATE_COLORS), range=list(_STATE_COLORS.values()))
+    times = alt.Scale(scheme="viridis", reverse=True)
+    numbers = base.transform_filter("datum.order != null")
+    layers = alt.layer(
+        # States are fills and times are colors: two channels have two scales, in every panel alike.
+        base.transform_filter("datum.state != 'answered'")
+        .mark_rect()
+        .encode(fill=alt.Fill("state:N", scale=states, title="without a time")),
+        base.transform_filter("datum.state == 'answered'")
+        .mark_rect()
+        .encode(color=alt.Color("time_us:Q", title="time, us", scale=times)),
+        base.transform_filter("datum.role && datum.role != 'tried'")
+        .mark_rect(filled=False, strokeWidth=4)
+        .encode(stroke=alt.Stroke("role:N", title="outlined", scale=_stroke_scale())),
+        numbers.mark_text(fontWeight="bold", fontSize=11, strokeWidth=3).encode(
+            text="order:Q", color=alt.value("#ffffff"), stroke=alt.value("#ffffff")
+        ),
+        numbers.mark_text(fontWeight="bold", fontSize=11).encode(
+            text="order:Q", color=alt.value("#000000")
+        ),
+    )
+    panels = alt.Facet(
+        "panel:N", title=None, sort=alt.EncodingSortField("rank", op="min"),
+        header=alt.Header(labelFontSize=10, labelLimit=320),
+    )  # fmt: skip
+    chart = (
+        layers.properties(width=230, height=130)
+        .facet(facet=panels, columns=3, data=_DATA)
+        .add_params(x_axis, y_axis, empty)
+        .transform_calculate(across="datum[x_axis]", down="datum[y_axis]", panel=panel)
+        .transform_joinaggregate(
+            panel_us="min(time_us)", panel_orders="max(order)", groupby=["panel"]
+        )
+        .transform_filter("empty || datum.panel_orders > 0")
+        # Panels without a time come last: as one that is slower than any.
+        .transform_calculate(rank="isValid(datum.panel_us) ? datum.panel_us : 1e18")
+    )
+    return _spec(chart)
+
+
+def _stroke_scale() -> alt.Scale:
+    shown = {role: color for role, color in _ROLE_COLORS.items() if role != TRIED}
+    return alt.Scale(domain=list(shown), range=list(shown.values()))
+
+
+def sensitivity() -> Spec:
+    """The best time that each value of each axis allows."""
+    base = alt.Chart().encode(
+        x=alt.X("value:O", title=None, axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("best_us:Q", title="best time, us", scale=alt.Scale(zero=False)),
+        tooltip=_tips("axis", "value", ("best_us", "best time, us", _US), "configs"),
+    )
+    layers = alt.layer(base.mark_line(), base.mark_point(filled=True, size=70))
+    chart = (
+        layers.properties(width=150, height=130)
+        .facet(facet=alt.Facet("axis:N", title=None, sort=None), columns=4, data=_DATA)
+        .resolve_scale(x="independent")
+    )
+    return _spec(chart)
+
+
+def importance() -> Spec:
+    """Bars of the axes' importances."""
+    chart = (
+        alt.Chart(_DATA)
+        .mark_bar()
+        .encode(
+            x=alt.X("importance:Q", title="importance (PED-ANOVA)", axis=alt.Axis(format=".0%")),
+            y=alt.Y("axis:N", title=None, sort="-x"),
+            tooltip=_tips("axis", ("importance", "importance", ".1%")),
+        )
+        .properties(width=_WIDTH)
+    )
+    return _spec(chart)
+
+
+def parallel() -> Spec:
+    """A line for each config through its values on all axes, coloured by its time."""
+    x = alt.X("axis:N", title=None, sort=None, axis=alt.Axis(labelAngle=0, orient="top"))
+    y = alt.Y("place:Q", title=None, axis=None)
+    tips = _tips("config", ("time_us", "time, us", _US), "role")
+    lines = (
+        alt.Chart()
+        .mark_line(opacity=0.85)
+        .encode(
+            x=x,
+            y=y,
+            detail="config:N",
+            color=alt.Color(
+                "time_us:Q", title="time, us", scale=alt.Scale(scheme="viridis", reverse=True)
+            ),
+            strokeWidth=alt.condition(
+                "indexof(datum.role, 'winner') == 0", alt.value(5), alt.value(1.5)
+            ),
+            tooltip=tips,
+        )
+    )
+    labels = (
+        alt.Chart()
+        .transform_aggregate(groupby=["axis", "place", "value"])
+        .mark_text(dx=-6, align="right", fontSize=10)
+        .encode(x=x, y=y, text="value:N")
+    )
+    points = alt.Chart().mark_point(filled=True, size=30).encode(
+        x=x, y=y, color=alt.Color("time_us:Q"), tooltip=tips
+    )  # fmt: skip
+    chart = alt.layer(lines, points, labels, data=_DATA)
+    return _spec(chart.properties(width=_WIDTH, height=220))
+
+
+def causes(by: str = "us") -> Spec:
+    """Bars of the best configs, fastest on top: their time by cause."""
+    scale = alt.Scale(domain=list(CAUSES), scheme="tableau10")
+    label = (
+        "datum.rank + '  ' + datum.config + (datum.role == 'tried' ? '' : '  (' + datum.role + ')')"
+    )
+    chart = (
+        alt.Chart(_DATA)
+        .transform_calculate(label=label)
+        .mark_bar()
+        .encode(
+            x=alt.X(f"{by}:Q", title="time of one launch, us (mean over the workload)"),
+            y=alt.Y(
+                "label:N",
+                title=None,
+                sort=alt.EncodingSortField("rank", op="min"),
+                axis=alt.Axis(labelLimit=460),
+            ),
+            color=alt.Color(
+                "cause:N",
+                scale=scale,
+                sort=list(CAUSES),
+                title=None,
+                legend=alt.Legend(orient="top", columns=8),
+            ),
+            order="at:Q",
+            tooltip=_tips(
+                "config",
+                "role",
+                "cause",
+                ("us", "us", _US),
+                ("cycles", "cycles", ","),
+                ("time_us", "whole launch, us", _US),
+            ),
+        )
+        .properties(width=_WIDTH)
+    )
+    return _spec(chart)  # fmt: skip
+
+
+def compared() -> Spec:
+    """Two bars of time by cause, one above the other."""
+    scale = alt.Scale(domain=list(CAUSES), scheme="tableau10")
+    chart = (
+        alt.Chart(_DATA)
+        .mark_bar()
+        .encode(
+            x=alt.X("us:Q", title="time of one launch, us (mean over the workload)"),
+            y=alt.Y("side:N", title=None, axis=alt.Axis(labelLimit=300)),
+            color=alt.Color(
+                "cause:N", scale=scale, title=None, legend=alt.Legend(orient="top", columns=8)
+            ),
+            order="at:Q",
+            tooltip=_tips("side", "config", "cause", ("us", "us", _US)),
+        )
+        .properties(width=_WIDTH, height=alt.Step(28))
+    )
+    return _spec(chart)
+
+
+def batches() -> Spec:
+    """Time of each batch with the best configs; filled where the row's rule picks the config."""
+    tips = _tips("config", "role", ("batch", "batch"), ("us", "time, us", _US),
+                 ("over_best", "over the best known", ".3f"), ("picked", "picked by the rule"),
+                 ("weight", "share of launches", ".1%"), ("what", "batch"))  # fmt: skip
+    base = alt.Chart(_DATA).encode(
+        x=alt.X("batch:O", title="batch of the workload", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("over_best:Q", title="time over the best known of the batch",
+                scale=alt.Scale(zero=False)),
+        color=alt.Color("config:N", title=None, legend=alt.Legend(labelLimit=560, orient="bottom",
+                                                                  direction="vertical")),
+        tooltip=tips,
+    )  # fmt: skip
+    points = base.mark_point(size=90, strokeWidth=2).encode(
+        fillOpacity=alt.condition("datum.picked", alt.value(1.0), alt.value(0.0)),
+        fill=alt.Fill("config:N", legend=None),
+    )
+    return _spec((base.mark_line(opacity=0.4) + points).properties(width=_WIDTH, height=240))
+
+
+def progress() -> Spec:
+    """Each answer in the order they were asked for, the best so far, and the bounds."""
+    x = alt.X("order:Q", title="number of the answer", axis=alt.Axis(tickMinStep=1, format="d"))
+    title = "time, us"
+    tips = _tips("config", "role", ("time_us", "time, us", _US), ("low_us", "90 % from, us", _US),
+                 ("high_us", "90 % to, us", _US), ("bound_us", "its lower bound, us", _US),
+                 "bound_by", ("mbu", "MBU", ".1%"), "problem")  # fmt: skip
+    base = alt.Chart(_DATA).encode(x=x)
+    best = base.mark_line(interpolate="step-after", color="#2a9d5c", strokeWidth=2).encode(
+        y=alt.Y("best_us:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=8))
+    )
+    points = base.mark_point(filled=True, size=70).encode(
+        y="time_us:Q", color=_roles(), tooltip=tips
+    )
+    bounds = base.mark_tick(thickness=2, color="#b04ad0").encode(y="bound_us:Q", tooltip=tips)
+    least = (
+        alt.Chart(_DATA)
+        .mark_rule(color="#b04ad0", strokeDash=[4, 4])
+        .encode(
+            y="min(least_us):Q", tooltip=alt.Tooltip("min(least_us):Q", title="least bound, us")
+        )
+    )
+    return _spec((best + bounds + points + least).properties(width=_WIDTH, height=240))
+
+
+def coverage() -> Spec:
+    """What is tuned: studies by chip."""
+    scale = alt.Scale(
+        domain=["tuned", "heuristic", "running", "not begun", "no row"],
+        range=["#2a9d5c", "#5b8db8", "#e0b21e", "#9a9a9a66", "#d65454"],
+    )
+    chart = (
+        alt.Chart(_DATA)
+        .mark_rect(stroke="#88888844")
+        .encode(
+            x=alt.X("chip:N", title=None, axis=alt.Axis(orient="top", labelAngle=0)),
+            y=alt.Y("what:N", title=None, axis=alt.Axis(labelLimit=460)),
+            color=alt.Color("verdict:N", scale=scale, title="row"),
+            tooltip=_tips(
+                "study", "verdict", ("speedup", "over the heuristic", ".2f"), "evaluated"
+            ),
+        )
+        .properties(width=alt.Step(70), height=alt.Step(16))
+    )
+    return _spec(chart)
+
+
+def measured() -> Spec:
+    """Measured over simulated times, with the interval that was predicted."""
+    x = alt.X("simulated_us:Q", title="simulated, us", scale=alt.Scale(type="log"))
+    y = alt.Y("measured_us:Q", title="measured, us", scale=alt.Scale(type="log"))
+    tips = _tips("study", "config", ("simulated_us", "simulated, us", _US),
+                 ("low_us", "90 % from, us", _US), ("high_us", "90 % to, us", _US),
+                 ("measured_us", "measured, us", _US),
+                 ("ratio", "measured over simulated", ".3f"))  # fmt: skip
+    base = alt.Chart(_DATA)
+    inside = alt.Scale(domain=[True, False], range=["#2a9d5c", "#d65454"])
+    chart = alt.layer(
+        base.mark_line(color="#888888", strokeDash=[4, 4]).encode(x=x, y=alt.Y("simulated_us:Q")),
+        base.mark_rule(strokeWidth=6, opacity=0.35).encode(
+            x=x, y=alt.Y("low_us:Q"), y2="high_us:Q", tooltip=tips
+        ),
+        base.mark_point(filled=True, size=60).encode(
+            x=x,
+            y=y,
+            tooltip=tips,
+            color=alt.Color("inside:N", title="within the 90 % interval", scale=inside),
+        ),
+    ).properties(width=_WIDTH, height=320)
+    return _spec(chart)  # fmt: skip

@@ -1,0 +1,1 @@
+"""The page that a report is: what of it is not written in Python."""

@@ -1,0 +1,178 @@
+"use strict";
+// Draws what the document in #data says; decides nothing about it.
+
+async function unzip(id) {
+  const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
+}
+
+// The inverse of `pack` in page.py.
+function unpack(packed) {
+  const columns = Object.entries(packed.columns).map(([name, column]) =>
+    [name, column.at ? column.at.map((i) => column.of[i]) : column.of]);
+  return Array.from({ length: packed.length }, (_, i) =>
+    Object.fromEntries(columns.map(([name, values]) => [name, values[i]])));
+}
+
+function element(kind, content = "", options = {}) {
+  const made = Object.assign(document.createElement(kind), options);
+  made.append(...[content].flat());
+  return made;
+}
+
+function vegaConfig() {
+  const style = getComputedStyle(document.documentElement);
+  const [ink, line] = ["--ink", "--line"].map((name) => style.getPropertyValue(name).trim());
+  return {
+    background: null,
+    view: { stroke: line },
+    title: { color: ink },
+    style: { "guide-label": { fill: ink }, "guide-title": { fill: ink } },
+    axis: { domainColor: line, gridColor: line, tickColor: line },
+    header: { labelColor: ink, titleColor: ink },
+    text: { color: ink },
+  };
+}
+
+async function drawChart(parent, chart, rows, spec = chart.spec) {
+  parent.append(element("h3", chart.question), element("p", chart.note, { className: "note" }));
+  if (!rows.length) {
+    parent.append(element("p", chart.empty));
+    return;
+  }
+  const place = parent.appendChild(element("div", "", { className: "chart", id: `chart-${chart.id}` }));
+  await vegaEmbed(place, { ...spec, datasets: { rows } },
+    { renderer: "svg", actions: false, config: vegaConfig() });
+}
+
+function compareCells(a, b) {
+  if (a === b) return 0;
+  if (a === null || a === undefined || a === "") return 1;
+  if (b === null || b === undefined || b === "") return -1;
+  return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
+}
+
+function shown(value) {
+  if (value === null || value === undefined) return "";
+  if (typeof value !== "number") return String(value);
+  return value.toLocaleString("en-US", { maximumFractionDigits: Math.abs(value) < 10 ? 3 : 1 });
+}
+
+// A table whose heads sort it; `choose` is told the row that was clicked.
+function drawTable(parent, packed, choose) {
+  const rows = unpack(packed);
+  const names = Object.keys(packed.columns).filter((name) => !name.startsWith("_"));
+  const filter = element("input", "", { type: "search", placeholder: "filter", ariaLabel: "filter" });
+  const body = element("tbody");
+  let sorted = rows, last = "";
+  const fill = () => {
+    const words = filter.value.toLowerCase();
+    body.replaceChildren(...sorted
+      .filter((row) => names.some((name) => shown(row[name]).toLowerCase().includes(words)))
+      .map((row) => {
+        const line = element("tr", names.map((name) => element("td", shown(row[name]),
+          { className: typeof row[name] === "number" ? "number" : "" })));
+        if (choose) {
+          line.className = "choice";
+          line.onclick = () => choose(row);
+        }
+        return line;
+      }));
+  };
+  const heads = names.map((name) => element("th", name, { onclick: () => {
+    const sign = last === name ? -1 : 1;
+    last = sign === 1 ? name : "";
+    sorted = [...rows].sort((a, b) => sign * compareCells(a[name], b[name]));
+    fill();
+  } }));
+  filter.oninput = fill;
+  fill();
+  const table = element("table", [element("thead", element("tr", heads)), body]);
+  if (rows.length > 12) parent.append(filter);
+  parent.append(element("div", table, { className: "scroll" }));
+}
+
+async function drawCharts(parent, page, ids, packed) {
+  for (const id of ids) {
+    await drawChart(parent, page.charts[id], unpack(packed[id]), packed.specs?.[id]);
+  }
+}
+
+async function drawRun(page) {
+  const run = document.getElementById("run");
+  run.replaceChildren(element("h2", "The run"));
+  run.append(element("h3", page.table.question), element("p", page.table.note, { className: "note" }));
+  drawTable(run, page.table.rows, (row) => drawStudy(page, row._study, true));
+  await drawCharts(run, page, page.run_charts, page.run);
+}
+
+async function drawCompare(page) {
+  const compare = document.getElementById("compare");
+  compare.replaceChildren();
+  for (const [number, pair] of page.compare.entries()) {
+    compare.append(element("h2", pair.title), element("p", pair.summary, { className: "why" }));
+    compare.append(element("h3", pair.question), element("p", pair.note, { className: "note" }));
+    const charts = element("div", "", { id: `pair-${number}` });
+    const draw = async (row) => {
+      charts.replaceChildren(element("h3", row.study), element("p", row._why, { className: "why" }));
+      const rows = unpack(pair.causes).filter((cause) => cause.pair === row._pair);
+      await drawChart(charts, page.charts.compared, rows);
+    };
+    drawTable(compare, pair.rows, draw);
+    compare.append(charts);
+    const first = unpack(pair.rows).find((row) => row._why);
+    if (first) await draw(first);
+  }
+}
+
+async function drawStudy(page, index, scroll = false) {
+  const study = page.studies[index];
+  const place = document.getElementById("study");
+  const choice = element("select", page.studies.map((each, i) =>
+    element("option", each.label, { value: i, selected: i === index })), { ariaLabel: "study" });
+  choice.onchange = () => drawStudy(page, Number(choice.value));
+  place.replaceChildren(element("h2", ["Study ", choice]));
+  place.append(element("p", study.why, { className: "why", id: "why" }));
+  for (const fact of study.facts) place.append(element("p", fact, { className: "note" }));
+  page.shown = index;
+  if (scroll) place.scrollIntoView();
+  await drawCharts(place, page, page.study_charts, study.rows);
+}
+
+async function drawAll(page) {
+  document.getElementById("title").textContent = page.title;
+  document.getElementById("about").textContent = page.about;
+  await drawCompare(page);
+  await drawRun(page);
+  if (page.studies.length) await drawStudy(page, page.shown ?? page.first);
+  document.body.dataset.drawn = "yes";
+}
+
+async function main() {
+  const root = document.documentElement;
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  root.dataset.theme = dark.matches ? "dark" : "light";
+  const library = element("script", await unzip("library"));
+  document.head.append(library);
+  const page = JSON.parse(await unzip("data"));
+  const wanted = new URLSearchParams(location.hash.slice(1)).get("study");
+  const named = page.studies.findIndex((study) => study.label === wanted);
+  if (named >= 0) page.shown = named;
+  document.getElementById("theme").onclick = () => {
+    root.dataset.theme = root.dataset.theme === "dark" ? "light" : "dark";
+    drawAll(page);
+  };
+  dark.onchange = () => {
+    root.dataset.theme = dark.matches ? "dark" : "light";
+    drawAll(page);
+  };
+  await drawAll(page);
+}
+
+main().catch((error) => {
+  document.body.dataset.drawn = "error";
+  document.getElementById("about").textContent =
+    `This page cannot be drawn here: ${error}. It needs a browser of 2023 or later.`;
+  throw error;
+});
