@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv sweep test test-slow test-scale test-all check format golden clean
+.PHONY: help venv sweep test test-slow test-scale test-versions test-engines test-all check format golden clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,18 @@ test-scale: $(STAMP) ## a sweep's tasks on a local Ray cluster; installs the ext
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
 	$(BIN)/python -m pytest -n 0 -m scale
 
+test-versions: $(STAMP) ## compile for every chip with each pair of jax and libtpu; keeps an environment for each
+	$(BIN)/python tests/versions/run.py $(VERSIONS)
+
+# jax, torch and all else as vLLM on TPU has them, which this project's own environment has not.
+ENGINES = .venv-engines
+
+test-engines: ## whole engines on a CPU, in an environment of their own: Python 3.12, 8 GB
+	test -x $(ENGINES)/bin/python || $(or $(PYTHON312),python3.12) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/engines/requirements.txt
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(ENGINES)/bin/python -m pytest -c tests/engines/pytest.ini tests/engines
+
 check: $(STAMP) ## formatter, linter, types, architecture
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -46,4 +58,4 @@ format: $(STAMP) ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 clean: ## remove what the targets made, tables and results excepted
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(ENGINES) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -41,10 +41,8 @@ KINDS = {
 # Fields beside the default config.
 CONFIGS: list[dict[str, int]] = [
     {},
-    {"bkv_sz": 512, "bkv_csz": 512, "seqs_per_step": 2},
     {"bkv_sz": 1024, "bkv_csz": 512, "seqs_per_step": 2},
     {"bkv_sz": 1024, "bkv_csz": 1024, "seqs_per_step": 1},
-    {"bkv_sz": 2048, "bkv_csz": 512, "seqs_per_step": 2, "num_buffers": 3},
 ]
 
 
@@ -56,6 +54,7 @@ class Group:
     kind: str
     tokens: int
     family: str = "decode"
+    default_only: bool = False
 
     @property
     def problem(self) -> Problem:
@@ -89,7 +88,7 @@ class Group:
         """The default config, and for decode others that fit."""
         family, chip = load_family(self.family), load_chip(self.chip)
         default = family.default_config(self.problem, chip.target)
-        others = CONFIGS if self.family == "decode" else [{}]
+        others = CONFIGS if self.family == "decode" and not self.default_only else [{}]
         configs = dict.fromkeys(replace(default, **fields) for fields in others)
         return [
             Candidate(family=family, problem=self.problem, config=config, chip=chip,
@@ -119,11 +118,12 @@ def times(group: Group, evaluator: SimulatedEvaluator) -> tuple[list[float], lis
     return default[0], [min(one) for one in zip(*(batch_us for _, batch_us in found), strict=True)]
 
 
-def cells(chip: str, kind: str, evaluator: SimulatedEvaluator) -> Iterator[dict[str, Any]]:
-    """A cell for each context."""
-    single_default, single = times(Group(chip=chip, kind=kind, tokens=1), evaluator)
-    several_default, several = times(Group(chip=chip, kind=kind, tokens=TOKENS), evaluator)
-    mixed, _ = times(Group(chip=chip, kind=kind, tokens=TOKENS, family="mixed"), evaluator)
+def cells(group: Group, evaluator: SimulatedEvaluator) -> Iterator[dict[str, Any]]:
+    """A cell for each context; the group is that of several tokens in decode."""
+    chip, kind = group.chip, group.kind
+    single_default, single = times(replace(group, tokens=1), evaluator)
+    several_default, several = times(group, evaluator)
+    mixed, _ = times(replace(group, family="mixed"), evaluator)
     for i, context in enumerate(CONTEXTS):
         yield {
             "chip": chip, "kind": kind, "context": context, "seqs": SEQS, "tokens": TOKENS,
@@ -137,16 +137,20 @@ def cells(chip: str, kind: str, evaluator: SimulatedEvaluator) -> Iterator[dict[
 @click.command()
 @click.option("--chips", default=",".join(load_chips()), help="Comma-separated.")
 @click.option("--kinds", default=",".join(KINDS), help="Comma-separated.")
+@click.option("--default-only", is_flag=True, help="Default configs alone.")
 @click.option("--workers", default=2, help="Worker processes.")
 @click.option("--cache", default=Path(".rpa-tune/cache"), type=Path, help="Of compiles.")
 @click.option("--json", "json_file", type=Path, help="Where the report goes.")
-def main(chips: str, kinds: str, workers: int, cache: Path, json_file: Path | None) -> None:
+def main(
+    chips: str, kinds: str, default_only: bool, workers: int, cache: Path, json_file: Path | None
+) -> None:
     """Prints one line a cell."""
     evaluator = SimulatedEvaluator(num_workers=workers, cache_dir=cache, deadline_s=900)
     found: list[dict[str, Any]] = []
     try:
         for chip, kind in ((c, k) for c in chips.split(",") for k in kinds.split(",")):
-            for cell in cells(chip, kind, evaluator):
+            group = Group(chip=chip, kind=kind, tokens=TOKENS, default_only=default_only)
+            for cell in cells(group, evaluator):
                 found.append(cell)
                 click.echo(
                     f"{chip:4} {kind:15} {cell['context']:6}  {cell['one_token_us']:8.1f} -> "

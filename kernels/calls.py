@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from rpa_kernels import inputs, online_softmax, runs
+from rpa_kernels import inputs, online_softmax, runs, tree
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.pages import Meta, PagedCache
 from rpa_kernels.problem import Problem
@@ -104,6 +104,7 @@ class KernelLaunch:
         sinks: jax.Array | None = None,
         page_runs: jax.Array | None = None,
         lse: jax.Array | None = None,
+        tree_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, ...]:
         """Attends the family's sequences.
 
@@ -125,18 +126,22 @@ class KernelLaunch:
             for all layers of a step. Made here if None.
           lse: `problem.lse_shape` when `problem.return_lse`, what launches before this one wrote;
             its buffer becomes the result's. Made here if None.
+          tree_mask: int32[max_num_tokens] when `problem.has_tree_mask`. Bit j of a token of a
+            decode sequence: it sees new token j of its sequence. Itself it sees whatever its own
+            bit says. Tokens of other sequences see those up to themselves.
 
         Returns:
           (q with the rows of the family's sequences replaced by their output, updated KV cache),
           and with `problem.return_lse` the log-sum-exp, in the same way, as the third.
 
         Raises:
-          ValueError: Operands do not have the problem's shapes, or sinks are missing or unexpected,
-            or there is a log-sum-exp that nobody asked for.
+          ValueError: Operands do not have the problem's shapes, or sinks or a tree mask are missing
+            or unexpected, or there is a log-sum-exp that nobody asked for.
         """
         scalars: tuple[jax.Array, ...] = (kv_lens, page_indices, cu_q_lens, distribution)
         q, *rope = q if isinstance(q, tuple) else (q,)
         check_operands((*scalars, q, kv_new, kv_cache, *rope), sinks, lse, problem)
+        tree.check(tree_mask, problem)
         names = (field.name for field in dataclasses.fields(BatchArrays))
         # The record of the host's arrays, here with those of the call.
         traced: dict[str, Any] = dict(zip(names, scalars, strict=True))
@@ -146,6 +151,8 @@ class KernelLaunch:
         scalars = (kv_lens, page_runs, *scalars[2:])
         if target.num_cores > 1:
             scalars = (*scalars, self.partition(problem, config, arrays, target.num_cores, jnp))
+        if tree_mask is not None:
+            scalars = (*scalars, tree_mask)
         body = functools.partial(
             self.kernel,
             problem=problem,
@@ -229,6 +236,7 @@ def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
         core = pl.program_id(0)
         first, end = (tuple(bounds[(core + i) * width + j] for j in range(width)) for i in range(2))
         core_range = (first, end)
+    tree_mask = rest.pop(0) if problem.has_tree_mask else None
     q, kv_new, _, *rest = rest
     sinks = rest.pop(0) if problem.has_sinks else None
     q_rope = rest.pop(0) if problem.is_latent else None
@@ -242,6 +250,7 @@ def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
         distribution=distribution,
         pages_per_seq=problem.pages_per_seq,
         num_pages=problem.num_pages,
+        tree_mask=tree_mask,
     )
     return Refs(
         meta=meta,

@@ -1,9 +1,11 @@
-"""What a number that a caller gives may be. No jax."""
+"""What a number that a caller gives may be, and which features go together. No jax."""
 
 import numbers
+from typing import Any
 
 MAX_INT32 = 2**31 - 1
 MAX_FLOAT32 = 3.4e38
+MAX_DECODE_QUERY = 8  # new tokens of a sequence in decode
 
 
 def check_whole(name: str, value: object) -> None:
@@ -46,17 +48,44 @@ def check_finite(name: str, value: object) -> None:
         raise ValueError(f"{name}={value!r} must be a finite number, known when compiling")
 
 
-def check_chunk(size: object, window: int | None, causal: bool) -> None:
-    """Refuses an `attention_chunk_size` that is no size, or that others of its features exclude.
+def check_chunk(problem: Any) -> None:
+    """Refuses chunks that are no size, and beside a window or without a causal mask.
+
+    Args:
+      problem: A `Problem` in the making.
 
     Raises:
-      ValueError: No whole number, a window beside it, or no causal mask.
+      ValueError: The first thing that is wrong.
     """
+    size = problem.attention_chunk_size
+    if size is None:
+        return
     check_whole("attention_chunk_size", size)
-    if window is not None:
+    if problem.sliding_window is not None:
         raise ValueError(
-            f"attention_chunk_size={size} and sliding_window={window}: "
+            f"attention_chunk_size={size} and sliding_window={problem.sliding_window}: "
             "a query looks back over a chunk or a window, not both"
         )
-    if not causal:
+    if not problem.causal:
         raise ValueError(f"attention_chunk_size={size} needs a causal mask")
+
+
+def check_decode(problem: Any) -> None:
+    """Refuses more new tokens in decode than it serves, and a tree of them where it means nothing.
+
+    Args:
+      problem: A `Problem` in the making.
+
+    Raises:
+      ValueError: Too many; or a tree mask with one token, no causal mask, or a window or chunk.
+    """
+    size = problem.decode_query_size
+    if size > MAX_DECODE_QUERY:
+        raise ValueError(f"decode_query_size={size} must be at most {MAX_DECODE_QUERY}")
+    if not problem.has_tree_mask:
+        return
+    if size == 1 or not problem.causal or problem.reach_tokens is not None:
+        raise ValueError(
+            f"has_tree_mask needs decode_query_size above 1 (got {size}), a causal mask, and "
+            "neither window nor chunk, for which a tree's tokens have no positions here"
+        )

@@ -96,7 +96,8 @@ class KernelFamily:
         matmuls, 2 FLOPs a multiply-add); for MFU.
       num_steps: `(problem, config, batch, core=ONLY_CORE) -> ` KV-block steps a core walks.
       launch: `(q, kv_new, kv_cache, kv_lens, page_indices, cu_q_lens, distribution, *, problem,
-        config, target, interpret=None, sinks=None, page_runs=None, lse=None) -> (out, kv_cache)`,
+        config, target, interpret=None, sinks=None, page_runs=None, lse=None, tree_mask=None) ->
+        (out, kv_cache)`,
         and the log-sum-exp as the third with `problem.return_lse`, on inputs laid out by
         `rpa_kernels.inputs.prepare`; output rows of sequences that other families serve
         are passed through, so that launches chain.

@@ -24,7 +24,8 @@ PREFETCH_SMEM_SHARE = 0.9
 def smem_bytes(problem: Problem) -> int:
     """SMEM of the scalar-prefetch arrays, each padded to a row of 128 words."""
     seqs = problem.max_num_seqs
-    sizes = (seqs, seqs * problem.pages_per_seq, seqs + 1, 3)
+    sizes = [seqs, seqs * problem.pages_per_seq, seqs + 1, 3]
+    sizes += [problem.max_num_tokens] if problem.has_tree_mask else []
     return sum(layout.align(size, layout.LANES) * layout.WORD_BYTES for size in sizes)
 
 

@@ -40,6 +40,8 @@ class Meta:
 
     Attributes:
       page_runs: `runs.pack` of the page table.
+      tree_mask: int32[max_num_tokens] with `problem.has_tree_mask`, else None. Bit j of a token:
+        it sees new token j of its sequence.
     """
 
     kv_lens: Ref
@@ -48,6 +50,7 @@ class Meta:
     distribution: Ref
     pages_per_seq: int
     num_pages: int
+    tree_mask: Ref | None = None
 
     def q_len(self, seq: Scalar) -> Scalar:
         """New tokens of a sequence."""

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from rpa_kernels import layout
-from rpa_kernels.checks import MAX_INT32, check_chunk, check_finite, check_mask_value, check_whole
+from rpa_kernels import checks, layout
 from rpa_kernels.dtypes import dtype_name
 from rpa_kernels.ints import cdiv
 from rpa_kernels.latent import check_latent, latent_cache_shape
@@ -19,7 +18,7 @@ _SIZES = (
     "num_q_heads", "num_kv_heads", "head_dim", "page_size", "max_num_tokens", "max_num_seqs",
     "pages_per_seq", "num_pages", "decode_query_size",
 )  # fmt: skip
-MAX_DECODE_QUERY = 8  # tokens; `decode_query_size` at most
+MAX_DECODE_QUERY = checks.MAX_DECODE_QUERY
 _SCALES = ("q_scale", "k_scale", "v_scale")
 _NUMBERS = ("sm_scale", "soft_cap", *_SCALES)
 # Fields that came after rows, journals and artefacts had been written, and what they were before.
@@ -29,6 +28,7 @@ ADDED_FIELDS: Mapping[str, Any] = {
     "kv_layout": layout.HEAD_ALONG_SUBLANE,
     "return_lse": False,
     "decode_query_size": 1,
+    "has_tree_mask": False,
     "rope_dim": None,
     "kv_packing": None,
 }
@@ -70,6 +70,8 @@ class Problem:
       return_lse: Whether the log-sum-exp of each query's logits is an output, too: natural
         logarithm, after scale and soft cap, the sink among them.
       decode_query_size: Most new tokens of a sequence that decode serves, 1 to 8.
+      has_tree_mask: Whether an operand says which new tokens of its sequence each new token of a
+        decode sequence sees, as verification of a tree of drafts needs it; else those up to itself.
       rope_dim: Elements of a token's rope row, in multi-head latent attention; or None without.
         See `latent.py`: `head_dim` is then that of the latent row.
       kv_packing: Tokens that the second last dimension of a latent cache holds, or None for as
@@ -101,6 +103,7 @@ class Problem:
     kv_layout: str = layout.HEAD_ALONG_SUBLANE
     return_lse: bool = False
     decode_query_size: int = 1
+    has_tree_mask: bool = False
     rope_dim: int | None = None
     kv_packing: int | None = None
 
@@ -134,38 +137,38 @@ class Problem:
         for name in _SIZES:
             value = getattr(self, name)
             # A call makes a problem every step: the usual case is one comparison.
-            if type(value) is not int or not 0 < value <= MAX_INT32:
-                check_whole(name, value)
+            if type(value) is not int or not 0 < value <= checks.MAX_INT32:
+                checks.check_whole(name, value)
         if self.num_q_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_q_heads={self.num_q_heads} is not a multiple of "
                 f"num_kv_heads={self.num_kv_heads}"
             )
-        if self.max_context_tokens > MAX_INT32:
+        if self.max_context_tokens > checks.MAX_INT32:
             self._refuse_product("pages_per_seq", "page_size")
-        if self.max_num_seqs * self.pages_per_seq > MAX_INT32:
+        if self.max_num_seqs * self.pages_per_seq > checks.MAX_INT32:
             self._refuse_product("max_num_seqs", "pages_per_seq")
 
     def _refuse_product(self, first: str, second: str) -> None:
         size = getattr(self, first) * getattr(self, second)
-        raise ValueError(f"{first} * {second} = {size} must be at most {MAX_INT32}, for int32")
+        raise ValueError(
+            f"{first} * {second} = {size} must be at most {checks.MAX_INT32}, for int32"
+        )
 
     def _check_features(self) -> None:
         if self.sliding_window is not None:
-            check_whole("sliding_window", self.sliding_window)
-        if self.attention_chunk_size is not None:
-            check_chunk(self.attention_chunk_size, self.sliding_window, self.causal)
+            checks.check_whole("sliding_window", self.sliding_window)
+        checks.check_chunk(self)
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is None and name != "sm_scale":
                 continue
-            check_finite(name, value)
+            checks.check_finite(name, value)
             if value <= 0 and name in _SCALES:
                 raise ValueError(f"{name}={value!r} must be above zero")
         if self.mask_value is not None:
-            check_mask_value(self.mask_value)
-        if (size := self.decode_query_size) > MAX_DECODE_QUERY:
-            raise ValueError(f"decode_query_size={size} must be at most {MAX_DECODE_QUERY}")
+            checks.check_mask_value(self.mask_value)
+        checks.check_decode(self)
         if self.soft_cap == 0.0:
             raise ValueError("soft_cap=0.0 must not be zero; use None for no cap")
 

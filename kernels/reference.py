@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rpa_kernels import inputs
+from rpa_kernels import inputs, tree
 from rpa_kernels.batch import BatchArrays
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
@@ -33,6 +33,7 @@ def ragged_paged_attention(
     sinks: jax.Array | None = None,
     compute_dtype: str = "float32",
     seqs: range | None = None,
+    tree_mask: jax.Array | None = None,
 ) -> tuple[jax.Array, ...]:
     """Attends every sequence of a batch to its own pages and writes new K and V to the cache.
 
@@ -49,6 +50,8 @@ def ragged_paged_attention(
       compute_dtype: float32, or bfloat16 for the plain low-precision implementation that
         tolerances are measured by.
       seqs: Sequences to attend, or None for all.
+      tree_mask: int32[max_num_tokens] with `problem.has_tree_mask`; bit j of a token of a decode
+        sequence says that it sees new token j of its sequence.
 
     Returns:
       (float32[max_num_tokens, num_q_heads, head_dim] with zeros in all other rows,
@@ -61,7 +64,7 @@ def ragged_paged_attention(
         jnp.zeros((*queries.shape[:2], problem.head_dim), jnp.float32),
         jnp.full(queries.shape[:2], -jnp.inf, jnp.float32),
     )
-    for seq in sequences(chosen, arrays, problem):
+    for seq in sequences(chosen, arrays, problem, tree_mask):
         if problem.update_kv_cache:
             kv_cache = write_new(kv_cache, kv_new, seq, problem=problem)
         # Compiler options belong to the outermost jit: within a caller's it decides.
@@ -82,15 +85,19 @@ class PaddedSequence(NamedTuple):
       positions: int32[longest q], positions of those tokens in its context.
       pages: int32[most pages], physical pages; any past its own.
       kv_len: int32, tokens of context.
+      sees_new: bool[longest q, longest q], whether each new token sees each; None without trees.
     """
 
     rows: np.ndarray[Any, Any]
     positions: np.ndarray[Any, Any]
     pages: np.ndarray[Any, Any]
     kv_len: np.int32
+    sees_new: np.ndarray[Any, Any] | None = None
 
 
-def sequences(chosen: list[int], arrays: BatchArrays, problem: Problem) -> list[PaddedSequence]:
+def sequences(
+    chosen: list[int], arrays: BatchArrays, problem: Problem, tree_mask: Any = None
+) -> list[PaddedSequence]:
     """The chosen sequences of a batch."""
     starts, kv_lens = np.asarray(arrays.cu_q_lens), np.asarray(arrays.kv_lens)
     page_table = np.asarray(arrays.page_indices).reshape(-1, problem.pages_per_seq)
@@ -104,6 +111,7 @@ def sequences(chosen: list[int], arrays: BatchArrays, problem: Problem) -> list[
             positions=kv_lens[i] - q_lens[i] + index,
             pages=page_table[i, :most_pages],
             kv_len=kv_lens[i],
+            sees_new=tree.sees_new(i, index, arrays, tree_mask) if problem.has_tree_mask else None,
         )
         for i in chosen
     ]
@@ -153,7 +161,11 @@ def attend_sequence(
     q_pos, k_pos = seq.positions[:, None], jnp.arange(k.shape[0])[None]
     exists = k_pos < seq.kv_len
     seen = exists
-    if problem.causal:
+    if seq.sees_new is not None:
+        place = k_pos[0] - seq.positions[0]
+        sees_new = jnp.asarray(seq.sees_new)
+        seen &= (place < 0) | sees_new[:, jnp.clip(place, 0, len(seq.positions) - 1)]
+    elif problem.causal:
         seen &= k_pos <= q_pos
     if problem.sliding_window is not None:
         seen &= q_pos < k_pos + problem.sliding_window

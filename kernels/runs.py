@@ -101,7 +101,7 @@ def _free_pages(arrays: BatchArrays, problem: Problem, xp: Any) -> tuple[Array, 
     oldest = newest_sees_from(kv_lens, problem)
     if oldest is not None:
         first = cdiv(xp.maximum(oldest, 0), size)
-    if problem.update_kv_cache:
+    if problem.update_kv_cache or problem.has_tree_mask:
         end = kv_lens - q_lens
     else:
         end = kv_lens - q_lens + 1 if problem.causal else kv_lens

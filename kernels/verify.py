@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rpa_kernels import inputs, reference
+from rpa_kernels import inputs, reference, tree
 from rpa_kernels.batch import Batch, BatchArrays
 from rpa_kernels.family import KernelFamily
 from rpa_kernels.ints import cdiv
@@ -106,6 +106,7 @@ class Operands:
     kv_cache: jax.Array
     sinks: jax.Array | None
     arrays: BatchArrays
+    tree_mask: jax.Array | None = None
 
 
 def operand_shapes(problem: Problem) -> tuple[tuple[int, ...], ...]:
@@ -125,7 +126,7 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
     """
     rng = np.random.default_rng(seed)
     # Quantised values should fill their grid, as a calibrated model's do.
-    spread = 40.0 if problem.kv_dtype == "int8" else 1.0
+    spread, size = 40.0 if problem.kv_dtype == "int8" else 1.0, problem.page_size
 
     def normal(*shape: int, scale: float = 1.0) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape) * scale, jnp.float32)
@@ -136,20 +137,19 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
         return x.astype(problem.kv_dtype)
 
     q_shape, *new_shapes = operand_shapes(problem)
-    shape, page_size = problem.kv_cache_shape, problem.page_size
     unread = {"int8": 127.0, "float8_e5m2": np.inf}.get(problem.kv_dtype, np.nan)
-    cache = np.full(shape, unread, np.float32)
+    cache = np.full(problem.kv_cache_shape, unread, np.float32)
     # Token by token: a view where tokens are the last dimension.
     by_token = np.moveaxis(cache, -1, 1) if problem.is_seq_along_lane else cache
     if problem.is_latent:
-        by_token = cache.reshape(-1, page_size, problem.k_lanes)
+        by_token = cache.reshape(-1, size, problem.k_lanes)
     lengths = zip(batch.pages(problem), batch.q_lens, batch.kv_lens, strict=True)
     for pages, q_len, kv_len in lengths:
-        first = window_start(kv_len - q_len, problem) // page_size
-        for i, page in enumerate(pages[: cdiv(kv_len, page_size)]):
+        first = window_start(kv_len - q_len, problem) // size
+        for i, page in enumerate(pages[: cdiv(kv_len, size)]):
             if i < first:
                 continue  # behind the window of every query: never fetched
-            rows = min(page_size, kv_len - i * page_size)
+            rows = min(size, kv_len - i * size)
             drawn = rng.standard_normal((rows, *by_token.shape[2:]))
             by_token[page, :rows] = drawn * spread
     return Operands(
@@ -159,6 +159,7 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
         kv_cache=stored(jnp.asarray(cache)),
         sinks=normal(problem.num_q_heads) if problem.has_sinks else None,
         arrays=batch.arrays(problem),
+        tree_mask=tree.draw(problem, rng),
     )
 
 
@@ -205,6 +206,7 @@ def run_interpreted(
         arrays.distribution,
         sinks=operands.sinks,
         lse=untouched_lse(problem),
+        tree_mask=operands.tree_mask,
     )
     return found
 
@@ -381,5 +383,6 @@ def _reference(
         sinks=operands.sinks,
         compute_dtype=compute_dtype,
         seqs=batch.family_seqs(family),
+        tree_mask=operands.tree_mask,
     )
     return np.asarray(out), cache, *map(np.asarray, lse)

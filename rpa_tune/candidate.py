@@ -14,6 +14,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.families.family import Family
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import Chip, load_chips
+from rpa_tune.libtpu_args import parse_args
 
 
 class Fidelity(enum.IntEnum):
@@ -71,6 +72,7 @@ class Candidate:
       config: The family's config record.
       chip: Where it runs.
       workload: `Workload.digest`: the batches that it is judged on.
+      libtpu_args: Flags that the compiler is given; see `libtpu_args.py`.
     """
 
     family: Family
@@ -78,6 +80,7 @@ class Candidate:
     config: Any
     chip: Chip
     workload: str
+    libtpu_args: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `from_dict` reads it back."""
@@ -87,7 +90,12 @@ class Candidate:
             "config": asdict(self.config),
             "chip": self.chip.name,
             "workload": self.workload,
+            **self._flags(),
         }
+
+    def _flags(self) -> dict[str, str]:
+        """JSON form of the flags; without any a candidate is what it was before there were some."""
+        return {"libtpu_args": self.libtpu_args} if self.libtpu_args else {}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Candidate":
@@ -105,6 +113,7 @@ class Candidate:
             config=family.config_from_dict(data["config"]),
             chip=chip,
             workload=data["workload"],
+            libtpu_args=parse_args(data.get("libtpu_args", "")),
         )
 
     @property
@@ -129,6 +138,7 @@ class Candidate:
         """The same of all but the config: candidates of one study have it in common."""
         parts = {
             "family": self.family.name, "chip": self.chip.name, "workload": self.workload,
+            **self._flags(),
         }  # fmt: skip
         return _digest({**parts, "problem": self.problem.to_dict()})
 

@@ -98,5 +98,6 @@ RANGES: dict[str, Range] = {
     "measure": _count(10**6, "configs", least=0),
     "wave": _count(10**6, "configs"),
     "deadline": _SECONDS,
+    "interval": _SECONDS,
     "budget": Range(least=0, most=52 * _WEEK_S, unit="seconds", is_whole=False),
 }

@@ -13,13 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Layer -> layers it may import. A layer is a folder or a module, named as it is imported; where a
 # module inside a folder is named too, it is a layer of its own.
-BASE = {"errors", "files", "ranges", "known_versions"}
+BASE = {"errors", "files", "ranges", "known_versions", "libtpu_args"}
 ALLOWED: dict[str, set[str]] = {
     "kernels": set(),
     "errors": set(),
     "files": set(),
     "ranges": set(),
     "known_versions": set(),
+    "libtpu_args": set(),
     "hw": {"kernels"},
     "llo": {"hw"},
     "workload": {"kernels", "capture.reader", "workload.step"},
@@ -74,18 +75,20 @@ ALLOWED: dict[str, set[str]] = {
     "dispatch.plan": {"kernels"},
     "interop.public": {"kernels", "hw", "families"},
     "interop": {
-        "kernels", "hw", "tables", "candidate", "compile", "dispatch", "llo", "families",
-        "interop.public", "provenance",
+        "kernels", "hw", "tables", "candidate", "compile", "dispatch", "dispatch.plan", "llo",
+        "families", "interop.public", "provenance",
     },
     "report": {
         "candidate", "store", "tables", "llo", "hw", "decide", "space", "sweep", "models.padding",
+        "report.nest",
     },
     "report.frame": {"candidate", "store"},
+    "report.nest": set(),
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
         "families", "families.registry", "dispatch", "models.buckets", "models.padding",
-        "models.roofline", "models.weights", "tables", "llo", "sweep",
+        "models.roofline", "models.weights", "tables", "llo", "sweep", "report.nest",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
@@ -126,7 +129,9 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     },
 }
 # Files outside cli that may read environment variables.
-ENVIRONMENT_IN = {"rpa_tune/compile/target.py", "rpa_tune/compile/paths.py"}
+ENVIRONMENT_IN = {
+    "rpa_tune/compile/target.py", "rpa_tune/compile/paths.py", "rpa_tune/libtpu_args.py",
+}  # fmt: skip
 # kernels' files that promise to need no jax, with the layers built on them.
 NO_JAX = [
     "rpa_kernels.batch", "rpa_kernels.problem", "rpa_kernels.decode.account",
@@ -152,6 +157,7 @@ LONGER: dict[str, str] = {
     "kernels/packed.py:load_kv": "where in a buffer, which head, how much of it: all scalars",
     "kernels/pages.py:start_fetch": "source, destination, range: a copy in one call",
     "rpa_tune/sweep/run.py:tune": SWEEP_OPTIONS,
+    "rpa_tune/analysis/verify.py:verify": "keywords of a public call: those of `rpa-tune verify`",
     "rpa_tune/llo/words.py:arithmetic": "compiled; one line or two for each operation",
     "rpa_tune/llo/recording.py:replay_loop": "compiled; a twin of run_loop, without its registers",
     "rpa_tune/llo/loop.py:run_loop": "compiled; calls inside would pass all arrays by value",
@@ -168,17 +174,19 @@ NOT_IMPORTED: dict[str, str] = {
     "rpa_kernels.decode.scratch": ON_REFS,
     "rpa_kernels.decode.seq_blocks": ON_REFS,
     "rpa_kernels.decode.tile_writes": ON_REFS,
-    "rpa_kernels.blockwise.family": "two records: every test that loads `mixed` or `prefill`",
+    "rpa_kernels.blockwise.family": "three records: every test that loads `mixed` or `prefill`",
+    "rpa_kernels.decode.family": "two records: every test that loads `decode`",
     "rpa_tune.__main__": "a program: tests/test_packaging.py runs it without click",
     "rpa_tune.check.on_device": "runs in workers: tests/pure/check rehearses every step of it",
     "rpa_tune.interop.public.tpu_inference.calls": "asks the wheel: tests/aot/test_public_launches",
     "rpa_tune.interop.public.tpu_inference.own_choice": "asks the wheel: test_public_look_ups",
+    "rpa_tune.interop.vllm_backend": "needs vLLM: tests/engines/test_vllm.py",
     "rpa_tune.llo.loop": "compiled: test_interpreter.py holds every run of `run_fast` against it",
     "rpa_tune.llo.run": "a record without a method",
     **{
         f"rpa_tune.cli.{name}": A_COMMAND
         for name in (
-            "audit", "explain", "plan", "portfolio", "report", "status", "sweep", "tpu_check",
+            "audit", "explain", "plan", "portfolio", "report", "tpu_check",
             "verify", "workloads",
         )
     },

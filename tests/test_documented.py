@@ -39,6 +39,7 @@ space: {decode: {bkv_sz: [256, 512], bkv_csz: [256, 512], seqs_per_step: [1], bq
 search: {simulate: 6, wave: 3}
 """
 QUICK = {
+    "docs/report.md: rpa-tune report .rpa-tune/quickstart.jsonl",
     "docs/serving.md: rpa-tune audit --model",
     "docs/workloads.md: rpa-tune workloads show azure-conv",
     "docs/workloads.md: rpa-tune workloads show mine.jsonl",
@@ -94,6 +95,15 @@ def chat_sweep(folder, stack):
     store.append(
         replace(later, provenance={**later.provenance, "time": "2026-01-02T03:05:00+00:00"})
     )
+
+
+def stores_to_report(folder, stack):
+    """The store of a sweep of two studies by formula, under the names that documents give it."""
+    (folder / "chat.yaml").write_text(CHAT)
+    studies = build_studies(load_plan(folder / "chat.yaml"))
+    for name in (".rpa-tune/quickstart.jsonl", "before.jsonl", "after.jsonl"):
+        with Journal(folder / name) as store:
+            list(Sweep(evaluators=make_evaluators(), journal=store, watch=Watch()).run(studies))
 
 
 def chat_plan(folder, stack):
@@ -161,6 +171,9 @@ def public_tables(folder, stack):
 SETUPS = {
     "sweeps/README.md: rpa-tune status .rpa-tune/chat.jsonl": chat_sweep,
     "sweeps/README.md: rpa-tune sweep chat.yaml": chat_plan,
+    "README.md: rpa-tune report .rpa-tune/quickstart.jsonl": stores_to_report,
+    "docs/report.md: rpa-tune report .rpa-tune/quickstart.jsonl": stores_to_report,
+    "docs/report.md: rpa-tune report before.jsonl after.jsonl": stores_to_report,
     "docs/workloads.md: rpa-tune workloads import steps.jsonl": captured,
     "docs/workloads.md: rpa-tune workloads show mine.jsonl": bailian_trace,
     "docs/trace.md: rpa-tune explain --chip": one_batch,

@@ -20,6 +20,7 @@ from rpa_kernels.decode.walk import Item
 from rpa_kernels.ints import div, rem
 from rpa_kernels.mask import mask_scores
 from rpa_kernels.online_softmax import MASKED
+from rpa_kernels.pages import Meta
 from rpa_kernels.problem import Problem
 from rpa_kernels.stagger import staggered
 from rpa_kernels.target import Target
@@ -38,6 +39,7 @@ class Attend:
     """Scratch and statics; methods are the phases of one step's maths."""
 
     scratch: Scratch
+    meta: Meta
     problem: Problem
     config: DecodeConfig
     target: Target
@@ -174,6 +176,9 @@ class Attend:
             if item is None:
                 return scores
             start = item.start + first
+            if problem.has_tree_mask:
+                column = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+                return jnp.where(self.seen_in_tree(start + column, item), scores, MASKED)
             return mask_scores(scores, self.positions(scores, item), start, item.kv_len, problem)
         pack = layout.packing(problem.kv_dtype)
         row = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
@@ -197,6 +202,8 @@ class Attend:
           pack: Columns of a key.
         """
         problem = self.problem
+        if problem.has_tree_mask:
+            return self.seen_in_tree(start + div(column, pack), item)
         if self.tokens == 1:
             seen: jax.Array = column < (item.kv_len - start) * pack
             oldest = newest_sees_from(item.kv_len, problem)
@@ -216,9 +223,32 @@ class Attend:
         """Position of each row's query, int32[rows, 1]; a scalar where that is one for all."""
         if self.tokens == 1:
             return item.kv_len - 1
-        row = jax.lax.broadcasted_iota(jnp.int32, (scores.shape[0], 1), 0)
-        token = rem(div(row, heads.rows_per_token(self.problem)), self.tokens)
-        return item.first_query + token
+        return item.first_query + self.token_of_row(scores.shape[0])
+
+    def token_of_row(self, num_rows: int) -> jax.Array:
+        """Which of its sequence's new tokens each row is of, int32[rows, 1]."""
+        row: Any = jax.lax.broadcasted_iota(jnp.int32, (num_rows, 1), 0)
+        token: jax.Array = rem(div(row, heads.rows_per_token(self.problem)), self.tokens)
+        return token
+
+    def seen_in_tree(self, position: jax.Array, item: Item) -> jax.Array:
+        """Which keys each row's token sees: cached ones, itself, and new ones by the tree mask.
+
+        Args:
+          position: int32[rows, keys], that of each key.
+          item: Whose tokens.
+        """
+        token, tree_mask = self.token_of_row(position.shape[0]), self.meta.tree_mask
+        assert tree_mask is not None
+        first, last = self.meta.cu_q_lens[item.owner], self.problem.max_num_tokens - 1
+        bits = jnp.zeros_like(token)
+        for t in range(self.problem.decode_query_size):
+            own = tree_mask[jnp.minimum(first + t, last)] | (1 << t)
+            bits = jnp.where(token == t, own, bits)
+        new = position - item.first_query
+        in_tree = ((bits >> jnp.clip(new, 0, self.tokens - 1)) & 1) == 1
+        seen: jax.Array = ((new < 0) | in_tree) & (position < item.kv_len)
+        return seen
 
     def join(self, items: list[Item], rows: list[Row]) -> None:
         """Joins the items, in order, into the running sequence, and stores outputs.

@@ -205,8 +205,9 @@ def decode_kernel(
         refs=refs, first_seq=first_seq, end_seq=end_seq, problem=problem, config=config
     )
     maths = Attend(
-        scratch=refs.scratch, problem=problem, config=config, target=target, on_chip=on_chip
-    )
+        scratch=refs.scratch, meta=refs.meta, problem=problem, config=config, target=target,
+        on_chip=on_chip,
+    )  # fmt: skip
     walk = Walk(
         meta=refs.meta, first_seq=first_seq, end_seq=end_seq, problem=problem, config=config
     )

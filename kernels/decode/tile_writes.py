@@ -71,14 +71,8 @@ class TileWrites:
             @pl.when(has_new)
             def _(g: int = g, item: Item = item) -> None:
                 *tile, new_place = self.seq_blocks.new_token(item.seq)
-                size = tile_tokens(self.cache.problem)
-                place = rem(item.num_cached, size)
-                new = lane_pages.NewTokens(
-                    ref=s.kv_new, first=tuple(tile), second=tuple(tile),
-                    offset=(new_place - place) & (size - 1), begin=place, end=place + 1,
-                )  # fmt: skip
-                start = g * self.config.bkv_sz + item.num_cached - place
-                self._put(new, start, (slot, g))
+                place = rem(item.num_cached, tile_tokens(self.cache.problem))
+                self._put_token((slot, g), item.num_cached, place, (tuple(tile), new_place))
                 self.cache.start_write_tile(
                     tiles.at[slot, g], s.write_sems.at[slot], seq=item.seq,
                     position=item.kv_len - 1,
@@ -132,20 +126,33 @@ class TileWrites:
             tiles.at[slot, out], s.write_sems.at[slot], seq=item.seq, position=item.start + start
         )
 
-    def _put(self, new: lane_pages.NewTokens, start: Scalar, out: tuple[Scalar, int]) -> None:
+    def _put_token(
+        self,
+        out: tuple[Scalar, int],
+        token: Scalar,
+        place: Scalar,
+        new: tuple[tuple[Scalar, ...], Scalar],
+    ) -> None:
         """Puts a token into its tile of the KV buffer, and the tile into the one that is sent.
 
         Args:
-          new: The token.
-          start: First token of the tile in the buffer.
           out: Slot and item.
+          token: Its number in the item's KV block.
+          place: The token's in the tile.
+          new: Indices down to a tile of new tokens, and the token's place in it.
         """
-        kv, (tiles, _), problem = self.scratch.kv, self._written, self.cache.problem
-        if problem.is_latent:
-            row = (out[0], div(start, problem.row_tokens))
-            latent_rows.put_tokens(kv, row, new, (tiles, out), on_chip=self.on_chip)
-        else:
-            lane_pages.put_tokens(kv, out[:1], start, new, (tiles, out), on_chip=self.on_chip)
+        s, (tiles, _), (slot, g), (tile, new_place) = self.scratch, self._written, out, new
+        first, size = g * self.config.bkv_sz, tile_tokens(self.cache.problem)
+        tokens = lane_pages.NewTokens(
+            ref=s.kv_new, first=tile, second=tile, offset=(new_place - place) & (size - 1),
+            begin=place, end=place + 1,
+        )  # fmt: skip
+        start = first + token - place
+        if self.cache.problem.is_latent:
+            row = (slot, div(start, size))
+            latent_rows.put_tokens(s.kv, row, tokens, (tiles, out), on_chip=self.on_chip)
+            return
+        lane_pages.put_tokens(s.kv, (slot,), start, tokens, (tiles, out), on_chip=self.on_chip)
 
     def _wait(self, slot: Scalar) -> None:
         """Waits until the tiles of the last step of this slot are in the cache."""

@@ -64,7 +64,9 @@ class Walk:
         if not is_single:
             num_cached = jnp.maximum(num_cached, 0)
             if self.problem.causal:
-                num_full = jnp.minimum(num_tokens, first_query + 1 - start)
+                # In a tree no new token need be seen by all.
+                end = first_query + int(not self.problem.has_tree_mask)
+                num_full = jnp.minimum(num_tokens, end - start)
         return Item(
             seq=cursor.seq,
             block=cursor.block,

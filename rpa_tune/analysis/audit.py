@@ -11,6 +11,7 @@ from rpa_tune.dispatch.audit import audit as look_up
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.dispatch.select import Source
 from rpa_tune.errors import UsageError
+from rpa_tune.libtpu_args import difference, parse_args
 from rpa_tune.models.catalog import Share
 from rpa_tune.models.server import Server
 from rpa_tune.sweep.plan_for import never_launched, plan_text
@@ -31,11 +32,23 @@ class Audit:
       server: Whose.
       found: Every look-up with the layers that it is for.
       misses: Those that are not covered.
+      libtpu_args: Flags that the server gives libtpu.
     """
 
     server: Server
     found: tuple[tuple[Share, Entry], ...]
     misses: tuple[Entry, ...]
+    libtpu_args: str = ""
+
+    @property
+    def other_flags(self) -> Counter[str]:
+        """Look-ups whose row was made with other flags of libtpu, by what differs."""
+        differ = (
+            difference(e.made_with, self.libtpu_args)
+            for e in self.entries
+            if e.made_with is not None
+        )
+        return Counter(text for text in differ if text)
 
     @property
     def entries(self) -> list[Entry]:
@@ -87,7 +100,13 @@ class Audit:
         return never_launched((self.server,), workload, families)
 
 
-def audit(server: Server, *, tables: str | Path | None = None, fail_on: str = "heuristic") -> Audit:
+def audit(
+    server: Server,
+    *,
+    tables: str | Path | None = None,
+    fail_on: str = "heuristic",
+    libtpu_args: str = "",
+) -> Audit:
     """Lists every table look-up of a server, and where its config comes from.
 
     A model with several kinds of layers has every look-up once per kind.
@@ -96,6 +115,7 @@ def audit(server: Server, *, tables: str | Path | None = None, fail_on: str = "h
       server: Its options.
       tables: Tables that take precedence over the shipped ones.
       fail_on: This coverage, and worse, counts as a miss: `nearest`, `heuristic` or `infeasible`.
+      libtpu_args: The server's `LIBTPU_INIT_ARGS`: rows that were made with others are named.
 
     Raises:
       UsageError: Options that do not go together.
@@ -114,4 +134,5 @@ def audit(server: Server, *, tables: str | Path | None = None, fail_on: str = "h
             entries = look_up(dispatcher, [bucket.problem], bucket.families)
             found += [(share, entry) for entry in entries]
     misses = tuple(entry for _, entry in found if entry.coverage in FAIL_ON[fail_on])
-    return Audit(server=server, found=tuple(found), misses=misses)
+    flags = parse_args(libtpu_args)
+    return Audit(server=server, found=tuple(found), misses=misses, libtpu_args=flags)

@@ -7,6 +7,7 @@ from typing import Any
 from rpa_tune.analysis.explain import Explanation
 from rpa_tune.errors import UsageError
 from rpa_tune.llo.timeline import LoopRegion, Timeline
+from rpa_tune.report.nest import places
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,18 +133,9 @@ def _ranked(changes: Iterable[Change]) -> tuple[Change, ...]:
 
 
 def _by_place(loops: Sequence[LoopRegion]) -> dict[str, float | None]:
-    """Cycles of each loop by its place in the nest: addresses differ between two schedules."""
-    found: dict[str, float | None] = {}
-    counts: list[int] = []  # loops so far at each depth of the nest that is open
-    open_loops: list[LoopRegion] = []
-    for loop in sorted(loops, key=lambda each: (each.first, -each.last)):
-        while open_loops and open_loops[-1].last < loop.first:
-            open_loops.pop()
-        depth = len(open_loops)
-        counts = [*counts[:depth], counts[depth] + 1] if depth < len(counts) else [*counts, 1]
-        open_loops.append(loop)
-        found[".".join(map(str, counts[: depth + 1]))] = loop.cycles
-    return found
+    names = places((loop.first, loop.last) for loop in loops)
+    cycles = {(loop.first, loop.last): loop.cycles for loop in loops}
+    return {name: cycles[bounds] for bounds, name in names.items()}
 
 
 def _instructions(timeline: Timeline) -> dict[str, float | None]:

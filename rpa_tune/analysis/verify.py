@@ -1,8 +1,9 @@
 """`verify`: is a config correct? The CPU interpreter against the float32 reference, no TPU."""
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rpa_kernels.batch import Batch
@@ -13,11 +14,17 @@ from rpa_tune.analysis.question import (
     make_config,
     one_batch,
 )
-from rpa_tune.candidate import Status
+from rpa_tune.candidate import Candidate, Status
+from rpa_tune.compile.lint import TASK as LINT_TASK
+from rpa_tune.compile.lint import Lint, has_linter, linter_flags
+from rpa_tune.compile.pool import WorkerPool
+from rpa_tune.compile.target import worker_environment
+from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.correctness import CheckTask, Verdict, check_all, hostile_batches
 from rpa_tune.families.family import Family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models.catalog import load_model, problem_for
+from rpa_tune.provenance import versions
 from rpa_tune.ranges import RANGES
 from rpa_tune.workload.workload import WeightedBatch, Workload
 
@@ -33,14 +40,17 @@ class Verification:
 
     Attributes:
       verdicts: One for each launch, in the order in which they ended.
+      lint: What the compiler's own linter says; None where it was not asked.
     """
 
     verdicts: tuple[Verdict, ...]
+    lint: Lint | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether every launch was checked and is right."""
-        return bool(self.verdicts) and all(v.status is Status.OK for v in self.verdicts)
+        """Whether every launch was checked and is right, and the linter found nothing."""
+        right = bool(self.verdicts) and all(v.status is Status.OK for v in self.verdicts)
+        return right and (self.lint is None or self.lint.status is Status.OK)
 
     @property
     def can_exist(self) -> bool:
@@ -58,6 +68,7 @@ def verify(
     seed: int = 0,
     workers: int | None = None,
     deadline_s: float = DEFAULT_DEADLINE_S,
+    lint: bool | None = None,
     **shape: Any,
 ) -> Verification:
     """Runs a config under the interpreter and compares it with the float32 reference.
@@ -76,6 +87,8 @@ def verify(
       seed: Random seed of queries, keys, values and cache.
       workers: Worker processes; one per core if None.
       deadline_s: Time limit per check, seconds.
+      lint: Whether to have the compiler's own linter look at the kernel, too; None: where the
+        installed libtpu has it.
       **shape: As for `explain`.
 
     Raises:
@@ -90,7 +103,57 @@ def verify(
         check_tasks(tasks, workers=workers, deadline_s=deadline_s),
         key=lambda verdict: tasks.index(verdict.task),
     )
-    return Verification(verdicts=tuple(found))
+    verification = Verification(verdicts=tuple(found))
+    return with_lint(verification, wants_lint(lint), deadline_s=deadline_s)
+
+
+def wants_lint(lint: bool | None) -> bool:
+    """Whether the linter is asked.
+
+    Args:
+      lint: What the caller wants; None: wherever there is one.
+
+    Raises:
+      UsageError: It is wanted, and this libtpu has none.
+    """
+    there = has_linter(versions()["libtpu"])
+    if lint and not there:
+        raise UsageError(
+            f"libtpu {versions()['libtpu']} has no linter for kernels",
+            where="--lint",
+            hint="0.0.52 has it",
+        )
+    return there if lint is None else lint
+
+
+def with_lint(
+    found: Verification, wanted: bool, *, deadline_s: float = DEFAULT_DEADLINE_S
+) -> Verification:
+    """The verification with what the compiler's linter says of its kernel, once for all launches.
+
+    Args:
+      found: Without it.
+      wanted: See `wants_lint`; a config that cannot exist is not linted either.
+      deadline_s: Time limit, seconds.
+
+    Raises:
+      RpaTuneError: Workers cannot be started at all.
+    """
+    if not wanted or not found.can_exist:
+        return found
+    task = found.verdicts[0].task
+    candidate = Candidate(
+        family=task.family, problem=task.problem, config=task.config, chip=task.chip,
+        workload="lint",
+    )  # fmt: skip
+    environment = functools.partial(worker_environment, libtpu_args=linter_flags())
+    with WorkerPool(num_workers=1, deadline_s=deadline_s, environment=environment) as pool:
+        (reply,) = pool.map_unordered(LINT_TASK, [candidate])
+    if reply.failure is not None:
+        lint = Lint(status=Status.COMPILE_FAILED, detail=reply.failure.detail)
+    else:
+        lint = reply.value
+    return replace(found, lint=lint)
 
 
 def check_tasks(

@@ -49,9 +49,15 @@ class Built:
 class Kept:
     """Executables of earlier builds, by content of what they were made from."""
 
-    def __init__(self, folder: Path) -> None:
-        """Names the folder; it is made when something is saved."""
+    def __init__(self, folder: Path, libtpu_args: str = "") -> None:
+        """Names the folder; it is made when something is saved.
+
+        Args:
+          folder: Where they are.
+          libtpu_args: Flags that the compiler is given.
+        """
         self._folder = folder
+        self.libtpu_args = libtpu_args
 
     def load(self, key: str) -> bytes | None:
         """The executable, or None when it is not there or damaged."""
@@ -76,13 +82,13 @@ def build_plans(
 
     Args:
       plans: All for one chip.
-      pool: Its workers need `compile.target.build_environment`.
+      pool: Its workers need `compile.target.build_environment`, with the flags of `kept`.
       kept: What earlier builds made; gets what this one makes.
       deadline_s: Seconds that tracing or compiling a plan may take; the pool's own if None.
     """
     todo = []
     for plan in dict.fromkeys(plans):
-        if (content := kept.load(_key(plan))) is not None:
+        if (content := kept.load(_key(plan, kept.libtpu_args))) is not None:
             yield Built(plan=plan, content=content, was_kept=True)
         else:
             todo.append(plan)
@@ -91,7 +97,7 @@ def build_plans(
         plan = todo[reply.index]
         content, reason = reply.value or (b"", reply.failure.detail if reply.failure else "")
         if content:
-            kept.save(_key(plan), content)
+            kept.save(_key(plan, kept.libtpu_args), content)
         yield Built(plan=plan, content=content, reason=reason, seconds=reply.seconds)
 
 
@@ -105,13 +111,16 @@ def compile_plan(plan: LaunchPlan) -> tuple[bytes, str]:
     return (made, "") if isinstance(made, bytes) else (b"", f"{made.status}: {made.detail}")
 
 
-def write_built(path: Path, chip: Chip, built: Sequence[Built]) -> tuple[Manifest, str]:
+def write_built(
+    path: Path, chip: Chip, built: Sequence[Built], libtpu_args: str = ""
+) -> tuple[Manifest, str]:
     """Writes an artefact of what was compiled.
 
     Args:
       path: The file; replaced when there.
       chip: What it was compiled for.
       built: In any order; the same plans, compiled by the same versions, give the same bytes.
+      libtpu_args: Flags that the compiler was given.
 
     Returns:
       What is in it, and its SHA-256.
@@ -141,7 +150,7 @@ def write_built(path: Path, chip: Chip, built: Sequence[Built]) -> tuple[Manifes
     manifest = Manifest(
         chip=chip.name,
         device_kind=chip.device_kinds[0],
-        versions=package_versions(),
+        versions=package_versions(libtpu_args),
         sources=source_digests(),
         executables=tuple(executables),
         left_out=tuple(left_out),
@@ -154,7 +163,7 @@ def _plan_fields(plan: LaunchPlan) -> tuple[dict[str, Any], list[dict[str, Any]]
     return plan.problem.to_dict(), launches
 
 
-def _key(plan: LaunchPlan) -> str:
+def _key(plan: LaunchPlan, libtpu_args: str = "") -> str:
     """What a plan's executable is kept under: all that it is made from."""
     problem, launches = _plan_fields(plan)
     content = {
@@ -162,7 +171,7 @@ def _key(plan: LaunchPlan) -> str:
         "problem": problem,
         "launches": launches,
         "target": asdict(plan.target),
-        "versions": package_versions(),
+        "versions": package_versions(libtpu_args),
         "sources": source_digests(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -21,6 +21,7 @@ from rpa_tune.artifact.file import Artifact, Executable, Manifest
 from rpa_tune.dispatch.plan import Launch, LaunchPlan
 from rpa_tune.errors import ArtifactError
 from rpa_tune.hw.chip import Chip
+from rpa_tune.libtpu_args import VARIABLE, args_here
 from rpa_tune.provenance import kernel_digest, launch_digest, versions
 
 _log = logging.getLogger("rpa_tune.dispatch")
@@ -152,7 +153,7 @@ def mismatches(manifest: Manifest, chip: Chip, device: jax.Device) -> list[str]:
     if device.device_kind not in chip.device_kinds:  # one chip may have two names
         pairs.append(("device kind", manifest.device_kind, device.device_kind))
     for what, theirs, ours in (
-        ("", manifest.versions, package_versions()),
+        ("", manifest.versions, package_versions(args_here())),
         ("sources of ", manifest.sources, source_digests()),
     ):
         for name in sorted({*theirs, *ours}):
@@ -160,9 +161,14 @@ def mismatches(manifest: Manifest, chip: Chip, device: jax.Device) -> list[str]:
     return [f"{what} {there} there, {here} here" for what, there, here in pairs if there != here]
 
 
-def package_versions() -> dict[str, str]:
-    """Versions that an executable depends on."""
-    return {name: versions()[name] or "none" for name in _PACKAGES}
+def package_versions(libtpu_args: str = "") -> dict[str, str]:
+    """Versions that an executable depends on, and the compiler's flags if it was given some.
+
+    Args:
+      libtpu_args: See `libtpu_args.py`.
+    """
+    flags = {VARIABLE: libtpu_args} if libtpu_args else {}
+    return {name: versions()[name] or "none" for name in _PACKAGES} | flags
 
 
 def source_digests() -> dict[str, str]:

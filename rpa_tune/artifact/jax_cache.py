@@ -16,11 +16,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from rpa_tune.compile import target
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.libtpu_args import HOST_FLAG
 
 _OPTIONS: dict[str, Any] = {
     # A kernel's source locations are inside its custom call, where jax does not strip them from the
     # key: with them a program that lies elsewhere, or a line further down, is another one.
     "jax_traceback_in_locations_limit": 0,
+    # jax 0.10.2 hashes where the cache lies, as an option of GPUs; 0.12.0.1 does not.
+    # Source: jax/_src/compiler.py, `xla_gpu_per_fusion_autotune_cache_dir`.
+    "jax_persistent_cache_enable_xla_caches": "none",
     "jax_enable_compilation_cache": True,
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -55,7 +59,18 @@ def jax_cache(folder: Path | str) -> Iterator[None]:
     """Where programs are compiled into jax's cache in `folder`, under keys that no path changes.
 
     What was traced before has source locations: it is forgotten, here and at the end.
+
+    Raises:
+      UsageError: This process does not compile as a TPU host would.
     """
+    if not target.is_as_on_a_host():
+        raise UsageError(
+            "this process does not compile as a TPU host would: there jax asks for libtpu's "
+            f"version, and adds {HOST_FLAG} to LIBTPU_INIT_ARGS, which is in the cache's key",
+            where="jax_cache",
+            hint="start it with JAX_PLATFORMS=cpu JAX_FORCE_TPU_INIT=1, and with the server's own "
+            "LIBTPU_INIT_ARGS",
+        )
     options = {"jax_compilation_cache_dir": str(folder), **_OPTIONS}
     before = {name: getattr(jax.config, name) for name in options}
     try:

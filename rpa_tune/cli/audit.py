@@ -10,7 +10,7 @@ import click
 
 from rpa_tune.analysis.audit import FAIL_ON, Audit, audit
 from rpa_tune.cli.layers_text import layers_to_dict, print_layers
-from rpa_tune.cli.options import NameChoice
+from rpa_tune.cli.options import NameChoice, libtpu_args_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
 from rpa_tune.cli.server import make_server, server_options, to_words
@@ -38,10 +38,12 @@ EXIT_MISSES = 3
               help="Write a sweep plan that tunes the misses.")  # fmt: skip
 @click.option("--workload", default=DEFAULT_WORKLOAD, show_default=True,
               help="Workload of that plan: a preset or a file.")  # fmt: skip
+@libtpu_args_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def audit_command(
     tables: Path | None,
     fail_on: str,
+    libtpu_args: str,
     write_plan: Path | None,
     workload: str,
     as_json: bool,
@@ -62,8 +64,12 @@ def audit_command(
 
     Example: rpa-tune audit --model llama3-8b --chip v6e --max-num-seqs 64
     """
-    found = audit(make_server(options), tables=tables, fail_on=fail_on)
-    command = tune_command(found.server, tables, fail_on, workload) if found.tunable else None
+    found = audit(make_server(options), tables=tables, fail_on=fail_on, libtpu_args=libtpu_args)
+    command = (
+        tune_command(found.server, tables, fail_on, workload, libtpu_args)
+        if found.tunable
+        else None
+    )
     if as_json:
         print_json(_to_dict(found, command))
     else:
@@ -76,7 +82,9 @@ def audit_command(
         raise click.exceptions.Exit(EXIT_MISSES)
 
 
-def tune_command(server: Server, tables: Path | None, fail_on: str, workload: str) -> str:
+def tune_command(
+    server: Server, tables: Path | None, fail_on: str, workload: str, libtpu_args: str = ""
+) -> str:
     """The command line that writes a plan for the misses and sweeps it."""
     words: list[object] = ["rpa-tune", "plan", *to_words(server), "--missing"]
     words += ["--tables", tables] if tables else []
@@ -87,6 +95,7 @@ def tune_command(server: Server, tables: Path | None, fail_on: str, workload: st
     plan = f"{name or 'server'}-{server.chip}.yaml"
     sweep: list[object] = ["rpa-tune", "sweep", plan]
     sweep += ["--tables", tables] if tables else []
+    sweep += ["--libtpu-args", libtpu_args] if libtpu_args else []
     first = shlex.join(map(str, [*words, "-o", plan]))
     return f"{first} && {shlex.join(map(str, sweep))}"
 
@@ -127,6 +136,7 @@ def _to_dict(found: Audit, command: str | None) -> Mapping[str, Any]:
         "entries": listed,
         "counts": found.counts,
         "misses": len(found.misses),
+        "other_libtpu_args": dict(found.other_flags),
         "tune_command": command,
         **layers_to_dict(found.server.loaded),
     }
@@ -168,6 +178,8 @@ def _print(found: Audit, fail_on: str) -> None:
             f"{counted(stale, 'look-up')} would use a row that was made with other kernels: "
             "rpa-tune tables check --recompile"
         )
+    for other, count in found.other_flags.items():
+        click.echo(f"{counted(count, 'look-up')} would use a row that was {other}.")
 
 
 def _loss_text(entry: Entry) -> str:

@@ -1,6 +1,7 @@
 """`rpa-tune compile`: a server's kernels, compiled on a machine without a TPU."""
 
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -15,7 +16,7 @@ from rpa_tune.artifact.build import Built, Kept, build_plans, write_built
 from rpa_tune.artifact.file import Manifest
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import Q_DTYPE, NameChoice, cache_option
+from rpa_tune.cli.options import Q_DTYPE, NameChoice, cache_option, libtpu_args_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
 from rpa_tune.cli.server import make_server, server_options
@@ -85,6 +86,7 @@ _FEATURES = ("num_pages", "q_dtype", "sm_scale", "k_scale", "v_scale")
 )
 @click.option("--workers", type=number("workers"), help="Worker processes; default: one per core.")
 @click.option("--dry-run", is_flag=True, help="List the plans; compile nothing.")
+@libtpu_args_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def compile_command(
     tables: Path | None,
@@ -94,6 +96,7 @@ def compile_command(
     deadline: float,
     workers: int | None,
     dry_run: bool,
+    libtpu_args: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -130,14 +133,14 @@ def compile_command(
     with WorkerPool(
         num_workers=min(workers or cores, len(layers)),
         deadline_s=deadline,
-        environment=build_environment,
+        environment=functools.partial(build_environment, libtpu_args=libtpu_args),
     ) as pool:
-        built = _build(layers, pool, Kept(cache / "executables"))
+        built = _build(layers, pool, Kept(cache / "executables", libtpu_args))
     if not any(one.content for one in built):
         raise RpaTuneError(
             f"no plan compiled: {built[0].reason}", hint="rpa-tune doctor finds what is wrong"
         )
-    manifest, sha256 = write_built(output, load_chip(server.chip), built)
+    manifest, sha256 = write_built(output, load_chip(server.chip), built, libtpu_args)
     _report(output, manifest, sha256, built, as_json)
     if manifest.left_out or server.loaded.unserved:
         raise click.exceptions.Exit(1)

@@ -15,7 +15,7 @@ from rpa_tune.cli.numbers import number, number_or_none
 from rpa_tune.cli.options import batch_option, cache_option, candidate_options
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.question import resolve_question
-from rpa_tune.cli.trace import write_heaviest
+from rpa_tune.cli.trace import save_schedule, write_heaviest
 from rpa_tune.errors import UsageError
 from rpa_tune.models.padding import padding_note
 
@@ -64,6 +64,16 @@ ALWAYS = (
     type=click.Path(path_type=Path),
     help="Write a Perfetto trace of the heaviest batch here.",
 )
+@click.option(
+    "--trace-step",
+    is_flag=True,
+    help="Only one trip of the loop that takes most of the time, which makes a small trace.",
+)
+@click.option(
+    "--dump",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Save the compiler's final schedule here, as text.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def explain(
     tries: int,
@@ -90,8 +100,13 @@ def explain(
     Example: rpa-tune explain --chip v6e --family decode --model llama3-8b
     --workload azure-conv --config bkv_sz=1024,num_buffers=2
     """
+    files = {name: options.pop(name) for name in ("trace_step", "dump")}
+    if files["trace_step"] and trace is None:
+        raise UsageError("--trace-step says what --trace writes, which is not given")
     if pair is not None:
-        _refuse_beside_compare(options["config_text"], tries=tries, stores=stores, trace=trace)
+        _refuse_beside_compare(
+            options["config_text"], tries=tries, store=stores, trace=trace, dump=files["dump"]
+        )
         _compare(pair, options, cache=cache, deadline_s=deadline, as_json=as_json)
         return
     found = explain_question(
@@ -108,6 +123,8 @@ def explain(
         print_explanation(found)
     if not found.ok:
         raise click.exceptions.Exit(1)
+    if files["dump"] is not None:
+        save_schedule(found.question.candidate, cache_dir=cache, path=files["dump"])
     if trace is not None:
         write_heaviest(
             found.question.candidate,
@@ -115,6 +132,7 @@ def explain(
             found.evaluation.batch_us,
             cache_dir=cache,
             path=trace,
+            one_step=files["trace_step"],
         )
 
 

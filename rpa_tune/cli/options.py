@@ -18,6 +18,7 @@ from rpa_tune.cli.numbers import number
 from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.libtpu_args import parse_args
 from rpa_tune.models.catalog import model_name
 from rpa_tune.ranges import FIELD
 from rpa_tune.workload.batch_data import batch_from_data
@@ -121,6 +122,20 @@ class ModelName(_TextParam):
         return model_name(value)
 
 
+class LibtpuArgs(_TextParam):
+    """Flags of libtpu, in any order; see `libtpu_args.parse_args`."""
+
+    name = "flags"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The flags as they are kept.
+
+        Raises:
+          UsageError: They are none.
+        """
+        return parse_args(value, param.opts[0] if param else "")
+
+
 KV_DTYPE = NameChoice(KV_DTYPES, OTHER_DTYPE_NAMES)
 SOME_KV_DTYPES = NameChoices(KV_DTYPES, OTHER_DTYPE_NAMES)
 Q_DTYPE = NameChoice(Q_DTYPES, OTHER_DTYPE_NAMES)
@@ -155,6 +170,11 @@ _OPTIONS = (
 cache_option = click.option(
     "--cache", type=click.Path(path_type=Path), default=default_cache_dir,
     help="Folder for cached compiles; default: the user's cache folder.",
+)  # fmt: skip
+
+libtpu_args_option = click.option(
+    "--libtpu-args", default="", type=LibtpuArgs(), metavar="FLAGS",
+    help="Flags that libtpu of the server is given, as in its LIBTPU_INIT_ARGS.",
 )  # fmt: skip
 
 batch_option = click.option(

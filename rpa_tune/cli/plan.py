@@ -15,7 +15,14 @@ from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
 from rpa_tune.models.server import Server
 from rpa_tune.sweep.nodes import read_yaml
-from rpa_tune.sweep.plan_for import DEFAULT_WORKLOAD, ServerPlan, plan_for, summary
+from rpa_tune.sweep.plan_for import (
+    DEFAULT_WORKLOAD,
+    KERNELS,
+    ServerPlan,
+    families_of_kernel,
+    plan_for,
+    summary,
+)
 from rpa_tune.sweep.plan_servers import read_servers
 from rpa_tune.sweep.run import num_cores
 
@@ -24,6 +31,8 @@ from rpa_tune.sweep.run import num_cores
 @server_options(required=False)
 @click.option("--servers", "fleet", type=click.Path(path_type=Path, dir_okay=False),
               help="File with a list of such flags, one entry a server: a fleet.")  # fmt: skip
+@click.option("--kernel", type=NameChoice(("ours", *KERNELS)), default="ours", show_default=True,
+              help="Whose kernels to tune: ours, or what the engine itself runs.")  # fmt: skip
 @click.option("--workload", default=DEFAULT_WORKLOAD, show_default=True,
               help="What the server serves: a preset or a file.")  # fmt: skip
 @click.option("--simulate", type=number("simulate"),
@@ -41,6 +50,7 @@ from rpa_tune.sweep.run import num_cores
               help="Print the plan and its numbers as JSON on stdout.")  # fmt: skip
 def plan_command(
     fleet: Path | None,
+    kernel: str,
     workload: str,
     simulate: int | None,
     missing: bool,
@@ -63,6 +73,12 @@ def plan_command(
     """
     servers = _servers(fleet, options)
     families = None
+    if kernel != "ours":
+        if missing:
+            raise UsageError(
+                "--missing looks our own kernels up", hint=f"leave it out with --kernel {kernel}"
+            )
+        families = families_of_kernel(servers, kernel)
     if missing:
         servers, families = _missing(servers, tables, fail_on)
     made = plan_for(

@@ -12,12 +12,15 @@ import click
 
 from rpa_tune.candidate import Correctness, Fidelity, Method
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import ChipName, NameChoice, cache_option
+from rpa_tune.cli.options import ChipName, NameChoice, cache_option, libtpu_args_option
 from rpa_tune.cli.output import counted, print_json
+from rpa_tune.cli.recheck_across import across, passed_on
+from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families.registry import ALL_FAMILIES, known_family
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.provenance import versions
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import load_plan
@@ -38,6 +41,7 @@ _OPTIONS = (
     cache_option,
     click.option("--workers", type=number("workers"), default=1, show_default=True,
                  help="Compiler processes."),
+    libtpu_args_option,
 )  # fmt: skip
 
 
@@ -53,16 +57,20 @@ def recompile_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--recompile", is_flag=True,
               help="Compile and simulate the rows' configs and the heuristics again.")  # fmt: skip
 @recompile_options
+@click.option("--python", "pythons", multiple=True, type=click.Path(path_type=Path),
+              help="Also with the jax and libtpu of this Python; repeatable.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def check(
     folder: Path | None,
     recompile: bool,
+    pythons: tuple[Path, ...],
     chip: str | None,
     family: str | None,
     plan_files: tuple[Path, ...],
     store_file: Path,
     cache: Path,
     workers: int,
+    libtpu_args: str,
     as_json: bool,
 ) -> None:
     """Finds rows of FOLDER, or of the shipped tables, that are stale under what is installed.
@@ -72,24 +80,35 @@ def check(
     heuristic beats. A row whose workload cannot be rebuilt is a finding, too: see --plan. Results
     are stored: after an interruption the same command resumes.
 
+    With --python the same is asked under other pairs of jax and libtpu, each an environment that
+    has rpa-tune, and the answers stand in one table: time, whether the row's config is still best
+    of those that are asked, what no longer fits.
+
     Exit codes: 0 nothing found; 2 usage; 3 findings, or a table does not parse.
 
     Example: rpa-tune tables check tuned_tables --recompile --chip v6e
     """
+    if pythons:
+        if not recompile:
+            raise UsageError("--python asks rows again", where="--python", hint="add --recompile")
+        words = passed_on(click.get_current_context())
+        raise click.exceptions.Exit(across(words, pythons, store_file, as_json))
     plans = [load_plan(file) for file in plan_files]
     rows = choose_rows(folder or shipped_folder(), chip, family)
     if recompile:
         fetch(rows, cache)
         evaluators: dict[Method, AbstractEvaluator] = {
-            Fidelity.SIMULATED: make_evaluator(workers, cache)
+            Fidelity.SIMULATED: make_evaluator(workers, cache, libtpu_args)
         }
         with Journal(store_file) as journal:
             oracle = Oracle(evaluators=evaluators, journal=journal, watch=Lines(len(rows)))
-            checks = list(ask_each(rows, lambda row: ask(row, oracle, plans), oracle, workers))
+            checks = list(
+                ask_each(rows, lambda row: ask(row, oracle, plans, libtpu_args), oracle, workers)
+            )
     else:
         checks = [check_versions(row, plans) for row in rows]
     if as_json:
-        print_json({"rows": [_to_dict(found) for found in checks]})
+        print_json({"versions": versions(), "rows": [_to_dict(found) for found in checks]})
     else:
         for found in checks:
             click.echo(_text(found))
@@ -98,9 +117,9 @@ def check(
         raise click.exceptions.Exit(EXIT_FINDINGS)
 
 
-def make_evaluator(workers: int, cache: Path) -> AbstractEvaluator:
+def make_evaluator(workers: int, cache: Path, libtpu_args: str = "") -> AbstractEvaluator:
     """Who compiles and simulates."""
-    return SimulatedEvaluator(num_workers=workers, cache_dir=cache)
+    return SimulatedEvaluator(num_workers=workers, cache_dir=cache, libtpu_args=libtpu_args)
 
 
 def choose_rows(folder: Path, chip: str | None, family: str | None) -> list[TableRow]:
@@ -180,6 +199,10 @@ def _text(found: RowCheck) -> str:
         else:
             what += ", today's heuristic has no time"
     lines = [f"{finding.rule}: {finding.message}" for finding in found.findings]
+    for one in found.overtaken_by:
+        fields = ", ".join(f"{name}={value}" for name, value in one.config.items())
+        times = f"{one.then_us:,.1f} us before, {one.time_us:,.1f} us now"
+        lines.append(f"order changed: a runner-up is faster today: {times}: {fields}")
     older = [f"{name} {then or '?'} -> {now or '?'}" for name, (then, now) in found.older.items()]
     lines += [f"since: {', '.join(older)}"] if older else []
     return "\n  ".join([f"{found.row.where}: {what}", *lines])
@@ -207,5 +230,7 @@ def _to_dict(found: RowCheck) -> dict[str, Any]:
         "time_us_then": found.row.evidence.time_us,
         "time_us": found.time_us,
         "heuristic_us": found.heuristic_us,
+        "runners_up": [asdict(one) for one in found.runners_up],
+        "overtaken": bool(found.overtaken_by),
         "findings": [asdict(finding) for finding in found.findings],
     }

@@ -38,7 +38,8 @@ def report(stores: tuple[Path, ...], output: Path, title: str) -> None:
     page = render(make_document(views, title=named))
     write_whole(output, page.encode())
     size = len(page) / 1e6
-    click.echo(f"{output}: {len(views):,} studies, {size:.1f} MB; open it in a browser", err=True)
+    studies = "1 study" if len(views) == 1 else f"{len(views):,} studies"
+    click.echo(f"{output}: {studies}, {size:.1f} MB; open it in a browser", err=True)
 
 
 @contextlib.contextmanager

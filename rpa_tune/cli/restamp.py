@@ -1,5 +1,6 @@
 """`rpa-tune tables restamp`: rows that went stale with no change of schedule. No TPU needed."""
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -50,6 +51,7 @@ def restamp(
     store_file: Path,
     cache: Path,
     workers: int,
+    libtpu_args: str,
     as_json: bool,
 ) -> None:
     """Gives rows of FOLDER today's kernel digest where the schedules are proven equal.
@@ -70,7 +72,10 @@ def restamp(
     if not is_dry:
         require_writable(folder)
     found: dict[str, Restamp] = {}
-    for result in _prove_all(rows, plans, store_file, cache, workers, not no_verify):
+    prove = functools.partial(
+        _prove_all, plans=plans, workers=workers, verify=not no_verify, libtpu_args=libtpu_args
+    )
+    for result in prove(rows, store_file=store_file, cache=cache):
         found[result.row.where] = result if is_dry else _write(folder, result)
     results = [found[row.where] for row in rows]
     if as_json:
@@ -83,9 +88,13 @@ def restamp(
         raise click.exceptions.Exit(EXIT_FINDINGS)
 
 
-def make_evaluators(workers: int, cache: Path, verify: bool) -> dict[Method, AbstractEvaluator]:
+def make_evaluators(
+    workers: int, cache: Path, verify: bool, libtpu_args: str = ""
+) -> dict[Method, AbstractEvaluator]:
     """Who compiles and simulates, and who interprets."""
-    made: dict[Method, AbstractEvaluator] = {Fidelity.SIMULATED: make_evaluator(workers, cache)}
+    made: dict[Method, AbstractEvaluator] = {
+        Fidelity.SIMULATED: make_evaluator(workers, cache, libtpu_args)
+    }
     if verify:
         made[Correctness.INTERPRETED] = InterpretedEvaluator(
             num_workers=workers, deadline_s=_CHECK_DEADLINE_S
@@ -95,11 +104,13 @@ def make_evaluators(workers: int, cache: Path, verify: bool) -> dict[Method, Abs
 
 def _prove_all(
     rows: Sequence[TableRow],
+    *,
     plans: Sequence[SweepPlan],
     store_file: Path,
     cache: Path,
     workers: int,
     verify: bool,
+    libtpu_args: str,
 ) -> Iterator[Restamp]:
     """What becomes of each row: first of those that need no compiling."""
     todo = []
@@ -112,12 +123,13 @@ def _prove_all(
     if not todo:
         return
     fetch(todo, cache)
-    evaluators = make_evaluators(workers, cache, verify)
+    evaluators = make_evaluators(workers, cache, verify, libtpu_args)
     with Journal(store_file) as journal:
         oracle = Oracle(evaluators=evaluators, journal=journal, watch=Lines(len(todo)))
-        yield from ask_each(
-            todo, lambda row: proof.restamp(row, oracle, plans, verify=verify), oracle, workers
+        prove = functools.partial(
+            proof.restamp, oracle=oracle, plans=plans, verify=verify, libtpu_args=libtpu_args
         )
+        yield from ask_each(todo, prove, oracle, workers)
 
 
 def _write(folder: Path, result: Restamp) -> Restamp:

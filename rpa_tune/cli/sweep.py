@@ -15,7 +15,7 @@ from rich.console import Console
 from rpa_tune.cli.forecast import print_forecast
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import ChipName, NameChoice, RenamedOption, cache_option
+from rpa_tune.cli.options import ChipName, LibtpuArgs, NameChoice, RenamedOption, cache_option
 from rpa_tune.cli.progress import CountingWatch, JsonWatch, PlainWatch, RichWatch
 from rpa_tune.cli.sweep_text import print_outcome
 from rpa_tune.cli.workload_words import say_sources
@@ -65,6 +65,8 @@ EXIT_INTERRUPTED = 130
 @click.option("--executor", cls=RenamedOption, old="--engine", type=NameChoice(("local", "ray")),
               default="local", show_default=True,
               help="Where tasks run: processes on this machine, or a Ray cluster.")  # fmt: skip
+@click.option("--libtpu-args", type=LibtpuArgs(), metavar="FLAGS",
+              help="Flags that libtpu of the server is given, instead of the plan's.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def sweep(**options: Any) -> None:
     """Tunes what PLAN asks for and writes table rows.
@@ -87,7 +89,7 @@ def sweep(**options: Any) -> None:
     """
     asked = _Options(**options)
     plan = _load(asked)
-    pool = _make_pool(asked)
+    pool = _make_pool(asked, plan)
     job = open_job(plan, asked.store_file, asked.shard_text)
     _say_layers(job)
     _say_faults(job)
@@ -138,6 +140,7 @@ class _Options:
     shard_text: str | None
     storage: str | None
     executor: str
+    libtpu_args: str | None
     as_json: bool
 
     def resume_command(self, store_file: Path) -> str:
@@ -157,6 +160,7 @@ class _Options:
             "--cache": self.cache,
             "--executor": None if self.executor == "local" else self.executor,
             "--shard": self.shard_text,
+            "--libtpu-args": self.libtpu_args,
             "--storage": None if self.storage is None else hide_password(self.storage),
         }
         for name, value in given.items():
@@ -189,14 +193,20 @@ def _load(asked: _Options) -> SweepPlan:
         plan = plan.on_chip(asked.chip)
     if asked.budget is not None:
         plan = replace(plan, budget_s=parse_seconds(asked.budget, "--budget"))
+    if asked.libtpu_args is not None:
+        plan = replace(plan, libtpu_args=asked.libtpu_args)
     return plan
 
 
-def _make_pool(asked: _Options) -> WorkerPool | RayPool:
+def _make_pool(asked: _Options, plan: SweepPlan) -> WorkerPool | RayPool:
     """Where tasks run; nothing starts yet, but a cluster is connected to."""
     if asked.executor == "ray":
-        return RayPool(num_workers=asked.workers, address=os.environ.get("RAY_ADDRESS"))
-    return make_pool(asked.workers)
+        return RayPool(
+            num_workers=asked.workers,
+            address=os.environ.get("RAY_ADDRESS"),
+            libtpu_args=plan.libtpu_args,
+        )
+    return make_pool(asked.workers, plan.libtpu_args)
 
 
 def _make_watch(as_json: bool) -> CountingWatch:

@@ -1,4 +1,4 @@
-"""`rpa-tune verify`: is a config correct? No TPU needed, and no libtpu."""
+"""`rpa-tune verify`: is a config correct? No TPU needed; libtpu only for its linter."""
 
 from dataclasses import asdict
 from typing import Any
@@ -10,11 +10,14 @@ from rpa_tune.analysis.verify import (
     Verification,
     check_tasks,
     make_tasks,
+    wants_lint,
+    with_lint,
 )
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import batch_option, candidate_options, parse_config, read_batch
 from rpa_tune.cli.output import print_json
+from rpa_tune.compile.lint import TARGETS, Lint
 from rpa_tune.evaluate.correctness import Verdict
 from rpa_tune.models.catalog import load_model
 
@@ -37,8 +40,13 @@ from rpa_tune.models.catalog import load_model
     help="Time limit per check, seconds.",
 )
 @click.option("--workers", type=number("workers"), help="Worker processes; default: one per core.")
+@click.option("--lint/--no-lint", default=None,
+              help="Also have the compiler's own linter look at the kernel; default: where libtpu "
+              "has it (0.0.52).")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) -> None:
+def verify(
+    deadline: float, workers: int | None, lint: bool | None, as_json: bool, **options: Any
+) -> None:
     """Runs a config under the interpreter and compares it with the float32 reference.
 
     Compares output and KV cache, and looks for data races. The batches have lengths of 1 and
@@ -48,11 +56,15 @@ def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) 
     Reported errors come from the kernel's rounding, with an exponential that is exact to one
     rounding. Errors of the chip's own exponential are not included.
 
+    Where libtpu has a linter for kernels (0.0.52), the kernel is compiled with it, too: copies that
+    write or read what another one is still writing, and copies that nobody waits for.
+
     Large models are slow; --tp divides the heads. Exit code 1 when a check fails.
 
     Example: rpa-tune verify --chip v6e --family decode --model llama3-8b --tp 4 --config bq_sz=16
     """
     batch_file, config_text = options.pop("batch_file"), options.pop("config_text")
+    wanted = wants_lint(lint)
     tasks = make_tasks(
         config=parse_config(config_text),
         batches=None if batch_file is None else read_batch(batch_file),
@@ -65,10 +77,14 @@ def verify(deadline: float, workers: int | None, as_json: bool, **options: Any) 
         verdicts.append(verdict)
         if not as_json:
             _print_verdict(verdict)
-    found = Verification(verdicts=tuple(verdicts))
+    found = with_lint(Verification(verdicts=tuple(verdicts)), wanted, deadline_s=deadline)
     if as_json:
-        print_json({"ok": found.ok, "checks": [_to_dict(verdict) for verdict in verdicts]})
+        checks = [_to_dict(verdict) for verdict in verdicts]
+        lint_found = None if found.lint is None else asdict(found.lint)
+        print_json({"ok": found.ok, "checks": checks, "lint": lint_found})
     else:
+        if found.lint is not None:
+            _print_lint(found.lint)
         cannot_exist = bool(verdicts) and not found.can_exist
         click.echo("correct" if found.ok else "infeasible" if cannot_exist else "WRONG")
     if not found.ok:
@@ -86,6 +102,13 @@ def _print_verdict(verdict: Verdict) -> None:
     )
     if verdict.detail:
         click.echo(f"{'':14} {verdict.detail}")
+
+
+def _print_lint(lint: Lint) -> None:
+    kind = f": {lint.kind}" if lint.kind else ""
+    click.echo(f"{lint.status.value:14} the compiler's linter ({', '.join(TARGETS)}){kind}")
+    if lint.detail:
+        click.echo(f"{'':14} {lint.detail}")
 
 
 def _to_dict(verdict: Verdict) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rpa_tune.compile.cache import CompileCache, Compiled, compile_key
 from rpa_tune.errors import DumpError
 from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import Chip
+from rpa_tune.libtpu_args import args_here, difference
 
 # The three ways in which the compiler says that memory ran out.
 # Source: messages of libtpu 0.0.42.1 and 0.0.50.1.
@@ -48,10 +49,14 @@ def compile_candidate(candidate: Candidate, cache: CompileCache) -> tuple[Compil
 
     Raises:
       DumpError: The compiler was content, but its schedule is missing.
+      RuntimeError: This worker's libtpu has other flags than the candidate.
       Exception: What the kernel's Python code raises while it is traced.
     """
+    if other := difference(candidate.libtpu_args, args_here()):
+        raise RuntimeError(f"a candidate {other}")
     names = candidate.family.kernel_names(candidate.problem, candidate.config)
-    keys = [compile_key(candidate, target.program_settings(), name) for name in names]
+    settings = target.program_settings(candidate.libtpu_args)
+    keys = [compile_key(candidate, settings, name) for name in names]
     known = [found for key in keys if (found := cache.load(key)) is not None]
     if len(known) == len(keys):
         return tuple(known)

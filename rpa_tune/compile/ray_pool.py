@@ -5,6 +5,7 @@ one worker, so that deadlines, memory caps and crashes are handled as they are a
 asks for a CPU; measuring asks for a TPU, which only TPU hosts have.
 """
 
+import functools
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ MAX_RETRIES = 3
 _POLL_S = 1.0
 _ANSWER_S = 10.0
 
-_compilers: list[WorkerPool] = []  # at most one a process of Ray
+_compilers: dict[str, WorkerPool] = {}  # by flags of libtpu: usually one a process of Ray
 
 
 class RayPool:
@@ -34,6 +35,7 @@ class RayPool:
         address: str | None = None,
         resources: Mapping[str, float] | None = None,
         deadline_s: float = DEFAULT_DEADLINE_S,
+        libtpu_args: str = "",
     ) -> None:
         """Connects to a cluster, if this process has not done so.
 
@@ -42,6 +44,7 @@ class RayPool:
           address: Of the cluster; None starts one on this machine.
           resources: What a task needs beside one CPU: `{"TPU": 1}` to measure.
           deadline_s: Seconds that one phase of a task may take.
+          libtpu_args: Flags that workers give libtpu.
 
         Raises:
           UsageError: Ray is not installed, or no cluster answers at the address.
@@ -70,6 +73,7 @@ class RayPool:
         self._needs = {"CPU": 1.0, **(resources or {})}
         # On a TPU host the environment is the host's own; a compiler's is made up.
         self._on_device = "TPU" in (resources or {})
+        self._libtpu_args = libtpu_args
 
     @property
     def num_cpus(self) -> int:
@@ -96,7 +100,9 @@ class RayPool:
         limit_s = deadline_s or self._deadline_s
         submitted = time.monotonic()
         waiting = {
-            self._task.remote(function, argument, limit_s, self._on_device): index
+            self._task.remote(
+                function, argument, limit_s, self._on_device, self._libtpu_args
+            ): index
             for index, argument in enumerate(arguments)
         }
         try:
@@ -152,18 +158,22 @@ def require_answer(address: str) -> None:
         ) from error
 
 
-def run_here(function: str, argument: Any, deadline_s: float, on_device: bool) -> Reply:
+def run_here(
+    function: str, argument: Any, deadline_s: float, on_device: bool, libtpu_args: str = ""
+) -> Reply:
     """Runs one task on a node, in a worker process.
 
     A compiler outlives its task and serves the next one. A process that has a TPU is ended with its
     task: Ray may lend the chip to another process next.
     """
     if on_device:
-        with WorkerPool(num_workers=1, environment=target.device_environment) as pool:
+        environment = functools.partial(target.device_environment, libtpu_args=libtpu_args)
+        with WorkerPool(num_workers=1, environment=environment) as pool:
             return _run_one(pool, function, argument, deadline_s)
-    if not _compilers:
-        _compilers.append(WorkerPool(num_workers=1))
-    return _run_one(_compilers[0], function, argument, deadline_s)
+    if libtpu_args not in _compilers:
+        environment = functools.partial(target.worker_environment, libtpu_args=libtpu_args)
+        _compilers[libtpu_args] = WorkerPool(num_workers=1, environment=environment)
+    return _run_one(_compilers[libtpu_args], function, argument, deadline_s)
 
 
 def _run_one(pool: WorkerPool, function: str, argument: Any, deadline_s: float) -> Reply:

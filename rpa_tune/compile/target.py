@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rpa_tune.hw.chip import Chip
+from rpa_tune.libtpu_args import HOST_FLAG, VARIABLE, args_here
 
 # What the compiler writes down. The pass is chosen by a regular expression on its label; the
 # VMEM report comes along whatever the label says.
@@ -35,9 +36,6 @@ _NO_METADATA_SERVER = {
 # 'debug_locations'`, and with this compiles what a host would run.
 # Source: jax 0.10.2 and 0.12.0.1, jax/_src/cloud_tpu_init.py (`is_libtpu_at_least`).
 _AS_ON_A_HOST = {"JAX_FORCE_TPU_INIT": "1"}
-# What `import jax` then appends to LIBTPU_INIT_ARGS, here as on a host. Executables do not depend
-# on it, jax's own cache keys do (`artifact/jax_cache.py`).
-HOST_FLAG = "--xla_tpu_use_enhanced_launch_barrier=true"
 
 # What a worker that compiles is given of its parent's environment. Nothing here decides what a
 # compiler makes, so that one key in a cache means one program, whatever shell a run was started
@@ -68,25 +66,29 @@ _DECIDES_NOTHING = (
 )  # fmt: skip
 
 
-def worker_environment(folder: Path) -> dict[str, str]:
+def worker_environment(folder: Path, libtpu_args: str = "") -> dict[str, str]:
     """The environment of a worker process that compiles without a TPU and dumps schedules.
 
     Args:
       folder: The worker's private folder; dumps go to `dump_folder(folder)`.
+      libtpu_args: Flags of the deployment; see `libtpu_args.py`.
     """
-    return build_environment(folder) | {"LIBTPU_INIT_ARGS": _dump_flags(folder)}
+    flags = f"{libtpu_args} {_dump_flags(folder)}".strip()
+    return build_environment(folder) | {VARIABLE: flags}
 
 
-def build_environment(folder: Path) -> dict[str, str]:
+def build_environment(folder: Path, libtpu_args: str = "") -> dict[str, str]:
     """The environment of a worker process that compiles without a TPU, and dumps nothing.
 
     Made up but for an allow-list of the parent's; see `_INHERITED`.
 
     Args:
       folder: The worker's private folder.
+      libtpu_args: Flags of the deployment; see `libtpu_args.py`.
     """
     inherited = {k: v for k, v in os.environ.items() if _is_among(k, _INHERITED)}
-    return inherited | _without_a_tpu(folder)
+    flags = {VARIABLE: libtpu_args} if libtpu_args else {}
+    return inherited | _without_a_tpu(folder) | flags
 
 
 def users_environment(folder: Path, *, only: Collection[str] | None = None) -> dict[str, str]:
@@ -104,10 +106,13 @@ def users_environment(folder: Path, *, only: Collection[str] | None = None) -> d
     return build_environment(folder) | theirs | always
 
 
-def program_settings() -> dict[str, str]:
+def program_settings(libtpu_args: str = "") -> dict[str, str]:
     """Variables of this process's environment that may decide what a compiler makes.
 
     In a worker: what it was started with beside `worker_environment`, which is nothing.
+
+    Args:
+      libtpu_args: Flags that the candidate itself names; they are left out.
     """
     found = {}
     for name, value in sorted(os.environ.items()):
@@ -115,7 +120,7 @@ def program_settings() -> dict[str, str]:
             continue
         if name == "LIBTPU_INIT_ARGS":
             value = " ".join(flag for flag in value.split() if not _decides_nothing(flag))
-        if value:
+        if value and not (libtpu_args and name == VARIABLE and args_here() == libtpu_args):
             found[name] = value
     return found
 
@@ -135,7 +140,12 @@ def settings_named(names: Iterable[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in names}
 
 
-def device_environment(folder: Path) -> dict[str, str]:
+def is_as_on_a_host() -> bool:
+    """Whether `import jax` took this process for one on a TPU host; see `_AS_ON_A_HOST`."""
+    return HOST_FLAG.partition("=")[0] in os.environ.get(VARIABLE, "")
+
+
+def device_environment(folder: Path, libtpu_args: str = "") -> dict[str, str]:
     """The environment of a worker that runs on the device that is there: the host's own.
 
     A TPU host says in `TPU_*` and other variables which chips it has, and how to reach them, so
@@ -144,10 +154,12 @@ def device_environment(folder: Path) -> dict[str, str]:
 
     Args:
       folder: The worker's private folder; nothing in this environment depends on it.
+      libtpu_args: Flags of the deployment; see `libtpu_args.py`.
     """
     del folder
     left_out = (*program_settings(), "ALLOW_MULTIPLE_LIBTPU_LOAD")
-    return {name: value for name, value in os.environ.items() if name not in left_out}
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    return kept | ({VARIABLE: libtpu_args} if libtpu_args else {})
 
 
 def _without_a_tpu(folder: Path) -> dict[str, str]:

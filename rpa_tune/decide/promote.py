@@ -19,7 +19,15 @@ from rpa_tune.decide.portfolio import Portfolio, portfolio_curve
 from rpa_tune.families.family import Family
 from rpa_tune.llo.ensemble import NEARLY_ALL, share_of_wins
 from rpa_tune.tables.key import beyond_key, tuning_key
-from rpa_tune.tables.row import ALWAYS_FIRST, HEURISTIC, TUNED, Clause, Evidence, TableRow
+from rpa_tune.tables.row import (
+    ALWAYS_FIRST,
+    HEURISTIC,
+    MAX_RUNNERS_UP,
+    TUNED,
+    Clause,
+    Evidence,
+    TableRow,
+)
 from rpa_tune.tables.step import Lengths, Step
 from rpa_tune.workload.workload import Workload
 
@@ -170,12 +178,24 @@ def make_row(
         verified=verified,
         schedule_digest=digest_of_schedules([by_config[config] for config in configs]),
         problem=beyond_key(chosen.candidate.problem, key),
+        runners_up=_runners_up(answers, configs, decision.objective),
     )
     return TableRow(
         key=key,
         configs=tuple(asdict(config) for config in configs),
         rule=rule,
         evidence=evidence,
+    )
+
+
+def _runners_up(
+    answers: Sequence[Evaluation], configs: Sequence[Any], objective: str
+) -> tuple[dict[str, Any], ...]:
+    """The best answers beside a row's own configs, best first."""
+    others = [a for a in answers if a.ok and a.candidate.config not in configs]
+    ranked = sorted(others, key=yardstick(answers, objective).loss)[:MAX_RUNNERS_UP]
+    return tuple(
+        {"config": asdict(a.candidate.config), "time_us": round(_time(a), 3)} for a in ranked
     )
 
 
@@ -253,6 +273,7 @@ def _evidence(decision: Decision, workload: Workload) -> Evidence:
         kernel_digest=str(source.get("kernel") or ""),
         jax=str(source.get("jax") or ""),
         libtpu=str(source.get("libtpu") or ""),
+        libtpu_args=chosen.candidate.libtpu_args,
         date=str(source.get("time") or "")[:10],
     )
 

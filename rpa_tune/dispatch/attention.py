@@ -36,6 +36,7 @@ def ragged_paged_attention(
     plan: LaunchPlan | Planner | None = None,
     interpret: Any = None,
     page_runs: jax.Array | None = None,
+    tree_mask: jax.Array | None = None,
     **features: Unpack[Features],
 ) -> tuple[jax.Array, ...]:
     """Ragged paged attention over decode, prefill and mixed sequences of one batch.
@@ -60,6 +61,10 @@ def ragged_paged_attention(
       interpret: None to run on the TPU, or `pltpu.InterpretParams`.
       page_runs: What the function of this name made of this step's lengths and pages, for all
         layers with one window or chunk; None to make it here. It is not checked against them.
+      tree_mask: int32[max_num_tokens], for sequences in the decode slot whose new tokens are a tree
+        of drafts: bit j of a token says that it sees new token j of its sequence (itself it sees
+        always, and every cached token). None for a causal mask. With a `decode_query_size` above 1,
+        a causal mask and no window or chunk; sequences in other slots stay causal.
       features: See `Features`.
 
     Returns:
@@ -75,7 +80,7 @@ def ragged_paged_attention(
     """
     arrays = Arrays(
         queries, keys, values, kv_cache, kv_lens, page_indices, cu_q_lens, distribution,
-        attention_sink,
+        attention_sink, tree_mask,
     )  # fmt: skip
     if isinstance(plan, LaunchPlan):
         return attend(arrays, plan=plan, interpret=interpret, page_runs=page_runs, **features)

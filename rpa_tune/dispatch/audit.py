@@ -47,6 +47,7 @@ class Entry:
       coverage: How its configs are found.
       why: The choice's reason, or the limit that is broken.
       distance: How far the row's key is, or None without a row.
+      made_with: Flags of libtpu that the row was made with; None without a row.
       is_stale: Whether the row's times are those of other kernels than today's.
       is_untested: Whether only one config of the row's study had a time, so that nothing was
         compared.
@@ -62,6 +63,7 @@ class Entry:
     coverage: Source
     why: str
     distance: float | None = None
+    made_with: str | None = None
     is_stale: bool = False
     is_untested: bool = False
     loss: Loss | None = None
@@ -103,6 +105,7 @@ def _look_up(dispatcher: Dispatcher, problem: Problem, family: str) -> Entry:
         coverage=choice.source,
         why=choice.why,
         distance=choice.distance,
+        made_with=choice.row.evidence.libtpu_args if choice.row else None,
         is_stale=_is_stale(choice),
         is_untested=choice.row is not None and choice.row.evidence.num_candidates < 2,
     )

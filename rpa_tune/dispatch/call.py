@@ -100,6 +100,11 @@ class Arrays(NamedTuple):
     cu_q_lens: Any
     distribution: Any
     attention_sink: Any = None
+    tree_mask: Any = None
+
+    def flat(self) -> tuple[Any, ...]:
+        """Those that there are, as a program takes them."""
+        return (*self[:8], *(array for array in self[8:] if array is not None))
 
 
 def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
@@ -120,6 +125,7 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
     page_size = _page_size(arrays.kv_cache, kv_layout)
     _check_cache(arrays, page_size, kv_layout)
     _check_sink(arrays.attention_sink, arrays.queries)
+    _check_tree_mask(arrays.tree_mask, arrays.queries)
     check_metadata(arrays)
     _check_features(page_size, **features)
     queries, kv_cache, num_seqs = arrays.queries, arrays.kv_cache, arrays.kv_lens.shape[0]
@@ -148,6 +154,7 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
         kv_layout=kv_layout,
         return_lse=features.get("return_lse", False),
         decode_query_size=features.get("decode_query_size", 1),
+        has_tree_mask=arrays.tree_mask is not None,
     ).without_idle_window()
 
 
@@ -246,6 +253,13 @@ def _check_sink(sink: Any, queries: Any) -> None:
     if sink is not None and (sink.shape != queries.shape[1:2] or sink.dtype != jnp.float32):
         raise ValueError(
             f"attention_sink must be float32({queries.shape[1]},), got {sink.dtype}{sink.shape}"
+        )
+
+
+def _check_tree_mask(mask: Any, queries: Any) -> None:
+    if mask is not None and (mask.shape != queries.shape[:1] or mask.dtype != jnp.int32):
+        raise ValueError(
+            f"tree_mask must be int32({queries.shape[0]},), got {mask.dtype}{mask.shape}"
         )
 
 

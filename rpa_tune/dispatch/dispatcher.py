@@ -20,6 +20,7 @@ from rpa_tune.dispatch.select import Choice, OnMiss, Source, select
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip, chip_of_device_kind, load_chip
 from rpa_tune.known_versions import faults
+from rpa_tune.libtpu_args import args_here, difference
 from rpa_tune.models.buckets import Engine
 from rpa_tune.provenance import versions
 from rpa_tune.tables.key import TuningKey, tuning_key
@@ -87,6 +88,7 @@ class Dispatcher:
         self.compiled = compiled
         self._menus: dict[Problem, _Menu] = {}
         self._logged: set[TuningKey] = set()
+        self._other_flags: set[str] = set()
 
     def plan(self, problem: Problem, step: Step) -> LaunchPlan:
         """The kernels for one step; families without sequences are not launched.
@@ -146,12 +148,19 @@ class Dispatcher:
         """What each family that can serve `problem` was given, and why."""
         return dict((self._menus.get(problem) or self._menu(problem)).choices)
 
-    def __call__(self, *arrays: jax.Array, plan: LaunchPlan, **options: Any) -> Any:
+    def __call__(
+        self,
+        *arrays: jax.Array,
+        plan: LaunchPlan,
+        tree_mask: jax.Array | None = None,
+        **options: Any,
+    ) -> Any:
         """Runs a plan; see `attention.ragged_paged_attention`, or that for latents."""
         if plan.problem.is_latent:
             latent = LatentArrays(*arrays)
             return attend_latent(latent, plan=plan, compiled=self.compiled, **options)
-        return attend(Arrays(*arrays), plan=plan, compiled=self.compiled, **options)
+        given = Arrays(*arrays)._replace(tree_mask=tree_mask)
+        return attend(given, plan=plan, compiled=self.compiled, **options)
 
     def _menu(self, asked: Problem) -> _Menu:
         """Selects for every family, and logs each key once."""
@@ -170,15 +179,25 @@ class Dispatcher:
                 continue
             choices[family] = choice
             if is_new:
+                self._say_other_flags(choice)
                 level = logging.INFO if choice.source is Source.EXACT else logging.WARNING
                 _log.log(level, "%s on %s: %s", family, self.chip.name, choice.why)
-        if families_of(problem)[-1] not in choices:  # mixed, which serves whatever else is there
+        # Mixed serves whatever else is there.
+        needed = ("decode", "mixed") if problem.has_tree_mask else families_of(problem)[-1:]
+        if any(family not in choices for family in needed):
             raise ValueError(
                 f"no kernel can serve this problem on {self.chip.name}: {'; '.join(refusals)}"
             )
         menu = _Menu(problem, self.chip.target, choices)
         self._menus[asked] = menu
         return menu
+
+    def _say_other_flags(self, choice: Choice) -> None:
+        """Warns, once for each set of flags, of rows whose libtpu had others than this process."""
+        made_with = choice.row.evidence.libtpu_args if choice.row else args_here()
+        if (other := difference(made_with, args_here())) and made_with not in self._other_flags:
+            self._other_flags.add(made_with)
+            _log.warning("rows of %s are used that were %s", self.chip.name, other)
 
 
 def load_dispatcher(

@@ -79,6 +79,10 @@ class LatentArrays(NamedTuple):
     cu_q_lens: Any
     distribution: Any
 
+    def flat(self) -> tuple[Any, ...]:
+        """All of them, as a program takes them."""
+        return tuple(self)
+
 
 def latent_problem_of(arrays: LatentArrays, **features: Unpack[LatentFeatures]) -> Problem:
     """The problem that a call's arrays and features describe.

@@ -33,7 +33,7 @@ class LaunchPlan:
 
     Sequences of a family that the plan does not launch are served by the next one that it does:
     prefill and mixed take any length. So only a plan without mixed leaves out sequences, and is for
-    steps that have none.
+    steps that have none. Trees of drafts are served by decode alone.
 
     Attributes:
       problem: Static shapes it was made for.
@@ -81,7 +81,8 @@ class LaunchPlan:
           Three entries of the same kind.
         """
         slots = self.slots
-        if "decode" not in slots and ("prefill" in slots or "mixed" in slots):
+        others_serve = {"prefill", "mixed"} & set(slots) and not self.problem.has_tree_mask
+        if "decode" not in slots and others_serve:
             decode_end = 0
         if "prefill" not in slots and "mixed" in slots:
             prefill_end = decode_end

@@ -119,14 +119,17 @@ def _attend(
         step = _step_of(arrays) if on_host else full_step(problem, has_prefill=has_prefill)
         plan = plan.plan(problem, step)
     _check_plan(plan, problem)
+    if plan.problem != problem:
+        plan = replace(plan, problem=problem)
     if isinstance(arrays.distribution, np.ndarray):
         _check_served(plan, arrays.distribution)
-    arguments = arrays if problem.has_sinks or problem.is_latent else arrays[:-1]
+    arguments = arrays.flat()
+    results = None
     if compiled is not None and interpret is None:
         # An executable makes the runs itself: its arguments are those of the public call.
-        exact = plan if plan.problem == problem else replace(plan, problem=problem)
-        if (results := compiled.run(exact, arguments)) is not None:
-            return results
+        results = compiled.run(plan, arguments)
+    if results is not None:
+        return results
     return _jitted(problem)(  # type: ignore[no-any-return]
         *arguments, problem=problem, plan=plan, interpret=interpret, page_runs=page_runs
     )
@@ -219,15 +222,16 @@ def _launch_all(
     page_runs: jax.Array | None = None,
 ) -> tuple[jax.Array, ...]:
     """Lays out the operands once and chains the kernels over them."""
-    scalars = _scalars(metadata[:4], plan)
-    sinks = metadata[4] if problem.has_sinks else None
+    scalars, rest = _scalars(metadata[:4], plan), list(metadata[4:])
+    sinks = rest.pop(0) if problem.has_sinks else None
+    tree_mask = rest.pop(0) if problem.has_tree_mask else None
     q, kv_new = inputs.prepare(queries, keys, values, problem)
     lse = [inputs.no_lse(problem)] if problem.return_lse else []
     for launch in plan.launches:
         q, kv_cache, *lse = load_family(launch.family).launch(
             q, kv_new, kv_cache, *scalars,
             problem=problem, config=launch.config, target=plan.target, interpret=interpret,
-            sinks=sinks, page_runs=page_runs, lse=lse[0] if lse else None,
+            sinks=sinks, page_runs=page_runs, lse=lse[0] if lse else None, tree_mask=tree_mask,
         )  # fmt: skip
     return inputs.finish(q, problem), kv_cache, *(inputs.finish_lse(x, problem) for x in lse)
 

@@ -5,6 +5,7 @@ candidates, chooses what each must get right first, and turns samples into evalu
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from rpa_tune.evaluate.evaluator import (
     status_of_failure,
 )
 from rpa_tune.evaluate.measurement import Measurement, MeasureTask, spread
+from rpa_tune.libtpu_args import VARIABLE
 from rpa_tune.provenance import provenance
 from rpa_tune.workload.workload import Workload
 
@@ -54,17 +56,18 @@ class MeasuringHost:
     reason: str = ""
 
 
-def device_pool(scratch_dir: Path | None = None) -> WorkerPool:
+def device_pool(scratch_dir: Path | None = None, libtpu_args: str = "") -> WorkerPool:
     """One worker process, because a chip belongs to one process at a time.
 
     Args:
       scratch_dir: Where profiles go; the system's temporary folder if None.
+      libtpu_args: Flags that it gives libtpu.
     """
     return WorkerPool(
         num_workers=1,
         memory_bytes=_MEMORY_BYTES,
         scratch_dir=scratch_dir,
-        environment=target.device_environment,
+        environment=functools.partial(target.device_environment, libtpu_args=libtpu_args),
     )
 
 
@@ -230,10 +233,13 @@ def _conclude(
 ) -> Evaluation:
     """Turns samples into an answer."""
     device = reply.value.device
+    flags = dict(device["flags"])
+    if candidate.libtpu_args and flags.get(VARIABLE) == candidate.libtpu_args:
+        del flags[VARIABLE]  # the candidate says so itself
     stamp = {
         **provenance(candidate.family.digest),
         "device": device,
-        "settings": device["flags"],
+        "settings": flags,
     }
     if found.status is not Status.OK:
         return Evaluation(

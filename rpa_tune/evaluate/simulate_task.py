@@ -72,7 +72,7 @@ def simulate_candidate(task: SimulateTask) -> SimulateAnswer:
     try:
         compiled = _compile(task)
         first = compiled[0]
-        costs |= _compile_costs(first)
+        costs |= _compile_costs(first, task.candidate)
         if first.status is not Status.OK or first.bundles is None:
             return SimulateAnswer(status=first.status, detail=first.detail, costs=costs)
         worker.report_phase("parse")
@@ -127,7 +127,7 @@ def _parse(compiled: Compiled) -> tuple[Program, str]:
     return load_program(bundles), schedule_digest(bundles)
 
 
-def _compile_costs(compiled: Compiled) -> dict[str, Any]:
+def _compile_costs(compiled: Compiled, candidate: Candidate) -> dict[str, Any]:
     return {
         "lower_s": compiled.lower_s,
         "compile_s": compiled.compile_s,
@@ -136,7 +136,7 @@ def _compile_costs(compiled: Compiled) -> dict[str, Any]:
         "vmem_bytes": compiled.vmem_bytes,
         "vmem_spill_bytes": compiled.vmem_spill_bytes,
         "hbm_allocated_bytes": compiled.hbm_allocated_bytes,
-        "settings": target.program_settings(),
+        "settings": target.program_settings(candidate.libtpu_args),
     }
 
 

@@ -4,6 +4,7 @@ The work is done in worker processes (`simulate_task.py`); this half decides wha
 turns what comes back into evaluations, and gives every way to fail its status.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from rpa_tune.compile.pool import (
     TaskPool,
     WorkerPool,
 )
+from rpa_tune.compile.target import worker_environment
 from rpa_tune.evaluate.account import account_of, batches_and_weights, weighted_mean
 from rpa_tune.evaluate.evaluator import (
     AbstractEvaluator,
@@ -61,6 +63,7 @@ class SimulatedEvaluator(AbstractEvaluator):
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
         scratch_dir: Path | None = None,
         pool: TaskPool | None = None,
+        libtpu_args: str = "",
     ) -> None:
         """Starts nothing yet.
 
@@ -72,11 +75,16 @@ class SimulatedEvaluator(AbstractEvaluator):
           scratch_dir: Where compiler dumps go; the system's temporary folder if None.
           pool: Where candidates are compiled, and closed at the end; worker processes of its own
             if None.
+          libtpu_args: Flags of the candidates to come, which the pool's workers have.
         """
         self._cache_dir = cache_dir
+        self._libtpu_args = libtpu_args
         self._deadline_s = deadline_s
         self._pool: TaskPool = pool or WorkerPool(
-            num_workers=num_workers, memory_bytes=memory_bytes, scratch_dir=scratch_dir
+            num_workers=num_workers,
+            memory_bytes=memory_bytes,
+            scratch_dir=scratch_dir,
+            environment=functools.partial(worker_environment, libtpu_args=libtpu_args),
         )
 
     @property
@@ -91,7 +99,7 @@ class SimulatedEvaluator(AbstractEvaluator):
           DumpError: They are not; see `understood.py`.
           RpaTuneError: Workers cannot be started at all.
         """
-        require_understood(chips, self._pool, self._cache_dir)
+        require_understood(chips, self._pool, self._cache_dir, self._libtpu_args)
 
     def evaluate_all(
         self, candidates: Iterable[Candidate], workload: Workload

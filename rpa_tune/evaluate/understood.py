@@ -5,6 +5,8 @@ finds that out before the first is compiled. What the probes of an installation 
 that a run that goes on asks nothing.
 """
 
+import dataclasses
+import functools
 import gzip
 import hashlib
 import json
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rpa_kernels.batch import Batch
+from rpa_kernels.slots import is_latent, slot_of
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import probe
 from rpa_tune.compile.cache import CompileCache, compile_key
@@ -34,6 +37,10 @@ _BATCHES = {
     "prefill": Batch(q_lens=(5,), kv_lens=(70,), num_decode=0, num_prefill=1),
     "mixed": Batch(q_lens=(1, 5), kv_lens=(64, 70), num_decode=1),
 }
+# The same of latent attention.
+_LATENT = dataclasses.replace(
+    probe.PROBLEM, num_q_heads=16, head_dim=512, rope_dim=64, sm_scale=192**-0.5
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +54,7 @@ class Probed:
       detail: Why not, in one line.
       file: Its schedule; None when there is none.
       unknown: Opcodes of the schedule that the table lacks.
+      libtpu_args: Flags that the compiler was given.
     """
 
     chip: Chip
@@ -55,6 +63,7 @@ class Probed:
     detail: str = ""
     file: Path | None = None
     unknown: tuple[UnknownOpcode, ...] = ()
+    libtpu_args: str = ""
 
     def error(self) -> DumpError:
         """What a command says that cannot go on."""
@@ -77,34 +86,44 @@ class Probed:
             f"schedules of jax {versions()['jax']} and {libtpu} for {self.chip.name} cannot be "
             f"{what}: {self.detail}",
             where=str(self.file or ""),
-            hint=advice or doctor,
+            hint=f"does {libtpu} know the flags {self.libtpu_args}? It ends the process if not"
+            if self.libtpu_args and self.status is not Status.NOT_UNDERSTOOD
+            else advice or doctor,
         )
 
 
-def require_understood(chips: Iterable[Chip], pool: TaskPool, cache_dir: Path) -> None:
+def require_understood(
+    chips: Iterable[Chip], pool: TaskPool, cache_dir: Path, libtpu_args: str = ""
+) -> None:
     """Compiles and simulates one small kernel for each chip, unless that was done before.
 
     Args:
       chips: Those that something is about to be compiled for.
       pool: Where to compile.
       cache_dir: Folder of compiles; keeps what the probes came to.
+      libtpu_args: Flags that the pool's workers give libtpu.
 
     Raises:
       DumpError: A schedule is not understood, or none is made; says what, where and what to do.
       RpaTuneError: Workers cannot be started at all.
     """
-    new = [chip for chip in chips if not _marker(chip, cache_dir).is_file()]
-    for found in probe_all(new, ("decode",), pool, cache_dir):
+    marker = functools.partial(_marker, cache_dir=cache_dir, libtpu_args=libtpu_args)
+    new = [chip for chip in chips if not marker(chip).is_file()]
+    for found in probe_all(new, ("decode",), pool, cache_dir, libtpu_args):
         if found.status is not Status.OK:
             raise found.error()
         try:
-            write_whole(_marker(found.chip, cache_dir), b"")
+            write_whole(marker(found.chip), b"")
         except OSError:
             continue  # a full disk: the next run probes again
 
 
 def probe_all(
-    chips: Sequence[Chip], families: Sequence[str], pool: TaskPool, cache_dir: Path
+    chips: Sequence[Chip],
+    families: Sequence[str],
+    pool: TaskPool,
+    cache_dir: Path,
+    libtpu_args: str = "",
 ) -> Iterator[Probed]:
     """A small kernel of each family for each chip, as they are done.
 
@@ -113,11 +132,12 @@ def probe_all(
       families: Names of kernel families of ours.
       pool: Where to compile.
       cache_dir: Folder of compiles.
+      libtpu_args: Flags that the pool's workers give libtpu.
 
     Raises:
       RpaTuneError: Workers cannot be started at all.
     """
-    tasks = [_task(chip, family, cache_dir) for chip in chips for family in families]
+    tasks = [_task(chip, family, cache_dir, libtpu_args) for chip in chips for family in families]
     for reply in pool.map_unordered(TASK, tasks, deadline_s=PROBE_DEADLINE_S):
         candidate = tasks[reply.index].candidate
         file = _schedule(candidate, cache_dir)
@@ -129,6 +149,7 @@ def probe_all(
         yield Probed(
             chip=candidate.chip,
             family=candidate.family.name,
+            libtpu_args=libtpu_args,
             status=status,
             detail=detail,
             file=file,
@@ -150,13 +171,17 @@ def read_schedule(file: Path) -> str:
         raise DumpError(f"cannot read a schedule: {error}", where=str(file)) from error
 
 
-def _task(chip: Chip, family: str, cache_dir: Path) -> SimulateTask:
+def _task(chip: Chip, family: str, cache_dir: Path, libtpu_args: str = "") -> SimulateTask:
     record = load_family(family)
-    config = record.default_config(probe.PROBLEM, chip.target)
+    problem = _LATENT if is_latent(family) else probe.PROBLEM
+    config = record.default_config(problem, chip.target)
     candidate = Candidate(
-        family=record, problem=probe.PROBLEM, config=config, chip=chip, workload="probe"
+        family=record, problem=problem, config=config, chip=chip, workload="probe",
+        libtpu_args=libtpu_args,
+    )  # fmt: skip
+    return SimulateTask(
+        candidate=candidate, batches=(_BATCHES[slot_of(family)],), cache_dir=cache_dir
     )
-    return SimulateTask(candidate=candidate, batches=(_BATCHES[family],), cache_dir=cache_dir)
 
 
 def _schedule(candidate: Candidate, cache_dir: Path) -> Path | None:
@@ -164,9 +189,9 @@ def _schedule(candidate: Candidate, cache_dir: Path) -> Path | None:
     return compiled.bundles if compiled else None
 
 
-def _marker(chip: Chip, cache_dir: Path) -> Path:
+def _marker(chip: Chip, cache_dir: Path, libtpu_args: str) -> Path:
     """The file that is there once a chip's probe was understood by this very installation."""
     made_by = [versions()[name] for name in ("jax", "jaxlib", "libtpu")]
-    content = [chip.name, *made_by, simulator_digest(), load_family("decode").digest]
+    content = [chip.name, libtpu_args, *made_by, simulator_digest(), load_family("decode").digest]
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     return cache_dir / "understood" / f"{chip.name}-{digest}"

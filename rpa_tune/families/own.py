@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rpa_kernels import load_family, runs
 from rpa_kernels.batch import Batch
 from rpa_kernels.family import KernelFamily, Traffic
@@ -38,13 +40,15 @@ class OwnFamily(Family):
     def scalar_operands(
         self, problem: Problem, config: Any, chip: Chip, batch: Batch
     ) -> Mapping[int, Any]:
-        """Four arrays in the order of `rpa_kernels.calls`, and on two cores the split."""
+        """Four arrays in the order of `rpa_kernels.calls`, on two cores the split, a tree mask."""
         arrays = batch.arrays(problem)
         page_runs = runs.pack(arrays, problem)
         found = [arrays.kv_lens, page_runs, arrays.cu_q_lens, arrays.distribution]
         num_cores = len(self.cores(chip))
         if self.partition is not None and num_cores > 1:
             found.append(self.partition(problem, config, arrays, num_cores))
+        if problem.has_tree_mask:  # no time depends on what it says
+            found.append(np.zeros(problem.max_num_tokens, np.int32))
         return dict(enumerate(found))
 
     def find_mismatch(

@@ -26,10 +26,13 @@ def own_call(family: KernelFamily, problem: Problem, config: Any, target: Target
         *rest: jax.Array,
     ) -> tuple[jax.Array, ...]:  # fmt: skip
         q, kv_new = inputs.prepare(queries, keys, values, problem)
-        scalars, sinks = rest[:4], rest[4] if problem.has_sinks else None
+        scalars, more = rest[:4], list(rest[4:])
+        sinks = more.pop(0) if problem.has_sinks else None
+        tree_mask = more.pop(0) if problem.has_tree_mask else None
         out, kv_cache, *lse = family.launch(
             q, kv_new, kv_cache, *scalars,
             problem=problem, config=config, target=target, sinks=sinks,
+            tree_mask=tree_mask,
         )  # fmt: skip
         return inputs.finish(out, problem), kv_cache, *(inputs.finish_lse(x, problem) for x in lse)
 
@@ -82,7 +85,7 @@ def _metadata(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 
 def abstract_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes and dtypes of the public call: q, k, v, cache, four int32 arrays, sinks if any."""
+    """Shapes and dtypes of the public call: q, k, v, cache, four int32 arrays, what is optional."""
     if problem.is_latent:
         return _abstract_latent_inputs(problem)
     tokens, kv_heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
@@ -93,6 +96,10 @@ def abstract_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
         ((tokens, kv_heads, dim), kv_dtype),
         (problem.kv_cache_shape, kv_dtype),
     ]
-    sinks = [((problem.num_q_heads,), jnp.dtype("float32"))] if problem.has_sinks else []
-    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (*shapes, *sinks)]
+    optional: list[tuple[tuple[int, ...], Any]] = []
+    if problem.has_sinks:
+        optional.append(((problem.num_q_heads,), jnp.dtype("float32")))
+    if problem.has_tree_mask:
+        optional.append(((tokens,), jnp.dtype("int32")))
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (*shapes, *optional)]
     return (*arrays[:4], *_metadata(problem), *arrays[4:])

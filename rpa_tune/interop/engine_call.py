@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from rpa_kernels.problem import Problem
+from rpa_kernels.problem import MAX_DECODE_QUERY, Problem
 from rpa_tune.dispatch.attention import mla_ragged_paged_attention, ragged_paged_attention
 from rpa_tune.dispatch.call import Arrays, problem_of
 from rpa_tune.dispatch.dispatcher import Dispatcher
@@ -63,7 +63,7 @@ class Served:
         *,
         theirs: Callable[..., tuple[Any, ...]] | None = None,
         form: Form = PUBLIC,
-        only_mixed: bool = False,
+        query_size: int = 1,
         unserved: Sequence[str] = (),
     ) -> tuple[Any, ...]:
         """One call of the engine.
@@ -73,8 +73,8 @@ class Served:
           features: Keyword arguments of `ragged_paged_attention`.
           theirs: The engine's function of the same arrays, for the guard; None where it has none.
           form: What the arrays are.
-          only_mixed: Whether sequences of the decode slot may have several tokens: then the mixed
-            kernel serves all.
+          query_size: Most new tokens of a sequence in the decode slot; where it is more than our
+            decode kernel takes, the mixed kernel serves all.
           unserved: Features of this call that ours does not have.
 
         Returns:
@@ -90,13 +90,15 @@ class Served:
                 hint="with a Guard the engine's function serves such calls",
             )
         plans: list[LaunchPlan] = []
+        only_mixed = query_size > MAX_DECODE_QUERY
+        if 1 < query_size <= MAX_DECODE_QUERY:
+            features = {**features, "decode_query_size": query_size}
 
         def ours(*arrays: Any) -> tuple[Any, ...]:
             given = list(form.to_ours(*arrays))
             if only_mixed:
                 given[7] = given[7].at[:2].set(0)
-            plan = self._plan(given, features, only_mixed)
-            plans[:] = [plan]
+            plans[:] = [plan := self._plan(given, features, only_mixed)]
             results = ragged_paged_attention(
                 *given, plan=plan, interpret=self.interpret, **features
             )

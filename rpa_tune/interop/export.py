@@ -9,6 +9,7 @@ theirs. What a form cannot say is never dropped in silence: `Export.left_out` na
 | `env` | `RPA_V3_*_BLOCK_SIZES` of tpu-inference: one set for the whole process |
 | `tpu-inference` | Python text for the tables of tpu-inference 0.32.0 |
 | `sglang-jax` | Python text for `TUNED_BLOCK_SIZES_V3` of sglang-jax |
+| `tokamax` | JSON: one chip's file of tokamax's own table |
 """
 
 import json
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rpa_tune.errors import UsageError
-from rpa_tune.interop import sglang_jax_tables, tpu_inference_tables
+from rpa_tune.interop import sglang_jax_tables, tokamax_tables, tpu_inference_tables
 from rpa_tune.interop.export_rows import Export, family_of, sort_out, v3_tuple
 from rpa_tune.interop.public.tpu_inference.mla import mla_keywords
 from rpa_tune.interop.public.tpu_inference.package import WHEEL
@@ -102,4 +103,5 @@ EXPORTERS: dict[str, Callable[[Iterable[TableRow]], Export]] = {
     "env": export_env,
     "tpu-inference": tpu_inference_tables.export_tables,
     "sglang-jax": sglang_jax_tables.export_tables,
+    "tokamax": tokamax_tables.export_tables,
 }

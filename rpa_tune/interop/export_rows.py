@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from rpa_kernels import FAMILIES
 from rpa_kernels.problem import Problem
+from rpa_tune.interop.public.tokamax.families import TOKAMAX
 from rpa_tune.interop.public.tpu_inference.families import TPU_INFERENCE, TpuInferenceFamily
 from rpa_tune.interop.public.tpu_inference.package import PACKAGE
 from rpa_tune.tables.key import problem_of
@@ -50,19 +51,20 @@ def sort_out(rows: Iterable[TableRow], kernels: Sequence[str], why_not: str) -> 
 
     Args:
       rows: Any rows.
-      kernels: `v3`, `hd64`, `batched`, `stacked`, `mla`: those that the form has a place for.
+      kernels: `v3`, `hd64`, `batched`, `stacked`, `mla`, `tokamax`: those that the form has a place
+        for.
       why_not: Said of the other public kernels.
     """
     export = Export()
     for row in rows:
         name = row.key.family
-        family = TPU_INFERENCE.get(name)
+        kernel = _kernel(name)
         if name in FAMILIES:
             export.leave_out(row, OURS)
-        elif family is None:
-            export.leave_out(row, f"{name} is no kernel of {PACKAGE.title}")
-        elif family.kernel not in kernels:
-            export.leave_out(row, f"{family.kernel}: {why_not}")
+        elif kernel is None:
+            export.leave_out(row, f"{name} is no kernel of {PACKAGE.title} or tokamax")
+        elif kernel not in kernels:
+            export.leave_out(row, f"{kernel}: {why_not}")
         elif len(row.configs) > 1:
             why = f"a rule over {len(row.configs)} configs; the engine has one config per problem"
             export.leave_out(row, why)
@@ -71,6 +73,14 @@ def sort_out(rows: Iterable[TableRow], kernels: Sequence[str], why_not: str) -> 
         else:
             export.exported.append(row)
     return export
+
+
+def _kernel(name: str) -> str | None:
+    """`v3`, `hd64`, `batched`, `stacked` or `tokamax`; None for a family of none of them."""
+    if name in TOKAMAX:
+        return "tokamax"
+    family = TPU_INFERENCE.get(name)
+    return None if family is None else family.kernel
 
 
 def asked(export: Export, rows: Iterable[TableRow]) -> Iterator[tuple[TableRow, Problem]]:

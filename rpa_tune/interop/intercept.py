@@ -114,7 +114,7 @@ def _attend(
     if kernel == "batched" and known.get("kv_layout") is None:
         known["kv_layout"] = batched_layout()
     theirs = functools.partial(original, **features)
-    return served.attend(arrays, known, theirs=theirs, only_mixed=query_size > 1)
+    return served.attend(arrays, known, theirs=theirs, query_size=query_size)
 
 
 def _attend_latent(

@@ -198,29 +198,23 @@ def _attend(
     return served.attend(every, said, theirs=theirs, form=known.form, unserved=refused)
 
 
-def _to_ours(
-    queries: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    cache: jax.Array,
-    kv_lens: jax.Array,
-    page_indices: jax.Array,
-    cu_q_lens: jax.Array,
-    cu_kv_lens: jax.Array,
-    distribution: jax.Array,
-    custom_mask: None = None,
-    attention_sink: Any = None,
-) -> tuple[Any, ...]:
-    """The arrays of `ragged_paged_attention`, for a cache in packs; a sink is the last, if any."""
-    del custom_mask  # there is none, or the call is refused
-    spare = -queries.shape[2] % layout.LANES if queries.shape[2] == layout.LANES // 2 else 0
-    new = (jnp.pad(x, ((0, 0), (0, 0), (0, spare))) for x in (queries, keys, values))
+def _to_ours(*arrays: Any) -> tuple[Any, ...]:
+    """The arrays of `ragged_paged_attention`, for a cache in packs; a sink is the last, if any.
+
+    Args:
+      arrays: In the order of `Known.leading`. A custom mask is none, or the call is refused.
+    """
+    cache, kv_lens, page_indices, cu_q_lens, cu_kv_lens, distribution = arrays[3:9]
+    head_dim = arrays[0].shape[2]
+    spare = layout.LANES - head_dim if head_dim == layout.LANES // 2 else 0
+    new = (jnp.pad(x, ((0, 0), (0, 0), (0, spare))) for x in arrays[:3])
     pages = page_table(page_indices, cu_kv_lens, cache.shape[1])
     ours = (*new, cache, kv_lens, pages, cu_q_lens, decode_first(cu_q_lens, distribution))
-    if attention_sink is None:
+    sink = arrays[10] if len(arrays) > 10 else None
+    if sink is None:
         return ours
-    sink = jnp.asarray(attention_sink, jnp.float32)  # one for each head, or for all
-    return (*ours, jnp.broadcast_to(sink, queries.shape[1:2]))
+    sink = jnp.asarray(sink, jnp.float32)  # one for each head, or for all
+    return (*ours, jnp.broadcast_to(sink, arrays[0].shape[1:2]))
 
 
 def _from_ours(results: tuple[Any, ...], queries: jax.Array, *_: Any) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ A chart is a function of the names of its columns alone. Its rows come from `row
 in by the page, under the name `rows`.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 import altair as alt
@@ -45,17 +45,18 @@ def _tips(*fields: str | tuple[str, str] | tuple[str, str, str]) -> list[alt.Too
     return tips
 
 
-def space(axes: Mapping[str, Sequence[int]], x: str, y: str) -> Spec:
+@functools.cache
+def space(names: tuple[str, ...], varying: tuple[str, ...], x: str, y: str) -> Spec:
     """Time over two axes; the others as panels, the best panel first.
 
     Args:
-      axes: Config field -> its values. Those with one value make no panels.
+      names: Config fields that are axes.
+      varying: Those of more than one value: the others make no panels.
       x: Axis to begin with.
       y: The same.
     """
-    names = list(axes)
     x_axis, y_axis = (
-        alt.param(name=name, value=value, bind=alt.binding_select(options=names, name=label))
+        alt.param(name=name, value=value, bind=alt.binding_select(options=list(names), name=label))
         for name, value, label in (("x_axis", x, "across "), ("y_axis", y, "down "))
     )
     empty = alt.param(
@@ -63,8 +64,7 @@ def space(axes: Mapping[str, Sequence[int]], x: str, y: str) -> Spec:
     )
     parts = [
         f"(x_axis == '{name}' || y_axis == '{name}' ? '' : ' {name}=' + datum['{name}'])"
-        for name, values in axes.items()
-        if len(values) > 1
+        for name in varying
     ]
     panel = "trim(" + " + ".join(["''", *parts]) + ")"
     tips = _tips(*names, ("time_us", "time, us", _US), ("order", "asked as number"), "role",
@@ -119,6 +119,7 @@ def _stroke_scale() -> alt.Scale:
     return alt.Scale(domain=list(shown), range=list(shown.values()))
 
 
+@functools.cache
 def sensitivity() -> Spec:
     """The best time that each value of each axis allows."""
     base = alt.Chart().encode(
@@ -135,6 +136,7 @@ def sensitivity() -> Spec:
     return _spec(chart)
 
 
+@functools.cache
 def importance() -> Spec:
     """Bars of the axes' importances."""
     chart = (
@@ -150,6 +152,7 @@ def importance() -> Spec:
     return _spec(chart)
 
 
+@functools.cache
 def parallel() -> Spec:
     """A line for each config through its values on all axes, coloured by its time."""
     x = alt.X("axis:N", title=None, sort=None, axis=alt.Axis(labelAngle=0, orient="top"))
@@ -184,7 +187,8 @@ def parallel() -> Spec:
     return _spec(chart.properties(width=_WIDTH, height=220))
 
 
-def causes(by: str = "us") -> Spec:
+@functools.cache
+def causes() -> Spec:
     """Bars of the best configs, fastest on top: their time by cause."""
     scale = alt.Scale(domain=list(CAUSES), scheme="tableau10")
     label = (
@@ -195,12 +199,12 @@ def causes(by: str = "us") -> Spec:
         .transform_calculate(label=label)
         .mark_bar()
         .encode(
-            x=alt.X(f"{by}:Q", title="time of one launch, us (mean over the workload)"),
+            x=alt.X("us:Q", title="time of one launch, us (mean over the workload)"),
             y=alt.Y(
                 "label:N",
                 title=None,
                 sort=alt.EncodingSortField("rank", op="min"),
-                axis=alt.Axis(labelLimit=460),
+                axis=alt.Axis(labelLimit=520),
             ),
             color=alt.Color(
                 "cause:N",
@@ -219,11 +223,12 @@ def causes(by: str = "us") -> Spec:
                 ("time_us", "whole launch, us", _US),
             ),
         )
-        .properties(width=_WIDTH)
+        .properties(width=540)
     )
     return _spec(chart)  # fmt: skip
 
 
+@functools.cache
 def compared() -> Spec:
     """Two bars of time by cause, one above the other."""
     scale = alt.Scale(domain=list(CAUSES), scheme="tableau10")
@@ -244,6 +249,7 @@ def compared() -> Spec:
     return _spec(chart)
 
 
+@functools.cache
 def batches() -> Spec:
     """Time of each batch with the best configs; filled where the row's rule picks the config."""
     tips = _tips("config", "role", ("batch", "batch"), ("us", "time, us", _US),
@@ -264,6 +270,7 @@ def batches() -> Spec:
     return _spec((base.mark_line(opacity=0.4) + points).properties(width=_WIDTH, height=240))
 
 
+@functools.cache
 def progress() -> Spec:
     """Each answer in the order they were asked for, the best so far, and the bounds."""
     x = alt.X("order:Q", title="number of the answer", axis=alt.Axis(tickMinStep=1, format="d"))
@@ -289,6 +296,7 @@ def progress() -> Spec:
     return _spec((best + bounds + points + least).properties(width=_WIDTH, height=240))
 
 
+@functools.cache
 def coverage() -> Spec:
     """What is tuned: studies by chip."""
     scale = alt.Scale(
@@ -311,6 +319,7 @@ def coverage() -> Spec:
     return _spec(chart)
 
 
+@functools.cache
 def measured() -> Spec:
     """Measured over simulated times, with the interval that was predicted."""
     x = alt.X("simulated_us:Q", title="simulated, us", scale=alt.Scale(type="log"))

@@ -16,6 +16,7 @@ from rpa_tune.report.words import CAUSES
 
 Row = dict[str, Any]
 _VERSIONS = ("jax", "libtpu", "kernel", "simulator")
+_SAME = 0.005  # times that differ by a smaller part are called the same
 QUESTION = "Which studies got faster or slower, and which winners changed?"
 NOTE = (
     "Above a ratio of 1 the second store is slower. The largest changes come first; a click on a "
@@ -56,15 +57,18 @@ def pair_up(before: Sequence[StudyView], after: Sequence[StudyView]) -> list[Pai
     """Pairs of the studies of two stores, the largest change first, then those of one side only."""
     chips = [{v.candidate.chip.name for v in views if v.candidate} for views in (before, after)]
     with_chip = bool(chips[0] & chips[1])
+    exact = {view.digest: view for view in after}
     waiting: dict[Any, list[StudyView]] = {}
+    known = {view.digest for view in before}
     for view in after:
-        waiting.setdefault(_question(view, with_chip=with_chip), []).append(view)
+        if view.digest not in known:
+            waiting.setdefault(_question(view, with_chip=with_chip), []).append(view)
     pairs = []
     for view in before:
-        alike = waiting.get(_question(view, with_chip=with_chip), [])
-        # Of several workloads on one problem, the same one first.
-        alike.sort(key=lambda other: other.digest != view.digest)
-        pairs.append(Pair(before=view, after=alike.pop(0) if alike else None))
+        other = exact.get(view.digest)
+        if other is None and (alike := waiting.get(_question(view, with_chip=with_chip))):
+            other = alike.pop(0)
+        pairs.append(Pair(before=view, after=other))
     pairs += [Pair(before=None, after=view) for views in waiting.values() for view in views]
     return sorted(pairs, key=lambda pair: -_change(pair))
 
@@ -192,12 +196,13 @@ def _summary(pairs: Sequence[Pair], first: str, second: str) -> str:
     ratios = [pair.ratio for pair in pairs if pair.ratio is not None]
     if not ratios:
         return f"No study of {first} has a time in {second}."
-    slower, faster = sum(r > 1 for r in ratios), sum(r < 1 for r in ratios)
+    slower, faster = sum(r > 1 + _SAME for r in ratios), sum(r < 1 - _SAME for r in ratios)
     flipped = sum(pair.is_flipped for pair in pairs)
     missing = len(pairs) - len(ratios)
     text = (
-        f"Of {len(ratios)} studies with a time in both, {faster} are faster and {slower} slower in "
-        f"{second} (times over those of {first}: {min(ratios):.3f} to {max(ratios):.3f}); "
+        f"Of {len(ratios)} studies with a time in both, {faster} are faster and {slower} slower by "
+        f"more than {_SAME:.1%} in {second} (its times over those of {first}: {min(ratios):.3f} to "
+        f"{max(ratios):.3f}); "
         f"{flipped} have another winner."
     )
     return text + (f" {missing} have no time in one of them." if missing else "")

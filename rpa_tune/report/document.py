@@ -3,6 +3,7 @@
 `html.py` makes a page of it; `page/page.js` draws it and decides nothing.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,8 @@ def make_document(views: Sequence[StudyView], *, title: str) -> Row:
     ]
     shown = (*STUDY_CHARTS, *RUN_CHARTS, COMPARED)
     first, *others = _by_store(views)
+    studies = [_study(view, label) for view, label in zip(views, labels, strict=True)]
+    specs = _listed_once(studies)
     return {
         "schema": "rpa-report/1",
         "title": title,
@@ -198,8 +201,26 @@ def make_document(views: Sequence[StudyView], *, title: str) -> Row:
         },
         "compare": [compare(first, other) for other in others],
         "first": _most_telling(views),
-        "studies": [_study(view, label) for view, label in zip(views, labels, strict=True)],
+        "specs": specs,
+        "studies": studies,
     }
+
+
+def _listed_once(studies: Sequence[Row]) -> list[Row]:
+    """The charts that depend on a study's axes, in whose place their numbers are put.
+
+    Most studies of a run have the axes of another one.
+    """
+    numbers: dict[str, int] = {}
+    specs: list[Row] = []
+    for study in studies:
+        for chart, spec in study["specs"].items():
+            text = json.dumps(spec, sort_keys=True)
+            if text not in numbers:
+                numbers[text] = len(specs)
+                specs.append(spec)
+            study["specs"][chart] = numbers[text]
+    return specs
 
 
 def _by_store(views: Sequence[StudyView]) -> list[list[StudyView]]:
@@ -309,6 +330,7 @@ def _study(view: StudyView, label: str) -> Row:
     importance = rows.importance_rows(view)
     space = rows.space_rows(view)
     across, down = _first_axes(axes, importance)
+    varying = tuple(name for name, values in axes.items() if len(values) > 1)
     return {
         "label": label,
         "why": why(view),
@@ -321,8 +343,8 @@ def _study(view: StudyView, label: str) -> Row:
             "parallel": pack(rows.parallel_rows(view)),
             "batches": pack(rows.batch_rows(view)),
             "progress": pack(rows.answer_rows(view)),
-            "specs": {"space": charts.space(axes, across, down) if space else {}},
         },
+        "specs": {"space": charts.space(tuple(axes), varying, across, down) if space else {}},
     }
 
 

@@ -94,7 +94,7 @@ def answer_rows(view: StudyView) -> list[Row]:
 
 def marginal_rows(view: StudyView) -> list[Row]:
     """A row for each value of each axis that a config with a time has: the best of these times."""
-    times = [(asdict(c), e.time_us or 0.0) for c, e in view.judged.items()]
+    times = [(asdict(c), e.time_us or 0.0) for c, e in view.explored.items()]
     rows = []
     for axis in view.axes:
         for value in axis.values:
@@ -110,7 +110,7 @@ def importance_rows(view: StudyView) -> list[Row]:
     """A row for each axis: its importance."""
     found = importances(
         {axis.name: axis.values for axis in view.axes},
-        [(asdict(config), e.time_us or 0.0) for config, e in view.judged.items()],
+        [(asdict(config), e.time_us or 0.0) for config, e in view.explored.items()],
     )
     return [{"axis": name, "importance": round(share, 4)} for name, share in found.items()]
 
@@ -127,7 +127,7 @@ def parallel_rows(view: StudyView) -> list[Row]:
             "value": getattr(config, axis.name),
             "place": round(axis.position(getattr(config, axis.name)), 4),
         }
-        for config, answer in view.judged.items()
+        for config, answer in view.explored.items()
         for axis in axes
     ]
 

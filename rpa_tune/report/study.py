@@ -77,6 +77,14 @@ class StudyView:
         return {config: e for config, e in found.items() if e.ok}
 
     @functools.cached_property
+    def explored(self) -> dict[Any, Evaluation]:
+        """Config -> its simulated answer with a time; measured ones where none is simulated.
+
+        What the shape of the space is read from: only a few finalists are ever measured.
+        """
+        return {c: e for c, e in self.simulated.items() if e.ok} or self.judged
+
+    @functools.cached_property
     def heuristic(self) -> Evaluation | None:
         """The answer to the heuristic's config; None without one."""
         fields = self.plan.heuristic if self.plan else None

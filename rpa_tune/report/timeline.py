@@ -1,20 +1,27 @@
 """A simulated launch as a Chrome trace: open the file at ui.perfetto.dev.
 
 One process a core. Lanes: vector issue, scalar issue, waits by owner, every MXU, every copy queue.
-Issue slices are runs of bundles without a stall; a slice names the first and last of them.
+Issue slices are runs of bundles of one loop without a stall, named by the loop and by what fills
+them. An arrow leads from a copy to the wait that it ended.
 """
 
+import functools
+import itertools
 import json
+import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rpa_tune.llo.engines import Direction, Owner, rates_of
+from rpa_tune.llo.engines import Direction, Owner, Rates, direction_of, rates_of
 from rpa_tune.llo.interpreter import Interpreter
 from rpa_tune.llo.machine import Machine
-from rpa_tune.llo.opcodes import Slot
-from rpa_tune.llo.program import Program
+from rpa_tune.llo.opcodes import Op, Slot
+from rpa_tune.llo.program import Bundle, Instruction, Program
 from rpa_tune.llo.run import Operands
 from rpa_tune.llo.simulate import MAX_BUNDLES
+from rpa_tune.llo.timeline import loop_bounds
+from rpa_tune.report.nest import places
 
 # Perfetto stays quick below this; a longer launch is cut, and the trace says so.
 MAX_EVENTS = 400_000
@@ -24,32 +31,72 @@ _COPY_LANES = {
     Direction.WRITE: "copies VMEM to HBM",
     Direction.LOCAL: "copies to SMEM",
 }
+# What a bundle does, by its slots: the first that it has.
+_WORK = (
+    (("MXU", "VPOP"), "matmul"),
+    (("EUP",), "exp"),
+    (("VALU", "XLU"), "vector"),
+    (("VLOAD", "VSTORE", "FILL", "SPILL"), "load/store"),
+)
+_STARTS = {Direction.READ: "prefetch", Direction.WRITE: "write", Direction.LOCAL: "scalar copies"}
+_LEAST_SHARE = 0.2  # of a slice's bundles for which a kind of work is in its name
+_MOST_CYCLES_BACK = 0.25  # an arrow ends inside the slice, not at its edge
+_LEAST_TRIPS = 3  # of a loop, for one of its steps to be steady
+
+
+def work_of(bundle: Bundle) -> str:
+    """What a bundle does: vector work, copies that it starts, or scalar work."""
+    for slots, work in _WORK:
+        if any(bundle.slots[Slot[name]] for name in slots):
+            return work
+    for item in bundle.instructions:
+        if item.op is Op.COPY:
+            return _STARTS[direction_of(item.detail)]
+    return "scalar"
+
+
+@functools.lru_cache(maxsize=8)
+def loops_by_address(program: Program, rates: Rates) -> tuple[str, ...]:
+    """The innermost loop of each bundle by its place in the nest: `loop 2.1`, or empty."""
+    found = [""] * len(program.bundles)
+    for (first, last), place in places(loop_bounds(program, rates)).items():
+        found[first : last + 1] = [f"loop {place}"] * (last + 1 - first)
+    return tuple(found)
 
 
 class _Recorder:
     """Collects events; an `interpreter.Observer`."""
 
-    def __init__(self, program: Program, core: int, us_per_cycle: float, start_us: float) -> None:
+    def __init__(
+        self, program: Program, machine: Machine, core: int, most_events: int | None
+    ) -> None:
+        rates = rates_of(machine, program.num_cores)
         self.pid = core + 1
-        self.us_per_cycle = us_per_cycle
-        self.start_us = start_us
-        self.is_vector = [
-            any(count for slot, count in enumerate(b.slots) if slot != Slot.SALU)
-            for b in program.bundles
-        ]
+        self.us_per_cycle = 1e6 / machine.value("clock_hz")
+        self.start_us = machine.launch_cycles * self.us_per_cycle
+        self.most_events = most_events
+        self.work = [work_of(bundle) for bundle in program.bundles]
+        self.places = loops_by_address(program, rates)
+        self.is_vector = [work in [name for _, name in _WORK] for work in self.work]
         self.events: list[dict[str, Any]] = []
         self.lanes = {_VECTOR: "vector issue", _SCALAR: "scalar issue", _WAITS: "waits"}
         self.num_dropped = 0
         # The run of bundles that is being extended: lane, first and last address, first and
         # last cycle.
         self.run: tuple[int, int, int, int, int] | None = None
+        self.heads: dict[int, list[int]] = {first: [] for first, _ in loop_bounds(program, rates)}
+        self.last_copy: dict[str, Any] | None = None
+        self.last_stall: dict[str, Any] | None = None
 
     def bundle(self, address: int, cycle: int) -> None:
         """Extends the current run of bundles or starts another."""
+        if address in self.heads:
+            self.heads[address].append(cycle)
         lane = _VECTOR if self.is_vector[address] else _SCALAR
         if self.run is not None:
             before, first, last, start, end = self.run
-            if before == lane and cycle == end + 1 and address == last + 1:
+            alike = before == lane and self.places[address] == self.places[last]
+            if alike and cycle == end + 1 and address == last + 1:
                 self.run = (lane, first, address, start, cycle)
                 return
         self.flush()
@@ -59,41 +106,90 @@ class _Recorder:
         """Writes the current run."""
         if self.run is not None:
             lane, first, last, start, end = self.run
-            name = f"{first:#x}..{last:#x}"
-            self.add(lane, name, start, end + 1, {"bundles": last - first + 1})
+            args = {"bundles": last - first + 1, "addresses": f"{first:#x}..{last:#x}"}
+            self.add(lane, self._name(first, last), start, end + 1, args)
             self.run = None
+
+    def _name(self, first: int, last: int) -> str:
+        """`loop 2.1: matmul + vector`."""
+        counts = Counter(self.work[first : last + 1])
+        least = _LEAST_SHARE * (last + 1 - first)
+        shown = [work for work, count in counts.most_common() if count >= least]
+        starts = [work for work in _STARTS.values() if work in counts and work not in shown]
+        work = " + ".join([*shown, *starts])
+        return f"{self.places[first]}: {work}" if self.places[first] else work
 
     def stall(self, address: int, owner: Owner, start: int, end: int) -> None:
         """A wait."""
-        self.add(_WAITS, owner.name.lower(), start, end, {"bundle": f"{address:#x}"})
+        name = owner.name.lower()
+        place = f", {self.places[address]}" if self.places[address] else ""
+        args = {"bundle": f"{address:#x}"}
+        self.last_stall = self.add(_WAITS, f"{name}{place}", start, end, args)
 
     def copy(self, direction: Direction, start: float, end: float, num_bytes: int) -> None:
         """A copy while its engine serves it."""
         lane = _COPIES + direction
         self.lanes[lane] = _COPY_LANES[direction]
-        self.add(lane, f"{num_bytes:,} bytes", start, end, {"bytes": num_bytes})
+        self.last_copy = self.add(lane, f"{num_bytes:,} bytes", start, end, {"bytes": num_bytes})
 
     def matmul(self, unit: int, start: float, end: float) -> None:
         """A matmul."""
         self.lanes[_MXU + unit] = f"MXU {unit}"
         self.add(_MXU + unit, "matmul", start, end, {})
 
-    def add(self, lane: int, name: str, start: float, end: float, args: dict[str, Any]) -> None:
-        """One slice."""
-        if len(self.events) >= MAX_EVENTS:
+    def add(
+        self, lane: int, name: str, start: float, end: float, args: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """One slice; None when there are too many already."""
+        if self.most_events is not None and len(self.events) >= self.most_events:
             self.num_dropped += 1
-            return
-        self.events.append(
-            {
-                "ph": "X",
-                "pid": self.pid,
-                "tid": lane,
-                "name": name,
-                "ts": self.start_us + start * self.us_per_cycle,
-                "dur": (end - start) * self.us_per_cycle,
-                "args": {**args, "cycle": start},
-            }
-        )
+            return None
+        event = {
+            "ph": "X",
+            "pid": self.pid,
+            "tid": lane,
+            "name": name,
+            "ts": self.start_us + start * self.us_per_cycle,
+            "dur": (end - start) * self.us_per_cycle,
+            "args": {**args, "cycle": start},
+        }
+        self.events.append(event)
+        return event
+
+    def arrow(self, number: int, copy: dict[str, Any], wait: dict[str, Any]) -> None:
+        """From a copy's end to the end of the wait for it."""
+        back = _MOST_CYCLES_BACK * self.us_per_cycle
+        for phase, end, more in (("s", copy, {}), ("f", wait, {"bp": "e"})):
+            at = max(end["ts"], end["ts"] + end["dur"] - back)
+            self.events.append(
+                {
+                    "ph": phase, "id": number, "cat": "copy", "name": "arrives", "pid": self.pid,
+                    "tid": end["tid"], "ts": at, **more,
+                }
+            )  # fmt: skip
+
+    def steady_step(self) -> tuple[float, float] | None:
+        """(from, to) of one trip of the loop that most of the time goes into, microseconds.
+
+        The trip is as long as the middle one of all. None where no loop has three.
+        """
+        loops = [heads for heads in self.heads.values() if len(heads) > _LEAST_TRIPS]
+        if not loops:
+            return None
+        heads = max(loops, key=lambda each: each[-1] - each[0])
+        gaps = [after - before for before, after in itertools.pairwise(heads)]
+        usual, middle = statistics.median(gaps), len(gaps) / 2
+        best = min(range(len(gaps)), key=lambda i: (abs(gaps[i] - usual), abs(i - middle)))
+        start, end = heads[best], heads[best + 1]
+        return self.start_us + self.us_per_cycle * start, self.start_us + self.us_per_cycle * end
+
+    def keep_step(self) -> None:
+        """Drops what does not reach into the steady step."""
+        if (step := self.steady_step()) is not None:
+            start, end = step
+            kept = [e for e in self.events if e["ts"] < end and e["ts"] + e.get("dur", 0.0) > start]
+            ids = Counter(e["id"] for e in kept if "id" in e)
+            self.events = [e for e in kept if "id" not in e or ids[e["id"]] == 2]
 
     def names(self, kernel: str) -> list[dict[str, Any]]:
         """What processes and lanes are called."""
@@ -109,28 +205,74 @@ class _Recorder:
         ]
 
 
-def _record(program: Program, machine: Machine, operands: Operands, core: int) -> _Recorder:
-    """Everything that one core does."""
-    launch_us = machine.launch_cycles / machine.value("clock_hz") * 1e6
-    recorder = _Recorder(program, core, 1e6 / machine.value("clock_hz"), launch_us)
-    recorder.events.append(
-        {"ph": "X", "pid": core + 1, "tid": _WAITS, "name": "launch", "ts": 0.0, "dur": launch_us}
-    )
-    Interpreter(program, rates_of(machine, program.num_cores), operands, recorder, core=core).run(
+class _Tracing(Interpreter):
+    """Tells its recorder which copy ended a wait."""
+
+    def __init__(
+        self, program: Program, rates: Rates, operands: Operands, recorder: _Recorder, core: int
+    ) -> None:
+        super().__init__(program, rates, operands, recorder, core=core)
+        self.recorder = recorder
+        self.copies: dict[int, dict[str, Any]] = {}  # slices of those under way, by their order
+
+    def _copy(self, address: int, item: Instruction) -> None:
+        self.recorder.last_copy = None
+        super()._copy(address, item)
+        if (copy := self.recorder.last_copy) is not None:
+            self.copies[self.num_started] = copy
+
+    def _wait(self, address: int, flag: int, granules: int) -> None:
+        arrivals = list(self.flags[flag].arrivals) if flag in self.flags else []
+        before, self.recorder.last_stall = self.now, None
+        super()._wait(address, flag, granules)
+        wait = self.recorder.last_stall
+        ended_by = [arrival.order for arrival in arrivals if before < arrival.at == self.now]
+        if wait is not None and ended_by and (copy := self.copies.pop(ended_by[-1], None)):
+            self.recorder.arrow(ended_by[-1], copy, wait)
+
+
+def _record(
+    program: Program, machine: Machine, operands: Operands, core: int, *, one_step: bool
+) -> _Recorder:
+    """Everything that one core does, or one steady step of it."""
+    recorder = _Recorder(program, machine, core, None if one_step else MAX_EVENTS)
+    launch = {"ph": "X", "pid": core + 1, "tid": _WAITS, "name": "launch", "ts": 0.0}
+    recorder.events.append(launch | {"dur": recorder.start_us})
+    _Tracing(program, rates_of(machine, program.num_cores), operands, recorder, core).run(
         MAX_BUNDLES
     )
     recorder.flush()
+    if one_step:
+        recorder.keep_step()
     return recorder
 
 
-def make_trace(program: Program, machine: Machine, operands: Operands) -> dict[str, Any]:
+def make_trace(
+    program: Program,
+    machine: Machine,
+    operands: Operands,
+    *,
+    title: str = "",
+    one_step: bool = False,
+) -> dict[str, Any]:
     """The trace of one launch, as JSON data of the Chrome trace event format.
+
+    Args:
+      program: The schedule.
+      machine: Of which chip.
+      operands: What the launch reads.
+      title: What is launched; the schedule's file name if empty.
+      one_step: Keep one trip of the loop that most of the time goes into; of a kernel without
+        such a loop, everything.
 
     Raises:
       DumpError: See `simulate`.
     """
-    recorders = [_record(program, machine, operands, core) for core in range(program.num_cores)]
-    kernel = f"{program.path.name} on {machine.chip}, simulated"
+    recorders = [
+        _record(program, machine, operands, core, one_step=one_step)
+        for core in range(program.num_cores)
+    ]
+    kernel = f"{title or program.path.name} on {machine.chip}, simulated"
     return {
         "traceEvents": [
             *(name for recorder in recorders for name in recorder.names(kernel)),
@@ -139,15 +281,25 @@ def make_trace(program: Program, machine: Machine, operands: Operands) -> dict[s
         "displayTimeUnit": "ns",
         "otherData": {
             "chip": machine.chip,
-            "kernel": program.path.name,
+            "kernel": title or program.path.name,
             "guesses": ", ".join(machine.guesses),
             "slices left out": sum(recorder.num_dropped for recorder in recorders),
         },
     }
 
 
-def write_trace(program: Program, machine: Machine, operands: Operands, path: Path) -> int:
-    """Writes a trace file; returns how many slices were left out of it."""
-    trace = make_trace(program, machine, operands)
+def write_trace(
+    program: Program, machine: Machine, operands: Operands, path: Path, **options: Any
+) -> int:
+    """Writes a trace file; returns how many slices were left out of it.
+
+    Args:
+      program: See `make_trace`, and for what follows.
+      machine: Of which chip.
+      operands: What the launch reads.
+      path: The file.
+      **options: `title` and `one_step`.
+    """
+    trace = make_trace(program, machine, operands, **options)
     path.write_text(json.dumps(trace, separators=(",", ":")))
     return int(trace["otherData"]["slices left out"])

@@ -19,6 +19,7 @@ server:                      # optional: what this server compiles, all its shap
   {max_num_seqs: 64, max_num_batched_tokens: 1024, max_model_len: 8192, tokens: [512, 1024]}
 search: {simulate: 20, measure: 4, wave: 8, deadline: 2m, seed: 0}
 budget: 30m
+libtpu_args: --xla_tpu_use_dynamic_smem_negotiation=true   # optional: flags of the deployment
 ```
 
 `servers:`, a list of flag sets (`plan_servers.py`), stands in the place of `chip`, `model`,
@@ -37,6 +38,7 @@ from rpa_kernels.dtypes import OTHER_NAMES
 from rpa_tune.decide.objective import OBJECTIVES
 from rpa_tune.errors import UsageError
 from rpa_tune.families.registry import ALL_FAMILIES, load_family
+from rpa_tune.libtpu_args import parse_args
 from rpa_tune.models.buckets import Engine
 from rpa_tune.models.catalog import model_name
 from rpa_tune.models.server import Server
@@ -47,7 +49,7 @@ from rpa_tune.tables.row import MAX_CONFIGS
 
 KEYS = (
     "about", "chip", "model", "families", "page_size", "dtype", "kv_dtype", "kv_layout", "tp",
-    "workload", "objective", "server", "servers", "space", "search", "budget",
+    "workload", "objective", "server", "servers", "space", "search", "budget", "libtpu_args",
 )  # fmt: skip
 REQUIRED = ("chip", "model", "families", "page_size", "workload")
 # What `servers` says instead.
@@ -77,6 +79,7 @@ class SweepPlan:
       overrides: Family -> axis -> values, replacing the family's own.
       search: How hard to look.
       budget_s: Stop after this long, resumable; None for no limit.
+      libtpu_args: Flags that libtpu of the server is given; see `libtpu_args.py`.
       lines: Where a key stands in the file, for errors found later.
     """
 
@@ -96,6 +99,7 @@ class SweepPlan:
     overrides: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
     search: Search = field(default_factory=Search)
     budget_s: float | None = None
+    libtpu_args: str = ""
     lines: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -206,9 +210,16 @@ def read_plan(root: Node, path: Path) -> SweepPlan:
         overrides=_overrides(entries.get("space"), said["families"], said["page_sizes"]),
         search=_search(entries.get("search"), entries.get("objective")),
         budget_s=entries["budget"].seconds("budget") if "budget" in entries else None,
+        libtpu_args=_libtpu_args(entries.get("libtpu_args")),
         lines={key: node.where for key, node in entries.items()},
         **said,
     )
+
+
+def _libtpu_args(node: Node | None) -> str:
+    """Flags, one string or a list of them."""
+    words = [] if node is None else [item.text() for item in node.items()]
+    return parse_args(" ".join(words), node.where if node else "")
 
 
 def _each(entries: Mapping[str, Node], key: str) -> list[Node]:

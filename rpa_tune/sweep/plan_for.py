@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from rpa_kernels import FAMILIES
 from rpa_tune.errors import UsageError
+from rpa_tune.families.registry import ALL_FAMILIES, load_family
 from rpa_tune.models.server import Server
 from rpa_tune.sweep.forecast import guess_seconds
 from rpa_tune.sweep.nodes import parse_yaml
@@ -103,6 +103,53 @@ def plan_for(
     return replace(made, text="".join(f"# {line}\n" for line in comments) + text)
 
 
+# What the engines' own kernels are called as families, by head size: of 64, and of any other. The
+# v3 kernel of sglang-jax is a fork of tpu-inference's; it has none for heads of 64 alone.
+KERNELS = {
+    "public": (("public-hd64",), ("public-v3-decode", "public-v3-mixed")),
+    "batched": (("public-hd64",), ("public-batched-decode", "public-batched-mixed")),
+}
+_HD64 = 64
+_LATENT = ("public-mla-decode", "public-mla-mixed")  # whatever kernel is asked for
+
+
+def families_of_kernel(servers: Sequence[Server], kernel: str) -> list[str]:
+    """The families of the kernel that engines run by themselves, for layers that servers have.
+
+    Args:
+      servers: One or more.
+      kernel: `public`, what an engine runs by default, or `batched`, what tpu-inference runs with
+        `USE_BATCHED_RPA_KERNEL`.
+
+    Raises:
+      UsageError: An engine that has no such kernel.
+    """
+    names: list[str] = []
+    for server in servers:
+        is_sglang = server.engine == "sglang-jax"
+        if is_sglang and kernel != "public":
+            raise UsageError(f"sglang-jax has no {kernel} kernel", hint="--kernel public")
+        for share in server.layers():
+            if share.problem.is_latent:
+                if is_sglang:
+                    raise UsageError(
+                        f"{share.name} of {server.model}: sglang-jax's kernel for latent attention "
+                        "is none of our public families",
+                        hint="tune our kernels for them: leave --kernel out",
+                    )
+                names += _LATENT
+                continue
+            is_64 = share.problem.head_dim == _HD64
+            if is_64 and is_sglang:
+                raise UsageError(
+                    f"{share.name} of {server.model}: heads of 64 are padded by sglang-jax's "
+                    "kernel, and public-v3 takes none of these",
+                    hint="tune our kernels for them: leave --kernel out",
+                )
+            names += KERNELS[kernel][0 if is_64 else 1]
+    return list(dict.fromkeys(names))
+
+
 def plan_text(
     servers: Sequence[Server],
     *,
@@ -118,7 +165,7 @@ def plan_text(
     if not servers:
         raise UsageError("no server to plan for")
     launched = {family for server in servers for family in server.own_families()}
-    asked = [f for f in FAMILIES if f in (launched if families is None else families)]
+    asked = [f for f in ALL_FAMILIES if f in (launched if families is None else families)]
     left_out = never_launched(servers, workload, asked)
     asked = [family for family in asked if family not in left_out]
     if not asked:
@@ -146,7 +193,7 @@ def never_launched(
     batches = load_workload(workload, page_size=servers[0].page_size)
     for family in families:
         try:
-            batches.for_family(family)
+            batches.for_family(*load_family(family).slots)
         except ValueError as error:
             left_out[family] = str(error)
     return left_out

@@ -5,8 +5,10 @@ configs and today's heuristic are compiled and simulated, and what comes out is 
 the row says. `cli/recheck.py` is the command.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rpa_kernels import layout
 from rpa_kernels.infeasible import Infeasible
@@ -17,6 +19,7 @@ from rpa_tune.errors import RpaTuneError, UsageError
 from rpa_tune.families.family import Family
 from rpa_tune.families.registry import known_family, load_family
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.libtpu_args import difference
 from rpa_tune.provenance import versions
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import SweepPlan
@@ -35,6 +38,21 @@ _BUILT: dict[int, tuple[SweepPlan, list[Study]]] = {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RunnerUp:
+    """A config that was next best when a row was made.
+
+    Attributes:
+      config: Its fields.
+      then_us: Its time then, mean over the workload.
+      time_us: Today's; None without one.
+    """
+
+    config: Mapping[str, int]
+    then_us: float
+    time_us: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RowCheck:
     """What became of one row.
 
@@ -48,6 +66,7 @@ class RowCheck:
         (made with other versions and not evaluated again), `remake` (it cannot be asked again),
         `unanswered`, `fit`, `schedule`, `time` (moved by more than the evaluator's error, with no
         change of schedule that is known), `rank`.
+      runners_up: Those that the row's evidence names, asked again.
     """
 
     row: TableRow
@@ -56,6 +75,17 @@ class RowCheck:
     time_us: float | None = None
     heuristic_us: float | None = None
     findings: tuple[Finding, ...] = ()
+    runners_up: tuple[RunnerUp, ...] = ()
+
+    @property
+    def overtaken_by(self) -> tuple[RunnerUp, ...]:
+        """Runners-up that were no faster than the row when it was made, and are today."""
+        then_us, now_us = self.row.evidence.time_us, self.time_us
+        return tuple(
+            one
+            for one in self.runners_up
+            if now_us and one.time_us and one.then_us >= then_us and one.time_us < now_us
+        )
 
 
 def remake(row: TableRow, plans: Sequence[SweepPlan] = ()) -> Study:
@@ -75,7 +105,7 @@ def remake(row: TableRow, plans: Sequence[SweepPlan] = ()) -> Study:
         raise UsageError(f"the problem cannot be rebuilt: {error}") from error
     return Study(
         name=row.where, family=family_of(row), problem=problem, chip=load_chip(row.key.chip),
-        workload=workload,
+        workload=workload, libtpu_args=row.evidence.libtpu_args,
     )  # fmt: skip
 
 
@@ -105,13 +135,16 @@ def check_versions(row: TableRow, plans: Sequence[SweepPlan] = ()) -> RowCheck:
     )
 
 
-def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> RowCheck:
+def ask(
+    row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = (), libtpu_args: str = ""
+) -> RowCheck:
     """Evaluates a row's configs and today's heuristic, and compares.
 
     Args:
       row: Its `where` must be its own.
       oracle: Simulates, and remembers.
       plans: See `remake`.
+      libtpu_args: Flags that the oracle's compiler is given.
 
     Raises:
       BudgetSpentError, StoppedError: See `Oracle.ask`.
@@ -129,13 +162,20 @@ def ask(row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = ()) -> RowCh
         study = remake(row, plans)
     except UsageError as error:
         return _with(check, "remake", error.args[0])
+    if other := difference(study.libtpu_args, libtpu_args):
+        return _with(check, "remake", f"{other}: see --libtpu-args")
     heuristic = study.heuristic()
-    wave = dict.fromkeys([*configs, *([] if isinstance(heuristic, Infeasible) else [heuristic])])
+    others = _runners_up(row, family)
+    others.pop(heuristic, None)  # asked for itself
+    wave = dict.fromkeys(
+        [*configs, *([] if isinstance(heuristic, Infeasible) else [heuristic]), *others]
+    )
     candidates = [study.candidate(config) for config in wave]
     told = oracle.ask(candidates, study, Fidelity.SIMULATED)
     answers = {answer.candidate.config: answer for answer in told}
+    asked = tuple(replace(one, time_us=answers[config].time_us) for config, one in others.items())
     return compare(
-        check,
+        replace(check, runners_up=asked),
         [answers[config] for config in configs],
         answers.get(heuristic),
         study.workload,
@@ -148,8 +188,9 @@ def compare(
     """The check with what today's answers say.
 
     A rank has flipped when today's heuristic is faster than a tuned row, or faster by more than
-    the evaluator's error than a row that pinned the heuristic of its day; and when one config of
-    a row with several is faster alone than with the row's rule.
+    the evaluator's error than a row that pinned the heuristic of its day; when a runner-up that
+    was no faster is by more than that error; and when one config of a row with several is faster
+    alone than with the row's rule.
 
     Args:
       check: Of a row.
@@ -179,6 +220,13 @@ def compare(
     if check.heuristic_us is not None and check.heuristic_us * margin < time_us:
         message = f"today's heuristic takes {check.heuristic_us:,.1f} us, the row {time_us:,.1f} us"
         check = _with(check, "rank", message)
+    for one in check.overtaken_by:
+        if one.time_us and one.time_us * (1 + evidence.error_pct / 100) < time_us:
+            fields = ", ".join(f"{name}={value}" for name, value in one.config.items())
+            message = (
+                f"a runner-up takes {one.time_us:,.1f} us, the row {time_us:,.1f} us: {fields}"
+            )
+            check = _with(check, "rank", message)
     alone_us = [answer.time_us or 0.0 for answer in answers]
     # A rule is promoted for gaining on every single config, in time unless an objective is named.
     if len(answers) > 1 and ", by " not in evidence.workload and min(alone_us) < time_us:
@@ -188,6 +236,16 @@ def compare(
         )
         check = _with(check, "rank", message)
     return check
+
+
+def _runners_up(row: TableRow, family: Family) -> dict[Any, RunnerUp]:
+    """The runners-up that a row names by their configs, those that the kernel still has."""
+    found = {}
+    for one in row.evidence.runners_up:
+        with contextlib.suppress(ValueError):
+            config = family.config_from_dict(one["config"])
+            found[config] = RunnerUp(config=one["config"], then_us=one["time_us"])
+    return found
 
 
 def refusal(i: int, answer: Evaluation) -> str:

@@ -67,7 +67,12 @@ def find_obstacle(row: TableRow) -> Restamp | None:
 
 
 def restamp(
-    row: TableRow, oracle: Oracle, plans: Sequence[SweepPlan] = (), *, verify: bool = True
+    row: TableRow,
+    oracle: Oracle,
+    plans: Sequence[SweepPlan] = (),
+    *,
+    verify: bool = True,
+    libtpu_args: str = "",
 ) -> Restamp:
     """The row with today's kernel digest, if today's kernel is what it was tuned with.
 
@@ -81,13 +86,14 @@ def restamp(
       oracle: Simulates and, with `verify`, interprets.
       plans: See `recheck.remake`.
       verify: Run the interpreter.
+      libtpu_args: Flags that the oracle's compiler is given.
 
     Raises:
       BudgetSpentError, StoppedError: See `Oracle.ask`.
     """
     if (known := find_obstacle(row)) is not None:
         return known
-    check = ask(row, oracle, plans)
+    check = ask(row, oracle, plans, libtpu_args)
     if check.findings:
         findings = [_named(found, row) for found in check.findings]
         return Restamp(row=row, findings=tuple(findings))

@@ -1,5 +1,6 @@
 """`tune`: a plan in, results and table rows out. `rpa-tune sweep` is this with options and text."""
 
+import functools
 import os
 import tempfile
 import time
@@ -13,6 +14,7 @@ from rpa_tune.candidate import Correctness, Fidelity, Method
 from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.compile.pool import TaskPool, WorkerPool
 from rpa_tune.compile.ray_pool import RayPool
+from rpa_tune.compile.target import worker_environment
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
@@ -109,7 +111,8 @@ def tune(
       shard: `I/N` runs the I-th of N parts, with a journal of its own, and writes no tables.
       storage: Journal file or `postgresql://USER@HOST/DATABASE` through which several runs share
         the work, each with a journal of its own.
-      pool: Where candidates are compiled, instead of worker processes here; closed at the end.
+      pool: Where candidates are compiled, instead of worker processes here; closed at the end. Its
+        workers have the plan's `libtpu_args`.
       watch: Who is told what happens.
       returns_when_interrupted: Whether `KeyboardInterrupt` ends the run with what was decided;
         raised otherwise.
@@ -128,7 +131,7 @@ def tune(
         require_same_samplers(job.mine, job.plans, str(job.store_file))
     if pool is not None and workers is not None:
         raise UsageError("a pool has workers of its own", where="tune(workers=, pool=)")
-    pool = pool or make_pool(workers)
+    pool = pool or make_pool(workers, job.plan.libtpu_args)
     folder = Path(tables) if tables is not None and job.shard is None else None
     if folder is not None:
         require_writable(folder)
@@ -175,18 +178,21 @@ def fetch_families(job: Job, cache: Path) -> None:
         family.fetch(cache)
 
 
-def make_pool(workers: int | None = None) -> WorkerPool:
+def make_pool(workers: int | None = None, libtpu_args: str = "") -> WorkerPool:
     """Worker processes of this host; none starts yet.
 
     Args:
       workers: How many; one a core if None.
+      libtpu_args: Flags that they give libtpu.
 
     Raises:
       UsageError: Not a number of processes.
     """
-    if workers is None:
-        return WorkerPool(num_workers=num_cores())
-    return WorkerPool(num_workers=int(RANGES["workers"].check(workers, "workers")))
+    num_workers = num_cores() if workers is None else RANGES["workers"].check(workers, "workers")
+    return WorkerPool(
+        num_workers=int(num_workers),
+        environment=functools.partial(worker_environment, libtpu_args=libtpu_args),
+    )
 
 
 def find_measuring_host(
@@ -202,11 +208,11 @@ def find_measuring_host(
         return MeasuringHost(reason="the plan asks for no measurements"), None
     pool: TaskPool
     if on_cluster:
-        pool = RayPool(resources={"TPU": 1})
+        pool = RayPool(resources={"TPU": 1}, libtpu_args=plan.libtpu_args)
         if not pool.has_room:
             return MeasuringHost(reason="no node of the cluster has a TPU"), None
     elif has_tpu():
-        pool = device_pool()
+        pool = device_pool(libtpu_args=plan.libtpu_args) if plan.libtpu_args else device_pool()
     else:
         return MeasuringHost(reason="this host has no TPU"), None
     host = find_host(pool)
@@ -231,7 +237,10 @@ def make_evaluators(
     made: dict[Method, AbstractEvaluator] = {
         Fidelity.ANALYTICAL: AnalyticalEvaluator(),
         Fidelity.SIMULATED: SimulatedEvaluator(
-            pool=pool, cache_dir=cache, deadline_s=plan.search.deadline_s
+            pool=pool,
+            cache_dir=cache,
+            deadline_s=plan.search.deadline_s,
+            libtpu_args=plan.libtpu_args,
         ),
         Correctness.INTERPRETED: InterpretedEvaluator(
             pool=pool, deadline_s=max(plan.search.deadline_s, _LEAST_CHECK_DEADLINE_S)

@@ -47,6 +47,7 @@ class Study:
       overrides: Axis -> values, replacing the family's own.
       search: How hard to look.
       fills: Problems whose rows are those of this one (`tables.key.FILLED`), and not timed.
+      libtpu_args: Flags that the compiler is given; see `libtpu_args.py`.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Study:
     overrides: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     search: Search = field(default_factory=Search)
     fills: tuple[Problem, ...] = ()
+    libtpu_args: str = ""
 
     def space(self) -> Space:
         """The configs that can exist."""
@@ -123,10 +125,16 @@ class Study:
             config=config,
             chip=self.chip,
             workload=self.workload.digest,
+            libtpu_args=self.libtpu_args,
         )
 
 
 def build_studies(plan: SweepPlan) -> list[Study]:
+    """The studies of a plan, all with its flags of libtpu; see `_studies`."""
+    return [replace(study, libtpu_args=plan.libtpu_args) for study in _studies(plan)]
+
+
+def _studies(plan: SweepPlan) -> list[Study]:
     """Crosses the plan's lists, or takes its servers; kinds of layers have studies of their own.
 
     Studies of one problem become one, under the names of all that have it.

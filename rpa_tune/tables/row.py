@@ -11,6 +11,8 @@ from typing import Any, get_type_hints
 
 from rpa_kernels.layout import KV_LAYOUTS
 from rpa_kernels.problem import Problem
+from rpa_tune.errors import UsageError
+from rpa_tune.libtpu_args import parse_args
 from rpa_tune.tables.key import ADDED_FIELDS, TuningKey
 from rpa_tune.tables.step import FEATURES, Lengths
 
@@ -18,6 +20,7 @@ SCHEMA = "rpa-table/4"  # older ones: `migrate.py`
 FIDELITIES = ("analytical", "simulated", "measured")
 TUNED, HEURISTIC = "tuned", "heuristic"  # verdicts
 MAX_CONFIGS = 8  # a serving engine compiles every one of them for every bucket
+MAX_RUNNERS_UP = 3
 MAX_CLAUSES = 32  # of a rule that is meant to be read
 # Tables may come from elsewhere: no size, limit or config field is beyond a 32-bit register.
 MAX_INTEGER = 2**31 - 1
@@ -84,6 +87,11 @@ class Evidence:
       date: UTC day, `YYYY-MM-DD`.
       interval_us: Where nine of ten sets of the simulator's parameters put the time of the first
         config; None when it was not simulated under them.
+      runners_up: The next best configs of the study, best first, as `{"config": {...}, "time_us":
+        ...}`: another compiler may prefer one (`tables check`). A file has the field only where
+        there are some.
+      libtpu_args: Flags that the compiler was given (`libtpu_args.py`); a file has the field only
+        where there were some.
       share_of_wins: Of those sets, the share under which the tuned config, or else the best one
         that was found, beats the heuristic; a tie is half a win. None as well.
     """
@@ -109,13 +117,20 @@ class Evidence:
     problem: dict[str, Any] | None = None
     interval_us: tuple[float, float] | None = None
     share_of_wins: float | None = None
+    libtpu_args: str = ""
+    runners_up: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return asdict(self) | {
+        data = asdict(self) | {
             "regret_by_num_configs_pct": list(self.regret_by_num_configs_pct),
             "interval_us": self.interval_us and list(self.interval_us),
         }
+        data["runners_up"] = list(self.runners_up)
+        for name in ("libtpu_args", "runners_up"):  # older files stay as they are
+            if not data[name]:
+                del data[name]
+        return data
 
     @property
     def speedup(self) -> float | None:
@@ -200,7 +215,11 @@ def _evidence(data: dict[str, Any]) -> Evidence:
     if span is not None:
         _check_interval(span)
     changed = {"regret_by_num_configs_pct": tuple(regrets), "interval_us": span and tuple(span)}
-    evidence: Evidence = _record(Evidence, "evidence", {**data, **changed})
+    runners_up = data.get("runners_up", [])
+    _check_runners_up(runners_up)
+    stated = {"libtpu_args": "", **data, **changed, "runners_up": tuple(runners_up)}
+    evidence: Evidence = _record(Evidence, "evidence", stated)
+    _check_libtpu_args(evidence.libtpu_args)
     if evidence.verdict not in (TUNED, HEURISTIC):
         raise ValueError(f"evidence.verdict={evidence.verdict!r} is not tuned or heuristic")
     if evidence.fidelity not in FIDELITIES:
@@ -213,6 +232,26 @@ def _evidence(data: dict[str, Any]) -> Evidence:
         if name.endswith("_us") and value <= 0:
             raise ValueError(f"evidence.{name}={value} must be above zero")
     return evidence
+
+
+def _check_runners_up(data: Any) -> None:
+    """A few configs with their times; whether they can exist is found out when they are asked."""
+    if not isinstance(data, list) or len(data) > MAX_RUNNERS_UP:
+        raise ValueError(f"evidence.runners_up must be a list to {MAX_RUNNERS_UP}")
+    for i, one in enumerate(data):
+        _check_names(f"evidence.runners_up[{i}]", one, {"config", "time_us"})
+        _configs([one["config"]])
+        _check_finite(f"evidence.runners_up[{i}].time_us", one["time_us"])
+
+
+def _check_libtpu_args(text: str) -> None:
+    """Flags as they are kept, or two spellings of the same would be two sets."""
+    try:
+        kept = parse_args(text)
+    except UsageError as error:
+        raise ValueError(f"evidence.libtpu_args={text!r:.60}: {error.args[0]}") from error
+    if kept != text:
+        raise ValueError(f"evidence.libtpu_args={text!r:.60} must be written {kept!r:.60}")
 
 
 def _check_interval(data: Any) -> None:
@@ -300,6 +339,7 @@ _ACCEPTS: dict[Any, tuple[type, ...]] = {
     float | None: (float, int, type(None)),
     dict[str, Any] | None: (dict, type(None)),
     tuple[float, ...]: (tuple,),
+    tuple[dict[str, Any], ...]: (tuple,),
     tuple[float, float] | None: (tuple, type(None)),
 }
 

@@ -1,8 +1,11 @@
 """A caller's program with our attention in it, compiled into jax's cache; run by `test_ahead.py`.
 
-python ahead_program.py FOLDER TOPOLOGY
+python ahead_program.py FOLDER TOPOLOGY ahead|host
+
+`host` is what a server does: nothing of ours, its options come from its shell.
 """
 
+import contextlib
 import sys
 
 import jax
@@ -24,12 +27,12 @@ def step(*arrays):
     return out * 2, kv_cache
 
 
-folder, topology = sys.argv[1:]
+folder, topology, mode = sys.argv[1:]
 sharding = jax.sharding.SingleDeviceSharding(jax_cache.devices("v6e", topology)[0])
 arguments = [
     jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in abstract_inputs(PROBLEM)
 ]
 before = jax.config.jax_compilation_cache_dir
-with jax_cache.jax_cache(folder):
+with jax_cache.jax_cache(folder) if mode == "ahead" else contextlib.nullcontext():
     jax.jit(step, donate_argnums=(3,)).lower(*arguments).compile()
 assert jax.config.jax_compilation_cache_dir == before

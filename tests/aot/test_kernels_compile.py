@@ -55,6 +55,22 @@ FEATURES = {
         "causal": False, "update_kv_cache": False,
     },
 }  # fmt: skip
+# Decode of a few new tokens: rows that fill vector registers, or not; a mask of its own.
+SHORT = {
+    "tree_odd_heads": {
+        "num_q_heads": 10, "num_kv_heads": 2, "decode_query_size": 3, "has_tree_mask": True,
+    },
+    "few": {"decode_query_size": 4},
+    "few_fused_sinks_lse": {**FEATURES["fused_sinks"], "decode_query_size": 4, "return_lse": True},
+    "few_along_lanes": {**FEATURES["along_lanes"], "decode_query_size": 8, "sliding_window": 500},
+    "few_fp8": {**FEATURES["fp8"], "decode_query_size": 8},
+}  # fmt: skip
+# Full layers of Gemma 4: E2B; 26B-A4B and 31B on one device, float8 among them.
+HEADS_OF_512 = {
+    "8_on_1": {"num_q_heads": 8, "num_kv_heads": 1},
+    "16_on_2_fp8": {"num_q_heads": 16, "num_kv_heads": 2, "kv_dtype": "float8_e4m3fn"},
+    "32_on_4": {"num_q_heads": 32, "num_kv_heads": 4},
+}  # fmt: skip
 DECODE_KV = (1, 127, 128, 129, 4096, 700, 513, 2, 1500)
 LATENT = Problem(
     num_q_heads=16, num_kv_heads=1, head_dim=512, rope_dim=64, page_size=256, max_num_tokens=512,
@@ -76,7 +92,7 @@ def pool():
         yield pool
 
 
-def simulate(pool, cache_dir, named, **changes):
+def simulate(pool, cache_dir, named, batches=BATCHES, **changes):
     """Compiles and simulates {name: (family, problem, chip)}; checks every answer.
 
     Configs are the defaults with `changes`.
@@ -91,7 +107,7 @@ def simulate(pool, cache_dir, named, **changes):
         candidate = Candidate(
             family=record, problem=problem, config=config, chip=load_chip(chip), workload="test"
         )
-        batch = BATCHES[slot_of(family)]
+        batch = batches[slot_of(family)]
         tasks.append(SimulateTask(candidate=candidate, batches=(batch,), cache_dir=cache_dir))
     names = list(named)
     for reply in pool.map_unordered(TASK, tasks):
@@ -185,6 +201,34 @@ def test_features_compile_on_v6e(pool, tmp_path, family):
     problems = {
         name: (family, dataclasses.replace(LLAMA, **changes), "v6e")
         for name, changes in FEATURES.items()
+    }
+    simulate(pool, tmp_path, problems)
+
+
+def simulate_short(pool, cache_dir, names, chip):
+    problems = {n: ("decode", dataclasses.replace(LLAMA, **SHORT[n]), chip) for n in names}
+    batch = Batch(q_lens=(1, 3, 2, 1, 3, 1, 3, 2, 3), kv_lens=(*DECODE_KV[:-2], 3, 1500),
+                  num_decode=9)  # fmt: skip
+    simulate(pool, cache_dir, problems, batches={"decode": batch})
+
+
+def test_decode_of_a_few_tokens_compiles_on_v6e(pool, tmp_path):
+    simulate_short(pool, tmp_path, ["tree_odd_heads"], "v6e")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_decode_of_a_few_tokens_compiles_on_every_chip(pool, tmp_path, chip):
+    simulate_short(pool, tmp_path, SHORT, chip)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("family", ["decode", "mixed"])
+def test_heads_of_512_compile_on_every_chip(pool, tmp_path, family, chip):
+    problems = {
+        name: (family, dataclasses.replace(LLAMA, head_dim=512, **heads), chip)
+        for name, heads in HEADS_OF_512.items()
     }
     simulate(pool, tmp_path, problems)
 

@@ -5,6 +5,8 @@ ours is replaced by empty stand-ins; the function under test, its look-up of the
 `shard_map` are the wheel's own.
 """
 
+import importlib
+import inspect
 import logging
 import runpy
 import sys
@@ -19,9 +21,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from table_rows import LATENT, PROBLEM
 
+from rpa_kernels.problem import MAX_DECODE_QUERY
 from rpa_tune.dispatch.dispatcher import load_dispatcher
+from rpa_tune.dispatch.mla_call import LatentArrays, LatentFeatures
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import intercept
+from rpa_tune.interop.engine_call import Served
 from rpa_tune.interop.guard import Guard
 from rpa_tune.interop.public.tpu_inference import functions
 from rpa_tune.interop.public.tpu_inference.package import WHEEL
@@ -125,6 +130,14 @@ def test_the_engines_layer_calls_the_stand_in(interface, kernel):
     assert interface.ragged_paged_attention is original
 
 
+@pytest.mark.parametrize("kernel", ["v3"], indirect=True)
+def test_our_latent_call_takes_every_argument_of_theirs(interface):
+    names = inspect.signature(interface.mla_ragged_paged_attention).parameters
+    leading = functions.LEADING["mla"]
+    assert set(names) == {*leading, *LatentFeatures.__annotations__}
+    assert tuple(names)[: len(leading)] == LatentArrays._fields
+
+
 def trace_latent(interface):
     """The same of its layer with latents, which looks up blocks of its own and hands them over."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
@@ -199,7 +212,7 @@ def test_a_name_bound_by_import_is_replaced_and_a_hidden_one_is_noticed(interfac
 
 
 @pytest.mark.parametrize("kernel", ["batched"], indirect=True)
-def test_several_tokens_in_the_decode_slot_are_served_by_the_mixed_kernel(interface):
+def test_tokens_in_the_decode_slot_are_as_many_as_the_engine_says(interface):
     dispatcher = load_dispatcher(chip="v6e")
     planned = []
     plan = dispatcher.plan
@@ -208,9 +221,15 @@ def test_several_tokens_in_the_decode_slot_are_served_by_the_mixed_kernel(interf
     try:
         trace(interface)
         trace(interface, decode_query_size=3)
+        trace(interface, decode_query_size=MAX_DECODE_QUERY + 1)
     finally:
         stand_in.uninstall()
-    assert [one.families for one in planned] == [("decode", "mixed"), ("mixed",)]
+    assert [one.families for one in planned] == [
+        ("decode", "mixed"),
+        ("decode", "mixed"),
+        ("mixed",),
+    ]
+    assert [one.problem.decode_query_size for one in planned] == [1, 3, 1]
 
 
 @pytest.mark.parametrize("kernel", ["v3"], indirect=True)
@@ -244,3 +263,90 @@ def test_a_drifted_signature_is_named(interface, monkeypatch):
     monkeypatch.delattr(module, "ragged_paged_attention")
     with pytest.raises(UsageError, match="is gone"):
         intercept.install(load_dispatcher(chip="v6e"))
+
+
+@pytest.fixture
+def backend(interface, monkeypatch):
+    """The plug-in's backend, in this engine."""
+    name = "rpa_tune.interop.tpu_inference_backend"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module("rpa_tune.interop.tpu_inference_backend")
+    yield module
+    sys.modules.pop(name, None)
+
+
+def attend(backend, *, served, head_dim=128, sinks=False, soft_cap=None, chunk=None, **features):
+    """What the engine's `attention` does with a registered backend; the shapes of the results."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    p = replace(PROBLEM, head_dim=head_dim)
+    new = jnp.zeros((p.max_num_tokens, p.num_kv_heads, p.head_dim), jnp.bfloat16)
+    ours = backend.RpaTuneAttention(served, soft_cap, chunk)
+    shape = ours.get_kv_cache_shape(
+        p.num_pages, p.page_size, p.num_kv_heads, head_dim, jnp.bfloat16
+    )
+    metadata = types.SimpleNamespace(
+        block_tables=jnp.zeros(p.max_num_seqs * p.pages_per_seq, jnp.int32),
+        seq_lens=jnp.zeros(p.max_num_seqs, jnp.int32),
+        query_start_loc=jnp.zeros(p.max_num_seqs + 1, jnp.int32),
+        request_distribution=jnp.zeros(3, jnp.int32),
+    )
+    keywords = {
+        "head_dim_original": head_dim, "sm_scale": 0.1, "attention_chunk_size": None,
+        "q_scale": None, "k_scale": None, "v_scale": None, "update_kv_cache": True,
+        "use_causal_mask": True, "attn_logits_soft_cap": None, "decode_query_size": 1,
+        "sinks": jnp.zeros(p.num_q_heads, jnp.bfloat16) if sinks else None, **features,
+    }  # fmt: skip
+
+    def layer(cache, q):
+        return ours.attention(cache, q, new, new, metadata, metadata, mesh, **keywords)
+
+    q = jnp.zeros((p.max_num_tokens, p.num_q_heads, p.head_dim), jnp.bfloat16)
+    cache, out = jax.eval_shape(layer, jnp.zeros(shape, jnp.bfloat16), q)
+    assert (cache.shape, out.shape) == (p.kv_cache_shape, q.shape)
+
+
+@pytest.mark.parametrize("kernel", ["v3"], indirect=True)
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [({"attention_chunk_size": 100}, {"sliding_window": 100, "attention_chunk_size": None}),
+     ({"chunk": 64, "soft_cap": 5.0}, {"attention_chunk_size": 64, "soft_cap": 5.0}),
+     ({"attn_logits_soft_cap": 7.0, "soft_cap": 5.0}, {"soft_cap": 7.0}),
+     ({"sinks": True}, {"has_sinks": True}), ({"head_dim": 64, "sinks": True}, {"head_dim": 64}),
+     ({"head_dim": 64, "update_kv_cache": False}, {"update_kv_cache": False}),
+     ({"use_causal_mask": False}, {"causal": False})],
+)  # fmt: skip
+def test_the_plug_ins_backend_serves_the_engines_call(backend, call, expected):
+    dispatcher = load_dispatcher(chip="v6e")
+    attend(backend, served=Served(dispatcher=dispatcher), **call)
+    (problem,) = dispatcher._menus
+    assert {name: getattr(problem, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("kernel", ["v3"], indirect=True)
+def test_long_drafts_in_the_decode_slot_have_the_mixed_kernel(backend):
+    dispatcher = load_dispatcher(chip="v6e")
+    attend(backend, served=Served(dispatcher=dispatcher), decode_query_size=MAX_DECODE_QUERY + 1)
+    (menu,) = dispatcher._menus.values()
+    assert [plan.families for plan in menu._plans.values()] == [("mixed",)]
+
+
+@pytest.mark.parametrize("kernel", ["v3"], indirect=True)
+def test_the_backend_takes_the_options_of_the_engine_that_is_set_up(
+    backend, interface, monkeypatch
+):
+    given = {"rpa_tune": {"chip": "v6e", "shadow_calls": 2}}
+    vllm = types.ModuleType("vllm.config")
+    vllm.get_current_vllm_config_or_none = lambda: types.SimpleNamespace(additional_config=given)
+    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+    monkeypatch.setitem(sys.modules, "vllm.config", vllm)
+    original = interface.ragged_paged_attention
+    served = backend.make(None, None).served
+    assert (served.dispatcher.chip.name, served.guard.shadow_calls) == ("v6e", 2)
+    assert interface.ragged_paged_attention is not original  # what flax models call
+    vllm.get_current_vllm_config_or_none = lambda: None  # as when a layer is traced
+    assert backend.make(5.0, None).served is served
+    given["rpa_tune"]["shadow_calls"] = 0
+    vllm.get_current_vllm_config_or_none = lambda: types.SimpleNamespace(additional_config=given)
+    assert not backend.make(None, None).served.guard.has_shadow
+    backend.stand_in().uninstall()
+    assert interface.ragged_paged_attention is original

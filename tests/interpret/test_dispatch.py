@@ -121,6 +121,35 @@ def test_a_few_new_tokens_are_decode_and_the_rest_is_mixed():
         run(BATCHES["decode only"], plan, decode_query_size=9)
 
 
+def test_a_tree_of_drafts_is_for_decode_alone():
+    """Two branches after the first token: as a causal step in which each has its own branch."""
+    batch = Batch(q_lens=(3, 5), kv_lens=(40, 20), num_decode=1, page_seed=3)
+    problem = replace(PROBLEM, decode_query_size=4, has_tree_mask=True)
+    mask = np.zeros(PROBLEM.max_num_tokens, np.int32)
+    mask[:3] = 0b001, 0b011, 0b101
+    call = functools.partial(
+        ragged_paged_attention, *make_inputs(), *metadata(batch, problem), sm_scale=0.1,
+        interpret=INTERPRET, decode_query_size=4,
+    )  # fmt: skip
+    plan = DISPATCHER.plan(problem, Step.of_batch(batch))
+    out, cache = call(plan=plan, tree_mask=mask)
+    expected, expected_cache = reference.ragged_paged_attention(
+        *make_inputs(), batch.arrays(problem), problem, tree_mask=mask
+    )
+    np.testing.assert_allclose(out[:8], expected[:8], rtol=0, atol=0.02)
+    np.testing.assert_array_equal(cache, expected_cache)
+    causal, _ = reference.ragged_paged_attention(
+        *make_inputs(), replace(batch, num_decode=0).arrays(PROBLEM), PROBLEM
+    )
+    same = np.asarray([0, 1, 3, 7])
+    np.testing.assert_allclose(expected[same], causal[same], rtol=0, atol=1e-6)
+    assert np.abs(expected[2] - causal[2]).max() > 0.04
+    with pytest.raises(ValueError, match="has 1 decode sequences that it would leave out"):
+        call(plan=DISPATCHER.plan(problem, Step.of([7], [9], [0, 0, 1])), tree_mask=mask)
+    with pytest.raises(ValueError, match=r"tree_mask must be int32\(32,\), got bool\(3,\)"):
+        call(plan=plan, tree_mask=np.ones(3, bool))
+
+
 def test_mixed_alone_serves_any_batch():
     """What a plan does not launch, mixed takes over: no sequence is dropped."""
     batch = BATCHES["prefill slot"]

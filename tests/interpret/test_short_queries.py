@@ -1,12 +1,20 @@
-"""Decode of a few new tokens a sequence, against the float32 reference, with races and poison."""
+"""Decode of a few new tokens a sequence, and trees of them; races and poison are looked for."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from interpret.kernel_cases import V5E, V6E, V7X, decode_config, make_problem, make_target
+from interpret.kernel_cases import (
+    V5E,
+    V6E,
+    V7X,
+    blockwise_config,
+    decode_config,
+    make_problem,
+    make_target,
+)  # fmt: skip
 
-from rpa_kernels import load_family
+from rpa_kernels import load_family, tree
 from rpa_kernels.batch import Batch
 from rpa_kernels.decode.account import kernel_name
 from rpa_kernels.verify import verify
@@ -80,6 +88,47 @@ def test_other_chips_are_right(case, target):
 def test_two_cores_share_the_sequences(case):
     target = make_target(chip="v5p", num_cores=2, has_bf16_vector_units=False)
     check(make_problem(decode_query_size=4, **case), BATCH, target=target)
+
+
+TREES = {
+    "llama": {},
+    "fused_lse": {"head_dim": 64, "num_q_heads": 6, "has_sinks": True, "return_lse": True},
+    "lanes_fp8": CASES["lanes_fp8"],
+    "shared_kv": {"update_kv_cache": False},
+    "odd_heads": {"num_q_heads": 5, "num_kv_heads": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "llama" else pytest.mark.slow) for n in TREES]
+)
+def test_a_tree_of_drafts_sees_what_its_mask_says(name):
+    """Masks of any bits: also of later tokens, and of tokens that there are none of."""
+    check(make_problem(decode_query_size=4, has_tree_mask=True, **TREES[name]), BATCH)
+
+
+def test_a_mask_counts_in_decode_alone():
+    arrays = BATCH.arrays(make_problem(decode_query_size=4))
+    mask, index = np.zeros(48, np.int32), np.arange(9)
+    mask[:4] = 0b0000, 0b0001, 0b0001, 0b1101
+    of_first, of_last = (tree.sees_new(seq, index, arrays, mask) for seq in (0, 6))
+    assert of_first[:4, :4].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 1]]
+    assert (of_last == np.tri(9, dtype=bool)).all()
+
+
+@pytest.mark.slow
+def test_other_families_have_no_trees():
+    problem = make_problem(decode_query_size=4, has_tree_mask=True)
+    report = verify(load_family("mixed"), problem, blockwise_config(), BATCH, target=V6E)
+    assert report.ok, report.problems
+
+
+@pytest.mark.parametrize("change", [
+    {"decode_query_size": 1}, {"causal": False}, {"sliding_window": 9}, {"attention_chunk_size": 9},
+])  # fmt: skip
+def test_a_tree_mask_is_refused_where_it_means_nothing(change):
+    with pytest.raises(ValueError, match="has_tree_mask needs decode_query_size above 1"):
+        make_problem(**{"decode_query_size": 4, "has_tree_mask": True, **change})
 
 
 @pytest.mark.slow

@@ -4,10 +4,14 @@ import logging
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from fake_sweep import make_study
 
 from rpa_tune import known_versions
+from rpa_tune.check import host
+from rpa_tune.cli import sweep
 from rpa_tune.known_versions import faults, pair_advice, supported_pairs, version_number
 from rpa_tune.tables.reader import Tables
 
@@ -82,3 +86,19 @@ def test_a_dispatcher_says_what_is_wrong_on_its_chip_alone(monkeypatch, caplog):
         assert not caplog.records
         dispatcher.load_dispatcher("v7x", Tables())
     assert "40553" in caplog.text
+
+
+def test_doctor_and_a_sweep_name_the_fault_with_its_cure(monkeypatch, capsys):
+    bad = {"jax": "0.11.1", "libtpu": "0.0.44"}
+    monkeypatch.setattr(host, "versions", lambda: bad)
+    checks = list(host.check_faults())
+    assert [check.health for check in checks] == [host.Health.WARNING] * 2
+    assert "39744" in checks[0].found
+    assert "0.0.46" in checks[0].advice
+    monkeypatch.setattr(sweep, "versions", lambda: bad)
+    job = SimpleNamespace(studies=[make_study(), make_study(chip="v5e")])
+    sweep._say_faults(job)
+    said = capsys.readouterr().err
+    assert said.count("known fault: ") == 1  # once for both chips, and nothing of v7x
+    assert "39744" in said
+    assert "hint: use libtpu 0.0.42.1" in said

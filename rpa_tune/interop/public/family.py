@@ -110,7 +110,7 @@ def check_features(problem: Problem, *, is_latent: bool = False) -> Infeasible |
         return refusal("kv_layout", "public kernels are tuned with the layout that they default to")
     if problem.return_lse:
         return refusal("return_lse", "public kernels return no log-sum-exp")
-    if problem.decode_query_size > 1:
+    if problem.decode_query_size > 1:  # a tree mask among them
         return refusal("decode_query_size", "public kernels decode one token a sequence")
     return None
 

@@ -93,9 +93,10 @@ function drawTable(parent, packed, choose) {
   parent.append(element("div", table, { className: "scroll" }));
 }
 
-async function drawCharts(parent, page, ids, packed) {
+// Of a chart that is drawn for each study alike, `numbers` has no spec of its own.
+async function drawCharts(parent, page, ids, packed, numbers = {}) {
   for (const id of ids) {
-    await drawChart(parent, page.charts[id], unpack(packed[id]), packed.specs?.[id]);
+    await drawChart(parent, page.charts[id], unpack(packed[id]), page.specs[numbers[id]]);
   }
 }
 
@@ -137,7 +138,7 @@ async function drawStudy(page, index, scroll = false) {
   for (const fact of study.facts) place.append(element("p", fact, { className: "note" }));
   page.shown = index;
   if (scroll) place.scrollIntoView();
-  await drawCharts(place, page, page.study_charts, study.rows);
+  await drawCharts(place, page, page.study_charts, study.rows, study.specs);
 }
 
 async function drawAll(page) {

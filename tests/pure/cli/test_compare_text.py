@@ -65,3 +65,9 @@ def test_long_tables_are_cut(capsys):
     out = capsys.readouterr().out
     assert "and 4 with smaller changes" in out
     assert "none" in out
+
+
+def test_a_step_without_a_trace_is_refused(run):
+    code, _, err = run("--trace-step")
+    assert code == 2
+    assert "--trace-step says what --trace writes" in err

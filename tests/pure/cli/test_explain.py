@@ -8,6 +8,7 @@ from fake_sweep import FormulaEvaluator
 from pure.evaluate.builders import CONFIG
 
 from rpa_tune.candidate import Fidelity
+from rpa_tune.cli.explain_text import NOT_TRIED
 from rpa_tune.cli.main import main
 from rpa_tune.cli.question import resolve_question
 from rpa_tune.evaluate import simulated
@@ -71,6 +72,7 @@ def test_text_says_time_bound_owners_and_what_is_guessed(run):
     assert code == 0
     assert "time " in out
     assert BOUNDS["hbm"] in out
+    assert f"advice    {NOT_TRIED}" in out
     assert "cycles by cause" in out
     assert "issue" in out
     assert "guessed parameters: none" in out

@@ -8,10 +8,12 @@ from click.testing import CliRunner
 from fake_sweep import PROBLEM, FormulaEvaluator, make_evaluators, make_study, stamp
 
 from rpa_tune.candidate import Correctness, Fidelity, Status
+from rpa_tune.cli import status as command
 from rpa_tune.cli.main import cli
-from rpa_tune.errors import StoreError
+from rpa_tune.errors import StoreError, UsageError
 from rpa_tune.store.journal import Journal
 from rpa_tune.store.notes import Stopped, StudyNote
+from rpa_tune.sweep.status import read_status
 from rpa_tune.sweep.sweep import Sweep
 from rpa_tune.sweep.watch import Watch
 
@@ -237,3 +239,60 @@ def test_times_of_other_versions_are_not_mixed_with_those_of_today(tmp_path):
     assert (summary["evaluated"], summary["of_other_versions"]) == (2, 1)
     assert (document["verified"], document["verified_of_other_versions"]) == ({}, 1)
     assert "1 of other versions left out" in status(path).stdout
+
+
+def test_watching_ends_with_the_sweep_and_shows_what_came_last(tmp_path, monkeypatch):
+    """Two answers, then the writer goes: three looks."""
+    path, study = tmp_path / "s.jsonl", make_study()
+    configs = iter(study.space().configs)
+    made = FormulaEvaluator(Fidelity.SIMULATED)
+    journal = Journal(path)
+    journal.append_note(study.note())
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) < 3:
+            journal.append(made.answer(study.candidate(next(configs))))
+        else:
+            journal.close()
+
+    monkeypatch.setattr(command.time, "sleep", sleep)
+    shown = status(path, "--watch", "--interval", "0.5")
+    assert shown.exit_code == 0
+    assert slept == [0.5] * 3
+    first, second, *_ = " ".join(shown.stdout.split()).split("; ")
+    assert first.endswith("2 results")
+    assert second == "0 of 1 studies ended"
+    assert "no sweep is writing" in " ".join(shown.stdout.split())
+    assert "2 evaluated (2 ok)" in " ".join(shown.stdout.split())
+
+
+def test_ctrl_c_ends_watching_quietly(tmp_path, monkeypatch):
+    def interrupt(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.time, "sleep", interrupt)
+    with Journal(tmp_path / "s.jsonl"):
+        shown = status(tmp_path / "s.jsonl", "--watch")
+    assert shown.exit_code == 0
+    assert "a sweep is writing s.jsonl" in " ".join(shown.stdout.split())
+
+
+def test_studies_under_way_come_before_those_that_have_ended(half_done):
+    path, studies, _ = half_done
+    document = read_status(path).to_dict(with_stops=False)
+    lines = list(command._glance(document))
+    assert "studies ended" in lines[0]
+    at = {study.name: next(i for i, line in enumerate(lines) if line.startswith(study.name))
+          for study in studies}  # fmt: skip
+    assert at[studies[1].name] < at[studies[0].name]
+
+
+def test_watching_is_for_people(tmp_path):
+    result = status(tmp_path / "s.jsonl", "--watch", "--json")
+    assert isinstance(result.exception, UsageError)
+    assert "--json" in str(result.exception)
+    result = status(tmp_path / "s.jsonl", "--watch", "--interval", "0")
+    assert isinstance(result.exception, UsageError)
+    assert isinstance(status(tmp_path / "none", "--watch").exception, StoreError)

@@ -121,7 +121,7 @@ def test_check_recompiles_reports_and_remembers(tmp_path, monkeypatch):
     merge_into(tmp_path, [row])
     asked = []
 
-    def make_evaluator(workers, cache):
+    def make_evaluator(workers, cache, libtpu_args):
         asked.append(FormulaEvaluator(Fidelity.SIMULATED))
         return asked[-1]
 

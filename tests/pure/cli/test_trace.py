@@ -1,7 +1,7 @@
 """`explain --trace`: the batch that takes longest, out of the compile cache."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from fake_sweep import make_study
@@ -9,7 +9,7 @@ from golden import make
 
 from rpa_kernels.batch import Batch
 from rpa_tune.candidate import Status
-from rpa_tune.cli.trace import load_schedule, write_heaviest
+from rpa_tune.cli.trace import load_schedule, save_schedule, write_heaviest
 from rpa_tune.compile.cache import CompileCache, Compiled, compile_key
 from rpa_tune.errors import DumpError
 from rpa_tune.llo.machine import load_machine
@@ -57,3 +57,24 @@ def test_a_candidate_that_was_not_compiled_is_an_error_with_the_folder(cache) ->
     CompileCache(cache).save(compile_key(other), failed)
     with pytest.raises(DumpError):
         load_schedule(other, cache)
+
+
+def test_one_step_is_a_smaller_trace_with_the_kernel_and_config_in_its_title(cache, tmp_path):
+    paths = [tmp_path / "whole.json", tmp_path / "step.json"]
+    for path, one_step in zip(paths, (False, True), strict=True):
+        write_heaviest(
+            CANDIDATE, BATCHES, [1.0, 5.25, 2.0], cache_dir=cache, path=path, one_step=one_step
+        )
+    whole, step = (json.loads(path.read_text()) for path in paths)
+    assert len(step["traceEvents"]) < len(whole["traceEvents"])
+    for field, value in asdict(CANDIDATE.config).items():
+        assert f"{field}={value}" in step["otherData"]["kernel"]
+    assert step["otherData"]["kernel"].startswith("decode ")
+
+
+def test_a_schedule_is_saved_as_the_compiler_dumped_it(cache, tmp_path, capsys):
+    path = tmp_path / "out" / "schedule.txt"
+    save_schedule(CANDIDATE, cache_dir=cache, path=path)
+    assert path.read_text() == make.unpack(make.DUMPS / NAME, tmp_path).read_text()
+    lines = path.read_text().count("\n")
+    assert capsys.readouterr().err == f"schedule of {lines:,} lines in {path}\n"

@@ -6,10 +6,12 @@ import json
 import pytest
 
 from rpa_kernels import load_family
+from rpa_tune.analysis import verify as analysis
 from rpa_tune.analysis.verify import make_tasks
 from rpa_tune.candidate import Status
 from rpa_tune.cli.main import main
 from rpa_tune.cli.options import parse_config
+from rpa_tune.compile import process
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate import correctness
 from rpa_tune.evaluate.correctness import check_all, hostile_batches
@@ -113,3 +115,38 @@ def test_the_default_config_is_the_familys_own():
     assert set(first.config.__dataclass_fields__) == set(
         load_family("decode").config_type.__dataclass_fields__
     )
+
+
+@pytest.mark.parametrize(
+    ("lint", "code", "said"),
+    [("lint_race", 1, "(dma_race, bounds_check): dma_race\n"), ("lint_nothing", 0, "ok  "),
+     ("fail", 1, "ValueError")],
+)  # fmt: skip
+def test_the_compilers_linter_is_asked_once_where_it_is_there(
+    monkeypatch, capsys, tmp_path, lint, code, said
+):
+    monkeypatch.setattr(process, "SETUP", "pure.sweep.fault_tasks:no_setup")
+    monkeypatch.setattr(correctness, "TASK", "pure.compile.pool_tasks:check_right")
+    monkeypatch.setattr(analysis, "LINT_TASK", f"pure.compile.pool_tasks:{lint}")
+    monkeypatch.setattr(analysis, "versions", lambda: {"libtpu": "0.0.52"})
+    batch = tmp_path / "batch.json"
+    batch.write_text(json.dumps({"q_lens": [1], "kv_lens": [20], "num_decode": 1}))
+    args = [
+        "verify", "--chip", "v6e", "--family", "decode", "--model", "llama3-8b", "--page-size",
+        "16", "--batch", str(batch), "--workers", "1",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as exited:
+        main(args)
+    out = capsys.readouterr().out
+    assert (exited.value.code or 0) == code
+    assert said in out
+    assert "the compiler's linter" in out
+    assert out.endswith("correct\n" if code == 0 else "WRONG\n")
+
+
+def test_a_linter_that_is_not_there_is_refused_only_when_it_is_wanted(monkeypatch):
+    monkeypatch.setattr(analysis, "versions", lambda: {"libtpu": "0.0.42.1"})
+    assert analysis.wants_lint(None) is False
+    assert analysis.wants_lint(False) is False
+    with pytest.raises(UsageError, match="has no linter"):
+        analysis.wants_lint(True)

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+from rpa_tune.candidate import Status
 from rpa_tune.compile import worker
+from rpa_tune.compile.lint import Lint
 
 
 def double(value):
@@ -130,3 +132,12 @@ def probe(_):
         detail="", seconds=1.0, digest=os.environ.get("JAX_OTHER", ""),
         schedule=gzip.decompress(golden.read_bytes()).decode(),
     )  # fmt: skip
+
+
+def lint_race(candidate):
+    """What the compiler's linter says of a kernel that copies twice into one buffer."""
+    return Lint(status=Status.WRONG_ANSWER, kind="dma_race", detail=f"in {candidate.family.name}")
+
+
+def lint_nothing(_):
+    return Lint(status=Status.OK)

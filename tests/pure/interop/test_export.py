@@ -12,6 +12,7 @@ from rpa_tune.errors import UsageError
 from rpa_tune.interop.export import EXPORTERS, export_env, export_kwargs
 from rpa_tune.interop.export_rows import OURS
 from rpa_tune.interop.sglang_jax_tables import table_key
+from rpa_tune.interop.tokamax_tables import call_spec
 from rpa_tune.interop.tpu_inference_tables import hd64_key
 from rpa_tune.tables.lint import lint_folder
 from rpa_tune.tables.reader import load_tables
@@ -59,7 +60,8 @@ def test_variables_are_one_set_for_the_process():
 @pytest.mark.parametrize("form", list(EXPORTERS))
 def test_rows_that_beat_nothing_are_left_out_with_the_reason(form):
     rows = [
-        replace(row, evidence=replace(row.evidence, heuristic_us=None)) for row in public_rows()
+        replace(row, evidence=replace(row.evidence, heuristic_us=None))
+        for row in [*public_rows(), *tokamax_rows()]
     ]
     export = EXPORTERS[form](rows)
     assert not export.exported
@@ -134,3 +136,47 @@ def test_rows_of_public_kernels_pass_lint_and_stale_ones_do_not(tmp_path):
     assert [f for f in lint_folder(tmp_path, digests) if f.rule != "evidence"] == []
     other = dict.fromkeys(digests, "tpu-inference-9.9.9/1")
     assert {f.rule for f in lint_folder(tmp_path, other)} >= {"stale"}
+
+
+def tokamax_rows(chip="v6e", **mixed):
+    decode = {"bq_sz": 1, "bq_c_sz": 1, "bkv_sz": 256, "batch_size": 4, "n_buffer": 2}
+    blocks = {"bq_sz": 64, "bq_c_sz": 32, "bkv_sz": 256, "batch_size": 1, "n_buffer": 2, **mixed}
+    return [
+        timed_row("public-tokamax-decode", chip=chip, configs=[decode]),
+        timed_row("public-tokamax-mixed", chip=chip, configs=[blocks]),
+    ]
+
+
+def test_two_rows_make_one_entry_of_tokamax_by_its_own_names():
+    rows = tokamax_rows()
+    found = EXPORTERS["tokamax"](rows)
+    assert found.exported == rows
+    ((call, entry),) = json.loads(found.text).items()
+    assert json.loads(call) == call_spec(PROBLEM)
+    assert json.loads(call)["kv_cache"] == "bf16[128,16,2,2,128]"
+    ((config, data),) = entry.items()
+    assert json.loads(config) == {
+        "prefill_bq_sz": 64, "prefill_bq_c_sz": 32, "bkv_sz": 256, "n_buffer": 2,
+        "decode_batch_size": 4, "prefill_batch_size": 1, "kv_layout": "HEAD_ALONG_SUBLANE",
+    }  # fmt: skip
+    assert data["metadata"]["rpa_tune"]["mixed"].startswith("simulated")
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [(tokamax_rows()[:1], "no mixed row for the same call"),
+     (tokamax_rows(n_buffer=3), "the rows say n_buffer 2 and 3"),
+     (public_rows(), "tokamax has no kernel of this kind"),
+     ([replace(r, evidence=replace(r.evidence, problem=None)) for r in tokamax_rows()], "old row")],
+)  # fmt: skip
+def test_what_tokamax_cannot_say_is_left_out(rows, why):
+    found = EXPORTERS["tokamax"](rows)
+    assert not found.exported
+    assert json.loads(found.text) == {}
+    assert all(why in left.why for left in found.left_out)
+    assert len(found.left_out) == len(rows)
+
+
+def test_a_table_of_tokamax_is_for_one_device():
+    with pytest.raises(UsageError, match="rows are for v6e, v7x"):
+        EXPORTERS["tokamax"]([*tokamax_rows(), *tokamax_rows(chip="v7x")])

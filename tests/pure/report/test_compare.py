@@ -13,6 +13,7 @@ from rpa_tune.report import html
 from rpa_tune.report.compare import compare, pair_up
 from rpa_tune.report.document import load_all, make_document
 from rpa_tune.report.study import load_studies
+from rpa_tune.store.journal import Journal
 
 OTHER = make_study(name="v6e/other/decode", problem=replace(PROBLEM, sliding_window=512))
 
@@ -94,6 +95,16 @@ def test_studies_of_two_chips_are_pairs_when_the_stores_have_no_chip_in_common(t
     pairs = pair_up(load_studies(both), load_studies(two))
     assert [(bool(p.before), bool(p.after)) for p in pairs] == [(True, True), (True, False)]
     assert pairs[0].before.candidate.chip.name == "v5e"
+
+
+def test_a_study_that_has_not_begun_is_the_pair_of_the_same_one(sides, tmp_path):
+    path = tmp_path / "planned.jsonl"
+    with Journal(path) as journal:
+        journal.append_note(make_study().note())
+    planned = load_studies(path)
+    (pair,) = pair_up(planned, sides[1])
+    assert (pair.before, pair.after, pair.ratio) == (planned[0], sides[1][0], None)
+    assert "has a time in" in compare(planned, sides[1])["summary"]
 
 
 def test_the_first_store_is_compared_with_each_other(stores, tmp_path):

@@ -1,6 +1,7 @@
 """A report: what its charts show follows from what the store holds, mark by mark."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from fake_sweep import make_study
 from pure.report.stores import many_studies, write_store
 
+import rpa_tune.report
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli.main import cli
 from rpa_tune.errors import StoreError, UsageError
@@ -47,8 +49,10 @@ def document(view):
 
 def chart_of(made, chart_id):
     """(spec, rows) as the page puts them together."""
-    packed = made["run"] if chart_id in made["run_charts"] else made["studies"][0]["rows"]
-    spec = packed.get("specs", {}).get(chart_id) or made["charts"][chart_id]["spec"]
+    one = made["studies"][0]
+    packed = made["run"] if chart_id in made["run_charts"] else one["rows"]
+    number = one["specs"].get(chart_id)
+    spec = made["charts"][chart_id]["spec"] if number is None else made["specs"][number]
     return spec, html.unpack(packed[chart_id])
 
 
@@ -80,6 +84,10 @@ def simulated(view, number):
 def slower(view):
     answer = simulated(view, 3)
     return changed(view, answer, time_us=answer.time_us * 1.5)
+
+
+def another_fastest(view):
+    return changed(view, simulated(view, 3), time_us=1.0)
 
 
 def other_cycles(view):
@@ -116,7 +124,7 @@ def other_bound(view):
     [
         ("space", only_simulated, slower),
         ("causes", only_simulated, other_cycles),
-        ("importance", only_simulated, slower),
+        ("importance", only_simulated, another_fastest),
         ("sensitivity", only_simulated, slower),
         ("parallel", only_simulated, slower),
         ("batches", lambda view: view, slower_batch),
@@ -131,7 +139,6 @@ def test_a_changed_datum_moves_a_mark(view, chart_id, start, change):
     before, after = (marks(document(v), chart_id) for v in (begin, change(begin)))
     assert len(before) > 0
     assert before != after
-    assert marks(document(begin), chart_id) == before  # and nothing else does
 
 
 def test_all_kinds_of_charts_are_tested_and_ask_something(view):
@@ -223,12 +230,14 @@ def test_packed_rows_come_back_as_they_were():
 
 
 def test_menus_choose_among_the_axes(view):
-    spec = document(view)["studies"][0]["rows"]["specs"]["space"]
+    drawn = document(view)
+    spec = drawn["specs"][drawn["studies"][0]["specs"]["space"]]
     names = [axis.name for axis in view.axes]
     found = {param["name"]: param for param in spec["params"]}
     assert found["x_axis"]["bind"]["options"] == found["y_axis"]["bind"]["options"] == names
-    made = charts.space({"a": [1, 2], "b": [1, 2]}, "a", "b")
-    assert "'a'" in json.dumps(made)
+    made = charts.space(("a", "b", "c"), ("a", "b"), "a", "b")
+    assert "' b='" in json.dumps(made)
+    assert "' c='" not in json.dumps(made)  # one value makes no panels
 
 
 def report(*arguments):
@@ -239,7 +248,7 @@ def test_the_page_is_whole_and_asks_no_network(tmp_path: Path):
     store, page = write_store(tmp_path / "s.jsonl", [make_study()]), tmp_path / "out" / "r.html"
     result = report(store, "-o", page)
     assert result.exit_code == 0, result.output
-    assert f"{page}: 1 studies" in result.stderr
+    assert f"{page}: 1 study, " in result.stderr
     text = page.read_text()
     outside = text.partition("<!--")[0] + text.rpartition("-->")[2]
     assert "http://" not in outside
@@ -297,9 +306,10 @@ def test_what_is_no_store_is_an_error(tmp_path: Path):
 
 def test_a_missing_library_is_named_with_how_to_install_it(tmp_path: Path, monkeypatch):
     store = write_store(tmp_path / "s.jsonl", [make_study()])
-    for name in ("rpa_tune.report.document", "rpa_tune.report.charts"):
-        monkeypatch.delitem(__import__("sys").modules, name)
-    monkeypatch.setitem(__import__("sys").modules, "altair", None)
+    for name in ("document", "charts"):
+        monkeypatch.delitem(sys.modules, f"rpa_tune.report.{name}")
+        monkeypatch.delattr(rpa_tune.report, name)
+    monkeypatch.setitem(sys.modules, "altair", None)
     error = report(store, "-o", tmp_path / "r.html").exception
     assert isinstance(error, UsageError)
     assert "altair" in str(error)
@@ -312,9 +322,9 @@ def size_of(tmp_path, number, **options):
 
 
 def test_six_hundred_studies_are_under_five_megabytes(tmp_path: Path):
-    """By what ten studies more add: those of a large run are no larger each."""
-    few, more = size_of(tmp_path, 4), size_of(tmp_path, 14)
-    assert few + 60 * (more - few) < MOST_BYTES
+    """By what six studies more add: those of a large run are no larger each."""
+    few, more = size_of(tmp_path, 2), size_of(tmp_path, 8)
+    assert few + 100 * (more - few) < MOST_BYTES
 
 
 @pytest.mark.slow

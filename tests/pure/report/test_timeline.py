@@ -72,3 +72,75 @@ def test_each_core_is_a_process_of_its_own():
         own = [e for e in events if e["pid"] == core + 1]
         end_us = max(e["ts"] + e["dur"] for e in own if "bundles" in e.get("args", {}))
         assert end_us == pytest.approx(cycles / machine.value("clock_hz") * 1e6, rel=1e-6)
+
+
+def flows(trace):
+    """The arrows: (slice at its start, slice at its end)."""
+    whole = [e for e in trace["traceEvents"] if e["ph"] == "X"]
+
+    def around(end):
+        (found,) = [
+            e for e in whole
+            if (e["pid"], e["tid"]) == (end["pid"], end["tid"])
+            and e["ts"] <= end["ts"] <= e["ts"] + e["dur"]
+        ]  # fmt: skip
+        return found
+
+    starts = {e["id"]: e for e in trace["traceEvents"] if e["ph"] == "s"}
+    ends = {e["id"]: e for e in trace["traceEvents"] if e["ph"] == "f"}
+    assert set(starts) == set(ends)
+    return [(around(starts[number]), around(ends[number])) for number in starts]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_arrow_leads_from_a_copy_to_the_wait_that_it_ended(name):
+    chip, family = make.chip_and_family(make.DUMPS / name)
+    program, machine = make.program(name), load_machine(chip)
+    trace = report.make_trace(program, machine, make.operands(family))
+    us = 1e6 / machine.value("clock_hz")
+    found = flows(trace)
+    waits = [e for e in slices(trace, "waits") if e["name"].startswith("dma_wait")]
+    assert len(waits) > 0
+    assert {id(wait) for _, wait in found} >= {id(wait) for wait in waits}
+    for copy, wait in found:
+        direction = "read" if "dma_wait_read" in wait["name"] else "write"
+        if not wait["name"].startswith("dma_wait"):
+            continue  # scalar operands
+        latency = machine.value(f"{direction}_latency_cycles") * us
+        arrived = copy["ts"] + copy["dur"] + latency
+        # A copy alone is served more slowly than its queue goes on.
+        assert wait["ts"] + wait["dur"] >= arrived - us
+        assert copy["ts"] < wait["ts"] + wait["dur"]
+
+
+def test_slices_are_named_by_loop_and_work():
+    program = make.program(NAMES[0])
+    trace = report.make_trace(
+        program, load_machine("v6e"), make.operands("decode"), title="decode bkv_sz=256"
+    )
+    named = [e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"]
+    assert named == ["decode bkv_sz=256 on v6e, simulated, core 0"]
+    assert trace["otherData"]["kernel"] == "decode bkv_sz=256"
+    names = {e["name"] for e in slices(trace, "vector issue") + slices(trace, "scalar issue")}
+    assert any(name.startswith("loop ") and "matmul" in name for name in names)
+    assert any("prefetch" in name for name in names)
+    assert not any(name.startswith("0x") for name in names)
+    for event in slices(trace, "vector issue"):
+        first, last = (int(part, 16) for part in event["args"]["addresses"].split(".."))
+        work = [report.work_of(bundle) for bundle in program.bundles[first : last + 1]]
+        assert max(work, key=work.count) in event["name"]
+
+
+def test_one_steady_step_is_one_trip_of_the_main_loop():
+    program, machine = make.program(NAMES[1]), load_machine("v7x")
+    operands = make.operands("mixed")
+    whole = report.make_trace(program, machine, operands)
+    step = report.make_trace(program, machine, operands, one_step=True)
+    kept = [e for e in step["traceEvents"] if e["ph"] == "X"]
+    assert 0 < len(kept) < len([e for e in whole["traceEvents"] if e["ph"] == "X"]) / 3
+    issued = [e for e in kept if "addresses" in e["args"]]
+    firsts = [e["args"]["addresses"] for e in issued]
+    assert len(set(firsts)) > 1
+    assert flows(step) is not None  # both ends of every arrow are there
+    keys = {(e["tid"], e["ts"], e["name"]) for e in whole["traceEvents"] if e["ph"] == "X"}
+    assert {(e["tid"], e["ts"], e["name"]) for e in kept} <= keys

@@ -14,7 +14,7 @@ from rpa_tune.cli.main import cli
 from rpa_tune.errors import UsageError
 from rpa_tune.models.server import Server
 from rpa_tune.sweep.plan import load_plan
-from rpa_tune.sweep.plan_for import never_launched, plan_for, plan_text
+from rpa_tune.sweep.plan_for import families_of_kernel, never_launched, plan_for, plan_text
 from rpa_tune.sweep.study import build_studies
 from rpa_tune.tables.key import tuning_key
 
@@ -92,6 +92,35 @@ def test_decode_launches_of_sglang_jax_have_shapes_of_their_own(tmp_path) -> Non
     assert [s.problem.max_num_tokens for s in decodes] == [1, 2, 4]
     for study in decodes:
         assert all(not wb.batch.misfit(study.problem) for wb in study.workload.batches)
+
+
+def test_the_kernel_that_the_engine_runs_by_itself_is_planned_for_the_heads_of_its_layers() -> None:
+    llama, oss = (Server(**{**SERVER, "model": name}) for name in ("llama3-8b", "gpt-oss-20b"))
+    v3 = ["public-v3-decode", "public-v3-mixed"]
+    assert families_of_kernel([llama], "public") == v3
+    assert families_of_kernel([oss, llama], "public") == ["public-hd64", *v3]
+    assert families_of_kernel([llama], "batched") == [
+        "public-batched-decode", "public-batched-mixed",
+    ]  # fmt: skip
+    sglang = {"engine": "sglang-jax", "page_size": 64}
+    assert families_of_kernel([Server(**SERVER, **sglang)], "public") == v3
+    with pytest.raises(UsageError, match="sglang-jax has no batched kernel"):
+        families_of_kernel([Server(**SERVER, **sglang)], "batched")
+    with pytest.raises(UsageError, match="heads of 64 are padded"):
+        families_of_kernel([Server(**{**SERVER, "model": "gpt-oss-20b"}, **sglang)], "public")
+
+
+def test_a_plan_of_public_kernels_has_their_studies(workload) -> None:
+    flags = [part for name, value in SERVER.items()
+             for part in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
+    asked = ["plan", *flags, "--kernel", "public", "--workload", workload, "--json"]
+    run = CliRunner().invoke(cli, asked)
+    assert run.exit_code == 0, run.output
+    studies = json.loads(run.stdout)["studies"]
+    assert {study["family"] for study in studies} == {"public-v3-decode", "public-v3-mixed"}
+    run = CliRunner().invoke(cli, [*asked, "--missing"])
+    assert isinstance(run.exception, UsageError)
+    assert "--missing looks our own kernels up" in str(run.exception)
 
 
 MODELS = ("llama3-8b", "qwen3-32b", "gemma3-27b", "gpt-oss-120b", "llama3-70b")

@@ -20,7 +20,7 @@ from rpa_tune.sweep.recheck import ask, check_versions, compare, remake
 from rpa_tune.sweep.study import Study, build_studies
 from rpa_tune.sweep.watch import Watch
 from rpa_tune.tables.reader import read_table
-from rpa_tune.tables.row import Clause
+from rpa_tune.tables.row import Clause, row_from_dict
 from rpa_tune.tables.writer import merge_into
 from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
 
@@ -264,3 +264,45 @@ def test_a_row_of_a_servers_shape_is_made_again_with_its_plan(tmp_path):
         again = remake(row, [plan])
         assert again.workload.digest == study.workload.digest
         assert again.problem == study.problem
+
+
+def test_runners_up_are_asked_again_and_one_that_overtook_is_said(study, tmp_path):
+    configs = sorted(dict.fromkeys([study.heuristic(), *study.space().configs]), key=true_us)[:6]
+    wave = [study.candidate(config) for config in dict.fromkeys([study.heuristic(), *configs])]
+    told = Compiler().evaluate_all(wave, study.workload)
+    answers = [replace(a, provenance={**a.provenance, **today()}) for a in told]
+    heuristic = next(a for a in answers if a.candidate.config == study.heuristic())
+    row = make_row(decide(answers, heuristic), answers, study.workload)
+    merge_into(tmp_path / "t", [row])
+    row = read_table(tmp_path / "t" / "v6e" / "decode.jsonl")[0]  # as it is read back
+    named = [one["config"] for one in row.evidence.runners_up]
+    ranked = [asdict(c) for c in configs if asdict(c) not in row.configs]
+    assert named == ranked[:3]
+    calm = check(row, Compiler(), tmp_path)
+    assert (rules(calm), calm.overtaken_by) == ([], ())
+    assert [one.time_us for one in calm.runners_up] == pytest.approx(
+        [one["time_us"] for one in row.evidence.runners_up], abs=1e-3
+    )
+    (own,) = [c for c in configs if asdict(c) in row.configs]
+    flipped = check(row, Compiler(slower=[own], digest="b"), tmp_path / "other")
+    assert rules(flipped)[:1] == ["schedule"]
+    assert set(rules(flipped)[1:]) == {"rank"}
+    no_faster = [r for r in row.evidence.runners_up if r["time_us"] >= row.evidence.time_us]
+    assert [one.config for one in flipped.overtaken_by] == [one["config"] for one in no_faster]
+    assert any("a runner-up takes" in finding.message for finding in flipped.findings)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"config": {"bq_sz": 8}}, {"config": {"bq_sz": "8"}, "time_us": 1.0},
+     {"config": {"bq_sz": 8}, "time_us": float("inf")}, "fast"],
+)  # fmt: skip
+def test_runners_up_of_a_file_are_checked(study, tmp_path, wrong):
+    row = tune(study, tmp_path / "t", Compiler())
+    data = row.to_dict()
+    data["evidence"]["runners_up"] = [wrong]
+    with pytest.raises(ValueError, match=r"runners_up|configs"):
+        row_from_dict(data, chip="v6e", family="decode")
+    data["evidence"]["runners_up"] = [{"config": {"bq_sz": 8}, "time_us": 1.0}] * 4
+    with pytest.raises(ValueError, match="a list to 3"):
+        row_from_dict(data, chip="v6e", family="decode")

@@ -209,7 +209,7 @@ def run(tmp_path, monkeypatch):
     """Runs the command with fakes; `run.compiler` is replaced to change what is compiled."""
 
     def call(*arguments):
-        def make_evaluators(workers, cache, verify):
+        def make_evaluators(workers, cache, verify, libtpu_args):
             call.num_made += 1
             made = {Fidelity.SIMULATED: call.compiler}
             return made | ({Correctness.INTERPRETED: call.interpreter} if verify else {})

@@ -1,0 +1,73 @@
+"""The compiler's own linter, where the version has it: copies of a kernel, looked at in a compile.
+
+It raises from the compile, changes no schedule, and knows no batch: it steps through the program.
+What it misses stands in docs/versions.md; the interpreter's race detector (`rpa-tune verify`) finds
+those. Source: observed with libtpu 0.0.52, on v4, v5e, v5p, v6e and v7x.
+"""
+
+import re
+from dataclasses import dataclass
+
+from rpa_tune.candidate import Candidate, Status
+from rpa_tune.known_versions import version_number
+
+TASK = "rpa_tune.compile.lint:lint_candidate"
+# `vmem_poison_use` is left out: it refuses XLA's own code, and masked loads that are right.
+TARGETS = ("dma_race", "bounds_check")
+_FIRST = "0.0.52"  # the only version of those tried that has the targets
+_FOUND = re.compile(r"\[LLO_LINT\] (\w+) :: (.*)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lint:
+    """What the linter said of one kernel.
+
+    Attributes:
+      status: OK, WRONG_ANSWER for a finding, or what kept it from being linted.
+      kind: Target that the finding is of, such as `dma_race`; empty without one.
+      detail: Its text, or why it was not linted; empty when OK.
+    """
+
+    status: Status
+    kind: str = ""
+    detail: str = ""
+
+
+def has_linter(libtpu: str | None) -> bool:
+    """Whether a version of libtpu has the targets."""
+    return libtpu is not None and version_number(libtpu) >= version_number(_FIRST)
+
+
+def linter_flags(targets: tuple[str, ...] = TARGETS) -> str:
+    """Flags that a worker gives libtpu to lint what it compiles."""
+    return " ".join((
+        "--xla_tpu_enable_llo_linter=true",
+        "--xla_tpu_llo_linter_analyze_tpu_custom_calls=true",
+        f"--xla_tpu_llo_linter_targets={';'.join(targets)}",
+    ))  # fmt: skip
+
+
+def lint_candidate(candidate: Candidate) -> Lint:
+    """Compiles a candidate in a worker that has `linter_flags`.
+
+    Raises:
+      Exception: What tracing raises.
+    """
+    # Here, so that the parent needs no jax.
+    from rpa_tune.compile.lower import compile_call
+
+    call = candidate.family.call(candidate.problem, candidate.config, candidate.chip)
+    compiled = compile_call(call, candidate.chip)
+    return lint_of(compiled.status, compiled.detail)
+
+
+def lint_of(status: Status, detail: str) -> Lint:
+    """What a compile under the linter says.
+
+    Args:
+      status: Of the compile.
+      detail: Its message.
+    """
+    if found := _FOUND.search(detail):
+        return Lint(status=Status.WRONG_ANSWER, kind=found[1], detail=found[2].strip())
+    return Lint(status=status, detail=detail)
