@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any, NamedTuple
@@ -217,15 +217,20 @@ def times_of(entry: Entry, reply: Reply) -> Answer:
     return Answer(list(value.batch_us), value.detail, value.compile_s or None, value.set_us)
 
 
-def run(pool: WorkerPool, entries: list[Entry], journal: Journal) -> None:
-    """Asks for what the journal has not; one line on stderr for each answer."""
+def run(
+    pool: WorkerPool,
+    entries: list[Entry],
+    journal: Journal,
+    read: Callable[[Entry, Reply], Answer] = times_of,
+) -> None:
+    """Asks for what the journal has not; one line on stderr for each answer, as `read` has it."""
     missing = [entry for entry in entries if journal.get(entry) is None]
     number = 0
     for task in dict.fromkeys(entry.task for entry in missing):
         asked = [entry for entry in missing if entry.task == task]
         for reply in pool.map_unordered(task, [entry.argument for entry in asked]):
             entry, number = asked[reply.index], number + 1
-            answer = times_of(entry, reply)
+            answer = read(entry, reply)
             journal.add(entry, answer)
             served = [us for us in answer.times_us if us is not None]
             said = f"{len(served)} cells, {sum(served):,.0f} us in all"

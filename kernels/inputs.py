@@ -4,6 +4,8 @@ Tokens stay the major dimension, so a block of query tokens is one contiguous co
 head_dim 128 and an even number of query heads a KV head `prepare` only renames dimensions.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -25,12 +27,14 @@ def prepare_q(queries: jax.Array, problem: Problem) -> jax.Array:
     """Groups query heads by KV head and packs them into 32-bit rows.
 
     Args:
-      queries: [max_num_tokens, num_q_heads, head_dim] in `q_dtype`.
+      queries: [max_num_tokens, num_q_heads, head_dim] in `q_dtype`; rope rows behind are left out.
       problem: Static shapes.
 
     Returns:
       `problem.q_shape`.
     """
+    if problem.is_latent:
+        queries = queries[..., : problem.head_dim]
     group = problem.q_heads_per_kv_head
     _, heads, words, pack, lanes = problem.q_shape
     q = queries.reshape(-1, heads, group, problem.head_dim)
@@ -43,13 +47,15 @@ def prepare_kv(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Arra
     """Lays new keys and values out as rows of the KV cache.
 
     Args:
-      keys: [max_num_tokens, num_kv_heads, head_dim] in `kv_dtype`.
-      values: The same shape and dtype.
+      keys: [max_num_tokens, num_kv_heads, head_dim] in `kv_dtype`; latents without the heads.
+      values: The same shape and dtype; rope rows, [max_num_tokens, rope_dim].
       problem: Static shapes.
 
     Returns:
       `problem.kv_new_shape`: per token k0, v0, k1, v1, ...; k|v side by side for head_dim 64.
     """
+    if problem.is_latent:
+        return prepare_latent_rows(keys, values, problem)
     if problem.is_seq_along_lane:
         return _along_lanes(keys, values, problem)
     tokens, words, pack, lanes = problem.kv_new_shape
@@ -115,8 +121,15 @@ def finish_latent(out: jax.Array, problem: Problem) -> jax.Array:
 
 def prepare(
     queries: jax.Array, keys: jax.Array, values: jax.Array, problem: Problem
-) -> tuple[jax.Array, jax.Array]:
-    """Both operands of a kernel launch: (`problem.q_shape`, `problem.kv_new_shape`)."""
+) -> tuple[Any, jax.Array]:
+    """Both operands of a kernel launch: (`problem.q_shape`, `problem.kv_new_shape`).
+
+    With latents queries have their rope rows behind them, and the first is two arrays; see
+    `prepare_latent`, which takes them as the public function does.
+    """
+    if problem.is_latent:
+        nope, rope = jnp.split(queries, [problem.head_dim], axis=2)
+        return prepare_latent(nope.swapaxes(0, 1), rope, keys, values, problem)
     return prepare_q(queries, problem), prepare_kv(keys, values, problem)
 
 
@@ -127,6 +140,8 @@ def finish(out: jax.Array, problem: Problem) -> jax.Array:
     Returns:
       [max_num_tokens, num_q_heads, head_dim] in `problem.resolved_out_dtype`.
     """
+    if problem.is_latent:
+        return finish_latent(out, problem).swapaxes(0, 1)
     tokens, heads, words, pack, lanes = problem.q_shape
     out = out.reshape(tokens, heads, words * pack, lanes)
     # With K|V in one row the product p @ row has p @ V in the upper half of the lanes.

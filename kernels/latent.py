@@ -81,9 +81,9 @@ def _check_packing(problem: Any) -> None:
         return
     check_whole("kv_packing", tokens)
     tile = pack * layout.SUBLANES
-    if tokens != pack and tokens % tile:
+    if tokens != pack and (tokens % tile or tokens & (tokens - 1)):
         raise ValueError(
-            f"kv_packing={tokens} must be {pack} or a multiple of {tile} "
+            f"kv_packing={tokens} must be {pack}, or a power of two from {tile} on, "
             f"with a KV cache of {problem.kv_dtype}"
         )
     if problem.page_size % tokens:

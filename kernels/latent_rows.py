@@ -49,7 +49,7 @@ def load(
     row = div(start, tokens)
     if not on_chip or tokens != pack:
         rows = ref[(*lead, pl.ds(row, count // tokens), slice(None), pl.ds(0, lanes))]
-        x = rows.reshape(count, lanes)
+        x: jax.Array = rows.reshape(count, lanes)
         if num_valid is None:
             return x
         if not on_chip:
@@ -78,71 +78,41 @@ def _low(count: jax.Array, pack: int) -> jax.Array:
     return jnp.where(count >= pack, ones, (jnp.uint32(1) << part) - jnp.uint32(1))
 
 
-def put_token(
+def put_tokens(
     ref: Ref,
     lead: tuple[Scalar, ...],
-    token: Scalar,
-    new: tuple[Ref, tuple[Scalar, ...], Scalar],
-    out: tuple[Ref, tuple[Scalar, ...]],
+    new: NewTokens,
+    out: tuple[Ref, tuple[Scalar, ...]] | None = None,
     *,
     on_chip: bool,
 ) -> None:
-    """Puts one new token into a row of a KV buffer.
-
-    Args:
-      ref: KV buffers.
-      lead: Indices down to the row.
-      token: Place in the row.
-      new: Rows of new tokens, indices down to one, and the token's place in it.
-      out: Rows, and indices down to one that gets the result, too.
-      on_chip: Which body.
-    """
-    new_ref, new_lead, new_token = new
-    if on_chip:
-        pack = layout.packing(str(ref.dtype))
-        bits = 32 // pack
-        words, new_words = ref.bitcast(jnp.uint32), new_ref.bitcast(jnp.uint32)
-        where = (*lead, pl.ds(div(token, pack), 1))
-        word = new_words[(*new_lead, pl.ds(div(new_token, pack), 1))]
-        if pack > 1:
-            mask = jnp.uint32((1 << bits) - 1)
-            shift = (rem(token, pack) * bits).astype(jnp.uint32)
-            value = (word >> (rem(new_token, pack) * bits).astype(jnp.uint32)) & mask
-            word = (words[where] & ~(mask << shift)) | (value << shift)
-        words[where] = word
-        out[0][out[1]] = ref[lead]
-        return
-    old, own = _bits(ref[lead]), _bits(new_ref[(*new_lead, pl.ds(new_token, 1))])
-    place = jax.lax.broadcasted_iota(jnp.int32, old.shape, 0)
-    row = jax.lax.bitcast_convert_type(jnp.where(place == token, own, old), ref.dtype)
-    ref[lead] = row
-    out[0][out[1]] = row
-
-
-def put_tokens(ref: Ref, lead: tuple[Scalar, ...], new: NewTokens, *, on_chip: bool) -> None:
     """Puts new tokens into a row of a KV buffer.
 
     Args:
       ref: KV buffers.
       lead: Indices down to the row.
       new: What goes there. Its tiles are rows, and its lanes places in a row.
+      out: Rows, and indices down to one that gets the result, too.
       on_chip: Which body.
     """
+    loaded = (ref[lead], new.ref[new.first], new.ref[new.second])
     if on_chip:
-        _put_words(ref, lead, new)
-        return
-    old, first, second = (_bits(x) for x in (ref[lead], new.ref[new.first], new.ref[new.second]))
-    place = jax.lax.broadcasted_iota(jnp.int32, old.shape, 0)
-    own = jnp.roll(jnp.where(place >= new.offset, first, second), -new.offset, axis=0)
-    row = jnp.where((place >= new.begin) & (place < new.end), own, old)
-    ref[lead] = jax.lax.bitcast_convert_type(row, ref.dtype)
+        old, first, second = (pltpu.bitcast(x, jnp.uint32) for x in loaded)
+        row = pltpu.bitcast(_merged_words(old, first, second, new), ref.dtype)
+    else:
+        old, first, second = (_bits(x) for x in loaded)
+        place = jax.lax.broadcasted_iota(jnp.int32, old.shape, 0)
+        own = jnp.roll(jnp.where(place >= new.offset, first, second), -new.offset, axis=0)
+        bits = jnp.where((place >= new.begin) & (place < new.end), own, old)
+        row = jax.lax.bitcast_convert_type(bits, ref.dtype)
+    ref[lead] = row
+    if out is not None:
+        out[0][out[1]] = row
 
 
-def _put_words(ref: Ref, lead: tuple[Scalar, ...], new: NewTokens) -> None:
-    """`put_tokens` on words of `pack` tokens."""
-    pack = layout.packing(str(ref.dtype))
-    view, new_view = ref.bitcast(jnp.uint32), new.ref.bitcast(jnp.uint32)
-    old, first, second = view[lead], new_view[new.first], new_view[new.second]
+def _merged_words(old: jax.Array, first: jax.Array, second: jax.Array, new: NewTokens) -> jax.Array:
+    """`put_tokens` on words, each [words of a row, lanes]."""
+    pack = layout.packing(str(new.ref.dtype))
     num_words = old.shape[0]
     word = jax.lax.broadcasted_iota(jnp.int32, old.shape, 0)
 
@@ -156,14 +126,12 @@ def _put_words(ref: Ref, lead: tuple[Scalar, ...], new: NewTokens) -> None:
     own = words_from(div(new.offset, pack))
     if pack > 1:
         # A token may be in another part of its word than the place that it goes to.
-        shift = (rem(new.offset, pack) * (32 // pack)).astype(jnp.uint32)
-        behind = (words_from(div(new.offset, pack) + 1) << jnp.uint32(1)) << (
-            jnp.uint32(31) - shift
-        )
-        own = (own >> shift) | behind
+        shift = jnp.uint32(rem(new.offset, pack) * (32 // pack))
+        behind = words_from(div(new.offset, pack) + 1)
+        own = (own >> shift) | ((behind << jnp.uint32(1)) << (jnp.uint32(31) - shift))
     place = word * pack
-    mask = _low(new.end - place, pack) & ~_low(new.begin - place, pack)
-    view[lead] = (own & mask) | (old & ~mask)
+    mask = _low(new.end - place, pack) ^ _low(new.begin - place, pack)
+    return old ^ ((own ^ old) & mask)
 
 
 def _bits(x: jax.Array) -> jax.Array:

@@ -59,7 +59,7 @@ def ragged_paged_attention(
       the natural logarithm of each query's softmax denominator, minus infinity in all other rows.
     """
     chosen = list(range(int(arrays.distribution[2])) if seqs is None else seqs)
-    kv_new = _new_rows(keys, values, problem)
+    kv_new = inputs.prepare_kv(keys, values, problem)
     out = (
         jnp.zeros((*queries.shape[:2], problem.head_dim), jnp.float32),
         jnp.full(queries.shape[:2], -jnp.inf, jnp.float32),
@@ -75,13 +75,6 @@ def ragged_paged_attention(
         )
     attended, lse = out
     return (attended, kv_cache, lse) if problem.return_lse else (attended, kv_cache)
-
-
-def _new_rows(keys: jax.Array, values: jax.Array, problem: Problem) -> jax.Array:
-    """New keys and values as rows of the cache; they do not depend on queries."""
-    if not problem.is_latent:
-        return inputs.prepare_kv(keys, values, problem)
-    return inputs.prepare_latent_rows(keys, values, problem)
 
 
 class PaddedSequence(NamedTuple):
@@ -134,8 +127,8 @@ def write_new(
     place = seq.positions % problem.page_size
     if problem.is_latent:
         new = kv_new.reshape(-1, problem.k_lanes).at[seq.rows].get(mode="clip")
-        place = place // problem.row_tokens, place % problem.row_tokens
-        return kv_cache.at[page, *place].set(new, mode="drop")
+        row, place = place // problem.row_tokens, place % problem.row_tokens
+        return kv_cache.at[page, row, place].set(new, mode="drop")
     if problem.is_seq_along_lane:
         by_token = jnp.moveaxis(kv_new, -1, 1).reshape(-1, *kv_new.shape[1:-1])
         new = by_token.at[seq.rows].get(mode="clip")

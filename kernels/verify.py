@@ -109,6 +109,15 @@ class Operands:
     tree_mask: jax.Array | None = None
 
 
+def operand_shapes(problem: Problem) -> tuple[tuple[int, ...], ...]:
+    """Shapes of queries, keys and values; see `reference.ragged_paged_attention`."""
+    tokens, heads, dim = problem.max_num_tokens, problem.num_q_heads, problem.head_dim
+    if problem.rope_dim is not None:
+        return (tokens, heads, dim + problem.rope_dim), (tokens, dim), (tokens, problem.rope_dim)
+    new = (tokens, problem.num_kv_heads, dim)
+    return (tokens, heads, dim), new, new
+
+
 def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
     """Draws operands; every cache element that no sequence may read is poison.
 
@@ -127,11 +136,7 @@ def draw_operands(problem: Problem, batch: Batch, *, seed: int = 0) -> Operands:
             x = jnp.clip(jnp.round(x), -127, 127)
         return x.astype(problem.kv_dtype)
 
-    tokens, heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
-    new_shapes: list[tuple[int, ...]] = [(tokens, heads, dim)] * 2
-    if problem.rope_dim is not None:
-        new_shapes = [(tokens, dim), (tokens, problem.rope_dim)]
-    q_shape = (tokens, problem.num_q_heads, dim + (problem.rope_dim or 0))
+    q_shape, *new_shapes = operand_shapes(problem)
     unread = {"int8": 127.0, "float8_e5m2": np.inf}.get(problem.kv_dtype, np.nan)
     cache = np.full(problem.kv_cache_shape, unread, np.float32)
     # Token by token: a view where tokens are the last dimension.
@@ -163,22 +168,6 @@ def untouched_lse(problem: Problem) -> jax.Array | None:
     return jnp.full(problem.lse_shape, UNTOUCHED, jnp.float32) if problem.return_lse else None
 
 
-def prepare(operands: Operands, problem: Problem) -> tuple[Any, jax.Array]:
-    """Queries and new tokens as launches take them."""
-    queries, dim = operands.queries, problem.head_dim
-    if not problem.is_latent:
-        return inputs.prepare(queries, operands.keys, operands.values, problem)
-    nope = queries[..., :dim].swapaxes(0, 1)
-    return inputs.prepare_latent(nope, queries[..., dim:], operands.keys, operands.values, problem)
-
-
-def finish(out: jax.Array, problem: Problem) -> jax.Array:
-    """Output of a launch, [max_num_tokens, num_q_heads, head_dim]."""
-    if problem.is_latent:
-        return inputs.finish_latent(out, problem).swapaxes(0, 1)
-    return inputs.finish(out, problem)
-
-
 def run_interpreted(
     family: KernelFamily,
     problem: Problem,
@@ -200,7 +189,7 @@ def run_interpreted(
       operands: What is attended to.
       interpret: What `pallas_call` takes.
     """
-    q, kv_new = prepare(operands, problem)
+    q, kv_new = inputs.prepare(operands.queries, operands.keys, operands.values, problem)
     arrays = operands.arrays
     launch = functools.partial(
         family.launch, problem=problem, config=config, target=target, interpret=interpret
@@ -311,11 +300,10 @@ def compare(
     baseline, _, *plain = _reference(problem, family.name, batch, operands, "bfloat16")
     if problem.resolved_out_dtype.startswith("float8"):
         baseline = np.asarray(reference.quantize(baseline, problem.resolved_out_dtype))
-    finished = np.asarray(finish(out, problem).astype(jnp.float32))
+    finished = np.asarray(inputs.finish(out, problem).astype(jnp.float32))
     error = _largest(finished[own] - expected[own])
     baseline_error = _largest(baseline[own] - expected[own])
-    q, _ = prepare(operands, problem)
-    before = np.asarray(q[0] if isinstance(q, tuple) else q).view(np.uint8)
+    before = np.asarray(inputs.prepare_q(operands.queries, problem)).view(np.uint8)
     after = np.asarray(out).view(np.uint8)
     changed = (before != after).reshape(len(before), -1).any(axis=1)
     lse_error = lse_tolerance = 0.0

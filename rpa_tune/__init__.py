@@ -1,6 +1,7 @@
 """rpa-tune: tunes, checks and dispatches Ragged Paged Attention kernels for TPUs.
 
-`load_dispatcher`, `ragged_paged_attention`, `page_runs`, `merge_attention`, `merge_over_axis`,
+`load_dispatcher`, `ragged_paged_attention`, `mla_ragged_paged_attention`, `page_runs`,
+`merge_attention`, `merge_over_axis`,
 `Problem`, `Step`, `Artifact` and the module `capture` are what a serving engine needs. `tune` and
 `load_plan`, `plan_for`, `explain`, `verify`, `audit`, `advise` and `Server` are the commands of
 those names as calls (docs/python.md). All are imported when first used, so that importing the
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
     from rpa_tune.analysis.explain import explain
     from rpa_tune.analysis.verify import verify
     from rpa_tune.artifact.file import Artifact
-    from rpa_tune.dispatch import load_dispatcher, page_runs, ragged_paged_attention
+    from rpa_tune.dispatch import (
+        load_dispatcher,
+        mla_ragged_paged_attention,
+        page_runs,
+        ragged_paged_attention,
+    )
     from rpa_tune.models.server import Server
     from rpa_tune.sweep.plan import load_plan
     from rpa_tune.sweep.plan_for import plan_for
@@ -40,6 +46,7 @@ _LAZY = {
     "load_plan": "rpa_tune.sweep.plan",
     "merge_attention": "rpa_kernels.merge",
     "merge_over_axis": "rpa_kernels.merge",
+    "mla_ragged_paged_attention": "rpa_tune.dispatch",
     "page_runs": "rpa_tune.dispatch",
     "plan_for": "rpa_tune.sweep.plan_for",
     "ragged_paged_attention": "rpa_tune.dispatch",
@@ -63,6 +70,7 @@ __all__ = [
     "load_plan",
     "merge_attention",
     "merge_over_axis",
+    "mla_ragged_paged_attention",
     "page_runs",
     "plan_for",
     "ragged_paged_attention",

@@ -231,8 +231,8 @@ class BlockwiseKernel:
             )  # fmt: skip
             s.k[0, tokens] = rows.astype(s.k.dtype)
             if s.v is not None:
-                lanes = pl.ds(0, problem.padded_head_dim)
-                s.v[0, tokens, lanes] = rows[:, : lanes.size].astype(s.v.dtype)
+                width = problem.padded_head_dim
+                s.v[0, tokens, pl.ds(0, width)] = rows[:, :width].astype(s.v.dtype)
             return
         for head in range(problem.num_kv_heads):
             k, v = self.load_kv(slot, head, start, size, num_valid)

@@ -113,18 +113,18 @@ class QBlocks:
         def _(granule: jax.Array) -> None:
             rows = self._rows(granule, size)
             for head in range(problem.num_kv_heads):
-                q = self._load_q(s.q, parity, head, granule * size, size)
+                q = self._load_q(s.q, parity, head, granule, size)
                 if problem.is_latent:
-                    rope = self._load_q(s.q_rope, parity, head, granule * size, size)
+                    rope = self._load_q(s.q_rope, parity, head, granule, size)
                     q = jnp.concatenate([q, rope], axis=1)
                 s.scaled_q[head, rows] = online_softmax.scale_q(q, problem)
                 self._clear(head, rows, size)
 
-    def _load_q(self, ref: Ref, parity: Scalar, head: int, start: Scalar, size: int) -> jax.Array:
-        """Queries of `size` tokens of one head, one word of them after another."""
+    def _load_q(self, ref: Ref, parity: Scalar, head: int, granule: Scalar, size: int) -> jax.Array:
+        """Queries of one head in a granule of `size` tokens, one word of them after another."""
         words = [
             packed.load_q(
-                ref, (parity,), head=head, word=word, start=start, count=size,
+                ref, (parity,), head=head, word=word, start=granule * size, count=size,
                 on_chip=self.on_chip,
             )
             for word in range(self.problem.q_words)

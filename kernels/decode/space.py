@@ -8,6 +8,9 @@ from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
+# Bytes of a KV block of latents: 1024 tokens of 512 + 64 elements in bfloat16, 2048 in float8.
+LATENT_BLOCK_BYTES = 1280 << 10
+
 
 def check(
     problem: Problem,
@@ -47,6 +50,16 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     """Values worth trying, in rising order; `check` says which can be combined."""
     del target
     sizes = limits.block_sizes(problem, (128, 256, 512, 1024, 2048))
+    if problem.is_latent:
+        # What begins and ends an item is work for every head.
+        sizes = limits.block_sizes(problem, (256, 512, 1024, 2048, 4096))
+        return {
+            "bkv_sz": sizes,
+            "bkv_csz": tuple(sorted({*sizes, *(n for n in (256, 512, 1024) if n <= max(sizes))})),
+            "seqs_per_step": (1, 2, 4),
+            "num_buffers": (2, 3, 4),
+            "bq_sz": (16, 32),
+        }
     return {
         "bkv_sz": sizes,
         "bkv_csz": tuple(sorted({*sizes, *(n for n in (128, 256, 512) if n <= max(sizes))})),
@@ -67,19 +80,28 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
     block but is fetched sooner, and the more steps are under way the longer the copy engine has
     work beside tails. Queries of 16 sequences at a time are never behind the KV of their steps.
 
+    Latents have longer blocks: what begins and ends an item is work for every head (v7x, 128 heads,
+    float8, 16 contexts of 4096: blocks of 2048 in halves 40.3 us, of 512 54.1 us; v6e in bfloat16:
+    of 1024 82.4 us, of 512 87.4 us; simulated).
+
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
-    block, seqs, buffers = limits.block_sizes(problem, (512,))[0], 4, 4
-    most = (4 if heads.pairs_heads(problem) else 2) << 20
+    block, seqs, buffers, keys = limits.block_sizes(problem, (512,))[0], 4, 4, 512
+    if problem.is_latent:
+        tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
+        block, seqs, buffers = limits.block_sizes(problem, (tokens,))[0], 2, 3
+        keys = max(keys, tokens // 2)
+    largest = 2 * LATENT_BLOCK_BYTES if problem.is_latent else 2 << 20
+    most = 2 * largest if heads.pairs_heads(problem) else largest
     while seqs > 1 and seqs * block * problem.kv_token_bytes > most:
         seqs //= 2
-    if block * problem.kv_token_bytes > 2 << 20:
+    if block * problem.kv_token_bytes > largest:
         block, seqs = limits.block_sizes(problem, (256,))[0], 2
     while True:
         config = DecodeConfig(
             bkv_sz=block,
-            bkv_csz=limits.compute_size(block, 512),
+            bkv_csz=limits.compute_size(block, keys),
             seqs_per_step=seqs,
             num_buffers=buffers,
             bq_sz=16,

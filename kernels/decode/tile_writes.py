@@ -1,11 +1,11 @@
 """New tokens of a step, where they are written with their neighbours (`latent.in_tiles`).
 
 A token is one lane of a lane tile of 128 tokens, or one of the tokens in a row of latents; copies
-move tiles whole. The tile came with the
-sequence's last KV block; the token is put into it for the step's products, and the tile goes back
-to the cache from a buffer of its own, so that the KV buffer can be filled again at once. Nobody
-else reads or writes the tile: the last page of a sequence is its own. Several new tokens of a
-sequence may lie in two tiles, and in two KV blocks, but no tile lies in two of those.
+move tiles whole. The tile came with the sequence's last KV block; the token is put into it for the
+step's products, and the tile goes back to the cache from a buffer of its own, so that the KV buffer
+can be filled again at once. Nobody else reads or writes the tile: the last page of a sequence is
+its own. Several new tokens of a sequence may lie in two tiles, and in two KV blocks, but no tile
+lies in two of those.
 """
 
 from dataclasses import dataclass
@@ -142,19 +142,16 @@ class TileWrites:
           new: Indices down to a tile of new tokens, and the token's place in it.
         """
         s, (tiles, _), (slot, g), (tile, new_place) = self.scratch, self._written, out, new
-        first = g * self.config.bkv_sz
-        if self.cache.problem.is_latent:
-            row = div(first + token - place, self.cache.problem.row_tokens)
-            latent_rows.put_token(
-                s.kv, (slot, row), place, (s.kv_new, tile, new_place), (tiles, out),
-                on_chip=self.on_chip,
-            )  # fmt: skip
-            return
+        first, size = g * self.config.bkv_sz, tile_tokens(self.cache.problem)
         tokens = lane_pages.NewTokens(
-            ref=s.kv_new, first=tile, second=tile, offset=(new_place - place) & (LANES - 1),
+            ref=s.kv_new, first=tile, second=tile, offset=(new_place - place) & (size - 1),
             begin=place, end=place + 1,
         )  # fmt: skip
         start = first + token - place
+        if self.cache.problem.is_latent:
+            row = (slot, div(start, size))
+            latent_rows.put_tokens(s.kv, row, tokens, (tiles, out), on_chip=self.on_chip)
+            return
         lane_pages.put_tokens(s.kv, (slot,), start, tokens, (tiles, out), on_chip=self.on_chip)
 
     def _wait(self, slot: Scalar) -> None:

@@ -9,9 +9,9 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from rpa_kernels import FAMILIES
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import SLOTS
 from rpa_tune.candidate import Candidate
 from rpa_tune.evaluate.interpreted import resized, stand_in
 from rpa_tune.families.registry import load_family
@@ -145,9 +145,7 @@ def correctness_cases(chip: str, *, is_rehearsal: bool) -> list[Case]:
       is_rehearsal: One case a family, with small blocks and few heads.
     """
     chosen = (
-        zip(FAMILIES, _FEATURES, strict=False)
-        if is_rehearsal
-        else itertools.product(FAMILIES, _FEATURES)
+        zip(SLOTS, _FEATURES, strict=False) if is_rehearsal else itertools.product(SLOTS, _FEATURES)
     )
     found = []
     for family, feature in chosen:

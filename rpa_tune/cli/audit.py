@@ -156,11 +156,13 @@ def _print(found: Audit, fail_on: str) -> None:
         )
         if note := padding_note(problem):
             click.echo(f"  {note}")
-        click.echo(f"{'tokens':>7}{'seqs':>6}  {'family':8}{'coverage':11}{'loss %':>9}  why")
+        width = max(8, 2 + max(len(entry.family) for entry in listed))
+        click.echo(f"{'tokens':>7}{'seqs':>6}  {'family':{width}}{'coverage':11}{'loss %':>9}  why")
         for entry in listed:
             click.echo(
                 f"{entry.problem.max_num_tokens:>7}{entry.problem.max_num_seqs:>6}  "
-                f"{entry.family:8}{entry.coverage:11}{_loss_text(entry):>9}  {_why_text(entry)}"
+                f"{entry.family:{width}}{entry.coverage:11}{_loss_text(entry):>9}  "
+                f"{_why_text(entry)}"
             )
     summary = ", ".join(f"{found.counts[coverage]} {coverage}" for coverage in Source)
     click.echo(

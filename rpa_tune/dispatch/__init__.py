@@ -2,7 +2,11 @@
 
 import logging
 
-from rpa_tune.dispatch.attention import page_runs, ragged_paged_attention
+from rpa_tune.dispatch.attention import (
+    mla_ragged_paged_attention,
+    page_runs,
+    ragged_paged_attention,
+)
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.dispatch.plan import Launch, LaunchPlan
 from rpa_tune.dispatch.select import Choice, Source
@@ -18,6 +22,7 @@ __all__ = [
     "LaunchPlan",
     "Source",
     "load_dispatcher",
+    "mla_ragged_paged_attention",
     "page_runs",
     "ragged_paged_attention",
 ]

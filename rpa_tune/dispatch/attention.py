@@ -17,8 +17,9 @@ from rpa_kernels.problem import Problem
 from rpa_kernels.settings import under_defaults
 from rpa_tune.dispatch.call import Arrays, Features
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
+from rpa_tune.dispatch.mla_call import LatentArrays, LatentFeatures
 from rpa_tune.dispatch.plan import LaunchPlan
-from rpa_tune.dispatch.runtime import Planner, attend
+from rpa_tune.dispatch.runtime import Planner, attend, attend_latent
 
 
 def ragged_paged_attention(
@@ -88,6 +89,66 @@ def ragged_paged_attention(
         arrays, plan=planner, compiled=planner.compiled, interpret=interpret, page_runs=page_runs,
         **features,
     )  # fmt: skip
+
+
+def mla_ragged_paged_attention(
+    ql_nope: jax.Array,
+    q_pe: jax.Array,
+    new_kv_c: jax.Array,
+    new_k_pe: jax.Array,
+    cache_kv: jax.Array,
+    kv_lens: jax.Array,
+    page_indices: jax.Array,
+    cu_q_lens: jax.Array,
+    distribution: jax.Array,
+    *,
+    plan: LaunchPlan | Planner | None = None,
+    interpret: Any = None,
+    page_runs: jax.Array | None = None,
+    **features: Unpack[LatentFeatures],
+) -> tuple[jax.Array, ...]:
+    """Multi-head latent attention, absorbed, over decode, prefill and mixed sequences of one batch.
+
+    The call of `mla_ragged_paged_attention` of tpu-inference 0.32.0, mla/v2, whose cache it takes
+    and gives. Donates the cache, as there: it is updated in its own place.
+
+    Args:
+      ql_nope: Queries times each head's key matrix, [num_q_heads, max_num_tokens, kv_lora_rank];
+        bfloat16, float32 or float8.
+      q_pe: Their rope parts, [max_num_tokens, num_q_heads, rope_dim] in the same dtype.
+      new_kv_c: New latents, [max_num_tokens, kv_lora_rank] in the cache's dtype.
+      new_k_pe: New rope rows, [max_num_tokens, rope_dim] in the cache's dtype.
+      cache_kv: [num_pages, page_size / kv_packing, kv_packing, lanes]: latents and rope rows side
+        by side, each padded to 128 lanes.
+      kv_lens: int32[max_num_seqs], contexts in tokens, new tokens included.
+      page_indices: int32[max_num_seqs * pages_per_seq].
+      cu_q_lens: int32[max_num_seqs + 1].
+      distribution: int32[3], (end of decode, end of prefill, number of sequences).
+      plan: As in `ragged_paged_attention`.
+      interpret: As there.
+      page_runs: As there.
+      features: See `LatentFeatures`.
+
+    Returns:
+      (output [num_q_heads, max_num_tokens, kv_lora_rank] in the dtype of the queries, updated
+      cache). Rows of the output past the last sequence mean nothing.
+
+    Raises:
+      TypeError: A keyword that is none of `LatentFeatures`.
+      ValueError: Shapes, dtypes, features or, in NumPy metadata, lengths that cannot be; or a
+        plan for something else.
+      UsageError: No plan, and no TPU.
+    """
+    arrays = LatentArrays(
+        ql_nope, q_pe, new_kv_c, new_k_pe, cache_kv, kv_lens, page_indices, cu_q_lens, distribution
+    )
+    compiled = None
+    if not isinstance(plan, LaunchPlan):
+        plan = plan or _attached_dispatcher()
+        compiled = plan.compiled
+    return attend_latent(
+        arrays, plan=plan, compiled=compiled, interpret=interpret, page_runs=page_runs, **features
+    )
 
 
 @under_defaults

@@ -126,7 +126,7 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
     _check_cache(arrays, page_size, kv_layout)
     _check_sink(arrays.attention_sink, arrays.queries)
     _check_tree_mask(arrays.tree_mask, arrays.queries)
-    _check_metadata(arrays)
+    check_metadata(arrays)
     _check_features(page_size, **features)
     queries, kv_cache, num_seqs = arrays.queries, arrays.kv_cache, arrays.kv_lens.shape[0]
     return Problem(
@@ -158,20 +158,20 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
     ).without_idle_window()
 
 
-def check_lengths(arrays: Arrays, problem: Problem) -> None:
+def check_lengths(arrays: Any, problem: Problem) -> None:
     """Refuses lengths and pages that cannot be launched.
 
     More than the public check: decode sequences have one token each, or as many as the problem
     allows, and come first.
 
     Args:
-      arrays: The metadata are on the host; of the others only shapes are read.
-      problem: Says whether contexts may be shorter than the queries; and the sizes.
+      arrays: Of a call; lengths, pages and distribution are on the host.
+      problem: That of the call.
 
     Raises:
       ValueError: The first thing that is wrong.
     """
-    max_num_tokens, num_pages = arrays.queries.shape[0], arrays.kv_cache.shape[0]
+    max_num_tokens, num_pages = problem.max_num_tokens, problem.num_pages
     page_size = problem.page_size
     pages = arrays.page_indices.reshape(arrays.kv_lens.shape[0], -1)
     d, p, n = (int(end) for end in arrays.distribution)
@@ -263,7 +263,12 @@ def _check_tree_mask(mask: Any, queries: Any) -> None:
         )
 
 
-def _check_metadata(arrays: Arrays) -> None:
+def check_metadata(arrays: Any) -> None:
+    """Refuses int32 arrays of a call whose shapes do not belong together.
+
+    Raises:
+      ValueError: The first thing that is wrong.
+    """
     for name in ("kv_lens", "page_indices", "cu_q_lens", "distribution"):
         array = getattr(arrays, name)
         if array.ndim != 1 or array.dtype != jnp.int32:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from rpa_kernels import FAMILIES
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import SLOTS, families_of, slot_of
 from rpa_kernels.target import Target
 from rpa_tune.dispatch.call import Arrays
-from rpa_tune.dispatch.plan import ORDER, Launch, LaunchPlan
-from rpa_tune.dispatch.runtime import Executables, attend
+from rpa_tune.dispatch.mla_call import LatentArrays
+from rpa_tune.dispatch.plan import Launch, LaunchPlan
+from rpa_tune.dispatch.runtime import Executables, attend, attend_latent
 from rpa_tune.dispatch.select import Choice, OnMiss, Source, select
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip, chip_of_device_kind, load_chip
@@ -44,16 +45,21 @@ class _Menu:
         # it has the decode sequences, it has the prefill ones as well.
         if "decode" not in choices:
             choices.pop("prefill", None)
+        self.by_slot = {slot_of(family): family for family in choices}
         self._plans: dict[tuple[int, ...], LaunchPlan] = {}
 
+    def choice(self, slot: str) -> Choice | None:
+        """What serves a slot by itself."""
+        return self.choices.get(self.by_slot.get(slot, ""))
+
     def plan(self, picks: tuple[int, ...]) -> LaunchPlan:
-        """The plan with config `picks[i]` of `ORDER[i]`; the same object every time."""
+        """The plan with config `picks[i]` for slot i; the same object every time."""
         plan = self._plans.get(picks)
         if plan is None:
             launches = tuple(
                 Launch(family=family, config=choice.configs[pick], why=choice.why)
-                for family, pick in zip(ORDER, picks, strict=True)
-                if pick != _ABSENT and (choice := self.choices[family])
+                for slot, pick in zip(SLOTS, picks, strict=True)
+                if pick != _ABSENT and (choice := self.choices[family := self.by_slot[slot]])
             )
             plan = LaunchPlan(problem=self.problem, target=self.target, launches=launches)
             self._plans[picks] = plan
@@ -98,16 +104,16 @@ class Dispatcher:
         menu = self._menus.get(problem) or self._menu(problem)
         mixed = step.mixed
         picks = [_ABSENT, _ABSENT, _ABSENT]
-        for place, family in enumerate(ORDER[:2]):
-            lengths = step.lengths(family)
+        for place, slot in enumerate(SLOTS[:2]):
+            lengths = step.lengths(slot)
             if not lengths.num_seqs:
                 continue
-            if choice := menu.choices.get(family):
+            if choice := menu.choice(slot):
                 picks[place] = choice.row.pick(lengths) if choice.row else 0
             else:
                 mixed += lengths
         if mixed.num_seqs:
-            row = menu.choices["mixed"].row
+            row = menu.choices[menu.by_slot["mixed"]].row
             picks[2] = row.pick(mixed) if row else 0
         return menu.plan(tuple(picks))
 
@@ -131,10 +137,8 @@ class Dispatcher:
     def _plans(self, problem: Problem) -> list[LaunchPlan]:
         menu = self._menus.get(problem) or self._menu(problem)
         options = [
-            [_ABSENT, *range(len(menu.choices[family].configs))]
-            if family in menu.choices
-            else [_ABSENT]
-            for family in ORDER
+            [_ABSENT, *range(len(choice.configs) if (choice := menu.choice(slot)) else 0)]
+            for slot in SLOTS
         ]
         picks = [p for p in itertools.product(*options) if any(pick != _ABSENT for pick in p)]
         plans = [menu.plan(p) for p in picks]
@@ -151,7 +155,10 @@ class Dispatcher:
         tree_mask: jax.Array | None = None,
         **options: Any,
     ) -> Any:
-        """Runs a plan; see `runtime.ragged_paged_attention`."""
+        """Runs a plan; see `attention.ragged_paged_attention`, or that for latents."""
+        if plan.problem.is_latent:
+            latent = LatentArrays(*arrays)
+            return attend_latent(latent, plan=plan, compiled=self.compiled, **options)
         given = Arrays(*arrays)._replace(tree_mask=tree_mask)
         return attend(given, plan=plan, compiled=self.compiled, **options)
 
@@ -160,7 +167,7 @@ class Dispatcher:
         problem = asked.without_idle_window()  # as calls come (`call.problem_of`)
         choices: dict[str, Choice] = {}
         refusals = []
-        for family in FAMILIES:
+        for family in families_of(problem):
             choice = select(problem, self.chip.target, family, self.tables, on_miss=self.on_miss)
             key = tuning_key(problem, self.chip.name, family)
             is_new = key not in self._logged
@@ -175,7 +182,8 @@ class Dispatcher:
                 self._say_other_flags(choice)
                 level = logging.INFO if choice.source is Source.EXACT else logging.WARNING
                 _log.log(level, "%s on %s: %s", family, self.chip.name, choice.why)
-        needed = ("decode", "mixed") if problem.has_tree_mask else ("mixed",)
+        # Mixed serves whatever else is there.
+        needed = ("decode", "mixed") if problem.has_tree_mask else families_of(problem)[-1:]
         if any(family not in choices for family in needed):
             raise ValueError(
                 f"no kernel can serve this problem on {self.chip.name}: {'; '.join(refusals)}"

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import FAMILIES, families_of, slot_of
 from rpa_kernels.target import Target
 
 # Launch order, which is the order of sequences in a batch.
-ORDER = ("decode", "prefill", "mixed")
+ORDER = FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,15 +49,23 @@ class LaunchPlan:
         """Refuses what cannot be launched in turn.
 
         Raises:
-          ValueError: A family twice, out of order, or unknown.
+          ValueError: A family twice, out of order, or unknown, or one for other problems.
         """
         if self.families != tuple(family for family in ORDER if family in self.families):
             raise ValueError(f"launches {self.families} are not each one of {ORDER}, in this order")
+        if wrong := set(self.families) - set(families_of(self.problem)):
+            served = ", ".join(families_of(self.problem))
+            raise ValueError(f"{', '.join(wrong)} cannot serve this problem; {served} can")
 
     @property
     def families(self) -> tuple[str, ...]:
         """Families in launch order."""
         return tuple(launch.family for launch in self.launches)
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Slots that the families serve, in launch order."""
+        return tuple(slot_of(family) for family in self.families)
 
     def effective_distribution(
         self, decode_end: Any, prefill_end: Any, num_seqs: Any
@@ -71,11 +80,11 @@ class LaunchPlan:
         Returns:
           Three entries of the same kind.
         """
-        families = self.families
-        others_serve = {"prefill", "mixed"} & set(families) and not self.problem.has_tree_mask
-        if "decode" not in families and others_serve:
+        slots = self.slots
+        others_serve = {"prefill", "mixed"} & set(slots) and not self.problem.has_tree_mask
+        if "decode" not in slots and others_serve:
             decode_end = 0
-        if "prefill" not in families and "mixed" in families:
+        if "prefill" not in slots and "mixed" in slots:
             prefill_end = decode_end
         return decode_end, prefill_end, num_seqs
 
@@ -84,5 +93,5 @@ class LaunchPlan:
         d, p, n = self.effective_distribution(*distribution)
         counts = {"decode": d, "prefill": p - d, "mixed": n - p}
         left = [f"{count} {name}" for name, count in counts.items()
-                if count and name not in self.families]  # fmt: skip
+                if count and name not in self.slots]  # fmt: skip
         return ", ".join(left) or None

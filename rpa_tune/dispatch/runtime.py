@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, Unpack
+from typing import Any, NamedTuple, Protocol, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from rpa_kernels import inputs, load_family
 from rpa_kernels.problem import Problem
 from rpa_kernels.settings import under_defaults
 from rpa_tune.dispatch.call import Arrays, Features, check_lengths, problem_of
+from rpa_tune.dispatch.mla_call import LatentArrays, LatentFeatures, latent_problem_of
 from rpa_tune.dispatch.plan import LaunchPlan
 from rpa_tune.tables.key import differences, tuning_key
 from rpa_tune.tables.step import Lengths, Step
@@ -64,14 +65,57 @@ def attend(
       TypeError: As there.
       ValueError: As there.
     """
-    problem = problem_of(arrays, **features)
+    call = _Call(
+        arrays=arrays,
+        problem=problem_of(arrays, **features),
+        has_prefill=features.get("chunk_prefill_size") is not None,
+    )
+    return _attend(call, plan=plan, compiled=compiled, interpret=interpret, page_runs=page_runs)
+
+
+def attend_latent(
+    arrays: LatentArrays,
+    *,
+    plan: LaunchPlan | Planner,
+    compiled: Executables | None = None,
+    interpret: Any = None,
+    page_runs: Any = None,
+    **features: Unpack[LatentFeatures],
+) -> tuple[jax.Array, ...]:
+    """The call of `mla_ragged_paged_attention`; see `attend`."""
+    call = _Call(
+        arrays=arrays,
+        problem=latent_problem_of(arrays, **features),
+        has_prefill=features.get("chunk_prefill_size") is not None,
+    )
+    return _attend(call, plan=plan, compiled=compiled, interpret=interpret, page_runs=page_runs)
+
+
+class _Call(NamedTuple):
+    """A call that was checked, and whether the caller uses the prefill slot."""
+
+    arrays: Any
+    problem: Problem
+    has_prefill: bool
+
+
+def _attend(
+    call: _Call,
+    *,
+    plan: LaunchPlan | Planner,
+    compiled: Executables | None,
+    interpret: Any,
+    page_runs: Any,
+) -> tuple[jax.Array, ...]:
+    """`attend`, whatever the arrays are."""
+    arrays, problem, has_prefill = call
     if page_runs is not None:
         _check_page_runs(page_runs, arrays.page_indices)
-    on_host = all(isinstance(array, np.ndarray) for array in arrays[4:8])
+    metadata = (arrays.kv_lens, arrays.page_indices, arrays.cu_q_lens, arrays.distribution)
+    on_host = all(isinstance(array, np.ndarray) for array in metadata)
     if on_host:
         check_lengths(arrays, problem)
     if not isinstance(plan, LaunchPlan):
-        has_prefill = features.get("chunk_prefill_size") is not None
         step = _step_of(arrays) if on_host else full_step(problem, has_prefill=has_prefill)
         plan = plan.plan(problem, step)
     _check_plan(plan, problem)
@@ -86,8 +130,7 @@ def attend(
         results = compiled.run(plan, arguments)
     if results is not None:
         return results
-    run = _run_in_place if _donated(problem) == _IN_PLACE else _run
-    return run(  # type: ignore[no-any-return]
+    return _jitted(problem)(  # type: ignore[no-any-return]
         *arguments, problem=problem, plan=plan, interpret=interpret, page_runs=page_runs
     )
 
@@ -123,7 +166,7 @@ def full_step(problem: Problem, *, has_prefill: bool) -> Step:
     )
 
 
-def _step_of(arrays: Arrays) -> Step:
+def _step_of(arrays: Any) -> Step:
     num_seqs = int(arrays.distribution[2])
     q_lens = np.diff(arrays.cu_q_lens[: num_seqs + 1])
     return Step.of(q_lens.tolist(), arrays.kv_lens[:num_seqs].tolist(), arrays.distribution)
@@ -160,8 +203,10 @@ def flat_call(plan: LaunchPlan) -> tuple[Callable[..., Any], tuple[int, ...]]:
     Returns:
       The function, and the positions of the arrays whose memory its results take.
     """
-    function = functools.partial(_launch_all, problem=plan.problem, plan=plan, interpret=None)
-    return function, tuple(Arrays._fields.index(name) for name in _donated(plan.problem))
+    is_latent = plan.problem.is_latent
+    launch, arrays = (_launch_latent, LatentArrays) if is_latent else (_launch_all, Arrays)
+    function = functools.partial(launch, problem=plan.problem, plan=plan, interpret=None)
+    return function, tuple(arrays._fields.index(name) for name in _donated(plan.problem))
 
 
 @under_defaults
@@ -177,22 +222,49 @@ def _launch_all(
     page_runs: jax.Array | None = None,
 ) -> tuple[jax.Array, ...]:
     """Lays out the operands once and chains the kernels over them."""
-    kv_lens, page_indices, cu_q_lens, distribution = map(jnp.asarray, metadata[:4])
-    rest = list(metadata[4:])
+    scalars, rest = _scalars(metadata[:4], plan), list(metadata[4:])
     sinks = rest.pop(0) if problem.has_sinks else None
     tree_mask = rest.pop(0) if problem.has_tree_mask else None
-    distribution = jnp.stack(
-        [jnp.asarray(end, jnp.int32) for end in plan.effective_distribution(*distribution)]
-    )
     q, kv_new = inputs.prepare(queries, keys, values, problem)
     lse = [inputs.no_lse(problem)] if problem.return_lse else []
     for launch in plan.launches:
         q, kv_cache, *lse = load_family(launch.family).launch(
-            q, kv_new, kv_cache, kv_lens, page_indices, cu_q_lens, distribution,
+            q, kv_new, kv_cache, *scalars,
             problem=problem, config=launch.config, target=plan.target, interpret=interpret,
             sinks=sinks, page_runs=page_runs, lse=lse[0] if lse else None, tree_mask=tree_mask,
         )  # fmt: skip
     return inputs.finish(q, problem), kv_cache, *(inputs.finish_lse(x, problem) for x in lse)
+
+
+def _scalars(metadata: Sequence[Any], plan: LaunchPlan) -> list[jax.Array]:
+    """Lengths, pages and the distribution that the kernels are given."""
+    *lengths, distribution = map(jnp.asarray, metadata)
+    ends = plan.effective_distribution(*distribution)
+    return [*lengths, jnp.stack([jnp.asarray(end, jnp.int32) for end in ends])]
+
+
+@under_defaults
+def _launch_latent(
+    ql_nope: jax.Array,
+    q_pe: jax.Array,
+    new_kv_c: jax.Array,
+    new_k_pe: jax.Array,
+    cache_kv: jax.Array,
+    *metadata: Any,
+    problem: Problem,
+    plan: LaunchPlan,
+    interpret: Any,
+    page_runs: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
+    """`_launch_all` of latent attention."""
+    scalars = _scalars(metadata, plan)
+    (nope, rope), kv_new = inputs.prepare_latent(ql_nope, q_pe, new_kv_c, new_k_pe, problem)
+    for launch in plan.launches:
+        nope, cache_kv = load_family(launch.family).launch(
+            (nope, rope), kv_new, cache_kv, *scalars, problem=problem, config=launch.config,
+            target=plan.target, interpret=interpret, page_runs=page_runs,
+        )  # fmt: skip
+    return inputs.finish_latent(nope, problem), cache_kv
 
 
 _IN_PLACE = ("queries", "kv_cache")
@@ -200,9 +272,19 @@ _IN_PLACE = ("queries", "kv_cache")
 
 def _donated(problem: Problem) -> tuple[str, ...]:
     """Arguments whose memory the results take."""
+    if problem.is_latent:
+        return ("cache_kv",)  # queries are turned round on their way in and out, as there
     return _IN_PLACE if problem.out_dtype is None and not problem.fuses_kv else ("kv_cache",)
 
 
 _STATIC = ("problem", "plan", "interpret")
 _run = jax.jit(_launch_all, static_argnames=_STATIC, donate_argnames="kv_cache")
 _run_in_place = jax.jit(_launch_all, static_argnames=_STATIC, donate_argnames=_IN_PLACE)
+_run_latent = jax.jit(_launch_latent, static_argnames=_STATIC, donate_argnames="cache_kv")
+
+
+def _jitted(problem: Problem) -> Callable[..., Any]:
+    """The function that serves a problem, compiled when it is called."""
+    if problem.is_latent:
+        return _run_latent
+    return _run_in_place if _donated(problem) == _IN_PLACE else _run

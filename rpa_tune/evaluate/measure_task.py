@@ -25,6 +25,7 @@ from rpa_kernels.verify import (
     Operands,
     compare,
     draw_operands,
+    operand_shapes,
     spoil_unused,
     untouched_lse,
 )
@@ -287,12 +288,11 @@ def _draw_on_device(problem: Problem, batch: Batch, seed: int) -> tuple[Any, ...
             return jax.random.randint(key, shape, -127, 128, jnp.int8)
         return jax.random.normal(key, shape, jnp.bfloat16).astype(dtype)
 
-    tokens, dim = problem.max_num_tokens, problem.head_dim
-    kv_shape = (tokens, problem.num_kv_heads, dim)
+    q_shape, k_shape, v_shape = operand_shapes(problem)
     operands = Operands(
-        queries=normal(keys[0], (tokens, problem.num_q_heads, dim), problem.q_dtype),
-        keys=normal(keys[1], kv_shape, problem.kv_dtype),
-        values=normal(keys[2], kv_shape, problem.kv_dtype),
+        queries=normal(keys[0], q_shape, problem.q_dtype),
+        keys=normal(keys[1], k_shape, problem.kv_dtype),
+        values=normal(keys[2], v_shape, problem.kv_dtype),
         kv_cache=normal(keys[3], problem.kv_cache_shape, problem.kv_dtype),
         sinks=jax.random.normal(keys[4], (problem.num_q_heads,)) if problem.has_sinks else None,
         arrays=batch.arrays(problem),

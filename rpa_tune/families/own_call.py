@@ -45,22 +45,25 @@ def own_call(family: KernelFamily, problem: Problem, config: Any, target: Target
 
 
 def _latent_call(family: KernelFamily, problem: Problem, config: Any, target: Target) -> Call:
-    def attend(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        q, kv_new = inputs.prepare_latent(*arrays[:4], problem)
+    def attend(
+        ql_nope: jax.Array, q_pe: jax.Array, new_kv_c: jax.Array, new_k_pe: jax.Array,
+        *rest: jax.Array,
+    ) -> tuple[jax.Array, ...]:  # fmt: skip
+        q, kv_new = inputs.prepare_latent(ql_nope, q_pe, new_kv_c, new_k_pe, problem)
         out, kv_cache = family.launch(
-            q, kv_new, *arrays[4:], problem=problem, config=config, target=target
+            q, kv_new, *rest, problem=problem, config=config, target=target
         )
         return inputs.finish_latent(out, problem), kv_cache
 
     return Call(
         function=attend,
-        arguments=abstract_latent_inputs(problem),
+        arguments=abstract_inputs(problem),
         kernel_name=family.kernel_name(problem, config),
         donated=(4,),
     )
 
 
-def abstract_latent_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
+def _abstract_latent_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Shapes and dtypes of the public MLA call."""
     tokens, heads = problem.max_num_tokens, problem.num_q_heads
     latent, rope = problem.head_dim, problem.rope_dim or 0
@@ -83,6 +86,8 @@ def _metadata(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
 
 def abstract_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:
     """Shapes and dtypes of the public call: q, k, v, cache, four int32 arrays, what is optional."""
+    if problem.is_latent:
+        return _abstract_latent_inputs(problem)
     tokens, kv_heads, dim = problem.max_num_tokens, problem.num_kv_heads, problem.head_dim
     q_dtype, kv_dtype = jnp.dtype(problem.q_dtype), jnp.dtype(problem.kv_dtype)
     shapes: list[tuple[tuple[int, ...], Any]] = [

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from rpa_kernels.problem import MAX_DECODE_QUERY, Problem
-from rpa_tune.dispatch.attention import ragged_paged_attention
+from rpa_tune.dispatch.attention import mla_ragged_paged_attention, ragged_paged_attention
 from rpa_tune.dispatch.call import Arrays, problem_of
 from rpa_tune.dispatch.dispatcher import Dispatcher
+from rpa_tune.dispatch.mla_call import LatentArrays, latent_problem_of
 from rpa_tune.dispatch.plan import LaunchPlan
-from rpa_tune.dispatch.runtime import Executables
+from rpa_tune.dispatch.runtime import Executables, full_step
 from rpa_tune.errors import UsageError
 from rpa_tune.interop.guard import Call, Guard, first_line
 from rpa_tune.tables.key import tuning_key
@@ -39,6 +40,7 @@ class Form:
 
 
 PUBLIC = Form()  # that of tpu-inference, which is ours
+LATENT_LENGTHS = (5, 7, 8)  # `Form.lengths` of its latent call
 
 
 @dataclass(kw_only=True, slots=True)
@@ -144,15 +146,62 @@ class Served:
         )  # fmt: skip
         return self.guard.run(call, arrays)
 
+    def attend_latent(
+        self,
+        arrays: Sequence[Any],
+        features: dict[str, Any],
+        *,
+        theirs: Callable[..., tuple[Any, ...]],
+    ) -> tuple[Any, ...]:
+        """One call of the engine for layers with latents, whose arrays are those of our call.
+
+        Args:
+          arrays: The engine's.
+          features: Keyword arguments of `mla_ragged_paged_attention`.
+          theirs: The engine's function of the same arrays, for the guard.
+
+        Raises:
+          ValueError: What `mla_ragged_paged_attention` refuses, without a guard that falls back.
+        """
+        plans: list[LaunchPlan] = []
+
+        def ours(*arrays: Any) -> tuple[Any, ...]:
+            problem = latent_problem_of(LatentArrays(*arrays), **features)
+            plan = self.dispatcher.plan(problem, full_step(problem, has_prefill=False))
+            plans[:] = [plan]
+            return mla_ragged_paged_attention(
+                *arrays, plan=plan, interpret=self.interpret, **features
+            )
+
+        if self.guard is None:
+            return ours(*arrays)
+        call = Call(
+            key=self._latent_key(arrays, features), plans=plans, ours=ours, theirs=theirs,
+            lengths=LATENT_LENGTHS, compiles=self.interpret is None, token_axis=1,
+        )  # fmt: skip
+        return self.guard.run(call, arrays)
+
+    def _latent_key(self, arrays: Sequence[Any], features: dict[str, Any]) -> str:
+        try:
+            problem = latent_problem_of(LatentArrays(*arrays), **features)
+        except (TypeError, ValueError) as error:
+            return _unread(arrays, error)
+        return _text(problem, self.dispatcher.chip.name)
+
     def _key(self, arrays: Sequence[Any], features: dict[str, Any], form: Form) -> str:
         """What a call is called in a log, and refused by."""
         shapes = [None if a is None else jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
         try:
             problem = problem_of(Arrays(*jax.eval_shape(form.to_ours, *shapes)), **features)
         except (TypeError, ValueError) as error:
-            text = ", ".join(f"{a.dtype}{list(a.shape)}" for a in shapes if a is not None)
-            return f"a call with {text} ({first_line(error)})"
+            return _unread(shapes, error)
         return _text(problem, self.dispatcher.chip.name)
+
+
+def _unread(arrays: Sequence[Any], error: Exception) -> str:
+    """A call that ours cannot read, by its arrays."""
+    text = ", ".join(f"{a.dtype}{list(a.shape)}" for a in arrays if a is not None)
+    return f"a call with {text} ({first_line(error)})"
 
 
 def _text(problem: Problem, chip: str) -> str:

@@ -52,6 +52,7 @@ class Call:
       theirs: The engine's function; takes the same arrays.
       lengths: Places of kv_lens, cu_q_lens and distribution among the arrays.
       compiles: Whether ours runs on a device, and not under an interpreter.
+      token_axis: Of the output.
     """
 
     key: str
@@ -60,6 +61,7 @@ class Call:
     theirs: Attention
     lengths: tuple[int, int, int]
     compiles: bool = True
+    token_axis: int = 0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -146,7 +148,8 @@ class Guard:
         def both(*arrays: Any) -> tuple[Any, ...]:
             mine, engines = call.ours(*arrays), call.theirs(*arrays)
             lengths = [arrays[place] for place in call.lengths]
-            share, num_apart = _differences(mine, engines, *lengths[1:])
+            num_tokens = lengths[1][lengths[2][2]]
+            share, num_apart = _differences(mine, engines, num_tokens, call.token_axis)
             bound = self.bound or _BOUNDS[min(mine[0].dtype.itemsize, 4)]
             # Not `share > bound`: NaN is a difference, too.
             is_good = (share <= bound) & (num_apart == 0)
@@ -221,14 +224,13 @@ def _compile_alone(function: Attention, arrays: Sequence[Any]) -> None:
 
 
 def _differences(
-    ours: Sequence[Any], theirs: Sequence[Any], cu_q_lens: Any, distribution: Any
+    ours: Sequence[Any], theirs: Sequence[Any], num_tokens: Any, token_axis: int
 ) -> tuple[Any, Any]:
     """(largest difference of the outputs over their largest value, cache elements that differ).
 
     Rows of the output past the last sequence mean nothing, and are left out.
     """
-    num_tokens = cu_q_lens[distribution[2]]
-    is_row = (jnp.arange(ours[0].shape[0]) < num_tokens)[:, None, None]
+    is_row = jax.lax.broadcasted_iota(jnp.int32, ours[0].shape, token_axis) < num_tokens
     mine, engines = (jnp.where(is_row, x[0].astype(jnp.float32), 0) for x in (ours, theirs))
     largest = jnp.maximum(jnp.max(jnp.abs(engines)), jnp.finfo(jnp.float32).tiny)
     share = jnp.max(jnp.abs(mine - engines)) / largest

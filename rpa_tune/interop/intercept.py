@@ -18,6 +18,7 @@ from typing import Any
 from rpa_kernels.layout import HEAD_ALONG_SUBLANE, SEQ_ALONG_LANE
 from rpa_tune.dispatch.call import Features
 from rpa_tune.dispatch.dispatcher import Dispatcher
+from rpa_tune.dispatch.mla_call import LatentFeatures
 from rpa_tune.errors import UsageError
 from rpa_tune.interop.engine_call import Served
 from rpa_tune.interop.guard import Guard
@@ -30,22 +31,28 @@ from rpa_tune.interop.stand_in import StandIn, check_drift
 _IGNORED = {
     "num_kv_pages_per_block", "num_queries_per_block", "decode_block_sizes", "prefill_block_sizes",
 }  # fmt: skip
-_KNOWN = {
+_OF_RPA = frozenset({
     *LEADING["v3"], "attention_sink", "decode_query_size", *Features.__annotations__, *_IGNORED,
-}  # fmt: skip
+})  # fmt: skip
+_KNOWN = dict.fromkeys(("v3", "hd64", "batched"), _OF_RPA) | {
+    "mla": frozenset({*LEADING["mla"], *LatentFeatures.__annotations__})
+}
 INTERFACE = "tpu_inference.layers.common.attention_interface"
 _PACKAGE = "tpu_inference"
-# What its layers call for head size 64, and for all others: v3's or the batched kernel's.
-_CALLED = ("ragged_paged_attention_hd64", "ragged_paged_attention")
+# What its layers call for head size 64, for all others (v3's or the batched kernel's), and for
+# latents.
+_CALLED = (
+    "ragged_paged_attention_hd64", "ragged_paged_attention", "mla_ragged_paged_attention",
+)  # fmt: skip
 # Attention of other kinds that its layers call as well: nothing of ours takes its place.
-_WATCHED = ("mla_ragged_paged_attention", "dcp_forward", "pcp_forward")
+_WATCHED = ("dcp_forward", "pcp_forward")
 _HINT = f"rpa-tune supports {PACKAGE.title}"
 
 
 def install(
     dispatcher: Dispatcher, *, interpret: Any = None, guard: Guard | None = None
 ) -> StandIn:
-    """Replaces the v3, hd64 and batched functions of a loaded tpu-inference.
+    """Replaces the v3, hd64, batched and latent (mla) functions of a loaded tpu-inference.
 
     Args:
       dispatcher: Plans every call from its tables when it is traced.
@@ -65,7 +72,10 @@ def install(
     stand_in = StandIn()
     served = Served(dispatcher=dispatcher, interpret=interpret, guard=guard)
     for kernel, function in originals.items():
-        stand_in.replace(function, functools.partial(_attend, served, kernel, function), _PACKAGE)
+        attend = functools.partial(_attend, served, kernel, function)
+        if kernel == "mla":
+            attend = functools.partial(_attend_latent, served, function)
+        stand_in.replace(function, attend, _PACKAGE)
     stand_in.require([f"{INTERFACE}.{name}" for name in _CALLED], _HINT)
     for name in _WATCHED:
         if function := getattr(sys.modules[INTERFACE], name, None):
@@ -74,19 +84,19 @@ def install(
 
 
 def loaded_functions() -> dict[str, Any]:
-    """The v3, hd64 and batched functions by name, as far as their modules are loaded.
+    """The functions that are replaced, by kernel, as far as their modules are loaded.
 
     Raises:
       UsageError: One of them has drifted.
     """
     found = {}
-    for kernel in ("v3", "hd64", "batched"):
+    for kernel, known in _KNOWN.items():
         if MODULES[kernel] not in sys.modules:
             continue
         name = FUNCTIONS.get(kernel, "ragged_paged_attention")
         function = getattr(sys.modules[MODULES[kernel]], name, None)
         check_drift(
-            function, f"{MODULES[kernel]}.{name}", leading=LEADING[kernel], known=_KNOWN,
+            function, f"{MODULES[kernel]}.{name}", leading=LEADING[kernel], known=known,
             hint=_HINT,
         )  # fmt: skip
         found[kernel] = function
@@ -105,6 +115,14 @@ def _attend(
         known["kv_layout"] = batched_layout()
     theirs = functools.partial(original, **features)
     return served.attend(arrays, known, theirs=theirs, query_size=query_size)
+
+
+def _attend_latent(
+    served: Served, original: Callable[..., Any], *arrays: Any, **features: Any
+) -> tuple[Any, ...]:
+    """The same of its layers with latents; our call takes and checks all that theirs does."""
+    theirs = functools.partial(original, **features)
+    return served.attend_latent(arrays, features, theirs=theirs)
 
 
 def batched_layout() -> str:

@@ -42,7 +42,7 @@ class ForeignTask:
     """What to compile and which batches to run.
 
     Attributes:
-      kernel: `v3`, `hd64`, `batched` or `stacked`.
+      kernel: A key of `functions.MODULES`.
       root: Folder of the unpacked wheel.
       chip: Where it runs.
       problem: Static shapes and dtypes.
@@ -71,6 +71,7 @@ class ForeignAnswer:
       call_us: The same by Pallas call name; empty for a batch without a time.
       set_us: `batch_us` under each set of the simulator's parameters, an empty tuple for a batch
         without a time.
+      call_set_us: The same by Pallas call name, as `call_us`.
       compile_s: Seconds of lowering and compiling; 0 from the cache.
       unknown: What the simulator did not model, counted.
     """
@@ -79,6 +80,7 @@ class ForeignAnswer:
     batch_us: tuple[float | None, ...] = ()
     call_us: tuple[dict[str, float], ...] = ()
     set_us: tuple[tuple[float, ...], ...] = ()
+    call_set_us: tuple[dict[str, tuple[float, ...]], ...] = ()
     compile_s: float = 0.0
     unknown: dict[str, int] = field(default_factory=dict)
 
@@ -236,6 +238,7 @@ def _answer(rows: list[_Row], compile_s: float) -> ForeignAnswer:
         set_us=tuple(
             tuple(map(sum, zip(*(t.set_us for t in row.values()), strict=True))) for row in found
         ),
+        call_set_us=tuple({name: t.set_us for name, t in row.items()} for row in found),
         compile_s=compile_s,
         unknown=dict(unknown),
     )

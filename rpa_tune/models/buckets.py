@@ -222,7 +222,7 @@ class Engine:
 
     @property
     def _ranks_text(self) -> str:
-        return f"dp={self.dp}" if self.ranks == self.dp else f"{self.ranks} ranks of attention"
+        return f"dp={self.dp}" if self.ranks == self.dp else f"ranks={self.ranks} (dp x tp)"
 
     @property
     def families(self) -> tuple[str, ...]:

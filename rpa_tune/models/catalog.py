@@ -182,7 +182,8 @@ def shares(model: Model, *, tp: int, where: str, engine: str, **fields: Any) -> 
 
     tpu-inference 0.32.0 refuses a model with latents unless attention is data-parallel, and then
     gives each of the `tp` devices all heads of its share of the sequences (`TpuPlatform`,
-    `ShardingConfigManager.from_vllm_config`); sglang-jax shares the heads.
+    `ShardingConfigManager.from_vllm_config`); sglang-jax shares the heads, on its main branch: the
+    wheel 0.0.2 has no kernel for latents.
 
     Args:
       model: After `Model.within`.

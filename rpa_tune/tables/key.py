@@ -158,7 +158,10 @@ _FIXED = ("chip", "family", "q_dtype", "kv_dtype", "kv_layout", "rope_dim", "kv_
 # Family -> sizes that its best config does not depend on: rows that differ in them alone are of
 # one study. A decode step has a token a sequence whatever the bucket; what else shares the launch
 # is served by another family. `expected_loss.yaml` has the regret of taking one for the other.
-FILLED: dict[str, tuple[str, ...]] = {"decode": ("max_num_tokens",)}
+FILLED: dict[str, tuple[str, ...]] = {
+    "decode": ("max_num_tokens",),
+    "mla-decode": ("max_num_tokens",),
+}
 
 
 def studied_key(key: TuningKey) -> TuningKey:

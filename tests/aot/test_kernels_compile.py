@@ -9,6 +9,7 @@ import pytest
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import slot_of
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import lower
 from rpa_tune.compile.pool import WorkerPool
@@ -71,6 +72,11 @@ HEADS_OF_512 = {
     "32_on_4": {"num_q_heads": 32, "num_kv_heads": 4},
 }  # fmt: skip
 DECODE_KV = (1, 127, 128, 129, 4096, 700, 513, 2, 1500)
+LATENT = Problem(
+    num_q_heads=16, num_kv_heads=1, head_dim=512, rope_dim=64, page_size=256, max_num_tokens=512,
+    max_num_seqs=16, pages_per_seq=16, num_pages=256, sm_scale=0.07,
+)  # fmt: skip
+FLOAT8_ROWS = {"q_dtype": "float8_e4m3fn", "kv_dtype": "float8_e4m3fn", "kv_packing": 32}
 BATCHES = {
     "decode": Batch(q_lens=(1,) * 9, kv_lens=DECODE_KV, num_decode=9),
     "mixed": Batch(q_lens=(1, 300, 4, 129), kv_lens=(9, 300, 1000, 2048), num_decode=1),
@@ -101,9 +107,8 @@ def simulate(pool, cache_dir, named, batches=BATCHES, **changes):
         candidate = Candidate(
             family=record, problem=problem, config=config, chip=load_chip(chip), workload="test"
         )
-        tasks.append(
-            SimulateTask(candidate=candidate, batches=(batches[family],), cache_dir=cache_dir)
-        )
+        batch = batches[slot_of(family)]
+        tasks.append(SimulateTask(candidate=candidate, batches=(batch,), cache_dir=cache_dir))
     names = list(named)
     for reply in pool.map_unordered(TASK, tasks):
         name = names[reply.index]
@@ -130,6 +135,21 @@ def test_kv_blocks_that_are_a_part_of_a_page_compile(pool, tmp_path, family):
 
 def test_prefill_compiles(pool, tmp_path):
     simulate(pool, tmp_path, {"v6e": ("prefill", LLAMA, "v6e")})
+
+
+def test_decode_of_latents_moves_what_its_account_says(pool, tmp_path):
+    rows = dataclasses.replace(LATENT, **FLOAT8_ROWS)
+    simulate(pool, tmp_path, {"v7x": ("mla-decode", rows, "v7x")})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mla-decode", "mla-mixed"])
+@pytest.mark.parametrize("changes", [{}, FLOAT8_ROWS, {"num_q_heads": 128, "kv_packing": 32}],
+                         ids=["words", "float8_rows", "many_heads"])  # fmt: skip
+def test_latents_on_every_chip(pool, tmp_path, family, changes):
+    problem = dataclasses.replace(LATENT, **changes)
+    chips = {chip: (family, problem, chip) for chip in ("v5p", "v6e", "v7x")}
+    simulate(pool, tmp_path, chips)
 
 
 def compile_chain(chip):

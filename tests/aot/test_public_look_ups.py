@@ -17,6 +17,7 @@ from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import sglang_jax_tables
 from rpa_tune.interop.public.tpu_inference import functions
+from rpa_tune.interop.public.tpu_inference.arrays import abstract_arguments, num_leading
 from rpa_tune.interop.public.tpu_inference.families import TPU_INFERENCE
 from rpa_tune.interop.public.tpu_inference.package import WHEEL, why_untraceable
 from rpa_tune.interop.tpu_inference_tables import export_tables
@@ -145,6 +146,17 @@ def test_exported_rows_of_the_latent_kernel_are_what_the_engine_then_looks_up(
         assert TPU_INFERENCE[name].config_to_dict(new) == config
         assert new != old
         assert chosen(name, replace(problem, max_num_seqs=78)) == old
+
+
+def test_latent_arrays_are_in_the_order_of_the_functions_parameters():
+    arrays = abstract_arguments("mla", LATENT)
+    assert [array.shape for array in arrays] == [
+        (128, 128, 512), (128, 128, 64), (128, 512), (128, 64), (512, 32, 32, 640),
+        (64,), (512,), (65,), (3,),
+    ]  # fmt: skip
+    assert {array.dtype.name for array in arrays[:5]} == {"float8_e4m3fn"}
+    assert arrays[num_leading("mla") - 1].shape == LATENT.kv_cache_shape
+    assert abstract_arguments("v3", PROBLEM)[num_leading("v3") - 1].shape == PROBLEM.kv_cache_shape
 
 
 def test_the_latent_function_makes_the_launches_that_its_families_are_for():

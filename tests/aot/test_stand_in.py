@@ -6,6 +6,7 @@ ours is replaced by empty stand-ins; the function under test, its look-up of the
 """
 
 import importlib
+import inspect
 import logging
 import runpy
 import sys
@@ -16,13 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from table_rows import PROBLEM
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from table_rows import LATENT, PROBLEM
 
 from rpa_kernels.problem import MAX_DECODE_QUERY
 from rpa_tune.dispatch.dispatcher import load_dispatcher
+from rpa_tune.dispatch.mla_call import LatentArrays, LatentFeatures
 from rpa_tune.errors import UsageError
 from rpa_tune.interop import intercept
 from rpa_tune.interop.engine_call import Served
+from rpa_tune.interop.guard import Guard
 from rpa_tune.interop.public.tpu_inference import functions
 from rpa_tune.interop.public.tpu_inference.package import WHEEL
 
@@ -35,8 +40,6 @@ STUBS = {
     "tpu_inference.kernels.flash_attention.kernel": (
         "encoder_only_flash_attention", "flash_attention",
     ),
-    "tpu_inference.kernels.mla.v2.kernel": ("mla_ragged_paged_attention",),
-    "tpu_inference.kernels.mla.v2.tuned_params": ("TuningKey", "get_tuned_params"),
 }  # fmt: skip
 
 
@@ -48,6 +51,8 @@ class Logger(logging.Logger):
 class Axes:
     ATTN_DATA = "data"
     ATTN_HEAD = "model"
+    BATCH = "data"
+    MLP_TENSOR = "model"
 
 
 @pytest.fixture(params=["v3", "batched"])
@@ -77,7 +82,7 @@ def interface(monkeypatch, kernel):
         module.__dict__.update(members)
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setenv("USE_BATCHED_RPA_KERNEL", "1" if kernel == "batched" else "0")
-    for name in ("v3", "hd64"):
+    for name in ("v3", "hd64", "mla"):
         WHEEL.load(root, functions.MODULES[name])
     monkeypatch.delitem(sys.modules, intercept.INTERFACE, raising=False)
     yield WHEEL.load(root, intercept.INTERFACE)
@@ -123,6 +128,69 @@ def test_the_engines_layer_calls_the_stand_in(interface, kernel):
     finally:
         stand_in.uninstall()
     assert interface.ragged_paged_attention is original
+
+
+@pytest.mark.parametrize("kernel", ["v3"], indirect=True)
+def test_our_latent_call_takes_every_argument_of_theirs(interface):
+    names = inspect.signature(interface.mla_ragged_paged_attention).parameters
+    leading = functions.LEADING["mla"]
+    assert set(names) == {*leading, *LatentFeatures.__annotations__}
+    assert tuple(names)[: len(leading)] == LatentArrays._fields
+
+
+def trace_latent(interface):
+    """The same of its layer with latents, which looks up blocks of its own and hands them over."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    p = LATENT
+    metadata = types.SimpleNamespace(
+        padded_num_reqs=p.max_num_seqs,
+        seq_lens=jnp.zeros(p.max_num_seqs, jnp.int32),
+        block_tables=jnp.zeros(p.max_num_seqs * p.pages_per_seq, jnp.int32),
+        query_start_loc=jnp.zeros(p.max_num_seqs + 1, jnp.int32),
+        request_distribution=jnp.zeros(3, jnp.int32),
+    )
+    dtype = jnp.dtype(p.q_dtype)
+    arrays = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape in (
+            (p.num_q_heads, p.max_num_tokens, p.head_dim),
+            (p.max_num_tokens, p.num_q_heads, p.rope_dim),
+            (p.max_num_tokens, p.head_dim),
+            (p.max_num_tokens, p.rope_dim),
+            p.kv_cache_shape,
+        )
+    ]
+
+    def layer(*arrays):
+        return interface.mla_attention(
+            *arrays, metadata, mesh, p.num_q_heads, 128,
+            q_scale=1.0, k_scale=1.0, v_scale=1.0, sm_scale=0.1,
+        )  # fmt: skip
+
+    return jax.eval_shape(layer, *arrays)
+
+
+@pytest.mark.parametrize("guard", [None, Guard(shadow_calls=1, compile_first=False)])
+@pytest.mark.parametrize("kernel", ["v3"], indirect=True)
+def test_the_engines_latent_layer_calls_the_stand_in(interface, guard, monkeypatch):
+    # A guard traces the engine's function, too, which asks what a chip has.
+    has = types.SimpleNamespace(vmem_capacity_bytes=1 << 26)
+    monkeypatch.setattr(pltpu, "get_tpu_info", lambda: has)
+    monkeypatch.setattr(pltpu, "reciprocal", pl.reciprocal, raising=False)  # its name before 0.10
+    original = interface.mla_ragged_paged_attention
+    stand_in = intercept.install(load_dispatcher(chip="v7x"), guard=guard)
+    try:
+        assert f"{intercept.INTERFACE}.mla_ragged_paged_attention" in stand_in.places
+        with stand_in.expect_calls():
+            cache, out = trace_latent(interface)
+        assert stand_in.calls == 1
+        assert out.shape == (LATENT.num_q_heads, LATENT.max_num_tokens, LATENT.head_dim)
+        assert out.dtype == jnp.dtype(LATENT.q_dtype)
+        assert cache.shape == LATENT.kv_cache_shape
+        assert guard is None or not guard.refused
+    finally:
+        stand_in.uninstall()
+    assert interface.mla_ragged_paged_attention is original
 
 
 @pytest.mark.parametrize("kernel", ["v3"], indirect=True)

@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,3 +45,57 @@ def test_a_summary_counts_verdicts_and_makes_none_up(kernels):
         in text
     )
     assert "Without a verdict: 1." in text
+
+
+@pytest.fixture
+def mla(kernels):
+    return importlib.import_module("mla")
+
+
+def test_latent_cells_are_those_of_the_engines_shapes(mla):
+    found = list(mla.groups(mla.CHIPS, list(mla.VARIANTS), mla.KINDS, all_variants=False))
+    assert len(found) == 3 * 5 * 2
+    assert {group.problem.num_q_heads for group in found} == {128, 64, 32, 16, 8}
+    assert {group.problem.page_size for group in found} == {1024, 256}
+    for group in found:
+        for name, batch in group.batches.items():
+            assert batch.misfit(group.problem) is None, name
+        assert mla.likely_sets(group), "beside what its engine looks up"
+
+
+def test_a_bound_is_the_longer_of_bytes_and_multiplications(mla):
+    (group,) = mla.groups(["v6e"], [128], ["decode"], all_variants=False)
+    tokens, heads = 4096 * 16, 128
+    cell = mla.bound(group, group.batches["4kx16"])
+    num_bytes = (tokens + 16) * 576 + 16 * heads * (2 * 512 + 64)  # float8
+    flops = 2 * tokens * heads * (2 * 512 + 64)
+    roofs = {"hbm": 1e6 * num_bytes / 1.64e12, "flops": 1e6 * flops / 9.2e14}  # chips.yaml
+    assert cell["bound_by"] == max(roofs, key=roofs.get)
+    assert cell["bound_us"] == pytest.approx(max(roofs.values()))
+
+
+def test_what_turns_arrays_over_is_no_attention(mla):
+    reply = SimpleNamespace(
+        failure=None,
+        value=SimpleNamespace(
+            batch_us=(17.0, None), detail="batch 1: too long", compile_s=3.0, set_us=(),
+            call_us=({"xpose_a": 5.0, "MLA-bd": 9.0, "MLA-m": 3.0}, {}),
+            call_set_us=({"xpose_a": (5.0, 6.0), "MLA-bd": (8.0, 10.0), "MLA-m": (3.0, 4.0)}, {}),
+        ),
+    )  # fmt: skip
+    answer = mla.read(SimpleNamespace(kernel="mla"), reply)
+    assert answer.times_us == [12.0, None]
+    assert answer.sets_us == [[11.0, 14.0], []]
+
+
+def test_a_report_counts_what_is_sure(mla):
+    def cell(speedup, verdict):
+        return {"name": "x", "best": {}, "speedup": speedup, "verdict": verdict}
+
+    cells = [cell(2.0, "ahead"), cell(0.5, "behind"), cell(None, None)]
+    result = {"chip": "v6e", "model": "m", "kind": "decode", "cells": cells, "failures": []}
+    report = mla.report_of([result], 1.0)
+    assert report["geomean_speedup"] == {"decode": pytest.approx(1.0), "mixed": None}
+    assert report["worst_cell_speedup"] == 0.5
+    assert report["verdicts"] == {"ahead": 1, "level": 0, "behind": 1, "undecided": 0}
+    assert (report["num_cells"], report["num_compared"]) == (3, 2)

@@ -396,4 +396,4 @@ def test_layers_without_a_kernel_and_failures_are_exit_code_3(requests, simulato
     )
     monkeypatch.setattr(simulator, "fails", ("mixed",))
     assert run(requests, "--model", "qwen3-8b", "--tps", "1").exit_code == 3
-    assert run(requests, "--model", "deepseek-v3").exit_code != 0
+    assert run(requests, "--model", "deepseek-v3.2").exit_code != 0

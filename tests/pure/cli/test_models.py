@@ -115,6 +115,20 @@ def test_a_model_without_a_kernel_family_is_refused_by_name(tmp_path, command):
     assert "sparse attention over chosen keys" in str(result.exception)
 
 
+def test_latent_layers_are_audited_compiled_and_planned_for_as_any_others():
+    result = run("audit", "--model", "deepseek-v3", "--tp", "8", *LONG, "--json")
+    assert result.exit_code == 3  # nobody has tuned them
+    entries = json.loads(result.stdout)["entries"]
+    assert {entry["family"] for entry in entries} == {"mla-decode", "mla-mixed"}
+    assert {(e["layers"], e["num_q_heads"], e["rope_dim"]) for e in entries} == {
+        ("latent", 128, 64)
+    }
+    assert {entry["coverage"] for entry in entries} == {"heuristic"}
+    compiled = run("compile", "--model", "deepseek-v3", "--tp", "8", *LONG, "--dry-run", "--json")
+    plans = json.loads(compiled.stdout)["plans"]
+    assert {plan["layers"] for plan in plans} == {"latent"}
+
+
 def test_layers_that_no_kernel_serves_are_said_and_are_a_miss(tmp_path):
     """Twelve of 48 layers can be served: no audit may call that covered."""
     (tmp_path / "config.json").write_text(json.dumps(CROSS))

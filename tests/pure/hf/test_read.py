@@ -9,6 +9,7 @@ import pytest
 
 from rpa_tune.errors import UsageError
 from rpa_tune.hf import installed, keys
+from rpa_tune.hf.latent import latent_layer
 from rpa_tune.hf.read import read_config, read_file
 
 S, F, L = "sliding_attention", "full_attention", "linear_attention"
@@ -106,6 +107,13 @@ def test_latents_are_one_kv_head_that_all_query_heads_share(config, row, heads, 
     assert (kind.num_q_heads, kind.num_kv_heads) == (heads, 1)
     assert kind.sm_scale == pytest.approx(scale, rel=1e-12)
     assert (kind.is_latent, kind.label) == (True, "latent")
+
+
+def test_layers_that_are_refused_may_leave_sizes_of_latents_out():
+    kind = latent_layer({"kv_lora_rank": 512}, q_heads=64, refusal="sparse attention")
+    assert (kind.head_dim, kind.is_latent, kind.refusal) == (512, True, "sparse attention")
+    with pytest.raises(UsageError, match="qk_rope_head_dim is missing"):
+        latent_layer({"kv_lora_rank": 512}, q_heads=64, refusal="")
 
 
 @pytest.mark.parametrize(

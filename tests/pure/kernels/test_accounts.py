@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpa_kernels import FAMILIES, layout, load_family
+from rpa_kernels import layout, load_family
 from rpa_kernels.batch import Batch
 from rpa_kernels.blockwise import account
 from rpa_kernels.blockwise.chains import SHORT_SCORES, all_chains
@@ -18,6 +18,7 @@ from rpa_kernels.decode.heads import keeps_words
 from rpa_kernels.family import Traffic
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import SLOTS
 from rpa_tune.hw.chip import load_chips
 
 LLAMA = Problem(
@@ -139,7 +140,7 @@ def test_an_empty_part_of_a_context_is_a_step_and_moves_queries_only():
 
 def test_sequences_of_other_families_cost_nothing():
     batch = Batch(q_lens=(1, 64, 64, 5), kv_lens=(9, 64, 70, 8), num_decode=1, num_prefill=2)
-    whole = [load_family(f) for f in FAMILIES]
+    whole = [load_family(f) for f in SLOTS]
     configs = [DECODE if f.name == "decode" else BLOCKS for f in whole]
     q_rows = [sum(batch.q_lens[i] for i in batch.family_seqs(f.name)) * Q_BYTES for f in whole]
     for family, config, rows in zip(whole, configs, q_rows, strict=True):
@@ -269,7 +270,7 @@ def test_kernels_do_at_least_what_is_useful(kv_lens, q_len, reach, causal):
 
 
 @pytest.mark.parametrize("chip", sorted(load_chips()))
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SLOTS)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -322,7 +323,7 @@ def test_check_names_the_limit(config, limit):
 
 def test_a_page_table_beyond_smem_is_infeasible():
     long = dataclasses.replace(LLAMA, page_size=16, pages_per_seq=1 << 16, num_pages=1 << 17)
-    for name in FAMILIES:
+    for name in SLOTS:
         blocked = load_family(name).default_config(long, V6E)
         assert isinstance(blocked, Infeasible)
         assert blocked.limit == "smem_bytes"
@@ -429,7 +430,7 @@ def test_what_the_layout_along_lanes_does_not_take(changes, message):
         dataclasses.replace(LANES, **changes)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SLOTS)
 def test_blocks_along_lanes_are_whole_lane_tiles(family):
     """Every chip has a default, and a block of part of a tile is refused."""
     kernel = load_family(family)

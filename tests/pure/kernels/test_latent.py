@@ -4,9 +4,17 @@ import dataclasses
 
 import pytest
 
+from rpa_kernels import load_family
+from rpa_kernels.batch import Batch
+from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.checks import check_finite
+from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.family import Traffic
+from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.latent import latent_cache_shape
 from rpa_kernels.problem import Problem, problem_from_dict
+from rpa_kernels.slots import LATENT_FAMILIES
+from rpa_tune.hw.chip import load_chips
 from rpa_tune.tables.key import representative, tuning_key
 
 DEEPSEEK = Problem(
@@ -89,8 +97,9 @@ def test_a_key_gives_its_problem_back():
         ({"rope_dim": 0}, "rope_dim=0"),
         ({"rope_dim": 64.0}, "rope_dim"),
         ({"rope_dim": None}, "kv_packing=32 is a layout of latents"),
-        ({"kv_packing": 8}, "kv_packing=8 must be 2 or a multiple of 16"),
-        ({"kv_packing": 48}, "must be a multiple of kv_packing=48"),
+        ({"kv_packing": 8}, "kv_packing=8 must be 2, or a power of two from 16 on"),
+        ({"kv_packing": 48}, "kv_packing=48"),
+        ({"kv_packing": 64, "page_size": 32}, "page_size=32 must be a multiple of kv_packing=64"),
         ({"kv_packing": 0}, "kv_packing=0"),
         ({"page_size": 3}, "page_size=3"),
     ],
@@ -104,3 +113,72 @@ def test_numbers_that_float32_cannot_hold():
     check_finite("sm_scale", 0.1)
     with pytest.raises(ValueError, match="sm_scale=inf must be a finite number"):
         check_finite("sm_scale", float("inf"))
+
+
+Q_BYTES, ROPE_BYTES, TOKEN_BYTES = 128 * 512 * 2, 128 * 128 * 2, 640 * 2
+
+
+def test_decode_traffic_counted_by_hand():
+    """Per token a latent and a rope row, in rows of 32; a new token's row comes in and goes out."""
+    config = DecodeConfig(bkv_sz=512, bkv_csz=512, seqs_per_step=2, num_buffers=2, bq_sz=2)
+    batch = Batch(q_lens=(1, 1, 1), kv_lens=(1, 1025, 1500), num_decode=3)
+    rows = 1 + 33 + 47  # of 32 tokens: the new one is in the last
+    new_rows, q_blocks, fetches = 2, 2, 1 + 3 + 3
+    assert load_family("mla-decode").traffic(DEEPSEEK, config, batch) == Traffic(
+        read_bytes=(rows + new_rows) * 32 * TOKEN_BYTES + 3 * (Q_BYTES + ROPE_BYTES),
+        write_bytes=3 * 32 * TOKEN_BYTES + 3 * Q_BYTES,
+        num_copies=fetches + 3 + 4 * q_blocks,
+    )
+
+
+def test_mixed_traffic_counted_by_hand():
+    # 1000 cached and 100 new tokens: query blocks of 64 and 36. Only the last fetches rows of new
+    # tokens from the cache, to write them whole.
+    config = BlockwiseConfig(
+        bq_sz=64, bq_csz=64, bkv_sz=2048, bkv_csz=512, num_buffers=2, mxu_sums=0
+    )
+    batch = Batch(q_lens=(1, 100), kv_lens=(1, 1100), num_decode=1)
+    first, last = 32 + 3, 35 + 4  # rows from the cache, and of new tokens: 1 to 64, 1 to 100
+    assert load_family("mla-mixed").traffic(DEEPSEEK, config, batch) == Traffic(
+        read_bytes=(first + last) * 32 * TOKEN_BYTES + 100 * (Q_BYTES + ROPE_BYTES),
+        write_bytes=(35 - 31) * 32 * TOKEN_BYTES + 100 * Q_BYTES,
+        num_copies=2 * 3 + (1 + 1) + (2 + 1) + 4,
+    )
+
+
+def test_useful_work():
+    batch = Batch(q_lens=(1, 2), kv_lens=(10, 20), num_decode=1)
+    decode = load_family("mla-decode")
+    row, q = 576 * 2, 128 * (2 * 512 + 64) * 2
+    assert decode.useful_bytes(DEEPSEEK, batch) == 10 * row + row + q
+    assert decode.useful_flops(DEEPSEEK, batch) == 10 * 2 * 128 * (576 + 512)
+    assert load_family("mla-mixed").useful_flops(DEEPSEEK, batch) == 39 * 2 * 128 * (576 + 512)
+
+
+@pytest.mark.parametrize("chip", sorted(load_chips()))
+@pytest.mark.parametrize("name", LATENT_FAMILIES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_q_heads": 8, "kv_packing": None, "page_size": 64},
+        {"q_dtype": "float8_e4m3fn", "kv_dtype": "float8_e4m3fn"},
+        {"num_q_heads": 32, "head_dim": 256, "sliding_window": 1024},
+        {"num_q_heads": 16, "max_num_tokens": 4096, "page_size": 128, "pages_per_seq": 128},
+        {"max_num_tokens": 16, "max_num_seqs": 8, "pages_per_seq": 1, "num_pages": 8},
+    ],
+)
+def test_every_chip_has_a_default_in_reach_of_the_search(chip, name, changes):
+    target, family = load_chips()[chip].target, load_family(name)
+    problem = dataclasses.replace(DEEPSEEK, **changes)
+    config = family.default_config(problem, target)
+    if (chip, name, problem.num_q_heads) == ("v4", "mla-mixed", 128):
+        # 16 tokens of 128 heads, in and out, are more than its VMEM.
+        assert isinstance(config, Infeasible)
+        assert config.limit == "vmem_bytes"
+        return
+    assert not isinstance(config, Infeasible), str(config)
+    assert family.check(problem, config, target) is None
+    axes = family.search_axes(problem, target)
+    assert config.bkv_sz in axes["bkv_sz"]
+    assert config.bkv_csz in axes["bkv_csz"]

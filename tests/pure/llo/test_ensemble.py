@@ -7,6 +7,7 @@ from rpa_tune.hw.chip import load_chips
 from rpa_tune.llo.ensemble import interval, load_sets, share_of_wins
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.simulate import simulate
+from rpa_tune.llo.timeline import one_after_the_other
 
 
 def spread(chip):
@@ -48,3 +49,20 @@ def test_wins_are_counted_set_by_set():
     assert share_of_wins([1, 1], [1, 2]) == 0.75, "a tie is half a win"
     with pytest.raises(ValueError, match="zip"):
         share_of_wins([1], [1, 2])
+
+
+def test_launches_one_after_the_other_are_one_that_takes_as_long_as_all():
+    name = "0.0.42.1/v6e_decode.txt.gz"
+    sets = load_sets("v6e")
+    one = simulate(make.program(name), load_machine("v6e"), make.operands_of(name), sets=sets)
+    assert one_after_the_other([one]) is one
+    both = one_after_the_other([one, one])
+    assert both.total_cycles == 2 * one.total_cycles == sum(both.cycles_by_owner.values())
+    assert both.time_us == pytest.approx(2 * one.time_us)
+    assert both.set_us == tuple(2 * us for us in one.set_us)
+    assert both.core_cycles == (both.total_cycles,)
+    assert (both.read_bytes, both.num_copies) == (2 * one.read_bytes, 2 * one.num_copies)
+    for slot, use in one.slots.items():
+        assert both.slots[slot].instructions == 2 * use.instructions
+        assert both.slots[slot].share == pytest.approx(use.share)
+    assert (both.loops, both.bound_by, both.guesses) == (one.loops, one.bound_by, one.guesses)

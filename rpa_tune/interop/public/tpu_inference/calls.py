@@ -104,9 +104,8 @@ def block_sizes(tuned: Tuned) -> Any:
     if kernel == "hd64":
         return (config.bkv_sz // problem.page_size, config.bq_sz)
     if kernel == "mla":
-        idle_mixed = {"bq_sz": _IDLE_MLA_BQ_TOKENS, "bkv_sz": bkv, "q_split": 1}
-        idle_both = {"decode": {"bkv_sz": bkv, "batch_size": 1}, "mixed": idle_mixed}
-        return idle_both | {"decode" if tuned.is_decode else "mixed": asdict(config)}
+        case = "decode" if tuned.is_decode else "mixed"
+        return idle_mla_blocks(problem) | {case: asdict(config)}
     if kernel == "v3":
         sizes = (config.bq_sz, config.bkv_sz, config.bq_csz, config.bkv_csz)
         if tuned.is_decode:
@@ -121,3 +120,12 @@ def block_sizes(tuned: Tuned) -> Any:
     if kernel == "stacked":
         del blocks["decode"]["bq_c_sz"]
     return blocks
+
+
+def idle_mla_blocks(problem: Problem) -> dict[str, dict[str, int]]:
+    """Small blocks for both cases of the latent kernel."""
+    bkv = layout.align(_IDLE_BKV_TOKENS, problem.page_size)
+    return {
+        "decode": {"bkv_sz": bkv, "batch_size": 1},
+        "mixed": {"bq_sz": _IDLE_MLA_BQ_TOKENS, "bkv_sz": bkv, "q_split": 1},
+    }

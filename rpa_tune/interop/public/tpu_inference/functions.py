@@ -189,6 +189,7 @@ def bind(
     else:
         # jit remembers a trace by its arguments, and SMEM is none of them.
         jax.clear_caches()
+    where = partial(pretend, chip, module, smem_share)
     return ForeignCall(
         kernel=kernel,
         chip=chip,
@@ -197,9 +198,7 @@ def bind(
         arguments=arguments,
         module=module,
         smem_share=smem_share,
-        recorder=Recorder(
-            bound, arguments, partial(pretend, chip, module, smem_share), num_leading(kernel)
-        ),
+        recorder=Recorder(bound, arguments, where, num_leading(kernel)),
     )
 
 
@@ -303,25 +302,25 @@ def choose_mla(root: Path, problem: Problem) -> dict[str, dict[str, int]]:
     """
     module: Any = WHEEL.load(root, MODULES["mla"].rsplit(".", 1)[0] + ".tuned_params")
     _, rows, packing, _ = problem.kv_cache_shape
-    found = {
-        case: module.get_tuned_params(
-            module.TuningKey(
-                case=case,
-                max_num_tokens=problem.max_num_tokens,
-                actual_num_q_heads=problem.num_q_heads,
-                actual_lkv_dim=problem.head_dim,
-                actual_r_dim=problem.rope_dim,
-                kv_dtype=problem.kv_dtype,
-                q_dtype=problem.q_dtype,
-                page_size_per_kv_packing=rows,
-                kv_packing=packing,
-                max_num_seqs=problem.max_num_seqs,
-                pages_per_seq=problem.pages_per_seq,
-            )
+
+    def look_up(case: str) -> Any:
+        key = module.TuningKey(
+            case=case,
+            max_num_tokens=problem.max_num_tokens,
+            actual_num_q_heads=problem.num_q_heads,
+            actual_lkv_dim=problem.head_dim,
+            actual_r_dim=problem.rope_dim,
+            kv_dtype=problem.kv_dtype,
+            q_dtype=problem.q_dtype,
+            page_size_per_kv_packing=rows,
+            kv_packing=packing,
+            max_num_seqs=problem.max_num_seqs,
+            pages_per_seq=problem.pages_per_seq,
         )
-        for case in ("batched_decode", "mixed")
-    }
-    decode, mixed = found["batched_decode"], found["mixed"]
+        with mock.patch.object(module, "logger"):  # it warns of every key that it has not
+            return module.get_tuned_params(key)
+
+    decode, mixed = look_up("batched_decode"), look_up("mixed")
     return {
         "decode": {
             "bkv_sz": decode.num_kv_pages_per_block * problem.page_size,
