@@ -24,6 +24,7 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.dispatch.attention import mla_ragged_paged_attention
 from rpa_tune.dispatch.dispatcher import Dispatcher
+from rpa_tune.dispatch.mla_call import LatentArrays, latent_problem_of
 from rpa_tune.evaluate.correctness import hostile_batches
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.tables.reader import Tables
@@ -194,6 +195,15 @@ def test_the_call_plans_and_launches_both_families():
     np.testing.assert_array_equal(
         np.asarray(cache).view(np.uint32), np.asarray(expected_cache).view(np.uint32)
     )
+
+
+def test_the_problem_of_a_call():
+    named, _ = arguments(CALL, Batch(q_lens=(1,), kv_lens=(3,), num_decode=1))
+    arrays = LatentArrays(**named)
+    assert latent_problem_of(arrays, sm_scale=0.1) == CALL
+    wide = latent_problem_of(arrays, sm_scale=0.1, sliding_window=7, soft_cap=3.0, k_scale=2.0)
+    assert wide == dataclasses.replace(CALL, sliding_window=7, soft_cap=3.0, k_scale=2.0)
+    assert latent_problem_of(arrays, sm_scale=0.1, sliding_window=1 << 20) == CALL
 
 
 SMALL = Batch(q_lens=(1,), kv_lens=(3,), num_decode=1)
