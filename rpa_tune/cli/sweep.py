@@ -71,8 +71,8 @@ EXIT_INTERRUPTED = 130
 def sweep(**options: Any) -> None:
     """Tunes what PLAN asks for and writes table rows.
 
-    PLAN is a YAML file, or the name of a plan that comes with rpa-tune: public_hd64,
-    public_stacked, public_tokamax, public_v3, quickstart, steady_decode.
+    PLAN is a YAML file, or the name of a plan that comes with rpa-tune: deepseek_v3,
+    public_hd64, public_mla, public_stacked, public_tokamax, public_v3, quickstart, steady_decode.
 
     Each candidate gets an analytical lower bound. The most promising ones are compiled for the chip
     and their schedules simulated. On a host with a TPU of the study's chip the best are measured.
