@@ -14,6 +14,7 @@ from rpa_tune.interop.public.family import least_cached_bytes
 from rpa_tune.interop.public.tpu_inference import mla
 from rpa_tune.interop.public.tpu_inference.mla import MlaDecodeConfig, MlaMixedConfig
 from rpa_tune.interop.tpu_inference_tables import export_tables
+from rpa_tune.tables.key import beyond_key
 
 V6E, V4 = load_chip("v6e").target, load_chip("v4").target
 DECODE = MlaDecodeConfig(bkv_sz=3072, batch_size=4)
@@ -87,11 +88,11 @@ def test_keywords_need_both_cases():
 def test_what_the_engine_does_not_look_up_is_left_out():
     config = [dataclasses.asdict(DECODE)]
     capped = dataclasses.replace(LATENT, soft_cap=30.0)
-    rows = [
-        make_row("public-mla-decode", problem=LATENT, configs=config),
-        make_row("public-mla-decode", problem=LATENT, chip="v7x", configs=config),
-        make_row("public-mla-decode", problem=capped, configs=config),
-    ]
+    rows = []
+    for problem, chip in ((LATENT, "v6e"), (LATENT, "v7x"), (capped, "v6e")):
+        row = make_row("public-mla-decode", problem=problem, chip=chip, configs=config)
+        timed = dataclasses.replace(row.evidence, problem=beyond_key(problem, row.key))
+        rows.append(dataclasses.replace(row, evidence=timed))
     export = export_tables(rows)
     assert export.exported == rows[:1]
     assert [one.why[:25] for one in export.left_out] == [
