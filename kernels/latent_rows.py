@@ -130,7 +130,7 @@ def _merged_words(old: jax.Array, first: jax.Array, second: jax.Array, new: NewT
         behind = words_from(div(new.offset, pack) + 1)
         own = (own >> shift) | ((behind << jnp.uint32(1)) << (jnp.uint32(31) - shift))
     place = word * pack
-    mask = _low(new.end - place, pack) ^ _low(new.begin - place, pack)
+    mask = _low(new.end - place, pack) & ~_low(new.begin - place, pack)
     return old ^ ((own ^ old) & mask)
 
 

@@ -90,12 +90,12 @@ def test_both_kernels_lay_out_what_the_host_reads(changes):
         by_block = q_blocks._with_lse(by_block, head, jnp.tile(own, (1, 128)))
     found = by_block.reshape(problem.lse_shape)
     np.testing.assert_array_equal(inputs.finish_lse(found, problem), lse)
-    maths = Attend(scratch=None, problem=problem, config=None, target=V6E, on_chip=False)
+    maths = Attend(scratch=None, meta=None, problem=problem, config=None, target=V6E, on_chip=False)
     for token in (0, 7):
         found = 0.0
         for one in maths.groups:
             own = rows[token, one.first : one.first + one.count].reshape(-1, 1)
-            found += maths.spread_lse(one, jnp.tile(own, (1, 128)))
+            found += maths.spread_lse(one.first, jnp.tile(own, (1, 128)))
         whole = jnp.zeros(problem.lse_shape).at[token, :, 0].set(found)
         np.testing.assert_array_equal(inputs.finish_lse(whole, problem)[token], lse[token])
 

@@ -23,6 +23,7 @@ KERNELS = Path(module.__file__).resolve().parent.parent / "kernels"
 # Traces a launch as `compile/lower.py` does, and says which modules of the kernels that loaded.
 TRACE = """
 import sys, jax, jax.numpy as jnp
+from dataclasses import replace
 from rpa_kernels import inputs, load_family
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
@@ -30,6 +31,10 @@ target = Target(chip="v6e", vmem_bytes=128 << 20, smem_bytes=1 << 20, mxu_size=2
                 has_bf16_vector_units=True, has_fp8_mxu=True, has_result_buffers=False)
 problem = Problem(num_q_heads=8, num_kv_heads=2, head_dim=128, page_size=128, max_num_tokens=64,
                   max_num_seqs=8, pages_per_seq=8, num_pages=64, sliding_window=100, soft_cap=30.0)
+shapes = [(64, 8, 128), (64, 2, 128), (64, 2, 128)]
+if {family!r}.startswith("mla-"):
+    problem = replace(problem, num_kv_heads=1, head_dim=256, rope_dim=64)
+    shapes = [(64, 8, 320), (64, 256), (64, 64)]
 family = load_family({family!r})
 config = family.default_config(problem, target)
 def attend(q, k, v, cache, *scalars):
@@ -38,8 +43,7 @@ def attend(q, k, v, cache, *scalars):
                                target=target)
     return inputs.finish(out, problem), cache
 lengths = [jax.ShapeDtypeStruct((n,), jnp.int32) for n in (8, 64, 9, 3)]
-shapes = [(64, 8, 128), (64, 2, 128), (64, 2, 128), problem.kv_cache_shape]
-arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (*shapes, problem.kv_cache_shape)]
 jax.eval_shape(attend, *arrays, *lengths)
 print(*sorted(name for name in sys.modules if name.startswith("rpa_kernels")))
 """
@@ -71,22 +75,25 @@ def test_a_kernel_is_made_of_the_modules_that_its_launch_loads(family):
     run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     loaded = {str(module_path(name).relative_to(KERNELS)) for name in run.stdout.split()}
     assert "calls.py" in loaded
-    roots = [f"rpa_kernels.{family}", "rpa_kernels.inputs"]
+    roots = [f"rpa_kernels.{family.replace('-', '_')}", "rpa_kernels.inputs"]
     assert {path for path, _ in module._import_closure(roots)} == loaded
 
 
 @pytest.mark.parametrize(
     ("file", "changed"),
     [
-        ("blockwise/mxu_sums.py", {"prefill", "mixed"}),
-        ("blockwise/__init__.py", {"prefill", "mixed"}),
+        ("blockwise/mxu_sums.py", {"prefill", "mixed", "mla-mixed"}),
+        ("blockwise/__init__.py", {"prefill", "mixed", "mla-mixed"}),
         ("mixed/__init__.py", {"mixed"}),
-        ("decode/attend.py", {"decode"}),  # imported inside a function of the family's record
-        ("stagger.py", {"decode", "prefill", "mixed"}),
-        ("online_softmax.py", {"decode", "prefill", "mixed"}),
+        (
+            "decode/attend.py",
+            {"decode", "mla-decode"},
+        ),  # imported inside a function of the family's record
+        ("stagger.py", set(FAMILIES)),
+        ("online_softmax.py", set(FAMILIES)),
         ("reference.py", {"verifier"}),
         ("verify.py", {"verifier"}),
-        ("inputs.py", {"decode", "prefill", "mixed", "verifier"}),
+        ("inputs.py", {*FAMILIES, "verifier"}),
         ("README.md", set()),
     ],
 )

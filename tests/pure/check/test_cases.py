@@ -2,7 +2,7 @@
 
 import pytest
 
-from rpa_kernels import FAMILIES
+from rpa_kernels.slots import SLOTS
 from rpa_tune.check.cases import correctness_cases, kernel_cases
 from rpa_tune.evaluate.evaluator import find_obstacle
 from rpa_tune.hw.chip import load_chip, load_chips
@@ -19,7 +19,7 @@ def test_every_case_can_be_run(chip, is_rehearsal):
     for make in (correctness_cases, kernel_cases):
         cases = make(chip, is_rehearsal=is_rehearsal)
         assert len({case.name for case in cases}) == len(cases)
-        assert {case.candidate.family.name for case in cases} == set(FAMILIES)
+        assert {case.candidate.family.name for case in cases} == set(SLOTS)
         for case in cases:
             candidate = case.candidate
             problem = candidate.problem

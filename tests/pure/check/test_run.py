@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pure.check.host_of_a_tpu import DEVICE, MEASURED_US, DeadError, Host
 
-from rpa_kernels import FAMILIES
+from rpa_kernels.slots import SLOTS
 from rpa_tune.candidate import Status
 from rpa_tune.check import run, steps
 from rpa_tune.check.artifact_task import RunArtifact
@@ -59,7 +59,7 @@ def test_all_is_well(host, path):
     report = check(path)
     assert report.ok, failed(report)
     assert [report.outcome(step) for step in STEPS] == [PartOutcome.OK] * 4
-    assert len(report.parts[CORRECTNESS]) == FEATURES * len(FAMILIES)
+    assert len(report.parts[CORRECTNESS]) == FEATURES * len(SLOTS)
     assert len(report.times) == 10
     for _, times in report.times:
         assert times.measured_us == MEASURED_US
@@ -236,8 +236,8 @@ def test_an_interrupted_check_goes_on_where_it_was(host, path):
     report = check(path)
     assert report.ok
     assert sum(part.is_kept for part in report.parts[CORRECTNESS]) == 11
-    assert host.count(measured.TASK) == FEATURES * len(FAMILIES) - 11 + 10
-    assert len(report.parts[CORRECTNESS]) == FEATURES * len(FAMILIES)
+    assert host.count(measured.TASK) == FEATURES * len(SLOTS) - 11 + 10
+    assert len(report.parts[CORRECTNESS]) == FEATURES * len(SLOTS)
 
 
 def iter_then_interrupt():
@@ -254,7 +254,7 @@ def test_a_finished_check_is_not_done_again(host, path):
     report = check(path, watch=watch)
     assert report.ok
     assert host.asked == [run._INSPECT]
-    assert seen[0].num_kept == FEATURES * len(FAMILIES) + 10 + 1
+    assert seen[0].num_kept == FEATURES * len(SLOTS) + 10 + 1
     assert seen[0].seconds == run._GUESSED_S[ENVIRONMENT]
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from pure.evaluate.builders import PROBLEM, WORKLOAD, candidate
+from table_rows import LATENT
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.cores import cores_of
@@ -91,6 +92,8 @@ def test_accounts_read_nothing_of_a_config_but_its_fields(name):
     """Otherwise nobody would know what they depend on."""
     family, chip = load_family(name), load_chip("v5p")
     shape = dataclasses.replace(SHAPE, head_dim=64 if name == "public-hd64" else 128)
+    if "mla-" in name:
+        shape = dataclasses.replace(LATENT, num_q_heads=16)
     batch = Batch(q_lens=(1, 4, 9), kv_lens=(100, 90, 9), num_decode=1, num_prefill=1)
     every = Workload(name="", source="", batches=(WeightedBatch(batch=batch, weight=1.0),))
     config = build_space(family, shape, chip.target).configs[0]

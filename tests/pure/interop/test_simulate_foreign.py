@@ -85,7 +85,7 @@ def test_what_was_compiled_once_is_not_compiled_again(monkeypatch, tmp_path, sta
     monkeypatch.setattr(simulate, "compile_call", compile_call)
     monkeypatch.setattr(simulate.worker, "worker_folder", lambda: tmp_path)
     monkeypatch.setattr(simulate.dumps, "find_bundles", lambda folder, name: schedule)
-    call = SimpleNamespace(smem_share=0.5, function=None, arguments=(), pretend=None)
+    call = SimpleNamespace(smem_share=0.5, function=None, arguments=(), donated=(), pretend=None)
 
     def ask_for(blocks, names):
         task = ForeignTask(

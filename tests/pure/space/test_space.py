@@ -1,7 +1,10 @@
 """Axes, the cross product, and reasons for what is left out."""
 
+from dataclasses import replace
+
 import pytest
 from fake_sweep import AXES, PROBLEM
+from table_rows import LATENT as ALL_HEADS
 
 from rpa_kernels import FAMILIES, load_family
 from rpa_tune.hw.chip import load_chips
@@ -9,6 +12,8 @@ from rpa_tune.space.axis import Axis
 from rpa_tune.space.space import build_space, is_larger_everywhere
 
 V6E = load_chips()["v6e"].target
+
+LATENT = replace(ALL_HEADS, num_q_heads=16)
 
 
 def test_an_axis_must_rise():
@@ -27,14 +32,15 @@ def test_positions_are_in_the_unit_interval_and_rise():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_point_is_a_config_or_has_a_reason(name, chip):
     family, target = load_family(name), load_chips()[chip].target
-    space = build_space(family, PROBLEM, target)
+    problem = LATENT if name.startswith("mla-") else PROBLEM
+    space = build_space(family, problem, target)
     grid = 1
-    for values in family.search_axes(PROBLEM, target).values():
+    for values in family.search_axes(problem, target).values():
         grid *= len(values)
     assert space.num_points == grid
     assert space.configs
     assert len(set(space.configs)) == len(space.configs)
-    assert all(family.check(PROBLEM, config, target) is None for config in space.configs)
+    assert all(family.check(problem, config, target) is None for config in space.configs)
     assert set(space.examples) == set(space.rejected)
 
 
