@@ -38,7 +38,7 @@ _GUESSED_COMPILE_S = 8.0
 def advise(
     server: Server,
     *,
-    workload: str = DEFAULT_WORKLOAD,
+    workload: str | Path = DEFAULT_WORKLOAD,
     page_sizes: Sequence[int] = (),
     kv_dtypes: Sequence[str] = (),
     tps: Sequence[int] = (),
@@ -67,6 +67,11 @@ def advise(
       TraceError: The workload is a bad file.
       TableError: A table does not parse.
     """
+    if not isinstance(workload, str | Path):
+        raise UsageError(
+            f"workload: {type(workload).__name__} given, where a preset or a file is asked for",
+            hint="the same steps are made for several page sizes: write the mapping to a file",
+        )
     asked = How(**{"compiles": DEFAULT_COMPILES, **how})
     RANGES["compiles"].check(asked.compiles, "compiles")
     settings = _settings(server, page_sizes, kv_dtypes, tps)
@@ -74,7 +79,7 @@ def advise(
     server.layers()  # what is wrong with the server's own flags is an error, not a row
     roofline = roofline_of(server, check_weight_dtype(weight_dtype))
     clock = roofline.clock(server.context_token_bytes) if roofline else None
-    steps = Steps(workload, server, clock)
+    steps = Steps(str(workload), server, clock)
     steps.at(server.page_size)
     drafts = [draft(server, one, steps, rows_of, weight_dtype) for one in settings]
     drafts = sorted(_worth_a_row(drafts, server), key=lambda one: _distance(one, server))

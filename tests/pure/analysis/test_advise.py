@@ -65,6 +65,11 @@ STEPS = Workload(
 )  # fmt: skip
 
 
+def test_a_workload_is_a_name_or_a_file():
+    with pytest.raises(UsageError, match="workload: dict given"):
+        advise(server(), {"trace": "azure-conv"})
+
+
 def test_a_phase_is_the_mean_over_its_steps_of_all_layers():
     parts = [(part("decode", 2, (10.0, 4.0, 40.0)), (0, 1, 2)), (part("mixed", 2, (7.0,)), (1,))]
     decode = mean_phase(STEPS, [0, 2], parts, [100.0, 0.0, 400.0])
