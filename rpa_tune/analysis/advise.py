@@ -67,11 +67,6 @@ def advise(
       TraceError: The workload is a bad file.
       TableError: A table does not parse.
     """
-    if not isinstance(workload, str | Path):
-        raise UsageError(
-            f"workload: {type(workload).__name__} given, where a preset or a file is asked for",
-            hint="the same steps are made for several page sizes: write the mapping to a file",
-        )
     asked = How(**{"compiles": DEFAULT_COMPILES, **how})
     RANGES["compiles"].check(asked.compiles, "compiles")
     settings = _settings(server, page_sizes, kv_dtypes, tps)
@@ -79,7 +74,7 @@ def advise(
     server.layers()  # what is wrong with the server's own flags is an error, not a row
     roofline = roofline_of(server, check_weight_dtype(weight_dtype))
     clock = roofline.clock(server.context_token_bytes) if roofline else None
-    steps = Steps(str(workload), server, clock)
+    steps = Steps(_name_or_file(workload), server, clock)
     steps.at(server.page_size)
     drafts = [draft(server, one, steps, rows_of, weight_dtype) for one in settings]
     drafts = sorted(_worth_a_row(drafts, server), key=lambda one: _distance(one, server))
@@ -98,6 +93,16 @@ def advise(
         compile_s=sum(compiled) / len(compiled) if compiled else _GUESSED_COMPILE_S,
         compile_is="measured here, with what else ran" if compiled else "a guess",
     )
+
+
+def _name_or_file(workload: object) -> str:
+    """A workload as `load_workload` takes it: the same steps are made for several page sizes."""
+    if not isinstance(workload, str | Path):
+        raise UsageError(
+            f"workload: {type(workload).__name__} given, where a preset or a file is asked for",
+            hint="write the mapping to a file",
+        )
+    return str(workload)
 
 
 def _settings(
