@@ -22,7 +22,7 @@ venv: $(STAMP) ## install everything into .venv
 sweep: $(STAMP) ## the main job: tune the quickstart, write tuned_tables/
 	$(BIN)/rpa-tune sweep sweeps/quickstart.yaml
 
-test: $(STAMP) ## the default tests, under 15 minutes on two cores
+test: $(STAMP) ## the default tests: 20 minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not tpu and not scale'
 
 test-slow: $(STAMP) ## the slower checks: wide kernel spaces, every chip
