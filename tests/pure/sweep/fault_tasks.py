@@ -18,7 +18,7 @@ def no_setup(_):
 def simulate(task):
     """Has the accident that `cache_dir/accidents.json` gives a config: `[phase, what, how often]`.
 
-    Slow enough that a test can kill whoever is at it.
+    Slow enough that a test can kill whoever is at it: `cache_dir/asked` says who is at what.
     """
     folder = Path(task.cache_dir)
     accidents = json.loads((folder / "accidents.json").read_text())
@@ -33,6 +33,8 @@ def simulate(task):
         (folder / name).write_text(before + "x")
         have_accident(what)
     time.sleep(0.03)
+    with (folder / "asked").open("a") as file:
+        file.write(f"{os.getpid()} done\n")
     return answer(task)
 
 

@@ -83,23 +83,33 @@ def calm(tmp_path_factory):
     return result
 
 
+def tasks_at_hand(folder):
+    """The task that each worker has begun and not ended, by process id."""
+    asked = folder / "asked"
+    lines = asked.read_text().splitlines() if asked.exists() else []
+    last = dict(line.split(" ", 1) for line in lines)
+    return {int(pid): task for pid, task in last.items() if task != "done"}
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_workers_killed_at_random_cost_nothing(tmp_path, calm, seed):
-    rng, kills = random.Random(seed), []
+    rng, killed = random.Random(seed), set()
 
     def kill_now_and_then(pool, done):
-        """Kills workers that have begun a task, wherever they are with it."""
-        while not done.wait(rng.uniform(0.0, 0.1)) and len(kills) < 8:
-            asked = tmp_path / "asked"
-            lines = asked.read_text().splitlines() if asked.exists() else []
-            begun = {int(line.split()[0]) for line in lines}
-            if alive := sorted(begun & set(pool.pids)):
-                kills.append(rng.choice(alive))
+        """Kills workers at their tasks, no task twice: a second time is the task's own fault."""
+        while not done.wait(rng.uniform(0.0, 0.02)) and len(killed) < 5:
+            at_work = sorted(pool.pids)
+            rng.shuffle(at_work)
+            for pid in at_work:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(kills[-1], signal.SIGKILL)
+                    os.kill(pid, signal.SIGSTOP)  # while stopped it stays at what it is at
+                    task = tasks_at_hand(tmp_path).get(pid)
+                    is_new = task is not None and task not in killed
+                    killed.update({task} if is_new else ())
+                    os.kill(pid, signal.SIGKILL if is_new else signal.SIGCONT)
 
     result = sweep(tmp_path, disturb=kill_now_and_then)
-    assert len(kills) >= 3
+    assert len(killed) >= 3
     assert table(result) == table(calm)
 
 
