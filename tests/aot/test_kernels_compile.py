@@ -147,6 +147,22 @@ def test_decode_of_latents_moves_what_its_account_says(pool, tmp_path):
     simulate(pool, tmp_path, {"v7x": ("mla-decode", rows, "v7x")})
 
 
+@pytest.mark.parametrize(
+    ("changes", "chip"),
+    [
+        pytest.param({}, "v6e", id="words"),
+        *(
+            pytest.param(changes, chip, id=f"{name}_{chip}", marks=pytest.mark.slow)
+            for name, changes in {"rows": FLOAT8_ROWS, "many_heads": {"num_q_heads": 128}}.items()
+            for chip in ("v5p", "v6e", "v7x")
+        ),
+    ],
+)
+def test_decode_of_a_few_tokens_of_latents(pool, tmp_path, changes, chip):
+    problem = dataclasses.replace(LATENT, decode_query_size=4, **changes)
+    simulate_short(pool, tmp_path, {"latents": ("mla-decode", problem, chip)})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["mla-decode", "mla-mixed"])
 @pytest.mark.parametrize("changes", [{}, FLOAT8_ROWS, {"num_q_heads": 128, "kv_packing": 32}],
@@ -210,21 +226,24 @@ def test_features_compile_on_v6e(pool, tmp_path, family):
     simulate(pool, tmp_path, problems)
 
 
-def simulate_short(pool, cache_dir, names, chip):
-    problems = {n: ("decode", dataclasses.replace(LLAMA, **SHORT[n]), chip) for n in names}
+def short(names, chip):
+    return {n: ("decode", dataclasses.replace(LLAMA, **SHORT[n]), chip) for n in names}
+
+
+def simulate_short(pool, cache_dir, problems):
     batch = Batch(q_lens=(1, 3, 2, 1, 3, 1, 3, 2, 3), kv_lens=(*DECODE_KV[:-2], 3, 1500),
                   num_decode=9)  # fmt: skip
     simulate(pool, cache_dir, problems, batches={"decode": batch})
 
 
 def test_decode_of_a_few_tokens_compiles_on_v6e(pool, tmp_path):
-    simulate_short(pool, tmp_path, ["tree_odd_heads"], "v6e")
+    simulate_short(pool, tmp_path, short(["tree_odd_heads"], "v6e"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", CHIPS)
 def test_decode_of_a_few_tokens_compiles_on_every_chip(pool, tmp_path, chip):
-    simulate_short(pool, tmp_path, SHORT, chip)
+    simulate_short(pool, tmp_path, short(SHORT, chip))
 
 
 @pytest.mark.slow
