@@ -1,4 +1,4 @@
-"""Kernels compile for every chip, and move exactly the bytes their account says."""
+"""Kernels compile for every chip, use all operands, and move exactly what their account says."""
 
 import dataclasses
 import math
@@ -6,14 +6,17 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from never_read import operands_never_read
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_kernels.slots import slot_of
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import lower
+from rpa_tune.compile.cache import CompileCache, compile_key
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.evaluate.simulate_task import TASK, SimulateTask
+from rpa_tune.evaluate.understood import read_schedule
 from rpa_tune.families.family import Call
 from rpa_tune.families.own_call import abstract_inputs
 from rpa_tune.families.registry import load_family
@@ -118,6 +121,8 @@ def simulate(pool, cache_dir, named, batches=BATCHES, **changes):
         (timeline,) = reply.value.timelines
         assert timeline.read_bytes > 0
         assert timeline.unknown == {}, name
+        compiled = CompileCache(cache_dir).load(compile_key(tasks[reply.index].candidate))
+        assert operands_never_read(read_schedule(compiled.bundles)) == set(), name
 
 
 @pytest.mark.slow  # by default test_evaluate.py does it on a smaller batch
