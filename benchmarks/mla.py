@@ -36,14 +36,14 @@ import click
 from cells import Group
 from entries import Entry, our_entries
 
-from kernels import Answer, Journal, compare, print_failures, print_group, run, times_of
+from kernels import Answer, Journal, compare, print_failures, print_group, run
 from rpa_kernels import useful
 from rpa_kernels.batch import Batch
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.ints import cdiv
 from rpa_kernels.layout import next_power_of_2
 from rpa_kernels.problem import Problem
-from rpa_tune.compile.pool import Reply, WorkerPool
+from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import simulate as foreign
@@ -219,6 +219,7 @@ def public_entry(
             blocks=idle_mla_blocks(group.problem) | blocks,
             batches=tuple(group.batches.values()),
             cache_dir=cache_dir,
+            without=TURNING,
         ),
     )
 
@@ -232,25 +233,6 @@ def alone(case: Case, entry: Entry, cache_dir: Path) -> dict[str, Entry]:
         kind: public_entry(group, {kind: entry.blocks[kind]}, entry.rank, cache_dir)
         for kind, group in case.by_kind.items()
     }
-
-
-def read(entry: Entry, reply: Reply) -> Answer:
-    """As `kernels.times_of`, without the kernels that turn the public function's arrays over."""
-    answer = times_of(entry, reply)
-    if entry.kernel == "ours" or reply.failure is not None:
-        return answer
-    attention = [
-        [name for name in calls if not name.startswith(TURNING)] for calls in reply.value.call_us
-    ]
-    times_us = [
-        sum(calls[name] for name in names) if calls else None
-        for calls, names in zip(reply.value.call_us, attention, strict=True)
-    ]
-    sets_us = [
-        list(map(sum, zip(*(sets[name] for name in names), strict=True)))
-        for sets, names in zip(reply.value.call_set_us, attention, strict=True)
-    ]
-    return answer._replace(times_us=times_us, sets_us=sets_us)
 
 
 def bound(group: Group, batch: Batch) -> dict[str, Any]:
@@ -319,8 +301,13 @@ def results_of(
         result = compare(group, answers)
         for cell in result["cells"]:
             cell |= bound(group, group.batches[cell["name"]])
-            for row in cell["best"].values():
-                row["share_of_bound"] = cell["bound_us"] / row["time_us"]
+            for kernel, row in cell["best"].items():
+                row["share_of_bound"] = share = cell["bound_us"] / row["time_us"]
+                if share > 1:
+                    where = f"{group.chip} {group.model} {cell['name']}: {kernel}"
+                    raise click.ClickException(
+                        f"{where} reaches {share:.0%} of its bound, which is none"
+                    )
         results.append(result)
     return results
 
@@ -332,7 +319,7 @@ def ask(plan: Plan, journal: Journal, cache_dir: Path, options: dict[str, Any]) 
     def run_all(pool: WorkerPool, entries: Sequence[Entry]) -> None:
         for i in range(0, len(entries), some):
             if time.perf_counter() - started < 60 * options["minutes"]:
-                run(pool, list(entries[i : i + some]), journal, read)
+                run(pool, list(entries[i : i + some]), journal)
 
     with WorkerPool(num_workers=some, deadline_s=options["deadline"]) as pool:
         for tier in range(len(TIERS)):
