@@ -47,7 +47,7 @@ def test_a_model_with_latents_is_swept_audited_and_served(tmp_path, chip, tp):
     finish(start(tmp_path, "swept"), timeout_s=1800)
     rows = list(load_tables([tables]))
     assert {row.key.family for row in rows} == set(LATENT_FAMILIES)
-    assert all("interpreted, 128/1 heads" in row.evidence.verified for row in rows)
+    assert all("interpreted, 32/1 heads" in row.evidence.verified for row in rows)
 
     server = Server(
         model="deepseek-v3", chip=chip, tp=tp, max_num_seqs=16, max_num_batched_tokens=16,
