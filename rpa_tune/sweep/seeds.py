@@ -1,9 +1,10 @@
 """Where a search starts beside the heuristic: configs that won for neighbouring problems.
 
-A winner may come from an earlier study of the same run, from the store, or from tables. A sweep
-that is resumed must ask the same questions as one that never stopped, so of the latter two only
-what the run itself does not write counts: the store's answers for other problems, or of older
-kernels, simulators and compilers; the tables' rows under other keys.
+A winner may come from an earlier study of the same run, from the store, from tables, or from what
+others tuned and shipped with a public kernel. A sweep that is resumed must ask the same questions
+as one that never stopped, so of store and tables only what the run itself does not write counts:
+the store's answers for other problems, or of older kernels, simulators and compilers; the tables'
+rows under other keys.
 """
 
 from collections.abc import Iterable, Sequence
@@ -77,7 +78,7 @@ def decided(decisions: Iterable[Decision]) -> list[Winner]:
 def winners_before(
     studies: Sequence[Study], answers: Iterable[Evaluation], table_folders: Iterable[Path]
 ) -> list[Winner]:
-    """What won before a run: by its store, then by tables; see `Sweep.winners`.
+    """What won before a run: by its store, by tables, as shipped; see `Sweep.winners`.
 
     Args:
       studies: All of the run.
@@ -86,9 +87,11 @@ def winners_before(
 
     Raises:
       TableError: A table does not parse.
+      UsageError: A table that came with a public kernel is damaged.
     """
     rows = load_tables([folder for folder in table_folders if folder.is_dir()])
-    return [*winners_of_store(answers, studies), *winners_of_tables(rows, studies)]
+    tables = winners_of_tables(rows, studies)
+    return [*winners_of_store(answers, studies), *tables, *winners_shipped(studies)]
 
 
 def winners_of_store(answers: Iterable[Evaluation], studies: Sequence[Study]) -> list[Winner]:
@@ -132,6 +135,15 @@ def winners_of_tables(rows: Iterable[TableRow], studies: Sequence[Study]) -> lis
             except ValueError:
                 continue
     return winners
+
+
+def winners_shipped(studies: Sequence[Study]) -> list[Winner]:
+    """What others tuned and shipped with a run's kernels, for these very problems or others."""
+    return [
+        Winner(key=tuning_key(problem, chip, family.name), config=config)
+        for family in dict.fromkeys(study.family for study in studies)
+        for chip, problem, config in family.shipped_configs()
+    ]
 
 
 def _winner(candidate: Candidate) -> Winner:
