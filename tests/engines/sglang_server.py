@@ -74,14 +74,17 @@ def made_scheduler(asked: dict[str, Any], queue: Queue) -> Any:
 
 def seen_logits(scheduler: Any) -> list[Any]:
     """Filled with (tokens, the logits after them) of every row that the model runner computes."""
-    seen = []
+    import jax
+
+    seen: list[Any] = []
     worker, run = scheduler.tp_worker, scheduler.tp_worker.forward_batch_generation
 
     def forward(batch: Any, *args: Any, **kwargs: Any) -> Any:
         results = run(batch, *args, **kwargs)
+        logits = jax.device_get(results[0].next_token_logits)
         for place, req in enumerate(scheduler.cur_batch.reqs_info[0].reqs):
             tokens = [*req.origin_input_ids, *req.output_ids][: int(batch.seq_lens[place])]
-            seen.append([tokens, results[0].next_token_logits[place].tolist()])
+            seen.append([tokens, logits[place].tolist()])
         return results
 
     worker.forward_batch_generation = forward
@@ -149,7 +152,7 @@ def main() -> None:
             while not all(name in requests and requests[name].finished() for name in names):
                 step(scheduler, queue)
     record = {
-        "answers": {name: req.output_ids for name, req in requests.items()},
+        "answers": {name: [*map(int, req.output_ids)] for name, req in requests.items()},
         "cached_tokens": {name: req.cached_tokens for name, req in requests.items()},
         "logits": seen,
         "retractions": scheduler.num_retracted_reqs,
