@@ -104,6 +104,11 @@ def test_check_compares_versions_unless_told_to_recompile(tmp_path, monkeypatch)
     result = tables("check", tmp_path)
     assert result.exit_code == 0, result.output
     assert "1 row: no findings" in result.stdout
+    merge_into(tmp_path, [replace(row, evidence=replace(row.evidence, jax="0.0.1"))])
+    result = tables("check", tmp_path)
+    assert result.exit_code == 0
+    assert "same libtpu and kernel\n  since: jax 0.0.1 -> " in result.stdout
+    assert "1 row: no findings; 1 made with another jax, under the same libtpu" in result.stdout
     older = replace(row, evidence=replace(row.evidence, libtpu="0.0.1"))
     merge_into(tmp_path, [older])
     result = tables("check", tmp_path)
