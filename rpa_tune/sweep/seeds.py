@@ -76,7 +76,11 @@ def decided(decisions: Iterable[Decision]) -> list[Winner]:
 
 
 def winners_before(
-    studies: Sequence[Study], answers: Iterable[Evaluation], table_folders: Iterable[Path]
+    studies: Sequence[Study],
+    answers: Iterable[Evaluation],
+    table_folders: Iterable[Path],
+    *,
+    asks_packages: bool = True,
 ) -> list[Winner]:
     """What won before a run: by its store, by tables, as shipped; see `Sweep.winners`.
 
@@ -84,14 +88,15 @@ def winners_before(
       studies: All of the run.
       answers: All of its store.
       table_folders: Those that exist are read, later ones win.
+      asks_packages: Whether what others shipped counts; it depends on what is installed.
 
     Raises:
       TableError: A table does not parse.
       UsageError: A table that came with a public kernel is damaged.
     """
     rows = load_tables([folder for folder in table_folders if folder.is_dir()])
-    tables = winners_of_tables(rows, studies)
-    return [*winners_of_store(answers, studies), *tables, *winners_shipped(studies)]
+    shipped = winners_shipped(studies) if asks_packages else []
+    return [*winners_of_store(answers, studies), *winners_of_tables(rows, studies), *shipped]
 
 
 def winners_of_store(answers: Iterable[Evaluation], studies: Sequence[Study]) -> list[Winner]:

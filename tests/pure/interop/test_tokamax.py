@@ -182,6 +182,8 @@ def test_a_search_starts_from_what_was_shipped(tmp_path, monkeypatch, name):
     winners = winners_before([study], [], [])
     (seed,) = neighbour_seeds(study, winners)
     assert seed == {"decode": replace(DECODE, n_buffer=2), "mixed": MIXED}[case]
+    # Runs that share their work may have other packages, and must ask the same.
+    assert seed not in [w.config for w in winners_before([study], [], [], asks_packages=False)]
 
 
 def test_families_of_other_kernels_have_nothing_shipped(tmp_path, monkeypatch):
