@@ -9,7 +9,8 @@ and one neighbour.
 
 What is compiled is little: all cells of a chip and variant share one problem, so that a kernel is
 compiled once for contexts and batches of every size, and the public function once for its decode
-and its mixed blocks. `TIERS` says what comes first; a run that ends by `--minutes` has that whole.
+and its mixed blocks. A run does one variant on all chips of a tier (`TIERS`), then the next: one
+that ends by `--minutes` has the first ones whole.
 
 A public time is that of the attention kernels of the function, empty launches included, because it
 launches them. The two kernels that turn queries and output over between heads-first and
@@ -35,7 +36,7 @@ from typing import Any
 import click
 from cells import Group
 from entries import Entry, our_entries
-from mla_cells import CHIPS, FLOAT8, HEADS, KINDS, TIERS, Case, alone, cases, public_entries
+from mla_cells import CHIPS, FLOAT8, HEADS, KINDS, Case, alone, cases, public_entries
 
 from kernels import Answer, Journal, compare, print_failures, print_group, run
 from rpa_kernels import useful
@@ -162,7 +163,7 @@ def ask(plan: Plan, journal: Journal, cache_dir: Path, options: dict[str, Any]) 
                 run(pool, list(entries[i : i + some]), journal)
 
     with WorkerPool(num_workers=some, deadline_s=options["deadline"]) as pool:
-        for tier in range(len(TIERS)):
+        for tier in dict.fromkeys(case.tier for case, _ in plan):
             own = [(case, e) for case, entries in plan if case.tier == tier for e in entries]
             run_all(pool, [entry for _, entry in sorted(own, key=lambda one: one[1].rank)])
             again = [

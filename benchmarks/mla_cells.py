@@ -3,7 +3,6 @@
 Neighbour: `cells.py`, whose groups these are.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ VARIANTS = (
     (64, FLOAT8, 1024), (32, "bfloat16", 1024),
 )  # fmt: skip
 HEADS = tuple(dict.fromkeys(heads for heads, _, _ in VARIANTS))
-# (chips, heads): what a run does whole before it begins the next.
+# (chips, heads), the most important first.
 TIERS = (
     (("v6e", "v7x"), (128,)), (("v6e", "v7x"), (16, 8)), (("v6e", "v7x"), (64, 32)),
     (("v5p",), HEADS),
@@ -80,7 +79,7 @@ class Case(NamedTuple):
     """What is compared on one problem.
 
     Attributes:
-      tier: Place in `TIERS`.
+      tier: Which of all it is: a run does those of a tier whole before it begins the next.
       by_kind: The cells of each kind.
     """
 
@@ -106,9 +105,15 @@ class Case(NamedTuple):
 
 def cases(chips: Sequence[str], heads: Sequence[int], kinds: Sequence[str]) -> Iterator[Case]:
     """All cases of the named chips, heads and kinds, the most important first."""
-    for tier, (of_tier, heads_of_tier) in enumerate(TIERS):
-        for variant, chip in itertools.product(VARIANTS, of_tier):
-            if chip in chips and variant[0] in heads and variant[0] in heads_of_tier:
+    order = [
+        (of_tier, variant)
+        for of_tier, heads_of_tier in TIERS
+        for variant in VARIANTS
+        if variant[0] in heads_of_tier
+    ]
+    for tier, (of_tier, variant) in enumerate(order):
+        for chip in of_tier:
+            if chip in chips and variant[0] in heads:
                 yield Case(tier, groups(chip, *variant, kinds))
 
 
