@@ -28,7 +28,10 @@ class Steps:
     """
 
     def __init__(
-        self, workload: str, server: Server, clock: Mapping[str, float] | None = None
+        self,
+        workload: str | Mapping[str, Any],
+        server: Server,
+        clock: Mapping[str, float] | None = None,
     ) -> None:
         """Serves nothing yet.
 
@@ -102,7 +105,8 @@ class Steps:
                 )
         # One family for all that are no decodes: prefill does what mixed does.
         batches = tuple(replace(wb, batch=replace(wb.batch, num_prefill=0)) for wb in found.batches)
-        return replace(found, name=self._workload, batches=batches)
+        name = self._workload if isinstance(self._workload, str) else found.name
+        return replace(found, name=name, batches=batches)
 
 
 def _alike(first: Served, other: Served, indices: tuple[int, ...]) -> bool:
