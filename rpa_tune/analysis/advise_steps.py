@@ -13,7 +13,6 @@ from rpa_tune.workload.workload import (
     Workload,
     load_workload,
     requests_of,
-    share_of_arrivals,
 )
 
 # Steps that stand for all. Each is simulated under every set of parameters; sweeps take 16.
@@ -64,9 +63,8 @@ class Steps:
 
     def _served(self, mapping: Mapping[str, Any], page_size: int) -> Workload:
         changes: dict[str, Any] = {"engine": self._knobs, "compress": {"batches": NUM_STEPS}}
-        if self._server.dp > 1:
-            changes["arrivals"] = share_of_arrivals(mapping.get("arrivals", {}), self._server.dp)
-        served = serve(read_spec(overlay(mapping, changes), page_size=page_size))
+        spec = read_spec(overlay(mapping, changes), page_size=page_size)
+        served = serve(spec, ranks=self._server.ranks)
         if self._chosen is None:
             build = condense(served)
             self._chosen = served, build.compression.indices, build.compression.weights

@@ -143,19 +143,6 @@ def requests_of(
     return None if isinstance(spec.requests, CaptureSource) else mapping
 
 
-def share_of_arrivals(arrivals: Mapping[str, Any], ranks: int) -> dict[str, Any]:
-    """What of a workload's arrivals comes to one of several ranks, over the rest of them.
-
-    Source: tpu-inference 0.32.0, core/sched/dp_scheduler.py gives each request to one rank.
-    """
-    shares: dict[str, Any] = {}
-    if rate := arrivals.get("request_rate"):
-        shares["request_rate"] = rate / ranks
-    if most := arrivals.get("max_concurrency"):
-        shares["max_concurrency"] = -(-most // ranks)
-    return shares
-
-
 def load_stored(spec: str) -> Workload | None:
     """The workload in a JSON file that says it is one, else None.
 
