@@ -78,7 +78,7 @@ def advise(
     weight_dtype = read_dtype(weight_dtype, WEIGHT_BYTES, "weight_dtype")
     roofline = roofline_of(server, weight_dtype)
     clock = roofline.clock(server.context_token_bytes) if roofline else None
-    steps = Steps(workload, server, clock)
+    steps = Steps(workload, server, clock, asked.said)
     steps.at(server.page_size)
     drafts = [draft(server, one, steps, rows_of, weight_dtype) for one in settings]
     drafts = sorted(_worth_a_row(drafts, server), key=lambda one: _distance(one, server))

@@ -1,6 +1,6 @@
 """The steps that advice is about: the same requests, served with every page size."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ class Steps:
         workload: str | Mapping[str, Any],
         server: Server,
         clock: Mapping[str, float] | None = None,
+        said: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Serves nothing yet.
 
@@ -38,8 +39,9 @@ class Steps:
           workload: What `load_workload` takes.
           server: Its limits and pace, which replace those of the workload's own engine.
           clock: Another pace than the server's, as `Roofline.clock` has it.
+          said: Takes a line whenever the requests were served, which takes seconds.
         """
-        self._workload, self._server = workload, server
+        self._workload, self._server, self._said = workload, server, said
         self._knobs = server.knobs | ({"step_time": dict(clock)} if clock else {})
         self._kept: dict[int, Workload] = {}
         self._chosen: tuple[Served, tuple[int, ...], tuple[float, ...]] | None = None
@@ -65,6 +67,7 @@ class Steps:
         changes: dict[str, Any] = {"engine": self._knobs, "compress": {"batches": NUM_STEPS}}
         spec = read_spec(overlay(mapping, changes), page_size=page_size)
         served = serve(spec, ranks=self._server.ranks)
+        self._said(f"served with pages of {page_size} tokens: {served.num_all_steps:,} steps")
         if self._chosen is None:
             build = condense(served)
             self._chosen = served, build.compression.indices, build.compression.weights

@@ -57,6 +57,14 @@ def test_advice_on_a_mapping_is_that_on_the_same_requests_in_a_file(trace) -> No
     assert found[0].rows == found[1].rows
 
 
+def test_what_takes_seconds_is_said() -> None:
+    lines: list[str] = []
+    settings = {**ONE, "page_sizes": (128, 256)}
+    rpa_tune.advise(SERVER, workload=MAPPING, compiles=0, said=lines.append, **settings)
+    served = [line for line in lines if line.startswith("served with pages of ")]
+    assert [line.split()[4] for line in served] == ["128", "256"]
+
+
 def test_a_fleet_is_records_mappings_or_a_file(tmp_path, trace) -> None:
     file = tmp_path / "fleet.yaml"
     file.write_text(yaml.safe_dump([SERVER]))
