@@ -32,10 +32,11 @@ ALLOWED: dict[str, set[str]] = {
     "families": {"kernels", "hw", "provenance"},
     "families.registry": {"kernels", "families", "interop.public"},
     "models": set(),
-    "models.buckets": {"kernels"},
+    "models.flags": {"kernels", "hw"},
+    "models.buckets": {"kernels", "models.flags"},
     "models.server": {
-        "kernels", "hw", "models.buckets", "models.catalog", "models.model", "models.padding",
-        "models.roofline",
+        "kernels", "hw", "models.buckets", "models.catalog", "models.flags", "models.model",
+        "models.padding", "models.roofline",
     },
     "models.padding": {"kernels"},
     "models.weights": set(),
@@ -54,7 +55,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
-        "models.catalog", "models.buckets", "models.padding", "models.server", "provenance",
+        "models.catalog", "models.buckets", "models.flags", "models.padding", "models.server",
+        "provenance",
         "decide", "tables", "families", "families.registry", "report.frame", "compile",
     },
     "decide": {
@@ -88,7 +90,8 @@ ALLOWED: dict[str, set[str]] = {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
         "families", "families.registry", "dispatch", "models.buckets", "models.padding",
-        "models.roofline", "models.weights", "tables", "llo", "sweep", "report.nest",
+        "models.flags", "models.roofline", "models.weights", "tables", "llo", "sweep",
+        "report.nest",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
