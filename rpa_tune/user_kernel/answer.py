@@ -22,6 +22,7 @@ class KernelTask:
     Attributes:
       function: `module:function` or `file.py:function`; empty where `pickled` has it.
       arguments: Of the function; None where `maker` or `pickled` has them.
+      keywords: Python values by name, beside `arguments` or over them.
       maker: `module:function` that returns them; empty without one.
       values: Arrays by the name of the argument that has them.
       pickled: (function, positional, keywords), pickled; empty where `function` names it.
@@ -36,6 +37,7 @@ class KernelTask:
     cache_dir: Path
     function: str = ""
     arguments: Arguments | None = None
+    keywords: dict[str, Any] = field(default_factory=dict)
     maker: str = ""
     values: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
     pickled: bytes = b""

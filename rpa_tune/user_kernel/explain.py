@@ -20,7 +20,7 @@ from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.llo.ensemble import interval
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.parse import load_program
-from rpa_tune.llo.profile import Profile, profile, read_sources
+from rpa_tune.llo.profile import Profile, lines_to_dicts, profile, read_sources
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.provenance import provenance
 from rpa_tune.user_kernel.answer import TASK, CallName, KernelAnswer, KernelTask, Refusal
@@ -67,7 +67,7 @@ class KernelExplanation:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        timeline, lines = self.timeline, self.profile.lines if self.profile else {}
+        timeline = self.timeline
         return {
             "kernel": self.name,
             "chip": self.chip.name,
@@ -78,10 +78,7 @@ class KernelExplanation:
             "time_us": self.time_us,
             "interval_us": self.interval_us,
             "timeline": asdict(timeline) if timeline else None,
-            "lines": [
-                {"file": line.file, "line": line.line, "cycles": round(cycles, 1)}
-                for line, cycles in sorted(lines.items(), key=lambda item: -item[1])
-            ],
+            "lines": lines_to_dicts(self.profile),
             "cycles_without_line": round(self.profile.no_line, 1) if self.profile else None,
             **self.answer.costs,
             "provenance": provenance(""),
@@ -143,9 +140,7 @@ def explain_task(task: KernelTask, name: str, *, deadline_s: float) -> KernelExp
     Raises:
       UsageError: See `explain_kernel`.
     """
-    with WorkerPool(
-        num_workers=1, deadline_s=deadline_s, environment=sources_environment
-    ) as pool:
+    with WorkerPool(num_workers=1, deadline_s=deadline_s, environment=sources_environment) as pool:
         (reply,) = pool.map_unordered(TASK, [task])
     if reply.failure is not None:
         status = status_of_failure(reply.failure)
@@ -163,7 +158,10 @@ def explain_task(task: KernelTask, name: str, *, deadline_s: float) -> KernelExp
 def _profile(answer: KernelAnswer, chip: Chip) -> Profile:
     with plain_schedule(answer) as path:
         return profile(
-            load_program(path), load_machine(chip.name), answer.scalars, read_sources(path)
+            load_program(path),
+            load_machine(chip.name),
+            answer.scalars,
+            read_sources(path.read_text()),
         )
 
 

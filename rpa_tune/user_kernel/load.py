@@ -16,7 +16,7 @@ import numpy as np
 
 from rpa_tune.compile.worker import one_line
 from rpa_tune.user_kernel.answer import KernelTask
-from rpa_tune.user_kernel.arguments import ArrayArgument, Arguments
+from rpa_tune.user_kernel.arguments import Arguments, ArrayArgument
 from rpa_tune.user_kernel.refused import RefusedError
 
 _AS_A_NAME = "my_module:my_function, or path/to/my_file.py:my_function"
@@ -45,6 +45,7 @@ def load_call(task: KernelTask) -> tuple[Callable[..., Any], tuple[Any, ...], di
     arguments = _made(task.maker) if task.maker else task.arguments or Arguments(keywords={})
     positional = tuple(map(_array, arguments.positional))
     keywords = {name: _array(value) for name, value in arguments.keywords.items()}
+    keywords |= {name: _array(value) for name, value in task.keywords.items()}
     return function, *_with_values(function, positional, keywords, task.values)
 
 
@@ -126,8 +127,10 @@ def _array(value: Any) -> Any:
     if value.values is None:
         return jax.ShapeDtypeStruct(value.shape, dtype)
     values = np.asarray(value.values).astype(dtype)
-    return np.array(np.broadcast_to(values, value.shape)) if len(values) == 1 else values.reshape(
-        value.shape
+    return (
+        np.array(np.broadcast_to(values, value.shape))
+        if len(values) == 1
+        else values.reshape(value.shape)
     )
 
 

@@ -20,7 +20,9 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         """By name, where that is the very object; as ever elsewhere."""
         module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
-        if isinstance(obj, type | types.FunctionType) or not (isinstance(module, str) and isinstance(name, str)):
+        if isinstance(obj, type | types.FunctionType) or not (
+            isinstance(module, str) and isinstance(name, str)
+        ):
             return NotImplemented
         try:
             found = operator.attrgetter(name)(sys.modules[module])

@@ -96,7 +96,9 @@ def trace(
     leaves, tree = jax.tree_util.tree_flatten_with_path((positional, keywords))
     is_array = [_is_array(leaf) for _, leaf in leaves]
     arrays = [leaf for (_, leaf), flag in zip(leaves, is_array, strict=True) if flag]
-    abstract = tuple(jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)) for a in arrays)
+    abstract = tuple(
+        jax.ShapeDtypeStruct(a.shape, jax.dtypes.canonicalize_dtype(a.dtype)) for a in arrays
+    )
 
     def flat(*given: Any) -> Any:
         rest = iter(given)
@@ -115,7 +117,9 @@ def trace(
                 hint="it is traced with the shapes, dtypes and Python values that are given",
             ) from error  # fmt: skip
     program = mark_calls(closed)
-    names = _labels(function, [path for (path, _), flag in zip(leaves, is_array, strict=True) if flag])
+    names = _labels(
+        function, [path for (path, _), flag in zip(leaves, is_array, strict=True) if flag]
+    )
     known: list[Value] = [
         Unknown(sources=(name,)) if isinstance(array, jax.ShapeDtypeStruct) else Known(value=array)
         for name, array in zip(names, arrays, strict=True)
