@@ -5,10 +5,11 @@ What can be proved, and how:
 * Copies and waits say by their opcode what they are: `prefetch` (HBM to VMEM), `write` (VMEM to
   HBM), `wait` (stalls for copies and flags).
 * Other instructions belong to the function that holds their source line. For our kernels
-  `_FUNCTIONS` and `_FILES` say which phase that is; of other kernels the function's name is the phase.
+  `_FUNCTIONS` and `_FILES` say which phase that is; of other kernels the function's name is the
+  phase.
 * The compiler names the innermost line only, so that a helper which two phases share counts as the
-  helper. It names none for what it takes apart. In our kernels a matrix push of transposed keys is such a
-  thing (`qk`), and so is exp2 (`softmax`): there the opcode decides.
+  helper. It names none for what it takes apart. In our kernels a matrix push of transposed keys is
+  such a thing (`qk`), and so is exp2 (`softmax`): there the opcode decides.
 """
 
 import ast
@@ -21,8 +22,9 @@ from rpa_tune.llo.opcodes import Op, Slot
 from rpa_tune.llo.profile import Profile, Sources
 from rpa_tune.llo.program import Bundle, Program
 from rpa_tune.llo.sources import SourceLine
+from rpa_tune.llo.work import work_of
 
-WAIT, PREFETCH, WRITE, OTHER = "wait", "prefetch", "write", "no line"
+WAIT, PREFETCH, WRITE = "wait", "prefetch", "write"
 _FOLDER = "kernels"  # of our kernels, in a checkout; installed it is `rpa_kernels`
 _FUNCTIONS = {
     "qk": ("qk", "scale_q"),
@@ -106,13 +108,17 @@ def _label(bundle: Bundle, lines: Counter[SourceLine], *, ours: bool) -> str:
     return phases.most_common(1)[0][0] if phases else ""
 
 
-def cycles_by_phase(profile: Profile, labels: tuple[str, ...]) -> dict[str, int]:
-    """Cycles of each phase, most first: stalls for copies and flags are `wait`."""
+def cycles_by_phase(profile: Profile, program: Program, labels: tuple[str, ...]) -> dict[str, int]:
+    """Cycles of each phase, most first.
+
+    Stalls for copies and flags are `wait`; bundles without a line are named by their opcodes.
+    """
     found: Counter[str] = Counter()
     waits = profile.stalls[:, _WAITS].sum(axis=1)
     found[WAIT] += int(waits.sum())
-    for label, cycles in zip(labels, (profile.cycles - waits).tolist(), strict=True):
-        found[label or OTHER] += int(cycles)
+    spent = (profile.cycles - waits).tolist()
+    for bundle, label, cycles in zip(program.bundles, labels, spent, strict=True):
+        found[label or f"{work_of(bundle)}, no line"] += int(cycles)
     return {phase: cycles for phase, cycles in found.most_common() if cycles}
 
 

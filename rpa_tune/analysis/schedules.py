@@ -98,5 +98,5 @@ def profile_program(program: Program, operands: Operands, chip: str, text: str) 
     """The same of a program and the text of its schedule."""
     sources = read_sources(text)
     found = profile(program, load_machine(chip), operands, sources)
-    phases = cycles_by_phase(found, bundle_labels(program, sources))
+    phases = cycles_by_phase(found, program, bundle_labels(program, sources))
     return PhaseProfile(cycles=found, phases=phases)

@@ -120,8 +120,8 @@ def _phases(found: KernelExplanation) -> dict[str, int]:
     if found.profile is None:
         return {}
     with plain_schedule(found.answer) as path:
-        labels = bundle_labels(load_program(path), read_sources(path.read_text()))
-    return cycles_by_phase(found.profile, labels)
+        program, sources = load_program(path), read_sources(path.read_text())
+    return cycles_by_phase(found.profile, program, bundle_labels(program, sources))
 
 
 def _print(found: KernelExplanation) -> None:
@@ -132,6 +132,11 @@ def _print(found: KernelExplanation) -> None:
     if call.operands:
         grid = " x ".join("?" if size < 0 else str(size) for size in call.grid)
         click.echo(f"operands  {', '.join(call.operands)}; grid {grid or 'none'}")
+    if placed := [i for i, space in answer.spaces.items() if space in ("vmem", "cmem")]:
+        click.echo(
+            f"{'':10}XLA puts {', '.join(map(str, placed))} into fast memory before the kernel, as "
+            "it does with small arrays: those copies are not timed"
+        )
     if answer.others:
         click.echo(f"{'':10}not explained: {', '.join(answer.others)}")
     if call.is_in_loop:
@@ -167,11 +172,11 @@ def _print_traffic(found: KernelExplanation) -> None:
     timeline, chip = found.timeline, found.chip
     assert timeline is not None
     peak = chip.hbm_bytes_per_s * len(timeline.core_cycles)
-    share = timeline.achieved_bytes_per_s / peak
+    achieved = timeline.achieved_bytes_per_s
     click.echo(
-        f"HBM       {timeline.read_bytes / 1e6:,.1f} MB in and {timeline.write_bytes / 1e6:,.1f} MB "
-        f"out in {timeline.num_copies:,} copies, {timeline.achieved_bytes_per_s / 1e9:,.0f} of "
-        f"{peak / 1e9:,.0f} GB/s ({share:.1%})"
+        f"HBM       {timeline.read_bytes / 1e6:,.1f} MB in and "
+        f"{timeline.write_bytes / 1e6:,.1f} MB out in {timeline.num_copies:,} copies, "
+        f"{achieved / 1e9:,.0f} of {peak / 1e9:,.0f} GB/s ({achieved / peak:.1%})"
     )
     costs = found.answer.costs
     if (vmem := costs["vmem_bytes"]) is not None:

@@ -123,7 +123,7 @@ def print_phases(phases: Mapping[str, int]) -> None:
     click.echo("\ncycles by phase, by opcode and source line")
     for phase, cycles in [*phases.items()][:_MAX_LOOPS]:
         click.echo(
-            f"  {phase[:28]:28}{cycles:>14,}  {cycles / total:>6.1%}  {_bar(cycles / total)}"
+            f"  {phase[:34]:34}{cycles:>14,}  {cycles / total:>6.1%}  {_bar(cycles / total)}"
         )
 
 
@@ -135,8 +135,8 @@ def print_lines(profile: Profile) -> None:
     for line, cycles in lines[:_MAX_LINES]:
         place = f"{Path(line.file).name}:{line.line}"
         text = linecache.getline(line.file, line.line).strip()
-        click.echo(f"  {place[:28]:28}{cycles:>14,.0f}  {cycles / total:>6.1%}  {text[:60]}")
-    click.echo(f"  {'no line':28}{profile.no_line:>14,.0f}  {profile.no_line / total:>6.1%}")
+        click.echo(f"  {place[-34:]:34}{cycles:>14,.0f}  {cycles / total:>6.1%}  {text[:60]}")
+    click.echo(f"  {'no line':34}{profile.no_line:>14,.0f}  {profile.no_line / total:>6.1%}")
 
 
 def _print_heaviest(question: Question, simulation: Simulation) -> None:

@@ -199,7 +199,8 @@ def kernel_options(command: Command) -> Command:
     """The same for a command that takes a function in place of a family and a model."""
     names = (
         CHIP_OPTION,
-        click.option("--family", type=NameChoice(ALL_FAMILIES), help="Kernel family, or a public one."),
+        click.option("--family", type=NameChoice(ALL_FAMILIES),
+                     help="Kernel family, ours or a public one."),
         click.option("--model", type=ModelName(),
                      help="Model name, or the path of a config.json."),
     )  # fmt: skip

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rpa_tune.llo.engines import Direction, Owner, Rates, direction_of, rates_of
+from rpa_tune.llo.engines import Direction, Owner, Rates, rates_of
 from rpa_tune.llo.interpreter import Interpreter
 from rpa_tune.llo.machine import Machine
-from rpa_tune.llo.opcodes import Op, Slot
-from rpa_tune.llo.program import Bundle, Instruction, Program
+from rpa_tune.llo.program import Instruction, Program
 from rpa_tune.llo.run import Operands
 from rpa_tune.llo.simulate import MAX_BUNDLES
 from rpa_tune.llo.timeline import loop_bounds
+from rpa_tune.llo.work import STARTS, VECTOR_WORK, work_of
 from rpa_tune.report.nest import places
 
 # Perfetto stays quick below this; a longer launch is cut, and the trace says so.
@@ -32,28 +32,9 @@ _COPY_LANES = {
     Direction.WRITE: "copies VMEM to HBM",
     Direction.LOCAL: "copies to SMEM",
 }
-# What a bundle does, by its slots: the first that it has.
-_WORK = (
-    (("MXU", "VPOP"), "matmul"),
-    (("EUP",), "exp"),
-    (("VALU", "XLU"), "vector"),
-    (("VLOAD", "VSTORE", "FILL", "SPILL"), "load/store"),
-)
-_STARTS = {Direction.READ: "prefetch", Direction.WRITE: "write", Direction.LOCAL: "scalar copies"}
 _LEAST_SHARE = 0.2  # of a slice's bundles for which a kind of work is in its name
 _MOST_CYCLES_BACK = 0.25  # an arrow ends inside the slice, not at its edge
 _LEAST_TRIPS = 3  # of a loop, for one of its steps to be steady
-
-
-def work_of(bundle: Bundle) -> str:
-    """What a bundle does: vector work, copies that it starts, or scalar work."""
-    for slots, work in _WORK:
-        if any(bundle.slots[Slot[name]] for name in slots):
-            return work
-    for item in bundle.instructions:
-        if item.op is Op.COPY:
-            return _STARTS[direction_of(item.detail)]
-    return "scalar"
 
 
 @functools.lru_cache(maxsize=8)
@@ -84,7 +65,7 @@ class _Recorder:
         self.work = [work_of(bundle) for bundle in program.bundles]
         self.labels = labels or [""] * len(program.bundles)
         self.places = loops_by_address(program, rates)
-        self.is_vector = [work in [name for _, name in _WORK] for work in self.work]
+        self.is_vector = [work in [name for _, name in VECTOR_WORK] for work in self.work]
         self.events: list[dict[str, Any]] = []
         self.lanes = {_VECTOR: "vector issue", _SCALAR: "scalar issue", _WAITS: "waits"}
         self.num_dropped = 0
@@ -126,7 +107,7 @@ class _Recorder:
         counts = Counter(self.work[first : last + 1])
         least = _LEAST_SHARE * (last + 1 - first)
         shown = [work for work, count in counts.most_common() if count >= least]
-        starts = [work for work in _STARTS.values() if work in counts and work not in shown]
+        starts = [work for work in STARTS.values() if work in counts and work not in shown]
         work = " + ".join([*shown, *starts])
         if label := self.labels[first]:
             work = label if label == work else f"{label}, {work}"

@@ -89,6 +89,7 @@ class KernelAnswer:
       others: Names of the function's other Pallas calls.
       timeline: One simulated launch; None without.
       scalars: Operands whose values are known, by index.
+      spaces: Memory that each operand of the compiled call lives in, by index.
       schedule: The compiler's final schedule, in the cache; None without.
       costs: Seconds of each part, and memory as the compiler laid it out.
     """
@@ -99,5 +100,6 @@ class KernelAnswer:
     others: tuple[str, ...] = ()
     timeline: Timeline | None = None
     scalars: dict[int, npt.NDArray[np.int32]] = field(default_factory=dict)
+    spaces: dict[int, str] = field(default_factory=dict)
     schedule: Path | None = None
     costs: dict[str, Any] = field(default_factory=dict)

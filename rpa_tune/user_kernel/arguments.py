@@ -6,7 +6,7 @@
 | `s32[4](700,90,1,1)` | an array with its values |
 | `s32[64](512)` | an array of one value |
 | `s32[]`, `s32[](3)` | an array without axes |
-| `128`, `0.5`, `True`, `None`, `'text'`, `(1, 2)` | a Python value, which the function sees as it is |
+| `128`, `0.5`, `True`, `None`, `'text'`, `(1, 2)` | a Python value, as it is |
 | `name=...` | any of these by keyword |
 
 Arguments are separated by commas or spaces. dtypes are those of XLA (`bf16`, `s32`, `f8e4m3fn`) or
@@ -177,9 +177,10 @@ def load_values(path: Path) -> dict[str, Any]:
       UsageError: It is none.
     """
     try:
-        with np.load(path, allow_pickle=False) as found:
-            if not isinstance(found, np.lib.npyio.NpzFile):
-                raise ValueError("one array, without a name")
+        found = np.load(path, allow_pickle=False)
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise ValueError("one array, without a name")
+        with found:
             return {name: found[name] for name in found.files}
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(

@@ -5,6 +5,7 @@ scalars. Here everything around the Pallas calls that depends on known values al
 the CPU; the rest stays unknown, with a note of where it comes from.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from jax.extend import core
 MARK = "rpa_tune_call_"  # and a number: scope around a Pallas call, which XLA names it by
 _PALLAS = "pallas_call"
 _LOOPS = ("scan", "while")
+_WORD_BYTES, _LANES, _SUBLANES = 4, 128, 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,14 +62,39 @@ class FoundCall:
     is_in_loop: bool
 
     def scalars(self) -> dict[int, npt.NDArray[np.int32]]:
-        """Known operands of words of 32 bits, by index."""
+        """The words of known operands as scalar memory holds them, by index."""
         found = {}
         for index, operand in enumerate(self.operands):
             if isinstance(operand, Known):
-                array = np.asarray(operand.value)
-                if array.dtype.itemsize == 4 and array.dtype.kind in "iuf":
-                    found[index] = array.view(np.int32)
+                words = words_of(np.asarray(operand.value))
+                if words is not None:
+                    found[index] = words
         return found
+
+
+def words_of(array: npt.NDArray[Any]) -> npt.NDArray[np.int32] | None:
+    """The words of an array in scalar memory; None for a layout that is not known.
+
+    Elements of 8 or 16 bits share a word with those of the rows below, four or two of them, and
+    rows are 128 words long. How tiles of more rows or lanes follow each other is not known here.
+
+    Source: address arithmetic of splash attention's int8[1,8,8], libtpu 0.0.42.1.
+    """
+    size = array.dtype.itemsize
+    if array.dtype.kind not in "iuf" or size > _WORD_BYTES:
+        return None
+    if size == _WORD_BYTES:
+        return array.view(np.int32)
+    if array.ndim < 2 or array.shape[-1] > _LANES:
+        return None
+    *lead, rows, lanes = array.shape
+    pack = _WORD_BYTES // size
+    if rows > _SUBLANES and (math.prod(lead) > 1 or rows % (_SUBLANES * pack)):
+        return None
+    padded = np.zeros((math.prod(lead), -(-rows // _SUBLANES) * _SUBLANES, _LANES), array.dtype)
+    padded[:, :rows, :lanes] = array.reshape(-1, rows, lanes)
+    grouped = padded.reshape(len(padded), -1, pack, _LANES).swapaxes(2, 3)
+    return np.ascontiguousarray(grouped).view(np.int32)
 
 
 def mark_calls(closed: Any) -> Any:

@@ -92,7 +92,8 @@ def _by_name(name: str) -> Any:
 def _from_file(path: Path) -> Any:
     sys.path.insert(0, str(path.resolve().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
+    assert spec is not None  # it ends in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     spec.loader.exec_module(module)
@@ -108,9 +109,9 @@ def _made(maker: str) -> Arguments:
         raise RefusedError(f"{maker} raises {brief(error)}", where="--arguments") from error
     if isinstance(made, dict):
         return Arguments(keywords=made)
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], tuple):
-        if isinstance(made[1], dict):
-            return Arguments(positional=made[0], keywords=made[1])
+    match made:
+        case (tuple() as positional, dict() as keywords):
+            return Arguments(positional=positional, keywords=keywords)
     if isinstance(made, tuple | list):
         return Arguments(positional=tuple(made), keywords={})
     raise RefusedError(

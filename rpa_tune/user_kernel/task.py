@@ -114,7 +114,12 @@ def _simulate(task: KernelTask, call: FoundCall, answer: KernelAnswer) -> Kernel
         detail = " ".join(str(error).split())
         return replace(answer, status=Status.NOT_UNDERSTOOD, detail=detail)
     costs = answer.costs | {"simulate_s": time.perf_counter() - started}
-    return replace(answer, timeline=timeline, costs=costs)
+    spaces = {
+        index: operand.space
+        for index, operand in sorted(program.operands.items())
+        if not operand.is_output
+    }
+    return replace(answer, timeline=timeline, spaces=spaces, costs=costs)
 
 
 def _not_known(call: FoundCall, index: int) -> RefusedError:
@@ -124,7 +129,7 @@ def _not_known(call: FoundCall, index: int) -> RefusedError:
         names = " and ".join(value.sources) or "nothing that was given"
         why = f"whose values depend on {names}"
     else:
-        why = f"whose dtype is none of 32 bits: {np.asarray(value.value).dtype}"
+        why = f"whose layout in scalar memory is not known: {np.asarray(value.value).dtype}"
     return RefusedError(
         f"the scalar program of {call.name} reads operand {index} ({shape}), {why}",
         where="--shapes",

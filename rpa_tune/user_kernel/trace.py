@@ -77,8 +77,8 @@ def pretend(chip: Chip) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.sharding.use_abstract_mesh(mesh))
         for name in _ASKED:
-            stack.enter_context(mock.patch.object(jax, name, lambda *_, **__: [device]))
-        stack.enter_context(mock.patch.object(jax, "default_backend", lambda: "tpu"))
+            stack.enter_context(mock.patch.object(jax, name, return_value=[device]))
+        stack.enter_context(mock.patch.object(jax, "default_backend", return_value="tpu"))
         yield
 
 
