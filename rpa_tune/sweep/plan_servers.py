@@ -9,8 +9,9 @@ servers:                     # each problem of a fleet is tuned once
 The keys are those of `rpa-tune plan`; `tokens` names the shapes to tune, all if it is left out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rpa_kernels.dtypes import OTHER_NAMES
@@ -19,8 +20,9 @@ from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import chip_spellings, find_chip, load_chips
 from rpa_tune.models.buckets import ENGINES, Engine
 from rpa_tune.models.catalog import model_name
-from rpa_tune.models.server import FLAGS, Server
-from rpa_tune.sweep.nodes import Node
+from rpa_tune.models.flags import read_list
+from rpa_tune.models.server import FLAGS, Server, as_server
+from rpa_tune.sweep.nodes import Node, read_yaml
 
 _SWITCHES = ("bucket_seqs", "uses_prefill")
 # Flags that a plan with lists of chips, models, ... says elsewhere.
@@ -57,6 +59,34 @@ def read_servers(node: Node) -> tuple[Server, ...]:
     if not servers:
         raise UsageError("servers is empty", where=node.where)
     return tuple(servers)
+
+
+# One server or several: as records, as mappings of flags, or a file with a list of such.
+AnyServers = Server | Mapping[str, Any] | str | Path | Sequence[Server | Mapping[str, Any]]
+
+
+def as_fleet(servers: AnyServers) -> tuple[Server, ...]:
+    """The servers, each once.
+
+    Raises:
+      UsageError: No server, or something that is none.
+    """
+    if isinstance(servers, str | Path):
+        return load_fleet(Path(servers))
+    listed = [servers] if isinstance(servers, Server | Mapping) else read_list(servers, "servers")
+    return tuple(dict.fromkeys(as_server(one) for one in listed))
+
+
+def load_fleet(path: Path) -> tuple[Server, ...]:
+    """The servers of a file: a list of flag sets, or `servers:` with one.
+
+    Raises:
+      UsageError: The file cannot be read, or as `read_servers`.
+    """
+    root = read_yaml(path)
+    if isinstance(root.value, dict):
+        root = root.entries(("servers",), "the file")["servers"]
+    return read_servers(root)
 
 
 def read_chip(node: Node) -> str:

@@ -25,7 +25,6 @@ from rpa_tune.workload.workload import (
     Workload,
     load_workload,
     requests_of,
-    share_of_arrivals,
 )
 
 # A shape of few tokens takes ten thousands of steps to serve a trace; so many of them, evenly
@@ -137,11 +136,8 @@ class ServedWorkload:
                 "engine": knobs,
                 "decode_query_size": server.decode_query_size,
             }
-            mapping = self._mapping or {}
-            if server.dp > 1:
-                changes["arrivals"] = share_of_arrivals(mapping.get("arrivals", {}), server.dp)
-            spec = read_spec(overlay(mapping, changes), page_size=server.page_size)
-            self._served[budget] = serve(spec)
+            spec = read_spec(overlay(self._mapping or {}, changes), page_size=server.page_size)
+            self._served[budget] = serve(spec, ranks=server.ranks)
         return self._served[budget]
 
 
