@@ -118,10 +118,14 @@ class ServedSet:
         """
         total = sum(weights.values())
         self._parts = [
-            (weight / total, ServedWorkload(part, server, num_parts=len(weights)))
+            (part, weight / total, ServedWorkload(part, server, num_parts=len(weights)))
             for part, weight in weights.items()
         ]
         self._made: dict[tuple[tuple[Shape, ...], tuple[str, ...]], Workload] = {}
+
+    def share_of(self, group: Group, family: Family) -> float:
+        """The share of all launches that launch a family in the shapes of a group."""
+        return sum(weight * part.share_of(group, family) for _, weight, part in self._parts)
 
     def of(self, group: Group, family: Family) -> Workload:
         """The batches that launch a family in the shapes of a group, as `ServedWorkload.of`."""
@@ -131,20 +135,27 @@ class ServedSet:
         return self._made[key]
 
     def _combined(self, group: Group, family: Family) -> Workload:
-        shares = [weight * part.share_of(group, family) for weight, part in self._parts]
+        shares = [weight * part.share_of(group, family) for _, weight, part in self._parts]
         is_padded = any(shares)
-        used: list[tuple[float, Workload]] = []
+        used: list[tuple[str, float, Workload]] = []
         why: Exception | None = None
-        for (weight, part), share in zip(self._parts, shares, strict=True):
+        for (name, weight, part), share in zip(self._parts, shares, strict=True):
             if is_padded and not share:
                 continue
             try:
-                used.append((share if is_padded else weight, part.of(group, family)))
+                used.append((name, share if is_padded else weight, part.of(group, family)))
             except (ValueError, UsageError) as error:
                 why = error
         if not used:
             raise why or ValueError(f"no part of the set launches family {family.name!r}")
-        return combine([part for _, part in used], [share for share, _ in used])
+        made = combine([part for *_, part in used], [share for _, share, _ in used])
+        total = sum(share for _, share, _ in used)
+        said = ", ".join(f"{100 * share / total:.3g} % {name}" for name, share, _ in used)
+        return replace(
+            made,
+            name=f"a set of {len(self._parts)} workloads, {_tokens_text(group)}",
+            source=f"of its launches {said}, within the limits of the server",
+        )
 
 
 class ServedWorkload:
@@ -177,11 +188,11 @@ class ServedWorkload:
     def share_of(self, group: Group, family: Family) -> float:
         """The share of all launches that launch a family in the shapes of a group."""
         if self._whole is not None:
-            launching = self._whole.for_family(*family.slots).batches
             return sum(
                 wb.weight
-                for wb in launching
-                if any(s.holds(wb.batch.num_tokens, wb.batch.num_seqs) for s in group.shapes)
+                for wb in self._whole.batches
+                if any(map(wb.batch.family_seqs, family.slots))
+                and any(s.holds(wb.batch.num_tokens, wb.batch.num_seqs) for s in group.shapes)
             )
         all_steps = self._serve(self._server.max_num_batched_tokens).steps
         return len(self._padded(group, family)) / len(all_steps)
