@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv sweep tables tables-check test test-slow test-scale test-versions test-engines test-all check format golden clean
+.PHONY: help venv sweep tables tables-check test test-slow test-scale test-versions lint-kernels test-engines test-all check format golden clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ test-scale: $(STAMP) ## a sweep's tasks on a local Ray cluster; installs the ext
 
 test-versions: $(STAMP) ## compile for every chip with each pair of jax and libtpu; keeps an environment for each
 	$(BIN)/python tests/versions/run.py $(VERSIONS)
+
+lint-kernels: $(STAMP) ## the compiler's own linter on every shipped config; keeps an environment with libtpu 0.0.52
+	$(BIN)/python tests/versions/run.py --lint $(VERSIONS)
 
 # jax, torch and all else as vLLM on TPU has them, which this project's own environment has not.
 ENGINES = .venv-engines

@@ -2,16 +2,21 @@
 
     python benchmarks/mla.py --json benchmarks/results/mla.json
 
-Each chip has every number of heads once, with the dtype and page size of `VARIANTS` (all of both
-with `--all-variants`). The public kernel gets the blocks that its engine would look up, which are
-defaults where its table has no key, and one more set: what its table has most often, as far as it
-fits. Ours gets its default and one neighbour.
+Each chip has every number of heads with the dtype and page size of `VARIANTS`. The public kernel
+gets the blocks that its engine would look up, which are defaults where its table has no key, and
+one more set: what its table has most often, as far as it fits. Ours gets its default and one
+neighbour.
+
+What is compiled is little: all cells of a chip and variant share one problem, so that a kernel is
+compiled once for contexts and batches of every size, and the public function once for its decode
+and its mixed blocks. `TIERS` says what comes first; a run that ends by `--minutes` has that whole.
 
 A public time is that of the attention kernels of the function, empty launches included, because it
-launches them. `turning_us` is what its two further kernels take to turn queries and output over
-between heads-first and tokens-first; both sides have that around attention, and it is left out.
+launches them. The two kernels that turn queries and output over between heads-first and
+tokens-first are left out: both sides have that around attention.
 `bound_us` is the longer of every useful byte at HBM's nominal rate and every useful multiplication
-at the matrix units' peak. Times are simulated.
+at the matrix units' peak, of all cores of a device; `share_of_bound` is that over the time.
+Times are simulated.
 
 Answers go to a journal under the work folder, and schedules to the compile cache: a run can be
 stopped, or end by `--minutes`, and be taken up again.
@@ -22,12 +27,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import geometric_mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
+from cells import Group
 from entries import Entry, our_entries
 
 from kernels import Answer, Journal, compare, print_failures, print_group, run, times_of
@@ -45,18 +51,23 @@ from rpa_tune.interop.public.tpu_inference.calls import idle_mla_blocks
 from rpa_tune.interop.public.tpu_inference.package import WHEEL
 from rpa_tune.models.buckets import TPU_INFERENCE, latent_fields
 from rpa_tune.provenance import kernel_digest, provenance
-from rpa_tune.workload.workload import WeightedBatch, Workload
 
-CHIPS = ("v5p", "v6e", "v7x")
+CHIPS = ("v6e", "v7x", "v5p")
 KINDS = ("decode", "mixed")
 FLOAT8 = "float8_e4m3fn"
-# Heads of a device -> (dtype of the cache, tokens of a page). All 128, 64 or 32 heads are on a
-# device in tpu-inference, whose page has 1024 tokens; 16 and 8 are those of 128 at TP8 and TP16
-# where the heads are shared.
-VARIANTS = {
-    128: (FLOAT8, 1024), 64: (FLOAT8, 1024), 32: ("bfloat16", 1024), 16: ("bfloat16", 256),
-    8: (FLOAT8, 256),
-}  # fmt: skip
+# (heads of a device, dtype of the cache, tokens of a page), the most important first. In
+# tpu-inference all 128, 64 or 32 heads are on a device, and a page has 1024 tokens; 16 and 8 are
+# those of 128 at TP8 and TP16 where the heads are shared.
+VARIANTS = (
+    (128, FLOAT8, 1024), (128, "bfloat16", 1024), (16, "bfloat16", 256), (8, FLOAT8, 256),
+    (64, FLOAT8, 1024), (32, "bfloat16", 1024),
+)  # fmt: skip
+HEADS = tuple(dict.fromkeys(heads for heads, _, _ in VARIANTS))
+# (chips, heads): what a run does whole before it begins the next.
+TIERS = (
+    (("v6e", "v7x"), (128,)), (("v6e", "v7x"), (16, 8)), (("v6e", "v7x"), (64, 32)),
+    (("v5p",), HEADS),
+)  # fmt: skip
 RANK, ROPE = 512, 64  # DeepSeek-V3, Kimi-K2
 SCALE = 192**-0.5
 # What the public table has most often, then smaller ones; of pages of 1024.
@@ -71,38 +82,8 @@ PUBLIC_SETS: dict[str, list[dict[str, int]]] = {
     ],
 }  # fmt: skip
 ROOM = 0.7  # of VMEM for buffers, where nobody has compiled a set before
+Plan = list[tuple["Case", list[Entry]]]
 TURNING = "xpose"  # how the names of the kernels begin that turn arrays over
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LatentGroup:
-    """Cells that share a chip and a problem; see `cells.Group`, whose fields it has.
-
-    Attributes:
-      chip: Name in the chip table.
-      model: Heads, dtype and page, for people.
-      kind: `decode` or `mixed`.
-      problem: Static shapes and dtypes.
-      batches: Batch by cell name.
-    """
-
-    chip: str
-    model: str
-    kind: str
-    problem: Problem
-    batches: dict[str, Batch]
-
-    @property
-    def family(self) -> str:
-        """Our family that serves the batches."""
-        return f"mla-{self.kind}"
-
-    @property
-    def workload(self) -> Workload:
-        """All cells with one weight."""
-        weight = 1 / len(self.batches)
-        weighted = tuple(WeightedBatch(batch=b, weight=weight) for b in self.batches.values())
-        return Workload(name="cells", source="the cells of one group", batches=weighted)
 
 
 def batches_of(kind: str) -> dict[str, Batch]:
@@ -123,37 +104,71 @@ def batches_of(kind: str) -> dict[str, Batch]:
     return {name: Batch(q_lens=q, kv_lens=kv, num_decode=0) for name, (q, kv) in lengths.items()}
 
 
+class Case(NamedTuple):
+    """What is compared on one problem.
+
+    Attributes:
+      tier: Place in `TIERS`.
+      by_kind: The cells of each kind.
+    """
+
+    tier: int
+    by_kind: dict[str, Group]
+
+    @property
+    def whole(self) -> Group:
+        """The cells of all kinds: the public function is compiled for them at once."""
+        first = next(iter(self.by_kind.values()))
+        batches = {k: b for group in self.by_kind.values() for k, b in group.batches.items()}
+        return replace(first, kind="+".join(self.by_kind), batches=batches)
+
+    def part(self, answer: Answer, kind: str) -> Answer:
+        """What an answer for the whole says of one kind."""
+        names, wanted = list(self.whole.batches), self.by_kind[kind].batches
+        places = [i for i, name in enumerate(names) if name in wanted]
+        return answer._replace(
+            times_us=[answer.times_us[i] for i in places if answer.times_us],
+            sets_us=[answer.sets_us[i] for i in places if answer.sets_us],
+        )
+
+
+def cases(chips: Sequence[str], heads: Sequence[int], kinds: Sequence[str]) -> Iterator[Case]:
+    """All cases of the named chips, heads and kinds, the most important first."""
+    for tier, (of_tier, heads_of_tier) in enumerate(TIERS):
+        for variant, chip in itertools.product(VARIANTS, of_tier):
+            if chip in chips and variant[0] in heads and variant[0] in heads_of_tier:
+                yield Case(tier, groups(chip, *variant, kinds))
+
+
 def groups(
-    chips: Sequence[str], heads: Sequence[int], kinds: Sequence[str], all_variants: bool
-) -> Iterator[LatentGroup]:
-    """All groups of the named chips, heads and kinds."""
-    for chip, number, kind in itertools.product(chips, heads, kinds):
-        variants = set(VARIANTS.values()) if all_variants else {VARIANTS[number]}
-        for kv_dtype, page_size in sorted(variants):
-            batches = batches_of(kind)
-            context = max(max(batch.kv_lens) for batch in batches.values())
-            pages = max(
-                sum(cdiv(kv, page_size) for kv in batch.kv_lens) for batch in batches.values()
-            )
-            problem = Problem(
-                num_q_heads=number,
-                num_kv_heads=1,
-                head_dim=RANK,
-                rope_dim=ROPE,
-                page_size=page_size,
-                max_num_tokens=max(batch.num_tokens for batch in batches.values()),
-                max_num_seqs=max(batch.num_seqs for batch in batches.values()),
-                pages_per_seq=cdiv(context, page_size),
-                num_pages=next_power_of_2(pages),
-                sm_scale=SCALE,
-                kv_dtype=kv_dtype,
-                **{"q_dtype": "bfloat16", **latent_fields(TPU_INFERENCE, kv_dtype)},
-            )
-            name = f"{number} heads {kv_dtype} page {page_size}"
-            yield LatentGroup(chip=chip, model=name, kind=kind, problem=problem, batches=batches)
+    chip: str, heads: int, kv_dtype: str, page_size: int, kinds: Sequence[str]
+) -> dict[str, Group]:
+    """The cells of a chip and variant by kind, all of one problem."""
+    by_kind = {kind: batches_of(kind) for kind in kinds}
+    batches = [batch for some in by_kind.values() for batch in some.values()]
+    pages = max(sum(cdiv(kv, page_size) for kv in batch.kv_lens) for batch in batches)
+    problem = Problem(
+        num_q_heads=heads,
+        num_kv_heads=1,
+        head_dim=RANK,
+        rope_dim=ROPE,
+        page_size=page_size,
+        max_num_tokens=max(batch.num_tokens for batch in batches),
+        max_num_seqs=max(batch.num_seqs for batch in batches),
+        pages_per_seq=cdiv(max(max(batch.kv_lens) for batch in batches), page_size),
+        num_pages=next_power_of_2(pages),
+        sm_scale=SCALE,
+        kv_dtype=kv_dtype,
+        **{"q_dtype": "bfloat16", **latent_fields(TPU_INFERENCE, kv_dtype)},
+    )
+    model = f"{heads} heads {kv_dtype} page {page_size}"
+    return {
+        kind: Group(chip=chip, model=model, kind=kind, problem=problem, batches=some)
+        for kind, some in by_kind.items()
+    }
 
 
-def public_sets(group: LatentGroup, count: int) -> list[dict[str, int]]:
+def public_sets(group: Group, count: int) -> list[dict[str, int]]:
     """The blocks of the public kernel for a kind: what its engine looks up, then `likely_sets`."""
     family = load_family(f"public-mla-{group.kind}")
     own = family.default_config(group.problem, load_chip(group.chip).target)
@@ -161,7 +176,7 @@ def public_sets(group: LatentGroup, count: int) -> list[dict[str, int]]:
     return [asdict(config) for config in dict.fromkeys([*sets, *likely_sets(group)])][:count]
 
 
-def likely_sets(group: LatentGroup) -> list[Any]:
+def likely_sets(group: Group) -> list[Any]:
     """Those of `PUBLIC_SETS` that fit."""
     family, target = load_family(f"public-mla-{group.kind}"), load_chip(group.chip).target
     configs = [family.config_from_dict(fields) for fields in PUBLIC_SETS[group.kind]]
@@ -173,29 +188,50 @@ def likely_sets(group: LatentGroup) -> list[Any]:
     ]
 
 
-def public_entries(group: LatentGroup, count: int, cache_dir: Path) -> list[Entry]:
-    """The public function with each set; the case without sequences gets small blocks."""
-    idle = idle_mla_blocks(group.problem)
+def public_entries(case: Case, count: int, cache_dir: Path) -> list[Entry]:
+    """The public function with each set of all kinds at once; no set of a kind is left out."""
+    sets = {kind: public_sets(group, count) for kind, group in case.by_kind.items()}
     return [
-        Entry(
-            group=group,
-            kernel="mla",
-            blocks=blocks,
-            rank=rank,
-            source=WHEEL.version,
-            task=foreign.TASK,
-            argument=foreign.ForeignTask(
-                kernel="mla",
-                root=WHEEL.root,
-                chip=load_chip(group.chip),
-                problem=group.problem,
-                blocks=idle | {group.kind: blocks},
-                batches=tuple(group.batches.values()),
-                cache_dir=cache_dir,
-            ),
+        public_entry(
+            case.whole, {kind: some[min(rank, len(some) - 1)] for kind, some in sets.items()}, rank,
+            cache_dir,
         )
-        for rank, blocks in enumerate(public_sets(group, count))
-    ]
+        for rank in range(max(map(len, sets.values())))
+    ]  # fmt: skip
+
+
+def public_entry(
+    group: Group, blocks: dict[str, dict[str, int]], rank: int, cache_dir: Path
+) -> Entry:
+    """The public function with blocks by kind; small ones for a kind that has none."""
+    return Entry(
+        group=group,
+        kernel="mla",
+        blocks=blocks,
+        rank=rank,
+        source=WHEEL.version,
+        task=foreign.TASK,
+        argument=foreign.ForeignTask(
+            kernel="mla",
+            root=WHEEL.root,
+            chip=load_chip(group.chip),
+            problem=group.problem,
+            blocks=idle_mla_blocks(group.problem) | blocks,
+            batches=tuple(group.batches.values()),
+            cache_dir=cache_dir,
+        ),
+    )
+
+
+def alone(case: Case, entry: Entry, cache_dir: Path) -> dict[str, Entry]:
+    """By kind: the blocks of a public entry for the cells of that kind only.
+
+    Where the function does not compile because of the blocks of another kind these may.
+    """
+    return {
+        kind: public_entry(group, {kind: entry.blocks[kind]}, entry.rank, cache_dir)
+        for kind, group in case.by_kind.items()
+    }
 
 
 def read(entry: Entry, reply: Reply) -> Answer:
@@ -217,7 +253,7 @@ def read(entry: Entry, reply: Reply) -> Answer:
     return answer._replace(times_us=times_us, sets_us=sets_us)
 
 
-def bound(group: LatentGroup, batch: Batch) -> dict[str, Any]:
+def bound(group: Group, batch: Batch) -> dict[str, Any]:
     """The least time of a cell by roofline in microseconds, and which roof it is."""
     chip, problem = load_chip(group.chip), group.problem
     cores = chip.num_cores_per_device
@@ -262,15 +298,53 @@ def report_of(results: list[dict], seconds: float) -> dict[str, Any]:
     }
 
 
-def result_of(group: LatentGroup, entries: Sequence[Entry], journal: Journal) -> dict[str, Any]:
-    """The cells of a group, each with its bound and the share of it that each kernel reaches."""
-    answers = [(entry, journal.get(entry) or Answer([], "not run")) for entry in entries]
-    result = compare(group, answers)
-    for cell in result["cells"]:
-        cell |= bound(group, group.batches[cell["name"]])
-        for row in cell["best"].values():
-            row["share_of_bound"] = cell["bound_us"] / row["time_us"]
-    return result
+def results_of(
+    case: Case, entries: Sequence[Entry], journal: Journal, cache_dir: Path
+) -> list[dict]:
+    """The cells of each kind, with their bound and the share of it that each kernel reaches."""
+    results = []
+    for kind, group in case.by_kind.items():
+        answers = []
+        for entry in entries:
+            if entry.kernel == "ours" and entry.group.kind != kind:
+                continue
+            answer = journal.get(entry) or Answer([], "not run")
+            if entry.kernel != "ours":
+                answer = case.part(answer, kind)
+                own = alone(case, entry, cache_dir)[kind]
+                if not answer.times_us and journal.get(own):
+                    entry, answer = own, journal.get(own)
+                entry = replace(entry, blocks=entry.blocks[kind])
+            answers.append((entry, answer))
+        result = compare(group, answers)
+        for cell in result["cells"]:
+            cell |= bound(group, group.batches[cell["name"]])
+            for row in cell["best"].values():
+                row["share_of_bound"] = cell["bound_us"] / row["time_us"]
+        results.append(result)
+    return results
+
+
+def ask(plan: Plan, journal: Journal, cache_dir: Path, options: dict[str, Any]) -> None:
+    """Asks for what the journal has not: tier by tier, first choices before others."""
+    started, some = time.perf_counter(), options["workers"]
+
+    def run_all(pool: WorkerPool, entries: Sequence[Entry]) -> None:
+        for i in range(0, len(entries), some):
+            if time.perf_counter() - started < 60 * options["minutes"]:
+                run(pool, list(entries[i : i + some]), journal, read)
+
+    with WorkerPool(num_workers=some, deadline_s=options["deadline"]) as pool:
+        for tier in range(len(TIERS)):
+            own = [(case, e) for case, entries in plan if case.tier == tier for e in entries]
+            run_all(pool, [entry for _, entry in sorted(own, key=lambda one: one[1].rank)])
+            again = [
+                one
+                for case, entry in own
+                if entry.kernel != "ours" and (answer := journal.get(entry)) and not answer.times_us
+                for one in alone(case, entry, cache_dir).values()
+            ]
+            run_all(pool, again)
 
 
 def _numbers(text: str, allowed: Sequence[Any], what: str) -> list[Any]:
@@ -282,10 +356,9 @@ def _numbers(text: str, allowed: Sequence[Any], what: str) -> list[Any]:
 
 
 @click.command()
-@click.option("--chips", default="all", help="Comma-separated: v5p, v6e, v7x.")
+@click.option("--chips", default="all", help="Comma-separated: v6e, v7x, v5p.")
 @click.option("--heads", default="all", help="Comma-separated: 128, 64, 32, 16, 8.")
 @click.option("--kinds", default="all", help="decode, mixed.")
-@click.option("--all-variants", is_flag=True, help="Each dtype with each page size of VARIANTS.")
 @click.option("--search", default=2, help="Configs tried of ours; 0 for none.")
 @click.option("--search-public", default=2, help="The same of the public kernel.")
 @click.option("--minutes", default=50.0, help="No new compile is begun after so long.")
@@ -297,32 +370,30 @@ def main(**options: Any) -> None:
     """Compares our latent kernels with the public one in simulated time."""
     started = time.perf_counter()
     work = options["work_dir"].resolve()
-    WHEEL.use(work / "cache")
+    cache = work / "cache"
+    WHEEL.use(cache)
     journal = Journal(work / "mla.jsonl")
-    chosen = groups(
+    chosen = cases(
         _numbers(options["chips"], CHIPS, "--chips"),
-        _numbers(options["heads"], list(VARIANTS), "--heads"),
+        _numbers(options["heads"], HEADS, "--heads"),
         _numbers(options["kinds"], KINDS, "--kinds"),
-        options["all_variants"],
     )
     plan = [
         (
-            group,
+            case,
             [
-                *our_entries(group, options["search"], work / "cache"),
-                *public_entries(group, options["search_public"], work / "cache"),
+                *(
+                    entry
+                    for group in case.by_kind.values()
+                    for entry in our_entries(group, options["search"], cache)
+                ),
+                *public_entries(case, options["search_public"], cache),
             ],
         )
-        for group in chosen
+        for case in chosen
     ]
-    # First choices before others: a run that ends early has all groups.
-    ranked = sorted((e for _, entries in plan for e in entries), key=lambda entry: entry.rank)
-    some = options["workers"]
-    with WorkerPool(num_workers=some, deadline_s=options["deadline"]) as pool:
-        for i in range(0, len(ranked), some):
-            if time.perf_counter() - started < 60 * options["minutes"]:
-                run(pool, ranked[i : i + some], journal, read)
-    results = [result_of(group, entries, journal) for group, entries in plan]
+    ask(plan, journal, cache, options)
+    results = [r for case, entries in plan for r in results_of(case, entries, journal, cache)]
     for result in results:
         print_group(result)
         print_failures(result)

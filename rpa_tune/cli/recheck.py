@@ -82,7 +82,8 @@ def check(
 ) -> None:
     """Finds rows of FOLDER, or of the shipped tables, that are stale under what is installed.
 
-    Without --recompile only versions and workloads are compared. With it the rows are evaluated
+    Without --recompile only versions and workloads are compared; another jax under the same libtpu
+    is said, and is no finding, because schedules are libtpu's. With it the rows are evaluated
     again. It reports schedules that changed, configs that no longer fit, and rows that today's
     heuristic beats. A row whose workload cannot be rebuilt is a finding, too: see --plan. Results
     are stored: after an interruption the same command resumes.
@@ -218,7 +219,10 @@ class Lines(Watch):
 def _text(found: RowCheck) -> str:
     """A row on one line, its findings below."""
     if found.time_us is None:
-        what = "not evaluated" if found.findings else "same jax, libtpu and kernel"
+        same = (
+            "same libtpu and kernel" if found.is_other_jax_alone else "same jax, libtpu and kernel"
+        )
+        what = "not evaluated" if found.findings else same
     else:
         then = found.row.evidence.time_us
         what = f"{found.time_us:,.1f} us (row: {then:,.1f} us), schedule {found.schedule}"
@@ -232,7 +236,8 @@ def _text(found: RowCheck) -> str:
         times = f"{one.then_us:,.1f} us before, {one.time_us:,.1f} us now"
         lines.append(f"order changed: a runner-up is faster today: {times}: {fields}")
     older = [f"{name} {then or '?'} -> {now or '?'}" for name, (then, now) in found.older.items()]
-    lines += [f"since: {', '.join(older)}"] if older else []
+    alone = "; jax alone changes no schedule" if found.is_other_jax_alone else ""
+    lines += [f"since: {', '.join(older)}{alone}"] if older else []
     return "\n  ".join([f"{found.row.where}: {what}", *lines])
 
 
@@ -243,6 +248,8 @@ def _summary(checks: Sequence[RowCheck]) -> str:
     text = ", ".join(f"{count} {rule}" for rule, count in sorted(rules.items())) or "no findings"
     unknown = sum(found.time_us is not None and found.schedule == "unknown" for found in checks)
     note = f"; {unknown} without a digest of their schedules" if unknown else ""
+    if other_jax := sum(found.is_other_jax_alone for found in checks):
+        note += f"; {other_jax} made with another jax, under the same libtpu"
     return f"{counted(len(checks), 'row')}: {text}{note}"
 
 
@@ -254,6 +261,7 @@ def _to_dict(found: RowCheck) -> dict[str, Any]:
         "family": key.family,
         "key": key.to_dict(),
         "older": {name: {"then": a, "now": b} for name, (a, b) in found.older.items()},
+        "other_jax_alone": found.is_other_jax_alone,
         "schedule": found.schedule,
         "time_us_then": found.row.evidence.time_us,
         "time_us": found.time_us,

@@ -288,10 +288,10 @@ def _winners(job: Job, tables: str | Path | None, storage: str | None) -> list[W
     """What won before this run.
 
     Runs that share a storage must ask the same questions, whatever lies beside each of them: for
-    them only what is installed counts.
+    them only what came with this project counts.
     """
     if storage is not None:
-        return winners_before(job.studies, [], [shipped_folder()])
+        return winners_before(job.studies, [], [shipped_folder()], asks_packages=False)
     folders = [shipped_folder()] if tables is None else [shipped_folder(), Path(tables)]
     return winners_before(job.studies, job.answers, folders)
 
