@@ -19,6 +19,7 @@ from rpa_tune.models.catalog import Share
 from rpa_tune.models.server import Server
 from rpa_tune.sweep.plan_for import never_launched, plan_text
 from rpa_tune.sweep.shapes import Group, ServedBy
+from rpa_tune.tables.reader import Tables
 
 # Which coverages count as misses.
 FAIL_ON = {
@@ -36,12 +37,14 @@ class Audit:
       server: Whose.
       found: Every look-up with the layers that it is for.
       misses: Those that are not covered.
+      tables: Where they were looked up.
       libtpu_args: Flags that the server gives libtpu.
     """
 
     server: Server
     found: tuple[tuple[Share, Entry], ...]
     misses: tuple[Entry, ...]
+    tables: Tables
     libtpu_args: str = ""
 
     @property
@@ -139,7 +142,13 @@ def audit(
             found += [(share, entry) for entry in entries]
     misses = tuple(entry for _, entry in found if entry.coverage in FAIL_ON[fail_on])
     flags = parse_args(libtpu_args)
-    return Audit(server=server, found=tuple(found), misses=misses, libtpu_args=flags)
+    return Audit(
+        server=server,
+        found=tuple(found),
+        misses=misses,
+        tables=dispatcher.tables,
+        libtpu_args=flags,
+    )
 
 
 def traffic(found: Audit, workload: str | Mapping[str, Any]) -> dict[Source, float]:
@@ -160,7 +169,7 @@ def traffic(found: Audit, workload: str | Mapping[str, Any]) -> dict[Source, flo
     """
     server = found.server
     served = ServedBy(workload)(server)
-    launches: Counter[Source] = Counter()
+    launches: dict[Source, float] = {}
     entries = iter(found.found)
     for share in server.layers():
         buckets = server.buckets(share.problem)
@@ -169,7 +178,8 @@ def traffic(found: Audit, workload: str | Mapping[str, Any]) -> dict[Source, flo
             for _ in look_up_families(bucket.problem, bucket.families):
                 _, entry = next(entries)
                 part = served.share_of(group, load_family(entry.family))
-                launches[entry.coverage] += part * (share.kind.num_layers or 1)
+                launched = part * (share.kind.num_layers or 1)
+                launches[entry.coverage] = launches.get(entry.coverage, 0.0) + launched
     total = sum(launches.values())
     if not total:
         raise UsageError(f"workload {workload!r} launches no kernel in the shapes of this server")

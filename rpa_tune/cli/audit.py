@@ -25,7 +25,6 @@ from rpa_tune.models.server import Server
 from rpa_tune.store.journal import read as read_store
 from rpa_tune.sweep.plan import load_plan, shipped_plans
 from rpa_tune.sweep.plan_for import DEFAULT_WORKLOAD
-from rpa_tune.tables.reader import load_tables, shipped_folder
 
 EXIT_MISSES = 3
 
@@ -82,6 +81,8 @@ def audit_command(
     Example: rpa-tune audit --model llama3-8b --chip v6e --max-num-seqs 64
     """
     found = audit(make_server(options), tables=tables, fail_on=fail_on, libtpu_args=libtpu_args)
+    if stores and not held_out:
+        raise UsageError("--store is for --held-out", hint="add --held-out")
     command = (
         tune_command(found.server, tables, fail_on, workload, libtpu_args)
         if found.tunable
@@ -89,7 +90,7 @@ def audit_command(
     )
     more = _Further(
         shares=traffic(found, _workload_of(by_traffic)) if by_traffic else None,
-        hidden=_held_out(found, tables, stores) if held_out else None,
+        hidden=_held_out(found, stores) if held_out else None,
     )
     if as_json:
         print_json({**_to_dict(found, command), **more.to_dict()})
@@ -140,11 +141,9 @@ def _workload_of(workload: str) -> str | Mapping[str, Any]:
     return load_plan(workload).workload if is_plan else workload
 
 
-def _held_out(found: Audit, tables: Path | None, stores: Sequence[Path]) -> HeldOut:
-    folders = [shipped_folder(), *([tables] if tables else [])]
+def _held_out(found: Audit, stores: Sequence[Path]) -> HeldOut:
     answers = [answer for store in stores for answer in read_store(store).evaluations]
-    chip = found.server.chip
-    return hold_out(load_tables(folders, chip=chip), chip, answers)
+    return hold_out(found.tables, found.server.chip, answers)
 
 
 def tune_command(

@@ -76,7 +76,7 @@ def gains(views: Sequence[StudyView]) -> list[Gain]:
             continue
         candidate = best.candidate
         ratio = known / best.time_us
-        error = 1 + ERROR_PCT[best.fidelity] / 100
+        error = 1 + ERROR_PCT[best.rung] / 100
         found.append(
             Gain(
                 study=view.name,
