@@ -8,13 +8,13 @@ of an engine whose budget is the shape's, or on those that fit it. Workloads tha
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.families.family import Family
-from rpa_tune.models.buckets import Engine, Shape
+from rpa_tune.models.buckets import Shape
 from rpa_tune.models.server import Server
 from rpa_tune.tables.key import TuningKey, studied_key, tuning_key
 from rpa_tune.workload.batches import WeightedBatch, combine
@@ -94,11 +94,15 @@ class ServedBy:
         """
         if not isinstance(self._workload, Mapping) or not self._is_set:
             return ServedWorkload(self._workload, server)
-        limits = {f.name: getattr(server, f.name) for f in fields(Engine)}
-        del limits["only_families"]
-        alike = (*limits.values(), server.page_size, server.attention_ranks)
+        # What is tuned of a server plays no part, nor its heads: only what it serves.
+        whole = replace(server, only_tokens=(), only_families=())
+        alike = (
+            tuple(whole.shapes()), whole.engine, whole.page_size, whole.max_model_len,
+            whole.max_num_seqs, whole.max_num_batched_tokens, whole.num_speculative_tokens,
+            whole.decode_query_size, whole.dp,
+        )  # fmt: skip
         if alike not in self._known:
-            self._known[alike] = ServedSet(self._workload, server)
+            self._known[alike] = ServedSet(self._workload, whole)
         return self._known[alike]
 
 
