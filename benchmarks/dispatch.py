@@ -4,9 +4,9 @@
 
 Times are measured on this machine's CPU: the least of many short repeats, for both sides, because
 others' work on a shared machine only ever adds. Loading and first look-ups take milliseconds, in
-which a busy machine hardly ever leaves one alone: those are CPU times. The public look-up is the function of the
-tpu-inference 0.32.0 wheel with its logging switched off and its device name given, both in its
-favour; it returns block sizes for one kernel, `plan` the whole launch of a step.
+which a busy machine hardly ever leaves one alone: those are CPU times. The public look-up is the
+function of the tpu-inference 0.32.0 wheel with its logging switched off and its device name given,
+both in its favour; it returns block sizes for one kernel, `plan` the whole launch of a step.
 """
 
 import datetime

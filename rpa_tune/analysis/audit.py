@@ -16,8 +16,8 @@ from rpa_tune.errors import UsageError
 from rpa_tune.families.registry import load_family
 from rpa_tune.libtpu_args import difference, parse_args
 from rpa_tune.models.catalog import Share
-from rpa_tune.models.server import Server
-from rpa_tune.sweep.plan_for import never_launched, plan_text
+from rpa_tune.models.server import Server, as_server
+from rpa_tune.sweep.plan_for import AnySpec, never_launched, plan_text
 from rpa_tune.sweep.shapes import Group, ServedBy
 from rpa_tune.tables.reader import Tables
 
@@ -85,11 +85,11 @@ class Audit:
             return self.server
         return dataclasses.replace(self.server, only_tokens=tuple(sorted(tokens)))
 
-    def plan_text(self, workload: str) -> str:
+    def plan_text(self, workload: AnySpec) -> str:
         """A sweep plan, as YAML, that tunes the misses.
 
         Args:
-          workload: A preset, or a file.
+          workload: A preset, a file or a mapping.
 
         Raises:
           UsageError: Nothing to tune, or a workload that launches none of the families.
@@ -101,14 +101,14 @@ class Audit:
         text, _ = plan_text((self.missing,), workload=workload, families=families, about=about)
         return text
 
-    def left_out_of_plan(self, workload: str) -> dict[str, str]:
+    def left_out_of_plan(self, workload: AnySpec) -> dict[str, str]:
         """Families with misses that the workload never launches, and why."""
         families = sorted({entry.family for entry in self.tunable})
         return never_launched((self.server,), workload, families)
 
 
 def audit(
-    server: Server,
+    server: Server | Mapping[str, Any],
     *,
     tables: str | Path | None = None,
     fail_on: str = "heuristic",
@@ -119,7 +119,7 @@ def audit(
     A model with several kinds of layers has every look-up once per kind.
 
     Args:
-      server: Its options.
+      server: Its options, or a mapping of them.
       tables: Tables that take precedence over the shipped ones.
       fail_on: This coverage, and worse, counts as a miss: `nearest`, `heuristic` or `infeasible`.
       libtpu_args: The server's `LIBTPU_INIT_ARGS`: rows that were made with others are named.
@@ -128,6 +128,7 @@ def audit(
       UsageError: Options that do not go together.
       TableError: A table does not parse.
     """
+    server = as_server(server)
     if fail_on not in FAIL_ON:
         raise UsageError(
             f"{fail_on!r} is not one of {', '.join(FAIL_ON)}",

@@ -22,10 +22,10 @@ from typing import Any
 
 from rpa_kernels import layout
 from rpa_kernels.ints import cdiv
-from rpa_kernels.names import did_you_mean
 from rpa_kernels.problem import MAX_DECODE_QUERY, Problem
 from rpa_kernels.slots import SLOTS, slot_of
 from rpa_tune.errors import UsageError
+from rpa_tune.models.flags import take_flags
 
 TPU_INFERENCE, SGLANG_JAX = "tpu-inference", "sglang-jax"
 ENGINES = (TPU_INFERENCE, SGLANG_JAX)
@@ -152,11 +152,7 @@ class Engine:
         Raises:
           UsageError: Names the option, its value and the rule.
         """
-        if self.engine not in ENGINES:
-            raise UsageError(
-                f"engine={self.engine!r} is not one of {', '.join(ENGINES)}",
-                hint=did_you_mean(self.engine, ENGINES),
-            )
+        take_flags(self, {"engine": ENGINES})
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "dp",
                      "min_token_bucket"):  # fmt: skip
             if getattr(self, name) < 1:

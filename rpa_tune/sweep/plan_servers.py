@@ -15,8 +15,9 @@ a model that they have no room for. An entry without lists is one server, and mu
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rpa_kernels.dtypes import OTHER_NAMES
@@ -26,9 +27,10 @@ from rpa_tune.families.registry import ALL_FAMILIES
 from rpa_tune.hw.chip import chip_spellings, find_chip, load_chips
 from rpa_tune.models.buckets import ENGINES, Engine
 from rpa_tune.models.catalog import model_name
+from rpa_tune.models.flags import read_list
 from rpa_tune.models.roofline import HBM_SHARE, Roofline, hbm_bytes
-from rpa_tune.models.server import FLAGS, Server
-from rpa_tune.sweep.nodes import Node
+from rpa_tune.models.server import FLAGS, Server, as_server
+from rpa_tune.sweep.nodes import Node, read_yaml
 
 _SWITCHES = ("bucket_seqs", "uses_prefill")
 # What of a server is tuned; no flags.
@@ -110,6 +112,34 @@ def why_not(server: Server) -> str:
         f"{server.model} needs {needed / 1e9:.0f} GB of each of {server.tp} {server.chip}, "
         f"which have {room / 1e9:.0f} GB for it"
     )
+
+
+# One server or several: as records, as mappings of flags, or a file with a list of such.
+AnyServers = Server | Mapping[str, Any] | str | Path | Sequence[Server | Mapping[str, Any]]
+
+
+def as_fleet(servers: AnyServers) -> tuple[Server, ...]:
+    """The servers, each once.
+
+    Raises:
+      UsageError: No server, or something that is none.
+    """
+    if isinstance(servers, str | Path):
+        return load_fleet(Path(servers))
+    listed = [servers] if isinstance(servers, Server | Mapping) else read_list(servers, "servers")
+    return tuple(dict.fromkeys(as_server(one) for one in listed))
+
+
+def load_fleet(path: Path) -> tuple[Server, ...]:
+    """The servers of a file: a list of flag sets, or `servers:` with one.
+
+    Raises:
+      UsageError: The file cannot be read, or as `read_servers`.
+    """
+    root = read_yaml(path)
+    if isinstance(root.value, dict):
+        root = root.entries(("servers",), "the file")["servers"]
+    return read_servers(root)
 
 
 def read_chip(node: Node) -> str:

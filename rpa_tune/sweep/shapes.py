@@ -26,7 +26,6 @@ from rpa_tune.workload.workload import (
     is_weighted_set,
     load_workload,
     requests_of,
-    share_of_arrivals,
 )
 
 # A shape of few tokens takes ten thousands of steps to serve a trace; so many of them, evenly
@@ -99,7 +98,7 @@ class ServedBy:
         alike = (
             tuple(whole.shapes()), whole.engine, whole.page_size, whole.max_model_len,
             whole.max_num_seqs, whole.max_num_batched_tokens, whole.num_speculative_tokens,
-            whole.decode_query_size, whole.dp,
+            whole.decode_query_size, whole.ranks,
         )  # fmt: skip
         if alike not in self._known:
             self._known[alike] = ServedSet(self._workload, whole)
@@ -249,14 +248,11 @@ class ServedWorkload:
                 "engine": knobs,
                 "decode_query_size": server.decode_query_size,
             }
-            mapping = self._mapping or {}
-            if server.dp > 1:
-                changes["arrivals"] = share_of_arrivals(mapping.get("arrivals", {}), server.dp)
-            spec = read_spec(overlay(mapping, changes), page_size=server.page_size)
+            spec = read_spec(overlay(self._mapping or {}, changes), page_size=server.page_size)
             if self._num_parts > 1 and spec.compress.batches:
                 batches = max(_LEAST_BATCHES, spec.compress.batches // self._num_parts)
                 spec = replace(spec, compress=replace(spec.compress, batches=batches))
-            self._served[budget] = serve(spec)
+            self._served[budget] = serve(spec, ranks=server.ranks)
         return self._served[budget]
 
 

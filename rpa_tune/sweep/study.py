@@ -199,12 +199,13 @@ def _of_servers(
     for server in servers:
         with _blame(plan, "servers" if plan.servers else "tp" if "tp" in plan.lines else "model"):
             layers = server.layers(q_dtype=plan.q_dtype)
+            only = [load_family(name) for name in server.only_families]
         with _blame(plan, "workload"):
             served = served_by(server)
         with _blame(plan, "families" if "families" in plan.lines else "model"):
             pairs = pair_up(layers, families)
         for share, family in ((share, family) for share, serving in pairs for family in serving):
-            if server.only_families and family.name not in server.only_families:
+            if only and family not in only:
                 continue
             for group in groups_of(server, share.problem, family):
                 with _blame(plan, "families" if "families" in plan.lines else "workload"):
