@@ -11,6 +11,7 @@ from rpa_kernels.batch import Batch
 from rpa_tune.analysis.explain import Explanation
 from rpa_tune.analysis.neighbours import BOUNDED
 from rpa_tune.analysis.question import Question
+from rpa_tune.analysis.second_opinion import SecondOpinion
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.problem_text import problem_text
 from rpa_tune.evaluate.simulated import Simulation
@@ -26,6 +27,7 @@ _MIN_LOOP_SHARE = 0.01
 _MAX_LINES = 10
 
 NOT_TRIED = "none: no neighbouring config has a time; --tries 8 simulates up to 8"
+_MAX_AROUND = 6
 _MAX_NEIGHBOURS = 8  # printed; all are in the JSON form
 
 
@@ -58,6 +60,31 @@ def print_explanation(found: Explanation) -> None:
         print_lines(found.profile.cycles)
     _print_cost(metrics)
     print_doubts(metrics["unknown"], metrics["guesses"])
+
+
+def print_second_opinion(found: SecondOpinion) -> None:
+    """What the compiler's cost model says of the program that the kernel stands in."""
+    profile = found.profile
+    if found.around_us is None or profile.kernel is None:
+        click.echo(f"\nsecond opinion: none: {profile.status.value}: {profile.detail}")
+        return
+    num = sum(one.count for one in profile.around)
+    click.echo(
+        f"\naround the kernel: {found.around_us:,.2f} us of XLA's operations ({num}, one after the "
+        "other), by the compiler's own estimate; no other figure here counts them"
+    )
+    for one in profile.around[:_MAX_AROUND]:
+        times = f"  {one.count} times" if one.count > 1 else ""
+        click.echo(f"  {found.us(one):>10,.2f} us  {one.name}{times}")
+    if len(profile.around) > _MAX_AROUND:
+        rest = sum(map(found.us, profile.around[_MAX_AROUND:]))
+        click.echo(f"  {rest:>10,.2f} us  {len(profile.around) - _MAX_AROUND} others")
+    path = profile.kernel_instructions
+    followed = "" if path is None else f", along {path:,} of its instructions"
+    click.echo(
+        f"the kernel itself: {found.us(profile.kernel):,.2f} us{followed}: the estimate takes no "
+        "loop and no branch that depends on a batch, so it is no second time of the launch"
+    )
 
 
 def _print_head(question: Question) -> None:
