@@ -27,6 +27,7 @@ def test_a_plan_that_was_run_leaves_no_look_up_without_a_known_loss(tmp_path) ->
     assert CliRunner().invoke(cli, ["plan", *server, *asked]).exit_code == 0
     cut = yaml.safe_load(plan.read_text())
     cut["servers"][0]["tokens"] = [16, 512, 8192]
+    cut["search"]["deadline"] = "20m"
     plan.write_text(yaml.safe_dump(cut))
     options = ["--workers", "1", "--no-verify", "--store", str(tmp_path / "store.jsonl")]
     swept = CliRunner().invoke(cli, ["sweep", str(plan), *options, *tables])
