@@ -87,6 +87,8 @@ RANGES: dict[str, Range] = {
     "sm_scale": Range(least=-3e38, most=3e38, is_whole=False),
     "k_scale": _SCALE,
     "v_scale": _SCALE,
+    # A switch of the blockwise kernels, in a plan's `space`.
+    "mxu_sums": _count(1, least=0),
     "requests": _count(10**9, "requests"),
     "batches": _count(10**6, "batches"),
     "compiles": _count(10_000, "kernels", least=0),

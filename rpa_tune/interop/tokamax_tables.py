@@ -24,6 +24,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.interop.export_rows import Export, asked, sort_out
 from rpa_tune.interop.public.batched import BatchedConfig
+from rpa_tune.interop.public.tokamax.families import TOKAMAX
 from rpa_tune.interop.public.tokamax.package import WHEEL
 from rpa_tune.tables.row import TableRow
 
@@ -37,8 +38,9 @@ _CASES = ("decode", "mixed")
 _SHARED = ("bkv_sz", "n_buffer")
 _DEFAULT_BUFFERS = 3  # of its `Config`
 _TABLES = "tokamax/data/autotuning"  # of the wheel
-# What a key says beside the problem of a row that we could write.
+# What a key says of the problem: numbers, and arrays whose shapes have the rest.
 _SAID = ("sm_scale", "sliding_window", "soft_cap", "q_scale", "k_scale", "v_scale")
+_SHAPED = ("queries", "keys", "kv_cache", "kv_lens", "page_indices")
 _ARRAY = re.compile(r"(\w+)\[(\d+(?:,\d+)*)\]")
 
 
@@ -224,7 +226,7 @@ def _tuned_call(chip: str, call: dict[str, Any], best: dict[str, Any]) -> TunedC
     problem = _problem_of(call)
     if problem is None or not best:
         return None
-    if any(call[name] != value for name, value in call_spec(problem).items()):
+    if any(call.get(name) != value for name, value in call_spec(problem).items()):
         return None
     # Of several configs the fastest: its look-up takes that one, too.
     config, _ = min(best.items(), key=lambda one: statistics.median(one[1]["evaluation_times_ms"]))
@@ -234,17 +236,23 @@ def _tuned_call(chip: str, call: dict[str, Any], best: dict[str, Any]) -> TunedC
         # Shipped rows say what they were timed with under a name of old, which its look-up drops.
         "n_buffer": blocks.get("n_buffer", blocks.get("num_buffers", _DEFAULT_BUFFERS)),
     }
-    decode = BatchedConfig(bq_sz=1, bq_c_sz=1, batch_size=blocks["decode_batch_size"], **shared)
-    mixed = BatchedConfig(
-        bq_sz=blocks["prefill_bq_sz"], bq_c_sz=blocks["prefill_bq_c_sz"],
-        batch_size=blocks["prefill_batch_size"], **shared,
-    )  # fmt: skip
-    return TunedCall(chip=chip, problem=problem, configs={"decode": decode, "mixed": mixed})
+    fields = {
+        "decode": {"bq_sz": 1, "bq_c_sz": 1, "batch_size": blocks["decode_batch_size"]},
+        "mixed": {
+            "bq_sz": blocks["prefill_bq_sz"], "bq_c_sz": blocks["prefill_bq_c_sz"],
+            "batch_size": blocks["prefill_batch_size"],
+        },
+    }  # fmt: skip
+    made = {
+        case: TOKAMAX[f"public-tokamax-{case}"].config_from_dict({**fields[case], **shared})
+        for case in _CASES
+    }
+    return TunedCall(chip=chip, problem=problem, configs=made)
 
 
 def _problem_of(call: dict[str, Any]) -> Problem | None:
     """The problem of a call, or None where an array is of a dtype or shape that we do not have."""
-    arrays = {name: _array(call[name]) for name in list(call)[:8]}
+    arrays = {name: _array(call[name]) for name in _SHAPED}
     if None in arrays.values():
         return None
     (q_dtype, (tokens, q_heads, head_dim)) = arrays["queries"]

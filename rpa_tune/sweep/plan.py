@@ -333,7 +333,7 @@ def _integer(entries: Mapping[str, Node], key: str, default: int) -> int:
 def _overrides(
     node: Node | None, families: tuple[str, ...], page_sizes: tuple[int, ...]
 ) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Values by family and axis; refuses KV blocks that are no whole pages."""
+    """Values by family and axis; refuses KV blocks that are no whole pages, nor a part of one."""
     if node is None:
         return {}
     found: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -359,11 +359,12 @@ def _axis_values(
             )
         value = item.tokens(axis, page_sizes[0])
         for page_size in page_sizes if axis == "bkv_sz" else ():
-            if value % page_size:
+            if value % page_size and (value <= 0 or page_size % value):
                 raise UsageError(
                     f"{axis}={value} is not a multiple of page_size={page_size} tokens",
                     where=f"{item.where} (family {family})",
-                    hint=f"use {page_size}, {2 * page_size}, {3 * page_size}, ...",
+                    hint=f"use {page_size}, {2 * page_size}, {3 * page_size}, ..., "
+                    "or a size that divides it",
                 )
         values.add(value)
     if not values:

@@ -91,6 +91,21 @@ def seen_logits(scheduler: Any) -> list[Any]:
     return seen
 
 
+def counted_retractions() -> list[str]:
+    """Filled with every request that is retracted from now on."""
+    from sgl_jax.srt.managers.schedule_batch import ScheduleBatch
+
+    original, seen = ScheduleBatch.retract_decode, []
+
+    def retract(batch: Any, *args: Any) -> Any:
+        results = original(batch, *args)
+        seen.extend(req.rid for req in results[0])
+        return results
+
+    ScheduleBatch.retract_decode = retract
+    return seen
+
+
 def greedy(num_tokens: int) -> Any:
     """What its tokenizer's process makes of a request for so many tokens."""
     from sgl_jax.srt.sampling.sampling_params import SamplingParams
@@ -131,7 +146,7 @@ def main() -> None:
     stand_in = sglang_jax.install(dispatcher, interpret=pltpu.InterpretParams())
     queue = Queue()
     scheduler = made_scheduler(asked, queue)
-    seen = seen_logits(scheduler)
+    seen, retracted = seen_logits(scheduler), counted_retractions()
     requests = {}
     add = scheduler._add_request_to_queue
 
@@ -155,7 +170,7 @@ def main() -> None:
         "answers": {name: [*map(int, req.output_ids)] for name, req in requests.items()},
         "cached_tokens": {name: req.cached_tokens for name, req in requests.items()},
         "logits": seen,
-        "retractions": scheduler.num_retracted_reqs,
+        "retracted": retracted,
         "steps": Step.record(),
         "backend": type(scheduler.tp_worker.model_runner.attn_backend).__name__,
         "places": stand_in.places,

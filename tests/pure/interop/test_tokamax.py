@@ -192,7 +192,14 @@ def test_families_of_other_kernels_have_nothing_shipped(tmp_path, monkeypatch):
     assert not list(load_family("public-v3-mixed").shipped_configs())
 
 
-@pytest.mark.parametrize("text", ["no JSON", "[1]", '{"1": {}}', '{"{}": {}}'])
+WRONG = json.dumps({
+    json.dumps(tokamax_tables.call_spec(PROBLEM)): {
+        entry(bkv_sz="256"): {"evaluation_times_ms": [1.0]}
+    }
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[1]", '{"1": {}}', '{"{}": {}}', WRONG])
 def test_a_damaged_table_is_one_error_with_its_file(tmp_path, monkeypatch, text):
     file = written(tmp_path, monkeypatch, text)
     with pytest.raises(UsageError) as raised:
