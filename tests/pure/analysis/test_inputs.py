@@ -99,6 +99,27 @@ def test_lists_are_lists_and_names_are_found_however_they_are_spelt(trace) -> No
             rpa_tune.plan_for(SERVER, workload=trace, families=families)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"page_size": "128"}, "page_size='128' must be an integer"),
+        ({"tp": 2.0}, "tp=2.0 must be an integer"),
+        ({"tp": None}, "tp=None must be an integer"),
+        ({"model": None}, "model: NoneType given"),
+        ({"model": {"num_attention_heads": 8}}, "model: dict given"),
+        ({"config": "bkv_sz=512"}, "config='bkv_sz=512' must be a mapping of fields"),
+        ({"layers": ["full"]}, "no layers that a kernel family serves for layers=['full']"),
+    ],
+    ids=str,
+)
+def test_what_no_question_can_have_is_one_error(given, message) -> None:
+    batch = Batch(q_lens=(1,), kv_lens=(9,), num_decode=1)
+    asked = {"chip": "v6e", "family": "decode", "model": "llama3-8b", "workload": batch}
+    with pytest.raises(UsageError) as caught:
+        make_question(**{**asked, **given})
+    assert message in str(caught.value)
+
+
 def test_a_plan_is_a_file_or_a_mapping_with_its_keys(trace) -> None:
     plan = {"chip": "v6e", "model": "llama3-8b", "families": ("decode",), "page_size": 128,
             "workload": trace}  # fmt: skip
