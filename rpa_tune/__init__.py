@@ -3,9 +3,9 @@
 `load_dispatcher`, `ragged_paged_attention`, `mla_ragged_paged_attention`, `page_runs`,
 `merge_attention`, `merge_over_axis`,
 `Problem`, `Step`, `Artifact` and the module `capture` are what a serving engine needs. `tune` and
-`load_plan`, `plan_for`, `explain`, `explain_kernel`, `verify`, `audit`, `advise` and `Server` are the commands of
-those names as calls (docs/python.md). All are imported when first used, so that importing the
-package stays light.
+`load_plan`, `plan_for`, `explain`, `explain_kernel`, `verify`, `audit`, `advise` and `Server` are
+the commands of those names as calls (docs/python.md). All are imported when first used, so that
+importing the package stays light.
 """
 
 import importlib

@@ -68,6 +68,13 @@ def twice(x):
     return double(double(x))
 
 
+def refused(x):
+    """Blocks that no TPU takes."""
+    spec = pl.BlockSpec((3, 5), lambda i: (i, 0))
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return pl.pallas_call(_double, grid=(5,), in_specs=[spec], out_specs=spec, out_shape=shape)(x)
+
+
 def none(x):
     """No Pallas call."""
     return x + 1
