@@ -14,6 +14,7 @@ from rpa_tune.analysis.question import Question
 from rpa_tune.analysis.second_opinion import SecondOpinion
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.problem_text import problem_text
+from rpa_tune.evaluate.account import weighted_mean
 from rpa_tune.evaluate.simulated import Simulation
 from rpa_tune.hw.chip import Chip
 from rpa_tune.llo.profile import Profile
@@ -50,7 +51,7 @@ def print_explanation(found: Explanation) -> None:
             f"error     90 % sure to be {span[0]:,.1f} to {span[1]:,.1f} us, by sets of parameters "
             f"that what is known of {chip.name} does not tell apart"
         )
-    _print_efficiency(metrics, chip, float(evaluation.time_us or 0.0))
+    _print_efficiency(found, chip)
     click.echo(f"bound by  {metrics['bound_by']}. {BOUNDS.get(metrics['bound_by'], '')}")
     _print_neighbours(found)
     print_owners(metrics["cycles_by_owner"])
@@ -117,11 +118,17 @@ def _print_neighbours(found: Explanation) -> None:
             click.echo(f"  no time, {near.status}: {near.change}")
 
 
-def _print_efficiency(metrics: dict[str, Any], chip: Chip, time_us: float) -> None:
-    achieved = metrics["hbm_bytes"] / time_us * 1e-3
+def _print_efficiency(found: Explanation, chip: Chip) -> None:
+    metrics, time_us = found.evaluation.metrics, found.time_us or 0.0
+    # Of the schedule itself: a public kernel's account is a floor, and counts no copies.
+    weights = [wb.weight for wb in found.question.workload.batches]
+    timelines = found.simulation.timelines
+    moved = weighted_mean([t.read_bytes + t.write_bytes for t in timelines], weights)
+    copies = weighted_mean([t.num_copies for t in timelines], weights)
+    achieved = moved / time_us * 1e-3
     hbm_bytes_per_s = chip.hbm_bytes_per_s * chip.num_cores_per_device
     click.echo(
-        f"HBM       {metrics['hbm_bytes'] / 1e6:,.1f} MB in {metrics['num_copies']:,.0f} copies, "
+        f"HBM       {moved / 1e6:,.1f} MB in {copies:,.0f} copies, "
         f"{achieved:,.0f} of {hbm_bytes_per_s / 1e9:,.0f} GB/s; "
         f"MBU {metrics['mbu']:.1%}, MFU {metrics['mfu']:.1%} (causal FLOPs over bf16 peak)"
     )
