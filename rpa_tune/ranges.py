@@ -93,6 +93,7 @@ RANGES: dict[str, Range] = {
     "batches": _count(10**6, "batches"),
     "compiles": _count(10_000, "kernels", least=0),
     "tries": _count(10_000, "neighbours"),
+    "sample": _count(100_000, "rows"),
     "workers": _count(4096, "processes"),
     # NumPy's and Optuna's seeds.
     "seed": _count(2**32 - 1, least=0),

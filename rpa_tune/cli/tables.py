@@ -111,7 +111,8 @@ def lint(
     findings = lint_folder(folder, {name: load_family(name).digest for name in ALL_FAMILIES})
     linted: list[RowLint] = []
     if kernels:
-        rows, plans = load_tables([folder], chip=chip), [load_plan(file) for file in plan_files]
+        rows = list(load_tables([folder], chip=chip))
+        plans = [load_plan(file) for file in plan_files]
         for one in lint_rows(rows, plans, workers=workers):
             linted.append(one)
             click.echo(f"{_place(one)}: {one.lint.status.value}", err=True)

@@ -126,6 +126,8 @@ class Engine:
         Source: tpu-inference 0.32.0, runner/persistent_batch_manager.py puts none there;
         sglang-jax 0.0.2 does, but names no chunk size, so that the mixed family serves them.
       only_tokens: Shapes of these tokens alone (`tokens` in a plan); all if empty.
+      only_families: Rows of these kernel families alone (`families` of a server in a plan); all if
+        empty. It decides no shape.
     """
 
     max_num_seqs: int
@@ -142,6 +144,7 @@ class Engine:
     bucket_seqs: bool = False
     uses_prefill: bool = False
     only_tokens: tuple[int, ...] = ()
+    only_families: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses what the engine would not start with.

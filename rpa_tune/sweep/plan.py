@@ -35,7 +35,7 @@ from typing import Any
 
 import yaml
 
-from rpa_kernels import FAMILIES, layout
+from rpa_kernels import layout
 from rpa_kernels.dtypes import OTHER_NAMES
 from rpa_tune.decide.objective import OBJECTIVES
 from rpa_tune.errors import UsageError
@@ -281,10 +281,12 @@ def _said_by_servers(node: Node) -> dict[str, Any]:
     def distinct(name: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(getattr(server, name) for server in servers))
 
-    launched = {family for server in servers for family in _launched(server)}
+    launched = {
+        family for server in servers for family in server.only_families or _launched(server)
+    }
     return {
         "servers": servers,
-        "families": tuple(family for family in FAMILIES if family in launched),
+        "families": tuple(family for family in ALL_FAMILIES if family in launched),
         "page_sizes": distinct("page_size"),
         "chips": distinct("chip"),
         "models": distinct("model"),

@@ -230,6 +230,8 @@ def _entry(server: Server) -> str:
     shapes = list(server.shapes())
     if server.only_tokens:
         flags["tokens"] = sorted({shape.num_tokens for shape in shapes})
+    if server.only_families:
+        flags["families"] = list(server.only_families)
     seqs = sorted({shape.num_seqs for shape in shapes})
     tokens = sorted({shape.num_tokens for shape in shapes})
     rank = " of a rank" if server.dp > 1 else ""

@@ -8,8 +8,8 @@ from fake_sweep import make_study
 from golden import make
 
 from rpa_kernels.batch import Batch
-from rpa_tune.candidate import Status
 from rpa_tune.analysis.schedules import load_schedules
+from rpa_tune.candidate import Status
 from rpa_tune.cli.trace import save_schedules, write_heaviest, write_schedules
 from rpa_tune.compile.cache import CompileCache, Compiled, compile_key
 from rpa_tune.errors import DumpError
