@@ -126,9 +126,8 @@ def explain(
         deadline_s=deadline,
         said=_say,
     )
-    opinion = None
-    if second_opinion and found.ok:
-        opinion = ask_compiler(found.question, deadline_s=deadline)
+    is_asked = second_opinion and found.ok
+    opinion = ask_compiler(found.question, deadline_s=deadline) if is_asked else None
     _show(found, opinion, as_json=as_json)
     if not found.ok:
         raise click.exceptions.Exit(1)
