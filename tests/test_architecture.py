@@ -92,6 +92,7 @@ ALLOWED: dict[str, set[str]] = {
     "report.frame": {"candidate", "store"},
     "report.nest": set(),
     "user_kernel": {
+        "kernels",
         "candidate", "hw", "compile", "evaluate", "families", "llo", "llo.sources", "provenance",
     },
     "analysis": {
