@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from rpa_kernels import layout
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import family_of
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models.catalog import load_model, problem_for
 from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
@@ -38,7 +39,7 @@ class Group:
 
     Attributes:
       chip: Name in the chip table.
-      model: Key of `MODELS`.
+      model: Key of `MODELS`, or what else says heads, dtype and page to people.
       kind: `decode`, `prefill` or `mixed`.
       problem: Static shapes and dtypes.
       batches: Batch by cell name.
@@ -53,12 +54,13 @@ class Group:
     @property
     def workload(self) -> Workload:
         """All cells with one weight: what rankings over the whole group are made on."""
-        return _equally_often(self.batches)
+        return equally_often(self.batches)
 
     @property
     def family(self) -> str:
         """Our family that serves the batches: the public call sends prefill to MIXED as well."""
-        return "decode" if self.kind == "decode" else "mixed"
+        slot = "decode" if self.kind == "decode" else "mixed"
+        return family_of(slot, is_latent=self.problem.is_latent)
 
 
 def groups(chips: list[str], models: list[str], kinds: list[str], quick: bool) -> Iterator[Group]:
@@ -86,7 +88,7 @@ def _problem(model_name: str, batches: dict[str, Batch]) -> Problem:
     name, tp, kv_dtype, windowed = MODELS[model_name]
     problem = problem_for(
         load_model(name),
-        workload=_equally_often(batches),
+        workload=equally_often(batches),
         page_size=PAGE_SIZE,
         tp=tp,
         kv_dtype=kv_dtype,
@@ -107,7 +109,8 @@ def _cache_bytes(problem: Problem) -> int:
     return math.prod(shape) * layout.WORD_BYTES // layout.packing(problem.kv_dtype)
 
 
-def _equally_often(batches: dict[str, Batch]) -> Workload:
+def equally_often(batches: dict[str, Batch]) -> Workload:
+    """A workload of cells with one weight."""
     weight = 1 / len(batches)
     weighted = tuple(WeightedBatch(batch=b, weight=weight) for b in batches.values())
     return Workload(name="cells", source="the cells of one group", batches=weighted)

@@ -48,7 +48,7 @@ class Refs:
       core_range: This core's scalars of the family's `partition`: [own start, end), of which
         each may be several; None when one core does everything.
       q: `problem.q_shape`.
-      kv_new: `problem.kv_new_shape`.
+      kv_new: `problem.kv_new_shape`; None where the cache is only read.
       sinks: `problem.sinks_shape`, or None.
       q_rope: `problem.q_rope_shape` with latents, else None.
       out: The same buffer as `q`.
@@ -60,7 +60,7 @@ class Refs:
     meta: Meta
     core_range: tuple[Any, Any] | None
     q: Ref
-    kv_new: Ref
+    kv_new: Ref | None
     sinks: Ref | None
     q_rope: Ref | None
     out: Ref
@@ -111,7 +111,8 @@ class KernelLaunch:
         Args:
           q: `problem.q_shape`; its buffer becomes the output. With latents it, and after it
             `problem.q_rope_shape`.
-          kv_new: `problem.kv_new_shape`.
+          kv_new: `problem.kv_new_shape`. The kernel does not get it where
+            `problem.update_kv_cache` is false, so that XLA makes nothing that nobody reads.
           kv_cache: `problem.kv_cache_shape`; updated in place.
           kv_lens: int32[max_num_seqs].
           page_indices: int32[max_num_seqs * pages_per_seq].
@@ -164,16 +165,22 @@ class KernelLaunch:
         flat_cache = kv_cache
         if not problem.is_seq_along_lane:
             flat_cache = kv_cache.reshape(-1, *kv_cache.shape[2:])
-        optional = [] if sinks is None else [prepare_sinks(sinks, problem)]
-        optional += rope
+        # No operand that the kernel never reads: libtpu 0.0.43 to 0.0.45 can then read zeros.
+        # Source: https://github.com/jax-ml/jax/issues/39744
+        new = [kv_new] if problem.update_kv_cache else []
+        operands = [q, *new, flat_cache]
+        written = [0, len(new) + 1]
+        operands += [] if sinks is None else [prepare_sinks(sinks, problem)]
+        operands += rope
         if problem.return_lse:
-            optional.append(inputs.no_lse(problem) if lse is None else lse)
+            written.append(len(operands))
+            operands.append(inputs.no_lse(problem) if lse is None else lse)
         out, cache, *more = _call(
             lambda *refs: body(_name_refs(refs, problem, target.num_cores)),
             name=self.kernel_name(problem, config),
             scalars=scalars,
-            arrays=(q, kv_new, flat_cache, *optional),
-            has_lse=problem.return_lse,
+            arrays=tuple(operands),
+            written=tuple(written),
             scratch_shapes=self.scratch_shapes(problem, config, target),
             target=target,
             interpret=interpret,
@@ -187,14 +194,14 @@ def _call(
     name: str,
     scalars: tuple[jax.Array, ...],
     arrays: tuple[jax.Array, ...],
-    has_lse: bool,
+    written: tuple[int, ...],
     scratch_shapes: Any,
     target: Target,
     interpret: Any,
 ) -> tuple[jax.Array, ...]:
-    """The `pallas_call`: (output, KV cache) in the buffers of q and kv_cache.
+    """The `pallas_call`: (output, KV cache) in the buffers of q and kv_cache, maybe a log-sum-exp.
 
-    With `has_lse` the last array is a log-sum-exp, and a third result takes its buffer.
+    `written` has the places of the arrays whose buffers become the results'.
     """
     hbm = pl.BlockSpec(memory_space=pl.ANY)
     # `pl.ANY` lets XLA place small arrays in VMEM or CMEM, where the kernel's copies would be
@@ -203,8 +210,6 @@ def _call(
     if interpret is None:
         arrays = tuple(pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in arrays)
         result = pltpu.HBM
-    # Arrays whose buffers become the results'.
-    written = (0, 2, len(arrays) - 1) if has_lse else (0, 2)
     results = pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -237,11 +242,13 @@ def _name_refs(refs: tuple[Any, ...], problem: Problem, num_cores: int) -> Refs:
         first, end = (tuple(bounds[(core + i) * width + j] for j in range(width)) for i in range(2))
         core_range = (first, end)
     tree_mask = rest.pop(0) if problem.has_tree_mask else None
-    q, kv_new, _, *rest = rest
+    q = rest.pop(0)
+    kv_new = rest.pop(0) if problem.update_kv_cache else None
+    del rest[0]  # the cache to read: its buffer is that of the result
     sinks = rest.pop(0) if problem.has_sinks else None
     q_rope = rest.pop(0) if problem.is_latent else None
     if problem.return_lse:
-        del rest[0]  # the operand: its buffer is that of the result
+        del rest[0]  # so is this one's
     out, cache, *lse = rest
     meta = Meta(
         kv_lens=kv_lens,

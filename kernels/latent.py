@@ -25,7 +25,7 @@ _ABSENT = {
     "attention_chunk_size": None,
     "kv_layout": layout.HEAD_ALONG_SUBLANE,
     "return_lse": False,
-    "decode_query_size": 1,
+    "has_tree_mask": False,
     "out_dtype": None,
 }
 

@@ -1,6 +1,7 @@
 """Limits that every family checks the same way. No jax."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from rpa_kernels import layout
@@ -101,6 +102,13 @@ def check_blocks(*, bkv_sz: int, bkv_csz: int, problem: Problem) -> Infeasible |
             hint="use a multiple of 128" + ("" if problem.is_seq_along_lane else ", or bkv_sz"),
         )
     return None
+
+
+def at_least(bad: Infeasible) -> Infeasible:
+    """What the smallest blocks of a family break, for who asked for any that fit."""
+    if bad.limit != "vmem_bytes":
+        return bad
+    return replace(bad, hint="with the smallest blocks; fewer query heads on a device need less")
 
 
 def check_memory(

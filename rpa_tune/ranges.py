@@ -87,10 +87,13 @@ RANGES: dict[str, Range] = {
     "sm_scale": Range(least=-3e38, most=3e38, is_whole=False),
     "k_scale": _SCALE,
     "v_scale": _SCALE,
+    # A switch of the blockwise kernels, in a plan's `space`.
+    "mxu_sums": _count(1, least=0),
     "requests": _count(10**9, "requests"),
     "batches": _count(10**6, "batches"),
     "compiles": _count(10_000, "kernels", least=0),
     "tries": _count(10_000, "neighbours"),
+    "sample": _count(100_000, "rows"),
     "workers": _count(4096, "processes"),
     # NumPy's and Optuna's seeds.
     "seed": _count(2**32 - 1, least=0),

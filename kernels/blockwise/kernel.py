@@ -44,7 +44,7 @@ class BlockwiseKernel:
     """Refs and statics of one kernel call; methods are its phases."""
 
     meta: Meta
-    kv_new: Ref
+    kv_new: Ref | None
     cache: PagedCache
     sinks: Ref | None
     first: Cursor
@@ -124,13 +124,14 @@ class BlockwiseKernel:
 
     def start_fetch_new(self, block: Block, buffer: Ref, sem: Ref) -> None:
         """Starts fetching the block's new tokens, behind its cached ones."""
+        kv_new: Ref = self.kv_new
         start = jnp.maximum(block.kv_start, block.cached_end)
         size = jnp.maximum(block.kv_end - start, 0)
         token = jnp.minimum(
             block.new_token + start - block.cached_end, self.problem.max_num_tokens - size
         )
         pltpu.make_async_copy(
-            self.kv_new.at[pl.ds(token, size)],
+            kv_new.at[pl.ds(token, size)],
             buffer.at[
                 pl.ds(jnp.minimum(start - block.kv_start, self.config.bkv_sz - size), size),
                 pl.ds(0, self.problem.kv_words),

@@ -178,4 +178,4 @@ def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeas
         elif smaller:
             bkv = smaller
         else:
-            return bad
+            return limits.at_least(bad)

@@ -50,7 +50,7 @@ def _is_last(block: Block) -> Scalar:
 class TileBlocks:
     """Refs and statics; a slot is a KV buffer."""
 
-    kv_new: Ref
+    kv_new: Ref | None
     cache: PagedCache
     scratch: Scratch
     problem: Problem
@@ -81,9 +81,10 @@ class TileBlocks:
 
     def start_fetch(self, slot: Scalar, block: Block) -> None:
         """Starts fetching the tiles of a block's new tokens."""
+        kv_new: Ref = self.kv_new
         first, size = self._tiles(block)
         pltpu.make_async_copy(
-            self.kv_new.at[pl.ds(first, size)],
+            kv_new.at[pl.ds(first, size)],
             self._new.at[slot, pl.ds(0, size)],
             self.scratch.kv_sems.at[slot],
         ).start()

@@ -70,7 +70,7 @@ def _kv_buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape
         return {
             "kv": ((config.num_buffers, items * config.bkv_sz // row[0], *row), dtype),
             "kv_new": ((2, new_tiles(problem, config), *row), dtype),
-            "kv_out": ((config.num_buffers, items, *row), dtype),
+            "kv_out": ((config.num_buffers, items * item_tiles(problem), *row), dtype),
         }
     if problem.is_seq_along_lane:
         width = min(problem.page_size, config.bkv_sz)
@@ -97,7 +97,7 @@ def new_tiles(problem: Problem, config: DecodeConfig) -> int:
 
 def item_tiles(problem: Problem) -> int:
     """Tiles of the cache that the new tokens of one item may lie in."""
-    return min(problem.decode_query_size, 2)
+    return cdiv(problem.decode_query_size - 1, tile_tokens(problem)) + 1
 
 
 def scratch_bytes(problem: Problem, config: DecodeConfig, target: Target) -> int:
@@ -144,10 +144,11 @@ def _fetch_copies(problem: Problem, config: DecodeConfig, batch: Batch, core: Co
 
 
 def _write_copies(problem: Problem, config: DecodeConfig, batch: Batch, core: Core) -> int:
-    """Copies that write new tokens to the cache: runs of pages, or lane tiles."""
+    """Copies that write new tokens to the cache: runs of pages, or tiles."""
     spans = _spans(problem, config, batch, core)
-    if problem.is_seq_along_lane:
-        return sum((end - 1) // layout.LANES - new // layout.LANES + 1 for _, new, end in spans)
+    if in_tiles(problem):
+        size = tile_tokens(problem)
+        return sum((end - 1) // size - new // size + 1 for _, new, end in spans)
     if problem.decode_query_size == 1:
         return len(spans)
     table = runs.SeqRuns.of(batch.arrays(problem), problem)

@@ -65,7 +65,9 @@ class Attend:
                     on_chip=self.on_chip,
                 )  # fmt: skip
                 if s.q_rope is not None:
-                    rope = packed.load_token_q(s.q_rope, row, head=0, on_chip=self.on_chip)
+                    rope = packed.load_token_q(
+                        s.q_rope, row, head=0, tokens=self.tokens, on_chip=self.on_chip
+                    )
                     q = jnp.concatenate([q, rope], axis=1)
                 s.scaled_q[g, i, pl.ds(0, q.shape[0])] = online_softmax.scale_q(q, self.problem)
         s.item_m[...] = jnp.full_like(s.item_m, MASKED)

@@ -5,9 +5,13 @@ from rpa_kernels.decode import heads
 from rpa_kernels.decode.account import scratch_bytes
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
+# Query rows that a compute block of latents is for, with 1024 keys at most; with more it has less
+# keys: what is computed for one item is one chain, whose code and scores grow with both.
+LATENT_ROWS = 128
 # Bytes of a KV block of latents: 1024 tokens of 512 + 64 elements in bfloat16, 2048 in float8.
 LATENT_BLOCK_BYTES = 1280 << 10
 
@@ -53,12 +57,13 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     if problem.is_latent:
         # What begins and ends an item is work for every head.
         sizes = limits.block_sizes(problem, (256, 512, 1024, 2048, 4096))
+        queries = heads.query_tokens(problem)
         return {
             "bkv_sz": sizes,
             "bkv_csz": tuple(sorted({*sizes, *(n for n in (256, 512, 1024) if n <= max(sizes))})),
             "seqs_per_step": (1, 2, 4),
             "num_buffers": (2, 3, 4),
-            "bq_sz": (16, 32),
+            "bq_sz": tuple(n // queries for n in ((8, 16, 32) if queries > 1 else (16, 32))),
         }
     return {
         "bkv_sz": sizes,
@@ -88,10 +93,14 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
     block, seqs, buffers, keys = limits.block_sizes(problem, (512,))[0], 4, 4, 512
+    bq = 16
     if problem.is_latent:
         tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
         block, seqs, buffers = limits.block_sizes(problem, (tokens,))[0], 2, 3
         keys = max(keys, tokens // 2)
+        # Several queries of a sequence are more rows of what is computed, and of what is moved.
+        more = cdiv(heads.group_rows(problem), LATENT_ROWS)
+        keys, bq = max(256, keys // more), bq // heads.query_tokens(problem)
     largest = 2 * LATENT_BLOCK_BYTES if problem.is_latent else 2 << 20
     most = 2 * largest if heads.pairs_heads(problem) else largest
     while seqs > 1 and seqs * block * problem.kv_token_bytes > most:
@@ -104,7 +113,7 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
             bkv_csz=limits.compute_size(block, keys),
             seqs_per_step=seqs,
             num_buffers=buffers,
-            bq_sz=16,
+            bq_sz=bq,
         )
         bad = check(problem, config, target, vmem_share=limits.DEFAULT_VMEM_SHARE)
         if bad is None:
@@ -117,5 +126,7 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
             block = smaller
         elif buffers > 2:
             buffers -= 1
+        elif problem.is_latent and bq > 1:
+            bq //= 2
         else:
-            return bad
+            return limits.at_least(bad)

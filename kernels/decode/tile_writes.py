@@ -4,8 +4,8 @@ A token is one lane of a lane tile of 128 tokens, or one of the tokens in a row 
 move tiles whole. The tile came with the sequence's last KV block; the token is put into it for the
 step's products, and the tile goes back to the cache from a buffer of its own, so that the KV buffer
 can be filled again at once. Nobody else reads or writes the tile: the last page of a sequence is
-its own. Several new tokens of a sequence may lie in two tiles, and in two KV blocks, but no tile
-lies in two of those.
+its own. Several new tokens of a sequence may lie in several tiles, and in two KV blocks, but no
+tile lies in two of those.
 """
 
 from dataclasses import dataclass
@@ -22,14 +22,11 @@ from rpa_kernels.decode.seq_blocks import SeqBlocks
 from rpa_kernels.decode.walk import Item
 from rpa_kernels.ints import div, rem
 from rpa_kernels.latent import tile_tokens
-from rpa_kernels.layout import LANES
 from rpa_kernels.pages import PagedCache
 from rpa_kernels.problem import Problem
 
 Ref = Any
 Scalar = Any
-
-LANE_BITS = LANES.bit_length() - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,11 +80,12 @@ class TileWrites:
     def _put_several(self, slot: Scalar, items: list[Item]) -> Scalar:
         """The same for up to several new tokens of an item; returns how many tiles they lie in."""
         num_tiles: Scalar = 0
+        size = tile_tokens(self.problem)
         for g, item in enumerate(items):
             has_new = item.num_cached < item.num_tokens
-            aligned = item.num_cached - rem(item.num_cached, LANES)
+            aligned = item.num_cached - rem(item.num_cached, size)
             for i in range(item_tiles(self.problem)):
-                start = aligned + i * LANES
+                start = aligned + i * size
                 is_there = has_new & (start < item.num_tokens)
                 num_tiles += is_there.astype(jnp.int32)
 
@@ -98,7 +96,7 @@ class TileWrites:
         return num_tiles
 
     def _put_tile(self, slot: Scalar, place: tuple[int, int], item: Item, start: Scalar) -> None:
-        """Puts an item's new tokens into one lane tile, and starts writing it.
+        """Puts an item's new tokens into one tile, and starts writing it.
 
         Args:
           slot: KV buffer.
@@ -107,23 +105,22 @@ class TileWrites:
           start: First token of the tile, counted from the item's.
         """
         s, (g, i), (tiles, _) = self.scratch, place, self._written
-        buffer, tile, lane = self.seq_blocks.new_token(item.seq)
-        # Of the token for lane 0, from the buffer's first tile on; maybe before or behind them.
-        source = tile * LANES + lane + item.start + start - item.first_query
+        buffer, tile, new_place = self.seq_blocks.new_token(item.seq)
+        size = tile_tokens(self.problem)
+        # Of the token for place 0, from the buffer's first tile on; maybe before or behind them:
+        # below zero it is rounded down, too, as sizes of tiles are powers of two.
+        source = tile * size + new_place + item.start + start - item.first_query
         last = new_tiles(self.problem, self.config) - 1
-        first, second = (jnp.clip((source >> LANE_BITS) + k, 0, last) for k in range(2))
+        first, second = (jnp.clip(div(source, size) + k, 0, last) for k in range(2))
         new = lane_pages.NewTokens(
             ref=s.kv_new, first=(buffer, first), second=(buffer, second),
-            offset=source & (LANES - 1), begin=jnp.maximum(item.num_cached - start, 0),
-            end=jnp.minimum(item.num_tokens - start, LANES),
+            offset=rem(source, size), begin=jnp.maximum(item.num_cached - start, 0),
+            end=jnp.minimum(item.num_tokens - start, size),
         )  # fmt: skip
-        out = g * item_tiles(self.problem) + i
-        lane_pages.put_tokens(
-            s.kv, (slot,), g * self.config.bkv_sz + start, new, (tiles, (slot, out)),
-            on_chip=self.on_chip,
-        )  # fmt: skip
+        out = (slot, g * item_tiles(self.problem) + i)
+        self._put_new(slot, g * self.config.bkv_sz + start, new, out)
         self.cache.start_write_tile(
-            tiles.at[slot, out], s.write_sems.at[slot], seq=item.seq, position=item.start + start
+            tiles.at[out], s.write_sems.at[slot], seq=item.seq, position=item.start + start
         )
 
     def _put_token(
@@ -141,18 +138,31 @@ class TileWrites:
           place: The token's in the tile.
           new: Indices down to a tile of new tokens, and the token's place in it.
         """
-        s, (tiles, _), (slot, g), (tile, new_place) = self.scratch, self._written, out, new
+        s, (slot, g), (tile, new_place) = self.scratch, out, new
         first, size = g * self.config.bkv_sz, tile_tokens(self.cache.problem)
         tokens = lane_pages.NewTokens(
             ref=s.kv_new, first=tile, second=tile, offset=(new_place - place) & (size - 1),
             begin=place, end=place + 1,
         )  # fmt: skip
-        start = first + token - place
-        if self.cache.problem.is_latent:
-            row = (slot, div(start, size))
-            latent_rows.put_tokens(s.kv, row, tokens, (tiles, out), on_chip=self.on_chip)
+        self._put_new(slot, first + token - place, tokens, out)
+
+    def _put_new(
+        self, slot: Scalar, start: Scalar, new: lane_pages.NewTokens, out: tuple[Scalar, Any]
+    ) -> None:
+        """Puts new tokens into the tile of a KV buffer that begins at token `start`.
+
+        Args:
+          slot: KV buffer.
+          start: Token of the buffer.
+          new: What goes there.
+          out: Slot and number of the tile that gets the result, too, to be sent.
+        """
+        kv, tiles = self.scratch.kv, self._written[0]
+        if self.problem.is_latent:
+            row = (slot, div(start, tile_tokens(self.problem)))
+            latent_rows.put_tokens(kv, row, new, (tiles, out), on_chip=self.on_chip)
             return
-        lane_pages.put_tokens(s.kv, (slot,), start, tokens, (tiles, out), on_chip=self.on_chip)
+        lane_pages.put_tokens(kv, (slot,), start, new, (tiles, out), on_chip=self.on_chip)
 
     def _wait(self, slot: Scalar) -> None:
         """Waits until the tiles of the last step of this slot are in the cache."""

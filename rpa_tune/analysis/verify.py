@@ -107,11 +107,12 @@ def verify(
     return with_lint(verification, wants_lint(lint), deadline_s=deadline_s)
 
 
-def wants_lint(lint: bool | None) -> bool:
+def wants_lint(lint: bool | None, option: str = "--lint") -> bool:
     """Whether the linter is asked.
 
     Args:
       lint: What the caller wants; None: wherever there is one.
+      option: What the caller said it with, for the error.
 
     Raises:
       UsageError: It is wanted, and this libtpu has none.
@@ -120,8 +121,8 @@ def wants_lint(lint: bool | None) -> bool:
     if lint and not there:
         raise UsageError(
             f"libtpu {versions()['libtpu']} has no linter for kernels",
-            where="--lint",
-            hint="0.0.52 has it",
+            where=option,
+            hint="0.0.52 has it; `make lint-kernels` makes an environment with it",
         )
     return there if lint is None else lint
 
@@ -149,10 +150,7 @@ def with_lint(
     environment = functools.partial(worker_environment, libtpu_args=linter_flags())
     with WorkerPool(num_workers=1, deadline_s=deadline_s, environment=environment) as pool:
         (reply,) = pool.map_unordered(LINT_TASK, [candidate])
-    if reply.failure is not None:
-        lint = Lint(status=Status.COMPILE_FAILED, detail=reply.failure.detail)
-    else:
-        lint = reply.value
+    lint = reply.value if reply.failure is None else Lint.failed(reply.failure.detail)
     return replace(found, lint=lint)
 
 

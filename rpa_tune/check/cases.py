@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
-from rpa_kernels.slots import SLOTS
+from rpa_kernels.slots import FAMILIES, SLOTS, families_of
 from rpa_tune.candidate import Candidate
 from rpa_tune.evaluate.interpreted import resized, stand_in
 from rpa_tune.families.registry import load_family
@@ -27,8 +27,7 @@ _PROBLEM = Problem(
     num_q_heads=32, num_kv_heads=8, head_dim=128, page_size=128, max_num_tokens=16, max_num_seqs=8,
     pages_per_seq=8, num_pages=64, sm_scale=128**-0.5,
 )  # fmt: skip
-# What each family must get right, by name. The first of a family and the next of the next one are
-# those of a rehearsal.
+# What each family that serves it must get right, by name.
 _FEATURES = {
     "bfloat16, pages of 128": _PROBLEM,
     "float8 cache, pages of 32": replace(
@@ -46,7 +45,17 @@ _FEATURES = {
         _PROBLEM, num_q_heads=8, num_kv_heads=2, page_size=64, q_dtype="float32",
         kv_dtype="float32",
     ),
+    "latents": replace(
+        _PROBLEM, num_q_heads=16, num_kv_heads=1, head_dim=512, rope_dim=64, page_size=64
+    ),
+    "latents of float8 in rows of 32, 4 new tokens": replace(
+        _PROBLEM, num_q_heads=64, num_kv_heads=1, head_dim=512, rope_dim=64, page_size=256,
+        kv_packing=32, q_dtype="float8_e4m3fn", kv_dtype="float8_e4m3fn", q_scale=0.5, k_scale=0.5,
+        v_scale=0.25, decode_query_size=4,
+    ),
 }  # fmt: skip
+# (family, feature) of a rehearsal: one of each slot, and latents.
+_REHEARSED = (*zip(SLOTS, _FEATURES, strict=False), ("mla-decode", "latents"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,13 +151,15 @@ def correctness_cases(chip: str, *, is_rehearsal: bool) -> list[Case]:
 
     Args:
       chip: Name in the chip table.
-      is_rehearsal: One case a family, with small blocks and few heads.
+      is_rehearsal: Few cases, with small blocks and few heads.
     """
-    chosen = (
-        zip(SLOTS, _FEATURES, strict=False) if is_rehearsal else itertools.product(SLOTS, _FEATURES)
-    )
+    every = [
+        (family, feature)
+        for family, feature in itertools.product(FAMILIES, _FEATURES)
+        if family in families_of(_FEATURES[feature])
+    ]
     found = []
-    for family, feature in chosen:
+    for family, feature in _REHEARSED if is_rehearsal else every:
         problem = _FEATURES[feature]
         problem = replace(
             problem,

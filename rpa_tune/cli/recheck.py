@@ -1,5 +1,6 @@
 """`rpa-tune tables check`: are rows stale under what is installed? No TPU needed."""
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -57,12 +58,18 @@ def recompile_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--recompile", is_flag=True,
               help="Compile and simulate the rows' configs and the heuristics again.")  # fmt: skip
 @recompile_options
+@click.option("--sample", type=number("sample"),
+              help="Only so many rows: of each chip and family in turn one that was not drawn, "
+              "by the least digest of its key and of --seed.")  # fmt: skip
+@click.option("--seed", default="", help="With --sample: another text draws other rows.")
 @click.option("--python", "pythons", multiple=True, type=click.Path(path_type=Path),
               help="Also with the jax and libtpu of this Python; repeatable.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def check(
     folder: Path | None,
     recompile: bool,
+    sample: int | None,
+    seed: str,
     pythons: tuple[Path, ...],
     chip: str | None,
     family: str | None,
@@ -75,7 +82,8 @@ def check(
 ) -> None:
     """Finds rows of FOLDER, or of the shipped tables, that are stale under what is installed.
 
-    Without --recompile only versions and workloads are compared. With it the rows are evaluated
+    Without --recompile only versions and workloads are compared; another jax under the same libtpu
+    is said, and is no finding, because schedules are libtpu's. With it the rows are evaluated
     again. It reports schedules that changed, configs that no longer fit, and rows that today's
     heuristic beats. A row whose workload cannot be rebuilt is a finding, too: see --plan. Results
     are stored: after an interruption the same command resumes.
@@ -95,6 +103,8 @@ def check(
         raise click.exceptions.Exit(across(words, pythons, store_file, as_json))
     plans = [load_plan(file) for file in plan_files]
     rows = choose_rows(folder or shipped_folder(), chip, family)
+    if sample is not None:
+        rows = sample_rows(rows, sample, seed)
     if recompile:
         fetch(rows, cache)
         evaluators: dict[Method, AbstractEvaluator] = {
@@ -126,6 +136,25 @@ def choose_rows(folder: Path, chip: str | None, family: str | None) -> list[Tabl
     """The rows of a folder that the options name."""
     rows = load_tables([folder], chip=chip)
     return [row for row in rows if family in (None, row.key.family)]
+
+
+def sample_rows(rows: Sequence[TableRow], number: int, seed: str = "") -> list[TableRow]:
+    """A few rows, of as many chips and families as there are, in the order of the table.
+
+    Chips and families take turns; of each, rows come in the order of a digest of key and seed, so
+    that the sample of a table is the same everywhere and a row more changes it little.
+    """
+    turns: dict[tuple[str, str], list[tuple[str, TableRow]]] = {}
+    for row in rows:
+        drawn = hashlib.sha256(f"{seed} {row.key}".encode()).hexdigest()
+        turns.setdefault((row.key.chip, row.key.family), []).append((drawn, row))
+    ranked = [
+        (rank, place, row)
+        for place, group in turns.items()
+        for rank, (_, row) in enumerate(sorted(group, key=lambda pair: pair[0]))
+    ]
+    chosen = sorted(ranked, key=lambda entry: entry[:2])[:number]
+    return sorted((row for *_, row in chosen), key=lambda row: row.key)
 
 
 def fetch(rows: Sequence[TableRow], cache: Path) -> None:
@@ -190,7 +219,10 @@ class Lines(Watch):
 def _text(found: RowCheck) -> str:
     """A row on one line, its findings below."""
     if found.time_us is None:
-        what = "not evaluated" if found.findings else "same jax, libtpu and kernel"
+        same = (
+            "same libtpu and kernel" if found.is_other_jax_alone else "same jax, libtpu and kernel"
+        )
+        what = "not evaluated" if found.findings else same
     else:
         then = found.row.evidence.time_us
         what = f"{found.time_us:,.1f} us (row: {then:,.1f} us), schedule {found.schedule}"
@@ -204,7 +236,8 @@ def _text(found: RowCheck) -> str:
         times = f"{one.then_us:,.1f} us before, {one.time_us:,.1f} us now"
         lines.append(f"order changed: a runner-up is faster today: {times}: {fields}")
     older = [f"{name} {then or '?'} -> {now or '?'}" for name, (then, now) in found.older.items()]
-    lines += [f"since: {', '.join(older)}"] if older else []
+    alone = "; jax alone changes no schedule" if found.is_other_jax_alone else ""
+    lines += [f"since: {', '.join(older)}{alone}"] if older else []
     return "\n  ".join([f"{found.row.where}: {what}", *lines])
 
 
@@ -215,6 +248,8 @@ def _summary(checks: Sequence[RowCheck]) -> str:
     text = ", ".join(f"{count} {rule}" for rule, count in sorted(rules.items())) or "no findings"
     unknown = sum(found.time_us is not None and found.schedule == "unknown" for found in checks)
     note = f"; {unknown} without a digest of their schedules" if unknown else ""
+    if other_jax := sum(found.is_other_jax_alone for found in checks):
+        note += f"; {other_jax} made with another jax, under the same libtpu"
     return f"{counted(len(checks), 'row')}: {text}{note}"
 
 
@@ -226,6 +261,7 @@ def _to_dict(found: RowCheck) -> dict[str, Any]:
         "family": key.family,
         "key": key.to_dict(),
         "older": {name: {"then": a, "now": b} for name, (a, b) in found.older.items()},
+        "other_jax_alone": found.is_other_jax_alone,
         "schedule": found.schedule,
         "time_us_then": found.row.evidence.time_us,
         "time_us": found.time_us,

@@ -6,17 +6,23 @@ from pathlib import Path
 
 import click
 
+from rpa_tune.analysis.lint_rows import RowLint, lint_rows
+from rpa_tune.analysis.verify import wants_lint
+from rpa_tune.candidate import Status
+from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import ChipName, NameChoice
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.recheck import EXIT_FINDINGS, check
 from rpa_tune.cli.restamp import restamp
+from rpa_tune.compile.lint import TARGETS
 from rpa_tune.errors import TableError
 from rpa_tune.families.registry import ALL_FAMILIES, known_family, load_family
 from rpa_tune.interop.export import EXPORTERS
 from rpa_tune.interop.export_rows import OURS
 from rpa_tune.models.padding import padding_note
+from rpa_tune.sweep.plan import load_plan
 from rpa_tune.tables.changes import diff_tables
-from rpa_tune.tables.lint import lint_folder
+from rpa_tune.tables.lint import Finding, lint_folder
 from rpa_tune.tables.reader import load_tables, shipped_folder
 from rpa_tune.tables.row import Clause, TableRow
 from rpa_tune.tables.writer import merge_into
@@ -61,26 +67,84 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
 
 @tables.command()
 @click.argument("folder", required=False, type=_FOLDER)
+@click.option(
+    "--kernels",
+    is_flag=True,
+    help="Also have the compiler's own linter look at the rows' kernels (libtpu 0.0.52).",
+)
+@click.option("--chip", type=ChipName(), help="With --kernels: only those of this chip.")
+@click.option(
+    "--plan",
+    "plan_files",
+    multiple=True,
+    type=_FOLDER,
+    help="With --kernels: sweep plan with the workload of nameless rows; repeatable.",
+)
+@click.option(
+    "--workers",
+    type=number("workers"),
+    default=1,
+    show_default=True,
+    help="With --kernels: compiler processes.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def lint(folder: Path | None, as_json: bool) -> None:
+def lint(
+    folder: Path | None,
+    kernels: bool,
+    chip: str | None,
+    plan_files: tuple[Path, ...],
+    workers: int,
+    as_json: bool,
+) -> None:
     """Checks that every row parses, fits its chip, can be looked up, and is not stale.
+
+    With --kernels every config of every row is compiled, too, under the compiler's own linter:
+    copies that race with each other, loads and stores past the end of a buffer.
 
     Exit codes: 0 nothing found; 2 usage; 3 findings.
 
     Example: rpa-tune tables lint tuned_tables
     """
     folder = _existing(folder or shipped_folder())
+    if kernels:
+        wants_lint(True, "--kernels")
     findings = lint_folder(folder, {name: load_family(name).digest for name in ALL_FAMILIES})
+    linted: list[RowLint] = []
+    if kernels:
+        rows = list(load_tables([folder], chip=chip))
+        plans = [load_plan(file) for file in plan_files]
+        for one in lint_rows(rows, plans, workers=workers):
+            linted.append(one)
+            click.echo(f"{_place(one)}: {one.lint.status.value}", err=True)
+        findings += [_finding(one) for one in linted if one.lint.status is not Status.OK]
     num_files = len(list(folder.glob("*/*.jsonl")))
     if as_json:
-        print_json({"files": num_files, "findings": [asdict(finding) for finding in findings]})
+        found = {"files": num_files, "findings": [asdict(finding) for finding in findings]}
+        more = {"kernels": [_linted(one) for one in linted]} if kernels else {}
+        print_json(found | more)
     else:
         for finding in findings:
             click.echo(str(finding))
         checked = f"{counted(num_files, 'file')}, {counted(len(findings), 'finding')}"
+        if kernels:
+            checked += f"; {counted(len(linted), 'kernel')} linted ({', '.join(TARGETS)})"
         click.echo(checked if num_files else "no files: nothing was checked")
     if findings:
         raise click.exceptions.Exit(EXIT_FINDINGS)
+
+
+def _place(one: RowLint) -> str:
+    return f"{one.row.where} configs[{one.config}]"
+
+
+def _finding(one: RowLint) -> Finding:
+    said = one.lint.kind or one.lint.status.value
+    message = f"configs[{one.config}]: {said}: {one.lint.detail}"
+    return Finding(rule="kernel", where=one.row.where, message=message)
+
+
+def _linted(one: RowLint) -> dict[str, object]:
+    return {"where": one.row.where, "config": one.config, **asdict(one.lint)}
 
 
 tables.add_command(check)

@@ -32,6 +32,11 @@ class Lint:
     kind: str = ""
     detail: str = ""
 
+    @classmethod
+    def failed(cls, detail: str) -> "Lint":
+        """Of a kernel that could not be linted."""
+        return cls(status=Status.COMPILE_FAILED, detail=detail)
+
 
 def has_linter(libtpu: str | None) -> bool:
     """Whether a version of libtpu has the targets."""

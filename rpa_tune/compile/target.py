@@ -15,6 +15,7 @@ from typing import Any
 
 from rpa_tune.hw.chip import Chip
 from rpa_tune.libtpu_args import HOST_FLAG, VARIABLE, args_here
+from rpa_tune.llo.sources import SOURCES_FLAG
 
 # What the compiler writes down. The pass is chosen by a regular expression on its label; the
 # VMEM report comes along whatever the label says.
@@ -79,6 +80,11 @@ def worker_environment(folder: Path, libtpu_args: str = "") -> dict[str, str]:
     """
     flags = f"{libtpu_args} {_dump_flags(folder)}".strip()
     return build_environment(folder) | {VARIABLE: flags}
+
+
+def sources_environment(folder: Path) -> dict[str, str]:
+    """That of `worker_environment`; schedules say which source line an instruction comes from."""
+    return worker_environment(folder, SOURCES_FLAG)
 
 
 def build_environment(folder: Path, libtpu_args: str = "") -> dict[str, str]:

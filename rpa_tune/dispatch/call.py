@@ -8,6 +8,7 @@ floating-point types, and what only debugs the public kernel. `attention_chunk_s
 `return_lse` are of this call alone, `kv_layout` is one of the public batched function.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import jax.numpy as jnp
@@ -118,8 +119,7 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
       TypeError: A keyword that is none of `Features`.
       ValueError: The shapes, dtypes or features do not belong together; the message names them.
     """
-    if unknown := set(features) - set(Features.__annotations__):
-        raise TypeError(f"unknown arguments: {', '.join(sorted(unknown))}")
+    check_names(features, Features)
     _check_new(arrays.queries, arrays.keys, arrays.values)
     kv_layout = _kv_layout(features.get("kv_layout", layout.HEAD_ALONG_SUBLANE))
     page_size = _page_size(arrays.kv_cache, kv_layout)
@@ -156,6 +156,20 @@ def problem_of(arrays: Arrays, **features: Unpack[Features]) -> Problem:
         decode_query_size=features.get("decode_query_size", 1),
         has_tree_mask=arrays.tree_mask is not None,
     ).without_idle_window()
+
+
+def check_names(given: Collection[str], known: type) -> None:
+    """Refuses keywords that a call does not have.
+
+    Args:
+      given: Their names.
+      known: A `TypedDict` of those that it has.
+
+    Raises:
+      TypeError: Names those that it has not.
+    """
+    if unknown := set(given) - set(known.__annotations__):
+        raise TypeError(f"unknown arguments: {', '.join(sorted(unknown))}")
 
 
 def check_lengths(arrays: Any, problem: Problem) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from rpa_kernels import layout
 from rpa_kernels.checks import check_mask_value, check_whole
 from rpa_kernels.problem import Problem
-from rpa_tune.dispatch.call import check_metadata
+from rpa_tune.dispatch.call import check_metadata, check_names
 
 Blocks = tuple[int, int, int] | int
 
@@ -44,6 +44,8 @@ class LatentFeatures(TypedDict, total=False):
       p_same_dtype_as_v: Whether the public kernel rounds probabilities to the dtype of the cache.
         Here they are never rounded to float8.
       debug_mode: Refused when True.
+      decode_query_size: Most new tokens of a sequence in the decode slot, 1 to 8. Of this function
+        alone: the public one has one each, and takes drafts for mixed.
     """
 
     sm_scale: float
@@ -64,6 +66,7 @@ class LatentFeatures(TypedDict, total=False):
     two_step_flash_attention: bool
     p_same_dtype_as_v: bool
     debug_mode: bool
+    decode_query_size: int
 
 
 class LatentArrays(NamedTuple):
@@ -95,8 +98,7 @@ def latent_problem_of(arrays: LatentArrays, **features: Unpack[LatentFeatures]) 
       TypeError: A keyword that is none of `LatentFeatures`.
       ValueError: The shapes, dtypes or features do not belong together; the message names them.
     """
-    if unknown := set(features) - set(LatentFeatures.__annotations__):
-        raise TypeError(f"unknown arguments: {', '.join(sorted(unknown))}")
+    check_names(features, LatentFeatures)
     _check_features(**features)
     _check_new(arrays)
     _check_cache(arrays)
@@ -123,6 +125,7 @@ def latent_problem_of(arrays: LatentArrays, **features: Unpack[LatentFeatures]) 
         q_scale=features.get("q_scale"),
         k_scale=features.get("k_scale"),
         v_scale=features.get("v_scale"),
+        decode_query_size=features.get("decode_query_size", 1),
     ).without_idle_window()
 
 

@@ -38,7 +38,7 @@ _BATCHES = {
     "mixed": Batch(q_lens=(1, 5), kv_lens=(64, 70), num_decode=1),
 }
 # The same of latent attention.
-_LATENT = dataclasses.replace(
+LATENT = dataclasses.replace(
     probe.PROBLEM, num_q_heads=16, head_dim=512, rope_dim=64, sm_scale=192**-0.5
 )
 
@@ -173,7 +173,7 @@ def read_schedule(file: Path) -> str:
 
 def _task(chip: Chip, family: str, cache_dir: Path, libtpu_args: str = "") -> SimulateTask:
     record = load_family(family)
-    problem = _LATENT if is_latent(family) else probe.PROBLEM
+    problem = LATENT if is_latent(family) else probe.PROBLEM
     config = record.default_config(problem, chip.target)
     candidate = Candidate(
         family=record, problem=problem, config=config, chip=chip, workload="probe",

@@ -228,6 +228,27 @@ def parse_yaml(text: str, path: str) -> Node:
         raise UsageError("the plan is nested too deeply, or in itself", where=path) from error
 
 
+def as_data(given: object, what: str) -> Any:
+    """What YAML has a form for: paths as text, tuples as lists.
+
+    Args:
+      given: Nested mappings and lists.
+      what: What it is, for the message.
+
+    Raises:
+      UsageError: Something in it has none.
+    """
+    if isinstance(given, Path):
+        return str(given)
+    if isinstance(given, Mapping):
+        return {str(name): as_data(value, what) for name, value in given.items()}
+    if isinstance(given, list | tuple):
+        return [as_data(value, what) for value in given]
+    if isinstance(given, str | int | float | None):
+        return given
+    raise UsageError(f"{what} holds {given!r}, which a plan has no form for")
+
+
 def _convert(node: yaml.Node, loader: Loader, path: str) -> Node:
     where = f"{path}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):

@@ -63,9 +63,9 @@ class RowCheck:
       time_us: Of the row's configs today, mean over the workload; None without one.
       heuristic_us: Of today's heuristic; None without one.
       findings: What makes the row stale, or keeps it from being asked. Their rules: `versions`
-        (made with other versions and not evaluated again), `remake` (it cannot be asked again),
-        `unanswered`, `fit`, `schedule`, `time` (moved by more than the evaluator's error, with no
-        change of schedule that is known), `rank`.
+        (made with another libtpu or kernel, and not evaluated again), `remake` (it cannot be asked
+        again), `unanswered`, `fit`, `schedule`, `time` (moved by more than the evaluator's error,
+        with no change of schedule that is known), `rank`.
       runners_up: Those that the row's evidence names, asked again.
     """
 
@@ -76,6 +76,15 @@ class RowCheck:
     heuristic_us: float | None = None
     findings: tuple[Finding, ...] = ()
     runners_up: tuple[RunnerUp, ...] = ()
+
+    @property
+    def is_other_jax_alone(self) -> bool:
+        """Whether the row was made with today's libtpu and kernel, and another jax.
+
+        That is no finding, because schedules are libtpu's: jax 0.11.2 and 0.12.0.1 give the same
+        bundles under libtpu 0.0.48 (docs/versions.md).
+        """
+        return set(self.older) == {"jax"}
 
     @property
     def overtaken_by(self) -> tuple[RunnerUp, ...]:
@@ -128,11 +137,9 @@ def check_versions(row: TableRow, plans: Sequence[SweepPlan] = ()) -> RowCheck:
         remake(row, plans)
     except UsageError as error:
         check = _with(check, "remake", error.args[0])
-    return (
-        _with(check, "versions", "made with other versions and not evaluated again")
-        if check.older
-        else check
-    )
+    if check.older and not check.is_other_jax_alone:
+        check = _with(check, "versions", "made with other versions and not evaluated again")
+    return check
 
 
 def ask(

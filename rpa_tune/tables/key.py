@@ -12,6 +12,7 @@ from typing import Any
 
 from rpa_kernels import layout
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import slot_of
 
 # Fields that came after the first rows, and what they are in those: see `problem.ADDED_FIELDS`.
 ADDED_FIELDS: Mapping[str, Any] = {
@@ -206,7 +207,7 @@ def tuning_key(problem: Problem, chip: str, family: str) -> TuningKey:
 
 
 def _decode_query_size(problem: Problem, family: str) -> int:
-    serves_decode = family not in ("prefill", "mixed")
+    serves_decode = slot_of(family) not in ("prefill", "mixed")
     return layout.next_power_of_2(problem.decode_query_size) if serves_decode else 1
 
 

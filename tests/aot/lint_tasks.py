@@ -61,6 +61,38 @@ def read_before_the_wait(x, out, buffer, first, second):
     copy(buffer, out, second).wait()
 
 
+# Right ones that read an operand, whose value the linter does not know.
+
+
+def size_of_a_copy(x, out, buffer, first, second, n):
+    rows = pl.ds(0, n[0])
+    copy(x.at[0, rows], buffer.at[rows], first).wait()
+    buffer[...] = buffer[...] + 1.0
+    copy(buffer, out, second).wait()
+
+
+def masked_load(x, out, buffer, first, second, n):
+    copy(x.at[0, pl.ds(0, 4)], buffer.at[pl.ds(0, 4)], first).wait()
+    row = jax.lax.broadcasted_iota(jnp.int32, buffer.shape, 0)
+    buffer[...] = jnp.where(row < 4, buffer[...], 0.0)
+    copy(buffer, out, second).wait()
+
+
+def place_of_a_store(x, out, buffer, first, second, n):
+    copy(x.at[0], buffer, first).wait()
+    buffer[pl.ds(n[0], 1), :] = jnp.ones((1, 128))
+    buffer[...] = buffer[...] + 1.0
+    copy(buffer, out, second).wait()
+
+
+def spare_row(x, out, buffer, first, second, n):
+    copy(x.at[0, pl.ds(0, 4)], buffer.at[pl.ds(0, 4)], first).wait()
+    row = jnp.where(n[0] > 0, 0, 4)
+    out_row = buffer[pl.ds(row, 1), :]
+    buffer[...] = jnp.broadcast_to(jnp.where(n[0] > 0, out_row, 0.0), buffer.shape)
+    copy(buffer, out, second).wait()
+
+
 BODIES = {
     body.__name__: body
     for body in (
@@ -68,6 +100,9 @@ BODIES = {
         page_past_the_table, read_before_the_wait,
     )
 }  # fmt: skip
+READS_AN_OPERAND = {
+    body.__name__: body for body in (size_of_a_copy, masked_load, place_of_a_store, spare_row)
+}
 
 
 def lint(task):
@@ -75,19 +110,27 @@ def lint(task):
     chip, name = task
     shape = (8, 128)
 
-    def function(x):
+    def body(n, *refs):
+        return BODIES[name](*refs) if name in BODIES else READS_AN_OPERAND[name](*refs, n)
+
+    def function(x, n):
         hbm = pl.BlockSpec(memory_space=pltpu.HBM)
         semaphore = pltpu.SemaphoreType.DMA
         return pl.pallas_call(
-            BODIES[name],
+            body,
             out_shape=jax.ShapeDtypeStruct(shape, jnp.float32),
-            in_specs=[hbm],
-            out_specs=hbm,
-            scratch_shapes=[pltpu.VMEM(shape, jnp.float32), semaphore, semaphore],
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=1,
+                grid=(1,),
+                in_specs=[hbm],
+                out_specs=hbm,
+                scratch_shapes=[pltpu.VMEM(shape, jnp.float32), semaphore, semaphore],
+            ),
             name="lint_me",
-        )(x)
+        )(n, x)
 
     x = jax.ShapeDtypeStruct((ROWS, *shape), jnp.float32)
-    call = Call(function=function, arguments=(x,), kernel_name="lint_me")
+    n = jax.ShapeDtypeStruct((1,), jnp.int32)
+    call = Call(function=function, arguments=(x, n), kernel_name="lint_me")
     compiled = compile_call(call, load_chip(chip))
     return lint_of(compiled.status, compiled.detail)

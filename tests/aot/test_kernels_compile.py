@@ -1,4 +1,4 @@
-"""Kernels compile for every chip, and move exactly the bytes their account says."""
+"""Kernels compile for every chip, use all operands, and move exactly what their account says."""
 
 import dataclasses
 import math
@@ -6,14 +6,17 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from never_read import operands_never_read
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_kernels.slots import slot_of
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import lower
+from rpa_tune.compile.cache import CompileCache, compile_key
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.evaluate.simulate_task import TASK, SimulateTask
+from rpa_tune.evaluate.understood import read_schedule
 from rpa_tune.families.family import Call
 from rpa_tune.families.own_call import abstract_inputs
 from rpa_tune.families.registry import load_family
@@ -118,6 +121,8 @@ def simulate(pool, cache_dir, named, batches=BATCHES, **changes):
         (timeline,) = reply.value.timelines
         assert timeline.read_bytes > 0
         assert timeline.unknown == {}, name
+        compiled = CompileCache(cache_dir).load(compile_key(tasks[reply.index].candidate))
+        assert operands_never_read(read_schedule(compiled.bundles)) == set(), name
 
 
 @pytest.mark.slow  # by default test_evaluate.py does it on a smaller batch
@@ -140,6 +145,22 @@ def test_prefill_compiles(pool, tmp_path):
 def test_decode_of_latents_moves_what_its_account_says(pool, tmp_path):
     rows = dataclasses.replace(LATENT, **FLOAT8_ROWS)
     simulate(pool, tmp_path, {"v7x": ("mla-decode", rows, "v7x")})
+
+
+@pytest.mark.parametrize(
+    ("changes", "chip"),
+    [
+        pytest.param({}, "v6e", id="words"),
+        *(
+            pytest.param(changes, chip, id=f"{name}_{chip}", marks=pytest.mark.slow)
+            for name, changes in {"rows": FLOAT8_ROWS, "many_heads": {"num_q_heads": 128}}.items()
+            for chip in ("v5p", "v6e", "v7x")
+        ),
+    ],
+)
+def test_decode_of_a_few_tokens_of_latents(pool, tmp_path, changes, chip):
+    problem = dataclasses.replace(LATENT, decode_query_size=4, **changes)
+    simulate_short(pool, tmp_path, {"latents": ("mla-decode", problem, chip)})
 
 
 @pytest.mark.slow
@@ -205,21 +226,24 @@ def test_features_compile_on_v6e(pool, tmp_path, family):
     simulate(pool, tmp_path, problems)
 
 
-def simulate_short(pool, cache_dir, names, chip):
-    problems = {n: ("decode", dataclasses.replace(LLAMA, **SHORT[n]), chip) for n in names}
+def short(names, chip):
+    return {n: ("decode", dataclasses.replace(LLAMA, **SHORT[n]), chip) for n in names}
+
+
+def simulate_short(pool, cache_dir, problems):
     batch = Batch(q_lens=(1, 3, 2, 1, 3, 1, 3, 2, 3), kv_lens=(*DECODE_KV[:-2], 3, 1500),
                   num_decode=9)  # fmt: skip
     simulate(pool, cache_dir, problems, batches={"decode": batch})
 
 
 def test_decode_of_a_few_tokens_compiles_on_v6e(pool, tmp_path):
-    simulate_short(pool, tmp_path, ["tree_odd_heads"], "v6e")
+    simulate_short(pool, tmp_path, short(["tree_odd_heads"], "v6e"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chip", CHIPS)
 def test_decode_of_a_few_tokens_compiles_on_every_chip(pool, tmp_path, chip):
-    simulate_short(pool, tmp_path, SHORT, chip)
+    simulate_short(pool, tmp_path, short(SHORT, chip))
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ def decode(kv_len, num_seqs):
     return Batch(q_lens=(1,) * num_seqs, kv_lens=(kv_len,) * num_seqs, num_decode=num_seqs)
 
 
+@pytest.mark.slow
 def test_metadata_is_what_the_tpu_interpreter_makes(bind, monkeypatch):
     call, batch = bind(), Batch(q_lens=(1, 1, 3), kv_lens=(700, 30, 900), num_decode=2)
     plain = call.pallas_calls(batch)

@@ -99,9 +99,8 @@ def test_a_core_without_work(family):
     assert check(family, none).ok
 
 
-@pytest.mark.parametrize(
-    "family", ["decode", *(pytest.param(f, marks=pytest.mark.slow) for f in ("mixed", "prefill"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["decode", "mixed", "prefill"])
 def test_two_cores_write_what_one_does(family):
     problem, batch = make_problem(), BATCHES[family]
     operands = draw_operands(problem, batch)

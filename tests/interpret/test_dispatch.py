@@ -71,7 +71,7 @@ BATCHES = {
 }
 
 
-QUICK = {"mixed only", "decode and mixed"}
+QUICK = {"decode and mixed"}
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,7 @@ def test_planned_steps_equal_the_reference(name):
     check(batch, out, cache)
 
 
+@pytest.mark.slow
 def test_families_fill_in_one_log_sum_exp_and_chunks_are_those_of_the_call():
     batch = BATCHES["decode and mixed"]
     problem = replace(PROBLEM, return_lse=True, attention_chunk_size=24)
@@ -121,6 +122,7 @@ def test_a_few_new_tokens_are_decode_and_the_rest_is_mixed():
         run(BATCHES["decode only"], plan, decode_query_size=9)
 
 
+@pytest.mark.slow
 def test_a_tree_of_drafts_is_for_decode_alone():
     """Two branches after the first token: as a causal step in which each has its own branch."""
     batch = Batch(q_lens=(3, 5), kv_lens=(40, 20), num_decode=1, page_seed=3)

@@ -51,7 +51,7 @@ def assert_same(one, other):
         np.testing.assert_allclose(a, b, atol=2.0**-6, rtol=2.0**-6)
 
 
-@pytest.mark.parametrize("family", ["decode", "mixed"])
+@pytest.mark.parametrize("family", ["decode", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_block_sizes_do_not_matter(family):
     batch = FAMILY_OF[family]
     operands = draw_operands(PROBLEM, batch)

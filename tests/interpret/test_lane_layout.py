@@ -123,10 +123,7 @@ ON_RUNS = Batch(
     q_lens=(20, 36), kv_lens=(500, 400), num_decode=0, page_table=((14, 13, 12, 11), (4, 5, 6, 7))
 )
 BLOCKS = {"bkv_sz": 256, "mxu_sums": 1}
-MIXED_CASES = {
-    "fp8": (FP8, BLOCKS, V6E),
-    "window_two_cores": ({**FP8, "sliding_window": 20}, {"bkv_sz": 128}, V5P),
-}
+MIXED_CASES = {"fp8": (FP8, BLOCKS, V6E)}
 SLOW_MIXED_CASES = {
     "bfloat16": ({}, BLOCKS, V6E),
     "float32": ({"q_dtype": "float32", "kv_dtype": "float32", "head_dim": 64}, {}, V6E),
@@ -140,6 +137,7 @@ SLOW_MIXED_CASES = {
     "window_of_one": ({**FP8, "sliding_window": 1}, {}, V6E),
     "chunks": ({**FP8, "attention_chunk_size": 24}, {}, V6E),
     "two_cores": (FP8, BLOCKS, V5P),
+    "window_two_cores": ({**FP8, "sliding_window": 20}, {"bkv_sz": 128}, V5P),
     "part_of_a_page": (
         {**FP8, "page_size": 512, "pages_per_seq": 1}, {"bkv_sz": 256, "bkv_csz": 256}, V6E),
     "pages_of_two_tiles": (

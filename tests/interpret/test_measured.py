@@ -116,6 +116,7 @@ def test_a_tpu_is_known_by_its_pci_ids(tmp_path, vendor, device, found):
     assert not measured.has_tpu(tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_a_whole_sweep_measures_on_the_cpu_device(make, tmp_path):
     """Everything but the chip: bounds, made-up simulations, real launches of the reference."""
     from fake_sweep import make_evaluators, make_study

@@ -54,6 +54,11 @@ ALL = [
     *(pytest.param(*case, id=name) for name, case in CASES.items()),
     *(pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in SLOW_CASES.items()),
 ]
+# One to all tokens; contexts that are all new, that end around a page's, a row's and a block's end;
+# a sequence of the other family behind.
+FEW_BATCH = Batch(
+    q_lens=(4, 1, 3, 4, 2, 4, 9), kv_lens=(4, 18, 17, 226, 130, 129, 20), num_decode=6
+)
 SHORT_BATCH = Batch(q_lens=(4, 7, 16, 3, 17), kv_lens=(200, 150, 16, 256, 129), num_decode=0)
 
 
@@ -77,6 +82,25 @@ def test_mixed_is_right(case, target):
     check("mla-mixed", make_latent(**case), blockwise_config(), MIXED_BATCH, target)
 
 
+@pytest.mark.parametrize(("case", "target"), ALL)
+def test_decode_of_a_few_tokens_is_right(case, target):
+    check(
+        "mla-decode", make_latent(decode_query_size=4, **case), decode_config(), FEW_BATCH, target
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "target"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_decode_of_every_number_of_tokens_is_right(case, target, size):
+    """Shorter and longer ones in turn, two blocks of sequences, new rows around a page's end."""
+    problem = make_latent(decode_query_size=size, **case)
+    q_lens = tuple(size - i % size for i in range(6))
+    kv_lens = tuple(127 + i if i else size for i in range(6))
+    batch = Batch(q_lens=(*q_lens, 5), kv_lens=(*kv_lens, 20), num_decode=6)
+    check("mla-decode", problem, decode_config(), batch, target, dma_mode="eager")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [{}, ROWS_OF_32], ids=["words", "rows"])
 def test_mixed_of_few_queries_is_right(case):
@@ -86,12 +110,16 @@ def test_mixed_of_few_queries_is_right(case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dma_mode", ["on_wait", "eager"])
-@pytest.mark.parametrize("family", ["mla-decode", "mla-mixed"])
-def test_hostile_batches(family, dma_mode):
+@pytest.mark.parametrize(
+    ("family", "tokens"), [("mla-decode", 1), ("mla-decode", 4), ("mla-mixed", 1)]
+)
+def test_hostile_batches(family, tokens, dma_mode):
     """Fragmented pages and runs; lengths at page and block boundaries, and one to either side."""
-    problem = make_latent(**ROWS_OF_32)
+    problem = make_latent(**ROWS_OF_32, decode_query_size=tokens)
     config = decode_config() if family == "mla-decode" else blockwise_config()
-    batches = hostile_batches(family, page_size=problem.page_size, block_tokens=128)
+    batches = hostile_batches(
+        family, page_size=problem.page_size, block_tokens=128, decode_query_size=tokens
+    )
     for batch in batches:
         sizes = {
             "max_num_tokens": max(batch.num_tokens, 32), "max_num_seqs": batch.num_seqs + 1,
@@ -201,6 +229,8 @@ def test_the_problem_of_a_call():
     named, _ = arguments(CALL, Batch(q_lens=(1,), kv_lens=(3,), num_decode=1))
     arrays = LatentArrays(**named)
     assert latent_problem_of(arrays, sm_scale=0.1) == CALL
+    drafts = latent_problem_of(arrays, sm_scale=0.1, decode_query_size=4)
+    assert drafts == dataclasses.replace(CALL, decode_query_size=4)
     wide = latent_problem_of(arrays, sm_scale=0.1, sliding_window=7, soft_cap=3.0, k_scale=2.0)
     assert wide == dataclasses.replace(CALL, sliding_window=7, soft_cap=3.0, k_scale=2.0)
     assert latent_problem_of(arrays, sm_scale=0.1, sliding_window=1 << 20) == CALL
@@ -233,6 +263,7 @@ SMALL = Batch(q_lens=(1,), kv_lens=(3,), num_decode=1)
         ({"num_queries_per_block": 0}, "num_queries_per_block=0"),
         ({"vmem_limit_bytes": -1}, "vmem_limit_bytes"),
         ({"k_scale": 0.0}, "k_scale"),
+        ({"decode_query_size": 9}, "decode_query_size=9 must be at most 8"),
     ],
 )
 def test_what_the_call_refuses(changes, said):

@@ -21,6 +21,10 @@ LANES = make_problem(
     num_q_heads=1, num_kv_heads=1, max_num_tokens=32, page_size=128, pages_per_seq=4, num_pages=16,
     kv_layout="seq_along_lane",
 )  # fmt: skip
+LATENT = make_problem(
+    num_q_heads=1, num_kv_heads=1, head_dim=128, rope_dim=64, max_num_tokens=32, decode_query_size=3
+)
+OTHERS = {"along lanes": LANES, "of latents": LATENT}
 # Small, and yet every wait is for some bytes: several blocks of queries, buffers used again, and
 # new tokens in the last two KV blocks of all.
 CASES = {
@@ -38,6 +42,13 @@ CASES = {
     ),
 }
 CASES |= {f"{family} along lanes": CASES[family] for family in ("decode", "mixed")}
+CASES |= {
+    "mla-decode of latents": (
+        decode_config(bq_sz=2),
+        Batch(q_lens=(1, 3, 1, 3, 2, 1, 3), kv_lens=(1, 16, 17, 140, 3, 15, 18), num_decode=7),
+    ),
+    "mla-mixed of latents": CASES["mixed"],
+}
 # (family, functions that lead to the wait) that no fault of which is found, and why, as README.md
 # of the kernels has it; there are none.
 UNCAUGHT: set[tuple[str, str]] = set()
@@ -45,8 +56,8 @@ UNCAUGHT: set[tuple[str, str]] = set()
 
 @functools.cache
 def subject(family: str) -> Subject:
-    (config, batch), (name, *along_lanes) = CASES[family], family.split()
-    return Subject(name, LANES if along_lanes else PROBLEM, config, batch, V6E)
+    (config, batch), (name, _, other) = CASES[family], family.partition(" ")
+    return Subject(name, OTHERS.get(other, PROBLEM), config, batch, V6E)
 
 
 def sites(family: str, kind: str, dma_mode: str) -> list[tuple[int, str]]:
@@ -70,6 +81,14 @@ def test_a_kernel_without_wait_write_races():
     for index in tried:
         for fault in ("missing", "late"):
             assert "data race" in subject("mixed").problems(fault, index, dma_mode="eager")
+
+
+def test_a_kernel_of_latents_without_a_wait_is_found():
+    """The last step's tiles are not in the cache when the kernel ends, or it reads stale rows."""
+    family = "mla-decode of latents"
+    for function in ("TileWrites.drain", "PagedCache.wait"):
+        index = next(i for i, name in sites(family, "wait", "on_wait") if function in name)
+        assert subject(family).problems("missing", index, dma_mode="on_wait")
 
 
 def test_entries_that_no_kernel_may_use_are_out_of_bounds():

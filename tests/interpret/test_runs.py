@@ -71,7 +71,7 @@ def test_runs_are_right(family, features, bkv_sz, shape):
     assert report.ok, report.problems
 
 
-@pytest.mark.parametrize("family", ["decode", "mixed"])
+@pytest.mark.parametrize("family", [pytest.param("decode", marks=pytest.mark.slow), "mixed"])
 def test_any_permutation_of_pages_gives_the_same_output(family):
     problem = make_problem(num_q_heads=2, num_kv_heads=1, sliding_window=90)
     batch, config = BATCHES[family], CONFIGS[family](bkv_sz=256)

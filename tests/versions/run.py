@@ -2,11 +2,13 @@
 
     python tests/versions/run.py [--pair LIBTPU]... [--chips v6e,v7x] [--families decode]
                                  [--environments FOLDER]
+    python tests/versions/run.py --lint     # `make lint-kernels`
 
 Each pair has an environment of its own, made once and kept (about 1.5 GB each), and compiles every
 family for every chip. Exit code 1 when a kernel is not compiled, not understood, moves other bytes
 than its account says, or takes a time outside the band. Interpreters are looked for as `python3.12`
-and under pyenv; `RPA_PYTHON_3_12=/path` names one.
+and under pyenv; `RPA_PYTHON_3_12=/path` names one. With --lint the newest pair whose libtpu has a
+linter for kernels looks at every shipped config instead (`rpa-tune tables lint --kernels`).
 """
 
 import argparse
@@ -20,6 +22,7 @@ import tomllib
 from pathlib import Path
 
 from rpa_kernels.slots import SLOTS
+from rpa_tune.compile.lint import has_linter
 from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.hw.chip import load_chips
 from rpa_tune.known_versions import Pair, supported_pairs
@@ -102,6 +105,13 @@ def judge(row: dict, base_us: float | None) -> tuple[str, bool]:
     return f"{row['time_us']:8.1f} us {ratio:6.3f}{'' if good else '  OUTSIDE THE BAND'}", good
 
 
+def lint_kernels(environments: Path) -> int:
+    """The exit code of `rpa-tune tables lint --kernels` under the newest pair that has a linter."""
+    pair = next(pair for pair in reversed(supported_pairs()) if has_linter(pair.libtpu))
+    command = ["-P", "-m", "rpa_tune", "tables", "lint", ROOT / "tuned_tables", "--kernels"]
+    return subprocess.run([environment(pair, environments), *command], check=False).returncode
+
+
 def main() -> int:
     """Runs the pairs in their order; the first gives the times that others are held against."""
     parser = argparse.ArgumentParser()
@@ -109,7 +119,10 @@ def main() -> int:
     parser.add_argument("--chips", default=",".join(load_chips()))
     parser.add_argument("--families", default=",".join(SLOTS))
     parser.add_argument("--environments", type=Path, default=default_cache_dir() / "versions")
+    parser.add_argument("--lint", action="store_true")
     asked = parser.parse_args()
+    if asked.lint:
+        return lint_kernels(asked.environments)
     pairs = supported_pairs()
     if unknown := set(asked.pair) - {pair.libtpu for pair in pairs}:
         parser.error(f"--pair {', '.join(unknown)}: known are {', '.join(p.libtpu for p in pairs)}")

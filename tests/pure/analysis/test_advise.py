@@ -23,7 +23,6 @@ from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.simulated import Simulation
 from rpa_tune.models.server import Server
 from rpa_tune.workload.batches import WeightedBatch, Workload
-from rpa_tune.workload.workload import share_of_arrivals
 
 REQUESTS = "arrival_s,prompt_tokens,output_tokens\n" + "".join(
     f"{i / 50},{200 + 37 * (i % 11)},{20 + i % 7}\n" for i in range(40)
@@ -175,13 +174,6 @@ def test_sequences_that_verify_drafts_are_decodes(tmp_path):
     assert (mixed.family, found.decode.attention_us) == ("mixed", 36 * mixed.time_us)
     plain = advise(server(), str(path), kv_dtypes=("bfloat16",)).own
     assert plain.decode is None
-
-
-def test_ranks_share_the_requests():
-    assert share_of_arrivals({"request_rate": 12, "max_concurrency": 9, "process": "x"}, 4) == {
-        "request_rate": 3.0, "max_concurrency": 3,
-    }  # fmt: skip
-    assert share_of_arrivals({"request_rate": None}, 4) == {}
 
 
 def test_stored_steps_beyond_the_servers_limits_are_refused(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rpa_kernels.slots import SLOTS
+from rpa_kernels.slots import FAMILIES, SLOTS
 from rpa_tune.check.cases import correctness_cases, kernel_cases
 from rpa_tune.evaluate.evaluator import find_obstacle
 from rpa_tune.hw.chip import load_chip, load_chips
@@ -19,7 +19,11 @@ def test_every_case_can_be_run(chip, is_rehearsal):
     for make in (correctness_cases, kernel_cases):
         cases = make(chip, is_rehearsal=is_rehearsal)
         assert len({case.name for case in cases}) == len(cases)
-        assert {case.candidate.family.name for case in cases} == set(SLOTS)
+        families = {case.candidate.family.name for case in cases}
+        if make is kernel_cases:
+            assert families == set(SLOTS)
+        else:
+            assert families == {*SLOTS, "mla-decode"} if is_rehearsal else set(FAMILIES)
         for case in cases:
             candidate = case.candidate
             problem = candidate.problem
@@ -46,11 +50,14 @@ def test_kernels_have_one_batch_of_their_family_and_lie_about_in_memory(is_rehea
 def test_correctness_covers_what_breaks_kernels():
     cases = correctness_cases("v6e", is_rehearsal=False)
     problems = [case.candidate.problem for case in cases]
-    assert {p.head_dim for p in problems} == {64, 128, 256}
+    assert {p.head_dim for p in problems} == {64, 128, 256, 512}
     assert {p.kv_dtype for p in problems} == {"bfloat16", "float8_e4m3fn", "float32"}
-    assert {p.page_size for p in problems} == {16, 32, 64, 128}
+    assert {p.page_size for p in problems} == {16, 32, 64, 128, 256}
     assert any(p.has_sinks and p.sliding_window for p in problems)
     assert any(p.soft_cap for p in problems)
+    latents = [p for p in problems if p.is_latent]
+    assert {p.row_tokens for p in latents} == {2, 32}
+    assert {p.decode_query_size for p in latents} == {1, 4}
     for case in cases:
         block, page = case.candidate.config.bkv_sz, case.candidate.problem.page_size
         lengths = {n for batch in case.batches for n in batch.kv_lens}

@@ -9,12 +9,15 @@ from click.testing import CliRunner
 from fake_sweep import FormulaEvaluator, make_study, true_us
 from table_rows import PROBLEM, default_config, make_row
 
+from rpa_tune.analysis import lint_rows, verify
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.cli import recheck as cli_recheck
 from rpa_tune.cli.main import cli, main
 from rpa_tune.cli.tables import uses_text, verdict_text, verified_text
+from rpa_tune.compile import process
 from rpa_tune.decide import promote
 from rpa_tune.errors import TableError
+from rpa_tune.provenance import kernel_digest
 from rpa_tune.sweep import recheck
 from rpa_tune.tables.reader import load_tables
 from rpa_tune.tables.row import Clause
@@ -96,6 +99,43 @@ def test_merge_takes_the_later_row(folder, tmp_path):
     assert times == {"decodev6e": 40.0, "mixedv6e": 50.0, "decodev5e": 50.0}
 
 
+@pytest.mark.parametrize(
+    ("task", "code", "said"),
+    [
+        ("lint_nothing", 0, "1 file, 0 findings; 1 kernel linted (dma_race, bounds_check)\n"),
+        ("lint_race", 3, "decode.jsonl:2: kernel: configs[0]: dma_race: in decode\n"),
+        ("fail", 3, "decode.jsonl:2: kernel: configs[0]: compile_failed: "),
+    ],
+)
+def test_the_compilers_linter_looks_at_the_kernels_of_rows(tmp_path, monkeypatch, task, code, said):
+    study, answers = tuned_study()
+    row = promote.make_row(promote.decide(answers, answers[0]), answers, study.workload)
+    row = replace(row, evidence=replace(row.evidence, kernel_digest=kernel_digest("decode")))
+    merge_into(tmp_path, [row])
+    monkeypatch.setattr(recheck, "load_workload", lambda name, page_size: study.workload)
+    monkeypatch.setattr(process, "SETUP", "pure.sweep.fault_tasks:no_setup")
+    monkeypatch.setattr(lint_rows, "TASK", f"pure.compile.pool_tasks:{task}")
+    monkeypatch.setattr(verify, "versions", lambda: {"libtpu": "0.0.52"})
+    result = tables("lint", tmp_path, "--kernels")
+    assert result.exit_code == code, result.output
+    assert said in result.stdout
+    assert "configs[0]: " in result.stderr
+    (one,) = json.loads(tables("lint", tmp_path, "--kernels", "--json").stdout)["kernels"]
+    assert (one["config"], one["status"] == "ok") == (0, code == 0)
+
+
+def test_kernels_of_rows_that_cannot_be_linted_are_said(tmp_path, monkeypatch):
+    study, answers = tuned_study()
+    row = promote.make_row(promote.decide(answers, answers[0]), answers, study.workload)
+    merge_into(tmp_path, [row])
+    done = tables("lint", tmp_path, "--kernels")
+    assert "has no linter" in str(done.exception)
+    monkeypatch.setattr(verify, "versions", lambda: {"libtpu": "0.0.52"})
+    done = tables("lint", tmp_path, "--kernels")  # its workload is nowhere
+    assert done.exit_code == 3
+    assert "kernel: configs[0]: compile_failed: workload" in done.stdout
+
+
 def test_check_compares_versions_unless_told_to_recompile(tmp_path, monkeypatch):
     study, answers = tuned_study()
     row = promote.make_row(promote.decide(answers, answers[0]), answers, study.workload)
@@ -104,6 +144,11 @@ def test_check_compares_versions_unless_told_to_recompile(tmp_path, monkeypatch)
     result = tables("check", tmp_path)
     assert result.exit_code == 0, result.output
     assert "1 row: no findings" in result.stdout
+    merge_into(tmp_path, [replace(row, evidence=replace(row.evidence, jax="0.0.1"))])
+    result = tables("check", tmp_path)
+    assert result.exit_code == 0
+    assert "same libtpu and kernel\n  since: jax 0.0.1 -> " in result.stdout
+    assert "1 row: no findings; 1 made with another jax, under the same libtpu" in result.stdout
     older = replace(row, evidence=replace(row.evidence, libtpu="0.0.1"))
     merge_into(tmp_path, [older])
     result = tables("check", tmp_path)

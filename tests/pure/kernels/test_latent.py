@@ -97,6 +97,8 @@ def test_a_key_gives_its_problem_back():
         ({"rope_dim": 0}, "rope_dim=0"),
         ({"rope_dim": 64.0}, "rope_dim"),
         ({"rope_dim": None}, "kv_packing=32 is a layout of latents"),
+        ({"decode_query_size": 9}, "decode_query_size=9 must be at most 8"),
+        ({"decode_query_size": 4, "has_tree_mask": True}, "has_tree_mask=True must be False"),
         ({"kv_packing": 8}, "kv_packing=8 must be 2, or a power of two from 16 on"),
         ({"kv_packing": 48}, "kv_packing=48"),
         ({"kv_packing": 64, "page_size": 32}, "page_size=32 must be a multiple of kv_packing=64"),
@@ -131,6 +133,19 @@ def test_decode_traffic_counted_by_hand():
     )
 
 
+def test_decode_traffic_of_a_few_tokens_counted_by_hand():
+    problem = dataclasses.replace(DEEPSEEK, decode_query_size=4)
+    config = DecodeConfig(bkv_sz=512, bkv_csz=512, seqs_per_step=2, num_buffers=2, bq_sz=2)
+    batch = Batch(q_lens=(4, 4, 3), kv_lens=(4, 1026, 1500), num_decode=3)
+    rows, new_rows, q_blocks, fetches = 1 + 33 + 47, 2, 2, 1 + 3 + 3
+    written = 1 + 2 + 1  # the second's new tokens lie in the last row of a page and in the next
+    assert load_family("mla-decode").traffic(problem, config, batch) == Traffic(
+        read_bytes=(rows + new_rows) * 32 * TOKEN_BYTES + 11 * (Q_BYTES + ROPE_BYTES),
+        write_bytes=written * 32 * TOKEN_BYTES + 11 * Q_BYTES,
+        num_copies=fetches + written + 4 * q_blocks,
+    )
+
+
 def test_mixed_traffic_counted_by_hand():
     # 1000 cached and 100 new tokens: query blocks of 64 and 36. Only the last fetches rows of new
     # tokens from the cache, to write them whole.
@@ -162,6 +177,7 @@ def test_useful_work():
     [
         {},
         {"num_q_heads": 8, "kv_packing": None, "page_size": 64},
+        {"num_q_heads": 64, "decode_query_size": 8},
         {"q_dtype": "float8_e4m3fn", "kv_dtype": "float8_e4m3fn"},
         {"num_q_heads": 32, "head_dim": 256, "sliding_window": 1024},
         {"num_q_heads": 16, "max_num_tokens": 4096, "page_size": 128, "pages_per_seq": 128},
@@ -176,9 +192,11 @@ def test_every_chip_has_a_default_in_reach_of_the_search(chip, name, changes):
         # 16 tokens of 128 heads, in and out, are more than its VMEM.
         assert isinstance(config, Infeasible)
         assert config.limit == "vmem_bytes"
+        assert config.hint == "with the smallest blocks; fewer query heads on a device need less"
         return
     assert not isinstance(config, Infeasible), str(config)
     assert family.check(problem, config, target) is None
     axes = family.search_axes(problem, target)
     assert config.bkv_sz in axes["bkv_sz"]
     assert config.bkv_csz in axes["bkv_csz"]
+    assert config.bq_sz in axes["bq_sz"]

@@ -1,27 +1,39 @@
-"""Which operands of our launches no kernel ever reads or writes.
+"""No launch of ours has an operand that its kernel never reads or writes.
 
 libtpu 0.0.43 to 0.0.45 can read zeros by a DMA in a Pallas call that has an operand which is made
 in the same jit and never used (https://github.com/jax-ml/jax/issues/39744).
-`known_versions.yaml` says which launches of ours have one; this holds it to that.
+`tests/aot/test_kernels_compile.py` asks the same of what is compiled.
 """
 
 import dataclasses
+import gzip
+from pathlib import Path
 
 import jax
 import pytest
+from never_read import operands_never_read
 
+from rpa_kernels import FAMILIES
+from rpa_kernels.slots import is_latent
 from rpa_tune.compile.probe import PROBLEM
+from rpa_tune.evaluate.understood import LATENT
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.known_versions import faults
 
+NO_UPDATE = {"update_kv_cache": False}
 # What adds operands, or takes the use of one away.
 FEATURES = {
-    "plain": ({}, set()),
-    "sinks_lse": ({"has_sinks": True, "return_lse": True}, set()),
-    "no_update": ({"update_kv_cache": False}, {"keys and values"}),
-}
-CU_Q_LENS = "cu_q_lens"  # every query of a decode step is one token
+    "plain": {},
+    "no_update": NO_UPDATE,
+    "no_update_sinks_lse": {**NO_UPDATE, "has_sinks": True, "return_lse": True, "causal": False},
+    "no_update_along_lanes": {
+        **NO_UPDATE, "kv_layout": "seq_along_lane", "page_size": 128, "kv_dtype": "float8_e4m3fn",
+    },
+    "few_tree": {"decode_query_size": 4, "has_tree_mask": True},
+    "no_update_few": {**NO_UPDATE, "decode_query_size": 4},
+}  # fmt: skip
+GOLDEN = Path(__file__).parents[2] / "golden" / "dumps"
 
 
 def pallas_calls(jaxpr):
@@ -37,34 +49,66 @@ def pallas_calls(jaxpr):
                     yield from pallas_calls(part)
 
 
-def unused_operands(call):
-    """Positions of operands that no equation of the kernel names; what it closes over it uses."""
+def unused_arrays(call):
+    """Shapes of arrays in HBM that no equation of the kernel names; what it closes over it uses.
+
+    Scalars are read by the launch itself; see the test of schedules below.
+    """
     (eqn,) = pallas_calls(jax.make_jaxpr(call.function)(*call.arguments).jaxpr)
     named = {v for inner in eqn.params["jaxpr"].eqns for v in inner.invars if not is_literal(v)}
     # A result that takes an operand's buffer uses it.
     aliased = {operand for operand, _ in eqn.params["input_output_aliases"]}
     refs = eqn.params["jaxpr"].invars[: len(eqn.invars)]
-    return eqn, {i for i, ref in enumerate(refs) if ref not in named} - aliased
+    num_scalars = eqn.params["grid_mapping"].num_index_operands
+    assert num_scalars >= 4
+    return [
+        eqn.invars[i].aval.shape
+        for i, ref in enumerate(refs)
+        if i >= num_scalars and i not in aliased and ref not in named
+    ]
 
 
 def is_literal(var):
     return hasattr(var, "val")
 
 
-@pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("name", ["decode", "mixed"])
-def test_no_operand_is_unused_but_those_that_the_list_of_faults_names(name, feature):
-    changes, expected = FEATURES[feature]
-    family, chip = load_family(name), load_chip("v6e")
-    problem = dataclasses.replace(PROBLEM, **changes)
-    call = family.call(problem, family.default_config(problem, chip.target), chip)
+FEW = ("few_tree", "no_update_few")  # of decode alone
+LAUNCHES = [
+    *(("decode", feature, "v6e") for feature in FEATURES),
+    *(("mixed", feature, "v6e") for feature in FEATURES if feature not in FEW),
+    *((name, "plain", "v6e") for name in FAMILIES if name not in ("decode", "mixed")),
+    ("decode", "plain", "v5p"),  # two cores: the split among them is an operand, too
+]
+
+
+@pytest.mark.parametrize(("name", "feature", "chip"), LAUNCHES)
+def test_a_kernel_uses_every_array_it_is_given(name, feature, chip):
+    family, record = load_family(name), load_chip(chip)
+    problem = dataclasses.replace(LATENT if is_latent(name) else PROBLEM, **FEATURES[feature])
+    call = family.call(problem, family.default_config(problem, record.target), record)
     with call.context():
-        eqn, unused = unused_operands(call)
-    kinds = {
-        CU_Q_LENS if i == 2 else "keys and values" if len(eqn.invars[i].aval.shape) == 4 else str(i)
-        for i in unused
-    }
-    assert kinds == expected | ({CU_Q_LENS} if name == "decode" else set())
+        assert unused_arrays(call) == []
+
+
+def test_the_list_of_faults_says_that_no_launch_has_one():
     (fault,) = faults({"libtpu": "0.0.44"})
-    for kind, word in (("keys and values", "update_kv_cache=False"), (CU_Q_LENS, CU_Q_LENS)):
-        assert kind not in kinds or word in fault.touches
+    assert "no launch of ours" in fault.touches
+
+
+@pytest.mark.parametrize("file", sorted(GOLDEN.glob("0.0.48/*.txt.gz")), ids=lambda p: p.stem)
+def test_a_launch_copies_every_scalar_array_whether_its_kernel_asks_for_it_or_not(file):
+    # As decode of one token a sequence never asks for `cu_q_lens`: it is copied into SMEM.
+    schedule = gzip.decompress(file.read_bytes()).decode()
+    assert operands_never_read(schedule) == set()
+    assert schedule.count("_to_smem") >= 4
+
+
+def test_an_operand_without_a_use_is_found():
+    schedule = """
+0x0 : { %s1_s0 = inlined_call_operand.hbm [shape: s32[8], index: 0, kind: input] /* operand 0 */ }
+0x1 : { %s2_s4 = inlined_call_operand.hbm [shape: f32[8], index: 1, kind: input] /* operand 1 */ }
+0x2 : { %s3_s6 = inlined_call_operand.hbm [shape: f32[8], index: 2, kind: input, may-alias: {2,3}] }
+0x3 : { %s4_s7 = inlined_call_operand.hbm [index: 3, kind: output, may-alias: {2,3}] }
+0x4 : { %s5 = dma.hbm_to_smem /*hbm=*/%s1_s0, /*size_in_granules=*/16, %s4_s7 }
+"""
+    assert operands_never_read(schedule) == {1}

@@ -185,6 +185,9 @@ def test_several_runs_share_the_work_and_end_with_the_same_table(tmp_path, stora
     assert set(who["a"].values()) == set("abc")  # and everybody had some to give
 
 
+@pytest.mark.parametrize(
+    "storage", [pytest.param("journal file", marks=pytest.mark.slow), "postgresql"], indirect=True
+)
 def test_a_run_that_is_killed_is_not_waited_for(tmp_path, storage, calm):
     dead = start(tmp_path / "dead", storage)
     assert dead.stdout.readline() == "ready\n"

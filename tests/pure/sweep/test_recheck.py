@@ -248,6 +248,21 @@ def test_versions_are_compared_without_asking(study, tmp_path):
     assert row.evidence.kernel_digest == kernel_digest("decode")
 
 
+def test_another_jax_under_the_same_libtpu_is_no_finding(study, tmp_path):
+    row = tune(study, tmp_path / "t", Compiler())
+    other_jax = replace(row, evidence=replace(row.evidence, jax="0.0.1"))
+    found = check_versions(other_jax)
+    assert (rules(found), found.is_other_jax_alone) == ([], True)
+    assert found.older == {"jax": ("0.0.1", versions()["jax"])}
+    for changes in ({"libtpu": "0.0.1"}, {"kernel_digest": "0" * 16}):
+        both = replace(other_jax, evidence=replace(other_jax.evidence, **changes))
+        found = check_versions(both)
+        assert (rules(found), found.is_other_jax_alone) == (["versions"], False)
+    assert not check_versions(row).is_other_jax_alone
+    # Asked again it is judged like any other.
+    assert rules(check(other_jax, Compiler(digest="b"), tmp_path)) == ["schedule"]
+
+
 def test_a_row_of_a_servers_shape_is_made_again_with_its_plan(tmp_path):
     """The batches of a shape have no name that could be loaded; the plan makes them again."""
     path = tmp_path / "server.yaml"

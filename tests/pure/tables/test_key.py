@@ -82,11 +82,11 @@ def test_what_changes_the_best_config_is(change):
 def test_new_tokens_of_a_decode_are_a_matter_of_decode_rounded_as_it_computes_them():
     keys = [
         [tuning_key(replace(PROBLEM, decode_query_size=size), "v6e", family) for size in (1, 3, 4)]
-        for family in ("decode", "prefill", "mixed")
+        for family in ("decode", "prefill", "mixed", "mla-mixed")
     ]
-    (single, three, four), prefill, mixed = keys
+    (single, three, four), prefill, mixed, latent = keys
     assert three == four != single
-    assert len(set(prefill)) == len(set(mixed)) == 1
+    assert len(set(prefill)) == len(set(mixed)) == len(set(latent)) == 1
     assert set(four.to_dict()) - set(single.to_dict()) == {"decode_query_size"}
     assert "1 to 4 new tokens" in str(four)
 

@@ -4,7 +4,7 @@ The cache has the layout with heads along sublanes, which is the function's defa
 the other batched kernels. No jax, no wheel: what needs them is in `calls.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -47,6 +47,12 @@ class TokamaxFamily(PublicFamily):
         from rpa_tune.interop.public.tokamax import calls
 
         return calls.scalar_operands(self.case, problem, config, chip, batch)
+
+    def shipped_configs(self) -> Iterable[tuple[str, Problem, Any]]:
+        """Those of tokamax's own tables."""
+        from rpa_tune.interop import tokamax_tables  # here, because it asks for this module
+
+        return tokamax_tables.shipped_configs(self.case)
 
 
 def _family(case: str, letter: str, slots: tuple[str, ...], axes: Any) -> TokamaxFamily:

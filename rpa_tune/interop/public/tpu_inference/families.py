@@ -6,7 +6,7 @@ needs the wheel (compiling, the scalars of a launch, the function's own choice o
 `calls.py` and `own_choice.py`, loaded when asked for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,12 @@ class TpuInferenceFamily(PublicFamily):
 
     kernel: str
     case: str
+
+    def shipped_configs(self) -> Iterable[tuple[str, Problem, Any]]:
+        """Those of tokamax's tables for the batched kernel, which tokamax's came from."""
+        from rpa_tune.interop import tokamax_tables  # here, because it asks for this module
+
+        return tokamax_tables.shipped_configs(self.case) if self.kernel == "batched" else ()
 
     @property
     def unavailable(self) -> str:
