@@ -43,7 +43,9 @@ ALLOWED: dict[str, set[str]] = {
     "models.weights": set(),
     "models.roofline": {"hw", "models.weights"},
     "models.model": {"kernels", "models.weights"},
-    "models.catalog": {"kernels", "workload", "models.buckets", "models.model", "hf"},
+    "models.catalog": {
+        "kernels", "workload", "models.buckets", "models.flags", "models.model", "hf",
+    },
     "hf": {"models.model", "models.weights"},
     "provenance": {"kernels"},
     "space": {"candidate", "kernels", "hw"},

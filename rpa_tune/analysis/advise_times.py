@@ -70,6 +70,9 @@ def find_times(drafts: Sequence[Draft], how: How) -> Times:
     Args:
       drafts: Settings, those that matter most first.
       how: How many, and with what.
+
+    Raises:
+      DumpError: Schedules of this compiler are not understood, or none is made.
     """
     times = Times()
     _bound(drafts, times)
@@ -84,8 +87,11 @@ def find_times(drafts: Sequence[Draft], how: How) -> Times:
         deadline_s=RANGES["deadline"].check(how.deadline_s, "deadline_s"),
     )
     started = time.monotonic()
+    asked = _by_workload(drafts, chosen)
     try:
-        for workload, candidates in _by_workload(drafts, chosen):
+        chips = {one.chip.name: one.chip for _, candidates in asked for one in candidates}
+        evaluator.prepare(chips.values())
+        for workload, candidates in asked:
             for one in evaluator.simulate_all(candidates, workload):
                 found = one.evaluation
                 times.simulated[found.candidate.digest] = one

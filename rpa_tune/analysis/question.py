@@ -18,6 +18,7 @@ from rpa_tune.families.family import Family
 from rpa_tune.families.registry import ALL_FAMILIES, load_family
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.models.catalog import Model, load_model, problem_for
+from rpa_tune.models.flags import read_flag
 from rpa_tune.ranges import FIELD
 from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
 
@@ -73,6 +74,8 @@ def make_question(
       UsageError: Whatever is wrong with them.
       TraceError: The workload is a bad file.
     """
+    page_size = read_flag("page_size", page_size)
+    shape |= {name: read_flag(name, shape[name]) for name in ("tp",) if name in shape}
     tpu, kernel = load_chip(chip), find_family(family, ALL_FAMILIES)
     loaded = load_model(model)
     # What the cache's shape forbids is said before a trace is served, which may take a minute.
@@ -155,6 +158,8 @@ def make_config(family: Family, problem: Problem, chip: Chip, fields: Mapping[st
         has no choice of its own, or pages that do not fit the chip.
     """
     chip.require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
+    if not isinstance(fields, Mapping):
+        raise UsageError(f"config={fields!r} must be a mapping of fields", where="--config")
     known = list(family.config_type.__dataclass_fields__)
     if unknown := [name for name in fields if name not in known]:
         raise UsageError(

@@ -7,16 +7,18 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rpa_tune.candidate import Status
 from rpa_tune.compile import target
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.errors import DumpError, RpaTuneError, install_command
-from rpa_tune.evaluate.understood import RECIPE
+from rpa_tune.evaluate.understood import RECIPE, probe_all
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.known_versions import faults, pair_advice
 from rpa_tune.llo.parse import load_program
 from rpa_tune.provenance import versions
@@ -217,6 +219,29 @@ def check_compiles(chip: str) -> Iterator[Check]:
         return
     yield _judge_schedule(chip, probe.schedule, probe.seconds, judge)
     yield check_own_environment(chip, probe)
+
+
+def check_schedules(chips: Sequence[str], cache: Path) -> Iterator[Check]:
+    """Whether the schedule of a small kernel is understood, for each of several chips, as it comes.
+
+    Args:
+      chips: Names; one worker for each, as far as there are cores.
+      cache: Folder for compiles.
+    """
+    asked = [load_chip(name) for name in chips]
+    num_workers = max(1, min(len(asked), len(os.sched_getaffinity(0))))
+    with WorkerPool(num_workers=num_workers, deadline_s=_PROBE_DEADLINE_S) as pool:
+        for found in probe_all(asked, ("decode",), pool, cache):
+            name, good = f"schedule, {found.chip.name}", found.status is Status.OK
+            if good:
+                yield Check(name=name, health=Health.OK, found="compiled, parsed and simulated")
+                continue
+            error = found.error()
+            where = f" in {error.where}" if error.where else ""
+            yield Check(
+                name=name, health=Health.PROBLEM, found=f"{error.args[0]}{where}",
+                advice=error.hint or "",
+            )  # fmt: skip
 
 
 def check_own_environment(chip: str, wanted: "Probe") -> Check:

@@ -8,9 +8,10 @@ import click
 
 from rpa_tune.analysis.compare import compare
 from rpa_tune.analysis.explain import DEFAULT_DEADLINE_S, Explanation, explain_question
+from rpa_tune.analysis.second_opinion import second_opinion as ask_compiler
 from rpa_tune.cli.compare_text import print_comparison
 from rpa_tune.cli.explain_function import Asked, explain_function
-from rpa_tune.cli.explain_text import print_explanation
+from rpa_tune.cli.explain_text import print_explanation, print_second_opinion
 from rpa_tune.cli.layers_text import layers_to_dict
 from rpa_tune.cli.numbers import number, number_or_none
 from rpa_tune.cli.options import batch_option, cache_option, kernel_options
@@ -90,6 +91,11 @@ _OF_FUNCTIONS = ("shapes", "arguments", "values", "call")
     type=click.Path(path_type=Path, dir_okay=False),
     help="Save the compiler's final schedule here, as text.",
 )
+@click.option(
+    "--second-opinion",
+    is_flag=True,
+    help="Also what the compiler's own cost model says of XLA's operations around the kernel.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def explain(
     target: str | None,
@@ -152,10 +158,12 @@ def _explain_candidate(
     """Explains a family's candidate, or two."""
     tries, stores, trace = (options.pop(name) for name in ("tries", "stores", "trace"))
     files = {name: options.pop(name) for name in ("trace_step", "dump")}
+    second_opinion = options.pop("second_opinion")
     if pair is not None:
         _refuse_beside_compare(
-            options["config_text"], tries=tries, store=stores, trace=trace, dump=files["dump"]
-        )
+            options["config_text"], tries=tries, store=stores, trace=trace, dump=files["dump"],
+            second_opinion=second_opinion,
+        )  # fmt: skip
         _compare(pair, options, cache=cache, deadline_s=deadline, as_json=as_json)
         return
     found = explain_question(
@@ -166,10 +174,16 @@ def _explain_candidate(
         deadline_s=deadline,
         said=_say,
     )
+    opinion = None
+    if second_opinion and found.ok:
+        opinion = ask_compiler(found.question, deadline_s=deadline)
     if as_json:
-        print_json(to_dict(found))
+        more = {} if opinion is None else {"second_opinion": opinion.to_dict()}
+        print_json(to_dict(found) | more)
     else:
         print_explanation(found)
+        if opinion is not None:
+            print_second_opinion(opinion)
     if not found.ok:
         raise click.exceptions.Exit(1)
     if files["dump"] is not None:
@@ -195,8 +209,9 @@ def _refuse_beside_compare(config_text: str, **others: Any) -> None:
         name.removesuffix("s") if name == "stores" else name for name in others if others[name]
     ]
     if unused := (["config"] if config_text else []) + given:
+        name = unused[0].replace("_", "-")
         raise UsageError(
-            f"--{unused[0]} is of no use beside --compare, which has two configs of its own"
+            f"--{name} is of no use beside --compare, which has two configs of its own"
         )
 
 

@@ -32,6 +32,7 @@ from rpa_tune.user_kernel.explain import KernelExplanation, explain_task, plain_
 
 _CANDIDATE = (
     "family", "model", "workload", "batch_file", "tries", "stores", "layers", "windowed",
+    "second_opinion",
 )  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def explain_function(asked: Asked, options: dict[str, Any]) -> bool:
     """
     for name in _CANDIDATE:
         if options.get(name):
-            spelt = {"batch_file": "batch", "stores": "store"}.get(name, name)
+            spelt = {"batch_file": "batch", "stores": "store"}.get(name, name).replace("_", "-")
             raise UsageError(
                 f"--{spelt} is of a family's candidate, and {asked.target} is a function",
                 hint="its arguments are given by --shapes, --arguments and --values",

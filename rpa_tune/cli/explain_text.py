@@ -11,8 +11,10 @@ from rpa_kernels.batch import Batch
 from rpa_tune.analysis.explain import Explanation
 from rpa_tune.analysis.neighbours import BOUNDED
 from rpa_tune.analysis.question import Question
+from rpa_tune.analysis.second_opinion import SecondOpinion
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.problem_text import problem_text
+from rpa_tune.evaluate.account import weighted_mean
 from rpa_tune.evaluate.simulated import Simulation
 from rpa_tune.hw.chip import Chip
 from rpa_tune.llo.profile import Profile
@@ -26,6 +28,7 @@ _MIN_LOOP_SHARE = 0.01
 _MAX_LINES = 10
 
 NOT_TRIED = "none: no neighbouring config has a time; --tries 8 simulates up to 8"
+_MAX_AROUND = 6
 _MAX_NEIGHBOURS = 8  # printed; all are in the JSON form
 
 
@@ -48,7 +51,7 @@ def print_explanation(found: Explanation) -> None:
             f"error     90 % sure to be {span[0]:,.1f} to {span[1]:,.1f} us, by sets of parameters "
             f"that what is known of {chip.name} does not tell apart"
         )
-    _print_efficiency(metrics, chip, float(evaluation.time_us or 0.0))
+    _print_efficiency(found, chip)
     click.echo(f"bound by  {metrics['bound_by']}. {BOUNDS.get(metrics['bound_by'], '')}")
     _print_neighbours(found)
     print_owners(metrics["cycles_by_owner"])
@@ -58,6 +61,31 @@ def print_explanation(found: Explanation) -> None:
         print_lines(found.profile.cycles)
     _print_cost(metrics)
     print_doubts(metrics["unknown"], metrics["guesses"])
+
+
+def print_second_opinion(found: SecondOpinion) -> None:
+    """What the compiler's cost model says of the program that the kernel stands in."""
+    profile = found.profile
+    if found.around_us is None or profile.kernel is None:
+        click.echo(f"\nsecond opinion: none: {profile.status.value}: {profile.detail}")
+        return
+    num = sum(one.count for one in profile.around)
+    click.echo(
+        f"\naround the kernel: {found.around_us:,.2f} us of XLA's operations ({num}, one after the "
+        "other), by the compiler's own estimate; no other figure here counts them"
+    )
+    for one in profile.around[:_MAX_AROUND]:
+        times = f"  {one.count} times" if one.count > 1 else ""
+        click.echo(f"  {found.us(one):>10,.2f} us  {one.name}{times}")
+    if len(profile.around) > _MAX_AROUND:
+        rest = sum(map(found.us, profile.around[_MAX_AROUND:]))
+        click.echo(f"  {rest:>10,.2f} us  {len(profile.around) - _MAX_AROUND} others")
+    path = profile.kernel_instructions
+    followed = "" if path is None else f", along {path:,} of its instructions"
+    click.echo(
+        f"the kernel itself: {found.us(profile.kernel):,.2f} us{followed}: the estimate takes no "
+        "loop and no branch that depends on a batch, so it is no second time of the launch"
+    )
 
 
 def _print_head(question: Question) -> None:
@@ -90,11 +118,17 @@ def _print_neighbours(found: Explanation) -> None:
             click.echo(f"  no time, {near.status}: {near.change}")
 
 
-def _print_efficiency(metrics: dict[str, Any], chip: Chip, time_us: float) -> None:
-    achieved = metrics["hbm_bytes"] / time_us * 1e-3
+def _print_efficiency(found: Explanation, chip: Chip) -> None:
+    metrics, time_us = found.evaluation.metrics, found.time_us or 0.0
+    # Of the schedule itself: a public kernel's account is a floor, and counts no copies.
+    weights = [wb.weight for wb in found.question.workload.batches]
+    timelines = found.simulation.timelines
+    moved = weighted_mean([t.read_bytes + t.write_bytes for t in timelines], weights)
+    copies = weighted_mean([t.num_copies for t in timelines], weights)
+    achieved = moved / time_us * 1e-3
     hbm_bytes_per_s = chip.hbm_bytes_per_s * chip.num_cores_per_device
     click.echo(
-        f"HBM       {metrics['hbm_bytes'] / 1e6:,.1f} MB in {metrics['num_copies']:,.0f} copies, "
+        f"HBM       {moved / 1e6:,.1f} MB in {copies:,.0f} copies, "
         f"{achieved:,.0f} of {hbm_bytes_per_s / 1e9:,.0f} GB/s; "
         f"MBU {metrics['mbu']:.1%}, MFU {metrics['mfu']:.1%} (causal FLOPs over bf16 peak)"
     )

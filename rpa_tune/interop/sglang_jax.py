@@ -113,7 +113,7 @@ def install(
             f"sglang-jax does not import: {error}", where=BACKEND, hint=_HINT
         ) from error
     known = loaded_function()
-    if "proxy" in (jax.config.jax_platforms or ""):
+    if "proxy" in (getattr(jax.config, "jax_platforms", None) or ""):
         # `_compute_cache_loc_buckets` in srt/model_executor/compilation_manager.py
         raise UsageError(
             "under Pathways (JAX_PLATFORMS=proxy) sglang-jax cuts its page list at the pool's "

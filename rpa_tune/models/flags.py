@@ -54,7 +54,7 @@ def read_flag(name: str, value: object, names: Mapping[str, Iterable[str]] | Non
     if name == "chip":
         return load_chip(value).name  # type: ignore[arg-type]  # says what is no name
     if name == "model":
-        return _model(value)
+        return read_model(value)
     if name == "kv_dtype":
         return read_dtype(value, KV_DTYPES, name)
     known = {"kv_layout": KV_LAYOUTS, **(names or {})}.get(name)
@@ -115,8 +115,12 @@ def read_dtype(value: object, known: Iterable[str], name: str) -> str:
         ) from error
 
 
-def _model(value: object) -> str:
-    """A name, or a path as text; which model that is, `server.Server` finds out."""
+def read_model(value: object) -> str:
+    """A name, or a path as text; which model that is, the catalogue finds out.
+
+    Raises:
+      UsageError: Neither.
+    """
     if not isinstance(value, str | Path):
         raise UsageError(
             f"model: {type(value).__name__} given, where a name or a path is asked for",

@@ -61,7 +61,7 @@ def read_before_the_wait(x, out, buffer, first, second):
     copy(buffer, out, second).wait()
 
 
-# Right ones that read an operand, whose value the linter does not know.
+# Right ones, with an operand whose value the linter does not know.
 
 
 def size_of_a_copy(x, out, buffer, first, second, n):

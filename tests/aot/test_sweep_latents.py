@@ -35,7 +35,7 @@ space:
   mla-decode: {{bkv_sz: [256], bkv_csz: [256], seqs_per_step: [1], num_buffers: [2], bq_sz: [16]}}
   mla-mixed: {{bq_sz: [16], bq_csz: [16], bkv_sz: [256], bkv_csz: [256], num_buffers: [2],
     mxu_sums: [0]}}
-search: {{simulate: 1, wave: 1}}
+search: {{simulate: 1, wave: 1, deadline: 1200s}}
 """
 BATCH = Batch(q_lens=(1, 5), kv_lens=(300, 40), num_decode=1, page_seed=1)
 

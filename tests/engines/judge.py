@@ -21,7 +21,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.tables.writer import merge_into
 
-BOUND = 1e-3  # of a log-probability: float32 sums in another order
+BOUND = 1e-4  # of a log-probability: float32 sums in another order
 WORDS, NUM_TOKENS = 256, 4
 SIZES = {
     "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 128,

@@ -19,7 +19,7 @@ from rpa_tune.analysis.advise_steps import Steps
 from rpa_tune.analysis.advise_words import differences
 from rpa_tune.candidate import Evaluation, Fidelity, Status
 from rpa_tune.cli.advise import advise_command
-from rpa_tune.errors import UsageError
+from rpa_tune.errors import DumpError, UsageError
 from rpa_tune.evaluate.simulated import Simulation
 from rpa_tune.models.server import Server
 from rpa_tune.workload.batches import WeightedBatch, Workload
@@ -62,11 +62,6 @@ STEPS = Workload(
         WeightedBatch(batch=Batch(q_lens=(1,), kv_lens=(9,), num_decode=1), weight=0.6),
     ),
 )  # fmt: skip
-
-
-def test_a_workload_is_a_name_or_a_file():
-    with pytest.raises(UsageError, match="workload: dict given"):
-        advise(server(), {"trace": "azure-conv"})
 
 
 def test_a_phase_is_the_mean_over_its_steps_of_all_layers():
@@ -297,6 +292,11 @@ class _Simulator:
             sets = [SimpleNamespace(set_us=(2 * us, 3 * us)) for us in bound.batch_us]
             yield Simulation(evaluation=evaluation, timelines=tuple(sets) if ok else ())
 
+    def prepare(self, chips):
+        self.asked.append([chip.name for chip in chips])
+        if "unread" in self.fails:
+            raise DumpError("opcodes that rpa-tune does not know")
+
     def close(self):
         self.closed = True
 
@@ -314,7 +314,8 @@ def test_whole_settings_are_simulated_nearest_first_as_far_as_compiles_go(reques
     found = advise(
         server(page_size=128), requests, page_sizes=(32, 64, 256), compiles=5, said=said.append
     )
-    assert simulator.asked == [128, 128, 64, 64]
+    # The chip's compiler is probed first.
+    assert simulator.asked == [["v6e"], 128, 128, 64, 64]
     assert [one.is_simulated for one in found.rows][:3] == [True, True, False]
     assert [one.setting.page_size for one in found.rows][:4] == [128, 64, 256, 32]
     low, high = found.own.decode.interval_us
@@ -323,8 +324,10 @@ def test_whole_settings_are_simulated_nearest_first_as_far_as_compiles_go(reques
     assert any(
         note.startswith("4 of 16 kernels were simulated; compiles=16") for note in found.notes
     )
-    assert said[0] == "8 settings, 16 kernels; 4 are simulated"
-    assert len(said) == 5
+    rest = [line for line in said if not line.startswith("served with pages of ")]
+    assert rest[0] == "8 settings, 16 kernels; 4 are simulated"
+    assert len(rest) == 5
+    assert len(said) == 5 + 4  # page sizes
 
 
 def test_a_kernel_without_a_time_leaves_a_bound_and_says_why(requests, simulator, monkeypatch):
@@ -335,6 +338,16 @@ def test_a_kernel_without_a_time_leaves_a_bound_and_says_why(requests, simulator
     assert any("no simulated time: v6e/mixed" in note for note in found.notes)
     (mixed,) = [one for one in found.own.attention if one.family == "mixed"]
     assert mixed.detail == "compile_failed no"
+
+
+def test_schedules_that_are_not_understood_end_it_before_the_first_kernel(
+    requests, simulator, monkeypatch
+):
+    monkeypatch.setattr(simulator, "fails", ("unread",))
+    with pytest.raises(DumpError, match="does not know"):
+        advise(server(), requests, compiles=2, kv_dtypes=("bfloat16",))
+    assert simulator.asked == [["v6e"]]
+    assert advise(server(), requests, compiles=0, kv_dtypes=("bfloat16",)).rows  # bounds need none
 
 
 def test_an_interruption_closes_the_workers(requests, simulator, monkeypatch):

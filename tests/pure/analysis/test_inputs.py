@@ -1,14 +1,17 @@
 """Calls take what options and plans take: mappings, paths, lists; all else is one clear error."""
 
 import functools
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 import rpa_tune
 from rpa_kernels.batch import Batch
 from rpa_tune.analysis.question import make_question
+from rpa_tune.cli.main import cli
 from rpa_tune.errors import UsageError
 from rpa_tune.workload.workload import load_workload
 
@@ -96,6 +99,27 @@ def test_lists_are_lists_and_names_are_found_however_they_are_spelt(trace) -> No
             rpa_tune.plan_for(SERVER, workload=trace, families=families)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"page_size": "128"}, "page_size='128' must be an integer"),
+        ({"tp": 2.0}, "tp=2.0 must be an integer"),
+        ({"tp": None}, "tp=None must be an integer"),
+        ({"model": None}, "model: NoneType given"),
+        ({"model": {"num_attention_heads": 8}}, "model: dict given"),
+        ({"config": "bkv_sz=512"}, "config='bkv_sz=512' must be a mapping of fields"),
+        ({"layers": ["full"]}, "no layers that a kernel family serves for layers=['full']"),
+    ],
+    ids=str,
+)
+def test_what_no_question_can_have_is_one_error(given, message) -> None:
+    batch = Batch(q_lens=(1,), kv_lens=(9,), num_decode=1)
+    asked = {"chip": "v6e", "family": "decode", "model": "llama3-8b", "workload": batch}
+    with pytest.raises(UsageError) as caught:
+        make_question(**{**asked, **given})
+    assert message in str(caught.value)
+
+
 def test_a_plan_is_a_file_or_a_mapping_with_its_keys(trace) -> None:
     plan = {"chip": "v6e", "model": "llama3-8b", "families": ("decode",), "page_size": 128,
             "workload": trace}  # fmt: skip
@@ -104,3 +128,15 @@ def test_a_plan_is_a_file_or_a_mapping_with_its_keys(trace) -> None:
         rpa_tune.load_plan(Batch(q_lens=(1,), kv_lens=(1,), num_decode=1))
     with pytest.raises(UsageError, match="which a plan has no form for"):
         rpa_tune.load_plan({**plan, "workload": {1, 2}})
+
+
+def test_a_few_layers_of_attention_are_no_zero_milliseconds(trace) -> None:
+    """Granite 4 H-Tiny has four: the table says two digits of what they take."""
+    options = ["--model", "granite4-h-tiny", "--chip", "v6e", "--bounds", "--page-sizes", "256",
+               "--tps", "1", "--kv-dtypes", "bfloat16", "--workload", str(trace)]  # fmt: skip
+    result = CliRunner().invoke(cli, ["advise", *options], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    (row,) = [line for line in result.stdout.splitlines() if "head_along_sublane" in line]
+    decode, share = (cell.strip() for cell in row.split("│")[5:7])
+    assert re.fullmatch(r"≥ 0\.0*[1-9]\d", decode), decode
+    assert re.fullmatch(r"≥ 0\.0*[1-9]%|≥ [1-9]\d*%", share), share

@@ -5,11 +5,14 @@ from importlib import metadata
 
 import pytest
 
+from rpa_tune.candidate import Status
 from rpa_tune.check import host as module
 from rpa_tune.check.host import Check, Health
 from rpa_tune.cli import doctor
 from rpa_tune.cli.main import main
 from rpa_tune.compile import process, target
+from rpa_tune.evaluate.understood import Probed
+from rpa_tune.llo.unknown import UnknownOpcode
 
 
 def test_an_old_python(monkeypatch):
@@ -141,9 +144,17 @@ def test_without_a_chip_nothing_is_compiled(monkeypatch, tmp_path):
 
 def run(monkeypatch, capsys, checks, *args):
     monkeypatch.setattr(doctor, "run_checks", lambda chip, cache: iter(checks))
+    monkeypatch.setattr(doctor, "check_schedules", schedules)
     with pytest.raises(SystemExit) as exited:
         main(["doctor", *args])
     return exited.value.code or 0, capsys.readouterr().out
+
+
+def schedules(chips, cache):
+    """A stand-in: this compiler is understood but for v7x."""
+    for chip in chips:
+        health = Health.PROBLEM if chip == "v7x" else Health.OK
+        yield Check(name=f"schedule, {chip}", health=health, found="", advice="CONTRIBUTING.md")
 
 
 GOOD = Check(name="python", health=Health.OK, found="3.11")
@@ -152,7 +163,7 @@ BAD = Check(name="compile", health=Health.PROBLEM, found="it hurts", advice="do 
 
 
 def test_warnings_do_not_fail_and_problems_do(monkeypatch, capsys):
-    code, out = run(monkeypatch, capsys, [GOOD, MEH])
+    code, out = run(monkeypatch, capsys, [GOOD, MEH], "--chip", "v6e")
     assert code == 0
     assert "hint: watch" in out
     assert "no problems found" in out
@@ -168,6 +179,37 @@ def test_json_says_the_same(monkeypatch, capsys):
     assert code == 1
     assert answer["ok"] is False
     assert answer["checks"][1]["advice"] == "do not do that"
+
+
+def test_every_chip_is_probed_unless_one_is_named_or_nothing_compiles(monkeypatch, capsys):
+    code, out = run(monkeypatch, capsys, [GOOD])
+    assert code == 1
+    assert out.endswith("problems: schedule, v7x\n")
+    assert [chip for chip in ("v4", "v5e", "v5p") if f"schedule, {chip}" in out] == [
+        "v4", "v5e", "v5p",
+    ]  # fmt: skip
+    for checks, args in (([BAD], []), ([GOOD], ["--chip", "v5p"])):
+        assert "schedule, " not in run(monkeypatch, capsys, checks, *args)[1]
+
+
+def test_a_schedule_that_is_not_understood_is_a_problem_with_its_opcode(monkeypatch, tmp_path):
+    def probe_all(chips, families, pool, cache):
+        opcode = UnknownOpcode(mnemonic="smov.u99", count=2, examples=((10, "smov.u99 7"),))
+        file = tmp_path / "dump.txt"
+        for chip in chips:
+            unknown = (opcode,) if chip.name == "v7x" else ()
+            status = Status.NOT_UNDERSTOOD if unknown else Status.OK
+            yield Probed(
+                chip=chip, family="decode", status=status, file=file, unknown=unknown, detail="x"
+            )
+
+    monkeypatch.setattr(module, "probe_all", probe_all)
+    good, bad = module.check_schedules(["v4", "v7x"], tmp_path)
+    assert (good.name, good.health) == ("schedule, v4", Health.OK)
+    assert bad.health is Health.PROBLEM
+    assert "`smov.u99`" in bad.found
+    assert "dump.txt:10" in bad.found
+    assert "opcodes.yaml" in bad.advice
 
 
 def test_an_unknown_chip_is_a_usage_error(monkeypatch, capsys):

@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 def _add_rows(starts_ref, x_ref, out_ref, *, repeats):
     def add(i, total):
-        return total + x_ref[...] * i
+        return total + x_ref[...]
 
     start = starts_ref[pl.program_id(0)]
     out_ref[...] = jax.lax.fori_loop(start, start + repeats, add, jnp.zeros_like(x_ref))
@@ -66,6 +66,13 @@ def twice(x):
     shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
     double = pl.pallas_call(_double, out_shape=shape)
     return double(double(x))
+
+
+def refused(x):
+    """Blocks that no TPU takes."""
+    spec = pl.BlockSpec((3, 5), lambda i: (i, 0))
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return pl.pallas_call(_double, grid=(5,), in_specs=[spec], out_specs=spec, out_shape=shape)(x)
 
 
 def none(x):

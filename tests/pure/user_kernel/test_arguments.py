@@ -60,6 +60,6 @@ def test_a_file_of_values_has_names(tmp_path):
     np.save(tmp_path / "one.npy", np.arange(3))
     (tmp_path / "text.npz").write_text("no archive")
     for name in ("one.npy", "text.npz"):
-        with pytest.raises(UsageError, match="not an [.]npz") as caught:
+        with pytest.raises(UsageError, match=r"not an \.npz") as caught:
             load_values(tmp_path / name)
         assert caught.value.where == str(tmp_path / name)
