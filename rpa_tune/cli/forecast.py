@@ -44,6 +44,7 @@ def print_groups(rows: Sequence[GroupForecast], as_json: bool) -> None:
     studies, made = (sum(getattr(row, name) for row in rows) for name in ("studies", "rows"))
     hours = sum(row.core_hours for row in rows)
     click.echo(
-        f"{studies:,} {'study' if studies == 1 else 'studies'} for {counted(made, 'row')}: at most {hours:.1f} core hours "
+        f"{studies:,} {'study' if studies == 1 else 'studies'} for {counted(made, 'row')}: "
+        f"at most {hours:.1f} core hours "
         f"({rows[0].seconds_are}); nothing was run"
     )
