@@ -60,8 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
-        "models.catalog", "models.buckets", "models.flags", "models.padding", "models.server",
-        "provenance",
+        "models.catalog", "models.buckets", "models.flags", "models.padding", "models.roofline",
+        "models.server", "provenance",
         "decide", "tables", "families", "families.registry", "report.frame", "compile",
     },
     "decide": {
