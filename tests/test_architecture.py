@@ -60,8 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
-        "models.catalog", "models.buckets", "models.flags", "models.padding", "models.server",
-        "provenance",
+        "models.catalog", "models.buckets", "models.flags", "models.padding", "models.roofline",
+        "models.server", "provenance",
         "decide", "tables", "families", "families.registry", "report.frame", "compile",
     },
     "decide": {
@@ -92,14 +92,15 @@ ALLOWED: dict[str, set[str]] = {
     "report.frame": {"candidate", "store"},
     "report.nest": set(),
     "user_kernel": {
-        "candidate", "hw", "compile", "evaluate", "families", "llo", "llo.sources", "provenance",
+        "kernels", "candidate", "hw", "compile", "evaluate", "families", "llo", "llo.sources",
+        "provenance",
     },
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
         "families", "families.registry", "dispatch", "models.buckets", "models.padding",
         "models.flags", "models.roofline", "models.weights", "tables", "llo", "sweep",
-        "report.nest",
+        "report.nest", "llo.sources",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",

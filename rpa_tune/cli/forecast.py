@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from rpa_tune.cli.output import print_json
+from rpa_tune.cli.output import counted, print_json
 from rpa_tune.sweep.forecast import GroupForecast, StudyForecast
 
 
@@ -44,6 +44,7 @@ def print_groups(rows: Sequence[GroupForecast], as_json: bool) -> None:
     studies, made = (sum(getattr(row, name) for row in rows) for name in ("studies", "rows"))
     hours = sum(row.core_hours for row in rows)
     click.echo(
-        f"{studies:,} studies for {made:,} rows: at most {hours:.1f} core hours "
+        f"{studies:,} {'study' if studies == 1 else 'studies'} for {counted(made, 'row')}: "
+        f"at most {hours:.1f} core hours "
         f"({rows[0].seconds_are}); nothing was run"
     )
