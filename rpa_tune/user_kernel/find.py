@@ -6,7 +6,7 @@ the CPU; the rest stays unknown, with a note of where it comes from.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -205,8 +205,7 @@ class _Walk:
     def _loop(self, eqn: Any, inner: list[Any], inputs: list[Value]) -> Sequence[Value]:
         """A loop's body once; what changes from trip to trip is not known."""
         if eqn.primitive.name == "scan":
-            constant = eqn.params["num_consts"]
-            given = inputs[:constant]
+            given = inputs[: _num_scan_constants(eqn.params)]
         else:
             skipped, constant = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
             given = inputs[skipped : skipped + constant]
@@ -225,6 +224,14 @@ class _Walk:
             consts = [Known(value=value) for value in program.consts]
             self.run(program.jaxpr, consts, [unknown] * len(program.jaxpr.invars))
         return [unknown] * len(eqn.outvars)
+
+
+def _num_scan_constants(params: Mapping[str, Any]) -> int:
+    """Inputs of a scan that are the same in each trip: counted up to jax 0.11, a tree in 0.12."""
+    if "num_consts" in params:
+        return int(params["num_consts"])
+    constants, *_ = params["ft_in"].unpack()
+    return len(constants)
 
 
 def _evaluate(eqn: Any, inputs: list[Value]) -> Sequence[Value]:
