@@ -6,7 +6,7 @@ STAMP = $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv sweep test test-slow test-scale test-versions lint-kernels test-engines test-all check format golden clean
+.PHONY: help venv sweep tables tables-check test test-slow test-scale test-versions lint-kernels test-engines test-all check format golden clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,17 @@ venv: $(STAMP) ## install everything into .venv
 
 sweep: $(STAMP) ## the main job: tune the quickstart, write tuned_tables/
 	$(BIN)/rpa-tune sweep sweeps/quickstart.yaml
+
+# Plan, and further options of `rpa-tune sweep`: FLAGS="--shard 1/8", FLAGS="--executor ray".
+TABLES_PLAN = sweeps/fleet.yaml
+SAMPLE = 10
+
+tables: $(STAMP) ## tune all tables that ship, largest use first; stop it at any time, it resumes
+	$(BIN)/rpa-tune sweep $(TABLES_PLAN) --workers $(JOBS) $(FLAGS)
+
+tables-check: $(STAMP) ## lint all shipped rows, and compile SAMPLE of them again
+	$(BIN)/rpa-tune tables lint tuned_tables
+	$(BIN)/rpa-tune tables check tuned_tables --recompile --sample $(SAMPLE) --plan $(TABLES_PLAN) --workers $(JOBS) $(FLAGS)
 
 test: $(STAMP) ## the default tests: 20 minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not tpu and not scale'

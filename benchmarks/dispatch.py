@@ -3,9 +3,10 @@
     python benchmarks/dispatch.py --json out.json
 
 Times are measured on this machine's CPU: the least of many short repeats, for both sides, because
-others' work on a shared machine only ever adds. The public look-up is the function of the
-tpu-inference 0.32.0 wheel with its logging switched off and its device name given, both in its
-favour; it returns block sizes for one kernel, `plan` the whole launch of a step.
+others' work on a shared machine only ever adds. Loading and first look-ups take milliseconds, in
+which a busy machine hardly ever leaves one alone: those are CPU times. The public look-up is the
+function of the tpu-inference 0.32.0 wheel with its logging switched off and its device name given,
+both in its favour; it returns block sizes for one kernel, `plan` the whole launch of a step.
 """
 
 import datetime
@@ -25,8 +26,10 @@ from typing import Any
 
 import click
 
+from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.dispatch.dispatcher import load_dispatcher
+from rpa_tune.dispatch.select import select
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop.public.tpu_inference.package import WHEEL
 from rpa_tune.provenance import versions
@@ -42,7 +45,7 @@ PROBLEM = Problem(
     max_num_seqs=64, pages_per_seq=64, num_pages=2048,
 )  # fmt: skip
 CPU_INFO = Path("/proc/cpuinfo")
-NUM_ROWS = 1000  # a table larger than any we ship, to see how loading grows
+NUM_ROWS = 1000, 5000  # tables larger than any we ship of one family, to see how loading grows
 
 
 def least_us(call: Callable[[], object], *, repeats: int = 500, inner: int = 200) -> float:
@@ -90,21 +93,52 @@ def plan_lookups() -> dict[str, float]:
 
 
 def loading() -> dict[str, float]:
-    """All shipped tables, and a made-up one of `NUM_ROWS` rows."""
-    with tempfile.TemporaryDirectory() as folder:
-        merge_into(Path(folder), many_rows())
-        return {
-            "shipped_rows": len(load_tables([shipped_folder()])),
-            "load_tables_ms": least_us(
-                lambda: load_tables([shipped_folder()]), repeats=100, inner=1
-            ) / 1000,
-            "load_1000_rows_ms": least_us(
-                lambda: load_tables([Path(folder)]), repeats=30, inner=1
-            ) / 1000,
-        }  # fmt: skip
+    """All shipped tables, the shipped ones of one chip, and made-up ones of `NUM_ROWS` rows."""
+    shipped = [shipped_folder()]
+    figures: dict[str, float] = {
+        "shipped_rows": len(load_tables(shipped)),
+        "shipped_mb": sum(f.stat().st_size for f in shipped[0].glob("*/*.jsonl")) / 1e6,
+        "load_tables_ms": _load_ms(shipped[0], repeats=100),
+        "load_v6e_ms": _load_ms(shipped[0], repeats=100, chip="v6e"),
+    }
+    for number in NUM_ROWS:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            merge_into(folder, many_rows(number))
+            figures |= {
+                f"load_{number}_rows_ms": _load_ms(folder, repeats=30, chip="v6e"),
+                f"exact_of_{number}_rows_us": _first_us(folder, PROBLEM, "exact"),
+                f"nearest_of_{number}_rows_us": _first_us(
+                    folder, replace(PROBLEM, max_num_seqs=128), "nearest"
+                ),
+            }
+    return figures
 
 
-def many_rows() -> Iterable[TableRow]:
+def _load_ms(folder: Path, *, repeats: int, chip: str | None = None) -> float:
+    samples = []
+    for _ in range(repeats):
+        start = time.process_time_ns()
+        load_tables([folder], chip=chip)
+        samples.append((time.process_time_ns() - start) / 1e6)
+    return min(samples)
+
+
+def _first_us(folder: Path, problem: Problem, source: str) -> float:
+    """What is found for a problem that nobody has asked for, in tables that were just loaded."""
+    target = load_chip("v6e").target
+    samples = []
+    for _ in range(20):
+        tables = load_tables([folder], chip="v6e")
+        start = time.process_time_ns()
+        choice = select(problem, target, "decode", tables)
+        samples.append((time.process_time_ns() - start) / 1000)
+        if isinstance(choice, Infeasible) or choice.source != source:
+            raise RuntimeError(f"the look-up was meant to be {source}: {choice}")
+    return min(samples)
+
+
+def many_rows(number: int) -> Iterable[TableRow]:
     """Rows that differ in their key only."""
     evidence = Evidence(
         verdict="tuned", fidelity="simulated", time_us=1.0, heuristic_us=2.0, error_pct=5.0,
@@ -113,7 +147,7 @@ def many_rows() -> Iterable[TableRow]:
         num_candidates=1, kernel_digest="0" * 16, jax="0", libtpu="0", date="2026-01-01",
     )  # fmt: skip
     config = {"bkv_sz": 512, "bkv_csz": 512, "seqs_per_step": 1, "num_buffers": 3, "bq_sz": 8}
-    for i in range(NUM_ROWS):
+    for i in range(number):
         problem = replace(PROBLEM, num_q_heads=8 * (1 + i % 50), page_size=16 * (1 + i // 50))
         key = tuning_key(problem, load_chip("v6e").name, "decode")
         yield TableRow(key=key, configs=(config,), rule=ALWAYS_FIRST, evidence=evidence)

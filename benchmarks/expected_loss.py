@@ -6,8 +6,13 @@ Each file of `spaces/` and `neighbour_spaces/` holds a space, or a sample of one
 simulated (`record.py`). Each space in turn has no row of its own: it is given the best config of
 each other space of its chip, family and dtypes, and its regret is how much slower that is than its
 own best. Regrets are pooled by the distance of the keys (`tables.key.distance`) and written to
-`rpa_tune/tables/expected_loss.yaml`, from which `nearest` says what it expects to lose. A pair
+`rpa_tune/tables/expected_loss.yaml`, from which `nearest` says what it expects to lose; and once
+more by the fields in which the keys differ, which says what the best config depends on. A pair
 counts if the neighbour's config was recorded in both spaces.
+
+The plans beside the neighbour spaces record more of them:
+
+    python benchmarks/record.py benchmarks/neighbour_spaces/decode.yaml --sample 8 --into truth
 """
 
 import gzip
@@ -21,7 +26,7 @@ from typing import Any
 import yaml
 
 from rpa_kernels.problem import Problem
-from rpa_tune.tables.key import TuningKey, distance, tuning_key
+from rpa_tune.tables.key import TuningKey, differences, distance, tuning_key
 from rpa_tune.tables.loss import EDGES, TABLE
 
 FOLDERS = [Path(__file__).parent / name for name in ("spaces", "neighbour_spaces")]
@@ -66,6 +71,30 @@ def regrets(spaces: list[Space]) -> dict[tuple[str, float], list[float]]:
     return found
 
 
+def by_fields(spaces: list[Space]) -> list[dict[str, Any]]:
+    """What pairs lost by the fields in which their keys differ; `pairs` counts those with a loss.
+
+    Pairs of any distance; `not_counted` are those whose best config was recorded in one alone.
+    """
+    found: dict[tuple[str, tuple[str, ...]], list[float | None]] = {}
+    for ours, theirs in itertools.permutations(spaces, 2):
+        if distance(ours.key, theirs.key) is None:
+            continue
+        known = ours.time_us.get(theirs.best)
+        loss = None if known is None else 100 * (known / ours.time_us[ours.best] - 1)
+        fields = tuple(differences(ours.key, theirs.key))
+        found.setdefault((ours.key.family, fields), []).append(loss)
+    rows = []
+    for (family, fields), losses in sorted(found.items()):
+        counted = [loss for loss in losses if loss is not None]
+        row: dict[str, Any] = {"family": family, "differ_in": list(fields), "pairs": len(counted)}
+        if counted:
+            row |= {"mean_pct": round(statistics.mean(counted), 2)}
+            row |= {"worst_pct": round(max(counted), 2)}
+        rows.append(row | {"not_counted": len(losses) - len(counted)})
+    return rows
+
+
 def table(spaces: list[Space]) -> dict[str, Any]:
     """The content of the file."""
     pooled = regrets(spaces)
@@ -84,6 +113,7 @@ def table(spaces: list[Space]) -> dict[str, Any]:
         "source": f"benchmarks/expected_loss.py, {len(spaces)} spaces recorded {dates[0]} to "
         f"{dates[-1]}, simulated",
         "families": families,
+        "fields": by_fields(spaces),
     }
 
 

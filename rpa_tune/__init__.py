@@ -3,9 +3,9 @@
 `load_dispatcher`, `ragged_paged_attention`, `mla_ragged_paged_attention`, `page_runs`,
 `merge_attention`, `merge_over_axis`,
 `Problem`, `Step`, `Artifact` and the module `capture` are what a serving engine needs. `tune` and
-`load_plan`, `plan_for`, `explain`, `verify`, `audit`, `advise` and `Server` are the commands of
-those names as calls (docs/python.md). All are imported when first used, so that importing the
-package stays light.
+`load_plan`, `plan_for`, `explain`, `explain_kernel`, `verify`, `audit`, `advise` and `Server` are
+the commands of those names as calls (docs/python.md). All are imported when first used, so that
+importing the package stays light.
 """
 
 import importlib
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rpa_tune.sweep.plan_for import plan_for
     from rpa_tune.sweep.run import tune
     from rpa_tune.tables.step import Step
+    from rpa_tune.user_kernel.explain import explain_kernel
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _LAZY = {
     "advise": "rpa_tune.analysis.advise",
     "audit": "rpa_tune.analysis.audit",
     "explain": "rpa_tune.analysis.explain",
+    "explain_kernel": "rpa_tune.user_kernel.explain",
     "load_dispatcher": "rpa_tune.dispatch",
     "load_plan": "rpa_tune.sweep.plan",
     "merge_attention": "rpa_kernels.merge",
@@ -66,6 +68,7 @@ __all__ = [
     "audit",
     "capture",
     "explain",
+    "explain_kernel",
     "load_dispatcher",
     "load_plan",
     "merge_attention",

@@ -11,8 +11,8 @@ from rpa_tune.errors import UsageError
 
 VARIABLE = "LIBTPU_INIT_ARGS"
 _FLAG = re.compile(r"--[A-Za-z]\w*(=\S*)?")
-# What says where to write and what, and decides no program.
-_DUMPS = ("--xla_jf_dump", "--xla_dump")
+# What says where to write and what, source lines among it, and decides no program.
+_DUMPS = ("--xla_jf_dump", "--xla_dump", "--xla_mosaic_enable_llo_source_annotations")
 # jax appends it on a TPU host; no executable depends on it. Source: jax/_src/cloud_tpu_init.py.
 HOST_FLAG = "--xla_tpu_use_enhanced_launch_barrier=true"
 

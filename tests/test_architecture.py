@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "known_versions": set(),
     "libtpu_args": set(),
     "hw": {"kernels"},
-    "llo": {"hw"},
+    "llo": {"hw", "llo.sources"},
+    "llo.sources": set(),
     "workload": {"kernels", "capture.reader", "workload.step"},
     "workload.step": {"kernels"},
     "capture": {"capture.writer"},
@@ -32,21 +33,26 @@ ALLOWED: dict[str, set[str]] = {
     "families": {"kernels", "hw", "provenance"},
     "families.registry": {"kernels", "families", "interop.public"},
     "models": set(),
-    "models.buckets": {"kernels"},
+    "models.flags": {"kernels", "hw"},
+    "models.buckets": {"kernels", "models.flags"},
     "models.server": {
-        "kernels", "hw", "models.buckets", "models.catalog", "models.model", "models.padding",
-        "models.roofline",
+        "kernels", "hw", "models.buckets", "models.catalog", "models.flags", "models.model",
+        "models.padding", "models.roofline",
     },
     "models.padding": {"kernels"},
     "models.weights": set(),
     "models.roofline": {"hw", "models.weights"},
     "models.model": {"kernels", "models.weights"},
-    "models.catalog": {"kernels", "workload", "models.buckets", "models.model", "hf"},
+    "models.catalog": {
+        "kernels", "workload", "models.buckets", "models.flags", "models.model", "hf",
+    },
     "hf": {"models.model", "models.weights"},
     "provenance": {"kernels"},
     "space": {"candidate", "kernels", "hw"},
     "tables": {"candidate", "kernels", "hw", "families.registry"},
-    "compile": {"candidate", "kernels", "hw", "provenance", "families", "families.registry"},
+    "compile": {
+        "candidate", "kernels", "hw", "provenance", "families", "families.registry", "llo.sources",
+    },
     "store": {"candidate"},
     "evaluate": {
         "candidate", "kernels", "hw", "workload", "compile", "llo", "store", "provenance",
@@ -54,7 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "sweep": {
         "candidate", "kernels", "hw", "workload", "workload.step", "space", "evaluate", "store",
-        "models.catalog", "models.buckets", "models.padding", "models.server", "provenance",
+        "models.catalog", "models.buckets", "models.flags", "models.padding", "models.roofline",
+        "models.server", "provenance",
         "decide", "tables", "families", "families.registry", "report.frame", "compile",
     },
     "decide": {
@@ -84,11 +91,16 @@ ALLOWED: dict[str, set[str]] = {
     },
     "report.frame": {"candidate", "store"},
     "report.nest": set(),
+    "user_kernel": {
+        "kernels", "candidate", "hw", "compile", "evaluate", "families", "llo", "llo.sources",
+        "provenance",
+    },
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
         "families", "families.registry", "dispatch", "models.buckets", "models.padding",
-        "models.roofline", "models.weights", "tables", "llo", "sweep", "report.nest",
+        "models.flags", "models.roofline", "models.weights", "tables", "llo", "sweep",
+        "report.nest", "llo.sources",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",
@@ -100,7 +112,7 @@ ALLOWED: dict[str, set[str]] = {
 SERVING = ("kernels", "hw", "tables", "dispatch", "capture")
 TUNING = {
     "sweep", "evaluate", "store", "report", "cli", "compile", "llo", "space", "decide",
-    "artifact.build", "artifact.jax_cache", "analysis", "check",
+    "artifact.build", "artifact.jax_cache", "analysis", "check", "user_kernel",
 }  # fmt: skip
 THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
     "optuna": {
@@ -126,6 +138,7 @@ THIRD_PARTY_ONLY_IN = {  # package -> layers or files that may import it
         "rpa_tune/check/on_device.py",
         "artifact.compiled",
         "artifact.jax_cache",
+        "user_kernel",
     },
 }
 # Files outside cli that may read environment variables.

@@ -7,12 +7,12 @@ does beside attention is a roofline (`models/roofline.py`).
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels.layout import KV_DTYPES, KV_LAYOUTS
+from rpa_kernels.layout import KV_LAYOUTS
 from rpa_tune.analysis.advise_draft import Draft, draft, roofline_of
 from rpa_tune.analysis.advise_record import Advice, Setting
 from rpa_tune.analysis.advise_steps import Steps
@@ -21,9 +21,11 @@ from rpa_tune.analysis.advise_words import differences
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.errors import UsageError
 from rpa_tune.models.buckets import SGLANG_JAX, TPU_INFERENCE
-from rpa_tune.models.roofline import check_weight_dtype
-from rpa_tune.models.server import Server
+from rpa_tune.models.flags import read_dtype, read_flag, read_list
+from rpa_tune.models.roofline import WEIGHT_BYTES
+from rpa_tune.models.server import Server, as_server
 from rpa_tune.ranges import RANGES
+from rpa_tune.workload.workload import check_spec
 
 DEFAULT_COMPILES = 12
 DEFAULT_WORKLOAD = "azure-conv"
@@ -36,9 +38,9 @@ _GUESSED_COMPILE_S = 8.0
 
 
 def advise(
-    server: Server,
+    server: Server | Mapping[str, Any],
     *,
-    workload: str | Path = DEFAULT_WORKLOAD,
+    workload: str | Path | Mapping[str, Any] = DEFAULT_WORKLOAD,
     page_sizes: Sequence[int] = (),
     kv_dtypes: Sequence[str] = (),
     tps: Sequence[int] = (),
@@ -53,7 +55,7 @@ def advise(
 
     Args:
       server: Its flags: the setting that others are compared with.
-      workload: A preset or a file.
+      workload: A preset, a file or a mapping; see `load_workload`.
       page_sizes: Tokens in a page; `PAGE_SIZES` if empty.
       kv_dtypes: Dtype names of the KV cache; `CACHE_DTYPES` if empty.
       tps: Devices that share the heads; those of `TPS` that divide them if empty.
@@ -67,14 +69,16 @@ def advise(
       TraceError: The workload is a bad file.
       TableError: A table does not parse.
     """
+    server, workload = as_server(server), check_spec(workload)
     asked = How(**{"compiles": DEFAULT_COMPILES, **how})
     RANGES["compiles"].check(asked.compiles, "compiles")
     settings = _settings(server, page_sizes, kv_dtypes, tps)
     rows_of = load_dispatcher(server.chip, None if tables is None else Path(tables)).tables
     server.layers()  # what is wrong with the server's own flags is an error, not a row
-    roofline = roofline_of(server, check_weight_dtype(weight_dtype))
+    weight_dtype = read_dtype(weight_dtype, WEIGHT_BYTES, "weight_dtype")
+    roofline = roofline_of(server, weight_dtype)
     clock = roofline.clock(server.context_token_bytes) if roofline else None
-    steps = Steps(_name_or_file(workload), server, clock)
+    steps = Steps(workload, server, clock, asked.said)
     steps.at(server.page_size)
     drafts = [draft(server, one, steps, rows_of, weight_dtype) for one in settings]
     drafts = sorted(_worth_a_row(drafts, server), key=lambda one: _distance(one, server))
@@ -95,16 +99,6 @@ def advise(
     )
 
 
-def _name_or_file(workload: object) -> str:
-    """A workload as `load_workload` takes it: the same steps are made for several page sizes."""
-    if not isinstance(workload, str | Path):
-        raise UsageError(
-            f"workload: {type(workload).__name__} given, where a preset or a file is asked for",
-            hint="write the mapping to a file",
-        )
-    return str(workload)
-
-
 def _settings(
     server: Server, page_sizes: Sequence[int], kv_dtypes: Sequence[str], tps: Sequence[int]
 ) -> list[Setting]:
@@ -113,9 +107,8 @@ def _settings(
     Raises:
       UsageError: A value that nothing can have.
     """
-    for dtype in kv_dtypes:
-        if dtype not in KV_DTYPES:
-            raise UsageError(f"kv_dtype={dtype!r} is not one of {', '.join(KV_DTYPES)}")
+    kv_dtypes = [read_flag("kv_dtype", one) for one in read_list(kv_dtypes, "kv_dtypes")]
+    page_sizes, tps = read_list(page_sizes, "page_sizes"), read_list(tps, "tps")
     for name, values in (("page_size", page_sizes), ("tp", tps)):
         for value in values:
             RANGES[name].check(value, name)

@@ -1,6 +1,6 @@
 """The steps that advice is about: the same requests, served with every page size."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from rpa_tune.workload.workload import (
     Workload,
     load_workload,
     requests_of,
-    share_of_arrivals,
 )
 
 # Steps that stand for all. Each is simulated under every set of parameters; sweeps take 16.
@@ -28,7 +27,11 @@ class Steps:
     """
 
     def __init__(
-        self, workload: str, server: Server, clock: Mapping[str, float] | None = None
+        self,
+        workload: str | Mapping[str, Any],
+        server: Server,
+        clock: Mapping[str, float] | None = None,
+        said: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Serves nothing yet.
 
@@ -36,8 +39,9 @@ class Steps:
           workload: What `load_workload` takes.
           server: Its limits and pace, which replace those of the workload's own engine.
           clock: Another pace than the server's, as `Roofline.clock` has it.
+          said: Takes a line whenever the requests were served, which takes seconds.
         """
-        self._workload, self._server = workload, server
+        self._workload, self._server, self._said = workload, server, said
         self._knobs = server.knobs | ({"step_time": dict(clock)} if clock else {})
         self._kept: dict[int, Workload] = {}
         self._chosen: tuple[Served, tuple[int, ...], tuple[float, ...]] | None = None
@@ -61,9 +65,9 @@ class Steps:
 
     def _served(self, mapping: Mapping[str, Any], page_size: int) -> Workload:
         changes: dict[str, Any] = {"engine": self._knobs, "compress": {"batches": NUM_STEPS}}
-        if self._server.dp > 1:
-            changes["arrivals"] = share_of_arrivals(mapping.get("arrivals", {}), self._server.dp)
-        served = serve(read_spec(overlay(mapping, changes), page_size=page_size))
+        spec = read_spec(overlay(mapping, changes), page_size=page_size)
+        served = serve(spec, ranks=self._server.ranks)
+        self._said(f"served with pages of {page_size} tokens: {served.num_all_steps:,} steps")
         if self._chosen is None:
             build = condense(served)
             self._chosen = served, build.compression.indices, build.compression.weights
@@ -102,7 +106,8 @@ class Steps:
                 )
         # One family for all that are no decodes: prefill does what mixed does.
         batches = tuple(replace(wb, batch=replace(wb.batch, num_prefill=0)) for wb in found.batches)
-        return replace(found, name=self._workload, batches=batches)
+        name = self._workload if isinstance(self._workload, str) else found.name
+        return replace(found, name=name, batches=batches)
 
 
 def _alike(first: Served, other: Served, indices: tuple[int, ...]) -> bool:

@@ -2,19 +2,24 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rpa_kernels.names import did_you_mean
-from rpa_tune.dispatch.audit import Entry
+from rpa_tune.dispatch.audit import Entry, look_up_families
 from rpa_tune.dispatch.audit import audit as look_up
 from rpa_tune.dispatch.dispatcher import load_dispatcher
 from rpa_tune.dispatch.select import Source
 from rpa_tune.errors import UsageError
+from rpa_tune.families.registry import load_family
 from rpa_tune.libtpu_args import difference, parse_args
 from rpa_tune.models.catalog import Share
-from rpa_tune.models.server import Server
-from rpa_tune.sweep.plan_for import never_launched, plan_text
+from rpa_tune.models.server import Server, as_server
+from rpa_tune.sweep.plan_for import AnySpec, never_launched, plan_text
+from rpa_tune.sweep.shapes import Group, ServedBy
+from rpa_tune.tables.reader import Tables
 
 # Which coverages count as misses.
 FAIL_ON = {
@@ -32,12 +37,14 @@ class Audit:
       server: Whose.
       found: Every look-up with the layers that it is for.
       misses: Those that are not covered.
+      tables: Where they were looked up.
       libtpu_args: Flags that the server gives libtpu.
     """
 
     server: Server
     found: tuple[tuple[Share, Entry], ...]
     misses: tuple[Entry, ...]
+    tables: Tables
     libtpu_args: str = ""
 
     @property
@@ -78,11 +85,11 @@ class Audit:
             return self.server
         return dataclasses.replace(self.server, only_tokens=tuple(sorted(tokens)))
 
-    def plan_text(self, workload: str) -> str:
+    def plan_text(self, workload: AnySpec) -> str:
         """A sweep plan, as YAML, that tunes the misses.
 
         Args:
-          workload: A preset, or a file.
+          workload: A preset, a file or a mapping.
 
         Raises:
           UsageError: Nothing to tune, or a workload that launches none of the families.
@@ -94,14 +101,14 @@ class Audit:
         text, _ = plan_text((self.missing,), workload=workload, families=families, about=about)
         return text
 
-    def left_out_of_plan(self, workload: str) -> dict[str, str]:
+    def left_out_of_plan(self, workload: AnySpec) -> dict[str, str]:
         """Families with misses that the workload never launches, and why."""
         families = sorted({entry.family for entry in self.tunable})
         return never_launched((self.server,), workload, families)
 
 
 def audit(
-    server: Server,
+    server: Server | Mapping[str, Any],
     *,
     tables: str | Path | None = None,
     fail_on: str = "heuristic",
@@ -112,7 +119,7 @@ def audit(
     A model with several kinds of layers has every look-up once per kind.
 
     Args:
-      server: Its options.
+      server: Its options, or a mapping of them.
       tables: Tables that take precedence over the shipped ones.
       fail_on: This coverage, and worse, counts as a miss: `nearest`, `heuristic` or `infeasible`.
       libtpu_args: The server's `LIBTPU_INIT_ARGS`: rows that were made with others are named.
@@ -121,6 +128,7 @@ def audit(
       UsageError: Options that do not go together.
       TableError: A table does not parse.
     """
+    server = as_server(server)
     if fail_on not in FAIL_ON:
         raise UsageError(
             f"{fail_on!r} is not one of {', '.join(FAIL_ON)}",
@@ -135,4 +143,45 @@ def audit(
             found += [(share, entry) for entry in entries]
     misses = tuple(entry for _, entry in found if entry.coverage in FAIL_ON[fail_on])
     flags = parse_args(libtpu_args)
-    return Audit(server=server, found=tuple(found), misses=misses, libtpu_args=flags)
+    return Audit(
+        server=server,
+        found=tuple(found),
+        misses=misses,
+        tables=dispatcher.tables,
+        libtpu_args=flags,
+    )
+
+
+def traffic(found: Audit, workload: str | Mapping[str, Any]) -> dict[Source, float]:
+    """The share of a server's kernel launches by how well their look-up is covered.
+
+    A step launches a kernel of each family that it has sequences of, once for every layer. Steps
+    are those of a workload that the server serves, in the shapes that they are padded to.
+
+    Args:
+      found: An audit.
+      workload: A preset, a file, or a weighted set; see `load_workload`.
+
+    Returns:
+      Shares that sum to 1; of coverages without launches none.
+
+    Raises:
+      UsageError: A bad workload, or one that never launches a kernel here.
+    """
+    server = found.server
+    served = ServedBy(workload)(server)
+    launches: dict[Source, float] = {}
+    entries = iter(found.found)
+    for share in server.layers():
+        buckets = server.buckets(share.problem)
+        for shape, bucket in zip(server.shapes(), buckets, strict=True):
+            group = Group(problems=(bucket.problem,), shapes=(shape,))
+            for _ in look_up_families(bucket.problem, bucket.families):
+                _, entry = next(entries)
+                part = served.share_of(group, load_family(entry.family))
+                launched = part * (share.kind.num_layers or 1)
+                launches[entry.coverage] = launches.get(entry.coverage, 0.0) + launched
+    total = sum(launches.values())
+    if not total:
+        raise UsageError(f"workload {workload!r} launches no kernel in the shapes of this server")
+    return {coverage: number / total for coverage, number in launches.items() if number}

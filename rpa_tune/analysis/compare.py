@@ -70,16 +70,23 @@ class Comparison:
                 for name, side in sides.items()
             },
             "ratio": self.ratio,
-            **{
-                name: [asdict(change) | {"change": change.change} for change in changes]
-                for name, changes in (
-                    ("causes", self.causes),
-                    ("loops", self.loops),
-                    ("units", self.units),
-                    ("figures", self.figures),
-                )
-            },
+            **changes_to_dict(
+                {
+                    "causes": self.causes,
+                    "loops": self.loops,
+                    "units": self.units,
+                    "figures": self.figures,
+                }
+            ),
         }
+
+
+def changes_to_dict(changes: Mapping[str, Sequence[Change]]) -> dict[str, Any]:
+    """JSON form of the four kinds of changes."""
+    return {
+        name: [asdict(change) | {"change": change.change} for change in each]
+        for name, each in changes.items()
+    }
 
 
 def compare(before: Explanation, after: Explanation) -> Comparison:
@@ -100,16 +107,22 @@ def compare(before: Explanation, after: Explanation) -> Comparison:
             )
     if before.question.candidate.study != after.question.candidate.study:
         raise UsageError("only configs of one problem, chip and workload can be compared")
-    first, second = _same_batch(before, after)
     cycles = [side.evaluation.metrics["cycles_by_owner"] for side in sides]
+    changes = compare_timelines(*_same_batch(before, after))
     return Comparison(
-        before=before,
-        after=after,
-        causes=_ranked(_changes(*cycles)),
-        loops=_ranked(_changes(*(_by_place(t.loops) for t in (first, second)))),
-        units=_ranked(_changes(*(_instructions(t) for t in (first, second)))),
-        figures=tuple(_changes(*(_figures(t) for t in (first, second)))),
+        before=before, after=after, **{**changes, "causes": _ranked(_changes(*cycles))}
     )
+
+
+def compare_timelines(first: Timeline, second: Timeline) -> dict[str, tuple[Change, ...]]:
+    """The `causes`, `loops`, `units` and `figures` of two launches; see `Comparison`."""
+    both = (first, second)
+    return {
+        "causes": _ranked(_changes(*(dict(t.cycles_by_owner) for t in both))),
+        "loops": _ranked(_changes(*(_by_place(t.loops) for t in both))),
+        "units": _ranked(_changes(*(_instructions(t) for t in both))),
+        "figures": tuple(_changes(*(_figures(t) for t in both))),
+    }
 
 
 def _same_batch(before: Explanation, after: Explanation) -> tuple[Timeline, Timeline]:

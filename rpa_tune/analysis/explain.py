@@ -1,5 +1,6 @@
 """`explain`: compiles and simulates one config, and shows where its time goes."""
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -16,8 +17,11 @@ from rpa_tune.analysis.neighbours import (
     try_neighbours,
 )
 from rpa_tune.analysis.question import AnyWorkload, Question, make_question
+from rpa_tune.analysis.schedules import PhaseProfile, profile_batch
 from rpa_tune.candidate import Evaluation
 from rpa_tune.compile.paths import default_cache_dir
+from rpa_tune.compile.pool import WorkerPool
+from rpa_tune.compile.target import sources_environment
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator, Simulation
 from rpa_tune.ranges import Range
@@ -36,11 +40,14 @@ class Explanation:
       simulation: Its evaluation, and a timeline for each batch.
       lower_bound_us: No kernel with its account is faster; None where it cannot exist.
       neighbours: What is known of candidates beside it; empty when it has no time.
+      profile: Cycles of the batch that takes most of the time, by phase and by source line; None
+        without a time.
     """
 
     question: Question
     simulation: Simulation
     lower_bound_us: float | None
+    profile: PhaseProfile | None = None
     neighbours: tuple[Neighbour, ...] = ()
 
     @property
@@ -57,6 +64,11 @@ class Explanation:
     def time_us(self) -> float | None:
         """Simulated time of one launch, the mean over the workload; None without one."""
         return self.evaluation.time_us
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Cycles of that batch by what the kernel does, most first; see `analysis.phases`."""
+        return self.profile.phases if self.profile else {}
 
     @property
     def advice(self) -> str:
@@ -82,7 +94,7 @@ def explain(
 
     Args:
       chip: Chip name.
-      family: `decode`, `prefill` or `mixed`.
+      family: A family of ours or a public one, such as `decode` or `public-v3-decode`.
       model: Model name, or path of a config.json.
       workload: A preset, a file, a mapping, a `Batch` or a `Workload`.
       config: Fields that override the family's default config, which it is if None.
@@ -96,8 +108,9 @@ def explain(
       TraceError: The workload is a bad file.
     """
     question = make_question(
-        chip=chip, family=family, model=model, workload=workload, config=config, **shape
-    )
+        chip=chip, family=family, model=model, workload=workload, config=config,
+        cache=None if cache is None else Path(cache), **shape,
+    )  # fmt: skip
     return explain_question(question, tries=tries, cache=cache)
 
 
@@ -127,28 +140,41 @@ def explain_question(
     """
     most = int(_TRIES.check(tries, "tries"))
     cache = default_cache_dir() if cache is None else Path(cache)
-    evaluator = SimulatedEvaluator(
-        num_workers=max(1, min(most, len(os.sched_getaffinity(0)))),
-        cache_dir=cache,
-        deadline_s=deadline_s,
-    )
+    simulation, profiled = _simulate(question, cache, deadline_s)
     neighbours: list[Neighbour] = []
-    try:
-        (simulation,) = evaluator.simulate_all([question.candidate], question.workload)
-        if advises and (base_us := simulation.evaluation.time_us) is not None:
-            others = functools.cache(functools.partial(other_problems, question))
-            answers = read_stores(stores, DEFAULT_STORES, said)
-            neighbours += find_stored(question, others, answers)
-            neighbours += try_neighbours(
-                question, others, evaluator,
-                most=most, base_us=base_us, known=neighbours, said=said,
-            ) if most else []  # fmt: skip
-    finally:
-        evaluator.close()
+    if advises and (base_us := simulation.evaluation.time_us) is not None:
+        others = functools.cache(functools.partial(other_problems, question))
+        answers = read_stores(stores, DEFAULT_STORES, said)
+        neighbours += find_stored(question, others, answers)
+        if most:
+            num_workers = min(most, len(os.sched_getaffinity(0)))
+            with contextlib.closing(
+                SimulatedEvaluator(num_workers=num_workers, cache_dir=cache, deadline_s=deadline_s)
+            ) as evaluator:
+                neighbours += try_neighbours(
+                    question, others, evaluator,
+                    most=most, base_us=base_us, known=neighbours, said=said,
+                )  # fmt: skip
     (bound,) = AnalyticalEvaluator().evaluate_all([question.candidate], question.workload)
     return Explanation(
         question=question,
         simulation=simulation,
+        profile=profiled,
         lower_bound_us=bound.time_us,
         neighbours=tuple(neighbours),
     )
+
+
+def _simulate(
+    question: Question, cache: Path, deadline_s: float
+) -> tuple[Simulation, PhaseProfile | None]:
+    """Its evaluation, and the cycles of its heaviest batch by source line."""
+    pool = WorkerPool(num_workers=1, deadline_s=deadline_s, environment=sources_environment)
+    with contextlib.closing(
+        SimulatedEvaluator(cache_dir=cache, deadline_s=deadline_s, pool=pool)
+    ) as evaluator:
+        (simulation,) = evaluator.simulate_all([question.candidate], question.workload)
+    if not simulation.evaluation.ok:
+        return simulation, None
+    weighted, _ = simulation.heaviest(question.workload)
+    return simulation, profile_batch(question.candidate, weighted.batch, cache)

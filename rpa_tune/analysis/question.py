@@ -1,7 +1,7 @@
 """One candidate and the batches that launch it, from what a person calls them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.names import did_you_mean, find_name
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
+from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.errors import UsageError
 from rpa_tune.families.family import Family
-from rpa_tune.families.registry import load_family
+from rpa_tune.families.registry import ALL_FAMILIES, load_family
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.models.catalog import Model, load_model, problem_for
+from rpa_tune.models.flags import read_flag
 from rpa_tune.ranges import FIELD
 from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload
 
@@ -53,6 +55,7 @@ def make_question(
     workload: AnyWorkload,
     config: Mapping[str, int] | None = None,
     page_size: int = 128,
+    cache: Path | None = None,
     **shape: Any,
 ) -> Question:
     """A candidate and its workload.
@@ -64,13 +67,16 @@ def make_question(
       workload: What is launched; see `AnyWorkload`.
       config: Fields that override the family's default config.
       page_size: Tokens in a KV cache page.
+      cache: Where a public family's package is kept; the user's cache folder if None.
       **shape: `tp`, `q_dtype`, `kv_dtype`, `kv_layout`, `layers` and `windowed` of `problem_for`.
 
     Raises:
       UsageError: Whatever is wrong with them.
       TraceError: The workload is a bad file.
     """
-    tpu, kernel = load_chip(chip), find_family(family)
+    page_size = read_flag("page_size", page_size)
+    shape |= {name: read_flag(name, shape[name]) for name in ("tp",) if name in shape}
+    tpu, kernel = load_chip(chip), find_family(family, ALL_FAMILIES)
     loaded = load_model(model)
     # What the cache's shape forbids is said before a trace is served, which may take a minute.
     least = problem_for(loaded, workload=_ONE_TOKEN, page_size=page_size, **shape)
@@ -81,13 +87,14 @@ def make_question(
         own = batches.for_family(*kernel.slots)
     except ValueError as error:
         raise UsageError(str(error), hint="another --family, or another --workload") from error
+    kernel.fetch(default_cache_dir() if cache is None else cache)
     made = make_config(kernel, problem, tpu, config or {})
     candidate = Candidate(
         family=kernel, problem=problem, config=made, chip=tpu, workload=own.digest
     )
     given = {
         "chip": tpu.name, "family": kernel.name, "model": model, "workload": workload,
-        "config": config, "page_size": page_size, **shape,
+        "config": config, "page_size": page_size, "cache": cache, **shape,
     }  # fmt: skip
     return Question(
         candidate=candidate, workload=own, model=model, loaded=loaded, is_default=not config,
@@ -95,20 +102,27 @@ def make_question(
     )  # fmt: skip
 
 
-def find_family(name: str) -> Family:
-    """A family of ours, however it is spelt.
+def find_family(name: str, names: Sequence[str] = FAMILIES) -> Family:
+    """A family, however it is spelt.
+
+    Args:
+      name: What a person calls it.
+      names: Those that may be meant; ours if not given.
 
     Raises:
-      UsageError: None of ours.
+      UsageError: None of them, or one that cannot be compiled with what is installed.
     """
-    found = find_name(name, FAMILIES)
+    found = find_name(name, names)
     if found is None:
         raise UsageError(
-            f"{name!r} is not one of {', '.join(FAMILIES)}",
+            f"{name!r} is not one of {', '.join(names)}",
             where="family",
-            hint=did_you_mean(name, FAMILIES),
+            hint=did_you_mean(name, names),
         )
-    return load_family(found)
+    family = load_family(found)
+    if reason := family.unavailable:
+        raise UsageError(f"{found} cannot be compiled here: {reason}", where="family")
+    return family
 
 
 def as_workload(workload: AnyWorkload, *, page_size: int) -> Workload:
@@ -144,6 +158,8 @@ def make_config(family: Family, problem: Problem, chip: Chip, fields: Mapping[st
         has no choice of its own, or pages that do not fit the chip.
     """
     chip.require_room(page_bytes=problem.page_bytes, num_seqs=problem.max_num_seqs)
+    if not isinstance(fields, Mapping):
+        raise UsageError(f"config={fields!r} must be a mapping of fields", where="--config")
     known = list(family.config_type.__dataclass_fields__)
     if unknown := [name for name in fields if name not in known]:
         raise UsageError(

@@ -157,18 +157,24 @@ def _table(found: Advice) -> Table:
 def _time(phase: Phase | None) -> str:
     if phase is None:
         return "-"
-    text = f"{phase.attention_us / 1e3:.2f}"
+    text = _milliseconds(phase.attention_us)
     if phase.interval_us is None:
         return f"{_MARK} {text}"
     low, high = phase.interval_us
-    return f"{text} ({low / 1e3:.2f}..{high / 1e3:.2f})"
+    return f"{text} ({_milliseconds(low)}..{_milliseconds(high)})"
+
+
+def _milliseconds(us: float) -> str:
+    """Two decimals, and of less than a tenth two digits: a few layers of attention take little."""
+    return f"{us / 1e3:.2f}" if us >= 100 or not us else f"{us / 1e3:#.2g}"
 
 
 def _share(phase: Phase | None) -> str:
     if phase is None or phase.attention_share is None:
         return "-"
     mark = "" if phase.set_us else f"{_MARK} "
-    return f"{mark}{phase.attention_share:.0%}"
+    share = phase.attention_share
+    return f"{mark}{share:.0%}" if share >= 0.01 else f"{mark}{100 * share:#.1g}%"
 
 
 def _room(row: Row, found: Advice) -> str:

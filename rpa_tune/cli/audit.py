@@ -2,13 +2,15 @@
 
 import itertools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rpa_tune.analysis.audit import FAIL_ON, Audit, audit
+from rpa_tune.analysis.audit import FAIL_ON, Audit, audit, traffic
+from rpa_tune.analysis.held_out import HeldOut, held_out_text, hold_out, worst
 from rpa_tune.cli.layers_text import layers_to_dict, print_layers
 from rpa_tune.cli.options import NameChoice, libtpu_args_option
 from rpa_tune.cli.output import counted, print_json
@@ -20,6 +22,8 @@ from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
 from rpa_tune.models.padding import padding_note
 from rpa_tune.models.server import Server
+from rpa_tune.store.journal import read as read_store
+from rpa_tune.sweep.plan import load_plan, shipped_plans
 from rpa_tune.sweep.plan_for import DEFAULT_WORKLOAD
 
 EXIT_MISSES = 3
@@ -38,6 +42,15 @@ EXIT_MISSES = 3
               help="Write a sweep plan that tunes the misses.")  # fmt: skip
 @click.option("--workload", default=DEFAULT_WORKLOAD, show_default=True,
               help="Workload of that plan: a preset or a file.")  # fmt: skip
+@click.option("--by-traffic", metavar="WORKLOAD|PLAN",
+              help="Also say which share of launches is covered how: under a preset, a file, or "
+              "the workload of a sweep plan, such as fleet.")  # fmt: skip
+@click.option("--held-out", is_flag=True,
+              help="Also hide each third of the chip's shapes in turn, and say what the answers "
+              "from the other rows lose.")  # fmt: skip
+@click.option("--store", "stores", multiple=True, type=click.Path(path_type=Path, exists=True),
+              help="With --held-out: store of a sweep, whose times the rows do not name; "
+              "repeatable.")  # fmt: skip
 @libtpu_args_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def audit_command(
@@ -46,6 +59,9 @@ def audit_command(
     libtpu_args: str,
     write_plan: Path | None,
     workload: str,
+    by_traffic: str | None,
+    held_out: bool,
+    stores: tuple[Path, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -65,21 +81,69 @@ def audit_command(
     Example: rpa-tune audit --model llama3-8b --chip v6e --max-num-seqs 64
     """
     found = audit(make_server(options), tables=tables, fail_on=fail_on, libtpu_args=libtpu_args)
+    if stores and not held_out:
+        raise UsageError("--store is for --held-out", hint="add --held-out")
     command = (
         tune_command(found.server, tables, fail_on, workload, libtpu_args)
         if found.tunable
         else None
     )
+    more = _Further(
+        shares=traffic(found, _workload_of(by_traffic)) if by_traffic else None,
+        hidden=_held_out(found, stores) if held_out else None,
+    )
     if as_json:
-        print_json(_to_dict(found, command))
+        print_json({**_to_dict(found, command), **more.to_dict()})
     else:
         _print(found, fail_on)
+        for line in more.lines():
+            click.echo(line)
         if command and write_plan is None:
             click.echo(f"To tune them: {command}")
     if write_plan is not None:
         _write_plan(write_plan, found, workload)
     elif not found.ok:
         raise click.exceptions.Exit(EXIT_MISSES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Further:
+    """What is said on demand."""
+
+    shares: Mapping[Source, float] | None
+    hidden: HeldOut | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields of the JSON document, those that were asked for."""
+        said: dict[str, Any] = {}
+        if self.shares is not None:
+            said["by_traffic"] = dict(self.shares)
+        if self.hidden is not None:
+            said["held_out"] = self.hidden.to_dict()
+        return said
+
+    def lines(self) -> list[str]:
+        """For people."""
+        lines = []
+        if self.shares is not None:
+            parts = [f"{100 * self.shares.get(source, 0.0):.1f} % {source}" for source in Source]
+            lines.append(f"by traffic: {', '.join(parts)}")
+        if self.hidden is not None:
+            lines += held_out_text(self.hidden)
+            for one in worst(self.hidden):
+                lines.append(f"  {one.row.where}: {one.loss_pct:.1f} %: {one.why}")
+        return lines
+
+
+def _workload_of(workload: str) -> str | Mapping[str, Any]:
+    """A workload, or that of a sweep plan."""
+    is_plan = workload in shipped_plans() or Path(workload).suffix in (".yaml", ".yml")
+    return load_plan(workload).workload if is_plan else workload
+
+
+def _held_out(found: Audit, stores: Sequence[Path]) -> HeldOut:
+    answers = [answer for store in stores for answer in read_store(store).evaluations]
+    return hold_out(found.tables, found.server.chip, answers)
 
 
 def tune_command(

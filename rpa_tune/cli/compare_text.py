@@ -1,7 +1,8 @@
 """What `rpa-tune explain --compare` prints for people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 
 import click
 
@@ -24,14 +25,17 @@ def print_comparison(found: Comparison) -> None:
             f"{side.lower_bound_us:,.1f}; bound by {bound}"
         )
     click.echo(f"B takes {found.ratio:.3f} of A's time")
-    _print_table("cycles by cause, mean over the workload", found.causes, CAUSES)
+    print_changes("cycles by cause, mean over the workload", found.causes, CAUSES)
     click.echo("\nin the batch that takes most of A's time:")
-    _print_table("cycles by loop (2.1: the first in the second)", found.loops, {})
-    _print_table("instructions by unit", found.units, {})
-    _print_table("figures", found.figures, {})
+    print_changes("cycles by loop (2.1: the first in the second)", found.loops)
+    print_changes("instructions by unit", found.units)
+    print_changes("figures", found.figures)
 
 
-def _print_table(title: str, changes: Sequence[Change], words: dict[str, str]) -> None:
+def print_changes(
+    title: str, changes: Sequence[Change], words: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """One kind of changes as a table, with what their names mean."""
     click.echo(f"\n{title:44}{'A':>14}{'B':>14}{'B - A':>14}")
     for change in changes[:_MOST]:
         name = f"{change.name} ({words[change.name]})" if change.name in words else change.name

@@ -11,14 +11,16 @@ from rpa_tune.analysis.explain import DEFAULT_DEADLINE_S, Explanation, explain_q
 from rpa_tune.analysis.second_opinion import SecondOpinion
 from rpa_tune.analysis.second_opinion import second_opinion as ask_compiler
 from rpa_tune.cli.compare_text import print_comparison
+from rpa_tune.cli.explain_function import Asked, explain_function
 from rpa_tune.cli.explain_text import print_explanation, print_second_opinion
 from rpa_tune.cli.layers_text import layers_to_dict
 from rpa_tune.cli.numbers import number, number_or_none
-from rpa_tune.cli.options import batch_option, cache_option, candidate_options
+from rpa_tune.cli.options import batch_option, cache_option, kernel_options
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.question import resolve_question
-from rpa_tune.cli.trace import save_schedule, write_heaviest
+from rpa_tune.cli.trace import save_schedules, write_heaviest
 from rpa_tune.errors import UsageError
+from rpa_tune.llo.profile import lines_to_dicts
 from rpa_tune.models.padding import padding_note
 
 # Keys that the JSON form always has; null without a time.
@@ -26,10 +28,24 @@ ALWAYS = (
     "total_cycles", "cycles_by_owner", "mbu", "mfu", "bound_by", "hbm_bytes", "vmem_bytes",
     "interval_us",
 )  # fmt: skip
+_OF_FUNCTIONS = ("shapes", "arguments", "values", "call")
 
 
 @click.command()
-@candidate_options
+@click.argument("target", required=False)
+@kernel_options
+@click.option(
+    "--shapes",
+    metavar="ARGS",
+    help="Arguments of TARGET: bf16[8,128] s32[4](700,90,1,1) causal=True.",
+)
+@click.option("--arguments", metavar="MODULE:FUNCTION", help="A function that returns them.")
+@click.option(
+    "--values",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="An .npz with the values of arguments, by their names.",
+)
+@click.option("--call", metavar="NAME", help="The Pallas call, where TARGET makes several.")
 @click.option("--workload", help="Preset, trace or workload file; see `rpa-tune workloads`.")
 @batch_option
 @click.option(
@@ -83,17 +99,19 @@ ALWAYS = (
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def explain(
-    tries: int,
-    stores: tuple[Path, ...],
+    target: str | None,
     cache: Path,
     deadline: float,
-    trace: Path | None,
     pair: tuple[str, str] | None,
     as_json: bool,
-    second_opinion: bool,
     **options: Any,
 ) -> None:
-    """Compiles and simulates one config, and shows where its time goes.
+    """Compiles and simulates one config, or any Pallas kernel, and shows where its time goes.
+
+    TARGET is your own function, MODULE:FUNCTION or FILE.py:FUNCTION, with a Pallas call in it; say
+    what it is called with by --shapes or --arguments. --config and --compare give it keywords. The
+    simulator runs the kernel's scalar program, so it needs the values of what is read as scalars.
+    Without TARGET a --family and a --model are explained.
 
     Without --config it is the family's default, which the dispatcher falls back on. For a model
     with several kinds of layers, --layers picks one; the default is layers without a window.
@@ -107,10 +125,41 @@ def explain(
 
     Example: rpa-tune explain --chip v6e --family decode --model llama3-8b
     --workload azure-conv --config bkv_sz=1024,num_buffers=2
+
+    Example: rpa-tune explain my_kernels:attention --chip v6e
+    --shapes "bf16[8,1024,128] bf16[8,1024,128] s32[8](512)"
     """
-    files = {name: options.pop(name) for name in ("trace_step", "dump")}
-    if files["trace_step"] and trace is None:
+    if options["trace_step"] and options["trace"] is None:
         raise UsageError("--trace-step says what --trace writes, which is not given")
+    if target is not None:
+        asked = Asked(
+            target=target, pair=pair, trace=options["trace"], trace_step=options["trace_step"],
+            dump=options["dump"], as_json=as_json, cache=cache, deadline_s=deadline,
+        )  # fmt: skip
+        if not explain_function(asked, options):
+            raise click.exceptions.Exit(1)
+        return
+    for name in _OF_FUNCTIONS:
+        if options.pop(name):
+            raise UsageError(f"--{name} is of a function, MODULE:FUNCTION, which is not given")
+    for name in ("family", "model"):
+        if options[name] is None:
+            raise click.MissingParameter(param_hint=f"'--{name}'", param_type="option")
+    _explain_candidate(options, cache=cache, deadline=deadline, pair=pair, as_json=as_json)
+
+
+def _explain_candidate(
+    options: dict[str, Any],
+    *,
+    cache: Path,
+    deadline: float,
+    pair: tuple[str, str] | None,
+    as_json: bool,
+) -> None:
+    """Explains a family's candidate, or two."""
+    tries, stores, trace = (options.pop(name) for name in ("tries", "stores", "trace"))
+    files = {name: options.pop(name) for name in ("trace_step", "dump")}
+    second_opinion = options.pop("second_opinion")
     if pair is not None:
         _refuse_beside_compare(
             options["config_text"], tries=tries, store=stores, trace=trace, dump=files["dump"],
@@ -119,7 +168,7 @@ def explain(
         _compare(pair, options, cache=cache, deadline_s=deadline, as_json=as_json)
         return
     found = explain_question(
-        resolve_question(**options),
+        resolve_question(cache=cache, **options),
         tries=tries,
         stores=stores,
         cache=cache,
@@ -132,7 +181,7 @@ def explain(
     if not found.ok:
         raise click.exceptions.Exit(1)
     if files["dump"] is not None:
-        save_schedule(found.question.candidate, cache_dir=cache, path=files["dump"])
+        save_schedules(found.question.candidate, cache_dir=cache, path=files["dump"])
     if trace is not None:
         write_heaviest(
             found.question.candidate,
@@ -181,7 +230,7 @@ def _compare(
     """Explains two configs, and prints them side by side."""
     explained = [
         explain_question(
-            resolve_question(**{**options, "config_text": text}),
+            resolve_question(**{**options, "config_text": text}, cache=cache),
             cache=cache, deadline_s=deadline_s, said=_say, advises=False,
         )
         for text in pair
@@ -221,5 +270,7 @@ def to_dict(found: Explanation) -> dict[str, Any]:
         "padding": padding_note(question.candidate.problem),
         "neighbours": [n.to_dict(evaluation.time_us or 0.0) for n in found.neighbours],
         "advice": found.advice,
+        "phases": found.phases,
+        "lines": lines_to_dicts(found.profile.cycles if found.profile else None),
         "provenance": evaluation.provenance,
     }

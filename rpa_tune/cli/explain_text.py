@@ -1,5 +1,8 @@
 """What `rpa-tune explain` prints for people."""
 
+import linecache
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,8 +14,10 @@ from rpa_tune.analysis.question import Question
 from rpa_tune.analysis.second_opinion import SecondOpinion
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.problem_text import problem_text
+from rpa_tune.evaluate.account import weighted_mean
 from rpa_tune.evaluate.simulated import Simulation
 from rpa_tune.hw.chip import Chip
+from rpa_tune.llo.profile import Profile
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.models.padding import padding_note
 from rpa_tune.report.words import BOUNDS
@@ -20,6 +25,7 @@ from rpa_tune.report.words import BOUNDS
 _BAR = 40  # characters of a full bar
 _MAX_LOOPS = 8
 _MIN_LOOP_SHARE = 0.01
+_MAX_LINES = 10
 
 NOT_TRIED = "none: no neighbouring config has a time; --tries 8 simulates up to 8"
 _MAX_AROUND = 6
@@ -45,12 +51,16 @@ def print_explanation(found: Explanation) -> None:
             f"error     90 % sure to be {span[0]:,.1f} to {span[1]:,.1f} us, by sets of parameters "
             f"that what is known of {chip.name} does not tell apart"
         )
-    _print_efficiency(metrics, chip, float(evaluation.time_us or 0.0))
+    _print_efficiency(found, chip)
     click.echo(f"bound by  {metrics['bound_by']}. {BOUNDS.get(metrics['bound_by'], '')}")
     _print_neighbours(found)
-    _print_owners(metrics["cycles_by_owner"])
+    print_owners(metrics["cycles_by_owner"])
     _print_heaviest(question, found.simulation)
-    _print_doubts(metrics)
+    if found.profile is not None:
+        print_phases(found.phases)
+        print_lines(found.profile.cycles)
+    _print_cost(metrics)
+    print_doubts(metrics["unknown"], metrics["guesses"])
 
 
 def print_second_opinion(found: SecondOpinion) -> None:
@@ -108,11 +118,17 @@ def _print_neighbours(found: Explanation) -> None:
             click.echo(f"  no time, {near.status}: {near.change}")
 
 
-def _print_efficiency(metrics: dict[str, Any], chip: Chip, time_us: float) -> None:
-    achieved = metrics["hbm_bytes"] / time_us * 1e-3
+def _print_efficiency(found: Explanation, chip: Chip) -> None:
+    metrics, time_us = found.evaluation.metrics, found.time_us or 0.0
+    # Of the schedule itself: a public kernel's account is a floor, and counts no copies.
+    weights = [wb.weight for wb in found.question.workload.batches]
+    timelines = found.simulation.timelines
+    moved = weighted_mean([t.read_bytes + t.write_bytes for t in timelines], weights)
+    copies = weighted_mean([t.num_copies for t in timelines], weights)
+    achieved = moved / time_us * 1e-3
     hbm_bytes_per_s = chip.hbm_bytes_per_s * chip.num_cores_per_device
     click.echo(
-        f"HBM       {metrics['hbm_bytes'] / 1e6:,.1f} MB in {metrics['num_copies']:,.0f} copies, "
+        f"HBM       {moved / 1e6:,.1f} MB in {copies:,.0f} copies, "
         f"{achieved:,.0f} of {hbm_bytes_per_s / 1e9:,.0f} GB/s; "
         f"MBU {metrics['mbu']:.1%}, MFU {metrics['mfu']:.1%} (causal FLOPs over bf16 peak)"
     )
@@ -126,12 +142,35 @@ def _print_efficiency(metrics: dict[str, Any], chip: Chip, time_us: float) -> No
     )
 
 
-def _print_owners(cycles_by_owner: dict[str, int]) -> None:
+def print_owners(cycles_by_owner: dict[str, int]) -> None:
+    """Cycles by cause, largest first."""
     total = sum(cycles_by_owner.values())
     click.echo(f"\ncycles by cause ({total:,} in total)")
     for owner, cycles in sorted(cycles_by_owner.items(), key=lambda item: -item[1]):
         if cycles:
             click.echo(f"  {owner:16}{cycles:>14,}  {cycles / total:>6.1%}  {_bar(cycles / total)}")
+
+
+def print_phases(phases: Mapping[str, int]) -> None:
+    """Cycles by what the kernel does; see `analysis.phases`."""
+    total = sum(phases.values())
+    click.echo("\ncycles by phase, by opcode and source line")
+    for phase, cycles in [*phases.items()][:_MAX_LOOPS]:
+        click.echo(
+            f"  {phase[:34]:34}{cycles:>14,}  {cycles / total:>6.1%}  {_bar(cycles / total)}"
+        )
+
+
+def print_lines(profile: Profile) -> None:
+    """The source lines that take most."""
+    total = float(profile.cycles.sum())
+    click.echo("\ncycles by source line (the innermost, as the compiler keeps it)")
+    lines = sorted(profile.lines.items(), key=lambda item: -item[1])
+    for line, cycles in lines[:_MAX_LINES]:
+        place = f"{Path(line.file).name}:{line.line}"
+        text = linecache.getline(line.file, line.line).strip()
+        click.echo(f"  {place[-34:]:34}{cycles:>14,.0f}  {cycles / total:>6.1%}  {text[:60]}")
+    click.echo(f"  {'no line':34}{profile.no_line:>14,.0f}  {profile.no_line / total:>6.1%}")
 
 
 def _print_heaviest(question: Question, simulation: Simulation) -> None:
@@ -147,6 +186,12 @@ def _print_heaviest(question: Question, simulation: Simulation) -> None:
             f"{cycles / timeline.total_cycles:.0%}" for cycles in timeline.core_cycles
         )
         click.echo(f"  its cores are busy for {shares} of that; loops are those of the slower one")
+    print_loops(timeline)
+    print_slots(timeline)
+
+
+def print_loops(timeline: Timeline) -> None:
+    """The loops that take most."""
     click.echo("  loop             depth    entries       trips       cycles  share")
     shown = sorted(timeline.loops, key=lambda loop: -loop.cycles)[:_MAX_LOOPS]
     for loop in sorted(shown, key=lambda loop: loop.first):
@@ -156,26 +201,29 @@ def _print_heaviest(question: Question, simulation: Simulation) -> None:
                 f"  {where:16}{loop.depth:>6}{loop.entries:>11,}{loop.trips:>12,}"
                 f"{loop.cycles:>13,}  {loop.share:>5.0%}"
             )
-    _print_slots(timeline)
 
 
-def _print_slots(timeline: Timeline) -> None:
+def print_slots(timeline: Timeline) -> None:
+    """How much of each issue slot is used."""
     click.echo(f"  slot use over {timeline.num_bundles:,} bundles; busiest {timeline.busiest_slot}")
     for name, use in sorted(timeline.slots.items(), key=lambda item: -item[1].share):
         if use.instructions:
             click.echo(f"  {name:16}{use.instructions:>14,}  {use.share:>6.1%}  {_bar(use.share)}")
 
 
-def _print_doubts(metrics: dict[str, Any]) -> None:
-    """What the figures rest on, and what they cost."""
+def _print_cost(metrics: dict[str, Any]) -> None:
     cached = " (cached)" if metrics["from_cache"] else ""
     click.echo(
         f"\ncompiled in {metrics['lower_s'] + metrics['compile_s']:.1f} s{cached}, "
         f"simulated in {metrics['simulate_s']:.1f} s"
     )
-    unknown = ", ".join(f"{name} ({count:,})" for name, count in metrics["unknown"].items())
-    click.echo(f"not modelled: {unknown or 'none'}")
-    click.echo(f"guessed parameters: {', '.join(metrics['guesses']) or 'none'}")
+
+
+def print_doubts(unknown: Mapping[str, int], guesses: Sequence[str]) -> None:
+    """What the figures rest on."""
+    counted = ", ".join(f"{name} ({count:,})" for name, count in unknown.items())
+    click.echo(f"not modelled: {counted or 'none'}")
+    click.echo(f"guessed parameters: {', '.join(guesses) or 'none'}")
 
 
 def _describe(batch: Batch) -> str:

@@ -17,6 +17,7 @@ from rpa_tune.analysis.question import one_batch
 from rpa_tune.cli.numbers import number
 from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.errors import UsageError
+from rpa_tune.families.registry import ALL_FAMILIES
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.libtpu_args import parse_args
 from rpa_tune.models.catalog import model_name
@@ -144,12 +145,16 @@ KV_LAYOUT_OPTION = click.option(
     help="Layout of the KV cache; seq_along_lane pads nothing.",
 )  # fmt: skip
 
-_OPTIONS = (
-    click.option("--chip", required=True, type=ChipName(),
-                 help="Chip to compile for: v4, v5e, v5p, v6e or v7x."),
+CHIP_OPTION = click.option(
+    "--chip", required=True, type=ChipName(), help="Chip to compile for: v4, v5e, v5p, v6e or v7x."
+)
+_NAMES = (
+    CHIP_OPTION,
     click.option("--family", required=True, type=NameChoice(FAMILIES), help="Kernel family."),
     click.option("--model", required=True, type=ModelName(),
                  help="Model name, or the path of a config.json."),
+)  # fmt: skip
+_OPTIONS = (
     click.option("--config", "config_text", default="", metavar="K=V,...",
                  help="Fields that override the family's default config."),
     click.option("--tp", default=1, show_default=True, type=number("tp"),
@@ -185,7 +190,21 @@ batch_option = click.option(
 
 def candidate_options(command: Command) -> Command:
     """Adds the options that name a family, a problem, a config and a chip."""
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_NAMES, *_OPTIONS)):
+        command = option(command)
+    return command
+
+
+def kernel_options(command: Command) -> Command:
+    """The same for a command that takes a function in place of a family and a model."""
+    names = (
+        CHIP_OPTION,
+        click.option("--family", type=NameChoice(ALL_FAMILIES),
+                     help="Kernel family, ours or a public one."),
+        click.option("--model", type=ModelName(),
+                     help="Model name, or the path of a config.json."),
+    )  # fmt: skip
+    for option in reversed((*names, *_OPTIONS)):
         command = option(command)
     return command
 

@@ -14,7 +14,6 @@ from rpa_tune.cli.server import make_server, server_options
 from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
 from rpa_tune.models.server import Server
-from rpa_tune.sweep.nodes import read_yaml
 from rpa_tune.sweep.plan_for import (
     DEFAULT_WORKLOAD,
     KERNELS,
@@ -23,7 +22,7 @@ from rpa_tune.sweep.plan_for import (
     plan_for,
     summary,
 )
-from rpa_tune.sweep.plan_servers import read_servers
+from rpa_tune.sweep.plan_servers import load_fleet
 from rpa_tune.sweep.run import num_cores
 
 
@@ -115,10 +114,7 @@ def _servers(fleet: Path | None, options: dict[str, Any]) -> tuple[Server, ...]:
         return (make_server(options),)
     if options["model"] is not None or options["chip"] is not None:
         raise UsageError("--servers stands in the place of --model and --chip", where=str(fleet))
-    root = read_yaml(fleet)
-    if isinstance(root.value, dict):
-        root = root.entries(("servers",), "the file")["servers"]
-    return read_servers(root)
+    return load_fleet(fleet)
 
 
 def _missing(

@@ -1,5 +1,6 @@
 """`rpa-tune tables check`: are rows stale under what is installed? No TPU needed."""
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -57,12 +58,18 @@ def recompile_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--recompile", is_flag=True,
               help="Compile and simulate the rows' configs and the heuristics again.")  # fmt: skip
 @recompile_options
+@click.option("--sample", type=number("sample"),
+              help="Only so many rows: of each chip and family in turn one that was not drawn, "
+              "by the least digest of its key and of --seed.")  # fmt: skip
+@click.option("--seed", default="", help="With --sample: another text draws other rows.")
 @click.option("--python", "pythons", multiple=True, type=click.Path(path_type=Path),
               help="Also with the jax and libtpu of this Python; repeatable.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def check(
     folder: Path | None,
     recompile: bool,
+    sample: int | None,
+    seed: str,
     pythons: tuple[Path, ...],
     chip: str | None,
     family: str | None,
@@ -96,6 +103,8 @@ def check(
         raise click.exceptions.Exit(across(words, pythons, store_file, as_json))
     plans = [load_plan(file) for file in plan_files]
     rows = choose_rows(folder or shipped_folder(), chip, family)
+    if sample is not None:
+        rows = sample_rows(rows, sample, seed)
     if recompile:
         fetch(rows, cache)
         evaluators: dict[Method, AbstractEvaluator] = {
@@ -127,6 +136,25 @@ def choose_rows(folder: Path, chip: str | None, family: str | None) -> list[Tabl
     """The rows of a folder that the options name."""
     rows = load_tables([folder], chip=chip)
     return [row for row in rows if family in (None, row.key.family)]
+
+
+def sample_rows(rows: Sequence[TableRow], number: int, seed: str = "") -> list[TableRow]:
+    """A few rows, of as many chips and families as there are, in the order of the table.
+
+    Chips and families take turns; of each, rows come in the order of a digest of key and seed, so
+    that the sample of a table is the same everywhere and a row more changes it little.
+    """
+    turns: dict[tuple[str, str], list[tuple[str, TableRow]]] = {}
+    for row in rows:
+        drawn = hashlib.sha256(f"{seed} {row.key}".encode()).hexdigest()
+        turns.setdefault((row.key.chip, row.key.family), []).append((drawn, row))
+    ranked = [
+        (rank, place, row)
+        for place, group in turns.items()
+        for rank, (_, row) in enumerate(sorted(group, key=lambda pair: pair[0]))
+    ]
+    chosen = sorted(ranked, key=lambda entry: entry[:2])[:number]
+    return sorted((row for *_, row in chosen), key=lambda row: row.key)
 
 
 def fetch(rows: Sequence[TableRow], cache: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from rpa_tune.cli.forecast import print_forecast
+from rpa_tune.cli.forecast import print_forecast, print_groups
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import ChipName, LibtpuArgs, NameChoice, RenamedOption, cache_option
@@ -21,10 +21,11 @@ from rpa_tune.cli.sweep_text import print_outcome
 from rpa_tune.cli.workload_words import say_sources
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.ray_pool import RayPool
+from rpa_tune.errors import UsageError
 from rpa_tune.known_versions import faults
 from rpa_tune.models.catalog import load_model
 from rpa_tune.provenance import versions
-from rpa_tune.sweep.forecast import forecast
+from rpa_tune.sweep.forecast import forecast, forecast_groups
 from rpa_tune.sweep.identity import require_same_samplers
 from rpa_tune.sweep.job import Job, open_job
 from rpa_tune.sweep.nodes import parse_seconds
@@ -47,6 +48,8 @@ EXIT_INTERRUPTED = 130
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--chip", type=ChipName(), help="Tune for this chip instead of the plan's.")
 @click.option("--dry-run", is_flag=True, help="Print the estimated work and stop.")
+@click.option("--brief", is_flag=True,
+              help="With --dry-run: a line for each chip and family.")  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Ignore stored results and cached compiles.")
 @click.option("--workers", type=number("workers"), help="Worker processes; default: one per core.")
 @click.option("--budget", help="Time limit, such as 90s, 30m or 2h; resumable.")
@@ -71,7 +74,7 @@ EXIT_INTERRUPTED = 130
 def sweep(**options: Any) -> None:
     """Tunes what PLAN asks for and writes table rows.
 
-    PLAN is a YAML file, or the name of a plan that comes with rpa-tune: deepseek_v3,
+    PLAN is a YAML file, or the name of a plan that comes with rpa-tune: deepseek_v3, fleet,
     public_hd64, public_mla, public_stacked, public_tokamax, public_v3, quickstart,
     steady_decode.
 
@@ -89,11 +92,16 @@ def sweep(**options: Any) -> None:
     Example: rpa-tune sweep quickstart --chip v5e --budget 10m
     """
     asked = _Options(**options)
+    if asked.brief and not asked.dry_run:
+        raise UsageError("--brief says what --dry-run does, in short", hint="add --dry-run")
     plan = _load(asked)
     pool = _make_pool(asked, plan)
     job = open_job(plan, asked.store_file, asked.shard_text)
     _say_layers(job)
     _say_faults(job)
+    if asked.brief:
+        print_groups(forecast_groups(job, verify=asked.verify), asked.as_json)
+        return
     if not asked.as_json:  # stderr has events for machines then, the document has the source
         say_sources(study.workload for study in job.studies)
     if asked.dry_run:
@@ -131,6 +139,7 @@ class _Options:
     plan_file: Path
     chip: str | None
     dry_run: bool
+    brief: bool
     fresh: bool
     workers: int | None
     budget: str | None

@@ -1,22 +1,19 @@
 """`rpa-tune explain --trace`: the heaviest batch of a candidate as a Perfetto trace."""
 
-import gzip
-import tempfile
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from rpa_kernels.batch import Batch
+from rpa_tune.analysis.phases import bundle_labels
+from rpa_tune.analysis.schedules import load_schedules, longest_launch
 from rpa_tune.candidate import Candidate
-from rpa_tune.compile.cache import CompileCache, compile_key
-from rpa_tune.errors import DumpError
-from rpa_tune.evaluate.simulate_task import scalar_operands
 from rpa_tune.files import write_whole
 from rpa_tune.llo.machine import load_machine
-from rpa_tune.llo.parse import load_program
-from rpa_tune.llo.program import Program
+from rpa_tune.llo.profile import read_sources
 from rpa_tune.report.timeline import write_trace
 
 
@@ -43,12 +40,12 @@ def write_heaviest(
       DumpError: The candidate's schedule is not in the cache, or not understood.
     """
     index = max(range(len(batches)), key=lambda i: batch_us[i])
-    program = _load(candidate, cache_dir)
-    operands = scalar_operands(candidate, batches[index])
+    program, operands, text = longest_launch(candidate, batches[index], cache_dir)
     fields = " ".join(f"{name}={value}" for name, value in asdict(candidate.config).items())
     dropped = write_trace(
         program, load_machine(candidate.chip.name), operands, path,
         title=f"{candidate.family.name} {fields}", one_step=one_step,
+        labels=bundle_labels(program, read_sources(text)),
     )  # fmt: skip
     cut = f"; {dropped:,} slices did not fit" if dropped else ""
     click.echo(
@@ -58,33 +55,24 @@ def write_heaviest(
     )
 
 
-def save_schedule(candidate: Candidate, *, cache_dir: Path, path: Path) -> None:
-    """Writes a candidate's schedule as the compiler dumped it, and says so on stderr.
+def save_schedules(candidate: Candidate, *, cache_dir: Path, path: Path) -> None:
+    """Writes a candidate's schedules as the compiler dumped them, and says so on stderr.
 
     Raises:
-      DumpError: It is not in the cache.
+      DumpError: They are not in the cache.
     """
-    text = load_schedule(candidate, cache_dir)
-    write_whole(path, text.encode())
-    click.echo(f"schedule of {text.count(chr(10)):,} lines in {path}", err=True)
+    write_schedules(load_schedules(candidate, cache_dir), path)
 
 
-def load_schedule(candidate: Candidate, cache_dir: Path) -> str:
-    """The text of a candidate's schedule, compiled before.
+def write_schedules(schedules: Mapping[str, str], path: Path) -> None:
+    """Writes schedules, one file for each: `path`, or with the kernel's name where there are more.
 
-    Raises:
-      DumpError: It is not in the cache.
+    Args:
+      schedules: Text by kernel name.
+      path: The file.
     """
-    compiled = CompileCache(cache_dir).load(compile_key(candidate))
-    if compiled is None or compiled.bundles is None:
-        raise DumpError("the cache has no schedule of this candidate", where=str(cache_dir))
-    raw = compiled.bundles.read_bytes()
-    return (gzip.decompress(raw) if compiled.bundles.suffix == ".gz" else raw).decode()
-
-
-def _load(candidate: Candidate, cache_dir: Path) -> Program:
-    """The candidate's schedule, parsed."""
-    with tempfile.NamedTemporaryFile("w", suffix="-final_bundles.txt") as plain:
-        plain.write(load_schedule(candidate, cache_dir))
-        plain.flush()
-        return load_program(Path(plain.name))
+    for name, text in schedules.items():
+        safe = re.sub(r"[^\w.-]", "_", name)
+        file = path if len(schedules) == 1 else path.with_name(f"{path.stem}-{safe}{path.suffix}")
+        write_whole(file, text.encode())
+        click.echo(f"schedule of {text.count(chr(10)):,} lines in {file}", err=True)

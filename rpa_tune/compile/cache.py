@@ -19,7 +19,7 @@ from rpa_tune.compile import target
 from rpa_tune.files import write_whole
 from rpa_tune.provenance import versions
 
-_SCHEMA = "rpa-compile/2"
+_SCHEMA = "rpa-compile/3"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

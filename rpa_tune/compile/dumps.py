@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rpa_tune.errors import DumpError
+from rpa_tune.llo.sources import without_sources
 
 
 class DiskFullError(DumpError):
@@ -92,7 +93,8 @@ def schedule_digest(bundles: Path) -> str:
     Raises:
       DumpError: A comment has no end.
     """
-    text = _without_comments(bundles.read_text(encoding="utf-8"), bundles)
+    text = without_sources(bundles.read_text(encoding="utf-8"))
+    text = _without_comments(text, bundles)
     sha = hashlib.sha256()
     for line in text.splitlines():
         plain = _VALUE_ID.sub(r"%\1", line).strip()

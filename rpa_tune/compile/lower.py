@@ -7,6 +7,7 @@ set before jax was imported; the parent side is `pool.py`.
 import re
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,8 +84,15 @@ def _keep(cache: CompileCache, key: str, compiled: Compiled) -> Compiled:
         return replace(compiled, not_cached=f"{error.strerror}: {error.filename}")
 
 
-def compile_call(call: Call, chip: Chip) -> Compiled:
+def compile_call(
+    call: Call, chip: Chip, *, kept: Callable[[str], Compiled | None] | None = None
+) -> Compiled:
     """Compiles a call for a chip that is not there, and finds its schedule.
+
+    Args:
+      call: What to compile.
+      chip: Where it would run.
+      kept: From the lowered program's text to what is known of it, which is then not compiled.
 
     Raises:
       DumpError: The schedule is missing.
@@ -100,6 +108,8 @@ def compile_call(call: Call, chip: Chip) -> Compiled:
     with call.context():
         lowered = jax.jit(call.function, donate_argnums=call.donated).lower(*arguments)
         lower_s = time.perf_counter() - started
+        if kept is not None and (known := kept(lowered.as_text())) is not None:
+            return known
         worker.report_phase("compile")
         try:
             executable = lowered.compile()

@@ -7,6 +7,7 @@ inside functions, because the parent process uses the rest without it.
 
 import fnmatch
 import functools
+import gc
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from rpa_tune.hw.chip import Chip
 from rpa_tune.libtpu_args import HOST_FLAG, VARIABLE, args_here
+from rpa_tune.llo.sources import SOURCES_FLAG
 
 # What the compiler writes down. The pass is chosen by a regular expression on its label; the
 # VMEM report comes along whatever the label says.
@@ -23,6 +25,9 @@ DUMP_FLAGS = (
     "--xla_jf_dump_llo_pass_label_regex=final_bundles",
 )
 _DUMP_TO = "--xla_jf_dump_to="
+
+# Objects between two looks for garbage of a worker, and looks between those of older generations.
+_GC_THRESHOLDS = (100_000, 50, 100)
 
 # Keeps libtpu from asking a cloud metadata server which TPU it is on.
 _NO_METADATA_SERVER = {
@@ -75,6 +80,11 @@ def worker_environment(folder: Path, libtpu_args: str = "") -> dict[str, str]:
     """
     flags = f"{libtpu_args} {_dump_flags(folder)}".strip()
     return build_environment(folder) | {VARIABLE: flags}
+
+
+def sources_environment(folder: Path) -> dict[str, str]:
+    """That of `worker_environment`; schedules say which source line an instruction comes from."""
+    return worker_environment(folder, SOURCES_FLAG)
 
 
 def build_environment(folder: Path, libtpu_args: str = "") -> dict[str, str]:
@@ -235,3 +245,36 @@ def set_up_worker(_: None = None) -> None:
 
     # The cache on disk is ours; jax's would hide what a compile costs and write no dumps.
     jax.config.update("jax_enable_compilation_cache", False)
+    _remember_bitcasts()
+    # Tracing makes millions of small objects that live until a kernel is lowered. What is imported
+    # is never garbage, and looking through the rest less often halves what looking costs.
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+
+
+def _remember_bitcasts() -> None:
+    """Has jax ask once what shape a bitcast view of some shape has, instead of at each use.
+
+    Each time a kernel loads through such a view, jax traces a function anew to find out: 40 % of
+    what it takes to trace a kernel. The answer depends on shape and types alone.
+    Source: jax 0.10.2, jax/_src/state/types.py, `BitcastTransform.transform_type`. A jax with no
+    such function is left as it is.
+    """
+    import jax
+
+    try:
+        from jax._src.state import utils
+    except ImportError:
+        return
+    ask = getattr(utils, "eval_bitcast_shape", None)
+    if ask is None:
+        return
+
+    @functools.lru_cache(maxsize=4096)
+    def known(shape: tuple[int, ...], dtype: Any, to: Any) -> Any:
+        return ask(jax.ShapeDtypeStruct(shape, dtype), to)
+
+    def shape_of(x: Any, dtype: Any) -> Any:
+        return known(x.shape, x.dtype, dtype)
+
+    utils.eval_bitcast_shape = shape_of

@@ -89,8 +89,13 @@ def audit(
     return [
         _look_up(dispatcher, problem, family)
         for problem in problems
-        for family in dict.fromkeys(family_of(slot, is_latent=problem.is_latent) for slot in slots)
+        for family in look_up_families(problem, slots)
     ]
+
+
+def look_up_families(problem: Problem, slots: Sequence[str]) -> list[str]:
+    """The families that are looked up for a problem whose steps fill these slots."""
+    return list(dict.fromkeys(family_of(slot, is_latent=problem.is_latent) for slot in slots))
 
 
 def _look_up(dispatcher: Dispatcher, problem: Problem, family: str) -> Entry:

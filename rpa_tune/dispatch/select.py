@@ -38,10 +38,12 @@ class Choice:
 
     Attributes:
       key: What was looked up.
-      source: Exact row, nearest row, or heuristic.
+      source: Exact row, nearest row, or heuristic. Where the nearest row pins the heuristic, the
+        heuristic's config for this very problem is a nearest answer: that row says it was compared.
       why: One line for a log.
       configs: Config records; one of them serves a step.
-      row: The row, whose rule picks among the configs; or None for the heuristic, which has one.
+      row: The row, whose rule picks among the configs (a row that pins the heuristic has one); or
+        None for the heuristic without a row, which has one, too.
       distance: How far the row's key is; 0 for an exact row, None for the heuristic.
     """
 
@@ -90,16 +92,10 @@ def select(
             hint='sweep this problem, or load the dispatcher with on_miss="nearest"',
         )
     if on_miss == "nearest":
-        choice = _nearest(key, problem, target, tables)
-        if choice is None:
-            reason += f", and none that fits within distance {NEAREST_LIMIT:g}"
-        elif choice.row is not None and choice.row.evidence.verdict == HEURISTIC:
-            # The neighbour found the heuristic fine: the heuristic for this problem, then, not
-            # the config that it had for the neighbour's.
-            reason += f"; the heuristic won in the {choice.why}"
-        else:
+        if choice := _nearest(key, problem, target, tables):
             loss = expected_loss(key.family, choice.distance or 0.0)
             return replace(choice, why=f"{choice.why}; {loss or 'expected loss not known'}")
+        reason += f", and none that fits within distance {NEAREST_LIMIT:g}"
     config = _heuristic(family, problem, target)
     if isinstance(config, Infeasible):
         return config
@@ -120,8 +116,18 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
     for near in tables.by_distance(key):
         if near.distance > NEAREST_LIMIT:
             return None
+        if near.distance == 0:
+            continue
+        said = ""
         configs = _fitting(near.row, problem, target)
-        if isinstance(configs, str) or near.distance == 0:
+        if near.row.evidence.verdict == HEURISTIC:
+            # The neighbour found the heuristic fine: the heuristic for this problem, then, not
+            # the config that it had for the neighbour's.
+            config = _heuristic(key.family, problem, target)
+            said = "; the heuristic won there, and this is that of the problem itself"
+            is_none = isinstance(config, Infeasible)
+            configs = str(config) if is_none else (config,) * len(near.row.configs)
+        if isinstance(configs, str):
             continue
         changed = ", ".join(
             f"{name} {theirs} instead of {ours}"
@@ -130,7 +136,7 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
         return Choice(
             key=key,
             source=Source.NEAREST,
-            why=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed})",
+            why=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed}){said}",
             configs=configs,
             row=near.row,
             distance=near.distance,

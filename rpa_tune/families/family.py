@@ -6,7 +6,7 @@ families differ they override a method or an attribute; nothing asks where one c
 """
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +111,14 @@ class Family(KernelFamily, abc.ABC):
         Raises:
           UsageError: The function makes no such launch.
         """
+
+    def shipped_configs(self) -> Iterable[tuple[str, Problem, Any]]:
+        """(chip, problem, config) that others tuned and shipped: where searches start; mostly none.
+
+        Raises:
+          UsageError: What was shipped is damaged.
+        """
+        return ()
 
     def kernel_names(self, problem: Problem, config: Any) -> tuple[str, ...]:
         """`name=` of each Pallas call that serves the family's sequences, in order; mostly one."""

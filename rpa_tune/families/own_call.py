@@ -1,7 +1,9 @@
-"""The attention call of a family of ours, for a compiler or a device.
+"""The launch of a kernel of ours, for a compiler that is asked for its schedule.
 
-The kernel stands inside the wrapper it is used in (`prepare`, launch, `finish`), because XLA
-decides from the surroundings where operands live.
+The launch alone, without what lays its operands out and takes the page table apart: XLA takes
+longer over those than over most kernels, and they cannot change the schedule. Where a Pallas
+call's operands live is all that its surroundings could decide, and the launch keeps them in HBM
+(`rpa_kernels.calls`). `tests/aot/test_own_call.py` holds it against the public call.
 """
 
 from typing import Any
@@ -9,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rpa_kernels import inputs
 from rpa_kernels.family import KernelFamily
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
@@ -17,49 +18,37 @@ from rpa_tune.families.family import Call
 
 
 def own_call(family: KernelFamily, problem: Problem, config: Any, target: Target) -> Call:
-    """The call of one family, from public arrays to public arrays."""
+    """The launch of one family, from what `inputs.prepare` makes to what `inputs.finish` takes."""
+    scalars = _metadata(problem)
+    named = _optional(problem) | {"page_runs": scalars[1]}  # as many words as pages
+    queries = [_array(problem.q_shape, problem.q_dtype)]
     if problem.is_latent:
-        return _latent_call(family, problem, config, target)
+        queries.append(_array(problem.q_rope_shape, problem.q_dtype))
+    operands = [
+        _array(problem.kv_new_shape, problem.kv_dtype),
+        _array(problem.kv_cache_shape, problem.kv_dtype),
+        *scalars,
+    ]
 
-    def attend(
-        queries: jax.Array, keys: jax.Array, values: jax.Array, kv_cache: jax.Array,
-        *rest: jax.Array,
-    ) -> tuple[jax.Array, ...]:  # fmt: skip
-        q, kv_new = inputs.prepare(queries, keys, values, problem)
-        scalars, more = rest[:4], list(rest[4:])
-        sinks = more.pop(0) if problem.has_sinks else None
-        tree_mask = more.pop(0) if problem.has_tree_mask else None
-        out, kv_cache, *lse = family.launch(
-            q, kv_new, kv_cache, *scalars,
-            problem=problem, config=config, target=target, sinks=sinks,
-            tree_mask=tree_mask,
+    def launch(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        q = arrays[: len(queries)]
+        rest, given = arrays[len(queries) : -len(named)], arrays[-len(named) :]
+        results: tuple[jax.Array, ...] = family.launch(
+            q if problem.is_latent else q[0], *rest,
+            problem=problem, config=config, target=target,
+            **dict(zip(named, given, strict=True)),
         )  # fmt: skip
-        return inputs.finish(out, problem), kv_cache, *(inputs.finish_lse(x, problem) for x in lse)
+        return results
 
+    arguments = (*queries, *operands, *named.values())
+    written = [0, len(queries) + 1]
+    if problem.return_lse:
+        written.append(len(queries) + len(operands) + list(named).index("lse"))
     return Call(
-        function=attend,
-        arguments=abstract_inputs(problem),
+        function=launch,
+        arguments=arguments,
         kernel_name=family.kernel_name(problem, config),
-        donated=(3,),
-    )
-
-
-def _latent_call(family: KernelFamily, problem: Problem, config: Any, target: Target) -> Call:
-    def attend(
-        ql_nope: jax.Array, q_pe: jax.Array, new_kv_c: jax.Array, new_k_pe: jax.Array,
-        *rest: jax.Array,
-    ) -> tuple[jax.Array, ...]:  # fmt: skip
-        q, kv_new = inputs.prepare_latent(ql_nope, q_pe, new_kv_c, new_k_pe, problem)
-        out, kv_cache = family.launch(
-            q, kv_new, *rest, problem=problem, config=config, target=target
-        )
-        return inputs.finish_latent(out, problem), kv_cache
-
-    return Call(
-        function=attend,
-        arguments=abstract_inputs(problem),
-        kernel_name=family.kernel_name(problem, config),
-        donated=(4,),
+        donated=tuple(written),
     )
 
 
@@ -76,6 +65,22 @@ def _abstract_latent_inputs(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...
     ]
     arrays = (jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in shapes)
     return (*arrays, *_metadata(problem))
+
+
+def _optional(problem: Problem) -> dict[str, jax.ShapeDtypeStruct]:
+    """What else a launch of the problem takes, by the names of its arguments."""
+    found = {}
+    if problem.has_sinks:
+        found["sinks"] = _array((problem.num_q_heads,), "float32")
+    if problem.has_tree_mask:
+        found["tree_mask"] = _array((problem.max_num_tokens,), "int32")
+    if problem.return_lse:
+        found["lse"] = _array(problem.lse_shape, "float32")
+    return found
+
+
+def _array(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
 
 
 def _metadata(problem: Problem) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -48,12 +48,15 @@ def read_weights(
         return _nemotron_h(config, kinds, other_layers)
     if model_type not in _TYPES:
         raise UsageError(f"the matrices of model type {model_type!r} are not known here")
-    if unknown := set(other_layers) - {"linear_attention"}:
+    if unknown := set(other_layers) - {"linear_attention", "mamba"}:
         raise UsageError(f"the matrices of {', '.join(sorted(unknown))} layers are not known here")
     hidden, vocab = _size(config, "hidden_size"), _size(config, "vocab_size")
     always = sum(_attention(config, kind, hidden) for kind in kinds)
     if linear := other_layers.get("linear_attention"):
         always += linear * _linear_attention(config, hidden)
+    if mambas := other_layers.get("mamba"):
+        always += mambas * _mamba2(config, hidden, ("mamba_n_heads", "mamba_d_head"),
+                                   ("mamba_n_groups", "mamba_d_state"))  # fmt: skip
     num_layers = sum(kind.num_layers or 0 for kind in kinds) + sum(other_layers.values())
     dense, expert, experts, chosen = _mlp(config, hidden, num_layers)
     embedding, beside = _per_layer_inputs(config, hidden, num_layers)
@@ -102,6 +105,13 @@ def _linear_attention(config: Config, hidden: int) -> int:
     return hidden * (2 * keys + 2 * values + 2 * heads + values)
 
 
+def _mamba2(config: Config, hidden: int, heads: tuple[str, str], state: tuple[str, str]) -> int:
+    """A layer of Mamba-2: x, gate, B, C and a rate a head, output. Types name the sizes apart."""
+    num_heads, head_dim, groups, size = (_size(config, name) for name in (*heads, *state))
+    inner = num_heads * head_dim
+    return hidden * (2 * inner + 2 * groups * size + num_heads + inner)
+
+
 def _nemotron_h(
     config: Config, kinds: Sequence[LayerKind], other_layers: Mapping[str, int]
 ) -> Weights:
@@ -109,10 +119,8 @@ def _nemotron_h(
     hidden, vocab = _size(config, "hidden_size"), _size(config, "vocab_size")
     always = sum(_attention(config, kind, hidden) for kind in kinds)
     if mambas := other_layers.get("mamba"):
-        heads = _size(config, "mamba_num_heads")
-        inner = heads * _size(config, "mamba_head_dim")
-        rates = 2 * _size(config, "n_groups") * _size(config, "ssm_state_size") + heads
-        always += mambas * hidden * (2 * inner + rates + inner)
+        always += mambas * _mamba2(config, hidden, ("mamba_num_heads", "mamba_head_dim"),
+                                   ("n_groups", "ssm_state_size"))  # fmt: skip
     if mlps := other_layers.get("mlp"):
         always += mlps * 2 * hidden * _size(config, "intermediate_size")
     expert = experts = chosen = 0

@@ -113,6 +113,14 @@ def install(
             f"sglang-jax does not import: {error}", where=BACKEND, hint=_HINT
         ) from error
     known = loaded_function()
+    if "proxy" in (getattr(jax.config, "jax_platforms", None) or ""):
+        # `_compute_cache_loc_buckets` in srt/model_executor/compilation_manager.py
+        raise UsageError(
+            "under Pathways (JAX_PLATFORMS=proxy) sglang-jax cuts its page list at the pool's "
+            "size, and sequences may have more pages than an equal share of it",
+            where=BACKEND,
+            hint="run on the TPU host itself, or without the stand-in",
+        )
     stand_in = StandIn()
     served = Served(dispatcher=dispatcher, interpret=interpret, guard=guard)
     function = known.function

@@ -49,6 +49,7 @@ class ForeignTask:
       blocks: Block sizes as `functions.bind` takes them.
       batches: The launches to time.
       cache_dir: Where schedules are kept.
+      without: How the names of Pallas calls begin that are left out of times; none if empty.
     """
 
     kernel: str
@@ -58,6 +59,7 @@ class ForeignTask:
     blocks: Any
     batches: tuple[Batch, ...]
     cache_dir: Path
+    without: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +134,9 @@ def _serve(
         if isinstance(found, _Refusal):
             rows[i] = found
         else:
-            launches[i] = found
+            launches[i] = tuple(
+                one for one in found if not task.without or not one.name.startswith(task.without)
+            )
     names = sorted({one.name for calls in launches.values() for one in calls})
     if not names:
         return rows, 0.0

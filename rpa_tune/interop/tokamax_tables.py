@@ -1,32 +1,19 @@
 """Rows as entries of tokamax's own table of `PallasTpuBatchedRpa`, its JSON. No jax.
 
-The table's key is a whole call: every shape, dtype and argument, the softmax scale among them; so
-an entry serves the call that was timed, and no other. Its config is one record for both kernels of
-the call, which share `bkv_sz` and `n_buffer`: rows of `public-tokamax-decode` and `-mixed` make an
-entry together, if they agree on these.
-
-Source: tokamax 0.0.17, _src/autotuning/cache.py (the file's form, and the folder of a device),
-_src/ops/batched_rpa/pallas_mosaic_tpu.py (`Config` and the arguments). Its shipped v7x rows say
-`num_buffers`, which `Config` ignores: its field is `n_buffer`.
+An entry is a call with a config for both of its kernels: rows of `public-tokamax-decode` and
+`-mixed` make one together, if they agree on what these share. The form is in
+`public/tokamax/table.py`.
 """
 
 import json
 from collections.abc import Iterable
 from typing import Any
 
-from rpa_kernels import layout
-from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.interop.export_rows import Export, asked, sort_out
+from rpa_tune.interop.public.tokamax.table import CASES, DTYPES, call_spec
 from rpa_tune.tables.row import TableRow
 
-FILE = "pallas_tpu_batched_rpa.json"
-# Folder of a chip's tables: its device kind, as jax says it, in lower case without blanks.
-FOLDERS = {"v5e": "tpu_v5_lite", "v5p": "tpu_v5", "v6e": "tpu_v6_lite", "v7x": "tpu7x"}
-_DTYPES = {
-    "bfloat16": "bf16", "float32": "f32", "float8_e4m3fn": "f8_e4m3fn", "float8_e5m2": "f8_e5m2",
-}  # fmt: skip
-_CASES = ("decode", "mixed")
 _SHARED = ("bkv_sz", "n_buffer")
 
 
@@ -39,7 +26,7 @@ def export_tables(rows: Iterable[TableRow]) -> Export:
     export = sort_out(rows, ("tokamax",), "tokamax has no kernel of this kind")
     calls: dict[str, dict[str, TableRow]] = {}
     for row, problem in asked(export, export.exported):
-        if problem.kv_dtype not in _DTYPES or problem.q_dtype not in _DTYPES:
+        if problem.kv_dtype not in DTYPES or problem.q_dtype not in DTYPES:
             export.leave_out(row, f"tokamax's tables have no {problem.kv_dtype}")
             continue
         case = row.key.family.rpartition("-")[2]
@@ -49,7 +36,7 @@ def export_tables(rows: Iterable[TableRow]) -> Export:
         else:
             pair[case] = row
     pairs = {call: pair for call, pair in calls.items() if _is_entry(export, pair)}
-    export.exported = [pair[case] for pair in pairs.values() for case in _CASES]
+    export.exported = [pair[case] for pair in pairs.values() for case in CASES]
     chips = sorted({row.key.chip for row in export.exported})
     if len(chips) > 1:
         raise UsageError(
@@ -64,11 +51,11 @@ def export_tables(rows: Iterable[TableRow]) -> Export:
 def _is_entry(export: Export, pair: dict[str, TableRow]) -> bool:
     """Whether a call has all that its config says; leaves its rows out if not."""
     why = ""
-    if len(pair) < len(_CASES):
-        (other,) = set(_CASES) - set(pair)
+    if len(pair) < len(CASES):
+        (other,) = set(CASES) - set(pair)
         why = f"no {other} row for the same call, which would run with this row's KV blocks"
     else:
-        decode, mixed = (pair[case].configs[0] for case in _CASES)
+        decode, mixed = (pair[case].configs[0] for case in CASES)
         apart = [name for name in _SHARED if decode[name] != mixed[name]]
         if apart:
             said = ", ".join(f"{name} {decode[name]} and {mixed[name]}" for name in apart)
@@ -77,48 +64,6 @@ def _is_entry(export: Export, pair: dict[str, TableRow]) -> bool:
         for row in pair.values():
             export.leave_out(row, why)
     return not why
-
-
-def call_spec(problem: Problem) -> dict[str, Any]:
-    """The call as the table's key says it: the operator's arguments in order, with defaults."""
-    tokens, seqs = problem.max_num_tokens, problem.max_num_seqs
-    q_dtype, kv_dtype = _DTYPES[problem.q_dtype], _DTYPES[problem.kv_dtype]
-    new = f"{kv_dtype}[{tokens},{problem.num_kv_heads},{problem.head_dim}]"
-    pack = layout.packing(problem.kv_dtype)
-    rows = layout.align(2 * problem.num_kv_heads, pack) // pack
-    lanes = layout.align(problem.head_dim, layout.LANES)
-    cache = (problem.num_pages, problem.page_size, rows, pack, lanes)
-    return {
-        "queries": f"{q_dtype}[{tokens},{problem.num_q_heads},{problem.head_dim}]",
-        "keys": new,
-        "values": new,
-        "kv_cache": f"{kv_dtype}[{','.join(map(str, cache))}]",
-        "kv_lens": f"i32[{seqs}]",
-        "page_indices": f"i32[{seqs * problem.pages_per_seq}]",
-        "cu_q_lens": f"i32[{seqs + 1}]",
-        "distribution": "i32[3]",
-        "sm_scale": problem.sm_scale,
-        "sliding_window": problem.sliding_window,
-        "soft_cap": problem.soft_cap,
-        "mask_value": None,
-        "q_scale": problem.q_scale,
-        "k_scale": problem.k_scale,
-        "v_scale": problem.v_scale,
-        **dict.fromkeys(
-            ("chunk_prefill_size", "decode_block_sizes", "prefill_block_sizes", "vmem_limit_bytes")
-        ),
-        "debug_mode": False,
-        "out_dtype": None,
-        "use_causal_mask": True,
-        "skip_kv_update": False,
-        "kv_layout": "HEAD_ALONG_SUBLANE",
-        "decode_query_size": 1,
-        "cp_group_size": None,
-        "cp_rank": None,
-        "attention_scope": "FULL",
-        "return_lse": False,
-        "return_residuals": False,
-    }
 
 
 def _entry(decode: TableRow, mixed: TableRow) -> dict[str, Any]:

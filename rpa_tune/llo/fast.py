@@ -40,7 +40,7 @@ from rpa_tune.llo.engines import Direction, Owner, Rates
 from rpa_tune.llo.loop import run_loop
 from rpa_tune.llo.program import ALLOCATION_BITS, Program
 from rpa_tune.llo.recording import clockwork
-from rpa_tune.llo.run import Operands, Run
+from rpa_tune.llo.run import MissingOperandError, Operands, Run
 
 _SMEM_WORDS = 4096  # of an allocation, until a store needs more
 _TRACE_WORDS = 1 << 26  # of a recording, until a run needs more
@@ -102,7 +102,7 @@ def _inputs(
     for index, operand in program.operands.items():
         if operand.space == "register":
             if index not in operands:
-                raise _not_given(program, index)
+                raise MissingOperandError(program, index)
             operand_values[index] = operands[index].flat[0]
             continue
         operand_values[index] = Program.operand_address(index)
@@ -125,16 +125,6 @@ def _inputs(
         data_of_operand=data_of_operand,
         is_spill=np.array([n.endswith("_spill") for n in program.allocation_names], np.int64),
         max_bundles=max_bundles,
-    )
-
-
-def _not_given(program: Program, index: int) -> DumpError:
-    """Why a scalar operand is needed."""
-    return DumpError(
-        f"operand {index} ({program.operands[index].shape}) is read into scalar memory,"
-        " but was not given",
-        where=str(program.path),
-        hint="pass every scalar-prefetch array by its position in the call",
     )
 
 
@@ -216,7 +206,7 @@ def _error(program: Program, stopped: int, state: State, max_bundles: int) -> Du
     """Why a run stopped, as the oracle says it."""
     address, detail = int(state.scalars[2]), int(state.scalars[3])
     if stopped == NOT_GIVEN:
-        return _not_given(program, detail)
+        return MissingOperandError(program, detail)
     if stopped == DEADLOCK:
         name = program.allocation_names[detail // FLAGS_PER_ALLOCATION - 1]
         message = (

@@ -26,7 +26,7 @@ from rpa_tune.llo.engines import (
 )
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.program import ALLOCATION_BITS, NO_REGISTER, Bundle, Instruction, Program, Term
-from rpa_tune.llo.run import Operands, Run
+from rpa_tune.llo.run import MissingOperandError, Operands, Run
 
 _WORD = 1 << 32
 
@@ -254,12 +254,7 @@ class Interpreter:
     def _operand_array(self, index: int) -> npt.NDArray[np.int32]:
         """The values of a scalar-prefetch operand."""
         if index not in self.operands:
-            shape = self.program.operands[index].shape
-            raise DumpError(
-                f"operand {index} ({shape}) is read into scalar memory, but was not given",
-                where=str(self.program.path),
-                hint="pass every scalar-prefetch array by its position in the call",
-            )
+            raise MissingOperandError(self.program, index)
         return np.asarray(self.operands[index], np.int32).reshape(-1)
 
     def _shadow(self, address: int) -> None:

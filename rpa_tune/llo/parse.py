@@ -21,6 +21,7 @@ from rpa_tune.llo.program import (
     Program,
     Term,
 )
+from rpa_tune.llo.sources import without_sources
 
 HEAD = re.compile(r"^ *(0x[0-9a-f]+|0) +(?:([A-Z]{2}):|:) ([> ]*)\{", re.MULTILINE)
 INSTRUCTION = re.compile(
@@ -58,7 +59,7 @@ def load_program(path: Path) -> Program:
       DumpError: The file is missing, empty, or not understood; says file and line.
     """
     try:
-        text = path.read_text()
+        text = without_sources(path.read_text())
     except OSError as error:
         raise DumpError(f"cannot read dump: {error.strerror}", where=str(path)) from error
     return _Parser(path, text).parse()
@@ -273,8 +274,7 @@ class _Parser:
             self.pushed[item.result] = [quotient, item.result]
             return (item._replace(op=Op.QUOTIENT, result=quotient), item)
         if mnemonic == "spop.drf":
-            waiting = self.pushed.get(item.terms[0].first)
-            if not waiting:
+            if not (waiting := self.pushed.get(item.terms[0].first)):
                 raise self._error(f"`{mnemonic}` takes more results than a division has", "")
             return (item._replace(terms=(Term(0, waiting.pop(0)),)),)
         base, _, memory = mnemonic.rpartition(".")

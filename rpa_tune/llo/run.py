@@ -7,8 +7,29 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from rpa_tune.errors import DumpError
+from rpa_tune.llo.program import Program
+
 # The values of a launch's scalar arrays by operand index.
 Operands = Mapping[int, npt.NDArray[np.int32]]
+
+
+class MissingOperandError(DumpError):
+    """The scalar program reads an operand whose values were not given.
+
+    Attributes:
+      index: Of the operand.
+    """
+
+    def __init__(self, program: Program, index: int) -> None:
+        """Says which."""
+        super().__init__(
+            f"operand {index} ({program.operands[index].shape}) is read into scalar memory,"
+            " but was not given",
+            where=str(program.path),
+            hint="pass every scalar-prefetch array by its position in the call",
+        )
+        self.index = index
 
 
 @dataclass(kw_only=True, slots=True)

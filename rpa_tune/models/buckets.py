@@ -22,10 +22,10 @@ from typing import Any
 
 from rpa_kernels import layout
 from rpa_kernels.ints import cdiv
-from rpa_kernels.names import did_you_mean
 from rpa_kernels.problem import MAX_DECODE_QUERY, Problem
 from rpa_kernels.slots import SLOTS, slot_of
 from rpa_tune.errors import UsageError
+from rpa_tune.models.flags import take_flags
 
 TPU_INFERENCE, SGLANG_JAX = "tpu-inference", "sglang-jax"
 ENGINES = (TPU_INFERENCE, SGLANG_JAX)
@@ -126,6 +126,8 @@ class Engine:
         Source: tpu-inference 0.32.0, runner/persistent_batch_manager.py puts none there;
         sglang-jax 0.0.2 does, but names no chunk size, so that the mixed family serves them.
       only_tokens: Shapes of these tokens alone (`tokens` in a plan); all if empty.
+      only_families: Rows of these kernel families alone (`families` of a server in a plan); all if
+        empty. It decides no shape.
     """
 
     max_num_seqs: int
@@ -142,6 +144,7 @@ class Engine:
     bucket_seqs: bool = False
     uses_prefill: bool = False
     only_tokens: tuple[int, ...] = ()
+    only_families: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses what the engine would not start with.
@@ -149,11 +152,7 @@ class Engine:
         Raises:
           UsageError: Names the option, its value and the rule.
         """
-        if self.engine not in ENGINES:
-            raise UsageError(
-                f"engine={self.engine!r} is not one of {', '.join(ENGINES)}",
-                hint=did_you_mean(self.engine, ENGINES),
-            )
+        take_flags(self, {"engine": ENGINES})
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "dp",
                      "min_token_bucket"):  # fmt: skip
             if getattr(self, name) < 1:

@@ -21,6 +21,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.hf.read import read_config, read_file
 from rpa_tune.models.buckets import TPU_INFERENCE, latent_fields, shape_of
+from rpa_tune.models.flags import read_model
 from rpa_tune.models.model import LayerKind, Model
 from rpa_tune.workload.workload import Workload
 
@@ -77,14 +78,14 @@ def _read_row(name: str) -> Model:
         raise
 
 
-def load_model(name: str) -> Model:
+def load_model(name: str | Path) -> Model:
     """A model by name or repository, or from the path of a Hugging Face `config.json`.
 
     Raises:
-      UsageError: No such model, one that no kernel family serves, or a file that does not
-        describe one.
+      UsageError: Neither name nor path, no such model, one that no kernel family serves, or a
+        file that does not describe one.
     """
-    models = load_models()
+    models, name = load_models(), read_model(name)
     if name in models:
         return models[name]
     path = Path(name)

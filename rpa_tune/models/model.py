@@ -220,7 +220,7 @@ class Model:
         kinds = [
             kind
             for kind in self.kinds
-            if (layers is None or _plain(self.name_of(kind)) == _plain(layers))
+            if (layers is None or _plain(self.name_of(kind)) == _plain(str(layers)))
             and (windowed is None or bool(kind.sliding_window_tokens) == windowed)
             and not kind.refusal
         ]

@@ -8,7 +8,6 @@ them smaller. No jax.
 
 from dataclasses import dataclass
 
-from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip
 from rpa_tune.models.weights import Weights
 
@@ -86,14 +85,3 @@ def hbm_bytes_per_s(chip: Chip) -> float:
 def _flops_per_s(chip: Chip) -> float:
     """Peak of the matrix units of one device in bfloat16, which quantised weights become."""
     return chip.bf16_flops_per_s * chip.num_cores_per_device
-
-
-def check_weight_dtype(name: str) -> str:
-    """The name.
-
-    Raises:
-      UsageError: None of `WEIGHT_BYTES`.
-    """
-    if name not in WEIGHT_BYTES:
-        raise UsageError(f"weight_dtype={name!r} is not one of {', '.join(WEIGHT_BYTES)}")
-    return name

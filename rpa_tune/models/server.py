@@ -6,18 +6,21 @@ decides, and the engine's own choice where a flag is left out.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rpa_kernels import FAMILIES
 from rpa_kernels.ints import cdiv
 from rpa_kernels.layout import HEAD_ALONG_SUBLANE, next_power_of_2
+from rpa_kernels.names import did_you_mean
 from rpa_kernels.problem import Problem
 from rpa_kernels.slots import family_of
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip, load_chip
-from rpa_tune.models.buckets import SGLANG_JAX, TPU_INFERENCE, Engine
-from rpa_tune.models.catalog import Share, load_model, shares
+from rpa_tune.models.buckets import ENGINES, SGLANG_JAX, TPU_INFERENCE, Engine
+from rpa_tune.models.catalog import Share, load_model, model_name, shares
+from rpa_tune.models.flags import take_flags
 from rpa_tune.models.model import LayerKind, Model
 from rpa_tune.models.padding import token_bytes
 from rpa_tune.models.roofline import Roofline
@@ -67,7 +70,9 @@ class Server(Engine):
           UsageError: Options that the engine would not start with, or a page size of its choice
             that no kernel of ours takes.
         """
-        if not self.max_num_batched_tokens and self.engine in DEFAULT_TOKENS:
+        take_flags(self, {"engine": ENGINES})
+        object.__setattr__(self, "model", model_name(self.model))
+        if not self.max_num_batched_tokens:
             object.__setattr__(self, "max_num_batched_tokens", DEFAULT_TOKENS[self.engine])
         Engine.__post_init__(self)
         if not self.page_size:
@@ -231,6 +236,30 @@ class Server(Engine):
             for share in self.layers()
             for bucket in self.buckets(share.problem)
         ]
+
+
+def as_server(given: Server | Mapping[str, Any]) -> Server:
+    """A server, or what its flags say: a mapping as an entry of a fleet file is one.
+
+    Raises:
+      UsageError: Neither, an unknown flag, or a missing or a bad one.
+    """
+    if isinstance(given, Server):
+        return given
+    if not isinstance(given, Mapping):
+        raise UsageError(
+            f"a server is a Server, or a mapping of its flags; got {type(given).__name__}",
+            hint="rpa_tune.Server(model=..., chip=...)",
+        )
+    for name in given:
+        if name not in (*FLAGS, "tokens"):
+            raise UsageError(
+                f"unknown flag {name!r} of a server", hint=did_you_mean(name, (*FLAGS, "tokens"))
+            )
+    if missing := [name for name in ("model", "chip") if name not in given]:
+        raise UsageError(f"missing {', '.join(missing)} in a server")
+    others = {"tokens": "only_tokens"}
+    return Server(**{others.get(name, name): value for name, value in given.items()})
 
 
 def _has_latents(model: str) -> bool:

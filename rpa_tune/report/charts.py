@@ -325,6 +325,25 @@ def coverage() -> Spec:
 
 
 @functools.cache
+def gains() -> Spec:
+    """Gains over the heuristic by chip, family and model, with the evaluator's error."""
+    title = "gain of the best found config over the heuristic, %"
+    y = alt.Y("model:N", title=None, sort=None)
+    tips = _tips("study", "verdict", ("gain_pct", "gain, %", ".1f"),
+                 ("low_pct", "from, %", ".1f"), ("high_pct", "to, %", ".1f"))  # fmt: skip
+    base = alt.Chart(_DATA)
+    chart = alt.layer(
+        base.mark_rule(strokeWidth=5, opacity=0.15).encode(
+            x=alt.X("low_pct:Q", title=title), x2="high_pct:Q", y=y, tooltip=tips
+        ),
+        base.mark_point(filled=True, size=50).encode(
+            x=alt.X("gain_pct:Q", title=title), y=y, color="family:N", tooltip=tips
+        ),
+    ).properties(width=_WIDTH)
+    return _spec(chart.facet(row=alt.Row("chip:N", title=None)).resolve_scale(y="independent"))
+
+
+@functools.cache
 def measured() -> Spec:
     """Measured over simulated times, with the interval that was predicted."""
     x = alt.X("simulated_us:Q", title="simulated, us", scale=alt.Scale(type="log"))

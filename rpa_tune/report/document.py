@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rpa_tune.errors import UsageError
 from rpa_tune.models.padding import padding_note
 from rpa_tune.report import charts, rows
 from rpa_tune.report.compare import compare
+from rpa_tune.report.gains import MEND_PCT, gains
 from rpa_tune.report.html import pack
 from rpa_tune.report.story import why
 from rpa_tune.report.study import MAX_CELLS, StudyView, load_studies
@@ -119,6 +120,14 @@ RUN_CHARTS = (
         spec=charts.coverage,
     ),
     Chart(
+        id="gains",
+        question="Where does the heuristic lose, by chip, model and family?",
+        note=f"A point is a study. The bar is what the evaluator's error leaves open. Beyond "
+        f"{MEND_PCT:g} % the heuristic is to be mended; `rpa-tune report --gains` lists those.",
+        empty="No study has a time of the heuristic and of another config.",
+        spec=charts.gains,
+    ),
+    Chart(
         id="measured",
         question="How far are predicted times from measured ones?",
         note="A point is a config that was measured. On the dashed line a prediction is exact; the "
@@ -197,6 +206,7 @@ def make_document(views: Sequence[StudyView], *, title: str) -> Row:
         "table": {**TABLE, "rows": pack(table)},
         "run": {
             "coverage": pack([_coverage_row(v, r) for v, r in zip(views, table, strict=True)]),
+            "gains": pack([asdict(gain) for gain in gains(views)]),
             "measured": pack([row for view in views for row in _measured_rows(view)]),
         },
         "compare": [compare(first, other) for other in others],

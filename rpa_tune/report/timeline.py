@@ -10,17 +10,18 @@ import itertools
 import json
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rpa_tune.llo.engines import Direction, Owner, Rates, direction_of, rates_of
+from rpa_tune.llo.engines import Direction, Owner, Rates, rates_of
 from rpa_tune.llo.interpreter import Interpreter
 from rpa_tune.llo.machine import Machine
-from rpa_tune.llo.opcodes import Op, Slot
-from rpa_tune.llo.program import Bundle, Instruction, Program
+from rpa_tune.llo.program import Instruction, Program
 from rpa_tune.llo.run import Operands
 from rpa_tune.llo.simulate import MAX_BUNDLES
 from rpa_tune.llo.timeline import loop_bounds
+from rpa_tune.llo.work import STARTS, VECTOR_WORK, work_of
 from rpa_tune.report.nest import places
 
 # Perfetto stays quick below this; a longer launch is cut, and the trace says so.
@@ -31,28 +32,9 @@ _COPY_LANES = {
     Direction.WRITE: "copies VMEM to HBM",
     Direction.LOCAL: "copies to SMEM",
 }
-# What a bundle does, by its slots: the first that it has.
-_WORK = (
-    (("MXU", "VPOP"), "matmul"),
-    (("EUP",), "exp"),
-    (("VALU", "XLU"), "vector"),
-    (("VLOAD", "VSTORE", "FILL", "SPILL"), "load/store"),
-)
-_STARTS = {Direction.READ: "prefetch", Direction.WRITE: "write", Direction.LOCAL: "scalar copies"}
 _LEAST_SHARE = 0.2  # of a slice's bundles for which a kind of work is in its name
 _MOST_CYCLES_BACK = 0.25  # an arrow ends inside the slice, not at its edge
 _LEAST_TRIPS = 3  # of a loop, for one of its steps to be steady
-
-
-def work_of(bundle: Bundle) -> str:
-    """What a bundle does: vector work, copies that it starts, or scalar work."""
-    for slots, work in _WORK:
-        if any(bundle.slots[Slot[name]] for name in slots):
-            return work
-    for item in bundle.instructions:
-        if item.op is Op.COPY:
-            return _STARTS[direction_of(item.detail)]
-    return "scalar"
 
 
 @functools.lru_cache(maxsize=8)
@@ -68,7 +50,12 @@ class _Recorder:
     """Collects events; an `interpreter.Observer`."""
 
     def __init__(
-        self, program: Program, machine: Machine, core: int, most_events: int | None
+        self,
+        program: Program,
+        machine: Machine,
+        core: int,
+        most_events: int | None,
+        labels: Sequence[str],
     ) -> None:
         rates = rates_of(machine, program.num_cores)
         self.pid = core + 1
@@ -76,8 +63,9 @@ class _Recorder:
         self.start_us = machine.launch_cycles * self.us_per_cycle
         self.most_events = most_events
         self.work = [work_of(bundle) for bundle in program.bundles]
+        self.labels = labels or [""] * len(program.bundles)
         self.places = loops_by_address(program, rates)
-        self.is_vector = [work in [name for _, name in _WORK] for work in self.work]
+        self.is_vector = [work in [name for _, name in VECTOR_WORK] for work in self.work]
         self.events: list[dict[str, Any]] = []
         self.lanes = {_VECTOR: "vector issue", _SCALAR: "scalar issue", _WAITS: "waits"}
         self.num_dropped = 0
@@ -95,7 +83,7 @@ class _Recorder:
         lane = _VECTOR if self.is_vector[address] else _SCALAR
         if self.run is not None:
             before, first, last, start, end = self.run
-            alike = before == lane and self.places[address] == self.places[last]
+            alike = before == lane and self._kind(address) == self._kind(last)
             if alike and cycle == end + 1 and address == last + 1:
                 self.run = (lane, first, address, start, cycle)
                 return
@@ -110,13 +98,19 @@ class _Recorder:
             self.add(lane, self._name(first, last), start, end + 1, args)
             self.run = None
 
+    def _kind(self, address: int) -> tuple[str, str]:
+        """What the bundles of one slice have in common."""
+        return self.places[address], self.labels[address]
+
     def _name(self, first: int, last: int) -> str:
-        """`loop 2.1: matmul + vector`."""
+        """`loop 2.1: qk, matmul + vector`; the phase, where it is known."""
         counts = Counter(self.work[first : last + 1])
         least = _LEAST_SHARE * (last + 1 - first)
         shown = [work for work, count in counts.most_common() if count >= least]
-        starts = [work for work in _STARTS.values() if work in counts and work not in shown]
+        starts = [work for work in STARTS.values() if work in counts and work not in shown]
         work = " + ".join([*shown, *starts])
+        if label := self.labels[first]:
+            work = label if label == work else f"{label}, {work}"
         return f"{self.places[first]}: {work}" if self.places[first] else work
 
     def stall(self, address: int, owner: Owner, start: int, end: int) -> None:
@@ -232,10 +226,16 @@ class _Tracing(Interpreter):
 
 
 def _record(
-    program: Program, machine: Machine, operands: Operands, core: int, *, one_step: bool
+    program: Program,
+    machine: Machine,
+    operands: Operands,
+    core: int,
+    *,
+    one_step: bool,
+    labels: Sequence[str],
 ) -> _Recorder:
     """Everything that one core does, or one steady step of it."""
-    recorder = _Recorder(program, machine, core, None if one_step else MAX_EVENTS)
+    recorder = _Recorder(program, machine, core, None if one_step else MAX_EVENTS, labels)
     launch = {"ph": "X", "pid": core + 1, "tid": _WAITS, "name": "launch", "ts": 0.0}
     recorder.events.append(launch | {"dur": recorder.start_us})
     _Tracing(program, rates_of(machine, program.num_cores), operands, recorder, core).run(
@@ -254,6 +254,7 @@ def make_trace(
     *,
     title: str = "",
     one_step: bool = False,
+    labels: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The trace of one launch, as JSON data of the Chrome trace event format.
 
@@ -264,12 +265,13 @@ def make_trace(
       title: What is launched; the schedule's file name if empty.
       one_step: Keep one trip of the loop that most of the time goes into; of a kernel without
         such a loop, everything.
+      labels: The phase of each bundle, by which slices are cut and named; see `analysis.phases`.
 
     Raises:
       DumpError: See `simulate`.
     """
     recorders = [
-        _record(program, machine, operands, core, one_step=one_step)
+        _record(program, machine, operands, core, one_step=one_step, labels=labels)
         for core in range(program.num_cores)
     ]
     kernel = f"{title or program.path.name} on {machine.chip}, simulated"
@@ -298,7 +300,7 @@ def write_trace(
       machine: Of which chip.
       operands: What the launch reads.
       path: The file.
-      **options: `title` and `one_step`.
+      **options: `title`, `one_step` and `labels`.
     """
     trace = make_trace(program, machine, operands, **options)
     path.write_text(json.dumps(trace, separators=(",", ":")))

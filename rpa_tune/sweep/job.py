@@ -1,7 +1,9 @@
 """What one run of a sweep has to do, and what the files beside its store know of it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rpa_tune.candidate import Evaluation
 from rpa_tune.errors import StoreError
@@ -43,14 +45,14 @@ class Job:
 
 
 def open_job(
-    plan: str | Path | SweepPlan,
+    plan: str | Path | Mapping[str, Any] | SweepPlan,
     store_file: str | Path | None = None,
     shard_text: str | None = None,
 ) -> Job:
     """Looks at what lies beside the store.
 
     Args:
-      plan: What is swept: a file, the name of a shipped plan, or a plan.
+      plan: What is swept: a file, the name of a shipped plan, a mapping, or a plan.
       store_file: Where answers are kept; `.rpa-tune/PLAN.jsonl` if None.
       shard_text: `I/N`; None for all of it.
 

@@ -99,6 +99,14 @@ class Node:
         """
         return int(RANGES.get(what, SIZE).check(self.value, what, where=self.where))
 
+    def number(self, what: str) -> float:
+        """A number, whole or not; `RANGES` says which.
+
+        Raises:
+          UsageError: Not one of them.
+        """
+        return RANGES[what].check(self.value, what, where=self.where)
+
     def tokens(self, what: str, page_size: int) -> int:
         """A size: an integer in the field's own unit, `"N tokens"` or `"N pages"`.
 
@@ -218,6 +226,27 @@ def parse_yaml(text: str, path: str) -> Node:
         ) from error
     except RecursionError as error:
         raise UsageError("the plan is nested too deeply, or in itself", where=path) from error
+
+
+def as_data(given: object, what: str) -> Any:
+    """What YAML has a form for: paths as text, tuples as lists.
+
+    Args:
+      given: Nested mappings and lists.
+      what: What it is, for the message.
+
+    Raises:
+      UsageError: Something in it has none.
+    """
+    if isinstance(given, Path):
+        return str(given)
+    if isinstance(given, Mapping):
+        return {str(name): as_data(value, what) for name, value in given.items()}
+    if isinstance(given, list | tuple):
+        return [as_data(value, what) for value in given]
+    if isinstance(given, str | int | float | None):
+        return given
+    raise UsageError(f"{what} holds {given!r}, which a plan has no form for")
 
 
 def _convert(node: yaml.Node, loader: Loader, path: str) -> Node:

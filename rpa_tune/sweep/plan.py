@@ -17,7 +17,7 @@ space:                       # values to try instead of the family's own
   decode: {bkv_sz: [256, 512, 8 pages]}
 server:                      # optional: what this server compiles, all its shapes or some
   {max_num_seqs: 64, max_num_batched_tokens: 1024, max_model_len: 8192, tokens: [512, 1024]}
-search: {simulate: 20, measure: 4, wave: 8, deadline: 2m, seed: 0}
+search: {simulate: 20, least_gain_pct: 0.3, measure: 4, wave: 4, deadline: 2m, seed: 0}
 budget: 30m
 libtpu_args: --xla_tpu_use_dynamic_smem_negotiation=true   # optional: flags of the deployment
 ```
@@ -33,7 +33,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from rpa_kernels import FAMILIES, layout
+import yaml
+
+from rpa_kernels import layout
 from rpa_kernels.dtypes import OTHER_NAMES
 from rpa_tune.decide.objective import OBJECTIVES
 from rpa_tune.errors import UsageError
@@ -42,7 +44,7 @@ from rpa_tune.libtpu_args import parse_args
 from rpa_tune.models.buckets import Engine
 from rpa_tune.models.catalog import model_name
 from rpa_tune.models.server import Server
-from rpa_tune.sweep.nodes import Node, read_yaml
+from rpa_tune.sweep.nodes import Node, as_data, parse_yaml, read_yaml
 from rpa_tune.sweep.plan_servers import read_chip, read_engine, read_servers
 from rpa_tune.sweep.sampler import SAMPLERS, Search
 from rpa_tune.tables.row import MAX_CONFIGS
@@ -162,15 +164,22 @@ def find_plan(plan: Path) -> Path:
     return shipped[plan.name]
 
 
-def load_plan(plan: str | Path) -> SweepPlan:
+def load_plan(plan: str | Path | Mapping[str, Any]) -> SweepPlan:
     """Reads a plan.
 
     Args:
-      plan: A file, or the name of a shipped plan; see `find_plan`.
+      plan: A file, the name of a shipped plan (see `find_plan`), or a mapping with the same keys.
 
     Raises:
       UsageError: The file cannot be read, or something in it is unknown, missing or impossible.
     """
+    if isinstance(plan, Mapping):
+        text = yaml.safe_dump(as_data(plan, "the plan"), sort_keys=False)
+        return read_plan(parse_yaml(text, "the plan"), Path("plan.yaml"))
+    if not isinstance(plan, str | Path):
+        raise UsageError(
+            f"a plan is a file, the name of a shipped plan or a mapping, got {plan!r}", where="plan"
+        )
     path = find_plan(Path(plan))
     return read_plan(read_yaml(path), path)
 
@@ -272,10 +281,12 @@ def _said_by_servers(node: Node) -> dict[str, Any]:
     def distinct(name: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(getattr(server, name) for server in servers))
 
-    launched = {family for server in servers for family in _launched(server)}
+    launched = {
+        family for server in servers for family in server.only_families or _launched(server)
+    }
     return {
         "servers": servers,
-        "families": tuple(family for family in FAMILIES if family in launched),
+        "families": tuple(family for family in ALL_FAMILIES if family in launched),
         "page_sizes": distinct("page_size"),
         "chips": distinct("chip"),
         "models": distinct("model"),
@@ -294,10 +305,12 @@ def _workload(node: Node) -> str | Mapping[str, Any]:
 
 
 def _search(node: Node | None, objective: Node | None) -> Search:
-    keys = ("simulate", "measure", "wave", "configs", "sampler", "deadline", "seed")
+    keys = (
+        "simulate", "least_gain_pct", "measure", "wave", "configs", "sampler", "deadline", "seed"
+    )  # fmt: skip
     entries = {} if node is None else node.entries(keys, "search")
     default = Search()
-    deadline = entries.get("deadline")
+    deadline, gain = entries.get("deadline"), entries.get("least_gain_pct")
     configs = _integer(entries, "configs", default.configs)
     if configs > MAX_CONFIGS:
         raise UsageError(
@@ -306,6 +319,7 @@ def _search(node: Node | None, objective: Node | None) -> Search:
     return Search(
         objective=objective.choice(OBJECTIVES, "objective") if objective else default.objective,
         simulate=_integer(entries, "simulate", default.simulate),
+        least_gain_pct=gain.number("least_gain_pct") if gain else default.least_gain_pct,
         measure=_integer(entries, "measure", default.measure),
         wave=_integer(entries, "wave", default.wave),
         configs=configs,
@@ -324,7 +338,7 @@ def _integer(entries: Mapping[str, Node], key: str, default: int) -> int:
 def _overrides(
     node: Node | None, families: tuple[str, ...], page_sizes: tuple[int, ...]
 ) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Values by family and axis; refuses KV blocks that are no whole pages."""
+    """Values by family and axis; refuses KV blocks that are no whole pages, nor a part of one."""
     if node is None:
         return {}
     found: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -350,11 +364,12 @@ def _axis_values(
             )
         value = item.tokens(axis, page_sizes[0])
         for page_size in page_sizes if axis == "bkv_sz" else ():
-            if value % page_size:
+            if value % page_size and (value <= 0 or page_size % value):
                 raise UsageError(
                     f"{axis}={value} is not a multiple of page_size={page_size} tokens",
                     where=f"{item.where} (family {family})",
-                    hint=f"use {page_size}, {2 * page_size}, {3 * page_size}, ...",
+                    hint=f"use {page_size}, {2 * page_size}, {3 * page_size}, ..., "
+                    "or a size that divides it",
                 )
         values.add(value)
     if not values:

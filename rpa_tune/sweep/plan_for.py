@@ -14,14 +14,18 @@ import yaml
 
 from rpa_tune.errors import UsageError
 from rpa_tune.families.registry import ALL_FAMILIES, load_family
+from rpa_tune.models.flags import read_list, read_name
 from rpa_tune.models.server import Server
 from rpa_tune.sweep.forecast import guess_seconds
-from rpa_tune.sweep.nodes import parse_yaml
+from rpa_tune.sweep.nodes import as_data, parse_yaml
 from rpa_tune.sweep.plan import read_plan
+from rpa_tune.sweep.plan_servers import AnyServers, as_fleet
 from rpa_tune.sweep.study import Study, build_studies
-from rpa_tune.workload.workload import load_workload
+from rpa_tune.workload.workload import check_spec, load_workload
 
 DEFAULT_WORKLOAD = "azure-conv"
+# A workload as a plan says it: a preset, a file, or a mapping.
+AnySpec = str | Path | Mapping[str, Any]
 _WIDTH = 98
 
 
@@ -65,9 +69,9 @@ class ServerPlan:
 
 
 def plan_for(
-    servers: Server | Sequence[Server],
+    servers: AnyServers,
     *,
-    workload: str = DEFAULT_WORKLOAD,
+    workload: AnySpec = DEFAULT_WORKLOAD,
     families: Sequence[str] | None = None,
     search: Mapping[str, Any] | None = None,
     about: str = "",
@@ -78,8 +82,9 @@ def plan_for(
     A problem that several servers have is in it once.
 
     Args:
-      servers: One, or a fleet; `Server.only_tokens` names the shapes to tune, all if empty.
-      workload: A preset, or a file.
+      servers: One, or a fleet: servers, mappings of their flags, or a file with a list of such;
+        `Server.only_tokens` names the shapes to tune, all if empty.
+      workload: A preset, a file or a mapping.
       families: Kernel families to tune; None for those whose sequences the servers launch.
       search: The plan's `search` section; None for the usual one.
       about: What the plan says it is for; made up if empty.
@@ -89,7 +94,7 @@ def plan_for(
       UsageError: Servers that cannot be, an unknown workload, or one that launches none of the
         families.
     """
-    fleet = (servers,) if isinstance(servers, Server) else tuple(dict.fromkeys(servers))
+    fleet = as_fleet(servers)
     text, left_out = plan_text(
         fleet, workload=workload, families=families, search=search, about=about
     )
@@ -153,7 +158,7 @@ def families_of_kernel(servers: Sequence[Server], kernel: str) -> list[str]:
 def plan_text(
     servers: Sequence[Server],
     *,
-    workload: str,
+    workload: AnySpec,
     families: Sequence[str] | None = None,
     search: Mapping[str, Any] | None = None,
     about: str = "",
@@ -164,8 +169,12 @@ def plan_text(
     """
     if not servers:
         raise UsageError("no server to plan for")
-    launched = {family for server in servers for family in server.own_families()}
-    asked = [f for f in ALL_FAMILIES if f in (launched if families is None else families)]
+    workload = as_data(check_spec(workload), "the workload")
+    if families is None:
+        named = {family for server in servers for family in server.own_families()}
+    else:
+        named = {read_name(f, ALL_FAMILIES, "families") for f in read_list(families, "families")}
+    asked = [family for family in ALL_FAMILIES if family in named]
     left_out = never_launched(servers, workload, asked)
     asked = [family for family in asked if family not in left_out]
     if not asked:
@@ -176,13 +185,16 @@ def plan_text(
     head: dict[str, Any] = {"about": about or f"Every attention call of {_names(servers)}."}
     if families is not None or left_out:
         head["families"] = asked
-    tail: dict[str, Any] = {"workload": workload, **({"search": dict(search)} if search else {})}
+    tail: dict[str, Any] = {
+        "workload": workload,
+        **({"search": as_data(search, "search")} if search else {}),
+    }
     listed = "".join(_entry(server) for server in servers)
     return f"{_yaml(head)}servers:\n{listed}{_yaml(tail)}", left_out
 
 
 def never_launched(
-    servers: Sequence[Server], workload: str, families: Sequence[str]
+    servers: Sequence[Server], workload: AnySpec, families: Sequence[str]
 ) -> dict[str, str]:
     """Families that a workload never launches on any of the servers, and why.
 
@@ -218,6 +230,8 @@ def _entry(server: Server) -> str:
     shapes = list(server.shapes())
     if server.only_tokens:
         flags["tokens"] = sorted({shape.num_tokens for shape in shapes})
+    if server.only_families:
+        flags["families"] = list(server.only_families)
     seqs = sorted({shape.num_seqs for shape in shapes})
     tokens = sorted({shape.num_tokens for shape in shapes})
     rank = " of a rank" if server.dp > 1 else ""

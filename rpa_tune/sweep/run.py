@@ -4,11 +4,11 @@ import functools
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rpa_tune.candidate import Correctness, Fidelity, Method
 from rpa_tune.compile.paths import default_cache_dir
@@ -80,7 +80,7 @@ class Outcome:
 
 
 def tune(
-    plan: str | Path | SweepPlan | Job,
+    plan: str | Path | Mapping[str, Any] | SweepPlan | Job,
     *,
     workers: int | None = None,
     journal: str | Path | None = None,
@@ -100,8 +100,8 @@ def tune(
     spent budget the same call goes on. A plan's `budget_s` limits the time.
 
     Args:
-      plan: A YAML file, the name of a plan that comes with rpa-tune, a plan, or a job that
-        `open_job` made of one.
+      plan: A YAML file, the name of a plan that comes with rpa-tune, a mapping with the same keys,
+        a plan, or a job that `open_job` made of one.
       workers: Worker processes; one per core if None.
       journal: File where answers are kept; `.rpa-tune/PLAN.jsonl` if None.
       tables: Folder that rows are written to, and whose rows searches start from; None writes none.
@@ -288,10 +288,10 @@ def _winners(job: Job, tables: str | Path | None, storage: str | None) -> list[W
     """What won before this run.
 
     Runs that share a storage must ask the same questions, whatever lies beside each of them: for
-    them only what is installed counts.
+    them only what came with this project counts.
     """
     if storage is not None:
-        return winners_before(job.studies, [], [shipped_folder()])
+        return winners_before(job.studies, [], [shipped_folder()], asks_packages=False)
     folders = [shipped_folder()] if tables is None else [shipped_folder(), Path(tables)]
     return winners_before(job.studies, job.answers, folders)
 

@@ -1,9 +1,10 @@
 """Where a search starts beside the heuristic: configs that won for neighbouring problems.
 
-A winner may come from an earlier study of the same run, from the store, or from tables. A sweep
-that is resumed must ask the same questions as one that never stopped, so of the latter two only
-what the run itself does not write counts: the store's answers for other problems, or of older
-kernels, simulators and compilers; the tables' rows under other keys.
+A winner may come from an earlier study of the same run, from the store, from tables, or from what
+others tuned and shipped with a public kernel. A sweep that is resumed must ask the same questions
+as one that never stopped, so of store and tables only what the run itself does not write counts:
+the store's answers for other problems, or of older kernels, simulators and compilers; the tables'
+rows under other keys.
 """
 
 from collections.abc import Iterable, Sequence
@@ -75,20 +76,27 @@ def decided(decisions: Iterable[Decision]) -> list[Winner]:
 
 
 def winners_before(
-    studies: Sequence[Study], answers: Iterable[Evaluation], table_folders: Iterable[Path]
+    studies: Sequence[Study],
+    answers: Iterable[Evaluation],
+    table_folders: Iterable[Path],
+    *,
+    asks_packages: bool = True,
 ) -> list[Winner]:
-    """What won before a run: by its store, then by tables; see `Sweep.winners`.
+    """What won before a run: by its store, by tables, as shipped; see `Sweep.winners`.
 
     Args:
       studies: All of the run.
       answers: All of its store.
       table_folders: Those that exist are read, later ones win.
+      asks_packages: Whether what others shipped counts; it depends on what is installed.
 
     Raises:
       TableError: A table does not parse.
+      UsageError: A table that came with a public kernel is damaged.
     """
     rows = load_tables([folder for folder in table_folders if folder.is_dir()])
-    return [*winners_of_store(answers, studies), *winners_of_tables(rows, studies)]
+    shipped = winners_shipped(studies) if asks_packages else []
+    return [*winners_of_store(answers, studies), *winners_of_tables(rows, studies), *shipped]
 
 
 def winners_of_store(answers: Iterable[Evaluation], studies: Sequence[Study]) -> list[Winner]:
@@ -132,6 +140,15 @@ def winners_of_tables(rows: Iterable[TableRow], studies: Sequence[Study]) -> lis
             except ValueError:
                 continue
     return winners
+
+
+def winners_shipped(studies: Sequence[Study]) -> list[Winner]:
+    """What others tuned and shipped with a run's kernels, for these very problems or others."""
+    return [
+        Winner(key=tuning_key(problem, chip, family.name), config=config)
+        for family in dict.fromkeys(study.family for study in studies)
+        for chip, problem, config in family.shipped_configs()
+    ]
 
 
 def _winner(candidate: Candidate) -> Winner:

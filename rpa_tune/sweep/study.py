@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -25,11 +25,12 @@ from rpa_tune.store.notes import StudyPlan
 from rpa_tune.sweep.plan import SweepPlan
 from rpa_tune.sweep.sampler import Search
 from rpa_tune.sweep.sampler_choice import MAX_KRIGING_POOL, sampler_identity
-from rpa_tune.sweep.shapes import Group, ServedWorkload, groups_of
+from rpa_tune.sweep.shapes import Group, ServedBy, groups_of
 from rpa_tune.tables.key import TuningKey, studied_key, tuning_key
 from rpa_tune.workload.batches import combine
 from rpa_tune.workload.workload import Workload, load_workload
 
+_MOST_NAMES = 3  # of a study that several servers ask for
 # How a label says a flag; others are said by name and value.
 _SAID = {"page_size": "page {}", "kv_dtype": "{}", "kv_layout": "{}"}
 
@@ -193,18 +194,23 @@ def _of_servers(
                 where=plan.lines.get("families", str(plan.path)),
                 hint="servers that fill the prefill slot have uses_prefill: true",
             )
+    differing = {name for name in FLAGS if len({getattr(s, name) for s in servers}) > 1}
+    served_by = ServedBy(plan.workload)
     for server in servers:
         with _blame(plan, "servers" if plan.servers else "tp" if "tp" in plan.lines else "model"):
             layers = server.layers(q_dtype=plan.q_dtype)
+            only = [load_family(name) for name in server.only_families]
         with _blame(plan, "workload"):
-            served = ServedWorkload(plan.workload, server)
+            served = served_by(server)
         with _blame(plan, "families" if "families" in plan.lines else "model"):
             pairs = pair_up(layers, families)
         for share, family in ((share, family) for share, serving in pairs for family in serving):
+            if only and family not in only:
+                continue
             for group in groups_of(server, share.problem, family):
                 with _blame(plan, "families" if "families" in plan.lines else "workload"):
                     workload = served.of(group, family)
-                labels = _server_labels(server, servers, share, group)
+                labels = _server_labels(server, differing, share, group)
                 yield Study(
                     name="/".join([*labels, family.name]),
                     family=family,
@@ -241,9 +247,10 @@ def pair_up(
 
 def _merged(studies: Iterable[Study]) -> list[Study]:
     """One study for each question, named after all that ask it."""
-    alike: dict[str, list[Study]] = {}
+    alike: dict[tuple[Any, ...], list[Study]] = {}
     for study in studies:
-        alike.setdefault(study.digest, []).append(study)
+        question = (study.family.name, study.chip.name, study.problem, study.workload.digest)
+        alike.setdefault((*question, study.fills), []).append(study)
     return [replace(same[0], name=_names(same)) for same in alike.values()]
 
 
@@ -276,7 +283,11 @@ def _join(same: Sequence[Study]) -> Study:
 
 
 def _names(same: Sequence[Study]) -> str:
-    return " and ".join(dict.fromkeys(study.name for study in same))
+    """The names of all; of many the first, which no other study has."""
+    names = list(dict.fromkeys(study.name for study in same))
+    if len(names) > _MOST_NAMES:
+        return f"{names[0]} and {len(names) - 1} more"
+    return " and ".join(names)
 
 
 def _search(plan: SweepPlan, family: Family) -> Search:
@@ -322,12 +333,12 @@ def _labels(plan: SweepPlan, chip: str, model: str, share: Share, tp: int) -> li
 
 
 def _server_labels(
-    server: Server, servers: Sequence[Server], share: Share, group: Group
+    server: Server, differing: Collection[str], share: Share, group: Group
 ) -> list[str]:
-    """What tells a study of a server from the others of the plan."""
+    """What tells a study of a server from the others of the plan, which differ in some flags."""
     labels = [server.chip, server.model]
     for name in FLAGS[2:]:
-        if len({getattr(other, name) for other in servers}) > 1:
+        if name in differing:
             value = getattr(server, name)
             said = _SAID.get(name, f"{name.replace('_', ' ')} {{}}")
             labels.append(said.format(value))

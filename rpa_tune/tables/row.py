@@ -180,9 +180,7 @@ def row_from_dict(data: Any, *, chip: str, family: str, where: str = "") -> Tabl
       ValueError: A field is missing, unknown or of the wrong type; the message names it.
     """
     _check_names("row", data, {"key", "configs", "rule", "evidence"})
-    stated = {**ADDED_FIELDS, **_mapping("key", data["key"]), "chip": chip, "family": family}
-    key = _record(TuningKey, "key", stated)
-    _check_sizes(key)
+    key = key_from_dict(data["key"], chip=chip, family=family)
     evidence = _evidence(_mapping("evidence", data["evidence"]))
     configs = _configs(data["configs"])
     return TableRow(
@@ -192,6 +190,18 @@ def row_from_dict(data: Any, *, chip: str, family: str, where: str = "") -> Tabl
         evidence=evidence,
         where=where,
     )
+
+
+def key_from_dict(data: Any, *, chip: str, family: str) -> TuningKey:
+    """Reads the JSON form of a key.
+
+    Raises:
+      ValueError: As `row_from_dict`.
+    """
+    stated = {**ADDED_FIELDS, **_mapping("key", data), "chip": chip, "family": family}
+    key: TuningKey = _record(TuningKey, "key", stated)
+    _check_sizes(key)
+    return key
 
 
 def _check_sizes(key: TuningKey) -> None:
@@ -330,6 +340,7 @@ def _check_names(what: str, data: Any, known: set[str]) -> None:
 
 # Resolved once: `get_type_hints` on every row would dominate the time to load a table.
 _HINTS = {record: get_type_hints(record) for record in (TuningKey, Evidence)}
+KEY_HINTS: dict[str, type] = _HINTS[TuningKey]
 _PROBLEM_FIELDS = {field.name for field in fields(Problem)}
 _ACCEPTS: dict[Any, tuple[type, ...]] = {
     str: (str,),
@@ -346,7 +357,7 @@ _ACCEPTS: dict[Any, tuple[type, ...]] = {
 
 def _record(record: type[Any], what: str, data: dict[str, Any]) -> Any:
     """Builds a flat record, checking the name and type of every field."""
-    _check_names(what, data, {field.name for field in fields(record)})
+    _check_names(what, data, set(_HINTS[record]))
     for name, hint in _HINTS[record].items():
         if type(data[name]) not in _ACCEPTS[hint]:
             raise ValueError(f"{what}.{name}={data[name]!r} is not of type {hint}")

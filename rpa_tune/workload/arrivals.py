@@ -61,6 +61,28 @@ class Arrivals:
         if self.process is Process.CLOSED_LOOP and self.max_concurrency is None:
             raise ValueError("process=closed_loop needs a max_concurrency")
 
+    def share(self, ranks: int) -> tuple["Arrivals", int]:
+        """What comes to one of several ranks, each of which gets whole requests.
+
+        A rate and a limit are divided. Where there is no rate (a trace's own times, all at once)
+        the requests are dealt out instead.
+
+        Args:
+          ranks: That share the requests.
+
+        Returns:
+          The arrivals of one rank, and of how many conversations one is its own.
+
+        Source: tpu-inference 0.32.0, core/sched/dp_scheduler.py gives each request to one rank.
+        """
+        rate, most = self.request_rate, self.max_concurrency
+        one = dataclasses.replace(
+            self,
+            request_rate=rate / ranks if rate else None,
+            max_concurrency=-(-most // ranks) if most else None,
+        )
+        return one, 1 if rate or self.process is Process.CLOSED_LOOP else ranks
+
     def apply(self, requests: Sequence[Request], *, seed: int) -> tuple[Request, ...]:
         """The same requests in the same order, arriving as this process says.
 

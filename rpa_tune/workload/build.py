@@ -12,7 +12,7 @@ from rpa_tune.workload.compress import Compression, compress
 from rpa_tune.workload.cost import ProxyCosts, StepCosts
 from rpa_tune.workload.engine import EngineStats, SimulatedEngine
 from rpa_tune.workload.facts import TraceFacts
-from rpa_tune.workload.request import Request
+from rpa_tune.workload.request import Request, deal
 from rpa_tune.workload.spec import CaptureSource, TraceSource, WorkloadSpec
 from rpa_tune.workload.step import EngineStep
 from rpa_tune.workload.synthetic import Synthetic
@@ -81,8 +81,13 @@ def condense(served: Served, *, costs: StepCosts | None = None) -> Build:
     return Build(workload=_workload(served, compression), served=served, compression=compression)
 
 
-def serve(spec: WorkloadSpec) -> Served:
+def serve(spec: WorkloadSpec, *, ranks: int = 1) -> Served:
     """Reads the recorded steps, or lets the engine make them from requests.
+
+    Args:
+      spec: What to serve.
+      ranks: Engines that share the requests (`Arrivals.share`); the steps are those of one.
+        Recorded steps are one rank's already.
 
     Raises:
       TraceError: A file cannot be read or holds nothing.
@@ -90,7 +95,7 @@ def serve(spec: WorkloadSpec) -> Served:
     if isinstance(spec.requests, CaptureSource):
         served = _replay(spec, spec.requests)
     else:
-        served = _simulate(spec, spec.requests)
+        served = _simulate(spec, spec.requests, ranks)
     steps = served.steps
     if spec.decode_query_size > 1:
         steps = tuple(step.with_decode_slot(spec.decode_query_size) for step in steps)
@@ -99,7 +104,7 @@ def serve(spec: WorkloadSpec) -> Served:
     return replace(served, steps=steps)
 
 
-def _simulate(spec: WorkloadSpec, source: TraceSource | Synthetic) -> Served:
+def _simulate(spec: WorkloadSpec, source: TraceSource | Synthetic, ranks: int) -> Served:
     dropped: Mapping[str, int] = {}
     facts = None
     max_model_len = spec.knobs.max_model_len
@@ -120,9 +125,14 @@ def _simulate(spec: WorkloadSpec, source: TraceSource | Synthetic) -> Served:
         requests = source.requests(max_model_len=max_model_len, seed=spec.seed)
     if facts is None or not facts.has_times:
         spec = _without_times(spec, "the trace has" if facts else "synthetic requests have")
-    requests = spec.arrivals.apply(requests, seed=spec.seed)
+    arrivals, hands = spec.arrivals.share(ranks)
+    requests = arrivals.apply(requests, seed=spec.seed)
+    if hands > 1:
+        requests = deal(requests, hands)
+        what = "conversation in" if any(r.after is not None for r in requests) else "request in"
+        spec = replace(spec, source=f"{spec.source}; one {what} {hands}, as a rank gets them")
     engine = SimulatedEngine(
-        requests, spec.knobs, max_concurrency=spec.arrivals.max_concurrency, seed=spec.seed
+        requests, spec.knobs, max_concurrency=arrivals.max_concurrency, seed=spec.seed
     )
     steps, num_all_steps = _run(engine, len(requests), spec.compress.steady_state)
     return Served(

@@ -6,6 +6,7 @@ import math
 import types
 import typing
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rpa_kernels.names import did_you_mean, find_name
@@ -72,6 +73,8 @@ def _value(kind: Any, value: object, where: str) -> Any:
         return read_record(typing.cast(type, kind), value, where)
     if kind is float and type(value) is int:
         value = float(value) if abs(value) < 2**63 else math.inf
+    if kind is str and isinstance(value, Path):
+        value = str(value)
     if type(value) is not kind:
         raise UsageError(f"a {kind.__name__} is needed, got {value!r}", where=where)
     if isinstance(value, float) and not math.isfinite(value):

@@ -4,7 +4,8 @@ Lengths only; no text ever enters this package. Traces and samplers make request
 consumes them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,3 +39,26 @@ class Request:
     def total_tokens(self) -> int:
         """Prompt and output."""
         return self.prompt_tokens + self.output_tokens
+
+
+def deal(requests: Sequence[Request], hands: int) -> tuple[Request, ...]:
+    """The requests of one of several ranks: every so many-th conversation, in the same order.
+
+    Args:
+      requests: All of them; turns come after what they follow.
+      hands: Ranks that they are dealt out to.
+    """
+    kept: dict[int, int] = {}  # index in all -> index in the hand
+    mine: list[Request] = []
+    conversations = 0
+    for index, request in enumerate(requests):
+        if request.after is None:
+            is_mine = conversations % hands == 0
+            conversations += 1
+        else:
+            is_mine = request.after in kept
+        if is_mine:
+            after = None if request.after is None else kept[request.after]
+            kept[index] = len(mine)
+            mine.append(replace(request, after=after))
+    return tuple(mine)

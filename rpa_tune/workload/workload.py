@@ -30,7 +30,7 @@ from rpa_tune.workload.spec import (
 __all__ = ["WeightedBatch", "Workload", "load_workload", "resolve"]
 
 
-def load_workload(spec: str | Mapping[str, Any], *, page_size: int) -> Workload:
+def load_workload(spec: str | Path | Mapping[str, Any], *, page_size: int) -> Workload:
     """Makes a workload from a preset name, a file, or a mapping.
 
     Args:
@@ -44,12 +44,30 @@ def load_workload(spec: str | Mapping[str, Any], *, page_size: int) -> Workload:
       UsageError: An unknown name or a bad mapping.
       TraceError: A bad file.
     """
+    spec = check_spec(spec)
     if isinstance(spec, Mapping) and is_weighted_set(spec):
         weights = [_weight(name, weight) for name, weight in spec.items()]
         parts = [load_workload(name, page_size=page_size) for name in spec]
         return combine(parts, weights)
     stored = load_stored(spec) if isinstance(spec, str) else None
     return stored or build_workload(resolve(spec, page_size=page_size)).workload
+
+
+def check_spec(spec: object) -> str | Mapping[str, Any]:
+    """What stands for a workload; a path as text.
+
+    Raises:
+      UsageError: Nothing that can.
+    """
+    if isinstance(spec, Path):
+        return str(spec)
+    if not isinstance(spec, str | Mapping):
+        raise UsageError(
+            f"a workload is the name of a preset, a file or a mapping, got {spec!r}",
+            where="workload",
+            hint=did_you_mean("", load_presets(), what="presets"),
+        )
+    return spec
 
 
 def is_weighted_set(spec: Mapping[str, Any]) -> bool:
@@ -105,12 +123,15 @@ def mapping_of(spec: str) -> dict[str, Any]:
     )
 
 
-def requests_of(workload: str | Mapping[str, Any], page_size: int) -> Mapping[str, Any] | None:
+def requests_of(
+    workload: str | Path | Mapping[str, Any], page_size: int
+) -> Mapping[str, Any] | None:
     """The mapping of a workload that an engine serves; None for one that has its batches.
 
     Raises:
       UsageError: An unknown name or a bad mapping.
     """
+    workload = check_spec(workload)
     if isinstance(workload, str):
         if load_stored(workload) is not None:
             return None
@@ -120,19 +141,6 @@ def requests_of(workload: str | Mapping[str, Any], page_size: int) -> Mapping[st
     mapping = over_preset(workload)
     spec = read_spec(mapping, page_size=page_size)
     return None if isinstance(spec.requests, CaptureSource) else mapping
-
-
-def share_of_arrivals(arrivals: Mapping[str, Any], ranks: int) -> dict[str, Any]:
-    """What of a workload's arrivals comes to one of several ranks, over the rest of them.
-
-    Source: tpu-inference 0.32.0, core/sched/dp_scheduler.py gives each request to one rank.
-    """
-    shares: dict[str, Any] = {}
-    if rate := arrivals.get("request_rate"):
-        shares["request_rate"] = rate / ranks
-    if most := arrivals.get("max_concurrency"):
-        shares["max_concurrency"] = -(-most // ranks)
-    return shares
 
 
 def load_stored(spec: str) -> Workload | None:

@@ -3,11 +3,12 @@
 import importlib
 import sys
 import types
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
-from engine_wheels import SGLANG_JAX, sglang_jax_main
+from engine_wheels import SGLANG_JAX, fetched, sglang_jax_main
 from table_rows import LATENT, PROBLEM, timed_row
 
 from rpa_kernels import layout
@@ -16,6 +17,9 @@ from rpa_tune.cli.main import cli
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.interop import sglang_jax_tables
+from rpa_tune.interop.public.tokamax import package as tokamax
+from rpa_tune.interop.public.tokamax.families import TOKAMAX
+from rpa_tune.interop.public.tokamax.table import shipped_calls
 from rpa_tune.interop.public.tpu_inference import functions
 from rpa_tune.interop.public.tpu_inference.arrays import abstract_arguments, num_leading
 from rpa_tune.interop.public.tpu_inference.families import TPU_INFERENCE
@@ -224,3 +228,14 @@ def test_a_plan_of_public_kernels_runs_in_a_process_that_has_no_wheel_yet(tmp_pa
     run = CliRunner().invoke(cli, ["sweep", "public_hd64", "--dry-run", "--json"])
     assert run.exit_code == 0, run.output
     assert WHEEL.root.is_dir()
+
+
+def test_all_rows_that_tokamax_ships_are_read_and_fit():
+    fetched(tokamax.WHEEL)
+    calls = shipped_calls()
+    # As its file says; its own look-up reads 3 for all.
+    assert Counter(one.configs["mixed"].n_buffer for one in calls) == {2: 37, 3: 10}
+    for one in calls:
+        target = load_chip(one.chip).target
+        for family in TOKAMAX.values():
+            assert family.check(one.problem, one.configs[family.case], target) is None

@@ -45,8 +45,8 @@ def start(folder: Path, name: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str]) -> dict:
-    out, err = process.communicate(timeout=300)
+def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> dict:
+    out, err = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, err
     return json.loads(out)
 

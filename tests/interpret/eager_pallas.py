@@ -67,6 +67,8 @@ class Ref:
 
     def bitcast(self, dtype: Any) -> "Ref":
         """32-bit words: [..., packing, lanes] becomes [..., 1, lanes]."""
+        if self.dtype.itemsize == np.dtype(dtype).itemsize:
+            return Ref(self.view.view(np.dtype(dtype)))
         assert self.shape[-2] * self.dtype.itemsize == np.dtype(dtype).itemsize == WORD_BYTES
         return Ref(self.view.swapaxes(-1, -2).view(np.dtype(dtype)).swapaxes(-1, -2))
 

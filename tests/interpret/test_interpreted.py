@@ -51,6 +51,17 @@ def test_a_stand_in_has_the_features_and_few_heads():
         assert weighted.batch.misfit(used.problem) is None
 
 
+def test_a_stand_in_of_latents_has_few_query_heads():
+    latent = {"num_kv_heads": 1, "head_dim": 256, "rope_dim": 64}
+    for heads, fewer in ((128, 32), (8, 8)):
+        problem = make_problem(num_q_heads=heads, **latent)
+        changed = dataclasses.replace(
+            candidate(), family=load_family("mla-decode"), problem=problem
+        )
+        used, _ = stand_in(changed)
+        assert (used.problem.num_q_heads, used.problem.num_kv_heads) == (fewer, 1)
+
+
 @pytest.mark.parametrize("name", ["sliding_window", "attention_chunk_size"])
 def test_a_stand_in_has_keys_behind_a_window_or_chunk_however_long(name):
     problem = make_problem(**{name: 8192})

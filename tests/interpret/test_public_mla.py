@@ -7,12 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interpret.eager_pallas import eager_pallas
+from interpret.kernel_cases import V6E, blockwise_config, decode_config
 from interpret.public_wheel import FOLDER, public_module
 from interpret.test_mla import CALL, DISPATCHER, INTERPRET, SMALL, arguments
 
 from rpa_kernels import reference
 from rpa_kernels.batch import Batch
 from rpa_tune.dispatch.attention import mla_ragged_paged_attention
+from rpa_tune.dispatch.plan import Launch, LaunchPlan
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.interop.public.tpu_inference.functions import pretend
 from rpa_tune.interop.public.tpu_inference.package import WHEEL
 
 BATCH = Batch(q_lens=(1, 4, 9), kv_lens=(30, 20, 40), num_decode=1, page_seed=3)
@@ -50,6 +55,73 @@ def test_the_reference_is_that_of_the_wheel(name):
         np.asarray(cache).reshape(expected_cache.shape).view(np.uint32),
         np.asarray(expected_cache).view(np.uint32),
     )
+
+
+# A batch of two decode sequences and one alone, short queries, and a chunk over two pages.
+SERVED = Batch(q_lens=(1, 1, 1, 4, 9), kv_lens=(30, 17, 64, 20, 40), num_decode=3, page_seed=3)
+BLOCKS = {
+    "num_kv_pages_per_block": 2, "num_queries_per_block": (1, 4, 4), "decode_batch_size": 2,
+    "mixed_q_split": 2, "vmem_limit_bytes": 1 << 26,
+}  # fmt: skip
+# Features of the call. In float32 and rows of one token: of smaller elements that kernel views many
+# rows as words, and writes to them, which NumPy's memory cannot be laid out for; of rows of several
+# tokens its indices reach one behind a buffer (`eager_pallas.Ref` refuses both).
+BESIDE = {"plain": {}, "window_cap": {"sliding_window": 7, "soft_cap": 2.0}}
+PUBLIC_ERROR, OUR_ERROR = 5e-5, 2e-2  # ours multiplies in bfloat16
+
+
+def run_public(named, **features):
+    """Output and cache of the wheel's own kernel, its statements run one by one on the CPU.
+
+    Queries and output are turned over by jax, not by its two kernels for that.
+    """
+    module = public_module("mla")
+
+    def turned(x, *, transpose_axes, **_):
+        return [x.transpose(transpose_axes)]
+
+    with (
+        pretend(load_chip("v6e"), module),
+        mock.patch.object(module, "xpose_pipeline", turned),
+        eager_pallas(),
+    ):
+        arrays = {name: jnp.array(array) for name, array in named.items()}
+        return module.mla_ragged_paged_attention(
+            **arrays, **BLOCKS, **features, s_dtype=jnp.float32, p_same_dtype_as_v=False
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BESIDE)
+def test_the_kernel_of_the_wheel_beside_ours(name):
+    features = BESIDE[name]
+    problem = dataclasses.replace(CALL, max_num_seqs=5, **features)
+    named, operands = arguments(problem, SERVED)
+    # Without poison, which that kernel multiplies by zero behind a window.
+    named["cache_kv"] = jnp.nan_to_num(operands.kv_cache)
+    expected, expected_cache = reference.ragged_paged_attention(
+        operands.queries, operands.keys, operands.values, named["cache_kv"], operands.arrays,
+        problem,
+    )  # fmt: skip
+    features = {"sm_scale": problem.sm_scale, **features}
+    out, cache = run_public(named, **features)
+    launches = (
+        Launch(family="mla-decode", config=decode_config(bkv_sz=32, bkv_csz=32)),
+        Launch(family="mla-mixed", config=blockwise_config(bkv_sz=32, bkv_csz=32)),
+    )
+    plan = LaunchPlan(problem=problem, target=V6E, launches=launches)
+    ours, our_cache = mla_ragged_paged_attention(
+        **named, plan=plan, interpret=INTERPRET, **features
+    )
+    used, bits = slice(0, SERVED.num_tokens), f"uint{8 * cache.dtype.itemsize}"
+    for found, error in ((out, PUBLIC_ERROR), (ours, OUR_ERROR)):
+        found = np.asarray(found.swapaxes(0, 1)[used], np.float32)
+        np.testing.assert_allclose(found, np.asarray(expected[used], np.float32), rtol=error,
+                                   atol=error)  # fmt: skip
+    for found in (cache, our_cache):
+        np.testing.assert_array_equal(
+            np.asarray(found).view(bits), np.asarray(expected_cache).view(bits)
+        )
 
 
 REFUSED = [

@@ -4,6 +4,7 @@ import runpy
 import sys
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -139,6 +140,18 @@ def test_page_lists_of_the_pools_size_are_refused_on_the_host(monkeypatch):
         owner().get_eagle_forward_metadata(7, page_indices_capacity=64)
     stand_in.uninstall()
     assert owner.get_eagle_forward_metadata is original
+
+
+def test_page_lists_that_pathways_cuts_are_refused(monkeypatch):
+    main = sglang_jax.MAIN_BRANCH
+    load_fake(monkeypatch, main.module, main.bound, main_function)
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "proxy,cpu")
+    try:
+        with pytest.raises(UsageError, match="cuts its page list at the pool's"):
+            sglang_jax.install(load_dispatcher(chip="v6e"))
+    finally:
+        jax.config.update("jax_platforms", before)
 
 
 def test_without_the_engine_it_says_so(monkeypatch):

@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from fake_sweep import FormulaEvaluator, answer_of_any_family, make_evaluators
-from table_rows import make_row
+from fake_sweep import (
+    FormulaEvaluator,
+    answer_of_any_family,
+    make_evaluators,
+    stored_workload,
+)
+from table_rows import make_row, timed_row
 
 from rpa_kernels.problem import Problem
 from rpa_tune.cli.main import cli
@@ -109,25 +114,39 @@ def test_heuristics_alone_are_no_coverage_and_their_loss_is_unknown(folder, tmp_
     assert "The loss of 20 look-ups is not known" in result.stdout
 
 
-def test_a_loss_is_that_of_a_row_that_differs_in_its_maxima_alone(folder, tmp_path):
-    """A neighbour pins the heuristic; what that lost there is said, with the error."""
+def test_a_neighbour_that_pins_the_heuristic_is_an_answer_with_the_loss_of_recorded_neighbours(
+    folder, tmp_path
+):
+    """It was compared there; what the row itself says of its loss plays no part."""
     here = dataclasses.replace(PROBLEM, max_num_tokens=32)
-    elsewhere = dataclasses.replace(here, num_q_heads=16)
-    rows = [
-        make_row("decode", problem, verdict="heuristic", time_us=50.0, heuristic_us=us)
-        for problem, us in ((here, 50.5), (elsewhere, 80.0))
-    ]
-    merge_into(tmp_path / "near", rows)
+    pinned = make_row("decode", here, verdict="heuristic", time_us=50.0, heuristic_us=50.5)
+    merge_into(tmp_path / "near", [pinned])
     report = json.loads(audit("--tables", tmp_path / "near", "--json").stdout)
     first = report["entries"][0]
     assert (first["family"], first["num_tokens"]) == ("decode", 16)
-    assert first["coverage"] == "heuristic"
-    assert first["expected_loss_pct"] == pytest.approx(1.0)
-    assert first["loss_error_pct"] == 5.0
-    assert first["loss_from"].startswith("v6e/decode.jsonl:")
-    text = audit("--tables", tmp_path / "near").stdout
-    assert "1.0±5" in text
-    assert f"loss as in {first['loss_from']}" in text
+    assert first["coverage"] == "nearest"
+    assert "the heuristic won there" in first["why"]
+    recorded = expected_loss("decode", first["distance"])
+    assert first["expected_loss_pct"] == recorded.pct
+    assert first["loss_from"] == f"{recorded.num_pairs} pairs up to distance 2"
+
+
+def test_traffic_and_hidden_rows_are_said_on_demand(folder, tmp_path):
+    workload = stored_workload(tmp_path)
+    merge_into(tmp_path / "some", [timed_row("decode", PROBLEM)])
+    options = ["--tables", tmp_path / "some", "--by-traffic", workload, "--held-out"]
+    text = audit(*options).stdout
+    # One step of six tokens, of a decode and another sequence: a launch of each family.
+    assert "by traffic: " in text
+    assert "held out: each third of 1 shapes hidden in turn, 1 rows" in text
+    report = json.loads(audit(*options, "--json").stdout)
+    assert sum(report["by_traffic"].values()) == pytest.approx(1.0)
+    coverage = {e["family"]: e["coverage"] for e in report["entries"] if e["num_tokens"] == 16}
+    assert report["by_traffic"] == {
+        source: pytest.approx(list(coverage.values()).count(source) / 2)
+        for source in coverage.values()
+    }
+    assert report["held_out"]["rows"] == 1
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_long_tables_are_cut(capsys):
     from rpa_tune.analysis.compare import Change
 
     changes = [Change(name=str(n), before=n, after=None) for n in range(12)]
-    compare_text._print_table("t", changes, {})
+    compare_text.print_changes("t", changes)
     out = capsys.readouterr().out
     assert "and 4 with smaller changes" in out
     assert "none" in out

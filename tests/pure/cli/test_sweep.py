@@ -167,6 +167,11 @@ def test_dry_run_runs_nothing_and_knows_what_is_known(folder, evaluators):
     after = json.loads(sweep("--dry-run", "--json").stdout)["studies"][0]
     assert (after["known"], after["seconds"]) == (6, 0)
     assert "nothing was run" in sweep("--dry-run").stdout
+    (brief,) = json.loads(sweep("--dry-run", "--brief", "--json").stdout)["groups"]
+    assert (brief["studies"], brief["rows"], brief["known"]) == (1, 1, 6)
+    assert (brief["core_hours"], brief["evaluations"]) == (0, 7)  # six and a check
+    assert "1 study for 1 row: at most 0.0 core hours" in sweep("--dry-run", "--brief").stdout
+    assert isinstance(sweep("--brief").exception, UsageError)
 
 
 def test_chip_replaces_the_plans(folder, evaluators):

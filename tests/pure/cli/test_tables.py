@@ -253,3 +253,30 @@ def test_a_row_says_what_it_does_not_rest_on(tmp_path):
 def test_nothing_is_no_clean_bill(tmp_path):
     assert "no files: nothing was checked" in tables("lint", tmp_path).stdout
     assert "no rows: nothing was checked" in tables("check", tmp_path).stdout
+
+
+def test_a_sample_takes_chips_and_families_in_turn_and_is_the_same_everywhere():
+    rows = [
+        make_row(family, replace(PROBLEM, max_num_seqs=seqs), chip=chip)
+        for chip, family, number in (
+            ("v6e", "decode", 6),
+            ("v6e", "mixed", 2),
+            ("v5e", "decode", 1),
+        )
+        for seqs in (2**i for i in range(number))
+    ]
+    drawn = cli_recheck.sample_rows(rows, 3)
+    assert {(row.key.chip, row.key.family) for row in drawn} == {
+        ("v6e", "decode"), ("v6e", "mixed"), ("v5e", "decode"),
+    }  # fmt: skip
+    assert cli_recheck.sample_rows(rows[::-1], 3) == drawn
+    assert set(map(str, drawn)) <= set(map(str, cli_recheck.sample_rows(rows, 5)))
+    others = [cli_recheck.sample_rows(rows, 3, seed) for seed in "abcdef"]
+    assert any(other != drawn for other in others)
+    assert cli_recheck.sample_rows(rows, 99) == sorted(rows, key=lambda row: row.key)
+
+
+def test_a_sample_is_what_is_checked(folder):
+    for number in (1, 2):
+        report = json.loads(tables("check", folder, "--sample", number, "--json").stdout)
+        assert len(report["rows"]) == number

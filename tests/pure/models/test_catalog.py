@@ -76,6 +76,15 @@ def test_rows_are_what_the_models_documentation_says(row, name):
     }  # fmt: skip
 
 
+def test_granites_attention_layers_stand_among_mamba_layers():
+    """Four of forty, and a scale of its own; the mambas weigh (IBM's cards: 32B of which 9B)."""
+    small = load_model("ibm-granite/granite-4.0-h-small")
+    assert small.layers_text == "4 full, 36 mamba (no attention)"
+    (kind,) = small.kinds
+    assert (kind.num_q_heads, kind.num_kv_heads, kind.head_dim) == (32, 8, 128)
+    assert kind.sm_scale == 1 / 128
+
+
 def test_llama3_8b_is_what_the_quickstart_means():
     (kind,) = load_model("llama3-8b").kinds
     assert (kind.num_layers, kind.num_q_heads, kind.num_kv_heads, kind.head_dim) == (32, 32, 8, 128)

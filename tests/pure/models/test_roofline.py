@@ -4,10 +4,9 @@ import dataclasses
 
 import pytest
 
-from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.models.catalog import load_model
-from rpa_tune.models.roofline import Roofline, check_weight_dtype, hbm_bytes
+from rpa_tune.models.roofline import Roofline, hbm_bytes
 from rpa_tune.models.weights import Weights
 
 DENSE = Weights(
@@ -50,8 +49,3 @@ def test_the_clock_is_that_of_the_workloads_default_for_its_model():
     assert clock["weights_us"] == pytest.approx(9800, rel=0.07)  # which has the embeddings in it
     assert clock["us_per_token"] == pytest.approx(17.4, rel=0.13)  # and the head for all tokens
     assert clock["us_per_context_token"] == pytest.approx(0.08, rel=0.01)
-
-
-def test_another_dtype_is_refused_with_those_there_are():
-    with pytest.raises(UsageError, match=r"weight_dtype='fp6' is not one of float32, bfloat16"):
-        check_weight_dtype("fp6")

@@ -28,7 +28,9 @@ PUBLISHED = {
     "glm4.5-air": (106, 12), "llama4-scout": (109, 17), "llama4-maverick": (400, 17),
     "qwen3.5-35b-a3b": (35, 3), "qwen3.5-122b-a10b": (122, 10), "qwen3.5-397b-a17b": (397, 17),
     "qwen3.5-27b": (27, None), "nemotron3-nano-30b-a3b": (31.6, 3.6),
-    "nemotron3-super-120b-a12b": (120.6, 12.7),
+    "nemotron3-super-120b-a12b": (120.6, 12.7), "glm4.6": (355, 32),
+    "mistral-small3.1-24b": (23.6, None), "mistral-large2-123b": (123, None),
+    "granite4-h-small": (32, 9), "granite4-h-tiny": (6.94, None),
 }  # fmt: skip
 
 
@@ -76,7 +78,9 @@ def test_experts_are_read_as_tokens_choose_them():
         ({"model_type": "llama", "vocab_size": "x"}, "vocab_size='x'"),
         ({"model_type": "bamba", "vocab_size": 10, "attn_layer_indices": [3]}, "'bamba'"),
         ({"model_type": "granitemoehybrid", "vocab_size": 10, "num_hidden_layers": 2,
-          "layer_types": ["mamba", "attention"]}, "matrices of mamba layers"),
+          "layer_types": ["mamba", "attention"]}, "mamba_n_heads is missing"),
+        ({"model_type": "granitemoehybrid", "vocab_size": 10, "num_hidden_layers": 2,
+          "layer_types": ["conv", "attention"]}, "matrices of conv layers"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_said_and_never_guessed(config, reason):

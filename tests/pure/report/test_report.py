@@ -127,6 +127,7 @@ def other_bound(view):
         ("progress", only_simulated, slower),
         ("progress", only_simulated, other_bound),
         ("coverage", only_simulated, other_verdict),
+        ("gains", only_simulated, another_fastest),
         ("measured", lambda view: view, measured_slower),
     ],
 )

@@ -49,6 +49,16 @@ def test_a_good_plan(tmp_path):
     assert names == ["v6e/llama3-8b/decode", "v6e/llama3-8b/mixed"]
 
 
+def test_blocks_that_are_a_part_of_a_page_and_switches_that_are_off(tmp_path):
+    text = GOOD.replace("space:", "space:\n  mixed: {bkv_sz: [32, 64], mxu_sums: [0, 1]}")
+    overrides = plan_of(tmp_path, text).overrides
+    assert overrides["mixed"] == {"bkv_sz": (32, 64), "mxu_sums": (0, 1)}
+    with pytest.raises(
+        UsageError, match="mxu_sums=2 must be an integer of at least 0 and at most 1"
+    ):
+        plan_of(tmp_path, text.replace("[0, 1]", "[2]"))
+
+
 def test_a_weighted_set_of_workloads_is_one_workload(tmp_path):
     weighted = re.sub("workload: .*", "workload: {azure-conv: 0.7, azure-code: 0.3}", GOOD)
     alone = re.sub("workload: .*", "workload: azure-conv", GOOD)
@@ -95,6 +105,7 @@ def test_layers_with_and_without_a_window_are_two_studies(tmp_path):
         ("8 pages", "2.5 pages", 9, "bkv_sz='2.5 pages' is not a whole number", ""),
         ("budget: 90s", "budget: soon", 11, "not a number", ""),
         ("[128, 512", "[100, 512", 9, "bkv_sz=100 is not a multiple of page_size=128", "128, 256"),
+        ("[128, 512", "[0, 512", 9, "bkv_sz=0 must be an integer of at least 1", ""),
         ("page_size: 128", "page_size: 0", 5, "must be an integer of at least 1", ""),
         ("page_size: 128", "page_size: [128", 6, "not YAML", ""),
         ("simulate: 5", "simulate: many", 10, "simulate='many'", ""),

@@ -60,6 +60,25 @@ def test_sizes_that_a_study_fills_cost_less_than_the_simulators_error(spaces) ->
     assert max(losses) < 5.0
 
 
+def test_what_the_best_config_depends_on_is_said_by_field(spaces) -> None:
+    """docs/plan.md states these; fields without a counted pair are not known."""
+    said = {
+        (row["family"], tuple(row["differ_in"])): row
+        for row in yaml.safe_load(TABLE.read_text())["fields"]
+    }
+    for family in ("decode", "mixed"):  # the same key, another workload
+        assert said[family, ()]["pairs"] >= 16
+        assert said[family, ()]["worst_pct"] < 5.0
+    for family, fields in FILLED.items():
+        if family == "decode":
+            assert said[family, fields]["pairs"] >= 4
+            assert said[family, fields]["worst_pct"] < 5.0
+    heads = said["decode", ("num_q_heads", "num_kv_heads")]
+    assert heads["worst_pct"] > 20.0  # so that a row is never filled from other heads
+    assert said["mixed", ("max_num_tokens",)]["pairs"] == 0  # and mixed fills nothing
+    assert "mixed" not in FILLED
+
+
 def test_farther_neighbours_are_not_expected_to_lose_less(monkeypatch) -> None:
     near, far = (
         ExpectedLoss(pct=pct, worst_pct=9.0, num_pairs=1, up_to_distance=edge)

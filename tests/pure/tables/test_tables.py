@@ -251,3 +251,46 @@ def test_changes_between_tables():
 
 def test_shipped_tables_are_clean():
     assert [str(finding) for finding in lint_folder(shipped_folder(), DIGESTS)] == []
+
+
+def test_rows_are_read_when_they_are_asked_for(tmp_path):
+    """A look-up reads its row alone, in files as the writer makes them, and finds the same."""
+    rows = [make_row(problem=replace(PROBLEM, max_num_seqs=n)) for n in (8, 16, 32)]
+    rows.append(
+        make_row(
+            problem=replace(PROBLEM, page_size=128, return_lse=True, kv_layout="seq_along_lane")
+        )
+    )
+    (path,) = merge_into(tmp_path, rows)
+    lines = path.read_text().splitlines()
+    place = next(i for i, line in enumerate(lines) if '"max_num_seqs":32' in line)
+    lines[place] = lines[place].replace('"rule":', '"rules":')
+    path.write_text("\n".join(lines) + "\n")
+    loaded = load_tables([tmp_path])
+    assert len(loaded) == 4
+    for row in (rows[0], rows[1], rows[3]):
+        assert replace(loaded.exact(row.key), where="") == row
+    near = loaded.by_distance(rows[0].key)
+    assert [next(near).row.key for _ in range(2)] == [rows[0].key, rows[1].key]
+    for ask in (lambda: loaded.exact(rows[2].key), lambda: list(loaded), lambda: list(near)):
+        with pytest.raises(TableError, match="rules") as caught:
+            ask()
+        assert caught.value.where == f"{path}:{place + 1}"
+
+
+def test_a_key_that_is_written_otherwise_is_found_all_the_same(tmp_path):
+    """Text is compared only where it is the writer's: names in order, nothing usual said."""
+    row = make_row()
+    (path,) = merge_into(tmp_path, [row])
+    header, line = path.read_text().splitlines()
+    data = json.loads(line)
+    usual = {**data["key"], "rope_dim": 0}
+    turned = dict(reversed(data["key"].items()))
+    for key in (usual, turned):
+        odd = json.dumps({**data, "key": key}, separators=(",", ":"))
+        path.write_text(f"{header}\n{odd}\n")
+        assert replace(load_tables([tmp_path]).exact(row.key), where="") == row
+    twice = line[:-1] + ',"key":' + json.dumps({**data["key"], "page_size": 32}) + "}"
+    path.write_text(f"{header}\n{twice}\n")
+    with pytest.raises(TableError, match="two keys"):
+        load_tables([tmp_path]).exact(row.key)

@@ -4,7 +4,7 @@ The cache has the layout with heads along sublanes, which is the function's defa
 the other batched kernels. No jax, no wheel: what needs them is in `calls.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import Chip
 from rpa_tune.interop.public.batched import BatchedConfig, decode_axes, scratch_bytes
 from rpa_tune.interop.public.family import PublicFamily, floors
+from rpa_tune.interop.public.tokamax import table
 from rpa_tune.interop.public.tokamax.configs import (
     check,
     kernel_name,
@@ -47,6 +48,10 @@ class TokamaxFamily(PublicFamily):
         from rpa_tune.interop.public.tokamax import calls
 
         return calls.scalar_operands(self.case, problem, config, chip, batch)
+
+    def shipped_configs(self) -> Iterable[tuple[str, Problem, Any]]:
+        """Those of tokamax's own tables."""
+        return table.shipped_configs(self.case)
 
 
 def _family(case: str, letter: str, slots: tuple[str, ...], axes: Any) -> TokamaxFamily:

@@ -6,7 +6,7 @@ needs the wheel (compiling, the scalars of a launch, the function's own choice o
 `calls.py` and `own_choice.py`, loaded when asked for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import Chip
 from rpa_tune.interop.public.batched import BatchedConfig, decode_axes, mixed_axes, scratch_bytes
 from rpa_tune.interop.public.family import PublicFamily, floors, refusal
+from rpa_tune.interop.public.tokamax import table
 from rpa_tune.interop.public.tpu_inference import mla
 from rpa_tune.interop.public.tpu_inference.configs import (
     Hd64Config,
@@ -50,6 +51,10 @@ class TpuInferenceFamily(PublicFamily):
 
     kernel: str
     case: str
+
+    def shipped_configs(self) -> Iterable[tuple[str, Problem, Any]]:
+        """Those of tokamax's tables for the batched kernel, which tokamax's came from."""
+        return table.shipped_configs(self.case) if self.kernel == "batched" else ()
 
     @property
     def unavailable(self) -> str:
