@@ -7,7 +7,7 @@ length is data, so it says next to nothing of a kernel of ours, whose loops are 
 length; of what surrounds the kernel, whose shapes are static, it counts everything. Copies that
 run beside other work (`copy-start`) have no estimate.
 
-Source: observed with libtpu 0.0.42.1, 0.0.44, 0.0.48 and 0.0.50.1 to 0.0.52.
+Source: observed with libtpu 0.0.42.1 and 0.0.52; 0.0.44, 0.0.48 and 0.0.51 have the flag by name.
 """
 
 import re
@@ -22,7 +22,7 @@ from rpa_tune.known_versions import version_number
 from rpa_tune.provenance import versions
 
 TASK = "rpa_tune.compile.static_profile:profile_candidate"
-# A compiler without the flag ends the process: 0.0.44 and older.
+# 0.0.42.1 ends the process at the flag, and 0.0.44 has none of that name.
 _FIRST_WITH_PATHS = "0.0.48"
 _FIELD = re.compile(r'^\s*(\w+): "?([^"\n]*)"?$', re.MULTILINE)
 
