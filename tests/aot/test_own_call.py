@@ -14,7 +14,6 @@ pytestmark = pytest.mark.aot
 CASES = {
     "v5p decode": ("decode", FEATURES["part_of_contexts"], "v5p"),
     "v6e mixed": ("mixed", {"max_num_tokens": 16, "max_num_seqs": 4, "num_pages": 16}, "v6e"),
-    "v7x tree": ("decode", SHORT["tree_odd_heads"], "v7x"),
 }
 EVERY_CHIP = ("v4", "v5e", "v5p", "v6e", "v7x")
 CHANGES = {"plain": {}, **FEATURES, **HEADS_OF_512}
