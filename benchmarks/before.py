@@ -51,7 +51,7 @@ class Before:
             subprocess.run(["tar", "x", "-C", str(part)], input=archive.stdout, check=True)
             (part / "rpa_kernels").symlink_to("kernels")
             part.rename(tree)
-        self._tree = tree
+        self.tree = tree
 
     def compile_all(self, candidates: Sequence[Any]) -> list[Path | str]:
         """The schedule of each candidate, or why it has none.
@@ -77,7 +77,7 @@ class Before:
         ]
         if todo:
             # Its own packages before those that are installed, and this file's folder for workers.
-            path = os.pathsep.join([str(self._tree), str(Path(__file__).parent)])
+            path = os.pathsep.join([str(self.tree), str(Path(__file__).parent)])
             subprocess.run(
                 [sys.executable, __file__, str(self._folder), str(self._workers)],
                 input=json.dumps(todo), text=True, check=True,

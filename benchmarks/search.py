@@ -12,6 +12,7 @@ other problems, and nothing was chosen by them.
 
 import gzip
 import importlib.util
+import itertools
 import json
 import statistics
 from collections import namedtuple
@@ -150,10 +151,19 @@ def regret_pct(
     truth: Truth, searcher: Searcher, *, num: int, seed: int = 0, others: Sequence[Truth] = ()
 ) -> float:
     """How much slower than the best the best of `num` answers is, in percent."""
+    wave = max(2, min(8, num // 3))
+    search = Search(simulate=num, wave=wave, seed=seed, least_gain_pct=0)
+    return play(truth, searcher, search, others)[1]
+
+
+def play(
+    truth: Truth, searcher: Searcher, search: Search, others: Sequence[Truth] = ()
+) -> tuple[int, float]:
+    """How many answers a search took, and how much slower its best is than the best, in percent."""
     first = seeds(truth, searcher.start, others)
     pool = list(dict.fromkeys([*first, *truth.space.configs]))
     if searcher.kind == "exhaustive":
-        pool = pool[:num]
+        pool = pool[: search.simulate]
     below: Any = {
         config: SimpleNamespace(time_us=us, batch_us=(), ok=True)
         for config, us in truth.bounds.items()
@@ -164,16 +174,17 @@ def regret_pct(
         pool,
         below,
         num_seeds=len(first),
-        search=Search(simulate=num, wave=max(2, min(8, num // 3)), seed=seed),
+        search=search,
     )
-    times = []
+    times, num = [], 0
     while wave := sampler.ask():
         told = [answer(truth, config) for config in wave]
         sampler.tell(told)
+        num += len(wave)
         times += [answer.time_us for answer in told if answer.time_us is not None]
     # Who found nothing that works would fall back to the heuristic.
     found_us = min(times, default=truth.times_us[truth.heuristic] or float("inf"))
-    return 100 * (found_us / truth.best_us - 1)
+    return num, 100 * (found_us / truth.best_us - 1)
 
 
 def regrets_pct(truths: Sequence[Truth], searcher: Searcher, share_pct: int) -> list[float]:
@@ -224,7 +235,31 @@ def compare(truths: Sequence[Truth], names: Sequence[str]) -> dict[str, Any]:
             if name.startswith("ladder"):
                 for truth, regret in zip(truths, regrets, strict=True):
                     document["spaces"][truth.name][figure] = regret
+    document["as_swept"] = as_swept(truths, [name for name in names if name.startswith("ladder")])
     return document
+
+
+def as_swept(truths: Sequence[Truth], names: Sequence[str]) -> dict[str, Any]:
+    """Regret and answers of a search as a plan's defaults have it, which ends by itself.
+
+    Beside it the same search that goes on to its last answer, and that of before it ended by
+    itself, which chose eight at a time.
+    """
+    searches = {
+        "ends by itself": Search(),
+        "to the last": Search(least_gain_pct=0),
+        "to the last, waves of 8": Search(least_gain_pct=0, wave=8),
+    }
+    found: dict[str, Any] = {}
+    for name, (how, search) in itertools.product(names, searches.items()):
+        played = [play(truth, SEARCHERS[name], search, truths) for truth in truths]
+        for half in dict.fromkeys(("all", *(truth.half for truth in truths if truth.half))):
+            here = [p for p, t in zip(played, truths, strict=True) if half in ("all", t.half)]
+            found.setdefault(f"{name}, {how}", {})[half] = {
+                "mean_answers": statistics.mean(num for num, _ in here),
+                **summary([regret for _, regret in here]),
+            }
+    return found
 
 
 def show(document: dict[str, Any]) -> None:
@@ -239,6 +274,14 @@ def show(document: dict[str, Any]) -> None:
         figures = [part[name] for part in parts.values()]
         cells = [f"{f['median_regret']:.2f} / {f['worst_regret']:6.2f}" for f in figures]
         click.echo(f"{name:34}" + "".join(f"{cell:>19}" for cell in cells))
+    click.echo("a search by a plan's defaults: answers, median / worst regret")
+    for name, figures in document["as_swept"].items():
+        cells = [
+            f"{figures[part]['mean_answers']:.1f}, {figures[part]['median_regret']:.2f} / "
+            f"{figures[part]['worst_regret']:.2f}"
+            for part in parts
+        ]
+        click.echo(f"{name:48}" + "".join(f"{cell:>20}" for cell in cells))
 
 
 @click.command()

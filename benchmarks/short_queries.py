@@ -22,6 +22,7 @@ import click
 from rpa_kernels.batch import Batch
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
+from rpa_kernels.slots import family_of
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families.registry import load_family
@@ -31,13 +32,21 @@ from rpa_tune.workload.workload import WeightedBatch, Workload
 
 SEQS, TOKENS, PAGE_SIZE = 32, 4, 128
 CONTEXTS = (4096, 16384)
-# Query heads, KV heads, dtype of the cache.
-KINDS = {
-    "8 on 1": (8, 1, "bfloat16"),
-    "32 on 8": (32, 8, "bfloat16"),
-    "8 on 1 float8": (8, 1, "float8_e4m3fn"),
-    "32 on 8 float8": (32, 8, "float8_e4m3fn"),
-}
+# Fields of the problem. Float8 caches have scales of 1, but for latents, whose queries are float8.
+KINDS: dict[str, dict[str, Any]] = {
+    f"{q_heads} on {kv_heads}{name}": {
+        "num_q_heads": q_heads, "num_kv_heads": kv_heads, "head_dim": 128, "sm_scale": 128**-0.5,
+        "page_size": PAGE_SIZE, "kv_dtype": kv_dtype, "k_scale": scale, "v_scale": scale,
+    }
+    for name, kv_dtype, scale in (("", "bfloat16", None), (" float8", "float8_e4m3fn", 1.0))
+    for q_heads, kv_heads in ((8, 1), (32, 8))
+} | {
+    "128 on latents float8": {
+        "num_q_heads": 128, "num_kv_heads": 1, "head_dim": 512, "rope_dim": 64,
+        "sm_scale": 192**-0.5, "page_size": 1024, "kv_packing": 32, "q_dtype": "float8_e4m3fn",
+        "kv_dtype": "float8_e4m3fn",
+    },
+}  # fmt: skip
 # Fields beside the default config.
 CONFIGS: list[dict[str, int]] = [
     {},
@@ -59,13 +68,11 @@ class Group:
     @property
     def problem(self) -> Problem:
         """Static shapes, for the longest of the contexts."""
-        q_heads, kv_heads, kv_dtype = KINDS[self.kind]
-        pages, scale = cdiv(max(CONTEXTS), PAGE_SIZE), 1.0 if "float8" in kv_dtype else None
+        fields = KINDS[self.kind]
+        pages = cdiv(max(CONTEXTS), fields["page_size"])
         return Problem(
-            num_q_heads=q_heads, num_kv_heads=kv_heads, head_dim=128, page_size=PAGE_SIZE,
             max_num_tokens=SEQS * TOKENS, max_num_seqs=SEQS, pages_per_seq=pages,
-            num_pages=pages * SEQS, sm_scale=128**-0.5, kv_dtype=kv_dtype, k_scale=scale,
-            v_scale=scale, decode_query_size=self.tokens,
+            num_pages=pages * SEQS, decode_query_size=self.tokens, **fields,
         )  # fmt: skip
 
     @property
@@ -86,7 +93,8 @@ class Group:
     @property
     def candidates(self) -> list[Candidate]:
         """The default config, and for decode others that fit."""
-        family, chip = load_family(self.family), load_chip(self.chip)
+        name = family_of(self.family, is_latent=self.problem.is_latent)
+        family, chip = load_family(name), load_chip(self.chip)
         default = family.default_config(self.problem, chip.target)
         others = CONFIGS if self.family == "decode" and not self.default_only else [{}]
         configs = dict.fromkeys(replace(default, **fields) for fields in others)
@@ -127,7 +135,7 @@ def cells(group: Group, evaluator: SimulatedEvaluator) -> Iterator[dict[str, Any
     for i, context in enumerate(CONTEXTS):
         yield {
             "chip": chip, "kind": kind, "context": context, "seqs": SEQS, "tokens": TOKENS,
-            "page_size": PAGE_SIZE, "one_token_us": single[i], "time_us": several[i],
+            "page_size": group.problem.page_size, "one_token_us": single[i], "time_us": several[i],
             "ratio": several[i] / single[i],
             "default_ratio": several_default[i] / single_default[i],
             "mixed_us": mixed[i],

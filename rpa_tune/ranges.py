@@ -100,6 +100,7 @@ RANGES: dict[str, Range] = {
     "simulate": _count(10**6, "configs"),
     "measure": _count(10**6, "configs", least=0),
     "wave": _count(10**6, "configs"),
+    "least_gain_pct": Range(least=0, most=100, unit="percent", is_whole=False),
     "deadline": _SECONDS,
     "interval": _SECONDS,
     "budget": Range(least=0, most=52 * _WEEK_S, unit="seconds", is_whole=False),

@@ -92,14 +92,15 @@ ALLOWED: dict[str, set[str]] = {
     "report.frame": {"candidate", "store"},
     "report.nest": set(),
     "user_kernel": {
-        "candidate", "hw", "compile", "evaluate", "families", "llo", "llo.sources", "provenance",
+        "kernels", "candidate", "hw", "compile", "evaluate", "families", "llo", "llo.sources",
+        "provenance",
     },
     "analysis": {
         "candidate", "kernels", "hw", "workload", "space", "compile", "evaluate", "store",
         "models.catalog", "models.model", "models.server", "provenance", "decide",
         "families", "families.registry", "dispatch", "models.buckets", "models.padding",
         "models.flags", "models.roofline", "models.weights", "tables", "llo", "sweep",
-        "report.nest",
+        "report.nest", "llo.sources",
     },
     "check": {
         "candidate", "kernels", "hw", "workload", "compile", "evaluate", "families",

@@ -38,6 +38,36 @@ workload: {requests: {count: 8, prompt_tokens: 100, output_tokens: 20}, compress
 space: {decode: {bkv_sz: [256, 512], bkv_csz: [256, 512], seqs_per_step: [1], bq_sz: [8]}}
 search: {simulate: 6, wave: 3}
 """
+PAGED = "jax.experimental.pallas.ops.tpu.paged_attention.paged_attention_kernel:paged_attention"
+MY_KERNELS = """\
+import jax
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+
+def _kernel(lens, q, k, out, *, causal):
+    out[...] = q[...] + k[...] if causal else q[...]
+
+
+def attention(q, k, lens, *, causal=False, block_q=128):
+    spec = pl.BlockSpec((1, block_q, q.shape[2]), lambda i, j, lens: (i, j, 0))
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=1, grid=(q.shape[0], q.shape[1] // block_q), in_specs=[spec, spec],
+        out_specs=spec,
+    )
+    shape = jax.ShapeDtypeStruct(q.shape, q.dtype)
+    kernel = lambda *refs: _kernel(*refs, causal=causal)
+    return pl.pallas_call(kernel, grid_spec=grid, out_shape=shape, name="mine")(lens, q, k)
+
+
+def paged():
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, "bfloat16")
+    pages = np.random.default_rng(0).permutation(256).astype(np.int32).reshape(8, 32)
+    cache = array(8, 256, 16, 128)
+    arguments = array(8, 32, 128), cache, cache, np.full(8, 300, np.int32), pages
+    return arguments, {"pages_per_compute_block": 4}
+"""
 QUICK = {
     "docs/report.md: rpa-tune report .rpa-tune/quickstart.jsonl",
     "docs/serving.md: rpa-tune audit --model",
@@ -140,6 +170,11 @@ def one_batch(folder, stack):
     (folder / "batch.json").write_text('{"q_lens": [1, 1], "kv_lens": [700, 90], "num_decode": 2}')
 
 
+def my_kernels(folder, stack):
+    """A user's module: a kernel, and the arguments of jax's paged attention."""
+    (folder / "my_kernels.py").write_text(MY_KERNELS)
+
+
 def fresh_cache(folder, stack):
     """A cache without compiles, because the output tells what was compiled from what was kept."""
     (folder / "cache").mkdir()
@@ -177,6 +212,8 @@ SETUPS = {
     "docs/workloads.md: rpa-tune workloads import steps.jsonl": captured,
     "docs/workloads.md: rpa-tune workloads show mine.jsonl": bailian_trace,
     "docs/trace.md: rpa-tune explain --chip": one_batch,
+    "docs/explain.md: rpa-tune explain my_kernels:attention": my_kernels,
+    f"docs/explain.md: rpa-tune explain {PAGED}": my_kernels,
     "docs/plan.md: rpa-tune plan --model": two_steps,
     "docs/serving.md: rpa-tune compile --model": fresh_cache,
     "docs/serving.md: rpa-tune portfolio sweeps/quickstart.yaml": quickstart_store,

@@ -94,7 +94,7 @@ def make_question(
     )
     given = {
         "chip": tpu.name, "family": kernel.name, "model": model, "workload": workload,
-        "config": config, "page_size": page_size, **shape,
+        "config": config, "page_size": page_size, "cache": cache, **shape,
     }  # fmt: skip
     return Question(
         candidate=candidate, workload=own, model=model, loaded=loaded, is_default=not config,

@@ -8,6 +8,7 @@ import click
 
 from rpa_tune.analysis.compare import compare
 from rpa_tune.analysis.explain import DEFAULT_DEADLINE_S, Explanation, explain_question
+from rpa_tune.analysis.second_opinion import SecondOpinion
 from rpa_tune.analysis.second_opinion import second_opinion as ask_compiler
 from rpa_tune.cli.compare_text import print_comparison
 from rpa_tune.cli.explain_function import Asked, explain_function
@@ -174,16 +175,9 @@ def _explain_candidate(
         deadline_s=deadline,
         said=_say,
     )
-    opinion = None
-    if second_opinion and found.ok:
-        opinion = ask_compiler(found.question, deadline_s=deadline)
-    if as_json:
-        more = {} if opinion is None else {"second_opinion": opinion.to_dict()}
-        print_json(to_dict(found) | more)
-    else:
-        print_explanation(found)
-        if opinion is not None:
-            print_second_opinion(opinion)
+    is_asked = second_opinion and found.ok
+    opinion = ask_compiler(found.question, deadline_s=deadline) if is_asked else None
+    _show(found, opinion, as_json=as_json)
     if not found.ok:
         raise click.exceptions.Exit(1)
     if files["dump"] is not None:
@@ -197,6 +191,16 @@ def _explain_candidate(
             path=trace,
             one_step=files["trace_step"],
         )
+
+
+def _show(found: Explanation, opinion: SecondOpinion | None, *, as_json: bool) -> None:
+    if as_json:
+        more = {} if opinion is None else {"second_opinion": opinion.to_dict()}
+        print_json(to_dict(found) | more)
+        return
+    print_explanation(found)
+    if opinion is not None:
+        print_second_opinion(opinion)
 
 
 def _refuse_beside_compare(config_text: str, **others: Any) -> None:

@@ -7,6 +7,7 @@ inside functions, because the parent process uses the rest without it.
 
 import fnmatch
 import functools
+import gc
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -24,6 +25,9 @@ DUMP_FLAGS = (
     "--xla_jf_dump_llo_pass_label_regex=final_bundles",
 )
 _DUMP_TO = "--xla_jf_dump_to="
+
+# Objects between two looks for garbage of a worker, and looks between those of older generations.
+_GC_THRESHOLDS = (100_000, 50, 100)
 
 # Keeps libtpu from asking a cloud metadata server which TPU it is on.
 _NO_METADATA_SERVER = {
@@ -241,3 +245,36 @@ def set_up_worker(_: None = None) -> None:
 
     # The cache on disk is ours; jax's would hide what a compile costs and write no dumps.
     jax.config.update("jax_enable_compilation_cache", False)
+    _remember_bitcasts()
+    # Tracing makes millions of small objects that live until a kernel is lowered. What is imported
+    # is never garbage, and looking through the rest less often halves what looking costs.
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+
+
+def _remember_bitcasts() -> None:
+    """Has jax ask once what shape a bitcast view of some shape has, instead of at each use.
+
+    Each time a kernel loads through such a view, jax traces a function anew to find out: 40 % of
+    what it takes to trace a kernel. The answer depends on shape and types alone.
+    Source: jax 0.10.2, jax/_src/state/types.py, `BitcastTransform.transform_type`. A jax with no
+    such function is left as it is.
+    """
+    import jax
+
+    try:
+        from jax._src.state import utils
+    except ImportError:
+        return
+    ask = getattr(utils, "eval_bitcast_shape", None)
+    if ask is None:
+        return
+
+    @functools.lru_cache(maxsize=4096)
+    def known(shape: tuple[int, ...], dtype: Any, to: Any) -> Any:
+        return ask(jax.ShapeDtypeStruct(shape, dtype), to)
+
+    def shape_of(x: Any, dtype: Any) -> Any:
+        return known(x.shape, x.dtype, dtype)
+
+    utils.eval_bitcast_shape = shape_of

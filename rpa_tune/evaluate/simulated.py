@@ -30,7 +30,7 @@ from rpa_tune.evaluate.evaluator import (
     status_of_failure,
 )
 from rpa_tune.evaluate.simulate_task import TASK, SimulateAnswer, SimulateTask
-from rpa_tune.evaluate.understood import require_understood
+from rpa_tune.evaluate.understood import PROBE_DEADLINE_S, require_understood
 from rpa_tune.hw.chip import Chip
 from rpa_tune.llo.ensemble import interval
 from rpa_tune.llo.timeline import Timeline
@@ -99,7 +99,9 @@ class SimulatedEvaluator(AbstractEvaluator):
           DumpError: They are not; see `understood.py`.
           RpaTuneError: Workers cannot be started at all.
         """
-        require_understood(chips, self._pool, self._cache_dir, self._libtpu_args)
+        # A plan with a long deadline is for a busy machine, on which a probe is slow, too.
+        deadline_s = max(PROBE_DEADLINE_S, self._deadline_s)
+        require_understood(chips, self._pool, self._cache_dir, self._libtpu_args, deadline_s)
 
     def evaluate_all(
         self, candidates: Iterable[Candidate], workload: Workload

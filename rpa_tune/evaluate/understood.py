@@ -93,7 +93,11 @@ class Probed:
 
 
 def require_understood(
-    chips: Iterable[Chip], pool: TaskPool, cache_dir: Path, libtpu_args: str = ""
+    chips: Iterable[Chip],
+    pool: TaskPool,
+    cache_dir: Path,
+    libtpu_args: str = "",
+    deadline_s: float = PROBE_DEADLINE_S,
 ) -> None:
     """Compiles and simulates one small kernel for each chip, unless that was done before.
 
@@ -102,6 +106,7 @@ def require_understood(
       pool: Where to compile.
       cache_dir: Folder of compiles; keeps what the probes came to.
       libtpu_args: Flags that the pool's workers give libtpu.
+      deadline_s: Seconds that one phase of a probe may take.
 
     Raises:
       DumpError: A schedule is not understood, or none is made; says what, where and what to do.
@@ -109,7 +114,7 @@ def require_understood(
     """
     marker = functools.partial(_marker, cache_dir=cache_dir, libtpu_args=libtpu_args)
     new = [chip for chip in chips if not marker(chip).is_file()]
-    for found in probe_all(new, ("decode",), pool, cache_dir, libtpu_args):
+    for found in probe_all(new, ("decode",), pool, cache_dir, libtpu_args, deadline_s):
         if found.status is not Status.OK:
             raise found.error()
         try:
@@ -124,6 +129,7 @@ def probe_all(
     pool: TaskPool,
     cache_dir: Path,
     libtpu_args: str = "",
+    deadline_s: float = PROBE_DEADLINE_S,
 ) -> Iterator[Probed]:
     """A small kernel of each family for each chip, as they are done.
 
@@ -133,12 +139,13 @@ def probe_all(
       pool: Where to compile.
       cache_dir: Folder of compiles.
       libtpu_args: Flags that the pool's workers give libtpu.
+      deadline_s: Seconds that one phase of a probe may take.
 
     Raises:
       RpaTuneError: Workers cannot be started at all.
     """
     tasks = [_task(chip, family, cache_dir, libtpu_args) for chip in chips for family in families]
-    for reply in pool.map_unordered(TASK, tasks, deadline_s=PROBE_DEADLINE_S):
+    for reply in pool.map_unordered(TASK, tasks, deadline_s=deadline_s):
         candidate = tasks[reply.index].candidate
         file = _schedule(candidate, cache_dir)
         if reply.failure is not None:

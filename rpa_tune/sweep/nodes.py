@@ -99,6 +99,14 @@ class Node:
         """
         return int(RANGES.get(what, SIZE).check(self.value, what, where=self.where))
 
+    def number(self, what: str) -> float:
+        """A number, whole or not; `RANGES` says which.
+
+        Raises:
+          UsageError: Not one of them.
+        """
+        return RANGES[what].check(self.value, what, where=self.where)
+
     def tokens(self, what: str, page_size: int) -> int:
         """A size: an integer in the field's own unit, `"N tokens"` or `"N pages"`.
 

@@ -17,7 +17,7 @@ space:                       # values to try instead of the family's own
   decode: {bkv_sz: [256, 512, 8 pages]}
 server:                      # optional: what this server compiles, all its shapes or some
   {max_num_seqs: 64, max_num_batched_tokens: 1024, max_model_len: 8192, tokens: [512, 1024]}
-search: {simulate: 20, measure: 4, wave: 8, deadline: 2m, seed: 0}
+search: {simulate: 20, least_gain_pct: 0.3, measure: 4, wave: 4, deadline: 2m, seed: 0}
 budget: 30m
 libtpu_args: --xla_tpu_use_dynamic_smem_negotiation=true   # optional: flags of the deployment
 ```
@@ -305,10 +305,12 @@ def _workload(node: Node) -> str | Mapping[str, Any]:
 
 
 def _search(node: Node | None, objective: Node | None) -> Search:
-    keys = ("simulate", "measure", "wave", "configs", "sampler", "deadline", "seed")
+    keys = (
+        "simulate", "least_gain_pct", "measure", "wave", "configs", "sampler", "deadline", "seed"
+    )  # fmt: skip
     entries = {} if node is None else node.entries(keys, "search")
     default = Search()
-    deadline = entries.get("deadline")
+    deadline, gain = entries.get("deadline"), entries.get("least_gain_pct")
     configs = _integer(entries, "configs", default.configs)
     if configs > MAX_CONFIGS:
         raise UsageError(
@@ -317,6 +319,7 @@ def _search(node: Node | None, objective: Node | None) -> Search:
     return Search(
         objective=objective.choice(OBJECTIVES, "objective") if objective else default.objective,
         simulate=_integer(entries, "simulate", default.simulate),
+        least_gain_pct=gain.number("least_gain_pct") if gain else default.least_gain_pct,
         measure=_integer(entries, "measure", default.measure),
         wave=_integer(entries, "wave", default.wave),
         configs=configs,

@@ -35,7 +35,9 @@ class Search:
 
     Attributes:
       objective: What is to be least, one of `objective.OBJECTIVES`.
-      simulate: Candidates of one study that reach the simulator.
+      simulate: Candidates of one study that reach the simulator, at most.
+      least_gain_pct: Kriging ends before that when it expects of no candidate that it is faster
+        than the best by so much, in percent of its time; 0 goes on to the end.
       measure: Candidates of those that get a measured time, where there is a TPU; the heuristic
         is measured beside them. 0 measures nothing.
       wave: Candidates that are chosen together, before the answers to them are known.
@@ -47,8 +49,9 @@ class Search:
 
     objective: str = EXPECTED_TIME
     simulate: int = 20
+    least_gain_pct: float = 0.3
     measure: int = 4
-    wave: int = 8
+    wave: int = 4
     configs: int = 2
     sampler: str = "auto"
     deadline_s: float = 120.0

@@ -3,7 +3,8 @@
 Made for a few dozen dear answers over a few thousand configs whose cheap lower bounds are known.
 The process sees a config as its place on the axes and the logarithm of its bound, and learns from
 the answers how much the bound is worth. A config whose bound is above the best answer is never
-asked for. Nothing is random: the same answers give the same waves.
+asked for. It ends when no config is worth its compile: the gain expected of each is below
+`Search.least_gain_pct`. Nothing is random: the same answers give the same waves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,7 @@ class KrigingSampler(AbstractSampler):
         self._num_left = search.simulate
         self._num_seeds = num_seeds
         self._wave = search.wave
+        self._least_gain = search.least_gain_pct / 100  # of a time, so in its logarithm too
         self._open = np.ones(len(self._pool), bool)
         self._objective = search.objective
         self._asked: list[int] = []
@@ -117,7 +119,10 @@ class KrigingSampler(AbstractSampler):
         return losses | dict.fromkeys(failed, worst)
 
     def _best_wave(self, size: int) -> list[int]:
-        """Greatest expected gain, one by one, each taken to turn out as expected."""
+        """Greatest expected gain, one by one, each taken to turn out as expected.
+
+        Empty when the greatest is too little.
+        """
         losses = self._losses()
         asked = list(losses)
         times = np.array(list(losses.values()))
@@ -134,6 +139,8 @@ class KrigingSampler(AbstractSampler):
             expected, deviation = process.predict(self._points[open_ones])
             gain = _expected_gain(expected, deviation, best=min(values))
             best = int(np.argmax(gain))
+            if not chosen and gain[best] * scale < self._least_gain:
+                break
             chosen.append(int(open_ones[best]))
             known.append(chosen[-1])
             values.append(float(expected[best]))

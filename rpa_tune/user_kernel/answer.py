@@ -12,8 +12,6 @@ from rpa_tune.hw.chip import Chip
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.user_kernel.arguments import Arguments
 
-TASK = "rpa_tune.user_kernel.task:explain_task"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KernelTask:

@@ -23,9 +23,10 @@ from rpa_tune.llo.parse import load_program
 from rpa_tune.llo.profile import Profile, lines_to_dicts, profile, read_sources
 from rpa_tune.llo.timeline import Timeline
 from rpa_tune.provenance import provenance
-from rpa_tune.user_kernel.answer import TASK, CallName, KernelAnswer, KernelTask, Refusal
+from rpa_tune.user_kernel.answer import CallName, KernelAnswer, KernelTask, Refusal
 from rpa_tune.user_kernel.send import pickled
 
+TASK = "rpa_tune.user_kernel.task:explain_task"
 DEFAULT_DEADLINE_S = 600.0
 
 

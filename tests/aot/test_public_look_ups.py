@@ -16,9 +16,10 @@ from rpa_kernels.batch import Batch
 from rpa_tune.cli.main import cli
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop import sglang_jax_tables, tokamax_tables
+from rpa_tune.interop import sglang_jax_tables
 from rpa_tune.interop.public.tokamax import package as tokamax
 from rpa_tune.interop.public.tokamax.families import TOKAMAX
+from rpa_tune.interop.public.tokamax.table import shipped_calls
 from rpa_tune.interop.public.tpu_inference import functions
 from rpa_tune.interop.public.tpu_inference.arrays import abstract_arguments, num_leading
 from rpa_tune.interop.public.tpu_inference.families import TPU_INFERENCE
@@ -231,7 +232,7 @@ def test_a_plan_of_public_kernels_runs_in_a_process_that_has_no_wheel_yet(tmp_pa
 
 def test_all_rows_that_tokamax_ships_are_read_and_fit():
     fetched(tokamax.WHEEL)
-    calls = tokamax_tables.shipped_calls()
+    calls = shipped_calls()
     # As its file says; its own look-up reads 3 for all.
     assert Counter(one.configs["mixed"].n_buffer for one in calls) == {2: 37, 3: 10}
     for one in calls:

@@ -9,8 +9,9 @@ import pytest
 from engine_wheels import fetched
 from table_rows import PROBLEM, timed_row
 
-from rpa_tune.interop import tokamax_tables as tables
 from rpa_tune.interop.public.tokamax.package import WHEEL
+from rpa_tune.interop.public.tokamax.table import FILE, FOLDERS
+from rpa_tune.interop.tokamax_tables import export_tables
 
 pytest.importorskip("tokamax", reason="run by make test-engines")
 
@@ -36,14 +37,14 @@ def tokamax(monkeypatch):
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_exported_entry_is_the_one_that_is_found(tokamax, tmp_path, change):
     problem = replace(PROBLEM, **CHANGES[change])
-    export = tables.export_tables(
+    export = export_tables(
         [timed_row("public-tokamax-decode", problem, configs=[DECODE]),
          timed_row("public-tokamax-mixed", problem, configs=[MIXED])]
     )  # fmt: skip
     assert len(export.exported) == 2
-    folder = tmp_path / tables.FOLDERS["v6e"]
+    folder = tmp_path / FOLDERS["v6e"]
     folder.mkdir()
-    (folder / tables.FILE).write_text(export.text)
+    (folder / FILE).write_text(export.text)
     operator = tokamax("ops.batched_rpa.pallas_mosaic_tpu").PallasTpuBatchedRpa()
     found = tokamax("autotuning.cache").AutotuningCache(operator, paths=[str(tmp_path)])[
         "TPU v6 lite"

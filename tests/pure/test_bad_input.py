@@ -95,7 +95,7 @@ PLAN = {
     "dtype": "bfloat16", "kv_dtype": ["bfloat16"], "tp": [1], "workload": "azure-conv",
     "objective": "expected_time", "space": {"decode": {"bkv_sz": [256, "4 pages"]}},
     "search": {"simulate": 4, "measure": 1, "wave": 2, "configs": 1, "sampler": "auto",
-               "deadline": "2m", "seed": 0},
+               "deadline": "2m", "seed": 0, "least_gain_pct": 0.5},
     "budget": "30m",
 }  # fmt: skip
 

@@ -7,10 +7,12 @@ import pytest
 from fake_sweep import FormulaEvaluator
 from pure.evaluate.builders import CONFIG
 
+from rpa_tune.analysis import second_opinion
 from rpa_tune.candidate import Fidelity
 from rpa_tune.cli.explain_text import NOT_TRIED
 from rpa_tune.cli.main import main
 from rpa_tune.cli.question import resolve_question
+from rpa_tune.compile import process
 from rpa_tune.evaluate import simulated
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.report.words import BOUNDS
@@ -77,6 +79,24 @@ def test_text_says_time_bound_owners_and_what_is_guessed(run):
     assert "issue" in out
     assert "guessed parameters: none" in out
     assert "2 decode, 0 prefill and 1 mixed sequences" in out
+
+
+def test_the_compilers_own_estimate_stands_beside_ours_when_it_is_asked_for(run, monkeypatch):
+    monkeypatch.setattr(process, "SETUP", "pure.sweep.fault_tasks:no_setup")
+    monkeypatch.setattr(second_opinion, "TASK", "pure.compile.pool_tasks:profile_around")
+    _, out, _ = run(**{"second-opinion": True})
+    clock_hz = load_chip("v6e").clock_hz
+    assert f"around the kernel: {3_500 / clock_hz * 1e6:.2f} us of XLA's operations (3, " in out
+    assert "  copy.1  2 times\n" in out
+    _, out, _ = run(**{"second-opinion": True, "json": True})
+    opinion = json.loads(out)["second_opinion"]
+    assert opinion["around_us"] == pytest.approx(3_500 / clock_hz * 1e6)
+    assert [one["name"] for one in opinion["around"]] == ["copy.1", "pad"]
+    assert "second_opinion" not in json.loads(run(json=True)[1])
+    monkeypatch.setattr(second_opinion, "TASK", "pure.compile.pool_tasks:fail")
+    code, out, _ = run(**{"second-opinion": True})
+    assert "second opinion: none: compile_failed: ValueError" in out
+    assert code == 0
 
 
 def test_without_config_it_is_the_default(run):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from rpa_tune.candidate import Status
 from rpa_tune.compile import worker
 from rpa_tune.compile.lint import Lint
+from rpa_tune.compile.static_profile import Operation, StaticProfile
 
 
 def double(value):
@@ -137,6 +138,15 @@ def probe(_):
 def lint_race(candidate):
     """What the compiler's linter says of a kernel that copies twice into one buffer."""
     return Lint(status=Status.WRONG_ANSWER, kind="dma_race", detail=f"in {candidate.family.name}")
+
+
+def profile_around(candidate):
+    """What the compiler estimates of a program: its kernel, and two operations of XLA."""
+    return StaticProfile(
+        status=Status.OK,
+        kernel=Operation(name=candidate.family.name, cycles=1_000),
+        around=(Operation(name="copy.1", cycles=1_500, count=2), Operation(name="pad", cycles=500)),
+    )
 
 
 def lint_nothing(_):

@@ -8,6 +8,12 @@ from pure.compile.pool_tasks import settings
 from rpa_tune.compile import process, target
 from rpa_tune.compile.pool import WorkerPool
 
+# What a bitcast view of some shape is asked: packing words, taking them apart, the same width.
+VIEWS = [
+    ((16, 2, 128), "bfloat16", "uint32"),
+    ((8, 128), "int32", "int8"),
+    ((8, 128), "int32", "float32"),
+]  # fmt: skip
 # Each changes or breaks a compile, or would bring in another compiler than the key of a cache says.
 HOSTILE = {
     "JAX_DEFAULT_MATMUL_PRECISION": "highest",
@@ -101,3 +107,23 @@ def test_the_users_environment_is_all_of_it_or_some_on_top_of_a_workers(hostile,
         target.suspects()
     )
     assert not {"JAX_PLATFORMS", "PATH", "LD_LIBRARY_PATH"} & set(target.suspects())
+
+
+def test_a_worker_asks_jax_once_what_a_bitcast_view_is(monkeypatch):
+    import jax
+    from jax._src.state import utils
+
+    if not hasattr(utils, "eval_bitcast_shape"):
+        pytest.skip("this jax has no such function")
+    asked = []
+    ask = utils.eval_bitcast_shape
+    monkeypatch.setattr(
+        utils, "eval_bitcast_shape", lambda x, dtype: asked.append(x) or ask(x, dtype)
+    )
+    target._remember_bitcasts()
+    for _ in range(2):
+        for shape, before, after in VIEWS:
+            x = jax.ShapeDtypeStruct(shape, jax.numpy.dtype(before))
+            to = jax.numpy.dtype(after)
+            assert utils.eval_bitcast_shape(x, to) == ask(x, to)
+    assert len(asked) == len(VIEWS)

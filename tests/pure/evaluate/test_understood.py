@@ -27,9 +27,10 @@ class Compiler:
     """A pool whose worker writes a golden schedule, in a spelling of tomorrow on some chips."""
 
     def __init__(self, *strange, failure=None):
-        self.strange, self.failure, self.asked = strange, failure, []
+        self.strange, self.failure, self.asked, self.deadlines = strange, failure, [], []
 
     def map_unordered(self, function, tasks, *, deadline_s):
+        self.deadlines.append(deadline_s)
         for i, task in enumerate(tasks):
             self.asked.append((task.candidate.chip.name, task.candidate.family.name))
             if self.failure is not None:
@@ -46,6 +47,13 @@ class Compiler:
             status = Status.NOT_UNDERSTOOD if is_strange else Status.OK
             detail = "odd" if is_strange else ""
             yield Reply(index=i, seconds=1.0, value=SimulateAnswer(status=status, detail=detail))
+
+
+@pytest.mark.parametrize(("deadline_s", "probes"), [(20.0, 120.0), (1800.0, 1800.0)])
+def test_a_probe_has_the_time_that_a_plan_gives_its_compiles(tmp_path, deadline_s, probes):
+    pool = Compiler()
+    SimulatedEvaluator(pool=pool, cache_dir=tmp_path, deadline_s=deadline_s).prepare([V6E])
+    assert pool.deadlines == [probes]
 
 
 def test_a_chip_is_probed_once_an_installation(tmp_path, monkeypatch):

@@ -11,8 +11,8 @@ from rpa_tune.cli.tables import tables
 from rpa_tune.errors import UsageError
 from rpa_tune.interop.export import EXPORTERS, export_env, export_kwargs
 from rpa_tune.interop.export_rows import OURS
+from rpa_tune.interop.public.tokamax.table import call_spec
 from rpa_tune.interop.sglang_jax_tables import table_key
-from rpa_tune.interop.tokamax_tables import call_spec
 from rpa_tune.interop.tpu_inference_tables import hd64_key
 from rpa_tune.tables.lint import lint_folder
 from rpa_tune.tables.reader import load_tables

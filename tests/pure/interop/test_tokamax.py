@@ -14,10 +14,11 @@ from rpa_kernels.infeasible import Infeasible
 from rpa_tune.errors import UsageError
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.interop import tokamax_tables
 from rpa_tune.interop.public.batched import BatchedConfig
+from rpa_tune.interop.public.tokamax import table
 from rpa_tune.interop.public.tokamax.families import TOKAMAX
 from rpa_tune.interop.public.tokamax.package import PACKAGE, WHEEL
+from rpa_tune.interop.tokamax_tables import export_tables
 from rpa_tune.sweep.seeds import neighbour_seeds, winners_before
 
 V6E = load_chip("v6e").target
@@ -129,7 +130,7 @@ def test_a_schedule_longer_than_its_arrays_is_refused():
 
 def written(tmp_path, monkeypatch, entries, folder="tpu7x"):
     """A table where an unpacked wheel has it."""
-    file = tmp_path / "tokamax/data/autotuning" / folder / tokamax_tables.FILE
+    file = tmp_path / "tokamax/data/autotuning" / folder / table.FILE
     file.parent.mkdir(parents=True)
     file.write_text(entries if isinstance(entries, str) else json.dumps(entries))
     monkeypatch.setattr(WHEEL, "_root", tmp_path)
@@ -149,23 +150,23 @@ def test_an_exported_table_is_read_back(tmp_path):
     rows = [timed_row(name, configs=[asdict(replace(config, n_buffer=2))])
             for name, config in CONFIGS.items()]  # fmt: skip
     file = tmp_path / "table.json"
-    file.write_text(tokamax_tables.export_tables(rows).text)
-    (found,) = tokamax_tables.load_table(file, "v6e")
+    file.write_text(export_tables(rows).text)
+    (found,) = table.load_table(file, "v6e")
     assert (found.chip, found.problem) == ("v6e", PROBLEM)
     assert found.configs == {"decode": replace(DECODE, n_buffer=2), "mixed": MIXED}
 
 
 def test_shipped_blocks_are_read_with_the_buffers_they_were_timed_with(tmp_path, monkeypatch):
     slow, fast = {"evaluation_times_ms": [0.9, 0.2, 0.9]}, {"evaluation_times_ms": [0.5] * 3}
-    calls = [json.dumps(tokamax_tables.call_spec(replace(PROBLEM, max_num_seqs=n))) for n in (1, 2)]
-    call = tokamax_tables.call_spec(PROBLEM)
+    calls = [json.dumps(table.call_spec(replace(PROBLEM, max_num_seqs=n))) for n in (1, 2)]
+    call = table.call_spec(PROBLEM)
     others = [{**call, "use_causal_mask": False}, {**call, "keys": "i4[32,2,128]"}]
     written(tmp_path, monkeypatch, {
         calls[0]: {entry(num_buffers=4): slow, entry(num_buffers=2): fast},
         calls[1]: {entry(): fast},
         **{json.dumps(other): {entry(): fast} for other in others},  # no row of ours can be these
     })  # fmt: skip
-    found = tokamax_tables.shipped_calls()
+    found = table.shipped_calls()
     assert [(one.chip, one.problem.max_num_seqs) for one in found] == [("v7x", 1), ("v7x", 2)]
     assert found[0].configs["mixed"] == MIXED
     assert found[0].configs["decode"] == replace(DECODE, n_buffer=2)
@@ -175,7 +176,7 @@ def test_shipped_blocks_are_read_with_the_buffers_they_were_timed_with(tmp_path,
 @pytest.mark.parametrize("name", [*TOKAMAX, "public-batched-decode", "public-batched-mixed"])
 def test_a_search_starts_from_what_was_shipped(tmp_path, monkeypatch, name):
     problem = replace(PROBLEM, page_size=128, pages_per_seq=16, num_pages=256)
-    call = json.dumps(tokamax_tables.call_spec(problem))
+    call = json.dumps(table.call_spec(problem))
     written(tmp_path, monkeypatch, {call: {entry(n_buffer=2): {"evaluation_times_ms": [1.0]}}})
     case = name.rpartition("-")[2]
     study = replace(make_study(problem=problem, chip="v7x"), family=load_family(name))
@@ -193,7 +194,7 @@ def test_families_of_other_kernels_have_nothing_shipped(tmp_path, monkeypatch):
 
 
 WRONG = json.dumps({
-    json.dumps(tokamax_tables.call_spec(PROBLEM)): {
+    json.dumps(table.call_spec(PROBLEM)): {
         entry(bkv_sz="256"): {"evaluation_times_ms": [1.0]}
     }
 })  # fmt: skip
@@ -214,4 +215,4 @@ def test_without_tokamax_nothing_is_shipped(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", no_package)
-    assert tokamax_tables.shipped_calls() == []
+    assert table.shipped_calls() == []

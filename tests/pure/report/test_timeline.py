@@ -8,6 +8,7 @@ from golden import make
 
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.simulate import simulate
+from rpa_tune.llo.work import work_of
 from rpa_tune.report import timeline as report
 
 NAMES = ["0.0.42.1/v6e_decode.txt.gz", "0.0.42.1/v7x_mixed.txt.gz"]
@@ -127,7 +128,7 @@ def test_slices_are_named_by_loop_and_work():
     assert not any(name.startswith("0x") for name in names)
     for event in slices(trace, "vector issue"):
         first, last = (int(part, 16) for part in event["args"]["addresses"].split(".."))
-        work = [report.work_of(bundle) for bundle in program.bundles[first : last + 1]]
+        work = [work_of(bundle) for bundle in program.bundles[first : last + 1]]
         assert max(work, key=work.count) in event["name"]
 
 
@@ -144,3 +145,23 @@ def test_one_steady_step_is_one_trip_of_the_main_loop():
     assert flows(step) is not None  # both ends of every arrow are there
     keys = {(e["tid"], e["ts"], e["name"]) for e in whole["traceEvents"] if e["ph"] == "X"}
     assert {(e["tid"], e["ts"], e["name"]) for e in kept} <= keys
+
+
+def test_phases_cut_slices_and_stand_in_their_names():
+    program, operands = make.program(NAMES[0]), make.operands("decode")
+    labels = ["even" if i // 16 % 2 else "odd" for i in range(len(program.bundles))]
+    plain, named = (
+        report.make_trace(program, load_machine("v6e"), operands, labels=given)
+        for given in ((), labels)
+    )
+    lanes = [slices(named, "vector issue"), slices(named, "scalar issue")]
+    for event in itertools.chain(*lanes):
+        first, last = (int(a, 16) for a in event["args"]["addresses"].split(".."))
+        assert labels[first] == labels[last]
+        assert event["name"].split(": ")[-1].startswith(labels[first])
+    before = [slices(plain, "vector issue"), slices(plain, "scalar issue")]
+    assert sum(map(len, lanes)) > sum(map(len, before))
+    bundles = [
+        sum(e["args"]["bundles"] for e in itertools.chain(*each)) for each in (lanes, before)
+    ]
+    assert bundles[0] == bundles[1]

@@ -27,9 +27,9 @@ def bounds(configs, scale=0.5):
 
 
 def play(kind, pool, *, below=None, statuses=None, **search):
-    """The waves that a sampler asks for, while the formula answers."""
+    """The waves that a sampler asks for, to the last, while the formula answers."""
     evaluator = FormulaEvaluator(Fidelity.SIMULATED, statuses=statuses)
-    options = replace(STUDY.search, **search)
+    options = replace(STUDY.search, **{"least_gain_pct": 0.0, **search})
     sampler = make_sampler(kind, SPACE, pool, below or {}, num_seeds=1, search=options)
     waves = []
     while wave := sampler.ask():
@@ -92,6 +92,22 @@ def test_kriging_never_asks_for_what_is_proven_slower():
         best_us = min(best_us, *(true_us(config) for config in wave))
         proven = sum(answer.time_us >= best_us for answer in below.values())
     assert proven > len(SPACE.configs) / 2  # so that there was something to refuse
+
+
+def test_kriging_ends_when_nothing_is_worth_a_compile():
+    best_us = min(map(true_us, SPACE.configs))
+    below = bounds(SPACE.configs)
+    numbers = []
+    for percent in (0.0, 0.3, 5.0):
+        asked = asked_by(
+            "kriging", pool_from(), below=below, wave=4, simulate=40, least_gain_pct=percent
+        )
+        numbers.append(len(asked))
+        assert min(map(true_us, asked)) <= best_us * (1 + percent / 100)
+    assert 4 < numbers[2] <= numbers[1] < numbers[0]
+    # What has not worked yet is no reason to stop.
+    nothing = asked_by("kriging", pool_from(), simulate=20, statuses=never, least_gain_pct=5.0)
+    assert len(nothing) == 20
 
 
 def test_kriging_goes_on_when_all_answers_are_alike(monkeypatch):

@@ -15,6 +15,7 @@ from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import Chip
 from rpa_tune.interop.public.batched import BatchedConfig, decode_axes, scratch_bytes
 from rpa_tune.interop.public.family import PublicFamily, floors
+from rpa_tune.interop.public.tokamax import table
 from rpa_tune.interop.public.tokamax.configs import (
     check,
     kernel_name,
@@ -50,9 +51,7 @@ class TokamaxFamily(PublicFamily):
 
     def shipped_configs(self) -> Iterable[tuple[str, Problem, Any]]:
         """Those of tokamax's own tables."""
-        from rpa_tune.interop import tokamax_tables  # here, because it asks for this module
-
-        return tokamax_tables.shipped_configs(self.case)
+        return table.shipped_configs(self.case)
 
 
 def _family(case: str, letter: str, slots: tuple[str, ...], axes: Any) -> TokamaxFamily:

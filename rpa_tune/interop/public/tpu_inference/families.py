@@ -20,6 +20,7 @@ from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import Chip
 from rpa_tune.interop.public.batched import BatchedConfig, decode_axes, mixed_axes, scratch_bytes
 from rpa_tune.interop.public.family import PublicFamily, floors, refusal
+from rpa_tune.interop.public.tokamax import table
 from rpa_tune.interop.public.tpu_inference import mla
 from rpa_tune.interop.public.tpu_inference.configs import (
     Hd64Config,
@@ -53,9 +54,7 @@ class TpuInferenceFamily(PublicFamily):
 
     def shipped_configs(self) -> Iterable[tuple[str, Problem, Any]]:
         """Those of tokamax's tables for the batched kernel, which tokamax's came from."""
-        from rpa_tune.interop import tokamax_tables  # here, because it asks for this module
-
-        return tokamax_tables.shipped_configs(self.case) if self.kernel == "batched" else ()
+        return table.shipped_configs(self.case) if self.kernel == "batched" else ()
 
     @property
     def unavailable(self) -> str:
