@@ -2,7 +2,6 @@
 
 import importlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -53,18 +52,21 @@ def mla(kernels):
 
 
 def test_latent_cells_are_those_of_the_engines_shapes(mla):
-    found = list(mla.groups(mla.CHIPS, list(mla.VARIANTS), mla.KINDS, all_variants=False))
-    assert len(found) == 3 * 5 * 2
-    assert {group.problem.num_q_heads for group in found} == {128, 64, 32, 16, 8}
-    assert {group.problem.page_size for group in found} == {1024, 256}
-    for group in found:
+    cells = importlib.import_module("mla_cells")
+    found = list(mla.cases(mla.CHIPS, mla.HEADS, mla.KINDS))
+    assert len(found) == len(mla.CHIPS) * len(cells.VARIANTS)
+    groups = [group for case in found for group in case.by_kind.values()]
+    assert {group.problem.num_q_heads for group in groups} == {128, 64, 32, 16, 8}
+    assert {group.problem.page_size for group in groups} == {1024, 256}
+    for group in groups:
         for name, batch in group.batches.items():
             assert batch.misfit(group.problem) is None, name
-        assert mla.likely_sets(group), "beside what its engine looks up"
+        assert cells.likely_sets(group), "beside what its engine looks up"
 
 
 def test_a_bound_is_the_longer_of_bytes_and_multiplications(mla):
-    (group,) = mla.groups(["v6e"], [128], ["decode"], all_variants=False)
+    case = next(iter(mla.cases(["v6e"], [128], ["decode"])))
+    group = case.by_kind["decode"]
     tokens, heads = 4096 * 16, 128
     cell = mla.bound(group, group.batches["4kx16"])
     num_bytes = (tokens + 16) * 576 + 16 * heads * (2 * 512 + 64)  # float8
@@ -74,18 +76,16 @@ def test_a_bound_is_the_longer_of_bytes_and_multiplications(mla):
     assert cell["bound_us"] == pytest.approx(max(roofs.values()))
 
 
-def test_what_turns_arrays_over_is_no_attention(mla):
-    reply = SimpleNamespace(
-        failure=None,
-        value=SimpleNamespace(
-            batch_us=(17.0, None), detail="batch 1: too long", compile_s=3.0, set_us=(),
-            call_us=({"xpose_a": 5.0, "MLA-bd": 9.0, "MLA-m": 3.0}, {}),
-            call_set_us=({"xpose_a": (5.0, 6.0), "MLA-bd": (8.0, 10.0), "MLA-m": (3.0, 4.0)}, {}),
-        ),
-    )  # fmt: skip
-    answer = mla.read(SimpleNamespace(kernel="mla"), reply)
-    assert answer.times_us == [12.0, None]
-    assert answer.sets_us == [[11.0, 14.0], []]
+def test_a_public_answer_is_divided_among_the_kinds_of_cells(mla):
+    case = next(iter(mla.cases(["v6e"], [128], mla.KINDS)))
+    names = list(case.whole.batches)
+    whole = kernels_answer(times_us=[float(i) for i in range(len(names))])
+    for kind, group in case.by_kind.items():
+        assert case.part(whole, kind).times_us == [names.index(name) for name in group.batches]
+
+
+def kernels_answer(**fields):
+    return importlib.import_module("kernels").Answer(**{"detail": "", **fields})
 
 
 def test_a_report_counts_what_is_sure(mla):

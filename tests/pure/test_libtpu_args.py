@@ -49,6 +49,7 @@ def test_what_is_no_flag_is_one_error_with_its_place(text, rule):
 def test_what_this_process_was_given_has_neither_dumps_nor_what_jax_adds(monkeypatch, tmp_path):
     made = target.worker_environment(tmp_path, f"{A} {B}")["LIBTPU_INIT_ARGS"]
     monkeypatch.setenv("LIBTPU_INIT_ARGS", f"{made} {HOST_FLAG}")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
     assert args_here() == f"{A} {B}"
     assert target.program_settings(f"{A} {B}") == {}
     assert target.program_settings(A) == {"LIBTPU_INIT_ARGS": f"{A} {B}"}

@@ -17,6 +17,7 @@ from rpa_tune.workload.workload import load_workload
 
 SERVER = {"model": "llama3-8b", "chip": "v6e", "max_num_seqs": 8, "max_num_batched_tokens": 64,
           "max_model_len": 1024, "page_size": 128}  # fmt: skip
+UNTUNED = {**SERVER, "kv_dtype": "float8_e5m2"}  # which no shipped row has
 REQUESTS = {"count": 30, "prompt_tokens": 100, "output_tokens": 20}
 MAPPING = {"requests": REQUESTS, "arrivals": {"process": "poisson", "request_rate": 4}}
 ONE = {"page_sizes": (128,), "kv_dtypes": ("bfloat16",), "tps": (1,)}
@@ -33,7 +34,7 @@ def trace(tmp_path) -> Path:
 CALLS = {
     "advise": lambda workload: rpa_tune.advise(SERVER, workload=workload, compiles=0, **ONE),
     "plan_for": lambda workload: rpa_tune.plan_for(SERVER, workload=workload),
-    "plan of audit": lambda workload: rpa_tune.audit(SERVER).plan_text(workload),
+    "plan of audit": lambda workload: rpa_tune.audit(UNTUNED).plan_text(workload),
     "explain": lambda workload: make_question(
         chip="v6e", family="decode", model="llama3-8b", workload=workload
     ),

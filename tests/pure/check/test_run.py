@@ -28,7 +28,7 @@ from rpa_tune.evaluate import measured, simulated
 from rpa_tune.evaluate.measurement import MeasureAnswer, Measurement
 from rpa_tune.evaluate.simulate_task import SimulateAnswer
 
-FEATURES = 5  # cases of each family
+NUM_CASES = 5 * len(SLOTS) + 2 * 2  # features of each slot, and of latents
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_all_is_well(host, path):
     report = check(path)
     assert report.ok, failed(report)
     assert [report.outcome(step) for step in STEPS] == [PartOutcome.OK] * 4
-    assert len(report.parts[CORRECTNESS]) == FEATURES * len(SLOTS)
+    assert len(report.parts[CORRECTNESS]) == NUM_CASES
     assert len(report.times) == 10
     for _, times in report.times:
         assert times.measured_us == MEASURED_US
@@ -236,8 +236,8 @@ def test_an_interrupted_check_goes_on_where_it_was(host, path):
     report = check(path)
     assert report.ok
     assert sum(part.is_kept for part in report.parts[CORRECTNESS]) == 11
-    assert host.count(measured.TASK) == FEATURES * len(SLOTS) - 11 + 10
-    assert len(report.parts[CORRECTNESS]) == FEATURES * len(SLOTS)
+    assert host.count(measured.TASK) == NUM_CASES - 11 + 10
+    assert len(report.parts[CORRECTNESS]) == NUM_CASES
 
 
 def iter_then_interrupt():
@@ -254,7 +254,7 @@ def test_a_finished_check_is_not_done_again(host, path):
     report = check(path, watch=watch)
     assert report.ok
     assert host.asked == [run._INSPECT]
-    assert seen[0].num_kept == FEATURES * len(SLOTS) + 10 + 1
+    assert seen[0].num_kept == NUM_CASES + 10 + 1
     assert seen[0].seconds == run._GUESSED_S[ENVIRONMENT]
 
 
