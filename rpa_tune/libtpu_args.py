@@ -15,6 +15,11 @@ _FLAG = re.compile(r"--[A-Za-z]\w*(=\S*)?")
 _DUMPS = ("--xla_jf_dump", "--xla_dump", "--xla_mosaic_enable_llo_source_annotations")
 # jax appends it on a TPU host; no executable depends on it. Source: jax/_src/cloud_tpu_init.py.
 HOST_FLAG = "--xla_tpu_use_enhanced_launch_barrier=true"
+# What a server gives, and no schedule of our kernels depends on: rows made without it are as good.
+# An artefact holds XLA's code around a kernel, too, so there it counts.
+# Source: tests/aot/test_settings.py compares schedules. tpu-inference 0.32.0 (`env_override.py`)
+# gives it to every server.
+WITHOUT_EFFECT = ("--xla_tpu_use_dynamic_smem_negotiation=true",)
 
 
 def parse_args(text: str, where: str = "--libtpu-args") -> str:
@@ -54,12 +59,13 @@ def args_here() -> str:
 
 
 def difference(made_with: str, here: str) -> str:
-    """In words what two sets of flags differ in; empty if in nothing.
+    """In words what two sets of flags differ in; empty if in nothing that a schedule depends on.
 
     Args:
       made_with: Of a row, say.
       here: Of the process that would use it.
     """
-    if made_with == here:
+    one, other = ([f for f in s.split() if f not in WITHOUT_EFFECT] for s in (made_with, here))
+    if one == other:
         return ""
     return f"made with {VARIABLE}={made_with or 'none'}, here {here or 'none'}"

@@ -16,7 +16,7 @@ from rpa_tune.compile import lower, target
 from rpa_tune.compile.cache import CompileCache, compile_key
 from rpa_tune.dispatch import dispatcher
 from rpa_tune.errors import UsageError
-from rpa_tune.libtpu_args import HOST_FLAG, args_here, difference, parse_args
+from rpa_tune.libtpu_args import HOST_FLAG, WITHOUT_EFFECT, args_here, difference, parse_args
 from rpa_tune.models.server import Server
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.tables.row import row_from_dict
@@ -95,6 +95,12 @@ def test_a_row_keeps_them_and_other_rows_stay_as_they_were():
         data["evidence"]["libtpu_args"] = wrong
         with pytest.raises(ValueError, match="libtpu_args"):
             row_from_dict(data, chip=row.key.chip, family=row.key.family)
+
+
+def test_a_flag_that_changes_no_schedule_makes_no_row_another():
+    (flag,) = WITHOUT_EFFECT  # of every server of tpu-inference
+    assert difference("", flag) == difference(flag, "") == difference(A, f"{A} {flag}") == ""
+    assert A in difference("", f"{A} {flag}")
 
 
 def test_an_artefact_of_other_flags_differs_like_one_of_another_version():
