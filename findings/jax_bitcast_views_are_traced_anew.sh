@@ -4,7 +4,7 @@
 #
 # Who is hurt: whoever traces Pallas kernels that read packed values (bfloat16, float8, int4) as 32-bit
 # words, or words as packed values, in unrolled loops. A view that is made where it is used costs two
-# traces a load: two thirds and more of the time to trace the kernel below. One view that is kept
+# traces a load: more than half of the time to trace the kernel below. One view that is kept
 # and read in slices at constant places costs one a load: each slice is a new question to jax.
 # `pltpu.bitcast` of loaded values costs none.
 #
