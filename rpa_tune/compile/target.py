@@ -255,7 +255,7 @@ def set_up_worker(_: None = None) -> None:
 def _remember_bitcasts() -> None:
     """Has jax ask once what shape a bitcast view of some shape has, instead of at each use.
 
-    Each time a kernel loads through such a view, jax traces a function anew to find out: 40 % of
+    Where a kernel makes such a view at a load, jax traces a function anew to find out: 40 % of
     what it takes to trace a kernel. The answer depends on shape and types alone.
     Source: jax 0.10.2, jax/_src/state/types.py, `BitcastTransform.transform_type`. A jax with no
     such function is left as it is.
