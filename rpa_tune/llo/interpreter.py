@@ -26,7 +26,7 @@ from rpa_tune.llo.engines import (
 )
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.program import ALLOCATION_BITS, NO_REGISTER, Bundle, Instruction, Program, Term
-from rpa_tune.llo.run import MissingOperandError, Operands, Run
+from rpa_tune.llo.run import HaltError, MissingOperandError, Operands, Run
 
 _WORD = 1 << 32
 
@@ -224,7 +224,7 @@ class Interpreter:
         elif op is Op.DELAY:
             self._stall(address, Owner.SYNC, self.now + self._value(item.terms[0]))
         elif op is Op.HALT:
-            raise self._error(address, f"the kernel halts: {item.detail}")
+            raise HaltError(self.program, address)
         else:
             raise AssertionError(f"{op} has no semantics")
 

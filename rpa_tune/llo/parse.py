@@ -12,8 +12,10 @@ from rpa_tune.errors import DumpError
 from rpa_tune.known_versions import supported_libtpus
 from rpa_tune.llo.meetings import MeetingError, Meetings
 from rpa_tune.llo.opcodes import Meaning, Op, Slot, meaning, memory_spaces
+from rpa_tune.llo.pointers import Pointers
 from rpa_tune.llo.program import (
     ALLOCATION_BITS,
+    MAX_ALLOCATIONS,
     NO_REGISTER,
     Bundle,
     Instruction,
@@ -44,7 +46,6 @@ _BUFFER = re.compile(r"mrb\[(\d+)\]")
 _WIDTH = re.compile(r"\.(?:bf|f|s|u)(\d+)")
 _GENERAL = re.compile(r"/\* (\w+)-to-(\w+) \*/\s*$")
 _DIVISION = re.compile(r"/\* k(DivAndRem|Div|Rem) \*/")
-_POINTER_SHIFT = 4  # pointers into VMEM, and on v5e into HBM, are addresses shifted by this
 _HEADER_END = "= control target key end"
 _WORD = 1 << 32
 _LAST = (Op.STORE, Op.COPY, Op.SYNC_ADD, Op.BRANCH, Op.HALT)
@@ -78,8 +79,7 @@ class _Parser:
         self.regions: dict[str, int] = {}
         self.branches: list[tuple[int, int, str]] = []
         self.pushed: dict[int, list[int]] = {}
-        self.shifted: dict[int, Term] = {}
-        self.memories: dict[int, str] = {}  # that registers point into
+        self.pointers = Pointers()
         self.meetings = Meetings()
 
     def parse(self) -> Program:
@@ -87,7 +87,10 @@ class _Parser:
         bundles = list(self._bundles())
         if not bundles:
             raise self._error("no bundle found", "a dump has one `{ ... }` line per bundle")
+        if len(self.allocations) > MAX_ALLOCATIONS:
+            raise self._error(f"{len(self.allocations)} allocations", f"at most {MAX_ALLOCATIONS}")
         self._resolve_branches(bundles)
+        bundles = self.pointers.shifted_back(bundles)
         if self.meetings.num_cores > 1 and self.meetings.core_id is None:
             raise self._error("cores meet, but none asks which it is", "`sld` of the core id")
         return Program(
@@ -258,7 +261,7 @@ class _Parser:
         """What a few mnemonics do besides their operation."""
         if mnemonic == "dma.general":
             # XLA's own computations have no comment: there the pointers say which memories.
-            pointers = [self.memories.get(item.terms[i].first, "") for i in (0, 2)]
+            pointers = [self.pointers.memories.get(item.terms[i].first, "") for i in (0, 2)]
             ends = match.groups() if (match := _GENERAL.search(rest)) else pointers
             if not set(ends) <= set(memory_spaces()):
                 raise self._error("`dma.general` without a comment `FROM-to-TO`", "")
@@ -277,17 +280,8 @@ class _Parser:
             if not (waiting := self.pushed.get(item.terms[0].first)):
                 raise self._error(f"`{mnemonic}` takes more results than a division has", "")
             return (item._replace(terms=(Term(0, waiting.pop(0)),)),)
-        base, _, memory = mnemonic.rpartition(".")
-        if base in ("scalar_lea", "int_to_ptr"):
-            self.memories[item.result] = memory
-        if item.op is Op.SHL and item.terms[1] == Term(_POINTER_SHIFT):
-            self.shifted[item.result] = item.terms[0]
-        elif mnemonic in ("int_to_ptr.hbm", "int_to_ptr.vmem"):
-            # Undone, because an allocation's made-up address does not fit when shifted.
-            term = item.terms[0]
-            return (item._replace(terms=(self.shifted.get(term.first, term),)),)
         try:
-            return self.meetings.parts(item, mnemonic, rest)
+            return self.meetings.parts(self.pointers.read(item, mnemonic), mnemonic, rest)
         except MeetingError as error:
             raise self._error(*error.args) from None
 
