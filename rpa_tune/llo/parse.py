@@ -5,6 +5,7 @@ line and never a silently wrong time: bundle numbering, mnemonics, operand count
 """
 
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rpa_tune.errors import DumpError
 from rpa_tune.known_versions import supported_libtpus
 from rpa_tune.llo.meetings import MeetingError, Meetings
 from rpa_tune.llo.opcodes import Meaning, Op, Slot, meaning, memory_spaces
+from rpa_tune.llo.order import executable_order
 from rpa_tune.llo.pointers import Pointers
 from rpa_tune.llo.program import (
     ALLOCATION_BITS,
@@ -24,6 +26,7 @@ from rpa_tune.llo.program import (
     Term,
 )
 from rpa_tune.llo.sources import without_sources
+from rpa_tune.llo.vectors import check_path
 
 HEAD = re.compile(r"^ *(0x[0-9a-f]+|0) +(?:([A-Z]{2}):|:) ([> ]*)\{", re.MULTILINE)
 INSTRUCTION = re.compile(
@@ -48,9 +51,11 @@ _GENERAL = re.compile(r"/\* (\w+)-to-(\w+) \*/\s*$")
 _DIVISION = re.compile(r"/\* k(DivAndRem|Div|Rem) \*/")
 _HEADER_END = "= control target key end"
 _WORD = 1 << 32
-_LAST = (Op.STORE, Op.COPY, Op.SYNC_ADD, Op.BRANCH, Op.HALT)
 _TERMS = {Op.LOAD: 1, Op.STORE: 2, Op.SELECT: 3, Op.WAIT: 2, Op.SYNC_ADD: 2, Op.HALT: 0}
-_UNARY = (Op.MOV, Op.NOT_PREDICATE, Op.SYNC_READ, Op.DELAY)
+_UNARY = (
+    Op.MOV, Op.NOT_PREDICATE, Op.SYNC_READ, Op.DELAY, Op.LEADING_ZEROS, Op.FLOAT_WEIRD,
+    Op.FLOAT_FLOOR, Op.FLOAT_CEIL, Op.FLOAT_TO_INT, Op.INT_TO_FLOAT,
+)  # fmt: skip
 
 
 def load_program(path: Path) -> Program:
@@ -80,6 +85,7 @@ class _Parser:
         self.branches: list[tuple[int, int, str]] = []
         self.pushed: dict[int, list[int]] = {}
         self.pointers = Pointers()
+        self.data: dict[int, int] = {}  # lines by registers with a value of a vector
         self.meetings = Meetings()
 
     def parse(self) -> Program:
@@ -93,7 +99,7 @@ class _Parser:
         bundles = self.pointers.shifted_back(bundles)
         if self.meetings.num_cores > 1 and self.meetings.core_id is None:
             raise self._error("cores meet, but none asks which it is", "`sld` of the core id")
-        return Program(
+        program = Program(
             path=self.path,
             bundles=tuple(bundles),
             operands=self.operands,
@@ -102,6 +108,8 @@ class _Parser:
             num_cores=self.meetings.num_cores,
             core_id=self.meetings.core_id,
         )
+        check_path(program, self.data)
+        return program
 
     def _bundles(self) -> Iterator[Bundle]:
         """Parses bundle after bundle."""
@@ -149,7 +157,7 @@ class _Parser:
             depth=head[3].count(">"),
             is_entry=is_entry,
             is_exit="End region" in comment,
-            instructions=_executable_order(found),
+            instructions=executable_order(found),
             slots=tuple(slots),
         )
 
@@ -280,6 +288,9 @@ class _Parser:
             if not (waiting := self.pushed.get(item.terms[0].first)):
                 raise self._error(f"`{mnemonic}` takes more results than a division has", "")
             return (item._replace(terms=(Term(0, waiting.pop(0)),)),)
+        if mnemonic == "vpush" and not self.meetings.is_received(item.terms[0].first):
+            self.data[item.result] = self.line
+            return (item._replace(terms=(Term(0),)),)
         try:
             return self.meetings.parts(self.pointers.read(item, mnemonic), mnemonic, rest)
         except MeetingError as error:
@@ -308,10 +319,9 @@ class _Parser:
         if text.startswith("%"):
             return Term(0, self._register(text))
         if not text.startswith("["):
-            try:
-                return Term(_signed(int(text, 0)))
-            except ValueError:
-                raise self._error(f"cannot read operand `{text[:60]}`", "") from None
+            if (constant := _constant(text)) is None:
+                raise self._error(f"cannot read operand `{text[:60]}`", "")
+            return Term(constant)
         constant, registers = 0, []
         inner = text.strip("[]").removeprefix("smem:[")
         for part in inner.split(" + "):
@@ -362,33 +372,14 @@ class _Parser:
         return DumpError(message, where=f"{self.path}:{self.line}", hint=hint)
 
 
-def _signed(value: int) -> int:
-    """The 32-bit signed reading of a constant."""
-    value %= _WORD
-    return value - _WORD if value >= _WORD // 2 else value
-
-
-def _executable_order(found: list[Instruction]) -> tuple[Instruction, ...]:
-    """Orders one bundle's instructions: phis, then by use, then effects in the dump's order."""
-    if len(found) < 2:
-        return tuple(found)
-    rest = sorted(found, key=lambda item: (item.op is not Op.PHI, item.op in _LAST))
-    waiting = {item.result for item in rest if item.result != NO_REGISTER}
-    done: list[Instruction] = []
-    while rest:
-        for position, item in enumerate(rest):
-            if item.op is Op.PHI or not (_reads(item) & (waiting - {item.result})):
-                done.append(rest.pop(position))
-                waiting.discard(item.result)
-                break
-        else:
-            # No order exists: keep the dump's, and let the interpreter find unset registers.
-            done.extend(rest)
-            break
-    return tuple(done)
-
-
-def _reads(item: Instruction) -> set[int]:
-    """Registers an instruction reads."""
-    used = {term.first for term in item.terms} | {term.second for term in item.terms}
-    return used | {item.predicate}
+def _constant(text: str) -> int | None:
+    """The 32-bit signed reading of a whole number, or of the bits of a float; None of neither."""
+    try:
+        value = int(text, 0) % _WORD
+        return value - _WORD if value >= _WORD // 2 else value
+    except ValueError:
+        pass
+    try:
+        return int.from_bytes(struct.pack("<f", float(text)), "little", signed=True)
+    except (ValueError, OverflowError):
+        return None
