@@ -156,6 +156,7 @@ _OTHER_SLOTS: dict[str, tuple[Slot, ...]] = {
     "vpush.ccrf": (),
     "vpop.ccrf": (Slot.VPOP,),
     "vpush": (Slot.VSTORE,),
+    "set.rngseed": (Slot.VSTORE,),
     "vsyncadd.remote": (),
     "vwait.ge.trace": (),
 }

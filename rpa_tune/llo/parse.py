@@ -216,7 +216,9 @@ class _Parser:
             shape=match[1],
             is_output=match[3] == "output",
         )
-        return Instruction(op=Op.OPERAND, result=self._register(result), terms=(Term(index),))
+        register = self._register(result)
+        self.pointers.memories[register] = space
+        return Instruction(op=Op.OPERAND, result=register, terms=(Term(index),))
 
     def _scalar(
         self, known: Meaning, mnemonic: str, result: str | None, rest: str, number: int
