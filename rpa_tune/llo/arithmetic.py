@@ -40,6 +40,7 @@ BINARY: dict[Op, Callable[[int, int], int]] = {
     Op.AND_PREDICATE: lambda a, b: bool(a) and bool(b),
     Op.XOR_PREDICATE: lambda a, b: bool(a) != bool(b),
     Op.NAND_PREDICATE: lambda a, b: not (a and b),
+    Op.CARRY: lambda a, b: (a % _WORD + b % _WORD) >> 32,
     Op.FLOAT_ADD: lambda a, b: _bits(_float(a) + _float(b)),
     Op.FLOAT_SUB: lambda a, b: _bits(_float(a) - _float(b)),
     Op.FLOAT_MUL: lambda a, b: _bits(_float(a) * _float(b)),

@@ -106,6 +106,7 @@ class Op(IntEnum):
     FLOAT_CEIL = 62
     FLOAT_TO_INT = 63
     INT_TO_FLOAT = 64
+    CARRY = 65
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

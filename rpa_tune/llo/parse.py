@@ -309,7 +309,7 @@ class _Parser:
         elif op is Op.BARRIER:
             good = count == (2 if mnemonic == "vwait.ge.trace" else 0)
         elif op in _UNARY:
-            good = count == 1
+            good = count == (2 if mnemonic == "scvt.pr.f32.s32" else 1)
         else:
             good = count == _TERMS.get(op, 2)
         if not good:

@@ -22,7 +22,7 @@ _CLZ, _FADD, _FSUB, _FMUL = map(int, (Op.LEADING_ZEROS, Op.FLOAT_ADD, Op.FLOAT_S
 _FMAX, _FMIN, _FEQ, _FNE = map(int, (Op.FLOAT_MAX, Op.FLOAT_MIN, Op.FLOAT_EQ, Op.FLOAT_NE))
 _FLT, _FLE, _FGT, _FGE = map(int, (Op.FLOAT_LT, Op.FLOAT_LE, Op.FLOAT_GT, Op.FLOAT_GE))
 _WEIRD, _FLOOR, _CEIL = map(int, (Op.FLOAT_WEIRD, Op.FLOAT_FLOOR, Op.FLOAT_CEIL))
-_TO_INT, _TO_FLOAT = map(int, (Op.FLOAT_TO_INT, Op.INT_TO_FLOAT))
+_TO_INT, _TO_FLOAT, _CARRY = map(int, (Op.FLOAT_TO_INT, Op.INT_TO_FLOAT, Op.CARRY))
 _WORD, _HALF = 1 << 32, 1 << 31
 
 
@@ -53,7 +53,7 @@ def _to_int(value: float) -> int:
 
 @jit
 def _floats(op: int, a: int, b: int) -> int:
-    """The operations from `LEADING_ZEROS` on, which are of floats but for the first."""
+    """The operations from `LEADING_ZEROS` on, most of them of floats."""
     if op == _CLZ:
         zeros = 32
         a &= _WORD - 1
@@ -61,6 +61,8 @@ def _floats(op: int, a: int, b: int) -> int:
             a >>= 1
             zeros -= 1
         return zeros
+    if op == _CARRY:
+        return ((a & (_WORD - 1)) + (b & (_WORD - 1))) >> 32
     if op == _TO_FLOAT:
         return _bits(np.float32(a))
     x, y = np.int32(a).view(np.float32), np.int32(b).view(np.float32)

@@ -18,7 +18,8 @@ def test_a_value_that_goes_back_into_a_vector_decides_nothing(program_of):
 @pytest.mark.parametrize(
     "uses",
     [
-        ("%p7_p0 = scmp.lt.f32.partialorder %s6_s1, 0.5", "%9 = sbr.rel (%p7_p0) target = $region5"),
+        ("%p7_p0 = scmp.lt.f32.partialorder %s6_s1, 0.5",
+         "%9 = sbr.rel (%p7_p0) target = $region5"),
         wait_for_granules("%s6_s1"),
         ("%9 = sst [smem:[#allocation2]] %s6_s1", "%s7_s2 = sld [smem:[#allocation2]]",
          *wait_for_granules("%s7_s2")),

@@ -71,6 +71,7 @@ RIGHT = {
     Op.REMAINDER: lambda a, b: unsigned(a) % unsigned(b) if b else 0,
     Op.QUOTIENT: lambda a, b: unsigned(a) // unsigned(b) if b else 0,
     Op.LEADING_ZEROS: lambda a, b: f"{unsigned(a):032b}".find("1") % 33,
+    Op.CARRY: lambda a, b: unsigned(a) + unsigned(b) > 0xFFFFFFFF,
     Op.FLOAT_ADD: lambda a, b: word_of(np.float64(number(a)) + np.float64(number(b))),
     Op.FLOAT_SUB: lambda a, b: word_of(np.float64(number(a)) - np.float64(number(b))),
     Op.FLOAT_MUL: lambda a, b: word_of(np.float64(number(a)) * np.float64(number(b))),
