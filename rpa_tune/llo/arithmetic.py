@@ -46,12 +46,12 @@ BINARY: dict[Op, Callable[[int, int], int]] = {
     Op.FLOAT_MUL: lambda a, b: _bits(_float(a) * _float(b)),
     Op.FLOAT_MAX: lambda a, b: _bits(max(_float(a), _float(b))),
     Op.FLOAT_MIN: lambda a, b: _bits(min(_float(a), _float(b))),
-    Op.FLOAT_EQ: lambda a, b: _float(a) == _float(b),
-    Op.FLOAT_NE: lambda a, b: _float(a) != _float(b),
-    Op.FLOAT_LT: lambda a, b: _float(a) < _float(b),
-    Op.FLOAT_LE: lambda a, b: _float(a) <= _float(b),
-    Op.FLOAT_GT: lambda a, b: _float(a) > _float(b),
-    Op.FLOAT_GE: lambda a, b: _float(a) >= _float(b),
+    Op.FLOAT_EQ: lambda a, b: bool(_float(a) == _float(b)),
+    Op.FLOAT_NE: lambda a, b: bool(_float(a) != _float(b)),
+    Op.FLOAT_LT: lambda a, b: bool(_float(a) < _float(b)),
+    Op.FLOAT_LE: lambda a, b: bool(_float(a) <= _float(b)),
+    Op.FLOAT_GT: lambda a, b: bool(_float(a) > _float(b)),
+    Op.FLOAT_GE: lambda a, b: bool(_float(a) >= _float(b)),
 }
 
 UNARY: dict[Op, Callable[[int], int]] = {

@@ -38,13 +38,13 @@ def wrap_word(value: int) -> int:
 
 
 @jit
-def _bits(value: float) -> int:
+def _bits(value: float) -> Any:
     """The word of a float32."""
     return np.int64(np.float32(value).view(np.int32))
 
 
 @jit
-def _to_int(value: float) -> int:
+def _to_int(value: float) -> Any:
     """The nearest whole number, of two the even one, in the range of a word; 0 of no number."""
     if np.isnan(value):
         return 0
@@ -52,7 +52,7 @@ def _to_int(value: float) -> int:
 
 
 @jit
-def _floats(op: int, a: int, b: int) -> int:
+def _floats(op: int, a: int, b: int) -> Any:
     """The operations from `LEADING_ZEROS` on, most of them of floats."""
     if op == _CLZ:
         zeros = 32
@@ -101,7 +101,8 @@ def _floats(op: int, a: int, b: int) -> int:
 def arithmetic(op: int, a: int, b: int) -> int:
     """Operations of two values; of one, it is `a`."""
     if op >= _CLZ:
-        return _floats(op, a, b)
+        word: int = _floats(op, a, b)
+        return word
     if op == _ADD:
         return a + b
     if op == _SUB:
