@@ -22,6 +22,7 @@ _STATE_COLORS = {
 }  # fmt: skip
 _ROLE_COLORS = {WINNER: "#2a9d5c", BOTH: "#2a9d5c", HEURISTIC: "#e08a1e", TRIED: "#7a8aa0"}
 _BOUND = "lower bound"
+_LABEL = "datum.config + (datum.role == 'tried' ? '' : '  (' + datum.role + ')')"
 _US = ",.1f"
 # Fast is bright. Without the darkest violets, which are lost on a dark page.
 _TIMES = alt.Scale(scheme=alt.SchemeParams(name="viridis", extent=[0.2, 1.0]), reverse=True)
@@ -197,16 +198,13 @@ def parallel() -> Spec:
 def causes() -> Spec:
     """Bars of the best configs, fastest on top: their time by cause."""
     scale = alt.Scale(domain=list(CAUSES), scheme="tableau10")
-    label = (
-        "datum.rank + '  ' + datum.config + (datum.role == 'tried' ? '' : '  (' + datum.role + ')')"
-    )
     y = alt.Y(
         "label:N",
         title=None,
         sort=alt.EncodingSortField("rank", op="min"),
         axis=alt.Axis(labelLimit=520),
     )
-    base = alt.Chart(_DATA).transform_calculate(label=label)
+    base = alt.Chart(_DATA).transform_calculate(label=f"datum.rank + '  ' + {_LABEL}")
     bars = base.mark_bar().encode(
         x=alt.X("us:Q", title="time of one launch, us (mean over the workload)"),
         y=y,
@@ -260,17 +258,17 @@ def batches() -> Spec:
     tips = _tips("config", "role", ("batch", "batch"), ("us", "time, us", _US),
                  ("over_best", "over the best known", ".3f"), ("picked", "picked by the rule"),
                  ("weight", "share of launches", ".1%"), ("what", "batch"))  # fmt: skip
-    base = alt.Chart(_DATA).encode(
+    base = alt.Chart(_DATA).transform_calculate(label=_LABEL).encode(
         x=alt.X("batch:O", title="batch of the workload", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("over_best:Q", title="time over the best known of the batch",
                 scale=alt.Scale(zero=False)),
-        color=alt.Color("config:N", title=None, legend=alt.Legend(labelLimit=560, orient="bottom",
+        color=alt.Color("label:N", title=None, legend=alt.Legend(labelLimit=560, orient="bottom",
                                                                   direction="vertical")),
         tooltip=tips,
     )  # fmt: skip
     points = base.mark_point(size=90, strokeWidth=2).encode(
         fillOpacity=alt.condition("datum.picked", alt.value(1.0), alt.value(0.0)),
-        fill=alt.Fill("config:N", legend=None),
+        fill=alt.Fill("label:N", legend=None),
     )
     return _spec((base.mark_line(opacity=0.4) + points).properties(width=_WIDTH, height=240))
 

@@ -23,7 +23,9 @@ def coverage_rows(
     rows = [_row(view, row) for view, row in zip(views, table, strict=True)]
     if len({row["what"] for row in rows}) > MAX_LINES:
         for view, row in zip(views, rows, strict=True):
-            row["what"] = f"{model_of(view)} {view.name.rsplit('/', 1)[-1]}".strip()
+            # Studies that share a row have all their names, the first in front.
+            family = view.name.split(" and ")[0].rsplit("/", 1)[-1]
+            row["what"] = f"{model_of(view)} {family}".strip()
     return sorted(rows, key=lambda row: row["what"])
 
 

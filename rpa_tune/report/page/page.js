@@ -1,7 +1,7 @@
 "use strict";
 // Draws what the document in #data says; decides nothing about it.
 
-const LONGEST = 90, MOST_ROWS = 200;
+const LONGEST = 72, MOST_ROWS = 200;
 
 async function unzip(id) {
   const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));

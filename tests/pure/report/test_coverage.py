@@ -22,7 +22,11 @@ def test_few_studies_have_a_line_each():
 
 def test_many_share_one_of_their_model_and_family():
     families = ("decode", "mixed")
-    names = [f"v6e/m{i % 3}/tp {i}/{family}" for i in range(MAX_LINES) for family in families]
+    names = [
+        f"v6e/m{i % 3}/tp {i}/{family} and {i} more"
+        for i in range(MAX_LINES)
+        for family in families
+    ]
     rows = rows_of(names)
     assert [row["study"] for row in rows] != names  # lines by name
     assert {row["study"] for row in rows} == set(names)  # a mark of its own each
