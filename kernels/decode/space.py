@@ -32,8 +32,17 @@ def check(
       vmem_share: Share of VMEM that scratch may take.
     """
     bad = limits.check_sizes(config, problem, "seqs_per_step", "bq_sz")
+    bad = bad or limits.check_switch(strided_copies=config.strided_copies)
     if bad:
         return bad
+    if config.strided_copies and problem.is_latent:
+        return Infeasible(
+            limit="strided_copies",
+            need=config.strided_copies,
+            have=0,
+            unit="",
+            hint="rows of latents have nothing that could be padded; use 0",
+        )
     if config.bq_sz < config.seqs_per_step:
         return Infeasible(
             limit="bq_sz >= seqs_per_step",
@@ -52,7 +61,6 @@ def check(
 
 def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     """Values worth trying, in rising order; `check` says which can be combined."""
-    del target
     sizes = limits.block_sizes(problem, (128, 256, 512, 1024, 2048))
     if problem.is_latent:
         # What begins and ends an item is work for every head.
@@ -64,6 +72,7 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
             "seqs_per_step": (1, 2, 4),
             "num_buffers": (2, 3, 4),
             "bq_sz": tuple(n // queries for n in ((8, 16, 32) if queries > 1 else (16, 32))),
+            "strided_copies": (0,),
         }
     return {
         "bkv_sz": sizes,
@@ -71,7 +80,14 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
         "seqs_per_step": (1, 2, 4, 8),
         "num_buffers": (2, 3, 4),
         "bq_sz": (16, 32),
+        "strided_copies": tuple(range(_default_strided_copies(problem, target) + 1)),
     }
+
+
+def _default_strided_copies(problem: Problem, target: Target) -> int:
+    """1 where pages would be copied by linear descriptors, and those are believed to be slower."""
+    is_one_piece = problem.is_seq_along_lane or problem.kv_words % 2 == 1
+    return int(target.has_faster_strided_copies and is_one_piece and not problem.is_latent)
 
 
 def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasible:
@@ -114,6 +130,7 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
             seqs_per_step=seqs,
             num_buffers=buffers,
             bq_sz=bq,
+            strided_copies=_default_strided_copies(problem, target),
         )
         bad = check(problem, config, target, vmem_share=limits.DEFAULT_VMEM_SHARE)
         if bad is None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pandas as pd
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Candidate, Evaluation
 from rpa_tune.errors import StoreError
 from rpa_tune.store import codec, journal
@@ -98,11 +99,11 @@ def study_frame(
     rows: list[dict[str, Any]] = []
     configs: dict[str, dict[str, int]] = {}  # by digest, in the order of the rows
     for answer in answers:
-        configs[answer.candidate.digest] = asdict(answer.candidate.config)
+        configs[answer.candidate.digest] = config_to_dict(answer.candidate.config)
         rows.append(_answer_row(answer, {answer.candidate.study: name}))
     for candidate, reason, detail in stopped:
         if candidate.digest not in configs:
-            configs[candidate.digest] = asdict(candidate.config)
+            configs[candidate.digest] = config_to_dict(candidate.config)
             row = _candidate_row(candidate, {candidate.study: name})
             rows.append({**row, "status": reason, "detail": detail})
     frame = _frame(rows)

@@ -56,8 +56,13 @@ CASES = {
         {"page_size": 512, "pages_per_seq": 1, "num_kv_heads": 2, "head_dim": 80},
         {"bkv_sz": 256, "bkv_csz": 256}, V7X),
     "two_cores": ({**FP8, "has_sinks": True, "sliding_window": 200}, {"bq_sz": 2}, V5P),
+    # A gap behind each head of a page in VMEM, of which nothing may be read.
+    "strided": ({**FP8, "head_dim": 80}, {"bkv_sz": 256, "strided_copies": 1}, V7X),
 }  # fmt: skip
 SLOW_CASES = {
+    "strided_parts": (
+        {"page_size": 512, "pages_per_seq": 1, "num_kv_heads": 2},
+        {"bkv_sz": 256, "bkv_csz": 256, "strided_copies": 1}, V7X),
     "bfloat16": ({}, {"bkv_sz": 256}, V6E),
     "float32": ({"q_dtype": "float32", "kv_dtype": "float32", "head_dim": 64}, {}, V6E),
     "wide_kv": ({"kv_dtype": "float32"}, {}, V6E),
