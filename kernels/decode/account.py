@@ -77,13 +77,14 @@ def _kv_buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape
         pages = items * (config.bkv_sz // width)
         tile = problem.lane_page_shape(layout.LANES)
         parts, words, pack, _ = tile
-        gap = config.strided_copies * layout.SUBLANES
+        gap = config.strided_copies * layout.SUBLANES  # words of a head stay whole registers
         return {
             "kv": ((config.num_buffers, pages, parts, words + gap, pack, width), dtype),
             "kv_new": ((2, new_tiles(problem, config), *tile), dtype),
             "kv_out": ((config.num_buffers, items * item_tiles(problem), *tile), dtype),
         }
     _, words, pack, lanes = problem.kv_new_shape
+    # An even number of words has a gap behind it without that, too.
     gap = config.strided_copies
     # One row more than the blocks: where a store goes that has nothing to do.
     bkv, bq = items * config.bkv_sz + 1, (config.bq_sz + 1) * heads.query_tokens(problem)

@@ -97,6 +97,11 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
     and tails and windows leave less of a block empty. Where heads are attended to in pairs, a step
     has half as many chains for its bytes, and twice as many cover the latency of its products.
 
+    Where copies are strided because that is believed to be quicker, vector work is the limit, and
+    eight blocks in a step, if they are not more bytes, cover the latency of its products (v7x, 8
+    query heads on 1 KV head, 32 x 8192: 60.5 us, with four blocks 73.0; trace batch 0 of azure-conv
+    28.6 for 32.4; 32 x 512 9.3 for 8.7; simulated).
+
     Four buffers, where they fit: the tail of a sequence takes as long to attend to as a whole
     block but is fetched sooner, and the more steps are under way the longer the copy engine has
     work beside tails. Queries of 16 sequences at a time are never behind the KV of their steps.
@@ -109,7 +114,9 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
     block, seqs, buffers, keys = limits.block_sizes(problem, (512,))[0], 4, 4, 512
-    bq = 16
+    bq, strided_copies = 16, _default_strided_copies(problem, target)
+    if strided_copies:
+        seqs *= 2
     if problem.is_latent:
         tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
         block, seqs, buffers = limits.block_sizes(problem, (tokens,))[0], 2, 3
@@ -130,7 +137,7 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
             seqs_per_step=seqs,
             num_buffers=buffers,
             bq_sz=bq,
-            strided_copies=_default_strided_copies(problem, target),
+            strided_copies=strided_copies,
         )
         bad = check(problem, config, target, vmem_share=limits.DEFAULT_VMEM_SHARE)
         if bad is None:

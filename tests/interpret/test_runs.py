@@ -56,8 +56,7 @@ def with_table(batch, problem, shape):
 HALF, WHOLE = {"bkv_sz": 128}, {"bkv_sz": 256}
 CASES = [
     ("decode", {}, HALF, descending),
-    ("decode", {}, {**WHOLE, "strided_copies": 1}, alternating),
-    ("decode", {"sliding_window": 40}, WHOLE, alternating),
+    ("decode", {"sliding_window": 40}, {**WHOLE, "strided_copies": 1}, alternating),
     ("mixed", {}, WHOLE, descending),
     ("mixed", {"sliding_window": 70, "causal": False}, HALF, alternating),
     ("mixed", {"update_kv_cache": False, "sliding_window": 100}, WHOLE, descending),
