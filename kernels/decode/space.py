@@ -1,5 +1,7 @@
 """The search space of the decode family: axes, default, check. No jax."""
 
+from dataclasses import replace
+
 from rpa_kernels import limits
 from rpa_kernels.decode import heads
 from rpa_kernels.decode.account import scratch_bytes
@@ -113,31 +115,16 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
-    block, seqs, buffers, keys = limits.block_sizes(problem, (512,))[0], 4, 4, 512
-    bq, strided_copies = 16, _default_strided_copies(problem, target)
-    if strided_copies:
-        seqs *= 2
-    if problem.is_latent:
-        tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
-        block, seqs, buffers = limits.block_sizes(problem, (tokens,))[0], 2, 3
-        keys = max(keys, tokens // 2)
-        # Several queries of a sequence are more rows of what is computed, and of what is moved.
-        more = cdiv(heads.group_rows(problem), LATENT_ROWS)
-        keys, bq = max(256, keys // more), bq // heads.query_tokens(problem)
-    largest = 2 * LATENT_BLOCK_BYTES if problem.is_latent else 2 << 20
-    most = 2 * largest if heads.pairs_heads(problem) else largest
-    while seqs > 1 and seqs * block * problem.kv_token_bytes > most:
-        seqs //= 2
-    if block * problem.kv_token_bytes > largest:
-        block, seqs = limits.block_sizes(problem, (256,))[0], 2
+    first = _first_config(problem, target)
+    block, seqs, buffers, bq = first.bkv_sz, first.seqs_per_step, first.num_buffers, first.bq_sz
     while True:
-        config = DecodeConfig(
+        config = replace(
+            first,
             bkv_sz=block,
-            bkv_csz=limits.compute_size(block, keys),
+            bkv_csz=limits.compute_size(block, first.bkv_csz),
             seqs_per_step=seqs,
             num_buffers=buffers,
             bq_sz=bq,
-            strided_copies=strided_copies,
         )
         bad = check(problem, config, target, vmem_share=limits.DEFAULT_VMEM_SHARE)
         if bad is None:
@@ -154,3 +141,31 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
             bq //= 2
         else:
             return limits.at_least(bad)
+
+
+def _first_config(problem: Problem, target: Target) -> DecodeConfig:
+    """The largest of the default's series; `bkv_csz` is the most keys of a compute block."""
+    strided_copies = _default_strided_copies(problem, target)
+    block, keys = limits.block_sizes(problem, (512,))[0], 512
+    seqs, buffers, bq = (8 if strided_copies else 4), 4, 16
+    if problem.is_latent:
+        tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
+        block, seqs, buffers = limits.block_sizes(problem, (tokens,))[0], 2, 3
+        keys = max(keys, tokens // 2)
+        # Several queries of a sequence are more rows of what is computed, and of what is moved.
+        more = cdiv(heads.group_rows(problem), LATENT_ROWS)
+        keys, bq = max(256, keys // more), bq // heads.query_tokens(problem)
+    largest = 2 * LATENT_BLOCK_BYTES if problem.is_latent else 2 << 20
+    most = 2 * largest if heads.pairs_heads(problem) else largest
+    while seqs > 1 and seqs * block * problem.kv_token_bytes > most:
+        seqs //= 2
+    if block * problem.kv_token_bytes > largest:
+        block, seqs = limits.block_sizes(problem, (256,))[0], 2
+    return DecodeConfig(
+        bkv_sz=block,
+        bkv_csz=keys,
+        seqs_per_step=seqs,
+        num_buffers=buffers,
+        bq_sz=bq,
+        strided_copies=strided_copies,
+    )
