@@ -1,5 +1,7 @@
 """The search space of the decode family: axes, default, check. No jax."""
 
+from dataclasses import replace
+
 from rpa_kernels import limits
 from rpa_kernels.decode import heads
 from rpa_kernels.decode.account import scratch_bytes
@@ -32,8 +34,17 @@ def check(
       vmem_share: Share of VMEM that scratch may take.
     """
     bad = limits.check_sizes(config, problem, "seqs_per_step", "bq_sz")
+    bad = bad or limits.check_switch(strided_copies=config.strided_copies)
     if bad:
         return bad
+    if config.strided_copies and problem.is_latent:
+        return Infeasible(
+            limit="strided_copies",
+            need=config.strided_copies,
+            have=0,
+            unit="",
+            hint="rows of latents have nothing that could be padded; use 0",
+        )
     if config.bq_sz < config.seqs_per_step:
         return Infeasible(
             limit="bq_sz >= seqs_per_step",
@@ -52,7 +63,6 @@ def check(
 
 def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     """Values worth trying, in rising order; `check` says which can be combined."""
-    del target
     sizes = limits.block_sizes(problem, (128, 256, 512, 1024, 2048))
     if problem.is_latent:
         # What begins and ends an item is work for every head.
@@ -64,6 +74,7 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
             "seqs_per_step": (1, 2, 4),
             "num_buffers": (2, 3, 4),
             "bq_sz": tuple(n // queries for n in ((8, 16, 32) if queries > 1 else (16, 32))),
+            "strided_copies": (0,),
         }
     return {
         "bkv_sz": sizes,
@@ -71,7 +82,14 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
         "seqs_per_step": (1, 2, 4, 8),
         "num_buffers": (2, 3, 4),
         "bq_sz": (16, 32),
+        "strided_copies": tuple(range(_default_strided_copies(problem, target) + 1)),
     }
+
+
+def _default_strided_copies(problem: Problem, target: Target) -> int:
+    """1 where pages would be copied by linear descriptors, and those are believed to be slower."""
+    is_one_piece = problem.is_seq_along_lane or problem.kv_words % 2 == 1
+    return int(target.has_faster_strided_copies and is_one_piece and not problem.is_latent)
 
 
 def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasible:
@@ -80,6 +98,11 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
     Where one block of 512 is more than that, two of 256: as many bytes and as much code in a step,
     and tails and windows leave less of a block empty. Where heads are attended to in pairs, a step
     has half as many chains for its bytes, and twice as many cover the latency of its products.
+
+    Where copies are strided because that is believed to be quicker, vector work is the limit, and
+    eight blocks in a step, if they are not more bytes, cover the latency of its products (v7x, 8
+    query heads on 1 KV head, 32 x 8192: 60.5 us, with four blocks 73.0; trace batch 0 of azure-conv
+    28.6 for 32.4; 32 x 512 9.3 for 8.7; simulated).
 
     Four buffers, where they fit: the tail of a sequence takes as long to attend to as a whole
     block but is fetched sooner, and the more steps are under way the longer the copy engine has
@@ -92,25 +115,13 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
-    block, seqs, buffers, keys = limits.block_sizes(problem, (512,))[0], 4, 4, 512
-    bq = 16
-    if problem.is_latent:
-        tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
-        block, seqs, buffers = limits.block_sizes(problem, (tokens,))[0], 2, 3
-        keys = max(keys, tokens // 2)
-        # Several queries of a sequence are more rows of what is computed, and of what is moved.
-        more = cdiv(heads.group_rows(problem), LATENT_ROWS)
-        keys, bq = max(256, keys // more), bq // heads.query_tokens(problem)
-    largest = 2 * LATENT_BLOCK_BYTES if problem.is_latent else 2 << 20
-    most = 2 * largest if heads.pairs_heads(problem) else largest
-    while seqs > 1 and seqs * block * problem.kv_token_bytes > most:
-        seqs //= 2
-    if block * problem.kv_token_bytes > largest:
-        block, seqs = limits.block_sizes(problem, (256,))[0], 2
+    first = _first_config(problem, target)
+    block, seqs, buffers, bq = first.bkv_sz, first.seqs_per_step, first.num_buffers, first.bq_sz
     while True:
-        config = DecodeConfig(
+        config = replace(
+            first,
             bkv_sz=block,
-            bkv_csz=limits.compute_size(block, keys),
+            bkv_csz=limits.compute_size(block, first.bkv_csz),
             seqs_per_step=seqs,
             num_buffers=buffers,
             bq_sz=bq,
@@ -130,3 +141,31 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
             bq //= 2
         else:
             return limits.at_least(bad)
+
+
+def _first_config(problem: Problem, target: Target) -> DecodeConfig:
+    """The largest of the default's series; `bkv_csz` is the most keys of a compute block."""
+    strided_copies = _default_strided_copies(problem, target)
+    block, keys = limits.block_sizes(problem, (512,))[0], 512
+    seqs, buffers, bq = (8 if strided_copies else 4), 4, 16
+    if problem.is_latent:
+        tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
+        block, seqs, buffers = limits.block_sizes(problem, (tokens,))[0], 2, 3
+        keys = max(keys, tokens // 2)
+        # Several queries of a sequence are more rows of what is computed, and of what is moved.
+        more = cdiv(heads.group_rows(problem), LATENT_ROWS)
+        keys, bq = max(256, keys // more), bq // heads.query_tokens(problem)
+    largest = 2 * LATENT_BLOCK_BYTES if problem.is_latent else 2 << 20
+    most = 2 * largest if heads.pairs_heads(problem) else largest
+    while seqs > 1 and seqs * block * problem.kv_token_bytes > most:
+        seqs //= 2
+    if block * problem.kv_token_bytes > largest:
+        block, seqs = limits.block_sizes(problem, (256,))[0], 2
+    return DecodeConfig(
+        bkv_sz=block,
+        bkv_csz=keys,
+        seqs_per_step=seqs,
+        num_buffers=buffers,
+        bq_sz=bq,
+        strided_copies=strided_copies,
+    )

@@ -123,6 +123,7 @@ class Chip:
             has_bf16_vector_units=bool(self.value("has_bf16_vector_units")),
             has_fp8_mxu=bool(self.value("has_fp8_mxu")),
             has_result_buffers=bool(self.value("has_result_buffers")),
+            has_faster_strided_copies=bool(self.value("has_faster_strided_copies")),
         )
 
 
