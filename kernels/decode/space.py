@@ -1,9 +1,9 @@
-"""The search space of the decode family: axes, default, check. No jax."""
+"""Which configs of the decode family are tried, and which is the default. No jax."""
 
-from rpa_kernels import limits
+from rpa_kernels import kv_blocks
 from rpa_kernels.decode import heads
-from rpa_kernels.decode.account import scratch_bytes
 from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.decode.fits import check
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
@@ -16,47 +16,13 @@ LATENT_ROWS = 128
 LATENT_BLOCK_BYTES = 1280 << 10
 
 
-def check(
-    problem: Problem,
-    config: DecodeConfig,
-    target: Target,
-    *,
-    vmem_share: float = limits.SCRATCH_VMEM_SHARE,
-) -> Infeasible | None:
-    """None when a config can exist for `problem` on `target`, else the limit it breaks.
-
-    Args:
-      problem: Static shapes and features.
-      config: Block sizes.
-      target: The chip.
-      vmem_share: Share of VMEM that scratch may take.
-    """
-    bad = limits.check_sizes(config, problem, "seqs_per_step", "bq_sz")
-    if bad:
-        return bad
-    if config.bq_sz < config.seqs_per_step:
-        return Infeasible(
-            limit="bq_sz >= seqs_per_step",
-            need=config.bq_sz,
-            have=config.seqs_per_step,
-            unit="sequences",
-            hint="a step may touch two blocks of queries, not three",
-        )
-    return limits.check_memory(
-        scratch=scratch_bytes(problem, config, target),
-        problem=problem,
-        target=target,
-        vmem_share=vmem_share,
-    )
-
-
 def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     """Values worth trying, in rising order; `check` says which can be combined."""
     del target
-    sizes = limits.block_sizes(problem, (128, 256, 512, 1024, 2048))
+    sizes = kv_blocks.block_sizes(problem, (128, 256, 512, 1024, 2048))
     if problem.is_latent:
         # What begins and ends an item is work for every head.
-        sizes = limits.block_sizes(problem, (256, 512, 1024, 2048, 4096))
+        sizes = kv_blocks.block_sizes(problem, (256, 512, 1024, 2048, 4096))
         queries = heads.query_tokens(problem)
         return {
             "bkv_sz": sizes,
@@ -92,11 +58,11 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
-    block, seqs, buffers, keys = limits.block_sizes(problem, (512,))[0], 4, 4, 512
+    block, seqs, buffers, keys = kv_blocks.block_sizes(problem, (512,))[0], 4, 4, 512
     bq = 16
     if problem.is_latent:
         tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
-        block, seqs, buffers = limits.block_sizes(problem, (tokens,))[0], 2, 3
+        block, seqs, buffers = kv_blocks.block_sizes(problem, (tokens,))[0], 2, 3
         keys = max(keys, tokens // 2)
         # Several queries of a sequence are more rows of what is computed, and of what is moved.
         more = cdiv(heads.group_rows(problem), LATENT_ROWS)
@@ -106,27 +72,27 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
     while seqs > 1 and seqs * block * problem.kv_token_bytes > most:
         seqs //= 2
     if block * problem.kv_token_bytes > largest:
-        block, seqs = limits.block_sizes(problem, (256,))[0], 2
+        block, seqs = kv_blocks.block_sizes(problem, (256,))[0], 2
     while True:
         config = DecodeConfig(
             bkv_sz=block,
-            bkv_csz=limits.compute_size(block, keys),
+            bkv_csz=kv_blocks.compute_size(block, keys),
             seqs_per_step=seqs,
             num_buffers=buffers,
             bq_sz=bq,
         )
-        bad = check(problem, config, target, vmem_share=limits.DEFAULT_VMEM_SHARE)
+        bad = check(problem, config, target, vmem_share=kv_blocks.DEFAULT_VMEM_SHARE)
         if bad is None:
             return config
         if buffers > 3:
             buffers -= 1
         elif seqs > 1:
             seqs //= 2
-        elif smaller := limits.smaller_block(block, problem):
+        elif smaller := kv_blocks.smaller_block(block, problem):
             block = smaller
         elif buffers > 2:
             buffers -= 1
         elif problem.is_latent and bq > 1:
             bq //= 2
         else:
-            return limits.at_least(bad)
+            return kv_blocks.at_least(bad)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from pure.kernels.defaults import check_that_it_gives_up_last, configs
 
-from rpa_kernels.decode import space
+from rpa_kernels.decode import fits, space
 from rpa_kernels.decode.account import scratch_bytes
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.problem import Problem
@@ -31,7 +31,7 @@ def test_a_config_is_refused_exactly_where_it_breaks_a_rule(page_size):
             "bq_sz >= seqs_per_step": config.bq_sz >= config.seqs_per_step,
             "vmem_bytes": scratch_bytes(problem, config, target) <= 0.85 * (16 << 20),
         }
-        bad = space.check(problem, config, target)
+        bad = fits.check(problem, config, target)
         assert (bad.limit if bad else None) == next((r for r, ok in rules.items() if not ok), None)
         refused[bad.limit if bad else None] = refused.get(bad.limit if bad else None, 0) + 1
     assert {None, "bkv_sz % bkv_csz", "vmem_bytes"} <= set(refused)
@@ -41,7 +41,7 @@ def test_a_config_is_refused_exactly_where_it_breaks_a_rule(page_size):
 def test_no_field_may_be_zero_and_one_buffer_is_none(field):
     config = space.default_config(LLAMA, V6E)
     least = 2 if field == "num_buffers" else 1
-    bad = space.check(LLAMA, dataclasses.replace(config, **{field: least - 1}), V6E)
+    bad = fits.check(LLAMA, dataclasses.replace(config, **{field: least - 1}), V6E)
     assert (bad.limit, bad.hint) == (field, "must be positive")
 
 
