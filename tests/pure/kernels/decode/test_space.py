@@ -63,8 +63,33 @@ def test_the_default_gives_up_only_where_nothing_on_the_axes_fits(changes):
     check_that_it_gives_up_last(space, DecodeConfig, problem, V6E, 18)
 
 
-def test_the_default_step_is_two_mebibytes_at_most_in_four_buffers():
-    for num_kv_heads, shape in ((1, (512, 4)), (2, (512, 4)), (8, (512, 1)), (32, (256, 2))):
-        problem = dataclasses.replace(LLAMA, num_kv_heads=num_kv_heads)
-        config = space.default_config(problem, V6E)
-        assert (config.bkv_sz, config.seqs_per_step, config.num_buffers) == (*shape, 4)
+@pytest.mark.parametrize(
+    ("chip", "changes", "steps"),
+    [
+        # A copy has a price: two blocks of 2048 tokens, less where they are more than 4 MiB.
+        ("v6e", {"num_q_heads": 8, "num_kv_heads": 1}, (2048, 2048, 2)),
+        ("v5e", {"num_q_heads": 8, "num_kv_heads": 2}, (2048, 1024, 2)),
+        ("v6e", {"num_q_heads": 32, "num_kv_heads": 1}, (2048, 1024, 2)),  # more rows, fewer keys
+        ("v6e", {"num_kv_heads": 4}, (2048, 512, 1)),
+        ("v6e", {"num_kv_heads": 8, "page_size": 16, "pages_per_seq": 512}, (1024, 512, 1)),
+        ("v6e", {"num_kv_heads": 16}, (512, 512, 1)),
+        ("v6e", WIDE, (256, 256, 2)),
+        ("v6e", {"num_kv_heads": 1, "pages_per_seq": 8}, (1024, 1024, 2)),  # the longest context
+        # A window is not shorter than a block.
+        ("v6e", {"num_q_heads": 8, "num_kv_heads": 1, "sliding_window": 1024}, (1024, 1024, 2)),
+        ("v6e", {"num_q_heads": 8, "num_kv_heads": 1, "sliding_window": 500}, (512, 512, 4)),
+        ("v6e", {"num_kv_heads": 4, "attention_chunk_size": 256}, (256, 256, 4)),
+        # None to speak of: 512 tokens, 2 MiB.
+        ("v7x", {"num_kv_heads": 1}, (512, 512, 4)),
+        ("v7x", {"num_kv_heads": 2}, (512, 512, 4)),
+        ("v7x", {"num_kv_heads": 8}, (512, 512, 1)),
+        ("v7x", {"num_kv_heads": 16}, (256, 256, 2)),
+        ("v7x", {"num_kv_heads": 8, "head_dim": 64, "sliding_window": 128}, (256, 256, 4)),
+        ("v7x", {"num_kv_heads": 1, "head_dim": 64, "sliding_window": 128}, (512, 512, 4)),
+    ],
+)
+def test_default_steps(chip, changes, steps):
+    target = load_chip(chip).target
+    config = space.default_config(dataclasses.replace(LLAMA, **changes), target)
+    assert (config.bkv_sz, config.bkv_csz, config.seqs_per_step) == steps
+    assert config.num_buffers == 4
