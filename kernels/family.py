@@ -7,11 +7,13 @@ A family is one folder (`decode/`, `mixed/`, ...) whose `__init__.py` exports `F
    says otherwise). A record: it imports nothing that reads it. A field that comes later has the
    default that makes what was before: rows and journals without it stay what they are.
 2. `account.py` [no jax]: bytes, FLOPs and steps of the kernel as plain integers.
-3. `space.py` [no jax]: `search_axes`, `default_config` and `check`, which reads the account.
-4. `scratch.py`: named scratch refs and their shapes.
-5. `kernel.py`: the body, in phases.
-6. `launch.py`: the `pallas_call`.
-7. List the name in `rpa_kernels.FAMILIES`.
+3. `fits.py` [no jax]: `check`, which reads the account.
+4. `space.py` [no jax]: `search_axes` and `default_config`. Nothing but the record reads it: it is
+   outside the digest of the kernel's sources, so no program may depend on it.
+5. `scratch.py`: named scratch refs and their shapes.
+6. `kernel.py`: the body, in phases.
+7. `launch.py`: the `pallas_call`.
+8. List the name in `rpa_kernels.FAMILIES`.
 
 The tuner knows a family only through this record. No jax is imported here.
 

@@ -180,6 +180,7 @@ def make_row(
         schedule_digest=digest_of_schedules([by_config[config] for config in configs]),
         problem=beyond_key(chosen.candidate.problem, key),
         runners_up=_runners_up(answers, configs, decision.objective),
+        heuristic=config_to_dict(decision.heuristic.candidate.config) if verdict == TUNED else None,
     )
     return TableRow(
         key=key,
