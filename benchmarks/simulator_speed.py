@@ -7,6 +7,7 @@ core.
 """
 
 import argparse
+import gzip
 import json
 import resource
 import tempfile
@@ -19,7 +20,7 @@ import numpy as np
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
-from rpa_tune.cli.trace import load_schedule
+from rpa_tune.compile.cache import CompileCache, compile_key
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.evaluate.simulate_task import TASK, SimulateTask, scalar_operands
 from rpa_tune.families.registry import load_family
@@ -58,8 +59,8 @@ def batches() -> list[Batch]:
     ]
 
 
-def compile_decode(chip: str, cache_dir: Path) -> Candidate:
-    """Compiles the decode kernel's default config."""
+def compile_decode(chip: str, cache_dir: Path) -> tuple[Candidate, str]:
+    """Compiles the decode kernel's default config; returns it with its schedule's text."""
     family, record = load_family("decode"), load_chip(chip)
     config = family.default_config(PROBLEM, record.target)
     candidate = Candidate(
@@ -70,14 +71,16 @@ def compile_decode(chip: str, cache_dir: Path) -> Candidate:
         (reply,) = pool.map_unordered(TASK, [task])
     if reply.failure is not None:
         raise SystemExit(f"{reply.failure.kind}: {reply.failure.detail}")
-    return candidate
+    compiled = CompileCache(cache_dir).load(compile_key(candidate))
+    if compiled is None or compiled.bundles is None:
+        raise SystemExit(f"no schedule: {reply.value.detail}")
+    return candidate, gzip.decompress(compiled.bundles.read_bytes()).decode()
 
 
 def measure(chip: str) -> dict[str, Any]:
     """All figures."""
     with tempfile.TemporaryDirectory() as folder:
-        candidate = compile_decode(chip, Path(folder))
-        text = load_schedule(candidate, Path(folder))
+        candidate, text = compile_decode(chip, Path(folder))
         path = Path(folder) / "kernel-final_bundles.txt"
         path.write_text(text)
         started = time.process_time()

@@ -1,8 +1,9 @@
 """What a launch did, without its times: recorded once, timed again under any parameters.
 
 Control flow does not depend on time, so a run is a list of blocks of bundles and, for each copy,
-wait and flag of a block, its size and its flag. `replay` walks that list with the arithmetic of
-`engines.py`; under the parameters of the run itself it ends in the same cycle.
+wait and flag of a block, its size and its flag. What of it takes a time that depends on the machine
+is an event; `replay` walks the events with the arithmetic of `engines.py`, and under the parameters
+of the run itself ends in the same cycle.
 
 A trace is int32: for each block its number, then what its rows did in their order: flag and
 granules of a copy, a wait and what is added to a flag, the length of a delay; -1 where a predicate
@@ -15,6 +16,7 @@ import lzma
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +28,7 @@ from rpa_tune.llo.encode import Encoded
 from rpa_tune.llo.engines import Direction, Rates
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.timed import expect, matmul, pop, serve, take
-from rpa_tune.llo.words import jit
+from rpa_tune.llo.words import inlined, jit
 
 _BRANCH, _WAIT, _SYNC_ADD, _DELAY = map(int, (Op.BRANCH, Op.WAIT, Op.SYNC_ADD, Op.DELAY))
 _COPY, _MATMUL, _POP, _BARRIER = map(int, (Op.COPY, Op.MATMUL, Op.POP, Op.BARRIER))
@@ -37,7 +39,24 @@ _NUM_DIRECTIONS = len(Direction)
 _OP, _OFFSET, _FIRST, _SECOND, _THIRD, _STRETCH = range(6)
 
 
-class Recording(NamedTuple):
+class Events(NamedTuple):
+    """A trace without what costs the same under every machine.
+
+    Attributes:
+      table: int64[events, 4]: row, cycle had nothing stalled before, and the flag and granules of
+        a copy, a wait or what is added to a flag. For the first of matmuls and pops that follow
+        each other the row behind the last stands in place of a flag.
+      cycles: Of the launch, had nothing stalled.
+      bundles: Executed.
+    """
+
+    table: npt.NDArray[np.int64]
+    cycles: int
+    bundles: int
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
     """One launch on one core.
 
     Attributes:
@@ -52,10 +71,22 @@ class Recording(NamedTuple):
     trace: npt.NDArray[np.int32]
     num_flags: int
 
+    @functools.cached_property
+    def events(self) -> Events:
+        """What takes a time that depends on the machine."""
+        room = len(self.trace)  # mostly enough; memory that is not written is not taken
+        while True:
+            table = np.empty((room, 4), np.int64)
+            found, cycles, bundles = walk_trace(self.rows, self.blocks, self.trace, table)
+            if found <= room:
+                break
+            room = found
+        return Events(table[:found], cycles, bundles)
+
     @property
     def num_bundles(self) -> int:
         """Bundles executed."""
-        return int(bundles_of(self.rows, self.blocks, self.trace))
+        return self.events.bundles
 
 
 class Launch(NamedTuple):
@@ -146,7 +177,8 @@ def pack(launches: Sequence[Launch]) -> bytes:
     for launch in launches:
         for core, recording in enumerate(launch.cores):
             facts = (recording.num_flags, core, launch.is_kernel)
-            for array in (*recording[:3], np.array(facts, np.int32)):
+            arrays = (recording.rows, recording.blocks, recording.trace)
+            for array in (*arrays, np.array(facts, np.int32)):
                 np.save(packed, array, allow_pickle=False)
     return lzma.compress(packed.getvalue(), preset=9)
 
@@ -193,115 +225,167 @@ def clockwork(rates: Rates) -> Clockwork:
     )
 
 
+@functools.lru_cache(maxsize=16)  # every launch is timed under the same
+def _side_by_side(machines: tuple[Rates, ...]) -> Clockwork:
+    """Machines' parameters, each array with an axis more in front."""
+    return Clockwork(*(np.array(field) for field in zip(*map(clockwork, machines), strict=True)))
+
+
 def replay(recording: Recording, machines: Sequence[Rates]) -> list[int]:
     """When the launch ends under each machine's parameters, in cycles since its first bundle."""
-    # One set of arrays for all: memory that is new costs more than a short launch.
+    if not machines:
+        return []
+    events = recording.events
     timing = Timing(
         flag_count=np.empty(recording.num_flags, np.int64),
         flag_head=np.empty(recording.num_flags, np.int64),
-        pool=np.empty((min(POOL, len(recording.trace) // 2 + 2), 4), np.int64),
+        flag_tail=np.empty(recording.num_flags, np.int64),
+        pool=np.empty((min(POOL, len(events.table) + 2), 4), np.int64),
         engine=np.empty((len(Direction), 3)),
         mxu=np.empty((UNITS, 2)),
         ring=np.empty((UNITS, RING), np.int64),
         ring_ends=np.empty((UNITS, 2), np.int64),
         buffers=np.empty((UNITS, BUFFERS), np.int64),
         scalars=np.zeros(2, np.int64),
+        stretch_cycles=np.empty(len(recording.rows), np.int64),
     )
-    ends = []
-    for rates in machines:
-        for array in (timing.flag_count, timing.engine, timing.mxu, timing.ring_ends):
-            array.fill(0)
-        timing.flag_head.fill(-1)
-        timing.buffers.fill(-1)
-        timing.pool[:, 3] = np.arange(1, len(timing.pool) + 1)
-        timing.pool[-1, 3] = -1
-        end = replay_loop(
-            recording.rows, recording.blocks, recording.trace, clockwork(rates), timing
-        )
-        ends.append(int(end))
-    return ends
+    lost = np.empty(len(machines), np.int64)
+    replay_all(recording.rows, events.table, _side_by_side(tuple(machines)), timing, lost)
+    return (events.cycles + lost).tolist()
 
 
 @jit
-def bundles_of(rows: Any, blocks: Any, trace: Any) -> int:
-    """Bundles of a trace."""
-    total = 0
-    i = 0
-    while i < len(trace):
-        block = trace[i]
-        i += 1
-        total += blocks[block, 2]
-        for row in range(blocks[block, 0], blocks[block, 1]):
-            op = rows[row, _OP]
-            if op in (_COPY, _WAIT, _SYNC_ADD):
-                i += 1 if trace[i] == -1 else 2
-            elif op == _DELAY:
-                i += 1
-    return total
+def walk_trace(rows: Any, blocks: Any, trace: Any, events: Any) -> tuple[int, int, int]:
+    """Writes the events of a trace as far as there is room, without what costs the same always.
 
-
-@jit
-def replay_loop(rows: Any, blocks: Any, trace: Any, inputs: Any, state: Any) -> int:
-    """Walks a trace; returns the last cycle. A launch that ran once ends."""
-    stalls = np.full(len(rows), -1, np.int64)  # of stretches that were walked once
-    quiet_at = 0  # when all results are ready and all units idle
-    base = 0
-    i = 0
+    Returns:
+      Events, cycles without stalls, bundles.
+    """
+    found = cycles = bundles = i = 0
     while i < len(trace):
         block = trace[i]
         i += 1
         row, end = blocks[block, 0], blocks[block, 1]
-        stretch, entered = -1, 0
         while row < end:
-            op = rows[row, _OP]
-            now = base + rows[row, _OFFSET]
-            if rows[row, _STRETCH] and now >= quiet_at:
-                if stalls[row] >= 0:
-                    base += stalls[row]
-                    row = rows[row, _STRETCH]
-                    continue
-                stretch, entered = row, base
-            if op == _POP:
-                base += pop(state, now, rows[row, _FIRST], rows[row, _THIRD]) - now
-            elif op == _MATMUL:
-                unit, size, buffer = rows[row, _FIRST], rows[row, _SECOND], rows[row, _THIRD]
-                issue = matmul(inputs, state, now, unit, size, buffer)
-                base += issue - now
-                longest = max(inputs.numbers[1], inputs.numbers[2])
-                quiet_at = math.ceil(state.mxu[unit, 0]) + longest
-            elif op == _BRANCH:
-                base += rows[row, _FIRST]
-            elif op == _BARRIER:
-                base += inputs.numbers[5]
-            elif op == _DELAY:
-                base += max(0, trace[i])
-                i += 1
-            elif trace[i] == -1:
-                i += 1
-            else:
-                number, granules = trace[i], trace[i + 1]
-                i += 2
-                if op == _SYNC_ADD:
-                    state.flag_count[number] += granules
-                elif op == _WAIT:
-                    until = now
-                    while state.flag_count[number] < granules and state.flag_head[number] >= 0:
-                        slot = take(state, number)
-                        until = max(until, state.pool[slot, 0])
-                    base += until - now
-                elif granules > 0:
-                    kind = rows[row, _FIRST]
-                    num_bytes = granules * inputs.numbers[0]
-                    at = serve(
-                        inputs.copies, inputs.queues, inputs.slowdown, state.engine,
-                        kind, now, num_bytes,
-                    )  # fmt: skip
-                    expect(state, number, at, granules, kind % _NUM_DIRECTIONS)
+            first, op, number, granules = row, rows[row, _OP], 0, 0
             row += 1
-            if stretch >= 0 and row == rows[stretch, _STRETCH]:
-                stalls[stretch] = base - entered
-                # Every result was popped, so that it is ready.
-                quiet_at = math.ceil(np.max(state.mxu[:, 0]))
-                stretch = -1
-        base += blocks[block, 2]
-    return base
+            if op == _BRANCH:
+                cycles += rows[first, _FIRST]
+                continue
+            if op == _DELAY:
+                cycles += max(0, trace[i])
+                i += 1
+                continue
+            if op in (_MATMUL, _POP):
+                while row < end and rows[row, _OP] in (_MATMUL, _POP):
+                    row += 1
+                number = row
+            elif op != _BARRIER:
+                number = trace[i]
+                if number == -1:
+                    i += 1
+                    continue
+                granules = trace[i + 1]
+                i += 2
+                if granules == 0 and op != _WAIT:
+                    continue
+            if found < len(events):
+                events[found, 0], events[found, 1] = first, cycles + rows[first, _OFFSET]
+                events[found, 2], events[found, 3] = number, granules
+            found += 1
+        cycles += blocks[block, 2]
+        bundles += blocks[block, 2]
+    return found, cycles, bundles
+
+
+@inlined
+def multiply(
+    rows: Any, first: int, end: int, now: int, quiet_at: int, inputs: Any, state: Any
+) -> tuple[int, int]:
+    """Matmuls and pops that follow each other in a block, the first at `now`.
+
+    A stretch that begins when all results are ready and all units idle, at `quiet_at`, costs what
+    it did before.
+
+    Returns:
+      Cycles lost, and the new `quiet_at`.
+    """
+    base = now - rows[first, _OFFSET]
+    lost = 0
+    row = first
+    stretch, entered = -1, 0
+    while row < end:
+        now = base + rows[row, _OFFSET] + lost
+        if rows[row, _STRETCH] and now >= quiet_at:
+            if state.stretch_cycles[row] >= 0:
+                lost += state.stretch_cycles[row]
+                row = rows[row, _STRETCH]
+                continue
+            stretch, entered = row, lost
+        unit, size, buffer = rows[row, _FIRST], rows[row, _SECOND], rows[row, _THIRD]
+        if rows[row, _OP] == _POP:
+            lost += pop(state, now, unit, buffer) - now
+        else:
+            lost += matmul(inputs, state, now, unit, size, buffer) - now
+            longest = max(inputs.numbers[1], inputs.numbers[2])
+            quiet_at = math.ceil(state.mxu[unit, 0]) + longest
+        row += 1
+        if stretch >= 0 and row == rows[stretch, _STRETCH]:
+            state.stretch_cycles[stretch] = lost - entered
+            # Every result was popped, so that it is ready.
+            quiet_at = 0
+            for unit in range(UNITS):
+                quiet_at = max(quiet_at, math.ceil(state.mxu[unit, 0]))
+            stretch = -1
+    return lost, quiet_at
+
+
+@inlined
+def replay_loop(rows: Any, events: Any, inputs: Any, state: Any) -> int:
+    """Walks the events of a launch that ran once, so that it ends; returns the cycles it loses."""
+    lost = quiet_at = 0
+    for i in range(len(events)):
+        row, number, granules = events[i, 0], events[i, 2], events[i, 3]
+        now = events[i, 1] + lost
+        op = rows[row, _OP]
+        if op == _COPY:
+            kind = rows[row, _FIRST]
+            at = serve(
+                inputs.copies, inputs.queues, inputs.slowdown, state.engine,
+                kind, now, granules * inputs.numbers[0],
+            )  # fmt: skip
+            expect(state, number, at, granules, kind % _NUM_DIRECTIONS)
+        elif op == _WAIT:
+            while state.flag_count[number] < granules and state.flag_head[number] > 0:
+                slot = take(state, number)
+                lost = max(lost, state.pool[slot, 0] - events[i, 1])
+        elif op == _SYNC_ADD:
+            state.flag_count[number] += granules
+        elif op == _BARRIER:
+            lost += inputs.numbers[5]
+        else:
+            more, quiet_at = multiply(rows, row, number, now, quiet_at, inputs, state)
+            lost += more
+    return lost
+
+
+@jit
+def replay_all(rows: Any, events: Any, machines: Any, state: Any, lost: Any) -> None:
+    """The cycles that a launch loses under each machine.
+
+    One call and one set of arrays for all: either costs more than a short launch.
+    """
+    for m in range(len(lost)):
+        state.flag_count[:] = 0
+        state.flag_head[:] = 0
+        state.pool[:, 3] = 0
+        state.engine[:] = 0
+        state.mxu[:] = 0
+        state.ring_ends[:] = 0
+        state.buffers[:] = -1
+        state.stretch_cycles[:] = -1
+        clock = Clockwork(
+            machines.copies[m], machines.queues[m], machines.slowdown[m], machines.numbers[m],
+            machines.cycles_per_row[m],
+        )  # fmt: skip
+        lost[m] = replay_loop(rows, events, clock, state)

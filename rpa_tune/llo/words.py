@@ -20,9 +20,21 @@ _ORP, _ANDP, _XORP, _NANDP = map(
 _WORD, _HALF = 1 << 32, 1 << 31
 
 
+def inlined(function: Any) -> Any:
+    """The same, for what a compiled function calls again and again: its body stands in the caller.
+
+    A call would pass every field of every array of `State` on the stack.
+    """
+    return numba.njit(cache=True, fastmath=False, _nrt=False, forceinline=True)(function)
+
+
 def jit(function: Any) -> Any:
-    """Compiles, with the same arithmetic as Python and a cache on disk."""
-    return numba.njit(cache=True, fastmath=False)(function)
+    """Compiles, with the same arithmetic as Python and a cache on disk.
+
+    Without references being counted (`_nrt`), so that no array can be made inside: a call that
+    passes the arrays of `State` cost ten times as much as what it did.
+    """
+    return numba.njit(cache=True, fastmath=False, _nrt=False)(function)
 
 
 @jit
