@@ -172,7 +172,6 @@ LONGER: dict[str, str] = {
     "rpa_tune/sweep/run.py:tune": SWEEP_OPTIONS,
     "rpa_tune/analysis/verify.py:verify": "keywords of a public call: those of `rpa-tune verify`",
     "rpa_tune/llo/words.py:arithmetic": "compiled; one line or two for each operation",
-    "rpa_tune/llo/recording.py:replay_loop": "compiled; a twin of run_loop, without its registers",
     "rpa_tune/llo/loop.py:run_loop": "compiled; calls inside would pass all arrays by value",
 }
 # Modules that no test imports, each with its reason.

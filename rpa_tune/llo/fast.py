@@ -39,7 +39,7 @@ from rpa_tune.llo.encode import Encoded
 from rpa_tune.llo.engines import Direction, Owner, Rates
 from rpa_tune.llo.loop import run_loop
 from rpa_tune.llo.program import ALLOCATION_BITS, Program
-from rpa_tune.llo.recording import clockwork
+from rpa_tune.llo.replay import clockwork
 from rpa_tune.llo.run import MissingOperandError, Operands, Run
 
 _SMEM_WORDS = 4096  # of an allocation, until a store needs more

@@ -25,7 +25,7 @@ def inlined(function: Any) -> Any:
 
     A call would pass every field of every array of `State` on the stack.
     """
-    return numba.njit(cache=True, fastmath=False, _nrt=False, forceinline=True)(function)
+    return numba.njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)(function)
 
 
 def jit(function: Any) -> Any:
@@ -34,7 +34,7 @@ def jit(function: Any) -> Any:
     Without references being counted (`_nrt`), so that no array can be made inside: a call that
     passes the arrays of `State` cost ten times as much as what it did.
     """
-    return numba.njit(cache=True, fastmath=False, _nrt=False)(function)
+    return numba.njit(cache=True, error_model="numpy", _nrt=False)(function)
 
 
 @jit

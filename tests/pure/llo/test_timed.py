@@ -16,7 +16,7 @@ from rpa_tune.llo.arrays import BUFFERS, FLAGS_PER_ALLOCATION, RING, UNITS
 from rpa_tune.llo.engines import Arrival, Direction, MatrixUnit, SyncFlag, copy_engines, rates_of
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.program import ALLOCATION_BITS
-from rpa_tune.llo.recording import clockwork
+from rpa_tune.llo.replay import clockwork
 
 CHIPS = ["v5e", "v6e", "v7x"]
 SETTINGS = settings(max_examples=30, derandomize=True, deadline=None)
