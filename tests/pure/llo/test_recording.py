@@ -12,8 +12,7 @@ from rpa_tune.llo.engines import rates_of
 from rpa_tune.llo.fast import run_fast
 from rpa_tune.llo.interpreter import interpret
 from rpa_tune.llo.machine import load_machine
-from rpa_tune.llo.opcodes import Op
-from rpa_tune.llo.recording import Recording, pack, unpack
+from rpa_tune.llo.recording import pack, unpack
 from rpa_tune.llo.replay import replay
 from rpa_tune.llo.simulate import MAX_BUNDLES, record, replay_us, simulate
 
@@ -89,27 +88,6 @@ def test_a_replay_a_compiled_run_and_the_oracle_agree_under_any_parameters(name,
     assert slow.end_cycle == fast.end_cycle
     assert (slow.stall_cycles == fast.stall_cycles).all()
     assert slow.engines == fast.engines
-
-
-def test_a_flag_that_counts_a_later_copy_first_does_so_in_a_replay():
-    """A read and a write on one flag: which ends the wait for one granule, the latencies say."""
-    read, write, wait = (int(Op.COPY), 0), (int(Op.COPY), 1), (int(Op.WAIT), 0)
-    rows = [[op, i, kind, 0, 0, 0] for i, (op, kind) in enumerate((read, write, wait))]
-    trace = [0, *(7, 1), *(7, 1), *(7, 1)]  # a block; flag 7, one granule, three times
-    arrays = (np.array(a, np.int32) for a in (rows, [[0, 3, 4]], trace))
-    recording = Recording(*arrays, num_flags=8)
-    assert recording.num_bundles == 4
-
-    def ends(**latency):
-        names = ("read_latency_cycles", "write_latency_cycles")
-        values = {name: latency[name.partition("_")[0]] for name in names}
-        machine = load_machine("v6e").with_values(values, source="test", confidence="guess")
-        return rates_of(machine)
-
-    late, usual = ends(read=9000, write=500), ends(read=500, write=9000)
-    alone = [replay(recording, [one])[0] for one in (late, usual)]
-    assert all(500 < end < 1500 for end in alone), "the copy that comes first ends the wait"
-    assert replay(recording, [late, usual]) == replay(recording, [late, usual, usual])[:2] == alone
 
 
 def test_recording_changes_nothing_of_a_run():
