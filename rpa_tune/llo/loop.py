@@ -146,7 +146,7 @@ def _copy(inputs: Any, state: Any, row: int, now: int, values: Any) -> int:
 def run_loop(inputs: Any, state: Any) -> int:
     """Runs blocks until the program ends; returns why it stopped.
 
-    One long function on purpose: a call passes the arrays of `State` by value.
+    One long function on purpose: what it calls is `inlined`, and stands in it.
     """
     rows, blocks, registers = inputs.rows, inputs.blocks, state.registers
     zero = len(registers) - 1

@@ -101,7 +101,7 @@ def clockwork(rates: Rates) -> Clockwork:
 def _side_by_side(machines: tuple[Rates, ...]) -> tuple[Clockwork, npt.NDArray[np.float64]]:
     """Machines' parameters, each with an axis of machines in front; and copies', with it behind."""
     fields = zip(*map(clockwork, machines), strict=True)
-    clocks = Clockwork(*map(np.array, fields))
+    clocks = Clockwork._make(map(np.array, fields))
     return clocks, np.moveaxis(clocks.copies, 0, -1).copy()
 
 
@@ -203,7 +203,8 @@ def multiply_one(
         state.mxu[m], state.ring[m], state.ring_ends[m], state.buffers[m], state.scalars[m],
         state.stretch_cycles[m],
     )  # fmt: skip
-    return multiply(rows, first, end, now, state.quiet_at[m], clock, units)
+    found: tuple[int, int] = multiply(rows, first, end, now, state.quiet_at[m], clock, units)
+    return found
 
 
 @inlined

@@ -1,6 +1,6 @@
 """The compiled half of `engines.py`: what copies, flags and matrix units do to time.
 
-The loop that runs a program and the one that replays a recording share it. `inputs` is anything
+The loop that runs a program and those that replay a recording share it. `inputs` is anything
 with the fields of `arrays.Clockwork`, `state` anything with those of `arrays.Timing`.
 """
 
@@ -73,9 +73,9 @@ def serve(
     begin = max(engine[queue, 0], float(now))
     moving = num_bytes / copies[kind, 1]
     lost = 0.0
-    # A branch, so that one copy's end need not wait for what nearly always is nothing.
-    if direction < _LOCAL and queues[0] != queues[1] and engine[1 - queue, 0] > begin:
-        lost = min(moving, engine[1 - queue, 0] - begin) * slowdown
+    if direction < _LOCAL and queues[0] != queues[1]:
+        overlap = min(moving, max(0.0, engine[1 - queue, 0] - begin))
+        lost = overlap * slowdown
         engine[1 - queue, 0] += lost
     service = copies[kind, 0] + moving + lost
     free = begin + service
