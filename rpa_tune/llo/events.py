@@ -32,12 +32,14 @@ class Events(NamedTuple):
       cycles: Of the launch, had nothing stalled.
       bundles: Executed.
       num_slots: Slots and the one that stands for none.
+      num_units: Matrix units that rows name.
     """
 
     table: npt.NDArray[np.int64]
     cycles: int
     bundles: int
     num_slots: int
+    num_units: int
 
 
 class Flags(NamedTuple):
@@ -56,6 +58,8 @@ def find_events(
     num_flags: int,
 ) -> Events:
     """The events of a recording; see `recording.Recording`."""
+    multiplies = (rows[:, OP] == MATMUL) | (rows[:, OP] == POP)
+    num_units = int(rows[multiplies, FIRST].max(initial=-1)) + 1
     room = len(trace)  # mostly enough; memory that is not written is not taken
     while True:
         flags = Flags(
@@ -67,7 +71,7 @@ def find_events(
         table = np.empty((room, 6), np.int64)
         found, cycles, bundles, num_slots = walk_trace(rows, blocks, trace, flags, table)
         if found <= room:
-            return Events(table[:found], cycles, bundles, num_slots)
+            return Events(table[:found], cycles, bundles, num_slots, num_units)
         room = found
 
 

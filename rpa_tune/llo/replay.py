@@ -134,15 +134,16 @@ def replay(recording: Recording, machines: Sequence[Rates]) -> list[int]:
 
 def _abreast(count: int, events: Events, num_rows: int) -> Abreast:
     """Machines before the first event."""
+    units = events.num_units  # memory that is new costs more than a short launch
     return Abreast(
         lost=np.zeros(count),
         free=np.zeros((len(Direction), count)),
         at=np.zeros((events.num_slots, count)),
         quiet_at=np.zeros(count, np.int64),
-        mxu=np.zeros((count, UNITS, 2)),
-        ring=np.empty((count, UNITS, RING), np.int64),
-        ring_ends=np.zeros((count, UNITS, 2), np.int64),
-        buffers=np.full((count, UNITS, BUFFERS), -1, np.int64),
+        mxu=np.zeros((count, units, 2)),
+        ring=np.empty((count, units, RING), np.int64),
+        ring_ends=np.zeros((count, units, 2), np.int64),
+        buffers=np.full((count, units, BUFFERS), -1, np.int64),
         scalars=np.zeros((count, 2), np.int64),
         stretch_cycles=np.full((count, num_rows), -1, np.int64),
     )
@@ -184,7 +185,7 @@ def multiply(
             state.stretch_cycles[stretch] = lost - entered
             # Every result was popped, so that it is ready.
             quiet_at = 0
-            for unit in range(UNITS):
+            for unit in range(len(state.mxu)):
                 quiet_at = max(quiet_at, math.ceil(state.mxu[unit, 0]))
             stretch = -1
     return lost, quiet_at
