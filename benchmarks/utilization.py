@@ -187,13 +187,14 @@ def kept_rows(path: Path | None, report: dict[str, Any]) -> dict[tuple[str, str]
     old = json.loads(path.read_text())
     if any(old.get(name) != report[name] for name in ("search", "made_of")):
         return {}
-    return {(row["chip"], row["cell"]): row for row in old["cells"]}
+    return {(row["chip"], row["cell"]): row for row in old["cells"] if row["share"] is not None}
 
 
 @click.command()
 @click.option("--chips", default=",".join(CHIPS), help="Comma-separated.")
 @click.option("--search", default=3, help="Configs tried for every cell.")
 @click.option("--workers", default=2, help="Worker processes.")
+@click.option("--deadline", default=1200.0, help="Seconds that a compile may take.")
 @click.option("--cache", default=Path(".rpa-tune/cache"), type=Path, help="Of compiles.")
 @click.option("--json", "json_file", type=Path, help="Where the report goes.")
 @click.option("--markdown", "print_markdown", is_flag=True, help="Print the table too.")
@@ -201,6 +202,7 @@ def main(
     chips: str,
     search: int,
     workers: int,
+    deadline: float,
     cache: Path,
     json_file: Path | None,
     print_markdown: bool,
@@ -217,7 +219,7 @@ def main(
         "search": search,
     }  # fmt: skip
     kept = kept_rows(json_file, report)
-    evaluator = SimulatedEvaluator(num_workers=workers, cache_dir=cache)
+    evaluator = SimulatedEvaluator(num_workers=workers, cache_dir=cache, deadline_s=deadline)
     try:
         for cell in cells(tuple(chips.split(","))):
             place = (cell.group.chip, cell.group.model)
