@@ -40,7 +40,7 @@ from rpa_tune.llo.engines import Direction, Owner, Rates
 from rpa_tune.llo.loop import run_loop
 from rpa_tune.llo.program import ALLOCATION_BITS, Program
 from rpa_tune.llo.replay import clockwork
-from rpa_tune.llo.run import MissingOperandError, Operands, Run
+from rpa_tune.llo.run import HaltError, MissingOperandError, Operands, Run
 
 _SMEM_WORDS = 4096  # of an allocation, until a store needs more
 _TRACE_WORDS = 1 << 26  # of a recording, until a run needs more
@@ -206,6 +206,8 @@ def _error(program: Program, stopped: int, state: State, max_bundles: int) -> Du
     address, detail = int(state.scalars[2]), int(state.scalars[3])
     if stopped == NOT_GIVEN:
         return MissingOperandError(program, detail)
+    if stopped == HALTED:
+        return HaltError(program, address)
     if stopped == DEADLOCK:
         name = program.allocation_names[detail // FLAGS_PER_ALLOCATION - 1]
         message = (
@@ -214,7 +216,6 @@ def _error(program: Program, stopped: int, state: State, max_bundles: int) -> Du
         )
     else:
         message = {
-            HALTED: "the kernel halts: a check failed",
             TOO_LONG: f"the kernel did not end within {max_bundles} bundles",
             SMEM_FULL: "a store outside of its SMEM allocation",
             POOL_FULL: f"more than {POOL} copies in flight",

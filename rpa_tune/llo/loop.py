@@ -1,6 +1,7 @@
 """The compiled loop of `fast.py`: arrays in, arrays changed, nothing else.
 
-Written for the compiler, not the reader: `interpreter.py` is the definition.
+Written for the compiler, not the reader: `interpreter.py` is the definition. Words are whole
+numbers or the bits of floats; `words.py` computes with both.
 """
 
 from typing import Any
