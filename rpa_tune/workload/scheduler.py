@@ -84,6 +84,16 @@ class SchedulerState:
                 raise RuntimeError("no sequence can be scheduled although pages are free")
         return chosen
 
+    def may_admit(self) -> bool:
+        """Whether a sequence waits and another one may run, if there are pages for it."""
+        return bool(self.waiting) and len(self.running) < self.knobs.max_num_seqs
+
+    def only_decodes(self) -> bool:
+        """Whether the next launch is one new token of each running sequence, pages allowing."""
+        if not self.running or self.knobs.num_speculative_tokens or self.may_admit():
+            return False
+        return all(s.known - s.computed == 1 and s.computed >= s.text_end for s in self.running)
+
     def finish(self, sequence: EngineSequence) -> None:
         """Takes a finished sequence out and frees its pages."""
         self.running.remove(sequence)
