@@ -66,15 +66,15 @@ def groups_of(server: Server, problem: Problem, family: Family) -> list[Group]:
       problem: Of one kind of its layers.
       family: Kernel family.
     """
-    found: dict[TuningKey, list[tuple[Shape, Problem]]] = {}
+    found: dict[TuningKey, list[tuple[Shape, TuningKey, Problem]]] = {}
     for shape, bucket in zip(server.shapes(), server.buckets(problem), strict=True):
         if set(family.slots) & set(shape.families):
             key = tuning_key(bucket.problem, server.chip, family.name)
-            found.setdefault(studied_key(key), []).append((shape, bucket.problem))
+            found.setdefault(studied_key(key), []).append((shape, key, bucket.problem))
     groups = []
-    for pairs in found.values():
-        rows = {tuning_key(each, server.chip, family.name): each for _, each in pairs}
-        groups.append(Group(problems=tuple(rows.values()), shapes=tuple(s for s, _ in pairs)))
+    for alike in found.values():
+        rows = {key: each for _, key, each in alike}
+        groups.append(Group(problems=tuple(rows.values()), shapes=tuple(s for s, *_ in alike)))
     return groups
 
 
@@ -99,14 +99,14 @@ class ServedBy:
         if not isinstance(self._workload, Mapping) or not self._is_set:
             return ServedWorkload(self._workload, server)
         # What is tuned of a server plays no part, nor its heads: only what it serves.
-        whole = replace(server, only_tokens=(), only_families=())
         alike = (
-            whole.engine, whole.page_size, whole.max_model_len, whole.max_num_seqs,
-            whole.max_num_batched_tokens, whole.num_speculative_tokens, whole.decode_query_size,
-            whole.ranks,
+            server.engine, server.page_size, server.max_model_len, server.max_num_seqs,
+            server.max_num_batched_tokens, server.num_speculative_tokens, server.decode_query_size,
+            server.ranks,
         )  # fmt: skip
-        padded = (*whole.shapes(), *alike)
+        padded = (*server.all_shapes(), *alike)
         if padded not in self._known:
+            whole = replace(server, only_tokens=(), only_families=())
             launches = self._launches.setdefault(alike, {})
             self._known[padded] = ServedSet(self._workload, whole, launches)
         return self._known[padded]
