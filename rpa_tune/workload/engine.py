@@ -154,8 +154,7 @@ class SimulatedEngine:
             )
             self._launch(step.num_decode, stretch.context_tokens)
             yield step
-            for sequence in stretch.advance():
-                self._finish(sequence)
+            stretch.advance(self._finish)
             self._receive()
             if state.may_admit():
                 break

@@ -7,7 +7,7 @@ sequences' own counts are brought up to date when the row ends.
 
 import bisect
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,8 @@ class DecodeStretch:
 
         Then the row ends: the scheduler has to preempt.
         """
+        if self._pages_at[0][0] > self.num_launches:
+            return True
         full: list[int] = []
         while self._pages_at and self._pages_at[0][0] <= self.num_launches:
             _, place = heapq.heappop(self._pages_at)
@@ -68,8 +70,12 @@ class DecodeStretch:
             heapq.heappush(self._pages_at, (self.num_launches + self._block_size, place))
         return True
 
-    def advance(self) -> Iterator[EngineSequence]:
-        """Completes a launch; yields the sequences that it finished, for the caller to take out."""
+    def advance(self, finish: Callable[[EngineSequence], None]) -> None:
+        """Completes a launch.
+
+        Args:
+          finish: Takes a sequence out of the engine that the launch finished.
+        """
         self.num_launches += 1
         self.kv_lens = self.kv_lens + 1
         self.context_tokens += len(self._places)
@@ -82,7 +88,7 @@ class DecodeStretch:
                 self._state.remember(sequence)
             if sequence.known >= sequence.goal:
                 finished.append(place)
-                yield sequence
+                finish(sequence)
             else:
                 heapq.heappush(self._events_at, (self._next_event(place), place))
         if finished:
