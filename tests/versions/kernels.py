@@ -24,6 +24,7 @@ from rpa_tune.candidate import Fidelity
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.provenance import simulator_digest
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.study import Study
@@ -71,7 +72,10 @@ def study_of(chip: str, family: str) -> Study:
 def ask(study: Study, oracle: Oracle) -> dict[str, Any]:
     """The answer to a study's heuristic: one line of the output."""
     started = time.monotonic()
-    row: dict[str, Any] = {"chip": study.chip.name, "family": study.family.name, "time_us": None}
+    sources = f"{study.family.digest} {simulator_digest()}"
+    row: dict[str, Any] = {
+        "chip": study.chip.name, "family": study.family.name, "sources": sources, "time_us": None,
+    }  # fmt: skip
     config = study.heuristic()
     if isinstance(config, Infeasible):
         return row | {"status": "infeasible", "detail": str(config), "seconds": 0.0, "kept": False}

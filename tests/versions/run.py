@@ -2,7 +2,7 @@
 
     python tests/versions/run.py [--pair LIBTPU]... [--chips v6e,v7x] [--families decode]
                                  [--environments FOLDER] [--workers N]
-    python tests/versions/run.py --lint     # `make lint-kernels`
+    python tests/versions/run.py --lint [--sample N] [--chip v6e]     # `make lint-kernels`
 
 Each pair has an environment of its own, made once and kept (about 1.5 GB each), and compiles every
 family for every chip (`kernels.py`). Schedules and answers are kept beside the environments: stop
@@ -109,22 +109,24 @@ class Cell:
     cause: str = ""
 
 
-def judge(row: dict[str, Any], base_us: float | None) -> Cell:
+def judge(row: dict[str, Any], first: dict[str, Any] | None) -> Cell:
     """Holds an answer against the band.
 
     Args:
       row: Of one kernel under one pair.
-      base_us: Its time under the first pair; None for that pair itself, 0 if it has none.
+      first: The same of the first pair, empty if it has none; None for that pair itself.
     """
     if row["status"] != "ok":
         return Cell(text=row["status"], cause=f"{row['status']}: {row['detail']}")
-    time_us = row["time_us"]
-    if base_us is None:
-        return Cell(text=f"{time_us:.1f} us")
-    if not base_us:
-        return Cell(text=f"{time_us:.1f} us", cause="the first pair has no time to compare with")
-    ratio = time_us / base_us
-    outside = f"{time_us:.1f} us instead of {base_us:.1f} us, outside of {BAND[0]} to {BAND[1]}"
+    text = f"{row['time_us']:.1f} us"
+    if first is None:
+        return Cell(text=text)
+    if not first or first["time_us"] is None:
+        return Cell(text=text, cause="the first pair has no time to compare with")
+    if first["sources"] != row["sources"]:
+        return Cell(text=text, cause="kernel or simulator changed during the run: run it again")
+    ratio = row["time_us"] / first["time_us"]
+    outside = f"{text} instead of {first['time_us']:.1f} us, outside of {BAND[0]} to {BAND[1]}"
     return Cell(text=f"{ratio:.3f}", cause="" if BAND[0] <= ratio <= BAND[1] else outside)
 
 
@@ -139,14 +141,14 @@ def run_matrix(
     cells: dict[tuple[Pair, str, str], Cell] = {}
     num_cells, started = len(pythons) * len(chips.split(",")) * len(families), time.monotonic()
     for family in families:
-        base: dict[str, float] = {}
+        base: dict[str, dict[str, Any]] = {}
         for number, (pair, python) in enumerate(pythons.items()):
             for row in answers_of(python, folder, chips, family, workers):
                 chip = row["chip"]
-                cell = judge(row, base.get(chip, 0.0) if number else None)
+                cell = judge(row, base.get(chip, {}) if number else None)
                 cells[pair, chip, family] = cell
                 if not number:
-                    base[chip] = row["time_us"] or 0.0
+                    base[chip] = row
                 source = "kept" if row["kept"] else f"{row['seconds']:.0f} s"
                 print(
                     f"[{time.monotonic() - started:6.0f} s] {len(cells)} of {num_cells}: "
@@ -177,25 +179,34 @@ def print_table(cells: Mapping[tuple[Pair, str, str], Cell], pairs: Sequence[Pai
     return len(causes)
 
 
-def lint_kernels(environments: Path) -> int:
-    """The exit code of `rpa-tune tables lint --kernels` under the newest pair that has a linter."""
+def lint_kernels(environments: Path, options: Sequence[str]) -> int:
+    """The exit code of `rpa-tune tables lint --kernels` under the newest pair that has a linter.
+
+    Args:
+      environments: Where the pairs' environments are.
+      options: Further options of that command.
+    """
     pair = next(pair for pair in reversed(supported_pairs()) if has_linter(pair.libtpu))
     command = ["-P", "-m", "rpa_tune", "tables", "lint", ROOT / "tuned_tables", "--kernels"]
-    return subprocess.run([environment(pair, environments), *command], check=False).returncode
+    cache = ["--cache", environments / "compiles"]
+    python = environment(pair, environments)
+    return subprocess.run([python, *command, *cache, *options], check=False).returncode
 
 
 def main() -> int:
     """Runs the matrix, or the linter; the exit code says whether all is good."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--pair", action="append", default=[], metavar="LIBTPU")
     parser.add_argument("--chips", default=",".join(load_chips()))
     parser.add_argument("--families", default=",".join(CASES))
     parser.add_argument("--environments", type=Path, default=default_cache_dir() / "versions")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--lint", action="store_true")
-    asked = parser.parse_args()
+    asked, others = parser.parse_known_args()
     if asked.lint:
-        return lint_kernels(asked.environments)
+        return lint_kernels(asked.environments, ["--workers", str(asked.workers), *others])
+    if others:
+        parser.error(f"unknown: {' '.join(others)}")
     pairs, chips, families = supported_pairs(), asked.chips.split(","), asked.families.split(",")
     for name, words, known in (
         ("--pair", asked.pair, [pair.libtpu for pair in pairs]),
