@@ -43,11 +43,11 @@ test-scale: $(STAMP) ## a sweep's tasks on a local Ray cluster; installs the ext
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
 	$(BIN)/python -m pytest -n 0 -m scale
 
-test-versions: $(STAMP) ## compile for every chip with each pair of jax and libtpu; keeps an environment for each
-	$(BIN)/python tests/versions/run.py $(VERSIONS)
+test-versions: $(STAMP) ## compile for every chip with each pair of jax and libtpu; stop it at any time, it resumes
+	$(BIN)/python tests/versions/run.py --workers $(JOBS) $(VERSIONS)
 
 lint-kernels: $(STAMP) ## the compiler's own linter on every shipped config; keeps an environment with libtpu 0.0.52
-	$(BIN)/python tests/versions/run.py --lint $(VERSIONS)
+	$(BIN)/python tests/versions/run.py --lint --workers $(JOBS) $(VERSIONS)
 
 # jax, torch and all else as vLLM on TPU has them, which this project's own environment has not.
 ENGINES = .venv-engines
