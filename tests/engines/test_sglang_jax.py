@@ -5,15 +5,11 @@ Its sources are fetched at the commit that is known; `make test-engines` has the
 
 from dataclasses import replace
 
+import judge
 import numpy as np
-import pytest
 from engine_wheels import sglang_jax_main
 
 from rpa_tune.interop import sglang_jax
-
-pytest.importorskip("orjson", reason="run by make test-engines")
-pytest.importorskip("torch")
-import judge
 
 OPTIONS = {
     "context_length": 64, "max_running_requests": 4, "chunked_prefill_size": 16,
@@ -25,7 +21,7 @@ OPTIONS = {
 def test_gemma_of_the_engine(tmp_path):
     """A layer with a window and one without, soft caps; a retraction; a prefix that is cached."""
     model = judge.saved(tmp_path / "model", judge.gemma())
-    batches = judge.turns(model)
+    batches = judge.turns(model, 14, 30, 30)
     extend = replace(judge.PROBLEM, max_num_seqs=4)
     decode = replace(extend, max_num_tokens=4)
     rows = judge.tables(

@@ -6,9 +6,9 @@
 
 Each pair has an environment of its own, made once and kept (about 1.5 GB each), and compiles every
 family for every chip. Exit code 1 when a kernel is not compiled, not understood, moves other bytes
-than its account says, or takes a time outside the band. With --lint the newest pair whose libtpu has a
-linter for kernels looks at every shipped config instead (`rpa-tune tables lint --kernels`).
-`interpreter.py` says where a Python is looked for.
+than its account says, or takes a time outside the band. `interpreter.py` says where a Python is
+looked for. With --lint the newest pair whose libtpu has a linter for kernels looks at every shipped
+config instead (`rpa-tune tables lint --kernels`).
 """
 
 import argparse

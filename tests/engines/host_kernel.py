@@ -1,0 +1,44 @@
+"""Runs tpu-inference's own attention kernel on a CPU, called from a step that is compiled.
+
+The TPU interpreter refuses that kernel (it reshapes and bitcasts references), so each call is a
+callback that runs the kernel's body in Python, on NumPy arrays.
+"""
+
+import functools
+import importlib
+from typing import Any
+
+from interpret.eager_pallas import eager_pallas
+
+from rpa_tune.hw.chip import load_chip
+from rpa_tune.interop.public.tpu_inference.functions import MODULES, pretend
+
+CALLS: list[tuple[list[int], Any]] = []  # new tokens of every sequence, blocks for mixed ones
+
+
+def use_host_kernel() -> None:
+    """Puts it in the place of the engine's v3 function, before the engine binds that."""
+    import jax
+    import numpy as np
+
+    module = importlib.import_module(MODULES["v3"])
+    original, chip = module.ragged_paged_attention, load_chip("v6e")
+
+    def on_host(features: dict[str, Any], *arrays: Any) -> tuple[Any, ...]:
+        given = [np.asarray(array) for array in arrays]
+        num_seqs = int(given[7][2])
+        q_lens = np.diff(given[6][: num_seqs + 1]).tolist()
+        CALLS.append((q_lens, features.get("m_block_sizes")))
+        with pretend(chip, module), eager_pallas():
+            results = original(*given, **features)
+        return tuple(np.asarray(result) for result in results)
+
+    @functools.wraps(original)
+    def called(*arrays: Any, **features: Any) -> tuple[Any, ...]:
+        shapes = tuple(jax.ShapeDtypeStruct(arrays[i].shape, arrays[i].dtype) for i in (0, 3))
+        results: tuple[Any, ...] = jax.experimental.io_callback(
+            functools.partial(on_host, features), shapes, *arrays
+        )
+        return results
+
+    module.ragged_paged_attention = called
