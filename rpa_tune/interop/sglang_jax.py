@@ -53,8 +53,8 @@ _BLOCKS = {
     "num_kv_pages_per_block", "num_queries_per_block", "d_block_sizes", "p_block_sizes",
     "m_block_sizes",
 }  # fmt: skip
-# What says nothing to our kernels: blocks, the layout of a custom mask (asked by `_tree_tokens`), and
-# the dtype of the softmax, which is float32 here whatever it says.
+# What says nothing to our kernels: blocks; how a custom mask is laid out, for `_tree_tokens` alone;
+# and the dtype of the softmax, which is float32 here whatever it says.
 _IGNORED = {*_BLOCKS, "mask_aligned_to_cu_kv", "softmax_dtype"}
 _REFUSED = ("custom_mask", "xai_temperature_len")  # a mask that is not of a tree of few drafts
 

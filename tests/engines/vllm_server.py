@@ -13,8 +13,8 @@ backend, and the stand-in is installed by hand), `host_kernel` (the engine's own
 Four things of the engine need a TPU and are replaced: `make_optimized_mesh` sorts devices by
 their coordinates, which CPU devices have not; `hbm_usage_bytes` asks how much HBM there is; its
 steps name options of the TPU compiler; and vLLM's layers give the host's copy of a weight back,
-which here is the weight. All else is the wheels' own: vLLM's scheduler and KV-cache manager,
-tpu-inference's platform, runner and models.
+which here is the weight. A fault of the engine is mended: see `keep_weights_of_latents`. All else
+is the wheels' own: vLLM's scheduler and KV-cache manager, tpu-inference's platform, runner, models.
 """
 
 import itertools
@@ -75,6 +75,7 @@ def go_wrong(after: int) -> None:
     """From so many calls on our attention gives wrong answers, as no kernel of ours should."""
     import jax
     import numpy as np
+    from jax.experimental import io_callback
 
     from rpa_tune.interop import engine_call
 
@@ -83,7 +84,7 @@ def go_wrong(after: int) -> None:
     def wrong(*arrays: Any, **features: Any) -> tuple[Any, ...]:
         out, *rest = right(*arrays, **features)
         one = jax.ShapeDtypeStruct((), "float32")
-        factor = jax.experimental.io_callback(lambda: np.float32(1 + (next(calls) >= after)), one)
+        factor = io_callback(lambda: np.float32(1 + (next(calls) >= after)), one)
         return (out * factor, *rest)
 
     engine_call.ragged_paged_attention = wrong
@@ -98,8 +99,31 @@ def logged_lines() -> list[str]:
     return lines
 
 
+def keep_weights_of_latents() -> None:
+    """`quantize_tensor` leaves what nobody wants quantised as it is.
+
+    With a cache of the model's dtype, `process_weights_after_loading` of
+    `layers/vllm/custom_ops/mla_attention.py` asks for the dtype None, which is taken for float64:
+    weights become infinite and their scales 0 (tpu-inference 0.32.0).
+    """
+    import jax.numpy as jnp
+    from tpu_inference.layers.common import quantization
+
+    from rpa_tune.interop.stand_in import StandIn
+
+    original = quantization.quantize_tensor
+
+    def mended(dtype: Any, tensor: Any, axis: int = -1, *rest: Any) -> Any:
+        if dtype is None:
+            return tensor, jnp.ones_like(tensor, jnp.float32).max(axis)
+        return original(dtype, tensor, axis, *rest)
+
+    StandIn().replace(original, mended, "tpu_inference")
+
+
 def install_for_latents(options: dict[str, Any]) -> Any:
     """What a user does whose model has latents; returns the stand-in."""
+    keep_weights_of_latents()
     import tpu_inference.layers.common.attention_interface  # noqa: F401
     from jax.experimental.pallas import tpu as pltpu
 
