@@ -63,9 +63,9 @@ def deepseek():
     sizes = {name: size for name, size in SIZES.items() if name != "head_dim"}
     return transformers.DeepseekV3Config(
         **sizes | {"num_key_value_heads": 4, "num_hidden_layers": 1}, first_k_dense_replace=1,
-        q_lora_rank=64,
-        kv_lora_rank=LATENT.head_dim, qk_rope_head_dim=LATENT.rope_dim, qk_nope_head_dim=128,
-        v_head_dim=128, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        q_lora_rank=64, kv_lora_rank=LATENT.head_dim, qk_rope_head_dim=LATENT.rope_dim,
+        qk_nope_head_dim=128, v_head_dim=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )  # fmt: skip
 
 

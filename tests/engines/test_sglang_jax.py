@@ -34,7 +34,6 @@ CHECK = """
 def check():
     from jax._src import xla_bridge
     from sgl_jax.srt.layers.attention import flashattention_backend as backend
-    from sgl_jax.srt.managers.scheduler import run_scheduler_process
     assert backend.ragged_paged_attention_v3.__wrapped__.__module__.endswith("_v3")
     assert not xla_bridge.backends_are_initialized()
 """
