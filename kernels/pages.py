@@ -84,7 +84,7 @@ class PagedCache:
 
     Buffers are KV buffers in VMEM: [tokens, padded words, packing, lanes]; with tokens along lanes
     [pages or parts of one, 2 * KV heads, words, packing, tokens]; with latents [rows, tokens of a
-    row, lanes].
+    row, lanes, maybe padded].
     """
 
     @property
@@ -103,7 +103,9 @@ class PagedCache:
 
     def _rows_of(self, buffer: Ref, row: Scalar, size: Scalar) -> Ref:
         """So many rows of a buffer, without what pads a token in VMEM."""
-        if in_tiles(self.problem):
+        if self.problem.is_latent:
+            return buffer.at[pl.ds(row, size), :, pl.ds(0, self.problem.k_lanes)]
+        if self.problem.is_seq_along_lane:
             return buffer.at[pl.ds(row, size)]
         return buffer.at[pl.ds(row, size), pl.ds(0, self.problem.kv_words)]
 

@@ -87,21 +87,24 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
 
     Latents have longer blocks: what begins and ends an item is work for every head (v7x, 128 heads,
     float8, 16 contexts of 4096: blocks of 2048 in halves 40.3 us, of 512 54.1 us; v6e in bfloat16:
-    of 1024 82.4 us, of 512 87.4 us; simulated).
+    of 1024 82.4 us, of 512 87.4 us; simulated). Twice as long again with all heads where the MXU
+    is fastest beside HBM (v7x: 34.5 and 33.3 us; but v6e 84.3 and 85.8).
 
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
     block, seqs, buffers, keys = limits.block_sizes(problem, (512,))[0], 4, 4, 512
-    bq = 16
+    bq, scale = 16, 1
+    if problem.is_latent and target.has_fast_fp8_mxu:
+        scale = 2 if heads.group_rows(problem) >= LATENT_ROWS else 1
     if problem.is_latent:
         tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
-        block, seqs, buffers = limits.block_sizes(problem, (tokens,))[0], 2, 3
-        keys = max(keys, tokens // 2)
+        block, seqs, buffers = limits.block_sizes(problem, (scale * tokens,))[0], 2, 3
+        keys = max(scale * keys, tokens // 2)
         # Several queries of a sequence are more rows of what is computed, and of what is moved.
         more = cdiv(heads.group_rows(problem), LATENT_ROWS)
         keys, bq = max(256, keys // more), bq // heads.query_tokens(problem)
-    largest = 2 * LATENT_BLOCK_BYTES if problem.is_latent else 2 << 20
+    largest = 2 * scale * LATENT_BLOCK_BYTES if problem.is_latent else 2 << 20
     most = 2 * largest if heads.pairs_heads(problem) else largest
     while seqs > 1 and seqs * block * problem.kv_token_bytes > most:
         seqs //= 2
