@@ -94,7 +94,7 @@ class KernelFamily:
         the compiled kernel.
       useful_bytes: `(problem, batch) -> bytes` that no kernel could avoid moving; for MBU.
       mxu_flops: `(problem, config, batch, target, core=ONLY_CORE) -> FLOPs` that a core's MXUs
-        execute, padding included.
+        execute, padding included; those of a product that takes half the time count half.
       useful_flops: `(problem, batch) -> FLOPs` of the attention alone (causal positions, both
         matmuls, 2 FLOPs a multiply-add); for MFU.
       num_steps: `(problem, config, batch, core=ONLY_CORE) -> ` KV-block steps a core walks.

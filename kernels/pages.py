@@ -84,7 +84,7 @@ class PagedCache:
 
     Buffers are KV buffers in VMEM: [tokens, padded words, packing, lanes]; with tokens along lanes
     [pages or parts of one, 2 * KV heads, padded words, packing, tokens]; with latents [rows, tokens
-    of a row, lanes]. What pads words makes a copy's descriptor strided.
+    of a row, maybe padded lanes]. What is padded makes a copy's descriptor strided.
     """
 
     @property
@@ -106,7 +106,7 @@ class PagedCache:
         if self.problem.is_seq_along_lane:
             return buffer.at[pl.ds(row, size), :, pl.ds(0, self.problem.kv_words)]
         if self.problem.is_latent:
-            return buffer.at[pl.ds(row, size)]
+            return buffer.at[pl.ds(row, size), :, pl.ds(0, self.problem.k_lanes)]
         return buffer.at[pl.ds(row, size), pl.ds(0, self.problem.kv_words)]
 
     meta: Meta

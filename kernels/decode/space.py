@@ -64,14 +64,15 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
 
     Latents have longer blocks: what begins and ends an item is work for every head (v7x, 128 heads,
     float8, 16 contexts of 4096: blocks of 2048 in halves 40.3 us, of 512 54.1 us; v6e in bfloat16:
-    of 1024 82.4 us, of 512 87.4 us; simulated).
+    of 1024 82.4 us, of 512 87.4 us; simulated). Twice as long again with all heads where the MXU
+    is fastest beside HBM (v7x: 34.5 and 33.3 us; but v6e 84.3 and 85.8).
 
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
     buffers, bq, strided_copies = 4, 16, _default_strided_copies(problem, target)
     if problem.is_latent:
-        block, seqs, keys = _latent_steps(problem)
+        block, seqs, keys = _latent_steps(problem, target)
         # Several queries of a sequence are more rows of what is moved.
         buffers, bq = 3, bq // heads.query_tokens(problem)
     elif target.has_result_buffers:
@@ -160,15 +161,18 @@ def _long_steps(problem: Problem) -> Steps:
     return block, seqs, max(USUAL_BLOCK, min(LONG_BLOCK // groups, LONG_BLOCK * LONG_ROWS // rows))
 
 
-def _latent_steps(problem: Problem) -> Steps:
+def _latent_steps(problem: Problem, target: Target) -> Steps:
     """Two blocks of `LATENT_BLOCK_BYTES`, or one: see `default_config`."""
+    is_all_heads = heads.group_rows(problem) >= LATENT_ROWS
+    scale = 2 if target.has_fast_fp8_mxu and is_all_heads else 1
     tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
-    block, seqs = kv_blocks.block_sizes(problem, (tokens,))[0], 2
-    keys = max(USUAL_BLOCK, tokens // 2)
+    block, seqs = kv_blocks.block_sizes(problem, (scale * tokens,))[0], 2
+    keys = max(scale * USUAL_BLOCK, tokens // 2)
     # Several queries of a sequence are more rows of what is computed.
     keys = max(256, keys // cdiv(heads.group_rows(problem), LATENT_ROWS))
-    if seqs * block * problem.kv_token_bytes > 2 * LATENT_BLOCK_BYTES:
+    largest = 2 * scale * LATENT_BLOCK_BYTES
+    if seqs * block * problem.kv_token_bytes > largest:
         seqs = 1
-    if block * problem.kv_token_bytes > 2 * LATENT_BLOCK_BYTES:
+    if block * problem.kv_token_bytes > largest:
         block, seqs = kv_blocks.block_sizes(problem, (256,))[0], 2
     return block, seqs, keys

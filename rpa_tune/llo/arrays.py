@@ -106,7 +106,7 @@ class Inputs(NamedTuple):
       queues: Queue of each direction, [3].
       slowdown: See `engines.Rates`.
       numbers: (granule bytes, narrow latency, wide latency, queue, results per eight rows,
-        barrier, bytes of an HBM address).
+        barrier, bytes of an HBM address, narrow speed).
       cycles_per_row: MXU time of a row.
       operand_values: Address, or value, of each operand.
       data: Scalar operands, one behind the other.

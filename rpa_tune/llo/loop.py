@@ -29,6 +29,8 @@ from rpa_tune.llo.arrays import (
 from rpa_tune.llo.engines import Direction, Owner
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.program import ALLOCATION_BITS, OPERAND_BITS
+
+# Compiled into the code of this file, which is cached until it changes: so does an edit of theirs.
 from rpa_tune.llo.timed import expect, flag_number, matmul, pop, serve, take
 from rpa_tune.llo.words import arithmetic, inlined, jit, wrap_word
 

@@ -87,6 +87,7 @@ def clockwork(rates: Rates) -> Clockwork:
         rates.results_per_eight_rows,
         rates.barrier_cycles,
         rates.hbm_address_bytes,
+        rates.narrow_speed,
     )
     return Clockwork(
         copies=np.array(rates.copies, np.float64).swapaxes(0, 1).reshape(-1, 4).copy(),

@@ -93,8 +93,9 @@ def matmul(inputs: Any, state: Any, now: int, unit: int, rows: int, buffer: int)
     free = state.mxu[unit, 0]
     issue: int = max(now, math.ceil(free) - inputs.numbers[3])
     start = max(free, float(issue))
-    state.mxu[unit, 0] = start + rows * inputs.cycles_per_row
-    state.mxu[unit, 1] += rows * inputs.cycles_per_row
+    busy = rows * inputs.cycles_per_row / (inputs.numbers[7] if rows > 16 else 1)
+    state.mxu[unit, 0] = start + busy
+    state.mxu[unit, 1] += busy
     latency = inputs.numbers[2] if rows <= 8 else inputs.numbers[1]
     ready = math.ceil(start) + latency
     for result in range(rows // 8 * inputs.numbers[4]):
