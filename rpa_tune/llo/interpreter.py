@@ -289,7 +289,7 @@ class Interpreter:
         if item.op is Op.MATMUL:
             until: int | None = unit.matmul(self.now, rows, buffer)
             if self.observer is not None:
-                busy = rows * self.rates.cycles_per_row
+                busy = unit.busy(rows)
                 self.observer.matmul(number, unit.free_at - busy, unit.free_at)
         else:
             until = unit.pop(self.now, buffer)

@@ -26,9 +26,25 @@ _TO_INT, _TO_FLOAT, _CARRY = map(int, (Op.FLOAT_TO_INT, Op.INT_TO_FLOAT, Op.CARR
 _WORD, _HALF = 1 << 32, 1 << 31
 
 
+# No references are counted (`_nrt`), so that no array can be made inside: passing the arrays of
+# `State` to a function cost ten times as much as what the function did.
+_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False}
+
+
 def jit(function: Any) -> Any:
-    """Compiles, with the same arithmetic as Python and a cache on disk."""
-    return numba.njit(cache=True, fastmath=False)(function)
+    """Compiles, with the same arithmetic as Python and a cache on disk.
+
+    But for a division of floats by zero, which gives an infinity.
+    """
+    return numba.njit(**_OPTIONS)(function)
+
+
+def inlined(function: Any) -> Any:
+    """The same, for what a compiled function calls again and again: its body stands in the caller.
+
+    A call would pass every field of every array of `State` on the stack.
+    """
+    return numba.njit(**_OPTIONS, forceinline=True)(function)
 
 
 @jit

@@ -182,10 +182,10 @@ def parallel() -> Spec:
     values = alt.Chart().transform_aggregate(groupby=["axis", "place", "value"])
     # Twice: lines run through them, so that each stands on a halo of the page's colour.
     halos, labels = (
-        values.mark_text(dx=-6, align="right", fontSize=10, **style).encode(
+        values.mark_text(dx=-6, align="right", fontSize=10, style=style, strokeWidth=width).encode(
             x=x, y=y, text="value:N"
         )
-        for style in ({"style": "halo", "strokeWidth": 4}, {})
+        for style, width in (("halo", 4), ("text", 0))
     )
     points = alt.Chart().mark_point(filled=True, size=30).encode(
         x=x, y=y, color=alt.Color("time_us:Q"), tooltip=tips
