@@ -23,6 +23,8 @@ class Target:
       has_fast_fp8_mxu: Whether it multiplies float8 faster than bfloat16.
       has_result_buffers: Whether results of an MXU lie in buffers and are popped by address; else
         they are popped in the order of the products.
+      has_faster_strided_copies: Whether copies with strided descriptors are believed to stream
+        faster than linear ones; decides what is tried and chosen, never what a config means.
     """
 
     chip: str
@@ -34,3 +36,4 @@ class Target:
     has_fp8_mxu: bool
     has_fast_fp8_mxu: bool
     has_result_buffers: bool
+    has_faster_strided_copies: bool = False

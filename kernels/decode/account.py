@@ -79,16 +79,20 @@ def _kv_buffers(problem: Problem, config: DecodeConfig) -> dict[str, tuple[Shape
         width = min(problem.page_size, config.bkv_sz)
         pages = items * (config.bkv_sz // width)
         tile = problem.lane_page_shape(layout.LANES)
+        parts, words, pack, _ = tile
+        gap = config.strided_copies * layout.SUBLANES  # words of a head stay whole registers
         return {
-            "kv": ((config.num_buffers, pages, *problem.lane_page_shape(width)), dtype),
+            "kv": ((config.num_buffers, pages, parts, words + gap, pack, width), dtype),
             "kv_new": ((2, new_tiles(problem, config), *tile), dtype),
             "kv_out": ((config.num_buffers, items * item_tiles(problem), *tile), dtype),
         }
     _, words, pack, lanes = problem.kv_new_shape
+    # An even number of words has a gap behind it without that, too.
+    gap = config.strided_copies
     # One row more than the blocks: where a store goes that has nothing to do.
     bkv, bq = items * config.bkv_sz + 1, (config.bq_sz + 1) * heads.query_tokens(problem)
     return {
-        "kv": ((config.num_buffers, bkv, layout.odd(words), pack, lanes), dtype),
+        "kv": ((config.num_buffers, bkv, layout.odd(words + gap), pack, lanes), dtype),
         "kv_new": ((2, bq, words, pack, lanes), dtype),
     }
 
@@ -248,5 +252,6 @@ def kernel_name(problem: Problem, config: DecodeConfig) -> str:
     return (
         f"{kind}_decode-p{problem.page_size}-bkv{config.bkv_sz}_{config.bkv_csz}"
         f"-s{config.seqs_per_step}-n{config.num_buffers}-q{config.bq_sz}"
+        + ("-strided" if config.strided_copies else "")
         + (f"-t{problem.decode_query_size}" if problem.decode_query_size > 1 else "")
     )

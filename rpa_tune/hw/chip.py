@@ -124,6 +124,7 @@ class Chip:
             has_fp8_mxu=bool(self.value("has_fp8_mxu")),
             has_fast_fp8_mxu=(self.numbers["fp8_flops_per_s"].value or 0) > self.bf16_flops_per_s,
             has_result_buffers=bool(self.value("has_result_buffers")),
+            has_faster_strided_copies=bool(self.value("has_faster_strided_copies")),
         )
 
 

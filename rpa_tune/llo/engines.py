@@ -47,12 +47,13 @@ def direction_of(copy: str) -> Direction:
     """The engine that serves a `source_to_destination` copy.
 
     On v4 the compiler may place small operands in CMEM: their copies count, and are timed, as if
-    they were in HBM; a timeline that has them says so among its guesses.
+    they were in HBM; a timeline that has them says so among its guesses. So it does of copies
+    within HBM, which count as writes.
     """
     source, destination = copy.split("_to_")
     if source in OPERAND_MEMORIES and destination == "vmem":
         return Direction.READ
-    if source == "vmem" and destination in OPERAND_MEMORIES:
+    if source in ("vmem", *OPERAND_MEMORIES) and destination in OPERAND_MEMORIES:
         return Direction.WRITE
     return Direction.LOCAL
 
