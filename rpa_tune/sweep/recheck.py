@@ -33,8 +33,8 @@ from rpa_tune.workload.workload import Workload, load_workload
 UNANSWERED = frozenset({Status.CRASHED, Status.COMPILE_TIMEOUT, Status.RUN_TIMEOUT})
 
 
-# Plans by identity, with their studies; the plan is kept so that its identity is not another's.
-_BUILT: dict[int, tuple[SweepPlan, list[Study]]] = {}
+# By a plan's identity, chip and family; the plan is kept so that its identity is not another's.
+_BUILT: dict[tuple[int, str, str], tuple[SweepPlan, list[Study]]] = {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -326,7 +326,7 @@ def _of_server(row: TableRow, plan: SweepPlan) -> Workload | None:
     return next(
         (
             study.workload
-            for study in _studies(plan)
+            for study in _studies(plan, row.key.chip, row.key.family)
             if studied_key(study.key) == studied_key(row.key)
             and study.workload.digest == row.evidence.workload_digest
         ),
@@ -334,11 +334,21 @@ def _of_server(row: TableRow, plan: SweepPlan) -> Workload | None:
     )
 
 
-def _studies(plan: SweepPlan) -> list[Study]:
-    """Kept, because every row asks: a plan's workload is served anew for each of its servers."""
-    if id(plan) not in _BUILT:
-        _BUILT[id(plan)] = plan, build_studies(plan)
-    return _BUILT[id(plan)][1]
+def _studies(plan: SweepPlan, chip: str, family: str) -> list[Study]:
+    """Those of a plan's servers for one chip and family, which none of the others takes part in.
+
+    Kept, because every row asks: a plan's workload is served anew for each of its servers.
+    """
+    key = id(plan), chip, family
+    if key not in _BUILT:
+        servers = [
+            server
+            for server in plan.each_server
+            if server.chip == chip and family in (server.only_families or (family,))
+        ]
+        only = replace(plan, families=(family,), servers=tuple(servers))
+        _BUILT[key] = plan, build_studies(only) if servers else []
+    return _BUILT[key][1]
 
 
 def _problem(row: TableRow, whole: Workload) -> Problem:
