@@ -7,16 +7,13 @@
 Each pair has an environment of its own, made once and kept (about 1.5 GB each), and compiles every
 family for every chip (`kernels.py`). Schedules and answers are kept beside the environments: stop
 it at any time, it goes on. Exit code 1 when a kernel is not compiled, not understood, moves other
-bytes than its account says, or takes a time outside the band. Interpreters are looked for as
-`python3.12` and under pyenv; `RPA_PYTHON_3_12=/path` names one. With --lint the newest pair whose
-libtpu has a linter for kernels looks at every shipped config instead (`rpa-tune tables lint
---kernels`).
+bytes than its account says, or takes a time outside the band. `interpreter.py` says where a Python
+is looked for. With --lint the newest pair whose libtpu has a linter for kernels looks at every
+shipped config instead (`rpa-tune tables lint --kernels`).
 """
 
 import argparse
-import glob
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from interpreter import find_interpreter
 
 from kernels import CASES
 from rpa_kernels.slots import FAMILIES
@@ -49,23 +48,6 @@ def requirements(pair: Pair) -> list[str]:
     return [
         f"jax=={pair.jax}", f"jaxlib=={pair.jax}", f"libtpu=={pair.libtpu}", *others,
     ]  # fmt: skip
-
-
-def find_interpreter(version: str) -> str:
-    """A Python of this minor version that runs.
-
-    Raises:
-      SystemExit: There is none.
-    """
-    named = os.environ.get(f"RPA_PYTHON_{version.replace('.', '_')}")
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    there = sorted(glob.glob(str(pyenv / f"{version}.*" / "bin" / f"python{version}")))
-    for python in filter(None, (named, shutil.which(f"python{version}"), *there)):
-        run = subprocess.run([python, "-V"], capture_output=True, text=True, check=False)
-        if run.returncode == 0 and run.stdout.startswith(f"Python {version}."):
-            return python
-    variable = f"RPA_PYTHON_{version.replace('.', '_')}"
-    raise SystemExit(f"error: no Python {version}\nhint: install it, or set {variable}")
 
 
 def environment(pair: Pair, folder: Path) -> Path:
