@@ -1,7 +1,6 @@
 """Limits that every family checks the same way. No jax."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from rpa_kernels import layout
@@ -14,9 +13,6 @@ from rpa_kernels.target import Target
 # the intermediate values of a block. A guess with margin; the compiler has the last word.
 SCRATCH_VMEM_SHARE = 0.85
 
-# The same for default configs: nobody compiles them before they are used.
-DEFAULT_VMEM_SHARE = 0.75
-
 # Share of SMEM that the scalar-prefetch arrays may take; the compiler keeps spilled scalars and
 # DMA descriptors there too. A guess with margin; the compiler has the last word.
 PREFETCH_SMEM_SHARE = 0.9
@@ -28,39 +24,6 @@ def smem_bytes(problem: Problem) -> int:
     sizes = [seqs, seqs * problem.pages_per_seq, seqs + 1, 3]
     sizes += [problem.max_num_tokens] if problem.has_tree_mask else []
     return sum(layout.align(size, layout.LANES) * layout.WORD_BYTES for size in sizes)
-
-
-def longest_block(problem: Problem) -> int:
-    """Tokens of the largest KV block with a use: the longest context, in whole pages.
-
-    At least 128 tokens and a power of two of them, before rounding up to a page.
-    """
-    tokens = max(problem.max_context_tokens, layout.LANES)
-    return layout.align(layout.next_power_of_2(tokens), problem.page_size)
-
-
-def fit_block(size: int, problem: Problem) -> int:
-    """The least KV block from `size` on: a whole part of a page, or whole pages."""
-    return size if problem.page_size % size == 0 else layout.align(size, problem.page_size)
-
-
-def block_sizes(problem: Problem, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """`sizes` made to fit pages, without repeats and none beyond the longest context."""
-    longest = longest_block(problem)
-    fitting = sorted({fit_block(size, problem) for size in sizes})
-    return tuple(size for size in fitting if size <= longest) or (longest,)
-
-
-def smaller_block(size: int, problem: Problem) -> int | None:
-    """About half a KV block, or None when it is as small as is of use."""
-    half = fit_block(size // 2, problem)
-    return half if size > layout.LANES and half < size else None
-
-
-def compute_size(bkv_sz: int, most: int) -> int:
-    """The largest compute block that `check_blocks` accepts in a KV block, at most `most`."""
-    sizes = range(layout.LANES, min(bkv_sz, most) + 1, layout.LANES)
-    return max((size for size in sizes if bkv_sz % size == 0), default=bkv_sz)
 
 
 def check_blocks(*, bkv_sz: int, bkv_csz: int, problem: Problem) -> Infeasible | None:
@@ -102,13 +65,6 @@ def check_blocks(*, bkv_sz: int, bkv_csz: int, problem: Problem) -> Infeasible |
             hint="use a multiple of 128" + ("" if problem.is_seq_along_lane else ", or bkv_sz"),
         )
     return None
-
-
-def at_least(bad: Infeasible) -> Infeasible:
-    """What the smallest blocks of a family break, for who asked for any that fit."""
-    if bad.limit != "vmem_bytes":
-        return bad
-    return replace(bad, hint="with the smallest blocks; fewer query heads on a device need less")
 
 
 def check_memory(
@@ -171,6 +127,14 @@ def check_sizes(config: Any, problem: Problem, *others: str) -> Infeasible | Non
     sizes = {name: getattr(config, name) for name in ("bkv_sz", "bkv_csz", *others)}
     bad = check_positive(**sizes, num_buffers=config.num_buffers - 1)
     return bad or check_blocks(bkv_sz=config.bkv_sz, bkv_csz=config.bkv_csz, problem=problem)
+
+
+def check_switch(**fields: int) -> Infeasible | None:
+    """Whether every field is 0 or 1."""
+    for name, value in fields.items():
+        if value not in (0, 1):
+            return Infeasible(limit=name, need=value, have=1, unit="", hint="must be 0 or 1")
+    return None
 
 
 def check_positive(**fields: int) -> Infeasible | None:

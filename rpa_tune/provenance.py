@@ -15,6 +15,7 @@ from typing import Any
 
 _PACKAGES = {"rpa_tune": "rpa-tune", "jax": "jax", "jaxlib": "jaxlib", "libtpu": "libtpu"}
 DIGEST_LENGTH = 16  # hex digits kept of a SHA-256
+_SPACE = "space"  # the module of a family whose text decides no program
 
 
 @functools.cache
@@ -35,7 +36,9 @@ def kernel_digest(family: str) -> str:
 
     Covers the modules that the family's record and its launch import, and those that they import
     in turn: a change to another family, to the verifier or to the reference leaves a family's
-    answers valid. Read once a process.
+    answers valid. So does a change of which configs are tried or is the default (`space.py`, and
+    what only it imports): a row, an answer and a launch plan have their config in them, and the
+    program is made of that config. Read once a process.
     """
     # `inputs` lays out what a launch is given, in the same program.
     folder = family.replace("-", "_")
@@ -96,8 +99,8 @@ def _files(folder: Traversable, suffixes: tuple[str, ...]) -> Iterator[tuple[str
 def _import_closure(roots: Iterable[str]) -> list[tuple[str, bytes]]:
     """(path, content) of the modules of `rpa_kernels` that importing and using `roots` loads.
 
-    Imports are read off the sources, those inside functions too; nothing is imported. Left out is
-    what only a type checker imports.
+    Imports are read off the sources, those inside functions too; nothing is imported. Left out are
+    what only a type checker imports, and every `space.py`.
 
     Args:
       roots: Full names of modules.
@@ -107,7 +110,9 @@ def _import_closure(roots: Iterable[str]) -> list[tuple[str, bytes]]:
     todo = list(roots)
     while todo:
         name = todo.pop()
-        parent, _, _ = name.rpartition(".")
+        parent, _, last = name.rpartition(".")
+        if last == _SPACE:
+            continue
         path = _source_path(package, name)
         if path is None or path in found:
             todo += [parent] if path is None and parent else []  # a name in a module

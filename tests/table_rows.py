@@ -45,7 +45,13 @@ def make_row(family="decode", problem=PROBLEM, chip="v6e", configs=None, rule=AL
         key=tuning_key(problem, chip, family),
         configs=tuple(configs or (default_config(family, problem, chip),)),
         rule=rule,
-        evidence=make_evidence(**{"kernel_digest": kernel_digest(family), **ev}),
+        evidence=make_evidence(
+            **{
+                "kernel_digest": kernel_digest(family),
+                "heuristic": default_config(family, problem, chip),
+                **ev,
+            }
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from rpa_kernels import limits, useful
-from rpa_kernels.blockwise import account, space
+from rpa_kernels.blockwise import account, fits, space
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.blockwise.partition import partition
 from rpa_kernels.family import KernelFamily
@@ -21,7 +21,7 @@ def make_family(name: str) -> KernelFamily:
     return KernelFamily(
         name=name,
         config_type=BlockwiseConfig,
-        check=limits.for_kind(space.check, name),
+        check=limits.for_kind(fits.check, name),
         default_config=limits.for_kind(space.default_config, name),
         search_axes=space.search_axes,
         scratch_bytes=account.scratch_bytes,

@@ -1,18 +1,17 @@
-"""The search space of the prefill and mixed families: axes, default, check. No jax."""
+"""Which configs of the prefill and mixed families are tried, and the default. No jax."""
 
 from dataclasses import replace
 
-from rpa_kernels import layout, limits
-from rpa_kernels.blockwise.account import scratch_bytes
+from rpa_kernels import kv_blocks, layout
 from rpa_kernels.blockwise.chains import CHAIN_ROWS, PASS_ROWS
 from rpa_kernels.blockwise.config import BlockwiseConfig
+from rpa_kernels.blockwise.fits import MIN_BQ_CSZ, check
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.ints import cdiv
+from rpa_kernels.limits import SCRATCH_VMEM_SHARE
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
-# A chain needs whole tiles of query rows, and an odd number of heads is split in two chains.
-MIN_BQ_CSZ = 16
 # Tokens of a chunk that is long: so many, for each sequence, that half as many passes pay for the
 # rows that a compute block of twice the tokens wastes at the diagonal and behind the last query.
 LONG_CHUNK = 512
@@ -22,51 +21,9 @@ USUAL_KV = 1024
 FEW_HEADS = 2
 
 
-def check(
-    problem: Problem,
-    config: BlockwiseConfig,
-    target: Target,
-    *,
-    vmem_share: float = limits.SCRATCH_VMEM_SHARE,
-) -> Infeasible | None:
-    """None when a config can exist for `problem` on `target`, else the limit it breaks.
-
-    Args:
-      problem: Static shapes and features.
-      config: Block sizes.
-      target: The chip.
-      vmem_share: Share of VMEM that scratch may take.
-    """
-    bad = limits.check_sizes(config, problem, "bq_sz", "bq_csz")
-    if bad:
-        return bad
-    if (
-        config.bq_csz < MIN_BQ_CSZ
-        or config.bq_sz % config.bq_csz
-        or config.bq_csz & (config.bq_csz - 1)
-    ):
-        return Infeasible(
-            limit="bq_sz % bq_csz",
-            need=config.bq_sz,
-            have=config.bq_csz,
-            unit="tokens",
-            hint=f"bq_csz must be a power of two from {MIN_BQ_CSZ} that divides bq_sz",
-        )
-    if config.mxu_sums not in (0, 1):
-        return Infeasible(
-            limit="mxu_sums", need=config.mxu_sums, have=1, unit="", hint="must be 0 or 1"
-        )
-    return limits.check_memory(
-        scratch=scratch_bytes(problem, config, target),
-        problem=problem,
-        target=target,
-        vmem_share=vmem_share,
-    )
-
-
 def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     """Values worth trying, in rising order; `check` says which combinations can exist."""
-    kv = limits.block_sizes(problem, (128, 256, 512, 1024, 2048))
+    kv = kv_blocks.block_sizes(problem, (128, 256, 512, 1024, 2048))
     windowed = _default_kv(problem, _default_keys(problem, target))
     most = max(16, layout.next_power_of_2(problem.max_num_tokens))
     q = tuple(n for n in (16, 32, 64, 128, 256, 512) if n <= most)
@@ -109,12 +66,12 @@ def _default_kv(problem: Problem, keys: int) -> int:
     """
     if problem.reach_tokens is None:
         drains_often = problem.num_kv_heads <= FEW_HEADS and _is_long(problem)
-        return limits.block_sizes(problem, (2 * USUAL_KV if drains_often else USUAL_KV,))[0]
+        return kv_blocks.block_sizes(problem, (2 * USUAL_KV if drains_often else USUAL_KV,))[0]
     # A window begins anywhere in a page.
     span = problem.reach_tokens + (problem.page_size if problem.sliding_window else 0)
     num_blocks = max(1, round(span / USUAL_KV))
     size = layout.align(cdiv(span, num_blocks), keys)
-    return limits.block_sizes(problem, (max(size, USUAL_KV),))[0]
+    return kv_blocks.block_sizes(problem, (max(size, USUAL_KV),))[0]
 
 
 def _with_third_buffer(
@@ -149,24 +106,24 @@ def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeas
     bq_csz = min(most_q, 256, max(MIN_BQ_CSZ, layout.next_power_of_2(rows // rows_per_token)))
     bq = min(most_q, max(bq_csz, 512 // target.num_cores))
     keys = _default_keys(problem, target)
-    usual = limits.block_sizes(problem, (USUAL_KV,))[0]
-    bkv, kv_per_q, share = _default_kv(problem, keys), 2, limits.DEFAULT_VMEM_SHARE
+    usual = kv_blocks.block_sizes(problem, (USUAL_KV,))[0]
+    bkv, kv_per_q, share = _default_kv(problem, keys), 2, kv_blocks.DEFAULT_VMEM_SHARE
     if layout.LANES < problem.padded_head_dim <= target.mxu_size and _is_long(problem):
         # Unpacking wide heads for few queries is a tenth of the time; longer query blocks just fit.
-        kv_per_q, share = 1, limits.SCRATCH_VMEM_SHARE
+        kv_per_q, share = 1, SCRATCH_VMEM_SHARE
     while True:
         config = BlockwiseConfig(
             bq_sz=bq,
             bq_csz=bq_csz,
             bkv_sz=bkv,
-            bkv_csz=limits.compute_size(bkv, keys),
+            bkv_csz=kv_blocks.compute_size(bkv, keys),
             num_buffers=2,
             mxu_sums=_default_mxu_sums(problem, target),
         )
         bad = check(problem, config, target, vmem_share=share)
         if bad is None:
             return _with_third_buffer(config, problem, target, share)
-        smaller = limits.smaller_block(bkv, problem)
+        smaller = kv_blocks.smaller_block(bkv, problem)
         if bkv > usual:
             bkv = usual
         elif smaller and bkv > max(kv_per_q * bq, keys):
@@ -178,4 +135,4 @@ def default_config(problem: Problem, target: Target) -> BlockwiseConfig | Infeas
         elif smaller:
             bkv = smaller
         else:
-            return limits.at_least(bad)
+            return kv_blocks.at_least(bad)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from rpa_kernels import limits
-from rpa_kernels.decode import account, space
+from rpa_kernels.decode import account, fits, space
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.decode.partition import partition
 from rpa_kernels.family import KernelFamily
@@ -21,7 +21,7 @@ def make_family(name: str) -> KernelFamily:
     return KernelFamily(
         name=name,
         config_type=DecodeConfig,
-        check=limits.for_kind(space.check, name),
+        check=limits.for_kind(fits.check, name),
         default_config=limits.for_kind(space.default_config, name),
         search_axes=space.search_axes,
         scratch_bytes=account.scratch_bytes,

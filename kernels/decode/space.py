@@ -1,9 +1,9 @@
-"""The search space of the decode family: axes, default, check. No jax."""
+"""Which configs of the decode family are tried, and which is the default. No jax."""
 
-from rpa_kernels import limits
+from rpa_kernels import kv_blocks, layout
 from rpa_kernels.decode import heads
-from rpa_kernels.decode.account import scratch_bytes
 from rpa_kernels.decode.config import DecodeConfig
+from rpa_kernels.decode.fits import check
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
@@ -14,49 +14,22 @@ from rpa_kernels.target import Target
 LATENT_ROWS = 128
 # Bytes of a KV block of latents: 1024 tokens of 512 + 64 elements in bfloat16, 2048 in float8.
 LATENT_BLOCK_BYTES = 1280 << 10
+# Tokens of a KV block, and bytes of all blocks of a step, where copies cost little beside their
+# bytes, and where they do not.
+USUAL_BLOCK, STEP_BYTES = 512, 2 << 20
+LONG_BLOCK, LONG_STEP_BYTES = 2048, 4 << 20
+LONG_ROWS = 16  # query rows that as many keys are attended to with at once
 
-
-def check(
-    problem: Problem,
-    config: DecodeConfig,
-    target: Target,
-    *,
-    vmem_share: float = limits.SCRATCH_VMEM_SHARE,
-) -> Infeasible | None:
-    """None when a config can exist for `problem` on `target`, else the limit it breaks.
-
-    Args:
-      problem: Static shapes and features.
-      config: Block sizes.
-      target: The chip.
-      vmem_share: Share of VMEM that scratch may take.
-    """
-    bad = limits.check_sizes(config, problem, "seqs_per_step", "bq_sz")
-    if bad:
-        return bad
-    if config.bq_sz < config.seqs_per_step:
-        return Infeasible(
-            limit="bq_sz >= seqs_per_step",
-            need=config.bq_sz,
-            have=config.seqs_per_step,
-            unit="sequences",
-            hint="a step may touch two blocks of queries, not three",
-        )
-    return limits.check_memory(
-        scratch=scratch_bytes(problem, config, target),
-        problem=problem,
-        target=target,
-        vmem_share=vmem_share,
-    )
+# Tokens of a block, blocks of a step, and keys that are attended to at once, at most.
+Steps = tuple[int, int, int]
 
 
 def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     """Values worth trying, in rising order; `check` says which can be combined."""
-    del target
-    sizes = limits.block_sizes(problem, (128, 256, 512, 1024, 2048))
+    sizes = kv_blocks.block_sizes(problem, (128, 256, 512, 1024, 2048))
     if problem.is_latent:
         # What begins and ends an item is work for every head.
-        sizes = limits.block_sizes(problem, (256, 512, 1024, 2048, 4096))
+        sizes = kv_blocks.block_sizes(problem, (256, 512, 1024, 2048, 4096))
         queries = heads.query_tokens(problem)
         return {
             "bkv_sz": sizes,
@@ -64,6 +37,7 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
             "seqs_per_step": (1, 2, 4),
             "num_buffers": (2, 3, 4),
             "bq_sz": tuple(n // queries for n in ((8, 16, 32) if queries > 1 else (16, 32))),
+            "strided_copies": (0,),
         }
     return {
         "bkv_sz": sizes,
@@ -71,15 +45,18 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
         "seqs_per_step": (1, 2, 4, 8),
         "num_buffers": (2, 3, 4),
         "bq_sz": (16, 32),
+        "strided_copies": tuple(range(_default_strided_copies(problem, target) + 1)),
     }
 
 
-def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasible:
-    """A config that fits, by rule of thumb: blocks of 512 tokens, about 2 MiB in a step.
+def _default_strided_copies(problem: Problem, target: Target) -> int:
+    """1 where pages would be copied by linear descriptors, and those are believed to be slower."""
+    is_one_piece = problem.is_seq_along_lane or problem.kv_words % 2 == 1
+    return int(target.has_faster_strided_copies and is_one_piece and not problem.is_latent)
 
-    Where one block of 512 is more than that, two of 256: as many bytes and as much code in a step,
-    and tails and windows leave less of a block empty. Where heads are attended to in pairs, a step
-    has half as many chains for its bytes, and twice as many cover the latency of its products.
+
+def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasible:
+    """A config that fits, by rule of thumb: `_long_steps` or `_short_steps`, in four buffers.
 
     Four buffers, where they fit: the tail of a sequence takes as long to attend to as a whole
     block but is fetched sooner, and the more steps are under way the longer the copy engine has
@@ -87,46 +64,115 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
 
     Latents have longer blocks: what begins and ends an item is work for every head (v7x, 128 heads,
     float8, 16 contexts of 4096: blocks of 2048 in halves 40.3 us, of 512 54.1 us; v6e in bfloat16:
-    of 1024 82.4 us, of 512 87.4 us; simulated).
+    of 1024 82.4 us, of 512 87.4 us; simulated). Twice as long again with all heads where the MXU
+    is fastest beside HBM (v7x: 34.5 and 33.3 us; but v6e 84.3 and 85.8).
 
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
-    block, seqs, buffers, keys = limits.block_sizes(problem, (512,))[0], 4, 4, 512
-    bq = 16
+    buffers, bq, strided_copies = 4, 16, _default_strided_copies(problem, target)
     if problem.is_latent:
-        tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
-        block, seqs, buffers = limits.block_sizes(problem, (tokens,))[0], 2, 3
-        keys = max(keys, tokens // 2)
-        # Several queries of a sequence are more rows of what is computed, and of what is moved.
-        more = cdiv(heads.group_rows(problem), LATENT_ROWS)
-        keys, bq = max(256, keys // more), bq // heads.query_tokens(problem)
-    largest = 2 * LATENT_BLOCK_BYTES if problem.is_latent else 2 << 20
-    most = 2 * largest if heads.pairs_heads(problem) else largest
-    while seqs > 1 and seqs * block * problem.kv_token_bytes > most:
-        seqs //= 2
-    if block * problem.kv_token_bytes > largest:
-        block, seqs = limits.block_sizes(problem, (256,))[0], 2
+        block, seqs, keys = _latent_steps(problem, target)
+        # Several queries of a sequence are more rows of what is moved.
+        buffers, bq = 3, bq // heads.query_tokens(problem)
+    elif target.has_result_buffers:
+        block, seqs, keys = _short_steps(problem, seqs=8 if strided_copies else 4)
+    else:
+        block, seqs, keys = _long_steps(problem)
     while True:
         config = DecodeConfig(
             bkv_sz=block,
-            bkv_csz=limits.compute_size(block, keys),
+            bkv_csz=kv_blocks.compute_size(block, keys),
             seqs_per_step=seqs,
             num_buffers=buffers,
             bq_sz=bq,
+            strided_copies=strided_copies,
         )
-        bad = check(problem, config, target, vmem_share=limits.DEFAULT_VMEM_SHARE)
+        bad = check(problem, config, target, vmem_share=kv_blocks.DEFAULT_VMEM_SHARE)
         if bad is None:
             return config
         if buffers > 3:
             buffers -= 1
         elif seqs > 1:
             seqs //= 2
-        elif smaller := limits.smaller_block(block, problem):
+        elif smaller := kv_blocks.smaller_block(block, problem):
             block = smaller
         elif buffers > 2:
             buffers -= 1
         elif problem.is_latent and bq > 1:
             bq //= 2
         else:
-            return limits.at_least(bad)
+            return kv_blocks.at_least(bad)
+
+
+def _short_steps(problem: Problem, seqs: int = 4) -> Steps:
+    """Blocks of 512 tokens, about 2 MiB in a step: for chips that fetch faster than they attend.
+
+    Where one block of 512 is more than that, two of 256: as many bytes and as much code in a step,
+    and tails and windows leave less of a block empty. So it is in a window that is half a block,
+    where blocks are large. Where heads are attended to in pairs, a step has half as many chains for
+    its bytes, and twice as many cover the latency of its products.
+
+    Where copies are strided because that is believed to be quicker, vector work is the limit, and
+    `seqs` of eight, if they are not more bytes, cover their latency (v7x, 8 query heads on
+    1 KV head, 32 x 8192: 60.5 us, with four blocks 73.0; trace batch 0 of azure-conv 28.6 for 32.4;
+    32 x 512 9.3 for 8.7; simulated).
+    """
+    block = kv_blocks.block_sizes(problem, (USUAL_BLOCK,))[0]
+    most = STEP_BYTES * (2 if heads.pairs_heads(problem) else 1)
+    reach = problem.reach_tokens
+    is_narrow = reach is not None and 2 * reach <= block
+    if is_narrow and block * problem.kv_token_bytes >= STEP_BYTES // 2:
+        block = kv_blocks.block_sizes(problem, (USUAL_BLOCK // 2,))[0]
+    while seqs > 1 and seqs * block * problem.kv_token_bytes > most:
+        seqs //= 2
+    if block * problem.kv_token_bytes > STEP_BYTES:
+        block, seqs = kv_blocks.block_sizes(problem, (USUAL_BLOCK // 2,))[0], 2
+    return block, seqs, USUAL_BLOCK
+
+
+def _long_steps(problem: Problem) -> Steps:
+    """Blocks of up to 2048 tokens, 4 MiB in a step: for chips where a copy has a price.
+
+    On v6e a copy takes 89 ns before its first byte, in which 100 KB would come (fitted; guessed to
+    be so on older chips), and a block is one copy for each run of pages that follow each other.
+    Few heads are bound by that: blocks of 512 tokens of one KV head are copies of 256 KiB at most,
+    and a third of their time is its price. Two sequences of 2048 tokens instead of four of 512 take
+    15 % less with one KV head and 9 % with two (v6e, 80.9 and 95.6 us, 140.9 and 155.6 us on the
+    fleet's workload with pages of 256; simulated, libtpu 0.0.42.1). Where pages do not follow each
+    other there are as many copies either way.
+
+    Not in a window, of which a longer block holds just more that is not seen. The fewer heads there
+    are, the more keys of each are attended to at once, or the latency of products is in sight. Of
+    pairs of heads a step has twice the bytes, as in `_short_steps`.
+    """
+    reach = problem.reach_tokens
+    longest = LONG_BLOCK if reach is None else min(LONG_BLOCK, layout.next_power_of_2(reach))
+    block = longest
+    while block > USUAL_BLOCK and block * problem.kv_token_bytes > LONG_STEP_BYTES:
+        block //= 2
+    if longest <= USUAL_BLOCK or block * problem.kv_token_bytes > LONG_STEP_BYTES:
+        return _short_steps(problem)
+    block = kv_blocks.block_sizes(problem, (block,))[0]
+    most = LONG_STEP_BYTES * (2 if heads.pairs_heads(problem) else 1)
+    seqs = 2 if 2 * block * problem.kv_token_bytes <= most else 1
+    # More rows of keys are more scores than registers hold.
+    groups, rows = len(heads.head_groups(problem)), heads.group_rows(problem)
+    return block, seqs, max(USUAL_BLOCK, min(LONG_BLOCK // groups, LONG_BLOCK * LONG_ROWS // rows))
+
+
+def _latent_steps(problem: Problem, target: Target) -> Steps:
+    """Two blocks of `LATENT_BLOCK_BYTES`, or one: see `default_config`."""
+    is_all_heads = heads.group_rows(problem) >= LATENT_ROWS
+    scale = 2 if target.has_fast_fp8_mxu and is_all_heads else 1
+    tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
+    block, seqs = kv_blocks.block_sizes(problem, (scale * tokens,))[0], 2
+    keys = max(scale * USUAL_BLOCK, tokens // 2)
+    # Several queries of a sequence are more rows of what is computed.
+    keys = max(256, keys // cdiv(heads.group_rows(problem), LATENT_ROWS))
+    largest = 2 * scale * LATENT_BLOCK_BYTES
+    if seqs * block * problem.kv_token_bytes > largest:
+        seqs = 1
+    if block * problem.kv_token_bytes > largest:
+        block, seqs = kv_blocks.block_sizes(problem, (256,))[0], 2
+    return block, seqs, keys

@@ -16,7 +16,6 @@ from typing import Any
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.dispatch.select import Source, select
-from rpa_tune.families.family import Family
 from rpa_tune.families.registry import known_family
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.tables.key import TuningKey, problem_of, timed_key
@@ -138,7 +137,7 @@ def _look_up(
         family=family, problem=problem, config=None, chip=chip, workload=evidence.workload_digest,
         libtpu_args=evidence.libtpu_args,
     ).study  # fmt: skip
-    times = {**timed.get(study, {}), **_said_times(row, family, problem, chip)}
+    times = {**timed.get(study, {}), **_said_times(row)}
     best = min([evidence.time_us, *times.values()])
     answer = {_fields(asdict(config)) for config in choice.configs}
     # Of several configs the rule takes one for each step; their mix has no time here.
@@ -147,15 +146,14 @@ def _look_up(
     return [Hidden(row=row, source=choice.source, why=choice.why, loss_pct=loss)]
 
 
-def _said_times(row: TableRow, family: Family, problem: Any, chip: Chip) -> dict[Config, float]:
+def _said_times(row: TableRow) -> dict[Config, float]:
     """Times of configs that a row's evidence says, microseconds."""
     evidence = row.evidence
     times = {_fields(one["config"]): float(one["time_us"]) for one in evidence.runners_up}
     if len(row.configs) == 1:
         times[_fields(row.configs[0])] = evidence.time_us
-    heuristic = family.default_config(problem, chip.target)
-    if evidence.heuristic_us is not None and not isinstance(heuristic, Infeasible):
-        times.setdefault(_fields(asdict(heuristic)), evidence.heuristic_us)
+    if evidence.heuristic_us is not None and row.heuristic is not None:
+        times.setdefault(_fields(row.heuristic), evidence.heuristic_us)
     return times
 
 

@@ -8,7 +8,7 @@ from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.slots import SLOTS, family_of
 from rpa_tune.dispatch.dispatcher import Dispatcher
-from rpa_tune.dispatch.select import Choice, Source, select
+from rpa_tune.dispatch.select import Choice, Source, rests_on_default, select
 from rpa_tune.provenance import kernel_digest
 from rpa_tune.tables.key import TuningKey, differences, timed_key
 from rpa_tune.tables.loss import expected_loss
@@ -53,9 +53,9 @@ class Entry:
         compared.
       loss: Of an exact row none, and None here. Of a nearest row of today's kernels, and of one
         that a study of another shape filled, what rows of neighbours so far away lost
-        (`tables.loss`). Of the heuristic, what it lost in the nearest row whose key differs in the
-        maxima alone, by a doubling at most. None where there is nothing to tell it from: then the
-        loss is not known.
+        (`tables.loss`). Of the heuristic, what it lost in the nearest row that was compared with
+        today's, and whose key differs in the maxima alone, by a doubling at most. None where there
+        is nothing to tell it from: then the loss is not known.
     """
 
     family: str
@@ -147,7 +147,9 @@ def _loss_elsewhere(dispatcher: Dispatcher, key: TuningKey) -> Loss | None:
     for near in dispatcher.tables.by_distance(key):
         row = near.row
         is_of_today = row.evidence.kernel_digest == kernel_digest(row.key.family)
-        if _is_comparable(key, row.key) and is_of_today and row.evidence.speedup is not None:
+        if row.evidence.speedup is None or not is_of_today or not _is_comparable(key, row.key):
+            continue
+        if rests_on_default(row, dispatcher.chip.target):
             return Loss(
                 pct=100 * (row.evidence.speedup - 1),
                 error_pct=row.evidence.error_pct,

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rpa_kernels import load_family
+from rpa_kernels.family import config_to_dict
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_tune.errors import TableError
-from rpa_tune.tables.key import TuningKey, differences, tuning_key
+from rpa_tune.tables.key import TuningKey, differences, problem_of, tuning_key
 from rpa_tune.tables.loss import expected_loss
 from rpa_tune.tables.reader import Tables
 from rpa_tune.tables.row import HEURISTIC, TableRow
@@ -120,7 +121,7 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
             continue
         said = ""
         configs = _fitting(near.row, problem, target)
-        if near.row.evidence.verdict == HEURISTIC:
+        if near.row.evidence.verdict == HEURISTIC and rests_on_default(near.row, target):
             # The neighbour found the heuristic fine: the heuristic for this problem, then, not
             # the config that it had for the neighbour's.
             config = _heuristic(key.family, problem, target)
@@ -142,6 +143,17 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
             distance=near.distance,
         )
     return None
+
+
+def rests_on_default(row: TableRow, target: Target) -> bool:
+    """Whether a row was compared with today's default of its family, not with that of its day."""
+    family, evidence = load_family(row.key.family), row.evidence
+    try:
+        problem = problem_of(row.key, evidence.problem or {})
+    except ValueError:
+        return False
+    default = family.default_config(problem, target)
+    return not isinstance(default, Infeasible) and config_to_dict(default) == row.heuristic
 
 
 def _fitting(row: TableRow, problem: Problem, target: Target) -> tuple[Any, ...] | str:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rpa_tune.candidate import Fidelity
+from rpa_kernels.infeasible import Infeasible
+from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.decide.promote import ERROR_PCT
 from rpa_tune.report.study import StudyView
 
@@ -32,6 +33,8 @@ class Gain:
       low_pct: The same if the evaluator errs by all it may in the heuristic's favour.
       high_pct: The same the other way round.
       times_are: `simulated` or `measured`.
+      today_pct: The same as `gain_pct` of today's heuristic, if it is another than the study had;
+        None where it is the same, or has no time in the store.
     """
 
     study: str
@@ -43,6 +46,7 @@ class Gain:
     low_pct: float
     high_pct: float
     times_are: str
+    today_pct: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,9 +92,20 @@ def gains(views: Sequence[StudyView]) -> list[Gain]:
                 low_pct=round(100 * (ratio / error - 1), 2),
                 high_pct=round(100 * (ratio * error - 1), 2),
                 times_are="measured" if best.fidelity is Fidelity.MEASURED else "simulated",
+                today_pct=_today_pct(view, best),
             )
         )
     return found
+
+
+def _today_pct(view: StudyView, best: Evaluation) -> float | None:
+    """See `Gain.today_pct`."""
+    candidate = best.candidate
+    config = candidate.family.default_config(candidate.problem, candidate.chip.target)
+    answer = None if isinstance(config, Infeasible) else view.judged.get(config)
+    if answer is None or answer is view.heuristic or not answer.time_us or not best.time_us:
+        return None
+    return round(100 * (answer.time_us / best.time_us - 1), 2)
 
 
 def _model(view: StudyView) -> str:
@@ -159,6 +174,15 @@ def gains_text(found: Sequence[Gain]) -> list[str]:
     what = f"the heuristic loses more than {MEND_PCT:g} % in {len(mend)} of {len(found)} studies"
     lines.append(what + (", to be mended:" if mend else ""))
     lines += [
-        f"  {g.study}: {g.gain_pct:.1f} % ({g.low_pct:.1f} to {g.high_pct:.1f})" for g in mend
+        f"  {g.study}: {g.gain_pct:.1f} % ({g.low_pct:.1f} to {g.high_pct:.1f})"
+        + ("" if g.today_pct is None else f"; today's heuristic {g.today_pct:.1f} %")
+        for g in mend
     ]
+    if mended := [(g.gain_pct, g.today_pct) for g in found if g.today_pct is not None]:
+        then, now = (statistics.fmean(pcts) for pcts in zip(*mended, strict=True))
+        lines.append(
+            f"today's heuristic is another one in {len(mended)} studies that timed it: "
+            f"it loses {now:.1f} % in the mean, {max(pct for _, pct in mended):.1f} % at most, "
+            f"and that of the day {then:.1f} % in the mean"
+        )
     return lines

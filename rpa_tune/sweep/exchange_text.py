@@ -15,6 +15,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Candidate, Correctness, Evaluation, Method
 from rpa_tune.sweep.study import Study
 
@@ -37,11 +38,17 @@ class Shown:
         """
         self.name = study.name
         self._axes = {axis.name: axis.values for axis in study.axes()}
+        heuristic = study.heuristic()
+        # What no digest of a kernel says, and yet decides which questions are asked.
+        tried = {
+            "axes": {name: list(values) for name, values in self._axes.items()},
+            "heuristic": None if isinstance(heuristic, Infeasible) else asdict(heuristic),
+        }
         self.attributes: dict[str, Any] = {
             # A key of its own for each: several studies may ask the same questions.
             f"study {study.name}": f"workload {study.workload.name}: {study.workload.source}",
             "problem": study.problem.to_dict(),
-            SEARCH: {**asdict(study.search), "sampler": study.sampler()},
+            SEARCH: {**asdict(study.search), "sampler": study.sampler(), **tried},
         }
         is_check = fidelity is Correctness.INTERPRETED
         metric = "error, in parts of the tolerance" if is_check else "time us"

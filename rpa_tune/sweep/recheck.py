@@ -62,6 +62,8 @@ class RowCheck:
       schedule: `same`, `changed`, or `unknown`: the row, or an answer, has no digest.
       time_us: Of the row's configs today, mean over the workload; None without one.
       heuristic_us: Of today's heuristic; None without one.
+      compared_us: Of the config that the row was compared with, or of today's heuristic where the
+        row does not say; None without one.
       findings: What makes the row stale, or keeps it from being asked. Their rules: `versions`
         (made with another libtpu or kernel, and not evaluated again), `remake` (it cannot be asked
         again), `unanswered`, `fit`, `schedule`, `time` (moved by more than the evaluator's error,
@@ -74,6 +76,7 @@ class RowCheck:
     schedule: str = "unknown"
     time_us: float | None = None
     heuristic_us: float | None = None
+    compared_us: float | None = None
     findings: tuple[Finding, ...] = ()
     runners_up: tuple[RunnerUp, ...] = ()
 
@@ -172,17 +175,18 @@ def ask(
     if other := difference(study.libtpu_args, libtpu_args):
         return _with(check, "remake", f"{other}: see --libtpu-args")
     heuristic = study.heuristic()
+    compared = _compared_with(row, family) or heuristic
     others = _runners_up(row, family)
     others.pop(heuristic, None)  # asked for itself
-    wave = dict.fromkeys(
-        [*configs, *([] if isinstance(heuristic, Infeasible) else [heuristic]), *others]
-    )
+    asked_for = [*configs, heuristic, compared, *others]
+    wave = dict.fromkeys(c for c in asked_for if not isinstance(c, Infeasible))
     candidates = [study.candidate(config) for config in wave]
     told = oracle.ask(candidates, study, Fidelity.SIMULATED)
     answers = {answer.candidate.config: answer for answer in told}
     asked = tuple(replace(one, time_us=answers[config].time_us) for config, one in others.items())
+    then = answers.get(compared)
     return compare(
-        replace(check, runners_up=asked),
+        replace(check, runners_up=asked, compared_us=then.time_us if then else None),
         [answers[config] for config in configs],
         answers.get(heuristic),
         study.workload,
@@ -243,6 +247,13 @@ def compare(
         )
         check = _with(check, "rank", message)
     return check
+
+
+def _compared_with(row: TableRow, family: Family) -> Any:
+    """The config that a row was compared with; None if it does not say, or there is none now."""
+    with contextlib.suppress(ValueError):
+        return None if row.heuristic is None else family.config_from_dict(row.heuristic)
+    return None
 
 
 def _runners_up(row: TableRow, family: Family) -> dict[Any, RunnerUp]:

@@ -8,7 +8,6 @@ That is asked here, with the jax and libtpu of the row. `cli/restamp.py` is the 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rpa_kernels.infeasible import Infeasible
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.sweep.oracle import Oracle
@@ -35,8 +34,9 @@ class Restamp:
       row: As it stands in the table.
       new: With today's kernel digest; None when it was not proven, or is not needed.
       findings: Why it was not proven. Their rules: `versions` (made with another jax or libtpu),
-        `digest` (the row has none of its schedules), `schedule`, `heuristic` (not what the row was
-        compared with), `wrong` (the interpreter objects), and those of `recheck.RowCheck`.
+        `digest` (the row has none of its schedules), `schedule`, `heuristic` (what the row was
+        compared with takes another time), `wrong` (the interpreter objects), and those of
+        `recheck.RowCheck`.
     """
 
     row: TableRow
@@ -77,7 +77,7 @@ def restamp(
     """The row with today's kernel digest, if today's kernel is what it was tuned with.
 
     Proven is that the compiler makes the same schedules of the row's configs, that time and rank
-    follow from them as the row says, and that the heuristic is the one it was compared with. A row
+    follow from them as the row says, and that what it was compared with takes the same time. A row
     that says that its configs were verified has them verified again: what the interpreter runs is
     not the schedule. Its text then says how today; all else stays.
 
@@ -100,7 +100,7 @@ def restamp(
     if check.schedule != "same":
         return left(row, "schedule", "today's compile has no digest to compare")
     study = remake(row, plans)
-    if message := _other_heuristic(check, study):
+    if message := _other_comparison(check):
         return left(row, "heuristic", message)
     verified = row.evidence.verified
     if verify and verified:
@@ -123,27 +123,24 @@ def _named(found: Finding, row: TableRow) -> Finding:
     return replace(found, message=f"{whose} has {found.message}")
 
 
-def _other_heuristic(check: RowCheck, study: Study) -> str:
-    """How today's heuristic differs from the one that the verdict rests on; empty if it does not.
+def _other_comparison(check: RowCheck) -> str:
+    """How the time has changed of what the verdict rests on; empty if it has not.
 
-    A row keeps no digest of its schedule. Where the row pins it, the configs are equal; else its
-    time must be, up to the evaluator's error.
+    A row keeps no digest of that schedule, so it is the time, up to the evaluator's error. Where
+    the row pins what it was compared with, that is the row's own config. An old row does not say
+    which config it was: then it must have been today's heuristic.
     """
-    evidence, heuristic = check.row.evidence, study.heuristic()
-    if isinstance(heuristic, Infeasible):
-        return f"today's heuristic cannot exist: {heuristic}"
+    evidence = check.row.evidence
     if evidence.verdict == HEURISTIC:
-        config_from_dict = study.family.config_from_dict
-        if heuristic in [config_from_dict(fields) for fields in check.row.configs]:
-            return ""
-        return f"the row pins the heuristic of its day; today's is {heuristic}"
-    if check.heuristic_us is None or evidence.heuristic_us is None:
+        return ""
+    if check.compared_us is None or evidence.heuristic_us is None:
         return "the heuristic has no time to compare"
-    change_pct = 100 * (check.heuristic_us / evidence.heuristic_us - 1)
+    change_pct = 100 * (check.compared_us / evidence.heuristic_us - 1)
     if abs(change_pct) <= evidence.error_pct:
         return ""
-    times = f"{evidence.heuristic_us:,.1f} us then, {check.heuristic_us:,.1f} us now"
-    return f"the heuristic takes {times} ({change_pct:+.1f} %)"
+    times = f"{evidence.heuristic_us:,.1f} us then, {check.compared_us:,.1f} us now"
+    whose = "the heuristic of its day" if check.row.heuristic else "the heuristic"
+    return f"{whose} takes {times} ({change_pct:+.1f} %)"
 
 
 def _verify(row: TableRow, oracle: Oracle, study: Study) -> tuple[str, tuple[Finding, ...]]:

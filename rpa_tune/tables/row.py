@@ -92,6 +92,8 @@ class Evidence:
         there are some.
       libtpu_args: Flags that the compiler was given (`libtpu_args.py`); a file has the field only
         where there were some.
+      heuristic: The config that `heuristic_us` is of, the default when the row was made; see
+        `TableRow.heuristic`. A file has the field only where the row does not pin that config.
       share_of_wins: Of those sets, the share under which the tuned config, or else the best one
         that was found, beats the heuristic; a tie is half a win. None as well.
     """
@@ -119,6 +121,7 @@ class Evidence:
     share_of_wins: float | None = None
     libtpu_args: str = ""
     runners_up: tuple[dict[str, Any], ...] = ()
+    heuristic: dict[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -127,7 +130,7 @@ class Evidence:
             "interval_us": self.interval_us and list(self.interval_us),
         }
         data["runners_up"] = list(self.runners_up)
-        for name in ("libtpu_args", "runners_up"):  # older files stay as they are
+        for name in ("libtpu_args", "runners_up", "heuristic"):  # older files stay as they are
             if not data[name]:
                 del data[name]
         return data
@@ -162,6 +165,14 @@ class TableRow:
             if clause.holds(lengths):
                 return clause.use
         raise AssertionError("the last clause of a rule always holds")
+
+    @property
+    def heuristic(self) -> dict[str, int] | None:
+        """Config that it was compared with, today's default or not; None if an old row is silent.
+
+        A kernel's digest does not cover its default (`provenance.kernel_digest`).
+        """
+        return self.configs[0] if self.evidence.verdict == HEURISTIC else self.evidence.heuristic
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, chip and family left to the file's header."""
@@ -227,9 +238,12 @@ def _evidence(data: dict[str, Any]) -> Evidence:
     changed = {"regret_by_num_configs_pct": tuple(regrets), "interval_us": span and tuple(span)}
     runners_up = data.get("runners_up", [])
     _check_runners_up(runners_up)
-    stated = {"libtpu_args": "", **data, **changed, "runners_up": tuple(runners_up)}
+    stated = {"libtpu_args": "", "heuristic": None, **data, **changed}
+    stated["runners_up"] = tuple(runners_up)
     evidence: Evidence = _record(Evidence, "evidence", stated)
     _check_libtpu_args(evidence.libtpu_args)
+    if evidence.heuristic is not None:
+        _check_config("evidence.heuristic", evidence.heuristic)
     if evidence.verdict not in (TUNED, HEURISTIC):
         raise ValueError(f"evidence.verdict={evidence.verdict!r} is not tuned or heuristic")
     if evidence.fidelity not in FIDELITIES:
@@ -295,12 +309,16 @@ def _configs(data: Any) -> tuple[dict[str, int], ...]:
     if not isinstance(data, list) or not 1 <= len(data) <= MAX_CONFIGS:
         raise ValueError(f"configs must be a list of 1 to {MAX_CONFIGS}")
     for i, config in enumerate(data):
-        for name, value in _mapping(f"configs[{i}]", config).items():
-            if type(value) is not int:
-                raise ValueError(f"configs[{i}].{name}={value!r} is not an integer")
-            if not 0 <= value <= MAX_INTEGER:
-                raise ValueError(f"configs[{i}].{name}={value!r:.40} is not in 0..{MAX_INTEGER}")
+        _check_config(f"configs[{i}]", config)
     return tuple(data)
+
+
+def _check_config(what: str, data: Any) -> None:
+    for name, value in _mapping(what, data).items():
+        if type(value) is not int:
+            raise ValueError(f"{what}.{name}={value!r} is not an integer")
+        if not 0 <= value <= MAX_INTEGER:
+            raise ValueError(f"{what}.{name}={value!r:.40} is not in 0..{MAX_INTEGER}")
 
 
 def _rule(data: Any, *, num_configs: int) -> tuple[Clause, ...]:
@@ -349,6 +367,7 @@ _ACCEPTS: dict[Any, tuple[type, ...]] = {
     float: (float, int),
     float | None: (float, int, type(None)),
     dict[str, Any] | None: (dict, type(None)),
+    dict[str, int] | None: (dict, type(None)),
     tuple[float, ...]: (tuple,),
     tuple[dict[str, Any], ...]: (tuple,),
     tuple[float, float] | None: (tuple, type(None)),

@@ -20,15 +20,25 @@ from rpa_tune.provenance import (
 
 KERNELS = Path(module.__file__).resolve().parent.parent / "kernels"
 
-# Traces a launch as `compile/lower.py` does, and says which modules of the kernels that loaded.
+# Traces a launch as `compile/lower.py` does, and says which modules of the kernels that loaded. The
+# modules that say which configs are tried are stand-ins, which refuse to be called.
 TRACE = """
-import sys, jax, jax.numpy as jnp
+import sys, types, jax, jax.numpy as jnp
 from dataclasses import replace
 from rpa_kernels import inputs, load_family
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
+
+def refuse(*args, **kwargs):
+    raise AssertionError("a launch asked which configs are tried")
+
+for kernel in ("decode", "blockwise"):
+    space = types.ModuleType(f"rpa_kernels.{kernel}.space")
+    space.__getattr__ = lambda name: refuse
+    sys.modules[space.__name__] = space
 target = Target(chip="v6e", vmem_bytes=128 << 20, smem_bytes=1 << 20, mxu_size=256, num_cores=2,
-                has_bf16_vector_units=True, has_fp8_mxu=True, has_result_buffers=False)
+                has_bf16_vector_units=True, has_fp8_mxu=True, has_fast_fp8_mxu=False,
+                has_result_buffers=False)
 problem = Problem(num_q_heads=8, num_kv_heads=2, head_dim=128, page_size=128, max_num_tokens=64,
                   max_num_seqs=8, pages_per_seq=8, num_pages=64, sliding_window=100, soft_cap=30.0)
 shapes = [(64, 8, 128), (64, 2, 128), (64, 2, 128)]
@@ -36,7 +46,7 @@ if {family!r}.startswith("mla-"):
     problem = replace(problem, num_kv_heads=1, head_dim=256, rope_dim=64)
     shapes = [(64, 8, 320), (64, 256), (64, 64)]
 family = load_family({family!r})
-config = family.default_config(problem, target)
+config = family.config_from_dict({config!r})
 def attend(q, k, v, cache, *scalars):
     q, kv_new = inputs.prepare(q, k, v, problem)
     out, cache = family.launch(q, kv_new, cache, *scalars, problem=problem, config=config,
@@ -71,10 +81,14 @@ def module_path(name):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_kernel_is_made_of_the_modules_that_its_launch_loads(family):
-    script = TRACE.replace("{family!r}", repr(family))
+    """All but those that say which configs are tried, and of those it asks nothing."""
+    config = {"bkv_sz": 256, "bkv_csz": 256, "num_buffers": 2, "bq_sz": 16}
+    config |= {"seqs_per_step": 2} if "decode" in family else {"bq_csz": 16, "mxu_sums": 1}
+    script = TRACE.replace("{family!r}", repr(family)).replace("{config!r}", repr(config))
     run = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     loaded = {str(module_path(name).relative_to(KERNELS)) for name in run.stdout.split()}
     assert "calls.py" in loaded
+    loaded -= {"decode/space.py", "blockwise/space.py"}
     roots = [f"rpa_kernels.{family.replace('-', '_')}", "rpa_kernels.inputs"]
     assert {path for path, _ in module._import_closure(roots)} == loaded
 
@@ -90,6 +104,12 @@ def test_a_kernel_is_made_of_the_modules_that_its_launch_loads(family):
             {"decode", "mla-decode"},
         ),  # imported inside a function of the family's record
         ("stagger.py", set(FAMILIES)),
+        ("decode/fits.py", {"decode", "mla-decode"}),
+        ("blockwise/fits.py", {"prefill", "mixed", "mla-mixed"}),
+        ("limits.py", set(FAMILIES)),
+        ("decode/space.py", set()),
+        ("blockwise/space.py", set()),
+        ("kv_blocks.py", set()),
         ("online_softmax.py", set(FAMILIES)),
         ("reference.py", {"verifier"}),
         ("verify.py", {"verifier"}),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rpa_kernels import limits
+from rpa_kernels import kv_blocks, limits
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
@@ -44,7 +44,7 @@ def decode_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     return {
         "bq_sz": (1,),
         "bq_c_sz": (1,),
-        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048, 4096)),
+        "bkv_sz": kv_blocks.block_sizes(problem, (256, 512, 1024, 2048, 4096)),
         "batch_size": (1, 2, 4, 8, 16),
         "n_buffer": (2, 3, 4),
     }
@@ -55,7 +55,7 @@ def mixed_axes(problem: Problem, queries: tuple[int, ...]) -> dict[str, tuple[in
     return {
         "bq_sz": queries,
         "bq_c_sz": queries,
-        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048)),
+        "bkv_sz": kv_blocks.block_sizes(problem, (256, 512, 1024, 2048)),
         "batch_size": (1, 2),
         "n_buffer": (2, 3),
     }

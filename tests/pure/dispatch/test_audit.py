@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from table_rows import PROBLEM, make_row
+from table_rows import PROBLEM, default_config, make_row
 
 from rpa_tune.dispatch.audit import audit
 from rpa_tune.dispatch.dispatcher import Dispatcher
@@ -69,6 +69,8 @@ def test_a_nearest_row_has_a_distance_and_the_loss_of_neighbours_so_far_away() -
         (replace(PROBLEM, head_dim=256), {}, False),  # another attention
         (DOUBLED, {"kernel_digest": "old"}, False),
         (DOUBLED, {"heuristic_us": None}, False),
+        (DOUBLED, {"heuristic": default_config(num_buffers=2)}, False),  # that of another day
+        (DOUBLED, {"heuristic": None}, False),
     ],
 )
 def test_the_heuristics_loss_is_that_of_a_row_a_doubling_away(problem, evidence, is_known) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 
-from rpa_kernels import limits
+from rpa_kernels import kv_blocks
 from rpa_kernels.infeasible import Infeasible
 
 
@@ -16,7 +16,7 @@ def configs(space, config_type, problem, target):
 
 def check_that_it_gives_up_last(space, config_type, problem, chip, least_bits):
     """The default fits each share of VMEM in which anything fits, 128 MiB to `1 << least_bits`."""
-    share, gave_up = limits.DEFAULT_VMEM_SHARE, []
+    share, gave_up = kv_blocks.DEFAULT_VMEM_SHARE, []
     for shift in range(27, least_bits - 1, -1):
         target = dataclasses.replace(chip, vmem_bytes=1 << shift)
         config = space.default_config(problem, target)

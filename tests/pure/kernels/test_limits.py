@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpa_kernels import limits
+from rpa_kernels import kv_blocks, limits
 from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip
 
@@ -36,7 +36,7 @@ def test_a_fitted_block_fits_and_is_the_least_that_does(page_size, pages_per_seq
     def fits(n):
         return n % page_size == 0 or page_size % n == 0
 
-    block = limits.fit_block(size, problem)
+    block = kv_blocks.fit_block(size, problem)
     assert fits(block)
     assert size <= block < size + page_size
     assert limits.check_blocks(bkv_sz=block, bkv_csz=block, problem=problem) is None
@@ -52,10 +52,10 @@ def test_a_fitted_block_fits_and_is_the_least_that_does(page_size, pages_per_seq
 )
 def test_block_sizes_rise_and_none_is_beyond_the_longest_context(page_size, pages_per_seq, sizes):
     problem = paged(page_size, pages_per_seq)
-    found = limits.block_sizes(problem, tuple(sizes))
+    found = kv_blocks.block_sizes(problem, tuple(sizes))
     assert found
     assert list(found) == sorted(set(found))
-    longest = limits.longest_block(problem)
+    longest = kv_blocks.longest_block(problem)
     assert longest >= max(problem.max_context_tokens, 128)
     assert longest % page_size == 0
     for block in found:
@@ -67,10 +67,10 @@ def test_block_sizes_rise_and_none_is_beyond_the_longest_context(page_size, page
 @given(page_size=pages, size=st.integers(2, 5000))
 def test_halving_ends_at_a_block_that_fits(page_size, size):
     problem, seen = paged(page_size), []
-    block = limits.fit_block(size, problem)
+    block = kv_blocks.fit_block(size, problem)
     while block is not None:
         seen.append(block)
-        block = limits.smaller_block(block, problem)
+        block = kv_blocks.smaller_block(block, problem)
     assert seen == sorted(set(seen), reverse=True)
     for block in seen:
         assert limits.check_blocks(bkv_sz=block, bkv_csz=block, problem=problem) is None
@@ -83,8 +83,8 @@ def test_halving_ends_at_a_block_that_fits(page_size, size):
 @given(page_size=pages, size=st.integers(1, 5000), most=st.sampled_from([128, 256, 512]))
 def test_the_compute_block_is_the_largest_that_is_accepted(page_size, size, most):
     problem = paged(page_size)
-    block = limits.fit_block(size, problem)
-    csz = limits.compute_size(block, most)
+    block = kv_blocks.fit_block(size, problem)
+    csz = kv_blocks.compute_size(block, most)
     assert limits.check_blocks(bkv_sz=block, bkv_csz=csz, problem=problem) is None
     larger = range(csz + 1, min(block, most) + 1)
     assert all(limits.check_blocks(bkv_sz=block, bkv_csz=n, problem=problem) for n in larger)

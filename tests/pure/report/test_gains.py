@@ -1,6 +1,7 @@
 """Gains over the heuristic by group, and where it is to be mended."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 from click.testing import CliRunner
@@ -39,6 +40,7 @@ def test_the_gains_of_a_store(tmp_path) -> None:
     assert found.gain_pct == pytest.approx(expected, abs=6)  # the store's times are a little noisy
     assert (found.chip, found.family, found.model) == ("v6e", "decode", "llama3-8b")
     assert found.low_pct < found.gain_pct < found.high_pct
+    assert found.today_pct is None  # today's heuristic is that of the study
     printed = CliRunner().invoke(cli, ["report", str(store), "--gains", "--json"])
     said = json.loads(printed.stdout)
     assert said["studies"][0]["gain_pct"] == found.gain_pct
@@ -47,3 +49,14 @@ def test_the_gains_of_a_store(tmp_path) -> None:
     assert shown.stdout.splitlines() == gains_text([found])
     refused = CliRunner().invoke(cli, ["report", str(store), "--json"])
     assert isinstance(refused.exception, UsageError)
+
+
+def test_a_heuristic_that_was_mended_is_told_by_the_times_that_a_study_has(tmp_path) -> None:
+    study = make_study(name="v6e/llama3-8b/decode", problem=PROBLEM, simulate=1000)
+    store = write_store(tmp_path / "fleet.jsonl", [study])
+    (view,) = load_studies(store, "fleet")
+    slow = max(study.space().configs, key=true_us)
+    (found,) = gains([replace(view, plan=replace(view.plan, heuristic=asdict(slow)))])
+    (now,) = gains([view])
+    assert found.today_pct == now.gain_pct
+    assert gains_text([found])[-1].startswith("today's heuristic is another one in 1 studies")

@@ -43,6 +43,10 @@ def test_studies_say_what_they_are_about_and_what_must_be_alike() -> None:
     assert shown.attributes[f"study {STUDY.name}"] == "workload fake: made up"
     assert shown.attributes[SEARCH]["simulate"] == 12
     assert shown.attributes[SEARCH]["sampler"] == STUDY.sampler()
+    assert shown.attributes[SEARCH]["heuristic"] == asdict(STUDY.heuristic())
+    narrower = Shown(replace(STUDY, overrides={"bq_sz": (16,)}), Fidelity.SIMULATED)
+    other = differences(shown.attributes[SEARCH], narrower.attributes[SEARCH])
+    assert other.startswith("axes ")
     metrics = [
         Shown(STUDY, f).system_attributes["study:metric_names"] for f in (*Fidelity, *Correctness)
     ]

@@ -50,7 +50,6 @@ class Compiler(FormulaEvaluator):
 
 
 BEST = min(STUDY.space().configs, key=true_us)
-WORST = max(STUDY.space().configs, key=true_us)
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +96,7 @@ def test_equal_schedules_give_todays_digest_and_nothing_else(tmp_path):
 
 
 def test_a_row_that_pins_the_heuristic_is_restamped(tmp_path):
-    row = make_stale(tmp_path / "t", best=WORST)
+    row = make_stale(tmp_path / "t", best=STUDY.heuristic())
     assert row.evidence.verdict == "heuristic"
     assert prove(row, tmp_path).new.evidence.kernel_digest == kernel_digest("decode")
 
@@ -140,17 +139,28 @@ def test_one_changed_schedule_of_several_is_enough(tmp_path, changed):
     assert "at least one of 2 configs (the row has one digest for all)" in found.findings[0].message
 
 
-def test_another_heuristic_is_not_the_one_that_was_beaten(tmp_path, monkeypatch):
+def test_another_time_of_the_heuristic_is_not_the_one_that_was_beaten(tmp_path):
     row = make_stale(tmp_path / "t")
     for factor, expected in ((1.04, []), (1.06, ["heuristic"]), (0.94, ["heuristic"])):
         slower = Compiler(slower={STUDY.heuristic(): factor})
         assert rules(prove(row, tmp_path / str(factor), slower)) == expected
-    pinned = make_stale(tmp_path / "p", best=WORST)
-    other = replace(STUDY.heuristic(), num_buffers=STUDY.heuristic().num_buffers + 1)
+
+
+def test_a_row_rests_on_what_it_was_compared_with_and_not_on_todays_heuristic(
+    tmp_path, monkeypatch
+):
+    row, pinned = make_stale(tmp_path / "t"), make_stale(tmp_path / "p", best=STUDY.heuristic())
+    then = STUDY.heuristic()
+    assert row.heuristic == pinned.heuristic == asdict(then)
+    other = replace(then, num_buffers=then.num_buffers + 1)
     monkeypatch.setattr(type(STUDY), "heuristic", lambda self: other)
-    found = prove(pinned, tmp_path)
-    assert rules(found) == ["heuristic"]
-    assert "the row pins the heuristic of its day" in found.findings[0].message
+    assert prove(pinned, tmp_path / "1").new is not None
+    assert prove(row, tmp_path / "2", Compiler(slower={other: 1.06})).new is not None
+    slower = Compiler(slower={then: 1.06})
+    assert rules(prove(row, tmp_path / "3", slower)) == ["heuristic"]
+    # A row that does not say what it was compared with is held against today's.
+    silent = replace(row, evidence=replace(row.evidence, heuristic=None))
+    assert rules(prove(silent, tmp_path / "4", Compiler(slower={other: 2.0}))) == ["heuristic"]
 
 
 def test_what_the_row_says_must_follow_from_its_schedules_today(tmp_path):

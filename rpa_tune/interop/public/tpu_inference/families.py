@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rpa_kernels import limits
+from rpa_kernels import kv_blocks
 from rpa_kernels.batch import Batch
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
@@ -127,9 +127,9 @@ def _v3_decode_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ..
     del target
     return {
         "bq_sz": (1,),
-        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048, 4096, 8192)),
+        "bkv_sz": kv_blocks.block_sizes(problem, (256, 512, 1024, 2048, 4096, 8192)),
         "bq_csz": (1,),
-        "bkv_csz": limits.block_sizes(problem, (256, 512, 1024, 2048)),
+        "bkv_csz": kv_blocks.block_sizes(problem, (256, 512, 1024, 2048)),
     }
 
 
@@ -137,9 +137,9 @@ def _v3_mixed_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...
     del target
     return {
         "bq_sz": _queries(problem, (16, 32, 64, 128, 256)),
-        "bkv_sz": limits.block_sizes(problem, (256, 512, 1024, 2048, 4096)),
+        "bkv_sz": kv_blocks.block_sizes(problem, (256, 512, 1024, 2048, 4096)),
         "bq_csz": _queries(problem, (16, 32, 64, 128)),
-        "bkv_csz": limits.block_sizes(problem, (256, 512, 1024)),
+        "bkv_csz": kv_blocks.block_sizes(problem, (256, 512, 1024)),
     }
 
 
@@ -147,7 +147,7 @@ def _hd64_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     del target
     return {
         "bq_sz": _queries(problem, (8, 16, 32, 64, 128)),
-        "bkv_sz": limits.block_sizes(problem, (128, 256, 512, 1024, 2048, 4096)),
+        "bkv_sz": kv_blocks.block_sizes(problem, (128, 256, 512, 1024, 2048, 4096)),
     }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rpa_kernels import layout, limits
+from rpa_kernels import kv_blocks, layout, limits
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
@@ -92,7 +92,7 @@ def decode_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     del target
     sizes = (512, 1024, 2048, 3072, 4096)
     return {
-        "bkv_sz": limits.block_sizes(problem, sizes),
+        "bkv_sz": kv_blocks.block_sizes(problem, sizes),
         "batch_size": tuple(n for n in (1, 2, 4, 8, 16) if n <= problem.max_num_seqs),
     }
 
@@ -103,7 +103,7 @@ def mixed_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     queries = (2, 4, 8, 16, 32, 64, 128)
     return {
         "bq_sz": tuple(n for n in queries if n <= problem.max_num_tokens),
-        "bkv_sz": limits.block_sizes(problem, (512, 1024, 2048)),
+        "bkv_sz": kv_blocks.block_sizes(problem, (512, 1024, 2048)),
         "q_split": (1, 2, 4, 8, 16),
     }
 

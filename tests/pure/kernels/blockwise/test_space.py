@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from pure.kernels.defaults import check_that_it_gives_up_last, configs
 
-from rpa_kernels.blockwise import space
+from rpa_kernels.blockwise import fits, space
 from rpa_kernels.blockwise.account import scratch_bytes
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.problem import Problem
@@ -31,7 +31,7 @@ def test_a_config_is_refused_exactly_where_it_breaks_a_rule(page_size):
             "bq_sz % bq_csz": config.bq_sz % config.bq_csz == 0,
             "vmem_bytes": scratch_bytes(problem, config, SMALL) <= 0.85 * SMALL.vmem_bytes,
         }
-        bad = space.check(problem, config, SMALL)
+        bad = fits.check(problem, config, SMALL)
         refused.add(bad.limit if bad else None)
         assert (bad.limit if bad else None) == next((r for r, ok in rules.items() if not ok), None)
     assert {None, "bkv_sz % bkv_csz", "bq_sz % bq_csz", "vmem_bytes"} <= refused
@@ -50,7 +50,7 @@ def test_a_config_is_refused_exactly_where_it_breaks_a_rule(page_size):
 )
 def test_values_off_the_axes_are_refused_with_a_hint(changes, limit, hint):
     config = space.default_config(LLAMA, V6E)
-    bad = space.check(LLAMA, dataclasses.replace(config, **changes), V6E)
+    bad = fits.check(LLAMA, dataclasses.replace(config, **changes), V6E)
     assert bad.limit == limit
     assert hint in bad.hint
 
