@@ -1,8 +1,9 @@
 """Table rows for tests."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from rpa_kernels import load_family
+from rpa_kernels.family import config_to_dict
 from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import kernel_digest
@@ -37,7 +38,7 @@ def make_evidence(**fields):
 
 def default_config(family="decode", problem=PROBLEM, chip="v6e", **changes):
     config = load_family(family).default_config(problem, load_chip(chip).target)
-    return asdict(replace(config, **changes))
+    return config_to_dict(replace(config, **changes))
 
 
 def make_row(family="decode", problem=PROBLEM, chip="v6e", configs=None, rule=ALWAYS_FIRST, **ev):
