@@ -43,20 +43,25 @@ test-scale: $(STAMP) ## a sweep's tasks on a local Ray cluster; installs the ext
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
 	$(BIN)/python -m pytest -n 0 -m scale
 
-test-versions: $(STAMP) ## compile for every chip with each pair of jax and libtpu; keeps an environment for each
-	$(BIN)/python tests/versions/run.py $(VERSIONS)
+test-versions: $(STAMP) ## compile for every chip with each pair of jax and libtpu; stop it at any time, it resumes
+	$(BIN)/python tests/versions/run.py --workers $(JOBS) $(VERSIONS)
 
 lint-kernels: $(STAMP) ## the compiler's own linter on every shipped config; keeps an environment with libtpu 0.0.52
-	$(BIN)/python tests/versions/run.py --lint $(VERSIONS)
+	$(BIN)/python tests/versions/run.py --lint --workers $(JOBS) $(VERSIONS)
 
 # jax, torch and all else as vLLM on TPU has them, which this project's own environment has not.
 ENGINES = .venv-engines
+ENGINES_STAMP = $(ENGINES)/.installed
+ENGINES_PIP = $(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
 
-test-engines: ## whole engines on a CPU, in an environment of their own: Python 3.12, 8 GB
-	test -x $(ENGINES)/bin/python || $(or $(PYTHON312),python3.12) -m venv $(ENGINES)
-	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/engines/requirements.txt
-	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	$(ENGINES)/bin/python -m pytest -c tests/engines/pytest.ini tests/engines
+$(ENGINES_STAMP): tests/engines/requirements.txt pyproject.toml
+	"$$($(PYTHON) tests/versions/interpreter.py 3.12)" -m venv $(ENGINES)
+	$(ENGINES_PIP) -r tests/engines/requirements.txt
+	$(ENGINES_PIP) -e .
+	@touch $(ENGINES_STAMP)
+
+test-engines: $(ENGINES_STAMP) ## whole engines on a CPU, in an environment of their own: Python 3.12, 10 GB
+	CI=1 $(ENGINES)/bin/python -m pytest -c tests/engines/pytest.ini tests/engines
 
 check: $(STAMP) ## formatter, linter, types, architecture
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Before:
         requests = [
             {
                 "family": c.family.name, "chip": c.chip.name, "problem": _given(c.problem),
-                "config": asdict(c.config),
+                "config": _given(c.config),
             }
             for c in candidates
         ]  # fmt: skip

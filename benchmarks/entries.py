@@ -85,7 +85,8 @@ def our_candidates(group: Group) -> list[Candidate]:
     fields = family.config_to_dict(default)
     configs = [default]
     for name, values in family.search_axes(group.problem, chip.target).items():
-        steps = sorted(values, key=lambda v: abs(math.log2(max(v, 0.5) / max(fields[name], 0.5))))
+        own = max(getattr(default, name), 0.5)
+        steps = sorted(values, key=lambda v, own=own: abs(math.log2(max(v, 0.5) / own)))
         configs += [family.config_from_dict({**fields, name: value}) for value in steps[:3]]
     first, *rest = (
         Candidate(

@@ -202,10 +202,12 @@ class Prediction:
       held_out_us: The time.
       interval_us: Where 90 % of the sets of that fit put it.
       fitted_us: The time by the fit to all rows.
+      machine: Of the fit that had not seen the group.
     """
 
     held_out_us: float
     fitted_us: float | None
+    machine: Machine
     interval_us: tuple[float, float] = field(default=(0.0, 0.0))
 
 
@@ -229,7 +231,7 @@ def hold_out(
     """
     whole = fit_chip(chip, form, observations)
     predictions = {
-        o.label: Prediction(held_out_us=us, fitted_us=us)
+        o.label: Prediction(held_out_us=us, fitted_us=us, machine=whole.machine)
         for o, us in zip(observations, whole.predicted_us, strict=True)
     }
     groups = dict.fromkeys(o.group for o in observations)
@@ -241,6 +243,7 @@ def hold_out(
         times = predict(without[group].machine, inside)
         for o, us in zip(inside, times.tolist(), strict=True):
             predictions[o.label].held_out_us = us
+            predictions[o.label].machine = without[group].machine
 
     def deviation(left_out: str) -> float:
         """How far off rows are that were not seen, learnt from rows of other groups."""
@@ -264,7 +267,7 @@ def predict_unseen(
     """Rows that no fit of the chip ever saw, by label, with their intervals."""
     times = predict(fitted.machine, observations).tolist()
     found = {
-        o.label: Prediction(held_out_us=us, fitted_us=None)
+        o.label: Prediction(held_out_us=us, fitted_us=None, machine=fitted.machine)
         for o, us in zip(observations, times, strict=True)
     }
     _set_intervals(found, observations, machine_sets(fitted, deviation))

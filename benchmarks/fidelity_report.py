@@ -26,6 +26,8 @@ def markdown(found: Mapping[str, Any]) -> str:
         *_figures(found["by_chip_and_source"]),
         "",
         *_choices(found["choices"]),
+        "",
+        *_winners(found["winners"]),
     ]
     if found["forms"]:
         lines += ["", "## Forms of the model, each fitted without one source", ""]
@@ -69,6 +71,34 @@ def _figures(parts: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _choices(found: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = ((c["chip"], c["call"], str(c["tried"]), f"{c['regret']:.1%}") for c in found)
     return _table(("chip", "call", "blocks measured", "regret of the predicted best"), rows)
+
+
+def _winners(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Public winners beside other blocks, both simulated."""
+    if not found:
+        return []
+    behind = [one["behind"] for one in found]
+    return [
+        f"Of {len(found)} public winners, blocks that were found by measuring,"
+        f" {sum(not share for share in behind)} are simulated as the best, by fits that saw none of"
+        f" them; they are behind the best by {sum(behind) / len(behind):.1%} in the mean and"
+        f" {max(behind):.1%} at worst. The other blocks have no public times.",
+        "",
+        *_table(
+            ("row", "chip", "call", "pages of the winner", "of others, with their times", "behind"),
+            (
+                (
+                    one["row"],
+                    one["chip"],
+                    one["call"],
+                    f"{one['winner_pages']}: {one['winner_us']:.1f} us",
+                    ", ".join(f"{pages}: {us:.1f}" for pages, us in one["others_us"].items()),
+                    f"{one['behind']:.1%}",
+                )
+                for one in found
+            ),
+        ),
+    ]
 
 
 def _forms(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,8 @@ the digests in its manifest, and timed again in milliseconds under any machine.
 
 import json
 import zipfile
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ RECORDS = DATA / "measured_rpa.json"
 ROWS = DATA / "measured_rpa_2.jsonl"
 TOKAMAX = DATA / "measured_tokamax.jsonl"
 RECORDINGS = DATA / "recordings.zip"
+_LEAST_BLOCK_TOKENS = 256
 _FEW_QUERIES = 16  # tokens a sequence; steps that verify drafts have the shape of decode
 
 
@@ -172,6 +174,30 @@ def _of_tokamax(place: int, line: dict[str, Any]) -> Row:
     )
 
 
+# Blocks beside a public winner: KV pages as a share of the winner's.
+_OTHER_PAGES = (0.25, 0.5, 2.0)
+
+
+def load_choices(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """What calls with a public winner would be with other blocks: recorded, and never measured.
+
+    sglang-jax timed each call with the blocks that its table has for it, found by measuring.
+    """
+    found = []
+    for row in rows:
+        if row.source != "sglang-jax" or row.part != "decode" or "n256" in row.label:
+            continue  # a call of 256 sequences has the blocks of 128
+        pages = row.contents["block_sizes"]["bkv_p"]
+        for other in (int(pages * share) for share in _OTHER_PAGES):
+            if other * row.contents["page_size"] < _LEAST_BLOCK_TOKENS:
+                continue
+            blocks = row.contents["block_sizes"] | {"bkv_p": other, "bkv_sz": None}
+            contents = row.contents | {"block_sizes": blocks}
+            name = f"{row.name}/{other}"
+            found.append(replace(row, name=name, contents=contents, call=call_digest(contents)))
+    return tuple(found)
+
+
 def recorded_names() -> set[str]:
     """Names of the rows that have a recording."""
     with zipfile.ZipFile(RECORDINGS) as archive:
@@ -203,7 +229,8 @@ def load_observations(rows: tuple[Row, ...]) -> tuple[dict[str, Observation], di
 
 def keep(contents: dict[str, bytes], versions: dict[str, str]) -> None:
     """Writes recordings of rows."""
-    calls = {row.name: row.call for row in load_rows()}
+    rows = load_rows()
+    calls = {row.name: row.call for row in (*rows, *load_choices(rows))}
     keep_recordings(RECORDINGS, contents, versions, calls)
 
 

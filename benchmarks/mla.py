@@ -5,7 +5,7 @@
 Each chip has every number of heads with the dtype and page size of `VARIANTS` (`mla_cells.py`). The
 public kernel gets the blocks that its engine would look up, which are defaults where its table has
 no key, and one more set: what its table has most often, as far as it fits. Ours gets its default
-and one neighbour.
+alone, which needs no search.
 
 What is compiled is little: all cells of a chip and variant share one problem, so that a kernel is
 compiled once for contexts and batches of every size, and the public function once for its decode
@@ -187,7 +187,7 @@ def _numbers(text: str, allowed: Sequence[Any], what: str) -> list[Any]:
 @click.option("--chips", default="all", help="Comma-separated: v6e, v7x, v5p.")
 @click.option("--heads", default="all", help="Comma-separated: 128, 64, 32, 16, 8.")
 @click.option("--kinds", default="all", help="decode, mixed.")
-@click.option("--search", default=2, help="Configs tried of ours; 0 for none.")
+@click.option("--search", default=1, help="Configs tried of ours; 0 for none.")
 @click.option("--search-public", default=2, help="The same of the public kernel.")
 @click.option("--minutes", default=50.0, help="No new compile is begun after so long.")
 @click.option("--workers", default=2, help="Worker processes.")

@@ -37,8 +37,8 @@ VARIANTS = (
 HEADS = tuple(dict.fromkeys(heads for heads, _, _ in VARIANTS))
 # (chips, heads), the most important first.
 TIERS = (
-    (("v6e", "v7x"), (128,)), (("v6e", "v7x"), (16, 8)), (("v6e", "v7x"), (64, 32)),
-    (("v5p",), HEADS),
+    (("v6e", "v7x"), (128,)), (("v6e", "v7x"), (16, 8)), (("v5p",), (128, 16, 8)),
+    (CHIPS, (64, 32)),
 )  # fmt: skip
 RANK, ROPE = 512, 64  # DeepSeek-V3, Kimi-K2
 SCALE = 192**-0.5

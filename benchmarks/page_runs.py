@@ -144,7 +144,8 @@ def _decode_only(batch: Batch) -> Batch:
 
 def times_before(group: Group, before: Before) -> list[list[Timeline]]:
     """Timelines of each config on each batch of the group's workload, one copy a page."""
-    found, candidates, chip = [], group.candidates, load_chip(group.chip)
+    found, chip = [], load_chip(group.chip)
+    candidates = [_linear(candidate) for candidate in group.candidates]
     for candidate, schedule in zip(candidates, before.compile_all(candidates), strict=True):
         if isinstance(schedule, str):
             raise SystemExit(f"the build before did not compile: {schedule}")
@@ -156,6 +157,14 @@ def times_before(group: Group, before: Before) -> list[list[Timeline]]:
             timelines.append(simulate(program, machine, scalars))
         found.append(timelines)
     return found
+
+
+def _linear(candidate: Candidate) -> Candidate:
+    """The same with the one form of page copies that the build before has."""
+    config = candidate.config
+    if not isinstance(config, DecodeConfig):
+        return candidate
+    return replace(candidate, config=replace(config, strided_copies=0))
 
 
 def times_now(group: Group, evaluator: SimulatedEvaluator) -> list[list[Timeline]]:

@@ -5,13 +5,18 @@
 For every study of the plan a store, and beside it the truth alone as `NAME.truth.json.gz`, which
 stays readable when configs change. The sample is drawn without looking at any answer; the heuristic
 is always in it. What a store knows already is not asked again. Times are simulated.
+
+    python benchmarks/record.py PLAN.yaml --sample 6 --known STORE.jsonl --cross --into truth
+
+records what a sweep's store knows of each study in the place of a sample, and, with `--cross`, in
+each space the best config of every other one whose row could stand in, for `expected_loss.py`.
 """
 
 import gzip
 import json
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,9 +30,11 @@ from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
 from rpa_tune.provenance import provenance
 from rpa_tune.store.codec import stamp_of
-from rpa_tune.store.journal import Journal
+from rpa_tune.store.journal import Journal, read
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.study import Study, build_studies
+from rpa_tune.tables.key import TuningKey, distance
+from rpa_tune.tables.loss import EDGES
 
 SCHEMA = "rpa-truth/1"
 RUNGS = (Fidelity.ANALYTICAL, Fidelity.SIMULATED)
@@ -40,31 +47,59 @@ def sample_of(study: Study, size: int) -> list[Any]:
     return list(dict.fromkeys([study.heuristic(), *configs]))[:size]
 
 
-def record(
-    study: Study,
-    evaluators: Mapping[Fidelity, AbstractEvaluator],
-    *,
-    sample: int,
-    folder: Path,
-    half: str = "",
-) -> Path:
-    """Evaluates a sample at both fidelities and writes the truth.
+def known_of(study: Study, answers: Iterable[Evaluation]) -> list[Any]:
+    """The configs of a study that a store has simulated."""
+    return [
+        answer.candidate.config
+        for answer in answers
+        if answer.candidate.study == study.digest and answer.fidelity is Fidelity.SIMULATED
+    ]
+
+
+def bests_of_others(study: Study, best: Mapping[str, tuple[TuningKey, Any]]) -> list[Any]:
+    """The best configs of the spaces that a row of this study's key could be taken from.
 
     Args:
       study: Whose space.
+      best: Study -> its key and best config.
+    """
+    near = [
+        (away, name, config)
+        for name, (key, config) in best.items()
+        if (away := distance(study.key, key)) is not None and away <= EDGES[-1]
+    ]
+    return [config for *_, config in sorted(near, key=lambda one: one[:2])]
+
+
+def record(
+    study: Study,
+    configs: Sequence[Any],
+    evaluators: Mapping[Fidelity, AbstractEvaluator],
+    *,
+    answers: Iterable[Evaluation] = (),
+    folder: Path,
+    half: str = "",
+) -> tuple[Path, Any]:
+    """Evaluates configs at both fidelities and writes the truth.
+
+    Args:
+      study: Whose space.
+      configs: Of its space; those that cannot exist there are left out.
       evaluators: Of `RUNGS`.
-      sample: Most configs.
+      answers: What another store knows.
       folder: For the store and the truth.
       half: What `search.py` may use the space for: `design`, `held_out`, or empty.
 
     Returns:
-      The file of the truth.
+      The file of the truth, and the config with the least time; None where none has one.
     """
     name = re.sub(r"[^\w.-]+", "-", "_".join([*study.name.split("/"), study.workload.name]))
     stamp = stamp_of(provenance(study.family.digest))
-    candidates = [study.candidate(config) for config in sample_of(study, sample)]
+    can_exist = set(study.space().configs) | {study.heuristic()}
+    kept = [config for config in dict.fromkeys(configs) if config in can_exist]
+    candidates = [study.candidate(config) for config in kept]
     known: dict[Fidelity, list[Evaluation]] = {}
-    with Journal(folder / f"{name}.jsonl") as journal:
+    with Journal(folder / f"{name}.jsonl", also_known=answers) as journal:
         for fidelity in RUNGS:
             todo = [c for c in candidates if not journal.find(c, fidelity, stamp)]
             click.echo(f"{name}: {len(todo)} {fidelity.name.lower()}")
@@ -76,7 +111,8 @@ def record(
     document = truth(study, known[Fidelity.ANALYTICAL], known[Fidelity.SIMULATED], half=half)
     text = json.dumps(document, separators=(",", ":")).replace("},{", "},\n{") + "\n"
     path.write_bytes(gzip.compress(text.encode(), mtime=0))
-    return path
+    timed = [e for e in known[Fidelity.SIMULATED] if e.time_us is not None]
+    return path, min(timed, key=lambda e: e.time_us).candidate.config if timed else None
 
 
 def truth(
@@ -115,21 +151,51 @@ def truth(
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--sample", default=80, show_default=True, help="Most configs of each study.")
 @click.option("--half", type=click.Choice(("", "design", "held_out")), default="")
+@click.option("--known", type=click.Path(path_type=Path), help="A store: what it knows, too.")
+@click.option(
+    "--cross", is_flag=True, help="In each space the best configs of its neighbours, too."
+)
 @click.option("--workers", default=1, show_default=True)
 @click.option("--into", "folder", type=click.Path(path_type=Path), required=True)
-def main(plan_file: Path, sample: int, half: str, workers: int, folder: Path) -> None:
+def main(
+    plan_file: Path,
+    sample: int,
+    half: str,
+    known: Path | None,
+    cross: bool,
+    workers: int,
+    folder: Path,
+) -> None:
     """Evaluates a sample of each study's space at both fidelities."""
     plan = load_plan(plan_file)
     simulated = SimulatedEvaluator(
         num_workers=workers, cache_dir=folder / "cache", deadline_s=plan.search.deadline_s
     )
     evaluators = {Fidelity.ANALYTICAL: AnalyticalEvaluator(), Fidelity.SIMULATED: simulated}
+    answers = read(known).evaluations if known else ()
+    configs: dict[str, list[Any]] = {}
+    best: dict[str, tuple[TuningKey, Any]] = {}
+    studies = []
     try:
         for study in build_studies(plan):
             if isinstance(reason := study.heuristic(), Infeasible):
                 click.echo(f"{study.name}: left out, no config to beat: {reason}")
                 continue
-            click.echo(record(study, evaluators, sample=sample, folder=folder, half=half))
+            studies.append(study)
+            of_store = known_of(study, answers)
+            # A sweep has looked for the best already.
+            configs[study.name] = sample_of(study, 1 if of_store else sample) + of_store
+            path, winner = record(
+                study, configs[study.name], evaluators, answers=answers, folder=folder, half=half
+            )
+            click.echo(path)
+            if winner is not None:
+                best[study.name] = study.key, winner
+        for study in studies if cross else ():
+            tried = [*configs[study.name], *bests_of_others(study, best)]
+            click.echo(
+                record(study, tried, evaluators, answers=answers, folder=folder, half=half)[0]
+            )
     finally:
         simulated.close()
 

@@ -4,9 +4,12 @@
 
 Each figure is the best of the default config and its likeliest neighbours, for one launch alone.
 The bandwidth counts bytes that no kernel could avoid, over the chip's nominal one; the FLOPs are
-causal ones over the bfloat16 peak. Beside it stands how much of the time the read engine and the
-fullest issue slot are busy: one of them near 100 % is why no more can be had from that schedule.
-Times are simulated.
+causal ones over the bfloat16 peak. Beside it stand the interval of that share, and how much of the
+time the engine serves reads and the fullest issue slot is busy: one of them near 100 % is why no
+more can be had from that schedule. Times are simulated.
+
+The file is written cell by cell, and a run leaves alone what an earlier one wrote of the same
+kernels, simulator and versions; compiles are kept in the cache.
 """
 
 import json
@@ -23,7 +26,8 @@ from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Status
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
-from rpa_tune.provenance import kernel_digest, provenance
+from rpa_tune.files import write_whole
+from rpa_tune.provenance import kernel_digest, provenance, simulator_digest, versions
 
 CHIPS = ("v4", "v5e", "v5p", "v6e", "v7x")
 LARGE_PAGE = 512
@@ -124,6 +128,7 @@ def measure(cell: Cell, search: int, evaluator: SimulatedEvaluator) -> dict[str,
         "share": best.metrics[cell.metric],
         "share_default": default.metrics[cell.metric] if default else None,
         "time_us": best.time_us,
+        "interval_us": best.metrics["interval_us"],
         "read_engine_busy": timeline.read_busy_cycles / timeline.total_cycles,
         "fullest_slot": {"name": slot, "share": timeline.slots[slot].share},
         "bound_by": best.metrics["bound_by"],
@@ -139,39 +144,95 @@ def line(row: dict[str, Any]) -> str:
     if row["share"] is None:
         return f"{name} no time: {row['failures']}"
     aim = f"aim {row['aim']:.0%}" if row["aim"] else ""
+    low, high = interval_of(row)
     slot = row["fullest_slot"]
     return (
-        f"{name} {row['share']:6.1%} {aim:7}  {row['time_us']:8.1f} us, read engine "
-        f"{row['read_engine_busy']:4.0%}, {slot['name']} slots {slot['share']:4.0%}; "
+        f"{name} {row['share']:6.1%} ({low:.0%} to {high:.0%}) {aim:7}  {row['time_us']:8.1f} us, "
+        f"reads {row['read_engine_busy']:4.0%}, {slot['name']} slots {slot['share']:4.0%}; "
         f"bound by {row['bound_by']}"
     )
+
+
+def interval_of(row: dict[str, Any]) -> tuple[float, float]:
+    """The shares that the interval of a row's time leaves."""
+    low_us, high_us = row["interval_us"]
+    return row["share"] * row["time_us"] / high_us, row["share"] * row["time_us"] / low_us
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of `benchmarks/README.md`."""
+    what = {"mbu": "bandwidth", "mfu": "FLOPs"}
+    lines = [
+        "| chip | launch | share | interval | aim | reads served | fullest issue slot | bound by |",
+        "|" + "---|" * 8,
+    ]
+    for row in rows:
+        if row["share"] is None:
+            lines.append(f"| {row['chip']} | {row['cell']} | no time | - | - | - | - | - |")
+            continue
+        low, high = interval_of(row)
+        slot, aim = row["fullest_slot"], f"{row['aim']:.0%}" if row["aim"] else "-"
+        lines.append(
+            f"| {row['chip']} | {row['cell']} | {row['share']:.1%} of {what[row['metric']]} |"
+            f" {low:.0%} to {high:.0%} | {aim} | {row['read_engine_busy']:.0%} |"
+            f" {slot['name']} {slot['share']:.0%} | {row['bound_by']} |"
+        )
+    return "\n".join(lines)
+
+
+def kept_rows(path: Path | None, report: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows that an earlier run wrote, by chip and cell, where what decides them is the same."""
+    if path is None or not path.exists():
+        return {}
+    old = json.loads(path.read_text())
+    if any(old.get(name) != report[name] for name in ("search", "made_of")):
+        return {}
+    return {(row["chip"], row["cell"]): row for row in old["cells"] if row["share"] is not None}
 
 
 @click.command()
 @click.option("--chips", default=",".join(CHIPS), help="Comma-separated.")
 @click.option("--search", default=3, help="Configs tried for every cell.")
 @click.option("--workers", default=2, help="Worker processes.")
+@click.option("--deadline", default=1200.0, help="Seconds that a compile may take.")
 @click.option("--cache", default=Path(".rpa-tune/cache"), type=Path, help="Of compiles.")
 @click.option("--json", "json_file", type=Path, help="Where the report goes.")
-def main(chips: str, search: int, workers: int, cache: Path, json_file: Path | None) -> None:
+@click.option("--markdown", "print_markdown", is_flag=True, help="Print the table too.")
+def main(
+    chips: str,
+    search: int,
+    workers: int,
+    deadline: float,
+    cache: Path,
+    json_file: Path | None,
+    print_markdown: bool,
+) -> None:
     """Prints one line a cell."""
-    evaluator = SimulatedEvaluator(num_workers=workers, cache_dir=cache)
-    rows = []
+    report: dict[str, Any] = {
+        "evidence": "simulated",
+        "versions": provenance(),
+        # Other rows of the file were of the same.
+        "made_of": {
+            **{family: kernel_digest(family) for family in ("decode", "mixed", "prefill")},
+            "simulator": simulator_digest(), **versions(),
+        },
+        "search": search,
+    }  # fmt: skip
+    kept = kept_rows(json_file, report)
+    evaluator = SimulatedEvaluator(num_workers=workers, cache_dir=cache, deadline_s=deadline)
     try:
         for cell in cells(tuple(chips.split(","))):
-            row = measure(cell, search, evaluator)
-            rows.append(row)
-            print(line(row), flush=True)
+            place = (cell.group.chip, cell.group.model)
+            if place not in kept:
+                kept[place] = measure(cell, search, evaluator)
+                if json_file:
+                    report["cells"] = [kept[name] for name in sorted(kept)]
+                    write_whole(json_file, (json.dumps(report, indent=1) + "\n").encode())
+            print(line(kept[place]), flush=True)
     finally:
         evaluator.close()
-    if json_file:
-        report = {
-            "evidence": "simulated",
-            "versions": provenance(kernel_digest("mixed")),
-            "search": search,
-            "cells": rows,
-        }
-        json_file.write_text(json.dumps(report, indent=1) + "\n")
+    if print_markdown:
+        print(markdown([kept[name] for name in sorted(kept)]))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ A family is one folder (`decode/`, `mixed/`, ...) whose `__init__.py` exports `F
 `KernelFamily`. To add one:
 
 1. `config.py` [no jax]: a frozen dataclass of plain ints, the tunables (tokens unless the name
-   says otherwise). A record: it imports nothing that reads it.
+   says otherwise). A record: it imports nothing that reads it. A field that comes later has the
+   default that makes what was before: rows and journals without it stay what they are.
 2. `account.py` [no jax]: bytes, FLOPs and steps of the kernel as plain integers.
 3. `fits.py` [no jax]: `check`, which reads the account.
 4. `space.py` [no jax]: `search_axes` and `default_config`. Nothing but the record reads it: it is
@@ -26,7 +27,7 @@ rather than read fields behind the tuner's back. Of a dataclass it is no instanc
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from typing import Any, Protocol, Self
 
 from rpa_kernels.batch import Batch
@@ -93,7 +94,7 @@ class KernelFamily:
         the compiled kernel.
       useful_bytes: `(problem, batch) -> bytes` that no kernel could avoid moving; for MBU.
       mxu_flops: `(problem, config, batch, target, core=ONLY_CORE) -> FLOPs` that a core's MXUs
-        execute, padding included.
+        execute, padding included; those of a product that takes half the time count half.
       useful_flops: `(problem, batch) -> FLOPs` of the attention alone (causal positions, both
         matmuls, 2 FLOPs a multiply-add); for MFU.
       num_steps: `(problem, config, batch, core=ONLY_CORE) -> ` KV-block steps a core walks.
@@ -127,11 +128,14 @@ class KernelFamily:
         """Builds a config from its JSON form.
 
         Raises:
-          ValueError: A field is missing, unknown, or not an integer.
+          ValueError: A field is unknown, not an integer, or missing and without a default.
         """
-        known = set(self.config_type.__dataclass_fields__)
-        if set(fields) != known:
-            missing, extra = sorted(known - set(fields)), sorted(set(fields) - known)
+        known = self.config_type.__dataclass_fields__
+        missing = sorted(
+            name for name in known if name not in fields and known[name].default is MISSING
+        )
+        extra = sorted(set(fields) - set(known))
+        if missing or extra:
             raise ValueError(f"{self.name} config: missing {missing}, unknown {extra}")
         for name, value in fields.items():
             if type(value) is not int:
@@ -141,4 +145,14 @@ class KernelFamily:
     @staticmethod
     def config_to_dict(config: Any) -> dict[str, int]:
         """The JSON form of a config."""
-        return asdict(config)
+        return config_to_dict(config)
+
+
+def config_to_dict(config: Any) -> dict[str, int]:
+    """The JSON form of a config, without the fields that have a default and are at it.
+
+    What is kept of a config is in this form, and is compared in it, so that what was kept before a
+    field came is kept of the same config.
+    """
+    defaults = {name: field.default for name, field in config.__dataclass_fields__.items()}
+    return {name: value for name, value in asdict(config).items() if value != defaults[name]}

@@ -1,9 +1,10 @@
 """Loads and updates of KV whose tokens lie along lanes.
 
-A buffer is [..., pages, 2 * KV heads, words, packing, tokens of a page], or parts of pages: K and
-V of a head are each [head_dim, tokens] in 32-bit words, so that taking one out costs nothing. The
-unit is a lane tile of 128 tokens. New tokens are tiles, too, in the order of the batch
-(`inputs.py`); a token moves to its lane by a rotation.
+A buffer is [..., pages, 2 * KV heads, padded words, packing, tokens of a page], or parts of pages:
+K and V of a head are each [head_dim, tokens] in 32-bit words, so that taking one out costs nothing.
+What pads their words is whole vector registers, or nothing, and is never read. The unit is a lane
+tile of 128 tokens. New tokens are tiles, too, in the order of the batch (`inputs.py`); a token
+moves to its lane by a rotation.
 
 Each function has a body for the chip and one for the interpreter, as in `packed.py`.
 """
@@ -30,6 +31,7 @@ def load(
     lead: tuple[Scalar, ...],
     *,
     part: int,
+    words: int,
     head_dim: int,
     start: Scalar,
     count: int,
@@ -42,6 +44,7 @@ def load(
       ref: KV buffers.
       lead: Indices down to the buffer.
       part: Twice the head, and one more for V.
+      words: Words of head_dim in the cache.
       head_dim: Rows to return: whole lanes, as queries have; zeros behind those of the cache.
       start: First token in the buffer, at a lane tile.
       count: Tokens, whole lane tiles.
@@ -56,7 +59,8 @@ def load(
     for first in range(0, count, LANES):
         page, lane = _place(start, first, count, ref.shape[-1])
         left = None if num_valid is None else num_valid - first
-        tiles.append(_load_tile(ref, lead, page, part, lane, left, on_chip=on_chip))
+        place = (page, part, lane)
+        tiles.append(_load_tile(ref, lead, place, words, left, on_chip=on_chip))
     x = tiles[0] if len(tiles) == 1 else jnp.concatenate(tiles, axis=1)
     missing = head_dim - x.shape[0]
     return jnp.concatenate([x, jnp.zeros((missing, count), x.dtype)], axis=0) if missing else x
@@ -81,10 +85,11 @@ def _place(start: Scalar, first: int, count: int, width: int) -> tuple[Scalar, S
 
 
 def _load_tile(
-    ref: Ref, lead: tuple[Scalar, ...], page: Scalar, part: int, lane: Scalar,
+    ref: Ref, lead: tuple[Scalar, ...], place: tuple[Scalar, int, Scalar], words: int,
     num_valid: Scalar | None, *, on_chip: bool,
 ) -> jax.Array:  # fmt: skip
-    """Loads one lane tile of K or V: [padded head_dim, 128]."""
+    """Loads one lane tile of K or V, at (page, part, lane): [padded head_dim, 128]."""
+    page, part, lane = place
 
     def valid(x: jax.Array) -> jax.Array:
         if num_valid is None:
@@ -94,19 +99,20 @@ def _load_tile(
 
     if not on_chip:
         tokens = pl.ds(lane, LANES)
-        return valid(ref[(*lead, page, part, slice(None), slice(None), tokens)].reshape(-1, LANES))
-    rows = _tile_rows(ref, page * ref.shape[-4] + part, lane)
+        tile = ref[(*lead, page, part, pl.ds(0, words), slice(None), tokens)]
+        return valid(tile.reshape(-1, LANES))
+    rows = _tile_rows(ref, page * ref.shape[-4] + part, lane, words)
     return pltpu.bitcast(valid(word_rows(ref, lead)[rows]), ref.dtype)
 
 
-def _tile_rows(ref: Ref, part: Scalar, lane: Scalar) -> Any:
+def _tile_rows(ref: Ref, part: Scalar, lane: Scalar, words: int) -> Any:
     """Rows of `word_rows` that hold a lane tile of a part, counted through pages."""
-    words, folds = ref.shape[-3], ref.shape[-1] // LANES
-    row = part * (words * folds)
+    padded, folds = ref.shape[-3], ref.shape[-1] // LANES
+    row = part * (padded * folds)
     if folds > 1:
         return pl.ds(row + div(lane, LANES), words, folds)
-    # Words of head_dim are whole vector registers.
-    return pl.ds(row if isinstance(row, int) else aligned(row, words), words)
+    # Words of head_dim, and what pads them, are whole vector registers.
+    return pl.ds(row if isinstance(row, int) else aligned(row, padded), words)
 
 
 def aligned(value: Any, multiple: int) -> Any:
@@ -154,7 +160,7 @@ def put_tokens(
       out: Tiles, and indices down to one that gets the result, too.
       on_chip: Which body.
     """
-    parts, width = ref.shape[-4], ref.shape[-1]
+    parts, width, words = ref.shape[-4], ref.shape[-1], new.ref.shape[-3]
     page, lane = div(start, width), rem(start, width)
 
     def merged(old: jax.Array, first: jax.Array, second: jax.Array, *, roll: Any) -> jax.Array:
@@ -167,15 +173,15 @@ def put_tokens(
     def _(part: Scalar) -> None:
         if not on_chip:
             tokens = pl.ds(lane, LANES)
-            where = (*lead, page, part, slice(None), slice(None), tokens)
+            where = (*lead, page, part, pl.ds(0, words), slice(None), tokens)
             read = (_bits(new.ref[(*tile, part)]) for tile in (new.first, new.second))
             tile = merged(_bits(ref[where]), *read, roll=jnp.roll)
             ref[where] = jax.lax.bitcast_convert_type(tile, ref.dtype)
             if out is not None:
                 out[0][(*out[1], part)] = jax.lax.bitcast_convert_type(tile, ref.dtype)
             return
-        view, rows = word_rows(ref, lead), _tile_rows(ref, page * parts + part, lane)
-        own = _tile_rows(new.ref, part, 0)
+        view, rows = word_rows(ref, lead), _tile_rows(ref, page * parts + part, lane, words)
+        own = _tile_rows(new.ref, part, 0, words)
         read = (word_rows(new.ref, tile)[own] for tile in (new.first, new.second))
         tile = merged(view[rows], *read, roll=pltpu.roll)
         view[rows] = tile

@@ -89,13 +89,14 @@ def put_tokens(
     """Puts new tokens into a row of a KV buffer.
 
     Args:
-      ref: KV buffers.
+      ref: KV buffers; their rows may have lanes more.
       lead: Indices down to the row.
       new: What goes there. Its tiles are rows, and its lanes places in a row.
       out: Rows, and indices down to one that gets the result, too.
       on_chip: Which body.
     """
-    loaded = (ref[lead], new.ref[new.first], new.ref[new.second])
+    own_lanes = (*lead, slice(None), pl.ds(0, new.ref.shape[-1]))
+    loaded = (ref[own_lanes], new.ref[new.first], new.ref[new.second])
     if on_chip:
         old, first, second = (pltpu.bitcast(x, jnp.uint32) for x in loaded)
         row = pltpu.bitcast(_merged_words(old, first, second, new), ref.dtype)
@@ -105,7 +106,7 @@ def put_tokens(
         own = jnp.roll(jnp.where(place >= new.offset, first, second), -new.offset, axis=0)
         bits = jnp.where((place >= new.begin) & (place < new.end), own, old)
         row = jax.lax.bitcast_convert_type(bits, ref.dtype)
-    ref[lead] = row
+    ref[own_lanes] = row
     if out is not None:
         out[0][out[1]] = row
 

@@ -129,6 +129,14 @@ def check_sizes(config: Any, problem: Problem, *others: str) -> Infeasible | Non
     return bad or check_blocks(bkv_sz=config.bkv_sz, bkv_csz=config.bkv_csz, problem=problem)
 
 
+def check_switch(**fields: int) -> Infeasible | None:
+    """Whether every field is 0 or 1."""
+    for name, value in fields.items():
+        if value not in (0, 1):
+            return Infeasible(limit=name, need=value, have=1, unit="", hint="must be 0 or 1")
+    return None
+
+
 def check_positive(**fields: int) -> Infeasible | None:
     """Whether every field is at least 1."""
     for name, value in fields.items():

@@ -29,24 +29,27 @@ def score_factor(problem: Problem) -> float:
     return scale * (problem.q_scale or 1.0)
 
 
-def scale_q(q: jax.Array, problem: Problem) -> jax.Array:
-    """Queries ready to multiply with stored keys.
+def scale_q(q: jax.Array, problem: Problem, dtype: jnp.dtype) -> jax.Array:
+    """Queries ready to multiply with stored keys, in `dtype`, their `operands.query_dtype`.
 
     Without `q_scale` the whole score factor is folded in here, once for each query element
     instead of once for each score. With it, the caller asked for queries on the grid of the
-    stored keys, and the factor has to wait for the scores.
+    stored keys, and the factor has to wait for the scores. So it has for queries that are
+    multiplied as float8.
     """
     if problem.quantizes_q:
         # The public function divides in q's own dtype, which rounds once more.
         x = (q.astype(jnp.float32) / (problem.q_scale or 1.0)).astype(q.dtype).astype(jnp.float32)
         if problem.kv_dtype == "int8":
-            return jnp.clip(jnp.round(x), -128, 127).astype(matmul_dtype(problem))
+            return jnp.clip(jnp.round(x), -128, 127).astype(dtype)
         info = jnp.finfo(problem.kv_dtype)
         x = jnp.clip(x, float(info.min), float(info.max))
-        return x.astype(problem.kv_dtype).astype(matmul_dtype(problem))
+        return x.astype(problem.kv_dtype).astype(dtype)
+    if dtype != matmul_dtype(problem):
+        return q
     factor = score_factor(problem)
     factor = factor / problem.soft_cap if problem.soft_cap else factor * LOG2_E
-    return (q.astype(jnp.float32) * factor).astype(matmul_dtype(problem))
+    return (q.astype(jnp.float32) * factor).astype(dtype)
 
 
 def qk(q: jax.Array, k: jax.Array, problem: Problem, *, along_lanes: bool = False) -> jax.Array:
@@ -55,7 +58,7 @@ def qk(q: jax.Array, k: jax.Array, problem: Problem, *, along_lanes: bool = Fals
     With `along_lanes` keys are along lanes: k is [lanes, keys].
     """
     s = _product(q, k, 0 if along_lanes else 1)
-    if problem.quantizes_q:
+    if problem.quantizes_q or q.dtype != matmul_dtype(problem):
         factor = score_factor(problem)
         s = s * (factor / problem.soft_cap if problem.soft_cap else factor * LOG2_E)
     if problem.soft_cap is not None:

@@ -83,8 +83,8 @@ class PagedCache:
       problem: Static shapes.
 
     Buffers are KV buffers in VMEM: [tokens, padded words, packing, lanes]; with tokens along lanes
-    [pages or parts of one, 2 * KV heads, words, packing, tokens]; with latents [rows, tokens of a
-    row, lanes].
+    [pages or parts of one, 2 * KV heads, padded words, packing, tokens]; with latents [rows, tokens
+    of a row, maybe padded lanes]. What is padded makes a copy's descriptor strided.
     """
 
     @property
@@ -102,9 +102,11 @@ class PagedCache:
         return cdiv(num_tokens, min(max_tokens, self.problem.page_size))
 
     def _rows_of(self, buffer: Ref, row: Scalar, size: Scalar) -> Ref:
-        """So many rows of a buffer, without what pads a token in VMEM."""
-        if in_tiles(self.problem):
-            return buffer.at[pl.ds(row, size)]
+        """So many rows of a buffer, without what pads a token, or a head of a page, in VMEM."""
+        if self.problem.is_seq_along_lane:
+            return buffer.at[pl.ds(row, size), :, pl.ds(0, self.problem.kv_words)]
+        if self.problem.is_latent:
+            return buffer.at[pl.ds(row, size), :, pl.ds(0, self.problem.k_lanes)]
         return buffer.at[pl.ds(row, size), pl.ds(0, self.problem.kv_words)]
 
     meta: Meta

@@ -20,8 +20,11 @@ class Target:
       num_cores: TensorCores that one JAX device drives (2 with megacore); a launch uses all.
       has_bf16_vector_units: Whether the VPU and EUP compute in bfloat16.
       has_fp8_mxu: Whether the MXU takes float8 operands, at whatever rate.
+      has_fast_fp8_mxu: Whether it multiplies float8 faster than bfloat16.
       has_result_buffers: Whether results of an MXU lie in buffers and are popped by address; else
         they are popped in the order of the products.
+      has_faster_strided_copies: Whether copies with strided descriptors are believed to stream
+        faster than linear ones; decides what is tried and chosen, never what a config means.
     """
 
     chip: str
@@ -31,4 +34,6 @@ class Target:
     num_cores: int
     has_bf16_vector_units: bool
     has_fp8_mxu: bool
+    has_fast_fp8_mxu: bool
     has_result_buffers: bool
+    has_faster_strided_copies: bool = False

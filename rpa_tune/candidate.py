@@ -7,9 +7,10 @@ identity in the store. An `Evaluation` is one evaluator's answer; a bad config i
 import enum
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
+from rpa_kernels.family import config_to_dict
 from rpa_kernels.problem import Problem
 from rpa_tune.families.family import Family
 from rpa_tune.families.registry import load_family
@@ -87,7 +88,7 @@ class Candidate:
         return {
             "family": self.family.name,
             "problem": self.problem.to_dict(),
-            "config": asdict(self.config),
+            "config": config_to_dict(self.config),
             "chip": self.chip.name,
             "workload": self.workload,
             **self._flags(),

@@ -89,6 +89,7 @@ RANGES: dict[str, Range] = {
     "v_scale": _SCALE,
     # A switch of the blockwise kernels, in a plan's `space`.
     "mxu_sums": _count(1, least=0),
+    "strided_copies": _count(1, least=0),
     "requests": _count(10**9, "requests"),
     "batches": _count(10**6, "batches"),
     "compiles": _count(10_000, "kernels", least=0),

@@ -172,8 +172,7 @@ LONGER: dict[str, str] = {
     "rpa_tune/sweep/run.py:tune": SWEEP_OPTIONS,
     "rpa_tune/analysis/verify.py:verify": "keywords of a public call: those of `rpa-tune verify`",
     "rpa_tune/llo/words.py:arithmetic": "compiled; one line or two for each operation",
-    "rpa_tune/llo/recording.py:replay_loop": "compiled; a twin of run_loop, without its registers",
-    "rpa_tune/llo/loop.py:run_loop": "compiled; calls inside would pass all arrays by value",
+    "rpa_tune/llo/loop.py:run_loop": "compiled; a branch for each kind of operation",
 }
 # Modules that no test imports, each with its reason.
 ON_REFS = "reads and writes refs of a running kernel: tests/interpret covers it as a whole"

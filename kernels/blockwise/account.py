@@ -51,7 +51,7 @@ def buffers(
         "q": ((2, config.bq_sz, *q_token), problem.q_dtype),
         "out": ((2, config.bq_sz, *q_token), problem.q_dtype),
         "k": ((heads, config.bkv_sz, problem.k_lanes), unpacked),
-        "scaled_q": ((*state, problem.k_lanes), wide),
+        "scaled_q": ((*state, problem.k_lanes), operands.query_dtype(problem, target)),
         "m": ((*state, layout.LANES), "float32"),
         "acc": ((*state, v_lanes), "float32"),
         "s": ((score_rows, config.bkv_csz), "float32"),
@@ -253,7 +253,8 @@ def mxu_flops(
                 tiles -= cdiv(end - start, csz) * (oldest >= end)
             tokens_times_keys += tokens * tiles * csz
     rows = problem.num_kv_heads * query_rows(problem, 1)
-    lanes = problem.k_lanes + problem.padded_head_dim + sums_lanes(problem, config)
+    lanes = operands.score_lanes(problem, target) + problem.padded_head_dim
+    lanes += sums_lanes(problem, config)
     return tokens_times_keys * 2 * rows * lanes
 
 

@@ -41,10 +41,8 @@ def check(
             unit="tokens",
             hint=f"bq_csz must be a power of two from {MIN_BQ_CSZ} that divides bq_sz",
         )
-    if config.mxu_sums not in (0, 1):
-        return Infeasible(
-            limit="mxu_sums", need=config.mxu_sums, have=1, unit="", hint="must be 0 or 1"
-        )
+    if bad := limits.check_switch(mxu_sums=config.mxu_sums):
+        return bad
     return limits.check_memory(
         scratch=scratch_bytes(problem, config, target),
         problem=problem,

@@ -117,7 +117,7 @@ class QBlocks:
                 if problem.is_latent:
                     rope = self._load_q(s.q_rope, parity, head, granule, size)
                     q = jnp.concatenate([q, rope], axis=1)
-                s.scaled_q[head, rows] = online_softmax.scale_q(q, problem)
+                s.scaled_q[head, rows] = online_softmax.scale_q(q, problem, s.scaled_q.dtype)
                 self._clear(head, rows, size)
 
     def _load_q(self, ref: Ref, parity: Scalar, head: int, granule: Scalar, size: int) -> jax.Array:

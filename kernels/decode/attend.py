@@ -32,6 +32,11 @@ Row = tuple[Scalar, Scalar]  # buffer and row of a sequence's queries and output
 # Chains between the stages of one chain: enough to cover the MXU's result latency, few enough
 # that their scores stay in registers.
 CHAIN_LAG = 4
+# Scores from which a compute block of an item, all heads of latents, is two chains, one behind the
+# other; and the lag of such chains, whose products take longer than their latency (v7x, 128 heads,
+# float8: 736 cycles for 1024 keys as lag 2, 866 as 1, 737 as 3, 796 in one chain; simulated).
+LONG_CHAIN = 128 * 1024
+LONG_LAG = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +60,21 @@ class Attend:
         """Query tokens that are computed for a sequence."""
         return heads.query_tokens(self.problem)
 
+    @property
+    def keys(self) -> int:
+        """Keys of a chain: half a compute block of latents, where that is long."""
+        return self.config.bkv_csz // (2 if self.is_long else 1)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a compute block of an item is two chains.
+
+        Not where results are popped in order: that gains nothing (v6e: 1,358 cycles for 1,326).
+        """
+        scores = heads.group_rows(self.problem) * self.config.bkv_csz
+        is_any = self.problem.is_latent and self.target.has_result_buffers
+        return is_any and scores >= LONG_CHAIN
+
     def begin(self, rows: list[Row]) -> None:
         """Loads the items' queries and clears their softmax state."""
         s = self.scratch
@@ -69,7 +89,8 @@ class Attend:
                         s.q_rope, row, head=0, tokens=self.tokens, on_chip=self.on_chip
                     )
                     q = jnp.concatenate([q, rope], axis=1)
-                s.scaled_q[g, i, pl.ds(0, q.shape[0])] = online_softmax.scale_q(q, self.problem)
+                q = online_softmax.scale_q(q, self.problem, s.scaled_q.dtype)
+                s.scaled_q[g, i, pl.ds(0, q.shape[0])] = q
         s.item_m[...] = jnp.full_like(s.item_m, MASKED)
         s.item_row_sum[...] = jnp.zeros_like(s.item_row_sum)
         s.item_acc[...] = jnp.zeros_like(s.item_acc)
@@ -78,28 +99,34 @@ class Attend:
         """Attends every item to compute block [first, first + bkv_csz) of its KV block."""
         s, problem, groups = self.scratch, self.problem, self.groups
         mxu_dtype = jnp.dtype(operands.matmul_dtype(problem))
+        keys = self.keys
+
+        def place(chain: int) -> tuple[int, int, Scalar]:
+            """Its item, its head group, and the first of its keys."""
+            part, chain = divmod(chain, len(items) * len(groups))
+            return *divmod(chain, len(groups)), first + part * keys
 
         def state(chain: int) -> tuple[Any, ...]:
-            g, i = divmod(chain, len(groups))
+            g, i, _ = place(chain)
             rows = pl.ds(0, groups[i].rows(problem))
             return tuple(ref.at[g, i, rows] for ref in (s.item_m, s.item_row_sum, s.item_acc))
 
         def load(chain: int, *, value: bool) -> jax.Array:
-            g, i = divmod(chain, len(groups))
-            left = items[g].num_tokens - first if masked else None
-            return self.load(slot, groups[i], g * self.config.bkv_sz + first, left, value=value)
+            g, i, start = place(chain)
+            left = items[g].num_tokens - start if masked else None
+            return self.load(slot, groups[i], g * self.config.bkv_sz + start, left, value=value)
 
         def qk(chain: int, _: None) -> jax.Array:
-            g, i = divmod(chain, len(groups))
+            g, i, _ = place(chain)
             q = s.scaled_q[g, i, pl.ds(0, groups[i].rows(problem))]
             return online_softmax.qk(
                 q, load(chain, value=False), problem, along_lanes=problem.is_seq_along_lane
             )
 
         def softmax(chain: int, scores: jax.Array) -> tuple[jax.Array, ...]:
-            g, i = divmod(chain, len(groups))
+            g, i, start = place(chain)
             item = items[g] if masked else None
-            scores = self.mask(scores, groups[i], item, first)
+            scores = self.mask(scores, groups[i], item, start)
             m_ref, row_sum_ref, _ = state(chain)
             p, m, alpha = online_softmax.softmax_step(scores, m_ref[...], self.target, mxu_dtype)
             m_ref[...] = m
@@ -118,7 +145,8 @@ class Attend:
             )
             acc[...] = lane_ops.widen(alpha, acc.shape[1]) * acc[...] + pv
 
-        staggered(len(items) * len(groups), (qk, softmax, pv), CHAIN_LAG)
+        num_chains = len(items) * len(groups) * (self.config.bkv_csz // keys)
+        staggered(num_chains, (qk, softmax, pv), LONG_LAG if self.is_long else CHAIN_LAG)
 
     def load(
         self, slot: Scalar, group: HeadGroup, start: Scalar, num_valid: Scalar, *, value: bool
@@ -136,7 +164,7 @@ class Attend:
         Returns:
           [keys, lanes], or [lanes, keys] where tokens lie along lanes.
         """
-        problem, count = self.problem, self.config.bkv_csz
+        problem, count = self.problem, self.keys
         where: dict[str, Any] = {
             "start": start,
             "count": count,
@@ -149,7 +177,7 @@ class Attend:
         elif problem.is_seq_along_lane:
             kv = lane_pages.load(
                 self.scratch.kv, (slot,), part=2 * group.first + int(value),
-                head_dim=problem.padded_head_dim, **where,
+                words=problem.kv_words, head_dim=problem.padded_head_dim, **where,
             )  # fmt: skip
         elif heads.keeps_words(problem):
             kv = packed.load_rows(
@@ -190,7 +218,7 @@ class Attend:
             pack = layout.packing(problem.kv_dtype)
             key, own = column, column & (pack - 1)
         else:
-            pack, (key, own) = 1, packed.pair_columns(column, self.config.bkv_csz)
+            pack, (key, own) = 1, packed.pair_columns(column, self.keys)
         per_head = heads.rows_per_head(problem)
         part = jnp.zeros_like(column)
         for head in range(1, group.count):

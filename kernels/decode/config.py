@@ -17,6 +17,9 @@ class DecodeConfig:
       seqs_per_step: KV blocks a step fetches and attends to together.
       num_buffers: Steps in flight: one computes, the others fetch. 2 is double buffering.
       bq_sz: Sequences whose queries, new keys and values, and outputs are moved in one copy.
+      strided_copies: 1 to fetch pages by strided descriptors: tokens, or with tokens along lanes
+        the heads of a page, then have a gap behind them in VMEM. With 0 a page that is one piece
+        stays one, which makes linear descriptors; both forms are as many copies and bytes.
     """
 
     bkv_sz: int
@@ -24,3 +27,4 @@ class DecodeConfig:
     seqs_per_step: int
     num_buffers: int
     bq_sz: int
+    strided_copies: int = 0

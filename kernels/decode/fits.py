@@ -24,8 +24,17 @@ def check(
       vmem_share: Share of VMEM that scratch may take.
     """
     bad = limits.check_sizes(config, problem, "seqs_per_step", "bq_sz")
+    bad = bad or limits.check_switch(strided_copies=config.strided_copies)
     if bad:
         return bad
+    if config.strided_copies and problem.is_latent:
+        return Infeasible(
+            limit="strided_copies",
+            need=config.strided_copies,
+            have=0,
+            unit="",
+            hint="rows of latents have nothing that could be padded; use 0",
+        )
     if config.bq_sz < config.seqs_per_step:
         return Infeasible(
             limit="bq_sz >= seqs_per_step",

@@ -60,11 +60,10 @@ class Scratch(NamedTuple):
 
 def scratch_shapes(problem: Problem, config: DecodeConfig, target: Target) -> Scratch:
     """What `pallas_call` allocates."""
-    del target
     vmem: dict[str, Any] = dict.fromkeys(("sinks", "lse", "kv_out", "q_rope"))
     vmem |= {
         name: pltpu.VMEM(shape, jnp.dtype(dtype))
-        for name, (shape, dtype) in buffers(problem, config).items()
+        for name, (shape, dtype) in buffers(problem, config, target).items()
     }
     tiles = in_tiles(problem)
     return Scratch(

@@ -26,7 +26,6 @@ Steps = tuple[int, int, int]
 
 def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     """Values worth trying, in rising order; `check` says which can be combined."""
-    del target
     sizes = kv_blocks.block_sizes(problem, (128, 256, 512, 1024, 2048))
     if problem.is_latent:
         # What begins and ends an item is work for every head.
@@ -38,6 +37,7 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
             "seqs_per_step": (1, 2, 4),
             "num_buffers": (2, 3, 4),
             "bq_sz": tuple(n // queries for n in ((8, 16, 32) if queries > 1 else (16, 32))),
+            "strided_copies": (0,),
         }
     return {
         "bkv_sz": sizes,
@@ -45,7 +45,14 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
         "seqs_per_step": (1, 2, 4, 8),
         "num_buffers": (2, 3, 4),
         "bq_sz": (16, 32),
+        "strided_copies": tuple(range(_default_strided_copies(problem, target) + 1)),
     }
+
+
+def _default_strided_copies(problem: Problem, target: Target) -> int:
+    """1 where pages would be copied by linear descriptors, and those are believed to be slower."""
+    is_one_piece = problem.is_seq_along_lane or problem.kv_words % 2 == 1
+    return int(target.has_faster_strided_copies and is_one_piece and not problem.is_latent)
 
 
 def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasible:
@@ -57,18 +64,19 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
 
     Latents have longer blocks: what begins and ends an item is work for every head (v7x, 128 heads,
     float8, 16 contexts of 4096: blocks of 2048 in halves 40.3 us, of 512 54.1 us; v6e in bfloat16:
-    of 1024 82.4 us, of 512 87.4 us; simulated).
+    of 1024 82.4 us, of 512 87.4 us; simulated). Twice as long again with all heads where the MXU
+    is fastest beside HBM (v7x: 34.5 and 33.3 us; but v6e 84.3 and 85.8).
 
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
-    buffers, bq = 4, 16
+    buffers, bq, strided_copies = 4, 16, _default_strided_copies(problem, target)
     if problem.is_latent:
-        block, seqs, keys = _latent_steps(problem)
+        block, seqs, keys = _latent_steps(problem, target)
         # Several queries of a sequence are more rows of what is moved.
         buffers, bq = 3, bq // heads.query_tokens(problem)
     elif target.has_result_buffers:
-        block, seqs, keys = _short_steps(problem)
+        block, seqs, keys = _short_steps(problem, seqs=8 if strided_copies else 4)
     else:
         block, seqs, keys = _long_steps(problem)
     while True:
@@ -78,6 +86,7 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
             seqs_per_step=seqs,
             num_buffers=buffers,
             bq_sz=bq,
+            strided_copies=strided_copies,
         )
         bad = check(problem, config, target, vmem_share=kv_blocks.DEFAULT_VMEM_SHARE)
         if bad is None:
@@ -96,15 +105,20 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
             return kv_blocks.at_least(bad)
 
 
-def _short_steps(problem: Problem) -> Steps:
+def _short_steps(problem: Problem, seqs: int = 4) -> Steps:
     """Blocks of 512 tokens, about 2 MiB in a step: for chips that fetch faster than they attend.
 
     Where one block of 512 is more than that, two of 256: as many bytes and as much code in a step,
     and tails and windows leave less of a block empty. So it is in a window that is half a block,
     where blocks are large. Where heads are attended to in pairs, a step has half as many chains for
     its bytes, and twice as many cover the latency of its products.
+
+    Where copies are strided because that is believed to be quicker, vector work is the limit, and
+    `seqs` of eight, if they are not more bytes, cover their latency (v7x, 8 query heads on
+    1 KV head, 32 x 8192: 60.5 us, with four blocks 73.0; trace batch 0 of azure-conv 28.6 for 32.4;
+    32 x 512 9.3 for 8.7; simulated).
     """
-    block, seqs = kv_blocks.block_sizes(problem, (USUAL_BLOCK,))[0], 4
+    block = kv_blocks.block_sizes(problem, (USUAL_BLOCK,))[0]
     most = STEP_BYTES * (2 if heads.pairs_heads(problem) else 1)
     reach = problem.reach_tokens
     is_narrow = reach is not None and 2 * reach <= block
@@ -147,15 +161,18 @@ def _long_steps(problem: Problem) -> Steps:
     return block, seqs, max(USUAL_BLOCK, min(LONG_BLOCK // groups, LONG_BLOCK * LONG_ROWS // rows))
 
 
-def _latent_steps(problem: Problem) -> Steps:
+def _latent_steps(problem: Problem, target: Target) -> Steps:
     """Two blocks of `LATENT_BLOCK_BYTES`, or one: see `default_config`."""
+    is_all_heads = heads.group_rows(problem) >= LATENT_ROWS
+    scale = 2 if target.has_fast_fp8_mxu and is_all_heads else 1
     tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
-    block, seqs = kv_blocks.block_sizes(problem, (tokens,))[0], 2
-    keys = max(USUAL_BLOCK, tokens // 2)
+    block, seqs = kv_blocks.block_sizes(problem, (scale * tokens,))[0], 2
+    keys = max(scale * USUAL_BLOCK, tokens // 2)
     # Several queries of a sequence are more rows of what is computed.
     keys = max(256, keys // cdiv(heads.group_rows(problem), LATENT_ROWS))
-    if seqs * block * problem.kv_token_bytes > 2 * LATENT_BLOCK_BYTES:
+    largest = 2 * scale * LATENT_BLOCK_BYTES
+    if seqs * block * problem.kv_token_bytes > largest:
         seqs = 1
-    if block * problem.kv_token_bytes > 2 * LATENT_BLOCK_BYTES:
+    if block * problem.kv_token_bytes > largest:
         block, seqs = kv_blocks.block_sizes(problem, (256,))[0], 2
     return block, seqs, keys

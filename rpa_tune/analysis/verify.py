@@ -16,7 +16,8 @@ from rpa_tune.analysis.question import (
 )
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile.lint import TASK as LINT_TASK
-from rpa_tune.compile.lint import Lint, has_linter, linter_flags
+from rpa_tune.compile.lint import Lint, has_linter, lint_task
+from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.compile.target import worker_environment
 from rpa_tune.errors import UsageError
@@ -147,9 +148,11 @@ def with_lint(
         family=task.family, problem=task.problem, config=task.config, chip=task.chip,
         workload="lint",
     )  # fmt: skip
-    environment = functools.partial(worker_environment, libtpu_args=linter_flags())
+    asked = lint_task(candidate, default_cache_dir())
+    flags = asked.candidate.libtpu_args
+    environment = functools.partial(worker_environment, libtpu_args=flags)
     with WorkerPool(num_workers=1, deadline_s=deadline_s, environment=environment) as pool:
-        (reply,) = pool.map_unordered(LINT_TASK, [candidate])
+        (reply,) = pool.map_unordered(LINT_TASK, [asked])
     lint = reply.value if reply.failure is None else Lint.failed(reply.failure.detail)
     return replace(found, lint=lint)
 

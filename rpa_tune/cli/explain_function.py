@@ -8,6 +8,7 @@ import click
 
 from rpa_tune.analysis.compare import changes_to_dict, compare_timelines
 from rpa_tune.analysis.phases import bundle_labels, cycles_by_phase
+from rpa_tune.candidate import Status
 from rpa_tune.cli.compare_text import print_changes
 from rpa_tune.cli.explain_text import (
     print_doubts,
@@ -144,6 +145,8 @@ def _print(found: KernelExplanation) -> None:
         click.echo(f"{'':10}it is launched in a loop: this is one launch")
     if timeline is None:
         click.echo(f"{answer.status.value}: {answer.detail}")
+        if answer.status is Status.NOT_UNDERSTOOD and answer.schedule is not None:
+            click.echo("--dump FILE saves the compiler's schedule, whose line that is")
         return
     click.echo(f"time      {timeline.time_us:,.1f} us a launch, simulated")
     if span := found.interval_us:

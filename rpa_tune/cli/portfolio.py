@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.cli.options import ChipName
 from rpa_tune.cli.output import print_json
@@ -108,10 +109,11 @@ def _to_dict(
                 "max_configs": k,
                 "time_us": entry.time_us,
                 "regret_pct": entry.regret_pct,
-                "configs": [asdict(config) for config in entry.configs],
+                "configs": [config_to_dict(config) for config in entry.configs],
                 "rule": [clause.to_dict() for clause in entry.rule],
                 "text": [
-                    clause_text(clause, asdict(entry.configs[clause.use])) for clause in entry.rule
+                    clause_text(clause, config_to_dict(entry.configs[clause.use]))
+                    for clause in entry.rule
                 ],
             }
             for k, entry in enumerate(curve, start=1)

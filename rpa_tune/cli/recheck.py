@@ -27,6 +27,7 @@ from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.recheck import RowCheck, ask, check_versions
 from rpa_tune.sweep.watch import Answered, Event, Watch, WaveStarted
+from rpa_tune.tables.key import TuningKey, timed_key
 from rpa_tune.tables.reader import load_tables, shipped_folder
 from rpa_tune.tables.row import TableRow
 
@@ -60,7 +61,8 @@ def recompile_options(command: Callable[..., None]) -> Callable[..., None]:
 @recompile_options
 @click.option("--sample", type=number("sample"),
               help="Only so many rows: of each chip and family in turn one that was not drawn, "
-              "by the least digest of its key and of --seed.")  # fmt: skip
+              "by the least digest of its key and of --seed; rows of one study once, before any "
+              "of them twice.")  # fmt: skip
 @click.option("--seed", default="", help="With --sample: another text draws other rows.")
 @click.option("--python", "pythons", multiple=True, type=click.Path(path_type=Path),
               help="Also with the jax and libtpu of this Python; repeatable.")  # fmt: skip
@@ -142,17 +144,23 @@ def sample_rows(rows: Sequence[TableRow], number: int, seed: str = "") -> list[T
     """A few rows, of as many chips and families as there are, in the order of the table.
 
     Chips and families take turns; of each, rows come in the order of a digest of key and seed, so
-    that the sample of a table is the same everywhere and a row more changes it little.
+    that the sample of a table is the same everywhere and a row more changes it little. Of rows that
+    one study filled, whose answers are the same, the first comes before the second of any.
     """
     turns: dict[tuple[str, str], list[tuple[str, TableRow]]] = {}
     for row in rows:
         drawn = hashlib.sha256(f"{seed} {row.key}".encode()).hexdigest()
         turns.setdefault((row.key.chip, row.key.family), []).append((drawn, row))
-    ranked = [
-        (rank, place, row)
-        for place, group in turns.items()
-        for rank, (_, row) in enumerate(sorted(group, key=lambda pair: pair[0]))
-    ]
+    ranked = []
+    for place, group in turns.items():
+        seen: Counter[TuningKey] = Counter()
+        order = []
+        for drawn, row in sorted(group, key=lambda pair: pair[0]):
+            timed = timed_key(row.key, row.evidence.problem)
+            order.append((seen[timed], drawn, row))
+            seen[timed] += 1
+        order.sort(key=lambda entry: entry[:2])
+        ranked += [(rank, place, row) for rank, (*_, row) in enumerate(order)]
     chosen = sorted(ranked, key=lambda entry: entry[:2])[:number]
     return sorted((row for *_, row in chosen), key=lambda row: row.key)
 

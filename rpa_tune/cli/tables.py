@@ -1,20 +1,21 @@
 """`rpa-tune tables`: look into table files and check them."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from rpa_tune.analysis.lint_rows import RowLint, lint_rows
+from rpa_tune.analysis.lint_rows import RowKernel, kernels_of, lint_kernels
 from rpa_tune.analysis.verify import wants_lint
 from rpa_tune.candidate import Status
 from rpa_tune.cli.numbers import number
-from rpa_tune.cli.options import ChipName, NameChoice
+from rpa_tune.cli.options import ChipName, NameChoice, cache_option
 from rpa_tune.cli.output import counted, print_json
-from rpa_tune.cli.recheck import EXIT_FINDINGS, check
+from rpa_tune.cli.recheck import EXIT_FINDINGS, check, choose_rows, sample_rows
 from rpa_tune.cli.restamp import restamp
-from rpa_tune.compile.lint import TARGETS
+from rpa_tune.compile.lint import TARGETS, Lint
 from rpa_tune.errors import TableError
 from rpa_tune.families.registry import ALL_FAMILIES, known_family, load_family
 from rpa_tune.interop.export import EXPORTERS
@@ -74,12 +75,21 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
 )
 @click.option("--chip", type=ChipName(), help="With --kernels: only those of this chip.")
 @click.option(
+    "--family", type=NameChoice(ALL_FAMILIES), help="With --kernels: only those of this family."
+)
+@click.option(
+    "--sample",
+    type=number("sample"),
+    help="With --kernels: only those of so many rows, chosen as by `tables check --sample`.",
+)
+@click.option(
     "--plan",
     "plan_files",
     multiple=True,
     type=_FOLDER,
-    help="With --kernels: sweep plan with the workload of nameless rows; repeatable.",
+    help="With --kernels: sweep plan with the workload of nameless old rows; repeatable.",
 )
+@cache_option
 @click.option(
     "--workers",
     type=number("workers"),
@@ -92,14 +102,18 @@ def lint(
     folder: Path | None,
     kernels: bool,
     chip: str | None,
+    family: str | None,
+    sample: int | None,
     plan_files: tuple[Path, ...],
+    cache: Path,
     workers: int,
     as_json: bool,
 ) -> None:
     """Checks that every row parses, fits its chip, can be looked up, and is not stale.
 
     With --kernels every config of every row is compiled, too, under the compiler's own linter:
-    copies that race with each other, loads and stores past the end of a buffer.
+    copies that race with each other, loads and stores past the end of a buffer. What several rows
+    share is compiled once, and what has no finding is kept: a run that was stopped goes on.
 
     Exit codes: 0 nothing found; 2 usage; 3 findings.
 
@@ -109,42 +123,52 @@ def lint(
     if kernels:
         wants_lint(True, "--kernels")
     findings = lint_folder(folder, {name: load_family(name).digest for name in ALL_FAMILIES})
-    linted: list[RowLint] = []
+    linted: list[tuple[RowKernel, Lint]] = []
     if kernels:
-        rows = list(load_tables([folder], chip=chip))
-        plans = [load_plan(file) for file in plan_files]
-        for one in lint_rows(rows, plans, workers=workers):
-            linted.append(one)
-            click.echo(f"{_place(one)}: {one.lint.status.value}", err=True)
-        findings += [_finding(one) for one in linted if one.lint.status is not Status.OK]
+        rows = choose_rows(folder, chip, family)
+        rows = rows if sample is None else sample_rows(rows, sample)
+        linted = _lint(kernels_of(rows, [load_plan(file) for file in plan_files]), cache, workers)
+        findings += [found for one in linted for found in _findings(*one)]
     num_files = len(list(folder.glob("*/*.jsonl")))
     if as_json:
         found = {"files": num_files, "findings": [asdict(finding) for finding in findings]}
-        more = {"kernels": [_linted(one) for one in linted]} if kernels else {}
+        more = {"kernels": [place for one in linted for place in _linted(*one)]} if kernels else {}
         print_json(found | more)
     else:
         for finding in findings:
             click.echo(str(finding))
         checked = f"{counted(num_files, 'file')}, {counted(len(findings), 'finding')}"
         if kernels:
-            checked += f"; {counted(len(linted), 'kernel')} linted ({', '.join(TARGETS)})"
+            rows_text = counted(
+                len({row.where for one, _ in linted for row, _ in one.places}), "row"
+            )
+            checked += f"; {counted(len(linted), 'kernel')} of {rows_text} linted"
+            checked += f" ({', '.join(TARGETS)})"
         click.echo(checked if num_files else "no files: nothing was checked")
     if findings:
         raise click.exceptions.Exit(EXIT_FINDINGS)
 
 
-def _place(one: RowLint) -> str:
-    return f"{one.row.where} configs[{one.config}]"
+def _lint(kernels: Sequence[RowKernel], cache: Path, workers: int) -> list[tuple[RowKernel, Lint]]:
+    """What the linter says of kernels; each is told on stderr when it is there."""
+    started, linted = time.monotonic(), []
+    for one, lint in lint_kernels(kernels, cache=cache, workers=workers):
+        linted.append((one, lint))
+        head = f"[{time.monotonic() - started:6.1f} s] {len(linted)} of {len(kernels)}"
+        click.echo(f"{head}: {one}: {lint.kind or lint.status.value}", err=True)
+    return linted
 
 
-def _finding(one: RowLint) -> Finding:
-    said = one.lint.kind or one.lint.status.value
-    message = f"configs[{one.config}]: {said}: {one.lint.detail}"
-    return Finding(rule="kernel", where=one.row.where, message=message)
+def _findings(one: RowKernel, lint: Lint) -> Iterator[Finding]:
+    said = lint.kind or lint.status.value
+    for row, config in one.places if lint.status is not Status.OK else ():
+        message = f"configs[{config}]: {said}: {lint.detail}"
+        yield Finding(rule="kernel", where=row.where, message=message)
 
 
-def _linted(one: RowLint) -> dict[str, object]:
-    return {"where": one.row.where, "config": one.config, **asdict(one.lint)}
+def _linted(one: RowKernel, lint: Lint) -> Iterator[dict[str, object]]:
+    for row, config in one.places:
+        yield {"where": row.where, "config": config, **asdict(lint)}
 
 
 tables.add_command(check)

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from rpa_kernels.batch import Batch
+from rpa_kernels.family import config_to_dict
 from rpa_tune.analysis.phases import bundle_labels
 from rpa_tune.analysis.schedules import load_schedules, longest_launch
 from rpa_tune.candidate import Candidate
@@ -41,7 +41,7 @@ def write_heaviest(
     """
     index = max(range(len(batches)), key=lambda i: batch_us[i])
     program, operands, text = longest_launch(candidate, batches[index], cache_dir)
-    fields = " ".join(f"{name}={value}" for name, value in asdict(candidate.config).items())
+    fields = " ".join(f"{name}={value}" for name, value in config_to_dict(candidate.config).items())
     dropped = write_trace(
         program, load_machine(candidate.chip.name), operands, path,
         title=f"{candidate.family.name} {fields}", one_step=one_step,

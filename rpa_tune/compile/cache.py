@@ -4,6 +4,9 @@ One compile is a small JSON record and, when it succeeded, the compressed schedu
 schedule is written first and the record last, each to a temporary name and then renamed: a record
 that is there is whole, whatever was killed when. That memory ran out is kept too, because it would
 run out again. Other refusals are not, nor crashes and timeouts: another request tries again.
+
+An answer is kept under the lowered program, and the key of what that was made from refers to it: a
+comment or a rename in a kernel costs tracing, and no compile.
 """
 
 import gzip
@@ -80,6 +83,22 @@ def compile_key(
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def program_key(program: str, candidate: Candidate, settings: Mapping[str, str], name: str) -> str:
+    """SHA-256 of what the compiler is given, and of all else that decides a schedule.
+
+    Args:
+      program: Text of the lowered program, without source locations (`target.set_up_worker`).
+      candidate: What it was lowered from: its chip and its flags count.
+      settings: `target.program_settings` of the process that compiles.
+      name: Of the Pallas call.
+    """
+    content = (
+        _SCHEMA, program, name, candidate.chip.name, candidate.libtpu_args, target.DUMP_FLAGS,
+        sorted(settings.items()), [versions()[package] for package in ("jax", "jaxlib", "libtpu")],
+    )  # fmt: skip
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
 class CompileCache:
     """A folder of compiles. Any number of processes may read and write it."""
 
@@ -91,6 +110,9 @@ class CompileCache:
         """The kept answer, or None when there is none or it is damaged."""
         try:
             record = json.loads(self._record(key).read_text())
+            if "same_as" in record:
+                key = record["same_as"]
+                record = json.loads(self._record(key).read_text())
             bundles = self._bundles(key) if record["bundles_size"] is not None else None
             if bundles is not None and bundles.stat().st_size != record["bundles_size"]:
                 return None
@@ -122,6 +144,15 @@ class CompileCache:
         record = {"schema": _SCHEMA, "bundles_size": size, "compiled": fields}
         write_whole(self._record(key), json.dumps(record, sort_keys=True).encode())
         return _with_bundles(compiled, None if size is None else self._bundles(key))
+
+    def refer(self, key: str, to: str) -> None:
+        """Has a key stand for the answer that another one has.
+
+        Raises:
+          OSError: It cannot be written.
+        """
+        record = {"schema": _SCHEMA, "same_as": to}
+        write_whole(self._record(key), json.dumps(record, sort_keys=True).encode())
 
     def _record(self, key: str) -> Path:
         return self._folder / key[:2] / f"{key}.json"

@@ -6,10 +6,13 @@ those. Source: observed with libtpu 0.0.52, on v4, v5e, v5p, v6e and v7x.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rpa_tune.candidate import Candidate, Status
+from rpa_tune.compile.cache import CompileCache
 from rpa_tune.known_versions import version_number
+from rpa_tune.libtpu_args import parse_args
 
 TASK = "rpa_tune.compile.lint:lint_candidate"
 # `vmem_poison_use` is left out: it refuses XLA's own code, and every buffer that a copy fills whose
@@ -53,17 +56,38 @@ def linter_flags(targets: tuple[str, ...] = TARGETS) -> str:
     ))  # fmt: skip
 
 
-def lint_candidate(candidate: Candidate) -> Lint:
-    """Compiles a candidate in a worker that has `linter_flags`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LintTask:
+    """A kernel to lint.
+
+    Attributes:
+      candidate: Its flags are the linter's, too: see `lint_task`.
+      cache_dir: Where compiles are kept; one without a finding is not done again.
+    """
+
+    candidate: Candidate
+    cache_dir: Path
+
+
+def lint_task(
+    candidate: Candidate, cache_dir: Path, targets: tuple[str, ...] = TARGETS
+) -> LintTask:
+    """What a worker with the flags `task.candidate.libtpu_args` is given."""
+    flags = parse_args(f"{candidate.libtpu_args} {linter_flags(targets)}")
+    return LintTask(candidate=replace(candidate, libtpu_args=flags), cache_dir=cache_dir)
+
+
+def lint_candidate(task: LintTask) -> Lint:
+    """Compiles a candidate under the linter, in a worker that has its flags.
 
     Raises:
       Exception: What tracing raises.
     """
     # Here, so that the parent needs no jax.
-    from rpa_tune.compile.lower import compile_call
+    from rpa_tune.compile.lower import compile_candidate
 
-    call = candidate.family.call(candidate.problem, candidate.config, candidate.chip)
-    compiled = compile_call(call, candidate.chip)
+    task.candidate.family.fetch(task.cache_dir)
+    compiled = compile_candidate(task.candidate, CompileCache(task.cache_dir))[0]
     return lint_of(compiled.status, compiled.detail)
 
 

@@ -7,7 +7,7 @@ set before jax was imported; the parent side is `pool.py`.
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import jax
 
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import dumps, target, worker
-from rpa_tune.compile.cache import CompileCache, Compiled, compile_key
+from rpa_tune.compile.cache import CompileCache, Compiled, compile_key, program_key
 from rpa_tune.errors import DumpError
 from rpa_tune.families.family import Call
 from rpa_tune.hw.chip import Chip
@@ -58,15 +58,31 @@ def compile_candidate(candidate: Candidate, cache: CompileCache) -> tuple[Compil
     names = candidate.family.kernel_names(candidate.problem, candidate.config)
     settings = target.program_settings(candidate.libtpu_args)
     keys = [compile_key(candidate, settings, name) for name in names]
-    known = [found for key in keys if (found := cache.load(key)) is not None]
-    if len(known) == len(keys):
-        return tuple(known)
+    if known := _load_all(cache, keys):
+        return known
+    programs: list[str] = []
+
+    def kept(program: str) -> Compiled | None:
+        """The answer to this very program, made from other sources; None unless all are there."""
+        programs[:] = (program_key(program, candidate, settings, name) for name in names)
+        return next(iter(_load_all(cache, programs)), None)
+
     call = candidate.family.call(candidate.problem, candidate.config, candidate.chip)
-    compiled = compile_call(call, candidate.chip)
-    each = (compiled, *(_named(compiled, name) for name in call.more_names))
+    compiled = compile_call(call, candidate.chip, kept=kept)
+    each = _load_all(cache, programs) if compiled.from_cache else ()
+    each = each or (compiled, *(_named(compiled, name) for name in call.more_names))
     if compiled.status is Status.COMPILE_FAILED:
         return each
-    return tuple(_keep(cache, key, one) for key, one in zip(keys, each, strict=True))
+    return tuple(
+        _keep(cache, key, program, one)
+        for key, program, one in zip(keys, programs, each, strict=True)
+    )
+
+
+def _load_all(cache: CompileCache, keys: Sequence[str]) -> tuple[Compiled, ...]:
+    """The kept answers; none unless all are there."""
+    found = [one for key in keys if (one := cache.load(key)) is not None]
+    return tuple(found) if len(found) == len(keys) else ()
 
 
 def _named(compiled: Compiled, name: str) -> Compiled:
@@ -77,11 +93,14 @@ def _named(compiled: Compiled, name: str) -> Compiled:
     return replace(compiled, kernel_name=name, bundles=dumps.find_bundles(folder, name))
 
 
-def _keep(cache: CompileCache, key: str, compiled: Compiled) -> Compiled:
+def _keep(cache: CompileCache, key: str, program: str, compiled: Compiled) -> Compiled:
+    """Keeps an answer under its program, which the key of the sources then refers to."""
     try:
-        return cache.save(key, compiled)
+        kept = compiled if compiled.from_cache else cache.save(program, compiled)
+        cache.refer(key, program)
     except OSError as error:
         return replace(compiled, not_cached=f"{error.strerror}: {error.filename}")
+    return kept
 
 
 def compile_call(

@@ -245,6 +245,10 @@ def set_up_worker(_: None = None) -> None:
 
     # The cache on disk is ours; jax's would hide what a compile costs and write no dumps.
     jax.config.update("jax_enable_compilation_cache", False)
+    if SOURCES_FLAG not in os.environ.get(VARIABLE, ""):
+        # Lines of sources decide no instruction, and with them a comment above a kernel would make
+        # another program of it: see `cache.program_key`.
+        jax.config.update("jax_traceback_in_locations_limit", 0)
     _remember_bitcasts()
     # Tracing makes millions of small objects that live until a kernel is lowered. What is imported
     # is never garbage, and looking through the rest less often halves what looking costs.

@@ -9,10 +9,11 @@ the problem was looked at, and the dispatcher answers with an exact row instead 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rpa_kernels.batch import Batch
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.decide.objective import EXPECTED_TIME, yardstick
 from rpa_tune.decide.portfolio import Portfolio, portfolio_curve
@@ -179,11 +180,11 @@ def make_row(
         schedule_digest=digest_of_schedules([by_config[config] for config in configs]),
         problem=beyond_key(chosen.candidate.problem, key),
         runners_up=_runners_up(answers, configs, decision.objective),
-        heuristic=asdict(decision.heuristic.candidate.config) if verdict == TUNED else None,
+        heuristic=config_to_dict(decision.heuristic.candidate.config) if verdict == TUNED else None,
     )
     return TableRow(
         key=key,
-        configs=tuple(asdict(config) for config in configs),
+        configs=tuple(config_to_dict(config) for config in configs),
         rule=rule,
         evidence=evidence,
     )
@@ -196,7 +197,8 @@ def _runners_up(
     others = [a for a in answers if a.ok and a.candidate.config not in configs]
     ranked = sorted(others, key=yardstick(answers, objective).loss)[:MAX_RUNNERS_UP]
     return tuple(
-        {"config": asdict(a.candidate.config), "time_us": round(_time(a), 3)} for a in ranked
+        {"config": config_to_dict(a.candidate.config), "time_us": round(_time(a), 3)}
+        for a in ranked
     )
 
 

@@ -4,10 +4,11 @@ Every answer says where it comes from; a miss is never silent.
 """
 
 import enum
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rpa_kernels import load_family
+from rpa_kernels.family import config_to_dict
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
@@ -152,7 +153,7 @@ def rests_on_default(row: TableRow, target: Target) -> bool:
     except ValueError:
         return False
     default = family.default_config(problem, target)
-    return not isinstance(default, Infeasible) and asdict(default) == row.heuristic
+    return not isinstance(default, Infeasible) and config_to_dict(default) == row.heuristic
 
 
 def _fitting(row: TableRow, problem: Problem, target: Target) -> tuple[Any, ...] | str:

@@ -16,9 +16,9 @@ Config = Mapping[str, Any]
 # Types whose layers are: projections of q, k, v and of the output; a gated MLP (three matrices)
 # or experts of such; nothing else that has a matrix, but for what the functions below read.
 _TYPES = frozenset({
-    "deepseek_v3", "gemma2", "gemma3_text", "gemma4_text", "glm4_moe", "gpt_oss", "granite",
-    "granitemoehybrid", "kimi_k2", "llama", "llama4_text", "minimax_m2", "ministral3", "mistral",
-    "mixtral", "phi3", "qwen2", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe",
+    "deepseek_v3", "gemma2", "gemma3_text", "gemma4_text", "glm4_moe", "glm4_moe_lite", "gpt_oss",
+    "granite", "granitemoehybrid", "kimi_k2", "llama", "llama4_text", "minimax_m2", "ministral3",
+    "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe",
     "qwen3_next", "qwen3_vl_moe_text", "qwen3_vl_text",
 })  # fmt: skip
 # Types whose queries come with a gate of their size. Source: q_proj of these types.

@@ -122,7 +122,9 @@ class Chip:
             num_cores=self.num_cores_per_device,
             has_bf16_vector_units=bool(self.value("has_bf16_vector_units")),
             has_fp8_mxu=bool(self.value("has_fp8_mxu")),
+            has_fast_fp8_mxu=(self.numbers["fp8_flops_per_s"].value or 0) > self.bf16_flops_per_s,
             has_result_buffers=bool(self.value("has_result_buffers")),
+            has_faster_strided_copies=bool(self.value("has_faster_strided_copies")),
         )
 
 

@@ -29,7 +29,7 @@ class Form:
     """How an engine's call is said in ours.
 
     Attributes:
-      to_ours: The engine's arrays to those of `ragged_paged_attention`.
+      to_ours: The engine's arrays to those of `ragged_paged_attention`, in the order of `Arrays`.
       from_ours: (our results, the engine's arrays) to the engine's results.
       lengths: Places of kv_lens, cu_q_lens and distribution among the engine's arrays.
     """
@@ -119,11 +119,12 @@ class Served:
             features = {**features, "decode_query_size": query_size}
 
         def ours(*arrays: Any) -> tuple[Any, ...]:
-            given = list(form.to_ours(*arrays))
+            given = Arrays(*form.to_ours(*arrays))
             if only_mixed:
-                given[7] = jnp.asarray(given[7]).at[:2].set(0)
+                given = given._replace(distribution=jnp.asarray(given.distribution).at[:2].set(0))
+            *usual, tree_mask = given
             results = ragged_paged_attention(
-                *given, plan=planner, interpret=self.interpret, **features
+                *usual, tree_mask=tree_mask, plan=planner, interpret=self.interpret, **features
             )
             return form.from_ours(results, *arrays)
 

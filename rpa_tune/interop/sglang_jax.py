@@ -14,6 +14,8 @@ main branch. Their calls differ from ours in these ways, all mended here when th
 * 0.0.2: the cache is [pages, page_size, 2 * KV heads, padded head_dim], and comes back without its
   page axis; ours has the heads in packs, as the main branch has them.
 * 0.0.2: decode steps call every sequence mixed; leading sequences of one token become decode.
+* A mask says for each new token and each token of the context whether it is seen. In verification
+  of a tree of drafts all of the context before the drafts is: a word a token says the rest.
 
 An engine that is loaded and whose function has drifted is refused when this module is imported.
 """
@@ -22,7 +24,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -30,6 +32,7 @@ import jax.numpy as jnp
 
 from rpa_kernels import layout
 from rpa_kernels.ints import cdiv
+from rpa_kernels.problem import MAX_DECODE_QUERY
 from rpa_tune.dispatch.call import Features
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.errors import UsageError
@@ -50,10 +53,10 @@ _BLOCKS = {
     "num_kv_pages_per_block", "num_queries_per_block", "d_block_sizes", "p_block_sizes",
     "m_block_sizes",
 }  # fmt: skip
-# What says nothing to our kernels: blocks; how a custom mask is laid out, which is refused itself;
+# What says nothing to our kernels: blocks; how a custom mask is laid out, for `_tree_tokens` alone;
 # and the dtype of the softmax, which is float32 here whatever it says.
 _IGNORED = {*_BLOCKS, "mask_aligned_to_cu_kv", "softmax_dtype"}
-_REFUSED = ("custom_mask", "xai_temperature_len")
+_REFUSED = ("custom_mask", "xai_temperature_len")  # a mask that is not of a tree of few drafts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,7 +197,8 @@ def _attend(
       (output [tokens, num_q_heads, head_dim], the cache in the engine's form).
 
     Raises:
-      UsageError: A custom mask or a temperature by length, without a guard that falls back.
+      UsageError: A custom mask that is not of a tree of few drafts, or a temperature by length,
+        without a guard that falls back.
     """
     given = {**dict(zip(known.leading, arrays, strict=False)), **features}
     refused = [name for name in _REFUSED if given.get(name) is not None]
@@ -203,14 +207,76 @@ def _attend(
     said = {name: value for name, value in given.items() if name not in {*_IGNORED, *_REFUSED}}
     if "causal" in said:
         said["use_causal_mask"] = said.pop("causal") == 1
-    return served.attend(every, said, theirs=theirs, form=known.form, unserved=refused)
+    form, num_drafts = known.form, 1
+    if "custom_mask" in refused and (num_drafts := _tree_tokens(every, features)) > 1:
+        refused.remove("custom_mask")
+        said["use_causal_mask"] = True  # beside the tree
+        form = replace(form, to_ours=functools.partial(_tree_to_ours, num_drafts))
+    return served.attend(
+        every, said, theirs=theirs, form=form, query_size=num_drafts, unserved=refused
+    )
+
+
+def _tree_tokens(arrays: tuple[Any, ...], features: dict[str, Any]) -> int:
+    """New tokens of every sequence, where the mask is a tree of so many as ours takes; else 1.
+
+    The engine aligns a mask to pages in verification of drafts only (`mask_aligned_to_cu_kv` in
+    `FlashAttention.__call__`), whose steps have the same number for each place of a sequence
+    (`EagleDraftWorker.draft` in `srt/speculative/eagle_draft_worker.py`).
+    """
+    num_tokens, num_seqs = arrays[0].shape[0], arrays[4].shape[0]
+    is_tree = features.get("mask_aligned_to_cu_kv") and num_tokens % num_seqs == 0
+    each = num_tokens // num_seqs
+    return each if is_tree and each <= MAX_DECODE_QUERY else 1
+
+
+def _tree_to_ours(num_drafts: int, *arrays: Any) -> tuple[Any, ...]:
+    """As `_to_ours`, with a tree of drafts for every sequence: all of them are decode's."""
+    *ours, sink = (*_to_ours(*arrays), None)[:9]
+    kv_lens, cu_q_lens, cu_kv_lens, distribution, mask = (arrays[i] for i in (4, 6, 7, 8, 9))
+    ours[7] = jnp.stack([distribution[2]] * 3)
+    return (
+        *ours,
+        sink,
+        tree_words(mask, kv_lens, cu_q_lens, cu_kv_lens, num_drafts, len(arrays[0])),
+    )
+
+
+def tree_words(
+    mask: jax.Array,
+    kv_lens: jax.Array,
+    cu_q_lens: jax.Array,
+    cu_kv_lens: jax.Array,
+    num_drafts: int,
+    num_tokens: int,
+) -> jax.Array:
+    """A mask over contexts as int32[num_tokens]: bit j says that new token j is seen.
+
+    Args:
+      mask: int32[...], for each sequence and each of its new tokens a row as wide as the sequence's
+        whole pages; 1 where a token of the context is seen.
+      kv_lens: int32[sequences], new tokens included.
+      cu_q_lens: int32[sequences + 1].
+      cu_kv_lens: int32[sequences + 1], whole pages in tokens.
+      num_drafts: Most new tokens of a sequence.
+      num_tokens: Words to make.
+    """
+    q_lens, widths = cu_q_lens[1:] - cu_q_lens[:-1], cu_kv_lens[1:] - cu_kv_lens[:-1]
+    sizes = q_lens * widths
+    token = jnp.arange(num_tokens, dtype=jnp.int32)
+    seq = jnp.minimum(jnp.searchsorted(cu_q_lens[1:], token, side="right"), len(kv_lens) - 1)
+    row = (jnp.cumsum(sizes) - sizes)[seq] + (token - cu_q_lens[seq]) * widths[seq]
+    new = jnp.arange(num_drafts, dtype=jnp.int32)
+    place = (row + kv_lens[seq] - q_lens[seq])[:, None] + new
+    is_seen = (mask[jnp.clip(place, 0, len(mask) - 1)] == 1) & (new < q_lens[seq][:, None])
+    return (is_seen << new).sum(axis=1, dtype=jnp.int32)
 
 
 def _to_ours(*arrays: Any) -> tuple[Any, ...]:
     """The arrays of `ragged_paged_attention`, for a cache in packs; a sink is the last, if any.
 
     Args:
-      arrays: In the order of `Known.leading`. A custom mask is none, or the call is refused.
+      arrays: In the order of `Known.leading`. A custom mask is not looked at.
     """
     cache, kv_lens, page_indices, cu_q_lens, cu_kv_lens, distribution = arrays[3:9]
     head_dim = arrays[0].shape[2]

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from tpu_inference.layers.common.attention_backend import AttentionBackend, RPAAttentionBackend
+from tpu_inference.layers.common.attention_interface import rpa_block_size_kwargs
 from tpu_inference.layers.common.sharding import ShardingAxisName
 from tpu_inference.utils import get_mesh_shape_product
 
@@ -135,7 +136,9 @@ class RpaTuneAttention(AttentionBackend):  # type: ignore[misc]
         if is_64:
             dropped |= {"update_kv_cache", "use_causal_mask"}
         kept = {name: value for name, value in said.items() if name not in dropped}
-        return functools.partial(functions["hd64" if is_64 else "v3"], **kept)
+        # Blocks that the operator gave the engine's kernel (`RPA_V3_*_BLOCK_SIZES`).
+        blocks = {} if is_64 else rpa_block_size_kwargs()
+        return functools.partial(functions["hd64" if is_64 else "v3"], **kept, **blocks)
 
 
 _made: dict[Options, Served] = {}

@@ -22,11 +22,13 @@ class State(NamedTuple):
 
     Attributes:
       registers: [registers]; the last is zero.
+      phis: Values of a block's phis, read before any is written, [most phis of a block].
       smem: Words of all allocations, one behind the other.
       smem_base, smem_size: Place of each allocation in `smem`.
       flag_count: Granules counted, [flags].
-      flag_head: First arrival in the pool, or -1, [flags].
-      pool: Arrivals: (at, granules, direction, next), [_POOL, 4]; slot 0's next is the free list.
+      flag_head, flag_tail: First and last arrival in the pool, [flags]; the first is 0 for none.
+      pool: Arrivals: (at, granules, direction, next or 0), [_POOL, 4]; slot 0's next is the first
+        free one, or 0 before any was taken.
       engine: float64[3, 3]: free at by queue; busy, and of which fixed, by direction.
       moved: [3, 2]: (copies, bytes) by direction.
       mxu: float64[units, 2]: (free at, busy).
@@ -42,11 +44,13 @@ class State(NamedTuple):
     """
 
     registers: npt.NDArray[np.int64]
+    phis: npt.NDArray[np.int64]
     smem: npt.NDArray[np.int64]
     smem_base: npt.NDArray[np.int64]
     smem_size: npt.NDArray[np.int64]
     flag_count: npt.NDArray[np.int64]
     flag_head: npt.NDArray[np.int64]
+    flag_tail: npt.NDArray[np.int64]
     pool: npt.NDArray[np.int64]
     engine: npt.NDArray[np.float64]
     moved: npt.NDArray[np.int64]
@@ -63,10 +67,16 @@ class State(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """The part of `State` that a replay changes, in the same form."""
+    """The part of `State` that a replay changes, in the same form.
+
+    Attributes:
+      stretch_cycles: What each stretch that was walked has cost, by its first row, else -1; see
+        `recording.py`.
+    """
 
     flag_count: npt.NDArray[np.int64]
     flag_head: npt.NDArray[np.int64]
+    flag_tail: npt.NDArray[np.int64]
     pool: npt.NDArray[np.int64]
     engine: npt.NDArray[np.float64]
     mxu: npt.NDArray[np.float64]
@@ -74,6 +84,7 @@ class Timing(NamedTuple):
     ring_ends: npt.NDArray[np.int64]
     buffers: npt.NDArray[np.int64]
     scalars: npt.NDArray[np.int64]
+    stretch_cycles: npt.NDArray[np.int64]
 
 
 class Clockwork(NamedTuple):
@@ -95,7 +106,7 @@ class Inputs(NamedTuple):
       queues: Queue of each direction, [3].
       slowdown: See `engines.Rates`.
       numbers: (granule bytes, narrow latency, wide latency, queue, results per eight rows,
-        barrier, bytes of an HBM address).
+        barrier, bytes of an HBM address, narrow speed).
       cycles_per_row: MXU time of a row.
       operand_values: Address, or value, of each operand.
       data: Scalar operands, one behind the other.

@@ -51,6 +51,11 @@ class Encoded:
     delivered_granules: dict[int, int]
     num_registers: int
 
+    @property
+    def most_phis(self) -> int:
+        """Phis of the block that has most."""
+        return int((self.blocks[:, BODY] - self.blocks[:, ROWS]).max(initial=0))
+
 
 def encode(program: Program, rates: Rates) -> Encoded:
     """Encodes a program.

@@ -47,12 +47,13 @@ def direction_of(copy: str) -> Direction:
     """The engine that serves a `source_to_destination` copy.
 
     On v4 the compiler may place small operands in CMEM: their copies count, and are timed, as if
-    they were in HBM; a timeline that has them says so among its guesses.
+    they were in HBM; a timeline that has them says so among its guesses. So it does of copies
+    within HBM, which count as writes.
     """
     source, destination = copy.split("_to_")
     if source in OPERAND_MEMORIES and destination == "vmem":
         return Direction.READ
-    if source == "vmem" and destination in OPERAND_MEMORIES:
+    if source in ("vmem", *OPERAND_MEMORIES) and destination in OPERAND_MEMORIES:
         return Direction.WRITE
     return Direction.LOCAL
 
@@ -85,6 +86,7 @@ class Rates(NamedTuple):
       slowdown: Extra time of a read or write, as a share, while the other queue is busy; 0 where
         they share one.
       cycles_per_row: MXU time of one row of a matmul.
+      narrow_speed: How many times as fast it takes rows of 8-bit operands.
       latency_narrow: Matmul to first result, operands up to 16 bits.
       latency_wide: The same for 32-bit operands.
       queue_cycles: How far matmuls may be issued ahead of their unit.
@@ -100,6 +102,7 @@ class Rates(NamedTuple):
     queues: tuple[int, int, int]
     slowdown: float
     cycles_per_row: float
+    narrow_speed: int
     latency_narrow: int
     latency_wide: int
     queue_cycles: int
@@ -148,6 +151,9 @@ def rates_of(machine: Machine, num_cores: int = 1) -> Rates:
         if shares_queue
         else max(0.0, together / machine.value("shared_bytes_per_s") - 1),
         cycles_per_row=1 / machine.value("mxu_rows_per_cycle"),
+        narrow_speed=round(
+            machine.value("mxu_fp8_rows_per_cycle") / machine.value("mxu_rows_per_cycle")
+        ),
         latency_narrow=round(machine.value("matmul_latency_bf16_cycles")),
         latency_wide=round(machine.value("matmul_latency_f32_cycles")),
         queue_cycles=round(machine.value("matmul_queue_cycles")),
@@ -276,8 +282,9 @@ class MatrixUnit:
         rates = self.rates
         issue = max(now, math.ceil(self.free_at) - rates.queue_cycles)
         start = max(self.free_at, float(issue))
-        self.free_at = start + rows * rates.cycles_per_row
-        self.busy_cycles += rows * rates.cycles_per_row
+        busy = self.busy(rows)
+        self.free_at = start + busy
+        self.busy_cycles += busy
         latency = rates.latency_wide if rows <= 8 else rates.latency_narrow
         ready = math.ceil(start) + latency
         for result in range(rows // 8 * rates.results_per_eight_rows):
@@ -286,6 +293,11 @@ class MatrixUnit:
             else:
                 self.by_address[buffer + result] = ready
         return issue
+
+    def busy(self, rows: int) -> float:
+        """Cycles that it takes the rows of one matmul: 8 of 32-bit operands, 16, or 32 of 8-bit."""
+        speed = self.rates.narrow_speed if rows > 16 else 1
+        return rows * self.rates.cycles_per_row / speed
 
     def pop(self, now: int, buffer: int) -> int | None:
         """When the next result can be popped, or None if no matmul made one."""

@@ -39,8 +39,8 @@ from rpa_tune.llo.encode import Encoded
 from rpa_tune.llo.engines import Direction, Owner, Rates
 from rpa_tune.llo.loop import run_loop
 from rpa_tune.llo.program import ALLOCATION_BITS, Program
-from rpa_tune.llo.recording import clockwork
-from rpa_tune.llo.run import MissingOperandError, Operands, Run
+from rpa_tune.llo.replay import clockwork
+from rpa_tune.llo.run import HaltError, MissingOperandError, Operands, Run
 
 _SMEM_WORDS = 4096  # of an allocation, until a store needs more
 _TRACE_WORDS = 1 << 26  # of a recording, until a run needs more
@@ -141,21 +141,20 @@ def _state(
             sizes[allocation] = max(sizes[allocation], words)
     bases = np.concatenate([[0], np.cumsum(sizes)])
     flags = num_flags(program)
-    pool = np.zeros((POOL, 4), np.int64)
-    pool[:, 3] = np.arange(1, POOL + 1)
-    pool[-1, 3] = -1
     smem = np.zeros(int(bases[-1]), np.int64)
     if program.core_id is not None:
         allocation, word = divmod(program.core_id, 1 << ALLOCATION_BITS)
         smem[bases[allocation - 1] + word] = core
     return State(
         registers=np.zeros(encoded.num_registers, np.int64),
+        phis=np.zeros(encoded.most_phis, np.int64),
         smem=smem,
         smem_base=bases[:-1].astype(np.int64),
         smem_size=sizes,
         flag_count=np.zeros(flags, np.int64),
-        flag_head=np.full(flags, -1, np.int64),
-        pool=pool,
+        flag_head=np.zeros(flags, np.int64),
+        flag_tail=np.zeros(flags, np.int64),
+        pool=np.zeros((POOL, 4), np.int64),  # memory that is not written is not taken
         engine=np.zeros((len(Direction), 3)),
         moved=np.zeros((len(Direction), 2), np.int64),
         mxu=np.zeros((UNITS, 2)),
@@ -167,7 +166,7 @@ def _state(
         stalls=np.zeros((len(program.bundles), len(Owner)), np.int64),
         scalars=np.zeros(6, np.int64),
         barriers=np.zeros(MAX_BARRIERS, np.int64),
-        trace=np.empty(trace_words, np.int32),  # memory that is not written is not taken
+        trace=np.empty(trace_words, np.int32),
     )
 
 
@@ -193,8 +192,8 @@ def _result(program: Program, encoded: Encoded, state: State) -> Run:
     if state.scalars[1]:
         run.unknown["MXU results popped that no matmul made"] = int(state.scalars[1])
     in_flight = 0
-    for head in state.flag_head[state.flag_head >= 0]:
-        while head >= 0:
+    for head in state.flag_head[state.flag_head > 0]:
+        while head > 0:
             in_flight += 1
             head = state.pool[head, 3]
     if in_flight:
@@ -207,6 +206,8 @@ def _error(program: Program, stopped: int, state: State, max_bundles: int) -> Du
     address, detail = int(state.scalars[2]), int(state.scalars[3])
     if stopped == NOT_GIVEN:
         return MissingOperandError(program, detail)
+    if stopped == HALTED:
+        return HaltError(program, address)
     if stopped == DEADLOCK:
         name = program.allocation_names[detail // FLAGS_PER_ALLOCATION - 1]
         message = (
@@ -215,7 +216,6 @@ def _error(program: Program, stopped: int, state: State, max_bundles: int) -> Du
         )
     else:
         message = {
-            HALTED: "the kernel halts: a check failed",
             TOO_LONG: f"the kernel did not end within {max_bundles} bundles",
             SMEM_FULL: "a store outside of its SMEM allocation",
             POOL_FULL: f"more than {POOL} copies in flight",

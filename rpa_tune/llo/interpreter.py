@@ -4,14 +4,13 @@ This is the oracle. It is written to be read; `fast.py` runs the same semantics 
 tested against it. Control flow never depends on time: a run is exact, only its timing a model.
 """
 
-import operator
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from rpa_tune.errors import DumpError
+from rpa_tune.llo.arithmetic import BINARY, UNARY, wrap
 from rpa_tune.llo.delay_slots import shadow_ends
 from rpa_tune.llo.engines import (
     WAIT_OWNER,
@@ -26,48 +25,7 @@ from rpa_tune.llo.engines import (
 )
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.program import ALLOCATION_BITS, NO_REGISTER, Bundle, Instruction, Program, Term
-from rpa_tune.llo.run import MissingOperandError, Operands, Run
-
-_WORD = 1 << 32
-
-_BINARY: dict[Op, Callable[[int, int], int]] = {
-    Op.ADD: operator.add,
-    Op.SUB: operator.sub,
-    Op.MUL: operator.mul,
-    Op.MUL_HIGH_UNSIGNED: lambda a, b: (a % _WORD) * (b % _WORD) >> 32,
-    Op.REMAINDER: lambda a, b: (a % _WORD) % (b % _WORD) if b else 0,
-    Op.QUOTIENT: lambda a, b: (a % _WORD) // (b % _WORD) if b else 0,
-    Op.AND: operator.and_,
-    Op.OR: operator.or_,
-    Op.XOR: operator.xor,
-    Op.SHL: lambda a, b: a << (b & 31),
-    Op.SHR_LOGICAL: lambda a, b: (a % _WORD) >> (b & 31),
-    Op.SHR_ARITHMETIC: lambda a, b: a >> (b & 31),
-    Op.MIN: min,
-    Op.MAX: max,
-    Op.MIN_UNSIGNED: lambda a, b: min(a % _WORD, b % _WORD),
-    Op.MAX_UNSIGNED: lambda a, b: max(a % _WORD, b % _WORD),
-    Op.EQ: operator.eq,
-    Op.NE: operator.ne,
-    Op.LT: operator.lt,
-    Op.LE: operator.le,
-    Op.GT: operator.gt,
-    Op.GE: operator.ge,
-    Op.LT_UNSIGNED: lambda a, b: a % _WORD < b % _WORD,
-    Op.LE_UNSIGNED: lambda a, b: a % _WORD <= b % _WORD,
-    Op.GT_UNSIGNED: lambda a, b: a % _WORD > b % _WORD,
-    Op.GE_UNSIGNED: lambda a, b: a % _WORD >= b % _WORD,
-    Op.OR_PREDICATE: lambda a, b: bool(a) or bool(b),
-    Op.AND_PREDICATE: lambda a, b: bool(a) and bool(b),
-    Op.XOR_PREDICATE: lambda a, b: bool(a) != bool(b),
-    Op.NAND_PREDICATE: lambda a, b: not (a and b),
-}
-
-
-def wrap(value: int) -> int:
-    """Reduces to a signed 32-bit integer."""
-    value %= _WORD
-    return value - _WORD if value >= _WORD >> 1 else value
+from rpa_tune.llo.run import HaltError, MissingOperandError, Operands, Run
 
 
 class Observer(Protocol):
@@ -179,9 +137,11 @@ class Interpreter:
             self._shadow(address)
         if item.predicate != NO_REGISTER and bool(self.registers[item.predicate]) == item.negated:
             return
-        if (binary := _BINARY.get(op)) is not None:
+        if (binary := BINARY.get(op)) is not None:
             left, right = item.terms
             self._set(item, int(binary(self._value(left), self._value(right))))
+        elif (unary := UNARY.get(op)) is not None:
+            self._set(item, int(unary(self._value(item.terms[0]))))
         elif op is Op.MOV:
             self._set(item, self._value(item.terms[0]))
         elif op is Op.SELECT:
@@ -224,7 +184,7 @@ class Interpreter:
         elif op is Op.DELAY:
             self._stall(address, Owner.SYNC, self.now + self._value(item.terms[0]))
         elif op is Op.HALT:
-            raise self._error(address, f"the kernel halts: {item.detail}")
+            raise HaltError(self.program, address)
         else:
             raise AssertionError(f"{op} has no semantics")
 
@@ -329,7 +289,7 @@ class Interpreter:
         if item.op is Op.MATMUL:
             until: int | None = unit.matmul(self.now, rows, buffer)
             if self.observer is not None:
-                busy = rows * self.rates.cycles_per_row
+                busy = unit.busy(rows)
                 self.observer.matmul(number, unit.free_at - busy, unit.free_at)
         else:
             until = unit.pop(self.now, buffer)

@@ -1,6 +1,7 @@
 """The compiled loop of `fast.py`: arrays in, arrays changed, nothing else.
 
-Written for the compiler, not the reader: `interpreter.py` is the definition.
+Written for the compiler, not the reader: `interpreter.py` is the definition. Words are whole
+numbers or the bits of floats; `words.py` computes with both.
 """
 
 from typing import Any
@@ -28,8 +29,10 @@ from rpa_tune.llo.arrays import (
 from rpa_tune.llo.engines import Direction, Owner
 from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.program import ALLOCATION_BITS, OPERAND_BITS
+
+# Compiled into the code of this file, which is cached until it changes: so does an edit of theirs.
 from rpa_tune.llo.timed import expect, flag_number, matmul, pop, serve, take
-from rpa_tune.llo.words import arithmetic, jit, wrap_word
+from rpa_tune.llo.words import arithmetic, inlined, jit, wrap_word
 
 # The compiled code sees plain integers.
 _OP, _RESULT, _PREDICATE, _NEGATED = encode.OP, encode.RESULT, encode.PREDICATE, encode.NEGATED
@@ -52,10 +55,9 @@ _OFFSET_MASK = (1 << ALLOCATION_BITS) - 1
 _OPERAND_UNITS = 1 << OPERAND_BITS
 _NUM_DIRECTIONS = len(Direction)
 _NUM_KINDS = encode.NUM_KINDS
-_MAX_PHIS = 256
 
 
-@jit
+@inlined
 def _store(state: Any, address: int, value: int) -> bool:
     """Writes SMEM; False outside of the allocation."""
     allocation = (address >> ALLOCATION_BITS) - 1
@@ -70,7 +72,7 @@ def _store(state: Any, address: int, value: int) -> bool:
     return True
 
 
-@jit
+@inlined
 def _load(state: Any, address: int) -> int:
     """Reads SMEM; zero outside of the allocation, where nothing can have been written."""
     allocation = (address >> ALLOCATION_BITS) - 1
@@ -85,7 +87,7 @@ def _load(state: Any, address: int) -> int:
     return word
 
 
-@jit
+@inlined
 def _copy_words(inputs: Any, state: Any, delivers: bool, values: Any) -> int:
     """Moves words between SMEM and an operand or a spill slot; returns a stop reason."""
     source, granules, destination, _ = values
@@ -118,7 +120,7 @@ def _copy_words(inputs: Any, state: Any, delivers: bool, values: Any) -> int:
     return DONE
 
 
-@jit
+@inlined
 def _copy(inputs: Any, state: Any, row: int, now: int, values: Any) -> int:
     """Starts a copy: operands are (source, granules, destination, flag); returns a stop reason."""
     _, granules, _, flag = values
@@ -147,12 +149,11 @@ def _copy(inputs: Any, state: Any, row: int, now: int, values: Any) -> int:
 def run_loop(inputs: Any, state: Any) -> int:
     """Runs blocks until the program ends; returns why it stopped.
 
-    One long function on purpose: a call passes the arrays of `State` by value and counts their
-    references, which made a version in parts ten times slower.
+    One long function on purpose: what it calls is `inlined`, and stands in it.
     """
     rows, blocks, registers = inputs.rows, inputs.blocks, state.registers
     zero = len(registers) - 1
-    phis = np.zeros(_MAX_PHIS, np.int64)
+    phis = state.phis
     base = state.scalars[0]
     trace = state.trace
     traced = 0
@@ -253,7 +254,7 @@ def run_loop(inputs: Any, state: Any) -> int:
                 until = now
                 owner = _OWN_SYNC
                 while state.flag_count[number] < b:
-                    if state.flag_head[number] < 0:
+                    if state.flag_head[number] == 0:
                         state.scalars[2] = first + rows[i, _OFFSET]
                         state.scalars[3] = number
                         return DEADLOCK
@@ -277,9 +278,7 @@ def run_loop(inputs: Any, state: Any) -> int:
                 if number < 0 or number >= len(state.flag_count):
                     state.scalars[2] = first + rows[i, _OFFSET]
                     return BAD_FLAG
-                while (
-                    state.flag_head[number] >= 0 and state.pool[state.flag_head[number], 0] <= now
-                ):
+                while state.flag_head[number] > 0 and state.pool[state.flag_head[number], 0] <= now:
                     take(state, number)
                 registers[rows[i, _RESULT]] = wrap_word(state.flag_count[number])
             elif op == _OPERAND:

@@ -16,7 +16,9 @@ from rpa_tune.llo.opcodes import Slot
 
 # What a form of the copy engine may have and no chip's does: see benchmarks/fidelity.md.
 OPTIONAL = ("read_copy_bytes_per_s", "write_copy_bytes_per_s", "local_copy_bytes_per_s")
-_FROM_CHIP = ("clock_hz", "mxu_size", "mxu_rows_per_cycle", "num_mxus")
+_FROM_CHIP = (
+    "clock_hz", "mxu_size", "mxu_rows_per_cycle", "mxu_fp8_rows_per_cycle", "num_mxus",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -40,6 +40,10 @@ class Meetings:
         if text.isdecimal():
             self._constants[vector] = int(text)
 
+    def is_received(self, vector: int) -> bool:
+        """Whether a vector register holds the word that the other core sent."""
+        return vector in self._received
+
     def parts(self, item: Instruction, mnemonic: str, rest: str) -> tuple[Instruction, ...]:
         """What an instruction does that may be part of a meeting; itself if it is none.
 
@@ -49,9 +53,6 @@ class Meetings:
         if item.op is Op.LOAD and _CORE_ID.search(rest):
             if item.terms[0].first == NO_REGISTER:  # else of a chip whose devices have one core
                 self.core_id = item.terms[0].constant
-        elif mnemonic == "vpush":
-            if item.terms[0].first not in self._received:
-                raise MeetingError("`vpush` of a vector", "the path must not depend on data")
         elif mnemonic == "vpush.ccrf":
             if (word := self._constants.get(rest.strip())) is None:
                 raise MeetingError("`vpush.ccrf` of no constant", "cores exchange known words")

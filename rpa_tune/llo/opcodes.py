@@ -88,6 +88,25 @@ class Op(IntEnum):
     QUOTIENT = 45
     BARRIER = 46
     MUL_HIGH_UNSIGNED = 47
+    LEADING_ZEROS = 48
+    # Of float32, whose bits are in the word.
+    FLOAT_ADD = 49
+    FLOAT_SUB = 50
+    FLOAT_MUL = 51
+    FLOAT_MAX = 52
+    FLOAT_MIN = 53
+    FLOAT_EQ = 54
+    FLOAT_NE = 55
+    FLOAT_LT = 56
+    FLOAT_LE = 57
+    FLOAT_GT = 58
+    FLOAT_GE = 59
+    FLOAT_WEIRD = 60
+    FLOAT_FLOOR = 61
+    FLOAT_CEIL = 62
+    FLOAT_TO_INT = 63
+    INT_TO_FLOAT = 64
+    CARRY = 65
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +157,7 @@ _OTHER_SLOTS: dict[str, tuple[Slot, ...]] = {
     "vpush.ccrf": (),
     "vpop.ccrf": (Slot.VPOP,),
     "vpush": (Slot.VSTORE,),
+    "set.rngseed": (Slot.VSTORE,),
     "vsyncadd.remote": (),
     "vwait.ge.trace": (),
 }

@@ -5,6 +5,7 @@ line and never a silently wrong time: bundle numbering, mnemonics, operand count
 """
 
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from rpa_tune.errors import DumpError
 from rpa_tune.known_versions import supported_libtpus
 from rpa_tune.llo.meetings import MeetingError, Meetings
 from rpa_tune.llo.opcodes import Meaning, Op, Slot, meaning, memory_spaces
+from rpa_tune.llo.order import executable_order
+from rpa_tune.llo.pointers import Pointers
 from rpa_tune.llo.program import (
     ALLOCATION_BITS,
+    MAX_ALLOCATIONS,
     NO_REGISTER,
     Bundle,
     Instruction,
@@ -22,6 +26,7 @@ from rpa_tune.llo.program import (
     Term,
 )
 from rpa_tune.llo.sources import without_sources
+from rpa_tune.llo.vectors import check_path
 
 HEAD = re.compile(r"^ *(0x[0-9a-f]+|0) +(?:([A-Z]{2}):|:) ([> ]*)\{", re.MULTILINE)
 INSTRUCTION = re.compile(
@@ -44,12 +49,13 @@ _BUFFER = re.compile(r"mrb\[(\d+)\]")
 _WIDTH = re.compile(r"\.(?:bf|f|s|u)(\d+)")
 _GENERAL = re.compile(r"/\* (\w+)-to-(\w+) \*/\s*$")
 _DIVISION = re.compile(r"/\* k(DivAndRem|Div|Rem) \*/")
-_POINTER_SHIFT = 4  # pointers into VMEM, and on v5e into HBM, are addresses shifted by this
 _HEADER_END = "= control target key end"
 _WORD = 1 << 32
-_LAST = (Op.STORE, Op.COPY, Op.SYNC_ADD, Op.BRANCH, Op.HALT)
 _TERMS = {Op.LOAD: 1, Op.STORE: 2, Op.SELECT: 3, Op.WAIT: 2, Op.SYNC_ADD: 2, Op.HALT: 0}
-_UNARY = (Op.MOV, Op.NOT_PREDICATE, Op.SYNC_READ, Op.DELAY)
+_UNARY = (
+    Op.MOV, Op.NOT_PREDICATE, Op.SYNC_READ, Op.DELAY, Op.LEADING_ZEROS, Op.FLOAT_WEIRD,
+    Op.FLOAT_FLOOR, Op.FLOAT_CEIL, Op.FLOAT_TO_INT, Op.INT_TO_FLOAT,
+)  # fmt: skip
 
 
 def load_program(path: Path) -> Program:
@@ -78,8 +84,8 @@ class _Parser:
         self.regions: dict[str, int] = {}
         self.branches: list[tuple[int, int, str]] = []
         self.pushed: dict[int, list[int]] = {}
-        self.shifted: dict[int, Term] = {}
-        self.memories: dict[int, str] = {}  # that registers point into
+        self.pointers = Pointers()
+        self.data: dict[int, int] = {}  # lines by registers with a value of a vector
         self.meetings = Meetings()
 
     def parse(self) -> Program:
@@ -87,10 +93,13 @@ class _Parser:
         bundles = list(self._bundles())
         if not bundles:
             raise self._error("no bundle found", "a dump has one `{ ... }` line per bundle")
+        if len(self.allocations) > MAX_ALLOCATIONS:
+            raise self._error(f"{len(self.allocations)} allocations", f"at most {MAX_ALLOCATIONS}")
         self._resolve_branches(bundles)
+        bundles = self.pointers.shifted_back(bundles)
         if self.meetings.num_cores > 1 and self.meetings.core_id is None:
             raise self._error("cores meet, but none asks which it is", "`sld` of the core id")
-        return Program(
+        program = Program(
             path=self.path,
             bundles=tuple(bundles),
             operands=self.operands,
@@ -99,6 +108,8 @@ class _Parser:
             num_cores=self.meetings.num_cores,
             core_id=self.meetings.core_id,
         )
+        check_path(program, self.data)
+        return program
 
     def _bundles(self) -> Iterator[Bundle]:
         """Parses bundle after bundle."""
@@ -146,7 +157,7 @@ class _Parser:
             depth=head[3].count(">"),
             is_entry=is_entry,
             is_exit="End region" in comment,
-            instructions=_executable_order(found),
+            instructions=executable_order(found),
             slots=tuple(slots),
         )
 
@@ -205,7 +216,9 @@ class _Parser:
             shape=match[1],
             is_output=match[3] == "output",
         )
-        return Instruction(op=Op.OPERAND, result=self._register(result), terms=(Term(index),))
+        register = self._register(result)
+        self.pointers.memories[register] = space
+        return Instruction(op=Op.OPERAND, result=register, terms=(Term(index),))
 
     def _scalar(
         self, known: Meaning, mnemonic: str, result: str | None, rest: str, number: int
@@ -258,7 +271,7 @@ class _Parser:
         """What a few mnemonics do besides their operation."""
         if mnemonic == "dma.general":
             # XLA's own computations have no comment: there the pointers say which memories.
-            pointers = [self.memories.get(item.terms[i].first, "") for i in (0, 2)]
+            pointers = [self.pointers.memories.get(item.terms[i].first, "") for i in (0, 2)]
             ends = match.groups() if (match := _GENERAL.search(rest)) else pointers
             if not set(ends) <= set(memory_spaces()):
                 raise self._error("`dma.general` without a comment `FROM-to-TO`", "")
@@ -277,17 +290,11 @@ class _Parser:
             if not (waiting := self.pushed.get(item.terms[0].first)):
                 raise self._error(f"`{mnemonic}` takes more results than a division has", "")
             return (item._replace(terms=(Term(0, waiting.pop(0)),)),)
-        base, _, memory = mnemonic.rpartition(".")
-        if base in ("scalar_lea", "int_to_ptr"):
-            self.memories[item.result] = memory
-        if item.op is Op.SHL and item.terms[1] == Term(_POINTER_SHIFT):
-            self.shifted[item.result] = item.terms[0]
-        elif mnemonic in ("int_to_ptr.hbm", "int_to_ptr.vmem"):
-            # Undone, because an allocation's made-up address does not fit when shifted.
-            term = item.terms[0]
-            return (item._replace(terms=(self.shifted.get(term.first, term),)),)
+        if mnemonic == "vpush" and not self.meetings.is_received(item.terms[0].first):
+            self.data[item.result] = self.line
+            return (item._replace(terms=(Term(0),)),)
         try:
-            return self.meetings.parts(item, mnemonic, rest)
+            return self.meetings.parts(self.pointers.read(item, mnemonic), mnemonic, rest)
         except MeetingError as error:
             raise self._error(*error.args) from None
 
@@ -302,7 +309,7 @@ class _Parser:
         elif op is Op.BARRIER:
             good = count == (2 if mnemonic == "vwait.ge.trace" else 0)
         elif op in _UNARY:
-            good = count == 1
+            good = count == (2 if mnemonic == "scvt.pr.f32.s32" else 1)
         else:
             good = count == _TERMS.get(op, 2)
         if not good:
@@ -314,10 +321,9 @@ class _Parser:
         if text.startswith("%"):
             return Term(0, self._register(text))
         if not text.startswith("["):
-            try:
-                return Term(_signed(int(text, 0)))
-            except ValueError:
-                raise self._error(f"cannot read operand `{text[:60]}`", "") from None
+            if (constant := _constant(text)) is None:
+                raise self._error(f"cannot read operand `{text[:60]}`", "")
+            return Term(constant)
         constant, registers = 0, []
         inner = text.strip("[]").removeprefix("smem:[")
         for part in inner.split(" + "):
@@ -368,33 +374,14 @@ class _Parser:
         return DumpError(message, where=f"{self.path}:{self.line}", hint=hint)
 
 
-def _signed(value: int) -> int:
-    """The 32-bit signed reading of a constant."""
-    value %= _WORD
-    return value - _WORD if value >= _WORD // 2 else value
-
-
-def _executable_order(found: list[Instruction]) -> tuple[Instruction, ...]:
-    """Orders one bundle's instructions: phis, then by use, then effects in the dump's order."""
-    if len(found) < 2:
-        return tuple(found)
-    rest = sorted(found, key=lambda item: (item.op is not Op.PHI, item.op in _LAST))
-    waiting = {item.result for item in rest if item.result != NO_REGISTER}
-    done: list[Instruction] = []
-    while rest:
-        for position, item in enumerate(rest):
-            if item.op is Op.PHI or not (_reads(item) & (waiting - {item.result})):
-                done.append(rest.pop(position))
-                waiting.discard(item.result)
-                break
-        else:
-            # No order exists: keep the dump's, and let the interpreter find unset registers.
-            done.extend(rest)
-            break
-    return tuple(done)
-
-
-def _reads(item: Instruction) -> set[int]:
-    """Registers an instruction reads."""
-    used = {term.first for term in item.terms} | {term.second for term in item.terms}
-    return used | {item.predicate}
+def _constant(text: str) -> int | None:
+    """The 32-bit signed reading of a whole number, or of the bits of a float; None of neither."""
+    try:
+        value = int(text, 0) % _WORD
+        return value - _WORD if value >= _WORD // 2 else value
+    except ValueError:
+        pass
+    try:
+        return int.from_bytes(struct.pack("<f", float(text)), "little", signed=True)
+    except (ValueError, OverflowError):
+        return None

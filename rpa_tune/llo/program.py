@@ -13,8 +13,11 @@ from rpa_tune.llo.opcodes import Op, Slot
 
 # Allocations get addresses this many bits apart: SMEM has at most 2**18 words on all chips.
 ALLOCATION_BITS = 18
-# Operands are put below zero, this many bits apart: no allocation is there.
+# Operands are put behind all allocations, this many bits apart. As on a chip, addresses of HBM are
+# above zero and leave room for a large array: the compiler's bounds checks compare and mask them.
+OPERANDS_START = 1 << 29
 OPERAND_BITS = 20
+MAX_ALLOCATIONS = (OPERANDS_START >> ALLOCATION_BITS) - 1
 NO_REGISTER = -1
 _LINEAR_COPY = 4  # operands of a copy without strides: source, granules, destination, flag
 
@@ -126,11 +129,11 @@ class Program:
     @staticmethod
     def operand_address(index: int) -> int:
         """A made-up address of an operand in HBM, VMEM or CMEM."""
-        return -(index + 1) << OPERAND_BITS
+        return OPERANDS_START + (index << OPERAND_BITS)
 
     def operand_at(self, address: int) -> tuple[int, int] | None:
         """The operand in memory that an address is in, and how many units of address into it."""
-        index, offset = -(address >> OPERAND_BITS) - 1, address % (1 << OPERAND_BITS)
+        index, offset = divmod(address - OPERANDS_START, 1 << OPERAND_BITS)
         is_memory = index in self.operands and self.operands[index].space != "register"
         return (index, offset) if is_memory else None
 

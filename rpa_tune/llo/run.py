@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rpa_tune.errors import DumpError
+from rpa_tune.llo.opcodes import Op
 from rpa_tune.llo.program import Program
 
 # The values of a launch's scalar arrays by operand index.
@@ -30,6 +31,23 @@ class MissingOperandError(DumpError):
             hint="pass every scalar-prefetch array by its position in the call",
         )
         self.index = index
+
+
+class HaltError(DumpError):
+    """A check that the compiler or the kernel makes fails, so that the kernel would halt."""
+
+    def __init__(self, program: Program, address: int) -> None:
+        """Says which."""
+        checks = [i.detail for i in program.bundles[address].instructions if i.op is Op.HALT]
+        super().__init__(
+            f"the kernel halts, because a check of its own fails: {' or '.join(checks)[:200]}",
+            where=program.where(address),
+            hint="either it copies from or to outside of an array with these scalars, or the "
+            "simulator gets an address wrong. interpret=pltpu.InterpretParams() runs it on a CPU "
+            "and tells. If it is right, compile it with "
+            "pltpu.CompilerParams(disable_bounds_checks=True) to have a time, and report the "
+            "schedule (--dump FILE)",
+        )
 
 
 @dataclass(kw_only=True, slots=True)

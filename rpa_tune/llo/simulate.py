@@ -13,7 +13,8 @@ from rpa_tune.llo.ensemble import MachineSet
 from rpa_tune.llo.fast import encode_once, num_flags, run_fast
 from rpa_tune.llo.machine import Machine
 from rpa_tune.llo.program import Program
-from rpa_tune.llo.recording import Launch, make_recording, replay
+from rpa_tune.llo.recording import Launch, make_recording
+from rpa_tune.llo.replay import replay
 from rpa_tune.llo.run import Operands, Run
 from rpa_tune.llo.timeline import Timeline, make_timeline
 

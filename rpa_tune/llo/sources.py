@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 SOURCES_FLAG = "--xla_mosaic_enable_llo_source_annotations=true"
 _PLACE = r"loc\((?:(?! :: | \*/)[^\n])*\)"
-_NOTES = re.compile(rf" /\* {_PLACE}(?: :: {_PLACE})* \*/| :: {_PLACE}(?= )")
+_NOTES = re.compile(
+    rf" /\* {_PLACE}(?: :: {_PLACE})* \*/| :: {_PLACE}(?= )|(?<=/\* ){_PLACE}(?: :: {_PLACE})* :: "
+)
 _LINE = re.compile(r'loc\("([^"\n]+)":(\d+)')
 
 

@@ -231,6 +231,7 @@ def _guesses(program: Program, machine: Machine) -> tuple[str, ...]:
     return (
         *(name for name in machine.guesses if name != "barrier_cycles" or program.num_cores > 1),
         *(("copies of CMEM timed as HBM",) if uses_cmem(program) else ()),
+        *(text for copy, text in _ODD_COPIES.items() if copy in _copies(program)),
         *(("each core gets half of HBM's bandwidth",) if program.num_cores > 1 else ()),
     )
 
@@ -296,6 +297,23 @@ def _loops(program: Program, rates: Rates, run: Run, total: int) -> Iterable[Loo
             cycles=spent,
             share=spent / total,
         )
+
+
+# Copies whose speed no measured time says anything of.
+_ODD_COPIES = {
+    "hbm_to_hbm": "copies from HBM to HBM timed as writes, their reads not counted",
+    "vmem_to_vmem": "copies from VMEM to VMEM timed as scalar operands",
+}
+
+
+def _copies(program: Program) -> set[str]:
+    """What is copied where."""
+    return {
+        item.detail
+        for bundle in program.bundles
+        for item in bundle.instructions
+        if item.op is Op.COPY
+    }
 
 
 def uses_cmem(program: Program) -> bool:

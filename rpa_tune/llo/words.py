@@ -1,8 +1,9 @@
-"""Arithmetic of the compiled loop: two's complement words held in 64 bits."""
+"""Arithmetic of the compiled loop: words of 32 bits, whole numbers or floats, held in 64 bits."""
 
 from typing import Any
 
 import numba
+import numpy as np
 
 from rpa_tune.llo.opcodes import Op
 
@@ -17,12 +18,33 @@ _REMAINDER, _QUOTIENT = int(Op.REMAINDER), int(Op.QUOTIENT)
 _ORP, _ANDP, _XORP, _NANDP = map(
     int, (Op.OR_PREDICATE, Op.AND_PREDICATE, Op.XOR_PREDICATE, Op.NAND_PREDICATE)
 )
+_CLZ, _FADD, _FSUB, _FMUL = map(int, (Op.LEADING_ZEROS, Op.FLOAT_ADD, Op.FLOAT_SUB, Op.FLOAT_MUL))
+_FMAX, _FMIN, _FEQ, _FNE = map(int, (Op.FLOAT_MAX, Op.FLOAT_MIN, Op.FLOAT_EQ, Op.FLOAT_NE))
+_FLT, _FLE, _FGT, _FGE = map(int, (Op.FLOAT_LT, Op.FLOAT_LE, Op.FLOAT_GT, Op.FLOAT_GE))
+_WEIRD, _FLOOR, _CEIL = map(int, (Op.FLOAT_WEIRD, Op.FLOAT_FLOOR, Op.FLOAT_CEIL))
+_TO_INT, _TO_FLOAT, _CARRY = map(int, (Op.FLOAT_TO_INT, Op.INT_TO_FLOAT, Op.CARRY))
 _WORD, _HALF = 1 << 32, 1 << 31
 
 
+# No references are counted (`_nrt`), so that no array can be made inside: passing the arrays of
+# `State` to a function cost ten times as much as what the function did.
+_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False}
+
+
 def jit(function: Any) -> Any:
-    """Compiles, with the same arithmetic as Python and a cache on disk."""
-    return numba.njit(cache=True, fastmath=False)(function)
+    """Compiles, with the same arithmetic as Python and a cache on disk.
+
+    But for a division of floats by zero, which gives an infinity.
+    """
+    return numba.njit(**_OPTIONS)(function)
+
+
+def inlined(function: Any) -> Any:
+    """The same, for what a compiled function calls again and again: its body stands in the caller.
+
+    A call would pass every field of every array of `State` on the stack.
+    """
+    return numba.njit(**_OPTIONS, forceinline=True)(function)
 
 
 @jit
@@ -32,8 +54,71 @@ def wrap_word(value: int) -> int:
 
 
 @jit
+def _bits(value: float) -> Any:
+    """The word of a float32."""
+    return np.int64(np.float32(value).view(np.int32))
+
+
+@jit
+def _to_int(value: float) -> Any:
+    """The nearest whole number, of two the even one, in the range of a word; 0 of no number."""
+    if np.isnan(value):
+        return 0
+    return int(min(max(np.rint(np.float64(value)), -float(_HALF)), float(_HALF - 1)))
+
+
+@jit
+def _floats(op: int, a: int, b: int) -> Any:
+    """The operations from `LEADING_ZEROS` on, most of them of floats."""
+    if op == _CLZ:
+        zeros = 32
+        a &= _WORD - 1
+        while a:
+            a >>= 1
+            zeros -= 1
+        return zeros
+    if op == _CARRY:
+        return ((a & (_WORD - 1)) + (b & (_WORD - 1))) >> 32
+    if op == _TO_FLOAT:
+        return _bits(np.float32(a))
+    x, y = np.int32(a).view(np.float32), np.int32(b).view(np.float32)
+    if op == _FADD:
+        return _bits(x + y)
+    if op == _FSUB:
+        return _bits(x - y)
+    if op == _FMUL:
+        return _bits(x * y)
+    if op == _FMAX:
+        return _bits(max(x, y))
+    if op == _FMIN:
+        return _bits(min(x, y))
+    if op == _FEQ:
+        return int(x == y)
+    if op == _FNE:
+        return int(x != y)
+    if op == _FLT:
+        return int(x < y)
+    if op == _FLE:
+        return int(x <= y)
+    if op == _FGT:
+        return int(x > y)
+    if op == _FGE:
+        return int(x >= y)
+    if op == _WEIRD:
+        return int(not np.isfinite(x))
+    if op == _FLOOR:
+        return _bits(np.floor(x))
+    if op == _CEIL:
+        return _bits(np.ceil(x))
+    return _to_int(x)
+
+
+@jit
 def arithmetic(op: int, a: int, b: int) -> int:
-    """Operations of two values."""
+    """Operations of two values; of one, it is `a`."""
+    if op >= _CLZ:
+        word: int = _floats(op, a, b)
+        return word
     if op == _ADD:
         return a + b
     if op == _SUB:

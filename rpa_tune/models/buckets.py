@@ -153,6 +153,14 @@ class Engine:
           UsageError: Names the option, its value and the rule.
         """
         take_flags(self, {"engine": ENGINES})
+        self._check()
+
+    def _check(self) -> None:
+        """Refuses flags that do not go together, each of them read already.
+
+        Raises:
+          UsageError: As `__post_init__`.
+        """
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "dp",
                      "min_token_bucket"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -172,7 +180,9 @@ class Engine:
         if self.engine == SGLANG_JAX:
             self._check_sglang()
         self._check_ranks()
-        compiled = sorted({shape.num_tokens for shape in self._all_shapes()})
+        if not self.only_tokens:
+            return
+        compiled = sorted({shape.num_tokens for shape in self.all_shapes()})
         for tokens in self.only_tokens:
             if tokens not in compiled:
                 raise UsageError(
@@ -200,9 +210,12 @@ class Engine:
         Raises:
           UsageError: Names one.
         """
-        most_seqs = max(self.ranks * self.max_num_seqs, LEAST_SEQS)
-        uneven = [n for n in self._tokens_of_all_ranks if n % self.ranks]
-        if uneven or most_seqs % self.ranks:
+        ranks = self.ranks
+        if ranks == 1:
+            return
+        most_seqs = max(ranks * self.max_num_seqs, LEAST_SEQS)
+        uneven = [n for n in self._tokens_of_all_ranks if n % ranks]
+        if uneven or most_seqs % ranks:
             what = f"a bucket of {uneven[0]} tokens" if uneven else f"{most_seqs} sequences"
             raise UsageError(
                 f"{self._ranks_text} does not divide {what}, which {self.engine} shards over the "
@@ -229,12 +242,13 @@ class Engine:
         return tuple(slot for slot in SLOTS if slot != "prefill" or self.uses_prefill)
 
     def shapes(self) -> Iterator[Shape]:
-        """Every shape that a rank compiles, smallest first; `only_tokens` apart."""
-        for shape in self._all_shapes():
+        """Every shape that a rank compiles, smallest first; those of `only_tokens` if there are."""
+        for shape in self.all_shapes():
             if not self.only_tokens or shape.num_tokens in self.only_tokens:
                 yield shape
 
-    def _all_shapes(self) -> Iterator[Shape]:
+    def all_shapes(self) -> Iterator[Shape]:
+        """Every shape that a rank compiles, smallest first, whatever of it is tuned."""
         return self._sglang_shapes() if self.engine == SGLANG_JAX else self._tpu_inference_shapes()
 
     def buckets(self, problem: Problem) -> Iterator[Bucket]:
@@ -243,9 +257,9 @@ class Engine:
         Args:
           problem: Heads, dtypes, pages and features; its most tokens and sequences play no part.
         """
+        is_alone = self.ranks == 1
         for shape in self.shapes():
             # All ranks are padded to the bucket of the fullest; another may hold any less.
-            is_alone = self.ranks == 1
             yield Bucket(
                 problem=replace(
                     problem, max_num_tokens=shape.num_tokens, max_num_seqs=shape.num_seqs
@@ -260,18 +274,19 @@ class Engine:
         """Token buckets as tpu-inference makes them, over all ranks; sglang-jax has one rank."""
         if self.engine == SGLANG_JAX:
             return self._sglang_tokens
+        ranks = self.ranks
         least = max(
-            self.min_token_bucket,
-            layout.next_power_of_2(self.ranks * layout.packing(self.kv_dtype)),
+            self.min_token_bucket, layout.next_power_of_2(ranks * layout.packing(self.kv_dtype))
         )
-        most = self.max_num_batched_tokens * self.ranks
+        most = self.max_num_batched_tokens * ranks
         budget = layout.align(most, least)
         sizes = {n for n in _grown(least, most, self.padding_gap) if n <= budget} | {budget}
         return sorted(sizes.union(self.token_buckets))
 
     def _tpu_inference_shapes(self) -> Iterator[Shape]:
-        tokens = [n // self.ranks for n in self._tokens_of_all_ranks]
-        most_seqs = max(self.ranks * self.max_num_seqs, LEAST_SEQS) // self.ranks
+        ranks, families = self.ranks, self.families
+        tokens = [n // ranks for n in self._tokens_of_all_ranks]
+        most_seqs = max(ranks * self.max_num_seqs, LEAST_SEQS) // ranks
         seqs = _grown(LEAST_SEQS, most_seqs, 0) if self.bucket_seqs else [most_seqs]
         seqs = sorted({min(n, most_seqs) for n in seqs})
         for above_seqs, num_seqs in itertools.pairwise([0, *seqs]):
@@ -282,7 +297,7 @@ class Engine:
                         num_seqs=num_seqs,
                         above_tokens=above_tokens,
                         above_seqs=above_seqs,
-                        families=self.families,
+                        families=families,
                     )
 
     @property

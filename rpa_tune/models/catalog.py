@@ -103,6 +103,22 @@ def load_model(name: str | Path) -> Model:
     )
 
 
+def load_within(name: str | Path, max_context_tokens: int) -> Model:
+    """A model for contexts up to a length, as `load_model` and `Model.within`.
+
+    Raises:
+      UsageError: As both.
+    """
+    if name in load_models():
+        return _known_within(str(name), max_context_tokens)
+    return load_model(name).within(max_context_tokens)
+
+
+@functools.cache
+def _known_within(name: str, max_context_tokens: int) -> Model:
+    return load_models()[name].within(max_context_tokens)
+
+
 def model_name(text: str) -> str:
     """The built-in name that `text` spells; `text` itself if it is a path or spells none.
 

@@ -6,7 +6,7 @@ decides, and the engine's own choice where a flag is left out.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from rpa_kernels.slots import family_of
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.models.buckets import ENGINES, SGLANG_JAX, TPU_INFERENCE, Engine
-from rpa_tune.models.catalog import Share, load_model, model_name, shares
+from rpa_tune.models.catalog import Share, load_model, load_within, model_name, shares
 from rpa_tune.models.flags import take_flags
 from rpa_tune.models.model import LayerKind, Model
 from rpa_tune.models.padding import token_bytes
@@ -74,7 +74,7 @@ class Server(Engine):
         object.__setattr__(self, "model", model_name(self.model))
         if not self.max_num_batched_tokens:
             object.__setattr__(self, "max_num_batched_tokens", DEFAULT_TOKENS[self.engine])
-        Engine.__post_init__(self)
+        self._check()
         if not self.page_size:
             object.__setattr__(self, "page_size", self._own_page_size())
         if self.engine == SGLANG_JAX and self.max_num_batched_tokens % self.page_size:
@@ -143,7 +143,7 @@ class Server(Engine):
         Raises:
           UsageError: An unknown model, or layers that no kernel family serves.
         """
-        return load_model(self.model).within(self.pages_per_seq(self.page_size) * self.page_size)
+        return load_within(self.model, self.pages_per_seq(self.page_size) * self.page_size)
 
     @property
     def loaded_chip(self) -> Chip:
@@ -184,13 +184,10 @@ class Server(Engine):
     def context_token_bytes(self) -> int:
         """Bytes that one more token of context costs a step, on one device.
 
-        Layers with a window or chunk read no more for it.
+        Raises:
+          UsageError: As `layers`.
         """
-        return sum(
-            (share.kind.num_layers or 0) * token_bytes(share.problem)
-            for share in self.layers()
-            if share.problem.reach_tokens is None
-        )
+        return context_token_bytes(self.layers())
 
     def layers(self, **features: Any) -> list[Share]:
         """Every kind of layers that a kernel family serves, with the problem of one device.
@@ -236,6 +233,18 @@ class Server(Engine):
             for share in self.layers()
             for bucket in self.buckets(share.problem)
         ]
+
+
+def context_token_bytes(layers: Iterable[Share]) -> int:
+    """Bytes that one more token of context costs a step of these layers, on one device.
+
+    Those with a window or chunk read no more for it.
+    """
+    return sum(
+        (share.kind.num_layers or 0) * token_bytes(share.problem)
+        for share in layers
+        if share.problem.reach_tokens is None
+    )
 
 
 def as_server(given: Server | Mapping[str, Any]) -> Server:

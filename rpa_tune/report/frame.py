@@ -98,11 +98,11 @@ def study_frame(
     rows: list[dict[str, Any]] = []
     configs: dict[str, dict[str, int]] = {}  # by digest, in the order of the rows
     for answer in answers:
-        configs[answer.candidate.digest] = asdict(answer.candidate.config)
+        configs[answer.candidate.digest] = _fields(answer.candidate)
         rows.append(_answer_row(answer, {answer.candidate.study: name}))
     for candidate, reason, detail in stopped:
         if candidate.digest not in configs:
-            configs[candidate.digest] = asdict(candidate.config)
+            configs[candidate.digest] = _fields(candidate)
             row = _candidate_row(candidate, {candidate.study: name})
             rows.append({**row, "status": reason, "detail": detail})
     frame = _frame(rows)
@@ -111,6 +111,11 @@ def study_frame(
     known = frame.loc[frame["is_heuristic"], "time_us"]
     frame["speedup"] = (known.iloc[0] if len(known) else float("nan")) / frame["time_us"]
     return frame
+
+
+def _fields(candidate: Candidate) -> dict[str, int]:
+    """Those of its config, as rows and notes have them."""
+    return candidate.family.config_to_dict(candidate.config)
 
 
 def _candidate_row(candidate: Candidate, names: Mapping[str, str]) -> dict[str, Any]:

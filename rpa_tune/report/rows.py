@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Evaluation
 from rpa_tune.report.importance import importances
 from rpa_tune.report.study import MAX_CELLS, StudyView
@@ -20,13 +21,13 @@ BOTH = "winner, the heuristic"
 
 def config_text(config: Any) -> str:
     """`bkv_sz=512 bq_sz=16`."""
-    return " ".join(f"{name}={value}" for name, value in asdict(config).items())
+    return " ".join(f"{name}={value}" for name, value in config_to_dict(config).items())
 
 
 def role_of(view: StudyView, config: Any) -> str:
     """What a config is in its study."""
     is_winner = any(config == winner.candidate.config for winner in view.winners)
-    is_heuristic = view.plan is not None and asdict(config) == view.plan.heuristic
+    is_heuristic = view.plan is not None and config_to_dict(config) == view.plan.heuristic
     if is_winner and is_heuristic:
         return BOTH
     return WINNER if is_winner else HEURISTIC if is_heuristic else TRIED

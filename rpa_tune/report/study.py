@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.decide.objective import EXPECTED_TIME
 from rpa_tune.decide.promote import ERROR_PCT, Decision, decide
@@ -88,7 +89,7 @@ class StudyView:
     def heuristic(self) -> Evaluation | None:
         """The answer to the heuristic's config; None without one."""
         fields = self.plan.heuristic if self.plan else None
-        return next((e for c, e in self.judged.items() if asdict(c) == fields), None)
+        return next((e for c, e in self.judged.items() if config_to_dict(c) == fields), None)
 
     @functools.cached_property
     def decision(self) -> Decision | None:
@@ -101,7 +102,7 @@ class StudyView:
         """The answers to the configs of its row; before its end, to the best so far."""
         if self.note and self.note.row:
             wanted = self.note.row["configs"]
-            found = {str(asdict(c)): e for c, e in self.judged.items()}
+            found = {str(config_to_dict(c)): e for c, e in self.judged.items()}
             return tuple(found[str(c)] for c in wanted if str(c) in found)
         return (self.decision.chosen,) if self.decision else ()
 
@@ -164,7 +165,8 @@ class StudyView:
         answers = {**self.simulated, **self.measured}
         names = [axis.name for axis in self.axes]
         stopped = self.note.stopped if self.note else ()
-        stops = {tuple(stop.config.get(name) for name in names): stop for stop in stopped}
+        defaults = {name: family.config_type.__dataclass_fields__[name].default for name in names}
+        stops = {tuple(stop.config.get(n, defaults[n]) for n in names): stop for stop in stopped}
         for point in itertools.product(*(axis.values for axis in self.axes)):
             config = family.config_type(**dict(zip(names, point, strict=True)))
             answer, stop = answers.get(config), stops.get(point)

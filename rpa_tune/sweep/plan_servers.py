@@ -13,10 +13,8 @@ slowest, and servers among them that cannot be are left out: heads that the devi
 a model that they have no room for. An entry without lists is one server, and must be able to be.
 """
 
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from rpa_tune.models.buckets import ENGINES, Engine
 from rpa_tune.models.catalog import model_name
 from rpa_tune.models.flags import read_list
 from rpa_tune.models.roofline import HBM_SHARE, Roofline, hbm_bytes
-from rpa_tune.models.server import FLAGS, Server, as_server
+from rpa_tune.models.server import FLAGS, Server, as_server, context_token_bytes
 from rpa_tune.sweep.nodes import Node, read_yaml
 
 _SWITCHES = ("bucket_seqs", "uses_prefill")
@@ -50,7 +48,7 @@ def read_engine(node: Node) -> Engine:
     entries = node.entries((*known, "tokens"), "server")
     if missing := [key for key in needed if key not in entries]:
         raise UsageError(f"missing {', '.join(missing)} in server", where=node.where)
-    engine: Engine = _selected(_made(Engine, _values(entries), node), entries)
+    engine: Engine = _made(Engine, _values(entries), _selected(entries), node)
     return engine
 
 
@@ -66,9 +64,9 @@ def read_servers(node: Node) -> tuple[Server, ...]:
         if missing := [key for key in ("model", "chip") if key not in entries]:
             raise UsageError(f"missing {', '.join(missing)} in a server", where=item.where)
         if not any(isinstance(entries[name].value, list) for name in CROSSED if name in entries):
-            servers.append(_selected(_made(Server, _values(entries), item), entries))
+            servers.append(_made(Server, _values(entries), _selected(entries), item))
             continue
-        crossed = [_selected(server, entries) for server in _crossed(entries, item)]
+        crossed = list(_crossed(entries, item))
         possible = [server for server in crossed if not why_not(server)]
         if not possible:
             why = why_not(crossed[0]) if crossed else "a list is empty"
@@ -81,11 +79,13 @@ def read_servers(node: Node) -> tuple[Server, ...]:
 
 def _crossed(entries: Mapping[str, Node], item: Node) -> Iterator[Server]:
     """Every combination of an entry's lists, the first list slowest."""
-    fixed = {name: node for name, node in entries.items() if name not in CROSSED}
+    fixed = _values({name: node for name, node in entries.items() if name not in CROSSED})
+    selected = _selected(entries)
     names = [name for name in entries if name in CROSSED]
-    for nodes in itertools.product(*(entries[name].items() for name in names)):
-        values = _values({**fixed, **dict(zip(names, nodes, strict=True))})
-        yield _made(Server, values, item)
+    choices = [[_value(name, node) for node in entries[name].items()] for name in names]
+    for values in itertools.product(*choices):
+        given = {**fixed, **dict(zip(names, values, strict=True))}
+        yield _made(Server, given, selected, item)
 
 
 def why_not(server: Server) -> str:
@@ -95,7 +95,7 @@ def why_not(server: Server) -> str:
     sequence at its longest. Where the weights are not known there is taken to be room.
     """
     try:
-        server.layers()
+        layers = server.layers()
     except UsageError as error:
         return str(error.args[0])
     weights = server.loaded.weights
@@ -104,7 +104,7 @@ def why_not(server: Server) -> str:
     share = Roofline(
         weights=weights, chip=server.loaded_chip, tp=server.tp, weight_dtype="float8_e4m3fn"
     )
-    needed = share.weight_bytes + server.context_token_bytes * server.max_model_len
+    needed = share.weight_bytes + context_token_bytes(layers) * server.max_model_len
     room = HBM_SHARE * hbm_bytes(server.loaded_chip)
     if needed <= room:
         return ""
@@ -176,17 +176,45 @@ def _value(name: str, node: Node) -> Any:
     return node.integer(name)
 
 
-def _made(make: Callable[..., Any], values: Mapping[str, Any], node: Node) -> Any:
-    """A record; what is wrong between its fields is said with the line."""
+def _made(
+    make: Callable[..., Any],
+    values: Mapping[str, Any],
+    selected: Mapping[str, tuple[tuple[Any, ...], Node]],
+    node: Node,
+) -> Any:
+    """A record; what is wrong between its fields is said with the line.
+
+    Args:
+      make: Its class.
+      values: Its flags.
+      selected: What of it is tuned: field -> value, and where that stands.
+      node: Where the flags stand.
+    """
+    chosen = {name: value for name, (value, _) in selected.items()}
     try:
-        return make(**values)
+        return make(**values, **chosen)
     except UsageError as error:
-        error.where = error.where or node.where
+        error.where = error.where or _blamed(make, values, selected, node).where
         raise
 
 
-def _selected(engine: Any, entries: Mapping[str, Node]) -> Any:
-    """The same with the shapes that `tokens` names, and the families of `families`."""
+def _blamed(
+    make: Callable[..., Any],
+    values: Mapping[str, Any],
+    selected: Mapping[str, tuple[tuple[Any, ...], Node]],
+    node: Node,
+) -> Node:
+    """What is to blame for a record that cannot be: a selection if it can be without."""
+    try:
+        make(**values)
+    except UsageError:
+        return node
+    return next((place for _, place in selected.values()), node)
+
+
+def _selected(entries: Mapping[str, Node]) -> dict[str, tuple[tuple[Any, ...], Node]]:
+    """The shapes that `tokens` names and the families of `families`: field -> value, and where."""
+    found = {}
     for name in _SELECTIONS:
         if name not in entries:
             continue
@@ -197,6 +225,5 @@ def _selected(engine: Any, entries: Mapping[str, Node]) -> Any:
             chosen: tuple[Any, ...] = tuple(item.integer(name) for item in items)
         else:
             chosen = tuple(item.choice(ALL_FAMILIES, "family") for item in items)
-        values = {f"only_{name}": chosen}
-        engine = _made(functools.partial(replace, engine), values, entries[name])
-    return engine
+        found[f"only_{name}"] = (chosen, entries[name])
+    return found

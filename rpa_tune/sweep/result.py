@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from rpa_kernels.family import config_to_dict
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation
 from rpa_tune.decide.promote import Decision, make_row
@@ -69,7 +70,7 @@ class StudyResult:
             study=self.study.digest,
             verdict=self.decision.verdict if self.decision else "",
             stopped=tuple(
-                Stopped(reason=s.reason, detail=s.detail, config=asdict(s.candidate.config))
+                Stopped(reason=s.reason, detail=s.detail, config=config_to_dict(s.candidate.config))
                 for s in self.stops
             ),
             agreement=asdict(self.agreement) if self.agreement else None,
@@ -91,7 +92,7 @@ class StudyResult:
             self.answers,
             [(stop.candidate, stop.reason, stop.detail) for stop in self.stops],
             name=self.study.name,
-            heuristic=None if isinstance(heuristic, Infeasible) else asdict(heuristic),
+            heuristic=None if isinstance(heuristic, Infeasible) else config_to_dict(heuristic),
             chosen=() if row is None else row.configs,
         )
 

@@ -7,20 +7,22 @@ of an engine whose budget is the shape's, or on those that fit it. Workloads tha
 (recordings, stored batches, weighted sets) give the batches they have.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
 
 from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.families.family import Family
 from rpa_tune.models.buckets import Shape
 from rpa_tune.models.server import Server
+from rpa_tune.sweep.launches import BoolArray, Launches
 from rpa_tune.tables.key import TuningKey, studied_key, tuning_key
-from rpa_tune.workload.batches import WeightedBatch, combine
-from rpa_tune.workload.build import Served, condense, serve
+from rpa_tune.workload.batches import combine
+from rpa_tune.workload.build import condense, serve
 from rpa_tune.workload.spec import overlay, read_spec
-from rpa_tune.workload.step import EngineStep
 from rpa_tune.workload.workload import (
     Workload,
     is_weighted_set,
@@ -34,7 +36,8 @@ _MOST_STEPS = 10_000
 # Of each part of a set, which together have about as many as one workload.
 _LEAST_BATCHES = 2
 
-_Launch = TypeVar("_Launch", EngineStep, WeightedBatch)
+# Name of a workload and the tokens of its engine's budget -> what was launched.
+_Known = dict[tuple[str, int], Launches]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,15 +66,15 @@ def groups_of(server: Server, problem: Problem, family: Family) -> list[Group]:
       problem: Of one kind of its layers.
       family: Kernel family.
     """
-    found: dict[TuningKey, list[tuple[Shape, Problem]]] = {}
+    found: dict[TuningKey, list[tuple[Shape, TuningKey, Problem]]] = {}
     for shape, bucket in zip(server.shapes(), server.buckets(problem), strict=True):
         if set(family.slots) & set(shape.families):
             key = tuning_key(bucket.problem, server.chip, family.name)
-            found.setdefault(studied_key(key), []).append((shape, bucket.problem))
+            found.setdefault(studied_key(key), []).append((shape, key, bucket.problem))
     groups = []
-    for pairs in found.values():
-        rows = {tuning_key(each, server.chip, family.name): each for _, each in pairs}
-        groups.append(Group(problems=tuple(rows.values()), shapes=tuple(s for s, _ in pairs)))
+    for alike in found.values():
+        rows = {key: each for _, key, each in alike}
+        groups.append(Group(problems=tuple(rows.values()), shapes=tuple(s for s, *_ in alike)))
     return groups
 
 
@@ -83,6 +86,8 @@ class ServedBy:
         self._workload = workload
         self._is_set = isinstance(workload, Mapping) and is_weighted_set(workload)
         self._known: dict[tuple[Any, ...], ServedSet] = {}
+        # Part and budget -> its launches, by all that they depend on; the shapes play no part.
+        self._launches: dict[tuple[Any, ...], _Known] = {}
 
     def __call__(self, server: Server) -> "ServedWorkload | ServedSet":
         """The workload of one server.
@@ -94,26 +99,29 @@ class ServedBy:
         if not isinstance(self._workload, Mapping) or not self._is_set:
             return ServedWorkload(self._workload, server)
         # What is tuned of a server plays no part, nor its heads: only what it serves.
-        whole = replace(server, only_tokens=(), only_families=())
         alike = (
-            tuple(whole.shapes()), whole.engine, whole.page_size, whole.max_model_len,
-            whole.max_num_seqs, whole.max_num_batched_tokens, whole.num_speculative_tokens,
-            whole.decode_query_size, whole.ranks,
+            server.engine, server.page_size, server.max_model_len, server.max_num_seqs,
+            server.max_num_batched_tokens, server.num_speculative_tokens, server.decode_query_size,
+            server.ranks,
         )  # fmt: skip
-        if alike not in self._known:
-            self._known[alike] = ServedSet(self._workload, whole)
-        return self._known[alike]
+        padded = (*server.all_shapes(), *alike)
+        if padded not in self._known:
+            whole = replace(server, only_tokens=(), only_families=())
+            launches = self._launches.setdefault(alike, {})
+            self._known[padded] = ServedSet(self._workload, whole, launches)
+        return self._known[padded]
 
 
 class ServedSet:
     """A weighted set of workloads as one server serves it."""
 
-    def __init__(self, weights: Mapping[str, float], server: Server) -> None:
+    def __init__(self, weights: Mapping[str, float], server: Server, launches: _Known) -> None:
         """Serves nothing yet.
 
         Args:
           weights: Name or path of each part -> its weight.
           server: Its limits replace those of the parts' own engines.
+          launches: What such servers have served already, and will.
 
         Raises:
           UsageError: A bad workload.
@@ -121,7 +129,7 @@ class ServedSet:
         """
         total = sum(weights.values())
         self._parts = [
-            (part, weight / total, ServedWorkload(part, server, num_parts=len(weights)))
+            (part, weight / total, ServedWorkload(part, server, len(weights), launches))
             for part, weight in weights.items()
         ]
         self._made: dict[tuple[tuple[Shape, ...], tuple[str, ...]], Workload] = {}
@@ -165,7 +173,11 @@ class ServedWorkload:
     """A workload as one server serves it."""
 
     def __init__(
-        self, workload: str | Mapping[str, Any], server: Server, *, num_parts: int = 1
+        self,
+        workload: str | Mapping[str, Any],
+        server: Server,
+        num_parts: int = 1,
+        launches: _Known | None = None,
     ) -> None:
         """Serves nothing yet.
 
@@ -174,6 +186,7 @@ class ServedWorkload:
           server: Its limits replace those of the workload's own engine, and so does its pace unless
             this is one of several parts of a set.
           num_parts: Workloads of the set, which share the batches of one.
+          launches: What such servers have served already, and will.
 
         Raises:
           UsageError: A bad workload.
@@ -185,8 +198,9 @@ class ServedWorkload:
         self._whole = (
             load_workload(workload, page_size=server.page_size) if self._mapping is None else None
         )
-        self._served: dict[int, Served] = {}
-        self._landed: dict[tuple[str, ...], dict[Shape, list[int]]] = {}
+        self._name = str(workload)
+        self._launches: _Known = {} if launches is None else launches
+        self._landed: dict[Shape, BoolArray] | None = None
 
     def share_of(self, group: Group, family: Family) -> float:
         """The share of all launches that launch a family in the shapes of a group."""
@@ -197,8 +211,8 @@ class ServedWorkload:
                 if any(map(wb.batch.family_seqs, family.slots))
                 and any(s.holds(wb.batch.num_tokens, wb.batch.num_seqs) for s in group.shapes)
             )
-        all_steps = self._serve(self._server.max_num_batched_tokens).steps
-        return len(self._padded(group, family)) / len(all_steps)
+        is_padded = self._padded(group, family)
+        return int(is_padded.sum()) / len(is_padded)
 
     def of(self, group: Group, family: Family) -> Workload:
         """The batches that launch a family in the shapes of a group.
@@ -209,36 +223,33 @@ class ServedWorkload:
         """
         if self._whole is not None:
             return _of_batches(self._whole, group, family)
-        if padded := self._padded(group, family):
-            served = self._serve(self._server.max_num_batched_tokens)
-            return _made_of(served, padded, group, family)
-        small = self._launching(group.largest.num_tokens, family)
-        steps, what = _choose(small, group, lambda s: (int(s.q_lens.sum()), s.num_seqs))
-        served = self._serve(group.largest.num_tokens)
-        if not steps:
-            raise ValueError(f"workload {served.spec.name!r} never launches family {family.name!r}")
-        return _made_of(served, steps, group, family, what)
+        if (is_padded := self._padded(group, family)).any():
+            launches = self._serve(self._server.max_num_batched_tokens)
+            return _made_of(launches, is_padded, group, family)
+        small = self._serve(group.largest.num_tokens)
+        launching = small.launching(family)
+        if not launching.any():
+            name = small.served.spec.name
+            raise ValueError(f"workload {name!r} never launches family {family.name!r}")
+        fitting = launching & small.held_by(group.shapes)
+        if fitting.any():
+            return _made_of(small, fitting, group, family)
+        return _made_of(small, launching, group, family, least=1)
 
-    def _launching(self, budget: int, family: Family) -> list[EngineStep]:
-        return [step for step in self._serve(budget).steps if _launches(step, family)]
-
-    def _padded(self, group: Group, family: Family) -> list[EngineStep]:
-        """The steps that launch a family in the shapes of a group, in their order."""
-        steps = self._serve(self._server.max_num_batched_tokens).steps
-        if family.slots not in self._landed:
-            landed: dict[Shape, list[int]] = {}
+    def _padded(self, group: Group, family: Family) -> BoolArray:
+        """bool[num_steps]: the steps that launch a family in the shapes of a group."""
+        launches = self._serve(self._server.max_num_batched_tokens)
+        if self._landed is None:
             shapes = list(self._server.shapes())
-            for number, step in enumerate(steps):
-                if _launches(step, family) and (shape := _lands(step, shapes)):
-                    landed.setdefault(shape, []).append(number)
-            self._landed[family.slots] = landed
-        landed = self._landed[family.slots]
-        numbers = sorted(n for shape in group.shapes for n in landed.get(shape, ()))
-        return [steps[number] for number in numbers]
+            landing = launches.landing(shapes)
+            self._landed = {shape: landing == place for place, shape in enumerate(shapes)}
+        nowhere = np.zeros(len(launches.served.steps), bool)
+        landed = [self._landed.get(shape, nowhere) for shape in group.shapes]
+        return launches.launching(family) & np.any(landed, axis=0)
 
-    def _serve(self, budget: int) -> Served:
+    def _serve(self, budget: int) -> Launches:
         """The requests, served by an engine with a budget of so many tokens."""
-        if budget not in self._served:
+        if (self._name, budget) not in self._launches:
             server = self._server
             most_seqs = min(server.max_num_seqs, budget // (1 + server.num_speculative_tokens) or 1)
             knobs = server.knobs | {"max_num_batched_tokens": budget, "max_num_seqs": most_seqs}
@@ -252,19 +263,28 @@ class ServedWorkload:
             if self._num_parts > 1 and spec.compress.batches:
                 batches = max(_LEAST_BATCHES, spec.compress.batches // self._num_parts)
                 spec = replace(spec, compress=replace(spec.compress, batches=batches))
-            self._served[budget] = serve(spec, ranks=server.ranks)
-        return self._served[budget]
+            self._launches[self._name, budget] = Launches(serve(spec, ranks=server.ranks))
+        return self._launches[self._name, budget]
 
 
 def _made_of(
-    served: Served, steps: Sequence[EngineStep], group: Group, family: Family, what: str = ""
+    launches: Launches, chosen: BoolArray, group: Group, family: Family, least: int | None = None
 ) -> Workload:
-    """A few weighted batches of an engine's steps."""
-    name = f"{served.spec.name}, {what or _tokens_text(group)}"
-    thinned = steps[:: -(-len(steps) // _MOST_STEPS) or 1]
-    spec = replace(served.spec, name=name)
-    kept = condense(replace(served, spec=spec, steps=tuple(thinned)))
-    return kept.workload.for_family(*family.slots)
+    """A few weighted batches of an engine's steps.
+
+    Args:
+      launches: All of them.
+      chosen: bool[num_steps], at least one.
+      group: Whose shapes they are judged for.
+      family: Kernel family.
+      least: Tokens of the smallest step, for its name; None for that of the shapes.
+    """
+    served = launches.served
+    numbers = np.flatnonzero(chosen)
+    thinned = numbers[:: -(-len(numbers) // _MOST_STEPS)]
+    spec = replace(served.spec, name=f"{served.spec.name}, {_tokens_text(group, least)}")
+    steps = tuple([served.steps[number] for number in thinned])
+    return condense(replace(served, spec=spec, steps=steps)).workload.for_family(*family.slots)
 
 
 def _of_batches(whole: Workload, group: Group, family: Family) -> Workload:
@@ -275,7 +295,12 @@ def _of_batches(whole: Workload, group: Group, family: Family) -> Workload:
         for wb in whole.for_family(*family.slots).batches
         if wb.batch.num_tokens <= shape.num_tokens and wb.batch.num_seqs <= shape.num_seqs
     ]
-    kept, what = _choose(launching, group, lambda wb: (wb.batch.num_tokens, wb.batch.num_seqs))
+    padded = [
+        wb
+        for wb in launching
+        if any(s.holds(wb.batch.num_tokens, wb.batch.num_seqs) for s in group.shapes)
+    ]
+    kept = padded or launching
     if not kept:
         raise UsageError(
             f"workload {whole.name!r} has no batch with {family.name} sequences that fits "
@@ -286,34 +311,9 @@ def _of_batches(whole: Workload, group: Group, family: Family) -> Workload:
     total = sum(wb.weight for wb in kept)
     return replace(
         whole,
-        name=f"{whole.name}, {what}",
+        name=f"{whole.name}, {_tokens_text(group, least=None if padded else 1)}",
         batches=tuple(replace(wb, weight=wb.weight / total) for wb in kept),
     )
-
-
-def _counts(step: EngineStep) -> dict[str, int]:
-    return {"decode": step.num_decode, "prefill": step.num_prefill, "mixed": step.num_mixed}
-
-
-def _lands(step: EngineStep, shapes: Sequence[Shape]) -> Shape | None:
-    """The shape that a step is padded to: the first of all that takes it."""
-    size = int(step.q_lens.sum()), step.num_seqs
-    slots = {slot for slot, count in _counts(step).items() if count}
-    return next((s for s in shapes if slots <= set(s.families) and s.holds(*size)), None)
-
-
-def _launches(step: EngineStep, family: Family) -> bool:
-    return any(_counts(step)[slot] for slot in family.slots)
-
-
-def _choose(
-    launching: list[_Launch], group: Group, size: Callable[[_Launch], tuple[int, int]]
-) -> tuple[list[_Launch], str]:
-    """The launches that are padded to a group, or all if none is; and what they are, in words."""
-    padded = [
-        launch for launch in launching if any(shape.holds(*size(launch)) for shape in group.shapes)
-    ]
-    return padded or launching, _tokens_text(group, least=None if padded else 1)
 
 
 def _tokens_text(group: Group, least: int | None = None) -> str:

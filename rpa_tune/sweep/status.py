@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Correctness, Evaluation, Fidelity, Method
 from rpa_tune.errors import StoreError
 from rpa_tune.models.padding import padding_note
@@ -160,7 +161,7 @@ def _summarize(
     times = [e.time_us or 0.0 for e in timed if e.fidelity is highest]
     heuristic = [
         e.time_us for e in timed
-        if e.fidelity is highest and plan and asdict(e.candidate.config) == plan.heuristic
+        if e.fidelity is highest and plan and config_to_dict(e.candidate.config) == plan.heuristic
     ]  # fmt: skip
     stopped = Counter(stop.reason for stop in note.stopped) if note else Counter()
     summary: dict[str, Any] = {

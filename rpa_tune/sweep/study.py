@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from rpa_kernels.family import config_to_dict
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Candidate
@@ -103,7 +104,7 @@ class Study:
             name=self.name,
             study=self.digest,
             num_evaluations=self.search.simulate,
-            heuristic=None if isinstance(heuristic, Infeasible) else asdict(heuristic),
+            heuristic=None if isinstance(heuristic, Infeasible) else config_to_dict(heuristic),
             stamp=stamp_of(provenance(self.family.digest)),
             sampler=self.sampler(),
             axes={axis.name: list(axis.values) for axis in self.axes()},

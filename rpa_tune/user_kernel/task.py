@@ -105,13 +105,15 @@ def _simulate(task: KernelTask, call: FoundCall, answer: KernelAnswer) -> Kernel
     worker.report_phase("simulate")
     started = time.perf_counter()
     machine, sets = load_machine(task.chip.name), load_sets(task.chip.name)
+    schedule = dumps.unpack_bundles(answer.schedule, worker.worker_folder())
     try:
-        program = load_program(dumps.unpack_bundles(answer.schedule, worker.worker_folder()))
+        program = load_program(schedule)
         timeline = simulate(program, machine, answer.scalars, sets=sets)
     except MissingOperandError as error:
         raise _not_known(call, error.index) from error
     except DumpError as error:
-        detail = " ".join(str(error).split())
+        # The file is gone when a person reads this; what is dumped has the same lines.
+        detail = " ".join(str(error).split()).replace(str(schedule), "schedule")
         return replace(answer, status=Status.NOT_UNDERSTOOD, detail=detail)
     costs = answer.costs | {"simulate_s": time.perf_counter() - started}
     spaces = {

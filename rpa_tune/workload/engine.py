@@ -7,7 +7,7 @@ drafts are accepted) from the seed alone.
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from rpa_tune.workload.knobs import EngineKnobs, KvRole
 from rpa_tune.workload.request import Request
 from rpa_tune.workload.scheduler import Chosen, EngineSequence, SchedulerState
 from rpa_tune.workload.step import EngineStep
+from rpa_tune.workload.stretch import DecodeStretch
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -115,18 +116,50 @@ class SimulatedEngine:
         """Yields every launch until all requests are served."""
         while self._num_finished < len(self._requests):
             self._receive()
+            if self._state.only_decodes() and (yield from self._decode()):
+                continue
             chosen = self._state.schedule()
             if not chosen:  # idle: the next arrival is in the future
                 self._now_us = self._future[0][0]
                 continue
             step = self._step(chosen)
-            self._now_us += self._knobs.step_time.step_us(
-                num_tokens=sum([tokens for _, tokens in chosen]),
-                context_tokens=int(step.kv_lens.sum()),
-            )
-            self._num_steps += 1
+            self._launch(sum([tokens for _, tokens in chosen]), int(step.kv_lens.sum()))
             yield step
             self._complete(chosen)
+
+    def _launch(self, num_tokens: int, context_tokens: int) -> None:
+        """Lets the time of a launch pass."""
+        self._now_us += self._knobs.step_time.step_us(
+            num_tokens=num_tokens, context_tokens=context_tokens
+        )
+        self._num_steps += 1
+
+    def _decode(self) -> Generator[EngineStep, None, int]:
+        """Yields launches of one new token a sequence until something else is to be done.
+
+        They are those that `schedule` would choose, found without a look at each sequence.
+
+        Returns:
+          How many there were.
+        """
+        state = self._state
+        stretch = DecodeStretch(state)
+        while state.running and stretch.grow():
+            step = EngineStep(
+                start_us=self._now_us,
+                q_lens=stretch.q_lens,
+                kv_lens=stretch.kv_lens,
+                num_decode=len(stretch.q_lens),
+                page_lists=stretch.page_lists,
+            )
+            self._launch(step.num_decode, stretch.context_tokens)
+            yield step
+            stretch.advance(self._finish)
+            self._receive()
+            if state.may_admit():
+                break
+        stretch.end()
+        return stretch.num_launches
 
     def _receive(self) -> None:
         """Queues the requests that have arrived."""
@@ -174,13 +207,13 @@ class SimulatedEngine:
             if caching and sequence.computed >= (sequence.num_remembered + 1) * block_size:
                 self._state.remember(sequence)
             if sequence.known >= sequence.goal:
-                self._state.finish(sequence)
-                self._num_finished += 1
-                self._follow(sequence.number)
+                self._finish(sequence)
 
-    def _follow(self, number: int) -> None:
-        """Lets the turns be sent that waited for an answer."""
-        for follower in self._followers.get(number, ()):
+    def _finish(self, sequence: EngineSequence) -> None:
+        """Takes a finished sequence out, and lets the turns be sent that waited for its answer."""
+        self._state.finish(sequence)
+        self._num_finished += 1
+        for follower in self._followers.get(sequence.number, ()):
             request = self._requests[follower]
             time_us = max(request.arrival_s * 1e6, self._now_us + request.wait_s * 1e6)
             heapq.heappush(self._future, (time_us, follower))

@@ -95,9 +95,8 @@ class PagePool:
 
     def cached(self, texts: Iterable[Hashable]) -> list[int]:
         """Pages that hold the longest known beginning of `texts`; not yet held for the caller."""
-        pages = []
-        for text in texts:
-            page = self._page_of.get(text)
+        pages: list[int] = []
+        for page in map(self._page_of.get, texts):
             if page is None:
                 break
             pages.append(page)
@@ -105,14 +104,16 @@ class PagePool:
 
     def num_idle(self, pages: list[int]) -> int:
         """How many of `pages` are free now, and so leave the free queue when held."""
-        return sum(1 for page in pages if page not in self._holders)
+        return len(pages) - sum(map(self._holders.__contains__, pages))
 
     def hold(self, pages: list[int]) -> None:
         """Adds one holder to pages found by `cached`."""
+        holders = self._holders
         for page in pages:
-            if page not in self._holders:
+            count = holders.get(page, 0)
+            if not count:
                 del self._returned[page]
-            self._holders[page] = self._holders.get(page, 0) + 1
+            holders[page] = count + 1
 
     def remember(self, page: int, text: Hashable) -> None:
         """Notes what a full page holds; the first page with a text keeps it."""
@@ -123,10 +124,13 @@ class PagePool:
     def release(self, pages: list[int]) -> None:
         """Gives up one holder of each page; those without another are free, the last page first."""
         uncached = []
+        holders = self._holders
         for page in reversed(pages):
-            self._holders[page] -= 1
-            if not self._holders[page]:
-                del self._holders[page]
+            count = holders[page] - 1
+            if count:
+                holders[page] = count
+            else:
+                del holders[page]
                 if page in self._text_of or self._reuse is PageReuse.LEAST_RECENT:
                     self._returned[page] = None
                 else:

@@ -8,7 +8,7 @@ Source: behaviour of `vllm/v1/core/sched/scheduler.py` (vLLM v1) and
 `sgl_jax/srt/managers/{scheduler,schedule_batch}.py` (sglang-jax), restated, not copied.
 """
 
-import bisect
+import itertools
 from collections import deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
@@ -45,16 +45,16 @@ class EngineSequence:
     num_remembered: int = 0
     num_preempted: int = 0
 
-    def text_of(self, index: int, block_size: int) -> Hashable:
-        """What page `index` holds once it is full: equal for sequences that begin alike."""
-        end = (index + 1) * block_size
-        prefix = self.request.prefix
-        at = bisect.bisect_left(prefix, end, key=_end_tokens)
-        return (prefix[at][0] if at < len(prefix) else self.number, index)
+    def texts(self, first: int, end: int, block_size: int) -> Iterator[Hashable]:
+        """What its full pages hold, from page `first` to before `end`.
 
-
-def _end_tokens(pair: tuple[str, int]) -> int:
-    return pair[1]
+        Equal for sequences that begin alike up to the end of the page.
+        """
+        for key, end_tokens in self.request.prefix:
+            last = min(end_tokens // block_size, end)
+            yield from zip(itertools.repeat(key), range(first, last), strict=False)
+            first = max(first, last)
+        yield from zip(itertools.repeat(self.number), range(first, end), strict=False)
 
 
 Chosen = list[tuple[EngineSequence, int]]
@@ -84,6 +84,16 @@ class SchedulerState:
                 raise RuntimeError("no sequence can be scheduled although pages are free")
         return chosen
 
+    def may_admit(self) -> bool:
+        """Whether a sequence waits and another one may run, if there are pages for it."""
+        return bool(self.waiting) and len(self.running) < self.knobs.max_num_seqs
+
+    def only_decodes(self) -> bool:
+        """Whether the next launch is one new token of each running sequence, pages allowing."""
+        if not self.running or self.knobs.num_speculative_tokens or self.may_admit():
+            return False
+        return all(s.known - s.computed == 1 and s.computed >= s.text_end for s in self.running)
+
     def finish(self, sequence: EngineSequence) -> None:
         """Takes a finished sequence out and frees its pages."""
         self.running.remove(sequence)
@@ -91,10 +101,13 @@ class SchedulerState:
 
     def remember(self, sequence: EngineSequence) -> None:
         """Offers the pages that became full to the prefix cache."""
-        block_size = self.knobs.block_size
-        for index in range(sequence.num_remembered, sequence.computed // block_size):
-            self.pool.remember(sequence.pages[index], sequence.text_of(index, block_size))
-        sequence.num_remembered = sequence.computed // block_size
+        first, block_size = sequence.num_remembered, self.knobs.block_size
+        full = sequence.computed // block_size
+        if full > first:
+            texts = sequence.texts(first, full, block_size)
+            for page, text in zip(sequence.pages[first:full], texts, strict=True):
+                self.pool.remember(page, text)
+            sequence.num_remembered = full
 
     def _schedule_vllm(self) -> Chosen:
         """Running sequences in order of admission, then waiting ones while tokens are left.
@@ -255,12 +268,8 @@ class SchedulerState:
             return []
         if not sequence.request.prefix and not sequence.num_preempted:
             return []
-        return self.pool.cached(self._texts(sequence))
-
-    def _texts(self, sequence: EngineSequence) -> Iterator[Hashable]:
         block_size = self.knobs.block_size
-        for index in range((sequence.known - 1) // block_size):
-            yield sequence.text_of(index, block_size)
+        return self.pool.cached(sequence.texts(0, (sequence.known - 1) // block_size, block_size))
 
     def _computed_on_admission(self, sequence: EngineSequence, num_shared: int) -> int:
         """Tokens that need no computing: shared pages, a trace's word, or a transfer.

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from rpa_tune.candidate import Status
 from rpa_tune.compile import lower, target
+from rpa_tune.compile.cache import Compiled
 from rpa_tune.dispatch.runtime import flat_call
 from rpa_tune.families.family import Call
 from rpa_tune.families.own_call import abstract_inputs
@@ -57,6 +59,27 @@ def compile_copy(task):
     compiled = lower.compile_call(copy_call(**task), load_chip(chip))
     text = compiled.bundles.read_text() if compiled.bundles else ""
     return asdict(compiled) | {"text": text}
+
+
+def lowered_text(num_lines):
+    """The text of a small kernel's program, whose source begins so many lines further down."""
+    code = "\n" * num_lines + "def body(x, out):\n    out[...] = x[...] + 1.0\n"
+    names = {}
+    exec(compile(code, "kernel.py", "exec"), names)
+    x = jax.ShapeDtypeStruct((8, 128), jnp.float32)
+    call = Call(
+        function=pl.pallas_call(names["body"], out_shape=x, name="add"),
+        arguments=(x,),
+        kernel_name="add",
+    )
+    found = []
+
+    def kept(program):
+        found.append(program)
+        return Compiled(status=Status.OK)
+
+    lower.compile_call(call, load_chip("v5e"), kept=kept)
+    return found[0]
 
 
 def memory_of_plan(task):

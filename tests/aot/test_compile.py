@@ -2,9 +2,14 @@
 
 import pytest
 
-from rpa_tune.candidate import Status
+from rpa_kernels.batch import Batch
+from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import lower
+from rpa_tune.compile.cache import CompileCache, compile_key
 from rpa_tune.compile.pool import FailureKind, WorkerPool
+from rpa_tune.compile.probe import PROBLEM
+from rpa_tune.evaluate.simulate_task import TASK, SimulateTask
+from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
 
 pytestmark = pytest.mark.aot
@@ -70,6 +75,35 @@ def test_the_second_compile_of_a_worker_finds_its_own_schedule():
         big, small = compile_copies(pool, {"chip": "v6e", "rows": 512}, {"chip": "v6e", "rows": 64})
     assert big.value["vmem_bytes"] == 8 * small.value["vmem_bytes"]
     assert big.value["text"] != small.value["text"]
+
+
+def test_lines_of_sources_are_no_part_of_a_program(pool):
+    first, second = pool.map_unordered("aot.compile_tasks:lowered_text", [0, 7])
+    assert first.failure is None, first.failure
+    assert "tpu_custom_call" in first.value
+    assert first.value == second.value
+
+
+def test_the_same_program_of_other_sources_is_not_compiled_again(pool, tmp_path):
+    family, chip = load_family("decode"), load_chip("v5e")
+    config = family.default_config(PROBLEM, chip.target)
+    candidate = Candidate(family=family, problem=PROBLEM, config=config, chip=chip, workload="w")
+    batch = Batch(q_lens=(1, 1), kv_lens=(7, 100), num_decode=2)
+    task = SimulateTask(candidate=candidate, batches=(batch,), cache_dir=tmp_path)
+
+    def answer():
+        (reply,) = pool.map_unordered(TASK, [task])
+        assert reply.failure is None, reply.failure
+        assert reply.value.status is Status.OK, reply.value
+        return reply.value
+
+    first = answer()
+    key = compile_key(candidate)
+    (tmp_path / "compile" / key[:2] / f"{key}.json").unlink()  # as if the sources were others
+    second = answer()
+    assert (first.costs["from_cache"], second.costs["from_cache"]) == (False, True)
+    assert second.timelines == first.timelines
+    assert CompileCache(tmp_path).load(key).bundles is not None
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from rpa_kernels.slots import slot_of
 from rpa_tune.candidate import Candidate, Status
 from rpa_tune.compile import lower
 from rpa_tune.compile.cache import CompileCache, compile_key
+from rpa_tune.compile.dumps import unpack_bundles
 from rpa_tune.compile.pool import WorkerPool
 from rpa_tune.evaluate.simulate_task import TASK, SimulateTask
 from rpa_tune.evaluate.understood import read_schedule
@@ -21,6 +22,8 @@ from rpa_tune.families.family import Call
 from rpa_tune.families.own_call import abstract_inputs
 from rpa_tune.families.registry import load_family
 from rpa_tune.hw.chip import load_chip
+from rpa_tune.llo.opcodes import Op
+from rpa_tune.llo.parse import load_program
 
 pytestmark = pytest.mark.aot
 
@@ -224,6 +227,23 @@ def test_features_compile_on_v6e(pool, tmp_path, family):
         for name, changes in FEATURES.items()
     }
     simulate(pool, tmp_path, problems)
+
+
+@pytest.mark.parametrize("name", ["one_head", pytest.param("along_lanes", marks=pytest.mark.slow)])
+def test_pages_are_copied_in_the_form_that_the_config_says(pool, tmp_path, name):
+    problem = dataclasses.replace(LLAMA, **FEATURES[name])
+    forms = []
+    for form in (0, 1):
+        cache = tmp_path / str(form)
+        simulate(pool, cache, {name: ("decode", problem, "v7x")}, strided_copies=form)
+        (dump,) = cache.rglob("*-final_bundles.txt.gz")
+        program = load_program(unpack_bundles(dump, tmp_path))
+        forms.append({
+            copy.is_strided for bundle in program.bundles for copy in bundle.instructions
+            if copy.op is Op.COPY and copy.detail == "hbm_to_vmem"
+        })  # fmt: skip
+    # Queries and new tokens come in one piece, whatever is said of pages.
+    assert forms == [{False}, {False, True}]
 
 
 def short(names, chip):

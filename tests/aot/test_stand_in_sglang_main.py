@@ -41,7 +41,9 @@ HEADS, KV_HEADS, PAGE, NUM_PAGES, ROW = 4, 2, 16, 24, 4
 STEPS = {  # as the engine labels them: (query lengths, contexts, tokens, distribution)
     "decode": ((1, 1, 1, 0), (33, 5, 64, 0), 4, (3, 3, 3)),
     "extend": ((7, 1, 20, 0), (7, 40, 50, 0), 32, (0, 3, 3)),
+    "verify": ((4, 4, 4, 0), (33, 5, 64, 0), 16, (0, 0, 3)),
 }
+NUM_DRAFTS = 4
 
 
 @pytest.fixture
@@ -95,8 +97,9 @@ def run_layer(backend, head_dim, metadata, q, k, v, cache, **layer_fields):
         "sliding_window_size": None, "xai_temperature_len": -1, "softmax_dtype": None,
     }  # fmt: skip
     radix = types.SimpleNamespace(**(fields | layer_fields))
-    mode = types.SimpleNamespace(is_target_verify=lambda: False)
-    batch = types.SimpleNamespace(forward_mode=mode, spec_info=None)
+    mode = types.SimpleNamespace(is_target_verify=lambda: "custom_mask" in metadata)
+    drafts = types.SimpleNamespace(draft_token_num=NUM_DRAFTS)
+    batch = types.SimpleNamespace(forward_mode=mode, spec_info=drafts)
 
     def step(q, k, v, cache):
         pool = types.SimpleNamespace(get_fused_kv_buffer=lambda _: cache)
@@ -149,6 +152,37 @@ def test_the_engines_layer_gives_the_references_answer(backend, kind, head_dim, 
     np.testing.assert_array_equal(np.asarray(cache, np.float32), want_cache)
 
 
+@pytest.mark.slow
+def test_a_tree_of_drafts_gives_the_references_answer(backend):
+    metadata, table, *arrays = make_step("verify", 128)
+    rng, masks = np.random.default_rng(2), []
+    for q_len, kv_len in zip(*STEPS["verify"][:2], strict=True):
+        mask = np.ones((q_len, kv_len), np.int32)
+        # The first draft is seen by all; of the others each sees some before it, and itself.
+        mask[:, kv_len - q_len :] = np.tril(rng.integers(0, 2, (q_len, q_len)), -1)
+        mask[:, kv_len - q_len : kv_len - q_len + 1] = 1
+        mask[range(q_len), range(kv_len - q_len, kv_len)] = 1
+        masks.append(mask)
+    given = metadata, table, *arrays
+    flat = np.concatenate([mask.reshape(-1) for mask in masks])
+    want, want_cache = expected(
+        "verify", 128, *given, causal=False, custom_mask=jnp.asarray(flat)
+    )  # fmt: skip
+    plain, _ = expected("verify", 128, *given)
+    assert np.abs(want - plain).max() > 0.1  # the mask is not the causal one
+    # As `get_eagle_forward_metadata` lays it out: rows of whole pages, then what nobody reads.
+    aligned = [np.pad(mask, ((0, 0), (0, -mask.shape[1] % PAGE))).reshape(-1) for mask in masks]
+    metadata["custom_mask"] = np.concatenate([*aligned, np.zeros(16)]).astype(np.int32)
+    stand_in = sglang_jax.install(load_dispatcher(chip="v6e"), interpret=pltpu.InterpretParams())
+    try:
+        with stand_in.expect_calls():
+            out, cache = run_layer(backend, 128, metadata, *arrays)
+    finally:
+        stand_in.uninstall()
+    np.testing.assert_allclose(np.asarray(out, np.float32)[: len(want)], want, rtol=0.02, atol=0.02)
+    np.testing.assert_array_equal(np.asarray(cache, np.float32), want_cache)
+
+
 def test_the_real_signature_is_the_one_that_is_known(backend):
     assert sglang_jax.loaded_function() is MAIN
     parameters = inspect.signature(backend.ragged_paged_attention_v3).parameters
@@ -161,6 +195,7 @@ def test_what_a_layer_asks_and_ours_has_not_is_named_in_the_real_layer(backend):
     try:
         with pytest.raises(UsageError, match="xai_temperature_len: not served"):
             run_layer(backend, 128, metadata, *arrays, xai_temperature_len=1024)
+        # One token of a sequence has no tree of drafts.
         with pytest.raises(UsageError, match="custom_mask: not served"):
             run_layer(backend, 128, metadata | {"custom_mask": np.ones(64, np.int32)}, *arrays)
     finally:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pure.user_kernel import kernels
+from pure.user_kernel import kernels, plain_kernels
 
 from rpa_tune.candidate import Status
 from rpa_tune.errors import UsageError
@@ -59,3 +59,40 @@ def test_a_function_that_no_worker_can_import_is_refused(tmp_path):
     with pytest.raises(UsageError, match="cannot be sent to a worker process") as caught:
         explain_kernel(lambda x: x, X, chip="v6e", cache=tmp_path)
     assert "top level of a module" in caught.value.hint
+
+
+CHIPS = ("v4", "v5e", "v5p", "v6e", "v7x")
+NOT_LOWERED = {("v4", "matmul_int8")}  # Mosaic has no int8 matmul there
+
+
+def explain_plain(name, chip, cache):
+    """One of the plain kernels, and the bytes that it must write."""
+    function, arguments, written = plain_kernels.CASES[name]
+    found = explain_kernel(function, *arguments, chip=chip, cache=cache)
+    assert found.answer.status is Status.OK, found.answer.detail
+    assert not found.timeline.unknown
+    return found.timeline, written
+
+
+def test_a_pipelined_kernel_passes_its_bounds_checks_and_floats_decide(tmp_path):
+    # On v5e a check shifts its pointer back, and on v4 it masks it.
+    timeline, written = explain_plain("floats", "v5e", tmp_path)
+    assert timeline.write_bytes == written
+    inner = max(timeline.loops, key=lambda loop: loop.depth)
+    assert inner.trips == plain_kernels.FLOAT_TRIPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_plain_kernels_have_a_time_on_every_chip(chip, tmp_path):
+    for name in plain_kernels.CASES:
+        if (chip, name) not in NOT_LOWERED:
+            timeline, written = explain_plain(name, chip, tmp_path)
+            assert timeline.write_bytes == written, name
+
+
+@pytest.mark.slow
+def test_a_path_that_depends_on_data_is_an_answer(tmp_path):
+    found = explain_kernel(plain_kernels.data_decides, X, chip="v6e", cache=tmp_path)
+    assert found.answer.status is Status.NOT_UNDERSTOOD
+    assert "depends on a value that it takes from a vector" in found.answer.detail

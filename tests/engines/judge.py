@@ -34,6 +34,8 @@ PROBLEM = Problem(
     num_q_heads=4, num_kv_heads=2, head_dim=128, page_size=16, max_num_tokens=16, max_num_seqs=8,
     pages_per_seq=4, num_pages=64, q_dtype="float32", kv_dtype="float32",
 )  # fmt: skip
+# Latents of 128 and rope rows of 64; tpu-inference packs 32 tokens of a cache into a row.
+LATENT = replace(PROBLEM, num_kv_heads=1, rope_dim=64, kv_packing=32, page_size=32, pages_per_seq=2)
 SMALL = {  # blocks that the interpreter compiles soon, and no heuristic chooses
     "decode": {"bkv_sz": 32, "bkv_csz": 32, "seqs_per_step": 1, "num_buffers": 2},
     "mixed": {"bkv_sz": 32, "bkv_csz": 32, "num_buffers": 2, "mxu_sums": 0},
@@ -47,11 +49,23 @@ def drawn(*lengths):
     return [torch.randint(3, WORDS, (n,), generator=draw).tolist() for n in lengths]
 
 
-def gemma():
-    """Two kinds of layers: with a window and without, both with capped logits."""
+def gemma(*layers):
+    """Layers with a window and without (or those that are named), both with capped logits."""
+    layers = layers or ("sliding_attention", "full_attention")
     return transformers.Gemma2Config(
-        **SIZES, sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"],
-        attn_logit_softcapping=SOFT_CAP, query_pre_attn_scalar=128,
+        **SIZES | {"num_hidden_layers": len(layers)}, layer_types=list(layers),
+        sliding_window=WINDOW, attn_logit_softcapping=SOFT_CAP, query_pre_attn_scalar=128,
+    )  # fmt: skip
+
+
+def deepseek():
+    """A layer with latents, and no experts."""
+    sizes = {name: size for name, size in SIZES.items() if name != "head_dim"}
+    return transformers.DeepseekV3Config(
+        **sizes | {"num_key_value_heads": 4, "num_hidden_layers": 1}, first_k_dense_replace=1,
+        q_lora_rank=64, kv_lora_rank=LATENT.head_dim, qk_rope_head_dim=LATENT.rope_dim,
+        qk_nope_head_dim=128, v_head_dim=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )  # fmt: skip
 
 
@@ -74,24 +88,22 @@ def saved(folder, config):
 def tables(folder, *problems):
     """Rows with small blocks for these problems."""
     target = load_chip("v6e").target
-    rows = [
-        make_row(
-            name, problem,
-            configs=[asdict(
-                replace(load_family(name).default_config(problem, target), **changes)
-            )],
-        )
-        for problem in problems
-        for name, changes in SMALL.items()
-    ]  # fmt: skip
+    rows = []
+    for problem in problems:
+        for slot, changes in SMALL.items():
+            name = slot if problem.rope_dim is None else f"mla-{slot}"
+            if name != "mla-prefill":
+                config = load_family(name).default_config(problem, target)
+                rows.append(make_row(name, problem, configs=[asdict(replace(config, **changes))]))
     merge_into(folder, rows)
     return str(folder)
 
 
-def turns(model):
-    """Three prompts together, and a next turn: two pages of it are the last request's, answered."""
-    first = drawn(14, 30, 30)
-    turn = [*first[-1], *answer(model, first[-1])[0][:2], *drawn(35)[0][32:]]
+def turns(model, *lengths):
+    """Prompts together, and a next turn of a longest one: whole pages of it are cached by then."""
+    first = drawn(*lengths)
+    *_, longest = sorted(first, key=len)
+    turn = [*longest, *answer(model, longest)[0][:2], *drawn(35)[0][32:]]
     return [first, [turn]]
 
 
@@ -117,11 +129,11 @@ def check_logprobs(found, wanted):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=BOUND)
 
 
-def check_steps(steps):
+def check_steps(steps, kind="rpa"):
     """Every step that ran had both of our kernels with the blocks of the table, and no others."""
     assert steps, "no step was seen"
     for names, _ in steps:
-        assert {name.split("-")[0] for name in names} == {"rpa_decode", "rpa_mixed"}
+        assert {name.split("-")[0] for name in names} == {f"{kind}_decode", f"{kind}_mixed"}
         assert all("-bkv32_32-" in name for name in names), names
 
 

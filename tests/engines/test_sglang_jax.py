@@ -3,17 +3,17 @@
 Its sources are fetched at the commit that is known; `make test-engines` has the environment.
 """
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import judge
 import numpy as np
-import pytest
 from engine_wheels import sglang_jax_main
 
 from rpa_tune.interop import sglang_jax
-
-pytest.importorskip("orjson", reason="run by make test-engines")
-pytest.importorskip("torch")
-import judge
 
 OPTIONS = {
     "context_length": 64, "max_running_requests": 4, "chunked_prefill_size": 16,
@@ -22,10 +22,43 @@ OPTIONS = {
 }  # fmt: skip
 
 
+SPAWNED = """
+    import multiprocessing, check, sys, sgl_jax.launch_server
+    sgl_jax.launch_server.main  # what the documents call
+    child = multiprocessing.get_context("spawn").Process(target=check.check)
+    child.start()
+    child.join()
+    sys.exit(child.exitcode)
+"""
+CHECK = """
+def check():
+    from jax._src import xla_bridge
+    from sgl_jax.srt.layers.attention import flashattention_backend as backend
+    assert backend.ragged_paged_attention_v3.__wrapped__.__module__.endswith("_v3")
+    assert not xla_bridge.backends_are_initialized()
+"""
+
+
+def test_the_launcher_of_the_documents(tmp_path):
+    """The engine spawns its processes: each has the stand-in, and none has taken a device."""
+    text = Path(__file__).parents[2].joinpath("docs", "interop.md").read_text()
+    (block,) = (one for one in text.split("```python\n") if "sgl_jax.launch_server" in one)
+    script = block.split("```")[0]
+    head = script.partition("    from sgl_jax.launch_server import main\n")[0]
+    assert head.rstrip().endswith('if __name__ == "__main__":')
+    (tmp_path / "serve.py").write_text(head + SPAWNED)
+    (tmp_path / "check.py").write_text(CHECK)
+    path = os.pathsep.join([str(sglang_jax_main()), str(tmp_path)])
+    subprocess.run(
+        [sys.executable, tmp_path / "serve.py"], check=True, timeout=600,
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
 def test_gemma_of_the_engine(tmp_path):
     """A layer with a window and one without, soft caps; a retraction; a prefix that is cached."""
     model = judge.saved(tmp_path / "model", judge.gemma())
-    batches = judge.turns(model)
+    batches = judge.turns(model, 14, 30, 30)
     extend = replace(judge.PROBLEM, max_num_seqs=4)
     decode = replace(extend, max_num_tokens=4)
     rows = judge.tables(

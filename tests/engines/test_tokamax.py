@@ -13,8 +13,6 @@ from rpa_tune.interop.public.tokamax.package import WHEEL
 from rpa_tune.interop.public.tokamax.table import FILE, FOLDERS
 from rpa_tune.interop.tokamax_tables import export_tables
 
-pytest.importorskip("tokamax", reason="run by make test-engines")
-
 DECODE = {"bq_sz": 1, "bq_c_sz": 1, "bkv_sz": 256, "batch_size": 4, "n_buffer": 2}
 MIXED = {"bq_sz": 64, "bq_c_sz": 32, "bkv_sz": 256, "batch_size": 1, "n_buffer": 2}
 CHANGES = {

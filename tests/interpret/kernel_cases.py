@@ -11,13 +11,13 @@ def make_target(**changes):
     fields = {
         "chip": "v6e", "vmem_bytes": 128 << 20, "smem_bytes": 1 << 20, "mxu_size": 256,
         "num_cores": 1, "has_bf16_vector_units": True, "has_fp8_mxu": True,
-        "has_result_buffers": False,
+        "has_result_buffers": False, "has_fast_fp8_mxu": False,
     }  # fmt: skip
     return Target(**{**fields, **changes})
 
 
 V6E = make_target()
-V7X = make_target(chip="v7x", vmem_bytes=64 << 20, has_result_buffers=True)
+V7X = make_target(chip="v7x", vmem_bytes=64 << 20, has_result_buffers=True, has_fast_fp8_mxu=True)
 V5E = make_target(chip="v5e", mxu_size=128, has_bf16_vector_units=False)
 
 

@@ -21,6 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from rpa_kernels import load_family, reference, verify
 from rpa_kernels.batch import Batch
+from rpa_kernels.decode import attend
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.dispatch.attention import mla_ragged_paged_attention
 from rpa_tune.dispatch.dispatcher import Dispatcher
@@ -49,6 +50,7 @@ SLOW_CASES = {
     "window_float8_words": ({"sliding_window": 40, "kv_dtype": "float8_e5m2"}, V5E),
     "padded": ({"head_dim": 200, "rope_dim": 32, "kv_dtype": "float8_e4m3fn"}, V7X),
     "two_cores": ({}, TWO_CORES),
+    "float8_as_it_comes": ({**FLOAT8, "q_scale": None}, V7X),
 }
 ALL = [
     *(pytest.param(*case, id=name) for name, case in CASES.items()),
@@ -70,6 +72,13 @@ def check(family, problem, config, batch, target=V6E, **options):
 @pytest.mark.parametrize(("case", "target"), ALL)
 def test_decode_is_right(case, target):
     check("mla-decode", make_latent(**case), decode_config(), DECODE_BATCH, target)
+
+
+def test_decode_in_two_chains_is_right(monkeypatch):
+    """A compute block of all heads is two chains; here any is, and queries are float8 unscaled."""
+    monkeypatch.setattr(attend, "LONG_CHAIN", 0)
+    config, case = decode_config(bkv_sz=64, bkv_csz=64), SLOW_CASES["float8_as_it_comes"]
+    check("mla-decode", make_latent(**case[0]), config, DECODE_BATCH, case[1])
 
 
 @pytest.mark.parametrize(

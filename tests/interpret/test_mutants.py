@@ -42,6 +42,9 @@ CASES = {
     ),
 }
 CASES |= {f"{family} along lanes": CASES[family] for family in ("decode", "mixed")}
+CASES["decode of strided copies"] = (
+    decode_config(bq_sz=2, strided_copies=1), CASES["decode"][1]
+)  # fmt: skip
 CASES |= {
     "mla-decode of latents": (
         decode_config(bq_sz=2),

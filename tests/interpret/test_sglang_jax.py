@@ -42,6 +42,24 @@ def test_leading_sequences_of_one_token_are_decode(q_lens, distribution, expecte
     assert tuple(found.tolist()) == expected
 
 
+def test_a_mask_of_drafts_becomes_words():
+    # Two sequences of 3 and 2 drafts, contexts of 20 and 17 in pages of 16; a third has none.
+    trees = [np.array([[1, 0, 0], [1, 1, 0], [1, 0, 1]]), np.array([[1, 1], [0, 1]])]
+    rows = []
+    for tree, kv_len in zip(trees, (20, 17), strict=True):
+        row = np.ones((len(tree), 32), np.int32)
+        row[:, kv_len - len(tree) : kv_len] = tree
+        row[:, kv_len:] = 7  # what is behind a context says nothing, and is no 1
+        rows.append(row.reshape(-1))
+    words = sglang_jax.tree_words(
+        jnp.asarray(np.concatenate([*rows, np.ones(8, np.int32)])),
+        jnp.array([20, 17, 0], jnp.int32), jnp.array([0, 3, 5, 5], jnp.int32),
+        jnp.array([0, 32, 64, 64], jnp.int32), num_drafts=3, num_tokens=9,
+    )  # fmt: skip
+    assert words.dtype == jnp.int32
+    assert words.tolist() == [0b001, 0b011, 0b101, 0b11, 0b10, 0, 0, 0, 0]
+
+
 def test_drift_is_refused():
     def known(queries, keys, values, kv_cache_fused, kv_lens, page_indices, cu_q_lens,
               cu_kv_lens, distribution, *, sm_scale=1.0, num_queries_per_block=None):  # fmt: skip

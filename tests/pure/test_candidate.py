@@ -62,6 +62,20 @@ def test_fields_that_came_later_are_left_out_where_they_are_off():
     assert chunked.title.endswith("page 16, chunk 64")
 
 
+def test_fields_of_a_config_that_came_later_may_be_missing():
+    """Rows and journals without `strided_copies` hold what they held: linear copies."""
+    made = candidate()
+    family, fields = made.family, made.to_dict()["config"]
+    assert "strided_copies" not in fields
+    assert family.config_from_dict({**fields, "strided_copies": 0}) == made.config
+    strided = replace(made, config=replace(made.config, strided_copies=1))
+    assert strided.to_dict()["config"] == {**fields, "strided_copies": 1}
+    assert Candidate.from_dict(strided.to_dict()) == strided
+    assert strided.digest != made.digest
+    with pytest.raises(ValueError, match=r"missing \['bkv_csz'\], unknown \['copies'\]"):
+        family.config_from_dict({n: 1 for n in (*fields, "copies") if n != "bkv_csz"})
+
+
 def test_a_task_reaches_a_worker_by_name_and_is_still_the_same_question():
     asked = public_candidate()
     task = CheckTask(

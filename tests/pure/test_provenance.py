@@ -37,7 +37,8 @@ for kernel in ("decode", "blockwise"):
     space.__getattr__ = lambda name: refuse
     sys.modules[space.__name__] = space
 target = Target(chip="v6e", vmem_bytes=128 << 20, smem_bytes=1 << 20, mxu_size=256, num_cores=2,
-                has_bf16_vector_units=True, has_fp8_mxu=True, has_result_buffers=False)
+                has_bf16_vector_units=True, has_fp8_mxu=True, has_fast_fp8_mxu=False,
+                has_result_buffers=False)
 problem = Problem(num_q_heads=8, num_kv_heads=2, head_dim=128, page_size=128, max_num_tokens=64,
                   max_num_seqs=8, pages_per_seq=8, num_pages=64, sliding_window=100, soft_cap=30.0)
 shapes = [(64, 8, 128), (64, 2, 128), (64, 2, 128)]

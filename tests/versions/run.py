@@ -1,27 +1,33 @@
 """`make test-versions`: each pair of `known_versions.yaml` compiles our kernels, within a band.
 
     python tests/versions/run.py [--pair LIBTPU]... [--chips v6e,v7x] [--families decode]
-                                 [--environments FOLDER]
-    python tests/versions/run.py --lint     # `make lint-kernels`
+                                 [--environments FOLDER] [--workers N]
+    python tests/versions/run.py --lint [--sample N] [--chip v6e]     # `make lint-kernels`
 
 Each pair has an environment of its own, made once and kept (about 1.5 GB each), and compiles every
-family for every chip. Exit code 1 when a kernel is not compiled, not understood, moves other bytes
-than its account says, or takes a time outside the band. Interpreters are looked for as `python3.12`
-and under pyenv; `RPA_PYTHON_3_12=/path` names one. With --lint the newest pair whose libtpu has a
-linter for kernels looks at every shipped config instead (`rpa-tune tables lint --kernels`).
+family for every chip (`kernels.py`). Schedules and answers are kept beside the environments: stop
+it at any time, it goes on. Exit code 1 when a kernel is not compiled, not understood, moves other
+bytes than its account says, or takes a time outside the band. `interpreter.py` says where a Python
+is looked for. With --lint the newest pair whose libtpu has a linter for kernels looks at every
+shipped config instead (`rpa-tune tables lint --kernels`).
 """
 
 import argparse
-import glob
 import json
-import os
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rpa_kernels.slots import SLOTS
+from interpreter import find_interpreter
+
+from kernels import CASES
+from rpa_kernels.slots import FAMILIES
 from rpa_tune.compile.lint import has_linter
 from rpa_tune.compile.paths import default_cache_dir
 from rpa_tune.hw.chip import load_chips
@@ -44,23 +50,6 @@ def requirements(pair: Pair) -> list[str]:
     ]  # fmt: skip
 
 
-def find_interpreter(version: str) -> str:
-    """A Python of this minor version that runs.
-
-    Raises:
-      SystemExit: There is none.
-    """
-    named = os.environ.get(f"RPA_PYTHON_{version.replace('.', '_')}")
-    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    there = sorted(glob.glob(str(pyenv / f"{version}.*" / "bin" / f"python{version}")))
-    for python in filter(None, (named, shutil.which(f"python{version}"), *there)):
-        run = subprocess.run([python, "-V"], capture_output=True, text=True, check=False)
-        if run.returncode == 0 and run.stdout.startswith(f"Python {version}."):
-            return python
-    variable = f"RPA_PYTHON_{version.replace('.', '_')}"
-    raise SystemExit(f"error: no Python {version}\nhint: install it, or set {variable}")
-
-
 def environment(pair: Pair, folder: Path) -> Path:
     """The Python of a pair's environment, which is made unless it is there whole."""
     home = folder / f"py{pair.python}-jax{pair.jax}-libtpu{pair.libtpu}"
@@ -72,78 +61,151 @@ def environment(pair: Pair, folder: Path) -> Path:
         subprocess.run([find_interpreter(pair.python), "-m", "venv", home], check=True)
         subprocess.run([*pip, *requirements(pair)], check=True)
         done.touch()
-    if done.read_text() != str(ROOT):  # the tree that is tested is this one
+    where = "import rpa_kernels; print(rpa_kernels.__file__)"
+    has = subprocess.run([python, "-P", "-c", where], capture_output=True, text=True, check=False)
+    if has.stdout.strip() != str(ROOT / "kernels" / "__init__.py"):  # another tree, or none
+        print(f"installing {ROOT} in {home}", file=sys.stderr)
         subprocess.run([*pip, "--no-deps", "--no-build-isolation", "-e", ROOT], check=True)
-        done.write_text(str(ROOT))
     return python
 
 
-def compile_with(python: Path, cache: Path, chips: str, families: str) -> list[dict]:
-    """What one pair makes of the kernels."""
-    run = subprocess.run(
-        [python, KERNELS, cache, chips, families], stdout=subprocess.PIPE, text=True, check=False
-    )
-    if run.returncode != 0:
-        return []
-    rows: list[dict] = json.loads(run.stdout.splitlines()[-1])["rows"]
-    return rows
+def answers_of(
+    python: Path, folder: Path, chips: str, family: str, workers: int
+) -> Iterator[dict[str, Any]]:
+    """What one pair makes of a family's kernels, as the answers come."""
+    command = [python, KERNELS, folder, chips, family, str(workers)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        yield from map(json.loads, child.stdout or ())
 
 
-def judge(row: dict, base_us: float | None) -> tuple[str, bool]:
-    """A cell of the table, and whether it is good.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """What one pair makes of one kernel.
+
+    Attributes:
+      text: Its time against that of the first pair, in the first pair its time, or what went wrong.
+      cause: Why it is not good; empty if it is.
+    """
+
+    text: str
+    cause: str = ""
+
+
+def judge(row: dict[str, Any], first: dict[str, Any] | None) -> Cell:
+    """Holds an answer against the band.
 
     Args:
       row: Of one kernel under one pair.
-      base_us: Its time under the first pair; None if it has none.
+      first: The same of the first pair, empty if it has none; None for that pair itself.
     """
     if row["status"] != "ok":
-        return f"{row['status']}: {row['detail']:.200}", False
-    if base_us is None:
-        return f"{row['time_us']:.1f} us, nothing to compare with", False
-    ratio = row["time_us"] / base_us
-    good = BAND[0] <= ratio <= BAND[1]
-    return f"{row['time_us']:8.1f} us {ratio:6.3f}{'' if good else '  OUTSIDE THE BAND'}", good
+        return Cell(text=row["status"], cause=f"{row['status']}: {row['detail']}")
+    text = f"{row['time_us']:.1f} us"
+    if first is None:
+        return Cell(text=text)
+    if not first or first["time_us"] is None:
+        return Cell(text=text, cause="the first pair has no time to compare with")
+    if first["sources"] != row["sources"]:
+        return Cell(text=text, cause="kernel or simulator changed during the run: run it again")
+    ratio = row["time_us"] / first["time_us"]
+    outside = f"{text} instead of {first['time_us']:.1f} us, outside of {BAND[0]} to {BAND[1]}"
+    return Cell(text=f"{ratio:.3f}", cause="" if BAND[0] <= ratio <= BAND[1] else outside)
 
 
-def lint_kernels(environments: Path) -> int:
-    """The exit code of `rpa-tune tables lint --kernels` under the newest pair that has a linter."""
+def run_matrix(
+    pythons: Mapping[Pair, Path], folder: Path, chips: str, families: Sequence[str], workers: int
+) -> dict[tuple[Pair, str, str], Cell]:
+    """All cells by pair, chip and family, each told on a line of its own when it is there.
+
+    A family is asked of all pairs before the next one is; the first pair gives the times that the
+    others are held against.
+    """
+    cells: dict[tuple[Pair, str, str], Cell] = {}
+    num_cells, started = len(pythons) * len(chips.split(",")) * len(families), time.monotonic()
+    for family in families:
+        base: dict[str, dict[str, Any]] = {}
+        for number, (pair, python) in enumerate(pythons.items()):
+            for row in answers_of(python, folder, chips, family, workers):
+                chip = row["chip"]
+                cell = judge(row, base.get(chip, {}) if number else None)
+                cells[pair, chip, family] = cell
+                if not number:
+                    base[chip] = row
+                source = "kept" if row["kept"] else f"{row['seconds']:.0f} s"
+                print(
+                    f"[{time.monotonic() - started:6.0f} s] {len(cells)} of {num_cells}: "
+                    f"{family} {chip}, {pair}: {cell.cause or cell.text} ({source})",
+                    file=sys.stderr,
+                )
+            for chip in chips.split(","):
+                gone = Cell(text="no answer", cause="the process ended; its error stands above")
+                cells.setdefault((pair, chip, family), gone)
+    return cells
+
+
+def print_table(cells: Mapping[tuple[Pair, str, str], Cell], pairs: Sequence[Pair]) -> int:
+    """Prints a line for each kernel and a column for each pair; returns how many are not good."""
+    kernels = dict.fromkeys((chip, family) for _, chip, family in cells)
+    print(f"{'':17}" + "".join(f"{pair.libtpu:>15}" for pair in pairs))
+    causes: list[str] = []
+    for chip, family in sorted(kernels, key=lambda kernel: FAMILIES.index(kernel[1])):
+        line = f"{chip:4} {family:12}"
+        for pair in pairs:
+            cell = cells[pair, chip, family]
+            if cell.cause:
+                causes.append(f"[{len(causes) + 1}] {family} {chip}, {pair}: {cell.cause}")
+            line += f"{cell.text + (f' [{len(causes)}]' if cell.cause else ''):>15}"
+        print(line)
+    for cause in causes:
+        print(cause)
+    return len(causes)
+
+
+def lint_kernels(environments: Path, options: Sequence[str]) -> int:
+    """The exit code of `rpa-tune tables lint --kernels` under the newest pair that has a linter.
+
+    Args:
+      environments: Where the pairs' environments are.
+      options: Further options of that command.
+    """
     pair = next(pair for pair in reversed(supported_pairs()) if has_linter(pair.libtpu))
     command = ["-P", "-m", "rpa_tune", "tables", "lint", ROOT / "tuned_tables", "--kernels"]
-    return subprocess.run([environment(pair, environments), *command], check=False).returncode
+    cache = ["--cache", environments / "compiles"]
+    python = environment(pair, environments)
+    return subprocess.run([python, *command, *cache, *options], check=False).returncode
 
 
 def main() -> int:
-    """Runs the pairs in their order; the first gives the times that others are held against."""
-    parser = argparse.ArgumentParser()
+    """Runs the matrix, or the linter; the exit code says whether all is good."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--pair", action="append", default=[], metavar="LIBTPU")
     parser.add_argument("--chips", default=",".join(load_chips()))
-    parser.add_argument("--families", default=",".join(SLOTS))
+    parser.add_argument("--families", default=",".join(CASES))
     parser.add_argument("--environments", type=Path, default=default_cache_dir() / "versions")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--lint", action="store_true")
-    asked = parser.parse_args()
+    asked, others = parser.parse_known_args()
     if asked.lint:
-        return lint_kernels(asked.environments)
-    pairs = supported_pairs()
-    if unknown := set(asked.pair) - {pair.libtpu for pair in pairs}:
-        parser.error(f"--pair {', '.join(unknown)}: known are {', '.join(p.libtpu for p in pairs)}")
+        return lint_kernels(asked.environments, ["--workers", str(asked.workers), *others])
+    if others:
+        parser.error(f"unknown: {' '.join(others)}")
+    pairs, chips, families = supported_pairs(), asked.chips.split(","), asked.families.split(",")
+    for name, words, known in (
+        ("--pair", asked.pair, [pair.libtpu for pair in pairs]),
+        ("--chips", chips, list(load_chips())),
+        ("--families", families, list(CASES)),
+    ):
+        if unknown := set(words) - set(known):
+            parser.error(f"{name} {', '.join(unknown)}: known are {', '.join(known)}")
     chosen = [p for i, p in enumerate(pairs) if not asked.pair or i == 0 or p.libtpu in asked.pair]
-    num_kernels = len(asked.chips.split(",")) * len(asked.families.split(","))
-    base: dict[tuple[str, str], float] = {}
-    num_bad = 0
-    for pair in chosen:
-        python = environment(pair, asked.environments)
-        rows = compile_with(python, asked.environments / "compiles", asked.chips, asked.families)
-        print(f"Python {pair.python}, {pair}: {len(rows)} of {num_kernels} kernels")
-        num_bad += num_kernels - len(rows)
-        for row in sorted(rows, key=lambda row: (row["chip"], row["family"])):
-            kernel = row["chip"], row["family"]
-            if pair is pairs[0] and row["time_us"]:
-                base[kernel] = row["time_us"]
-            text, good = judge(row, base.get(kernel))
-            num_bad += not good
-            print(f"  {row['chip']:4} {row['family']:8} {text}", flush=True)
+    pythons = {pair: environment(pair, asked.environments) for pair in chosen}
+    cells = run_matrix(
+        pythons, asked.environments / "compiles", asked.chips, families, asked.workers
+    )
+    num_bad = print_table(cells, chosen)
     bad = f"{num_bad} not good" if num_bad else "all good"
-    print(f"{len(chosen)} pairs, {num_kernels} kernels each, simulated; {bad}")
+    each = len(chips) * len(families)
+    print(f"{len(chosen)} pairs, {each} kernels each, simulated, against the first pair; {bad}")
     return 1 if num_bad else 0
 
 

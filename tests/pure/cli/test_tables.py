@@ -1,13 +1,14 @@
 """`rpa-tune tables`: show, lint, check, diff, merge."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from fake_sweep import FormulaEvaluator, make_study, true_us
-from table_rows import PROBLEM, default_config, make_row
+from table_rows import PROBLEM, default_config, make_row, timed_row
 
 from rpa_tune.analysis import lint_rows, verify
 from rpa_tune.candidate import Fidelity, Status
@@ -15,10 +16,12 @@ from rpa_tune.cli import recheck as cli_recheck
 from rpa_tune.cli.main import cli, main
 from rpa_tune.cli.tables import uses_text, verdict_text, verified_text
 from rpa_tune.compile import process
+from rpa_tune.compile.lint import lint_task
 from rpa_tune.decide import promote
 from rpa_tune.errors import TableError
 from rpa_tune.provenance import kernel_digest
 from rpa_tune.sweep import recheck
+from rpa_tune.tables.key import beyond_key
 from rpa_tune.tables.reader import load_tables
 from rpa_tune.tables.row import Clause
 from rpa_tune.tables.writer import merge_into
@@ -102,7 +105,11 @@ def test_merge_takes_the_later_row(folder, tmp_path):
 @pytest.mark.parametrize(
     ("task", "code", "said"),
     [
-        ("lint_nothing", 0, "1 file, 0 findings; 1 kernel linted (dma_race, bounds_check)\n"),
+        (
+            "lint_nothing",
+            0,
+            "1 file, 0 findings; 1 kernel of 1 row linted (dma_race, bounds_check)\n",
+        ),
         ("lint_race", 3, "decode.jsonl:2: kernel: configs[0]: dma_race: in decode\n"),
         ("fail", 3, "decode.jsonl:2: kernel: configs[0]: compile_failed: "),
     ],
@@ -124,9 +131,40 @@ def test_the_compilers_linter_looks_at_the_kernels_of_rows(tmp_path, monkeypatch
     assert (one["config"], one["status"] == "ok") == (0, code == 0)
 
 
+def filled_rows(problem, buckets):
+    """The rows of a study of decode, which timed the largest bucket."""
+    rows = [make_row("decode", replace(problem, max_num_tokens=tokens)) for tokens in buckets]
+    timed = replace(problem, max_num_tokens=buckets[-1])
+    return [
+        replace(row, evidence=replace(row.evidence, problem=beyond_key(timed, row.key)))
+        for row in rows
+    ]
+
+
+def test_what_rows_share_is_linted_once(monkeypatch):
+    """Rows that one study filled, and one of another chip, flags or config of its own."""
+    monkeypatch.setattr(lint_rows, "remake", None)  # needs no workload
+    rows = [
+        *filled_rows(PROBLEM, (64, 128, 256)),
+        timed_row("decode", chip="v5e"),
+        timed_row("mixed"),
+        timed_row("decode", libtpu_args="--xla_some=true"),
+        timed_row("decode", configs=[default_config(), default_config(seqs_per_step=1)]),
+    ]
+    kernels = lint_rows.kernels_of(rows)
+    places = [len(one.places) for one in kernels]
+    assert places[0] == 3
+    assert sum(places) == len(rows) + 1
+    assert len({lint_rows.compile_key(one.candidate) for one in kernels}) == len(kernels)
+    flags = {lint_task(one.candidate, Path("c")).candidate.libtpu_args for one in kernels}
+    assert len(flags) == 2
+    assert all("llo_linter" in text for text in flags)
+
+
 def test_kernels_of_rows_that_cannot_be_linted_are_said(tmp_path, monkeypatch):
     study, answers = tuned_study()
     row = promote.make_row(promote.decide(answers, answers[0]), answers, study.workload)
+    row = replace(row, evidence=replace(row.evidence, problem=None))  # of before rows said it
     merge_into(tmp_path, [row])
     done = tables("lint", tmp_path, "--kernels")
     assert "has no linter" in str(done.exception)
@@ -274,6 +312,18 @@ def test_a_sample_takes_chips_and_families_in_turn_and_is_the_same_everywhere():
     others = [cli_recheck.sample_rows(rows, 3, seed) for seed in "abcdef"]
     assert any(other != drawn for other in others)
     assert cli_recheck.sample_rows(rows, 99) == sorted(rows, key=lambda row: row.key)
+
+
+def test_a_sample_has_rows_of_one_study_once_before_it_has_any_twice():
+    """Rows of all token buckets are those of the largest, which alone was timed."""
+    rows = []
+    for heads in (1, 2, 4):
+        problem = replace(PROBLEM, num_q_heads=8, num_kv_heads=heads)
+        rows += filled_rows(problem, (64, 128, 256, 512))
+    for number, most in ((3, 1), (6, 2), (7, 3)):
+        drawn = cli_recheck.sample_rows(rows, number)
+        heads = Counter(row.key.num_kv_heads for row in drawn)
+        assert (len(heads), max(heads.values())) == (3, most)
 
 
 def test_a_sample_is_what_is_checked(folder):

@@ -135,9 +135,10 @@ def probe(_):
     )  # fmt: skip
 
 
-def lint_race(candidate):
+def lint_race(task):
     """What the compiler's linter says of a kernel that copies twice into one buffer."""
-    return Lint(status=Status.WRONG_ANSWER, kind="dma_race", detail=f"in {candidate.family.name}")
+    detail = f"in {task.candidate.family.name}"
+    return Lint(status=Status.WRONG_ANSWER, kind="dma_race", detail=detail)
 
 
 def profile_around(candidate):

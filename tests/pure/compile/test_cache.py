@@ -12,7 +12,7 @@ from pure.evaluate.builders import candidate
 from rpa_tune import files
 from rpa_tune.candidate import Status
 from rpa_tune.compile import cache as module
-from rpa_tune.compile.cache import CompileCache, Compiled, compile_key
+from rpa_tune.compile.cache import CompileCache, Compiled, compile_key, program_key
 from rpa_tune.families import own
 
 
@@ -89,6 +89,35 @@ def test_a_full_disk_leaves_nothing_half_written(cache, tmp_path, monkeypatch):
         cache.save("ab", original)
     assert cache.load("ab") is None
     assert not [path for path in Path(tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_key_refers_to_the_answer_of_the_same_program(cache, tmp_path):
+    saved = cache.save("ab12", compiled(tmp_path))
+    cache.refer("cd34", "ab12")
+    assert cache.load("cd34") == cache.load("ab12") == replace(saved, from_cache=True)
+    for to in ("cd34", "ef56", "aa", 7, None):  # itself, one of these, nowhere, nothing
+        cache.refer("ef56", to)
+        cache.refer("cd34", "ef56" if to == "cd34" else to)
+        assert cache.load("cd34") is None
+        assert cache.load("ef56") is None
+
+
+def test_the_programs_key_follows_all_that_decides_its_schedule(monkeypatch):
+    base = candidate()
+    flagged = replace(base, libtpu_args="--xla_some=true")
+    keys = [
+        program_key("module", base, {}, "k"),
+        program_key("modules", base, {}, "k"),
+        program_key("module", candidate(chip="v5e"), {}, "k"),
+        program_key("module", flagged, {}, "k"),
+        program_key("module", base, {"XLA_FLAGS": "1"}, "k"),
+        program_key("module", base, {}, "k2"),
+    ]
+    monkeypatch.setattr(own, "kernel_digest", lambda family: "0")
+    assert program_key("module", base, {}, "k") == keys[0]  # sources play no part
+    monkeypatch.setattr(module, "versions", lambda: {"jax": "0", "jaxlib": "0", "libtpu": "0"})
+    keys.append(program_key("module", base, {}, "k"))
+    assert len(set(keys)) == len(keys)
 
 
 def test_the_key_follows_everything_but_the_workload():

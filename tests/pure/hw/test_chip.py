@@ -10,6 +10,7 @@ from rpa_tune.hw.chip import (
     load_chip,
     load_chips,
 )
+from rpa_tune.llo.ensemble import load_sets
 
 CHIPS = ("v4", "v5e", "v5p", "v6e", "v7x")
 
@@ -94,3 +95,13 @@ def test_no_name_means_two_chips():
         assert load_chip(word).name == name
     for name in load_chips():
         assert load_chip(name).name == name
+
+
+@pytest.mark.parametrize("name", load_chips())
+def test_strided_copies_are_faster_where_the_machine_table_says_so(name):
+    """By more than the interval: under every set of parameters that the evidence allows."""
+    gains = [
+        one.machine.value("read_strided_bytes_per_s") / one.machine.value("read_linear_bytes_per_s")
+        for one in load_sets(name)
+    ]
+    assert load_chip(name).target.has_faster_strided_copies == (min(gains) > 1.1)

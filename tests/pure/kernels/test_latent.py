@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from rpa_kernels import load_family
+from rpa_kernels import load_family, operands
 from rpa_kernels.batch import Batch
 from rpa_kernels.blockwise.config import BlockwiseConfig
 from rpa_kernels.checks import check_finite
@@ -49,6 +49,33 @@ def test_rows_are_padded_one_by_one():
     assert problem.q_shape == (128, 1, 64, 2, 256)
     assert problem.q_rope_shape == (128, 1, 64, 2, 128)
     assert problem.kv_new_shape == (4, 32, 384)
+
+
+@pytest.mark.parametrize("chip", ["v5p", "v6e", "v7x"])
+def test_queries_of_float8_are_multiplied_as_they_are_where_that_is_faster(chip):
+    """v7x alone has them at twice the rate; elsewhere their factor is folded into bfloat16."""
+    target = load_chips()[chip].target
+    problem = dataclasses.replace(DEEPSEEK, q_dtype="float8_e4m3fn", kv_dtype="float8_e4m3fn")
+    expected = ("float8_e4m3fn", 320) if chip == "v7x" else ("bfloat16", 640)
+    found = operands.query_dtype(problem, target), operands.score_lanes(problem, target)
+    assert found == expected
+    others = {"kv_dtype": "float8_e4m3fn"}, {}, {"q_dtype": "float32"}
+    for fields in others:
+        problem = dataclasses.replace(DEEPSEEK, **fields)
+        assert operands.query_dtype(problem, target) == operands.matmul_dtype(problem)
+
+
+def test_blocks_are_longest_with_all_heads_on_v7x():
+    family = load_family("mla-decode")
+    problem = dataclasses.replace(DEEPSEEK, kv_dtype="float8_e4m3fn", q_dtype="float8_e4m3fn")
+    sizes = {
+        (chip, heads): family.default_config(
+            dataclasses.replace(problem, num_q_heads=heads), load_chips()[chip].target
+        ).bkv_sz
+        for chip in ("v6e", "v7x")
+        for heads in (128, 16)
+    }
+    assert sizes == {("v6e", 128): 2048, ("v6e", 16): 2048, ("v7x", 128): 4096, ("v7x", 16): 2048}
 
 
 def test_queries_and_output_of_float8():

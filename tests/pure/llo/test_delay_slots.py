@@ -43,6 +43,19 @@ def test_a_shadow_is_as_long_as_the_machines_delay_at_most(program_of) -> None:
     assert printed_delay(program, 0, RATES._replace(branch_delay=2)) == 2
 
 
+def test_a_shadow_ends_before_the_next_branch(program_of) -> None:
+    # v7x: regions that are not marked, and a wait for a load that looks like the shadow's end.
+    branch = "%1 = sbr.rel (%p1_p0) target = $region5"
+    own = "%s3_s1 = sadd.s32 (!%p1_p0), 1, %s2_s0"
+    again = branch.replace("%1 ", "%2 ").replace("%p1", "%p2")
+    end = ("", WORK, "End region 2")
+    program = program_of(dump(branch, "", own, "", end, again, *[WORK] * 20))
+    rates = RATES._replace(branch_delay=6)
+    assert printed_delay(program, 0, rates) == 3
+    assert shadow_ends(program, rates)[0] == 3
+    assert printed_delay(program, 5, rates) == 6
+
+
 def test_a_branch_in_a_shadow_is_refused_with_its_bundle(program_of) -> None:
     program = program_of(dump(BRANCH, WORK, BRANCH.replace("%50", "%51"), *[WORK] * 20))
     with pytest.raises(DumpError, match="a branch in the shadow of another") as caught:

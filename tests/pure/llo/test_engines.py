@@ -135,6 +135,16 @@ def test_matmul_results_by_address():
     assert unit.pop(0, 4) is None
 
 
+@pytest.mark.parametrize(("chip", "cycles"), [("v5p", 32), ("v6e", 16), ("v7x", 8)])
+def test_rows_of_float8_take_what_the_compiler_spaces_them_by(chip, cycles):
+    rates = rates_of(load_machine(chip))
+    unit = MatrixUnit(rates)
+    unit.matmul(0, 32, 0)
+    assert unit.busy_cycles == unit.free_at == cycles
+    unit.matmul(0, 16, 64)
+    assert unit.busy_cycles == cycles + 16 * rates.cycles_per_row
+
+
 def test_matmuls_queue_and_then_stall_the_issue():
     rates = rates_of(load_machine("v6e"))
     unit = MatrixUnit(rates)

@@ -242,8 +242,11 @@ def test_a_halt_is_an_error(program_of):
     text = "%1 = shalt.err (%p1_p0) /* BoundsCheck 0 [deref] of /*hbm=*/%s1\nhlo: toy\n */"
     program = program_of(dump("%p1_p0 = scmp.eq.s32.totalorder %s1_s0, 0", text))
     for function in (interpret, run_fast):
-        with pytest.raises(DumpError, match="the kernel halts"):
+        with pytest.raises(DumpError, match="fails: BoundsCheck 0") as caught:
             function(program, RATES, {}, max_bundles=10)
+        assert "(bundle 0x1)" in caught.value.where
+        assert "the simulator gets an address wrong" in caught.value.hint
+        assert "disable_bounds_checks" in caught.value.hint
     assert run_both(program_of(dump("%p1_p0 = scmp.eq.s32.totalorder %s1_s0, 1", text)))
 
 

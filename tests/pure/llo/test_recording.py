@@ -12,7 +12,8 @@ from rpa_tune.llo.engines import rates_of
 from rpa_tune.llo.fast import run_fast
 from rpa_tune.llo.interpreter import interpret
 from rpa_tune.llo.machine import load_machine
-from rpa_tune.llo.recording import pack, replay, unpack
+from rpa_tune.llo.recording import pack, unpack
+from rpa_tune.llo.replay import replay
 from rpa_tune.llo.simulate import MAX_BUNDLES, record, replay_us, simulate
 
 NAMES = [f"{path.parent.name}/{path.name}" for path in make.dump_files()]
@@ -76,7 +77,12 @@ def test_a_replay_a_compiled_run_and_the_oracle_agree_under_any_parameters(name,
     other = rates_of(changed(machine, factors), program.num_cores)
     for core, recording in enumerate(launch.cores):
         fast = run_fast(program, other, operands, core=core, max_bundles=MAX_BUNDLES)
-        assert replay(recording, [other, other]) == [fast.end_cycle] * 2
+        (usual,) = replay(recording, [rates_of(machine, program.num_cores)])
+        for alike in (other, rates_of(machine, program.num_cores)._replace(queues=other.queues)):
+            (end,) = replay(recording, [alike])
+            assert replay(recording, [other, alike]) == [fast.end_cycle, end], "side by side"
+        both = [rates_of(machine, program.num_cores), other]  # may differ in their queues
+        assert replay(recording, both) == [usual, fast.end_cycle]
     slow = interpret(program, other, operands, core=0)
     fast = run_fast(program, other, operands, core=0, max_bundles=MAX_BUNDLES)
     assert slow.end_cycle == fast.end_cycle

@@ -16,18 +16,17 @@ from rpa_tune.llo.arrays import BUFFERS, FLAGS_PER_ALLOCATION, RING, UNITS
 from rpa_tune.llo.engines import Arrival, Direction, MatrixUnit, SyncFlag, copy_engines, rates_of
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.llo.program import ALLOCATION_BITS
-from rpa_tune.llo.recording import clockwork
+from rpa_tune.llo.replay import clockwork
 
 CHIPS = ["v5e", "v6e", "v7x"]
 SETTINGS = settings(max_examples=30, derandomize=True, deadline=None)
 
 
 def make_state(pool=8):
-    slots = np.zeros((pool, 4), np.int64)
-    slots[:, 3] = [*range(1, pool), -1]
     return SimpleNamespace(
-        pool=slots,
-        flag_head=np.full(4, -1, np.int64),
+        pool=np.zeros((pool, 4), np.int64),
+        flag_head=np.zeros(4, np.int64),
+        flag_tail=np.zeros(4, np.int64),
         flag_count=np.zeros(4, np.int64),
         mxu=np.zeros((UNITS, 2)),
         ring=np.zeros((UNITS, RING), np.int64),
@@ -79,7 +78,7 @@ def test_a_flag_counts_arrivals_in_time_and_equal_times_in_order(arrivals) -> No
         # The arrival's own number stands in the direction's place.
         assert state.pool[slot, :3].tolist() == [right.at, right.granules, right.order]
         assert state.flag_count[2] == sum(a.granules for a in flag.arrivals[:number])
-    assert state.flag_head.tolist() == [-1] * 4
+    assert state.flag_head.tolist() == [0] * 4
 
 
 def test_a_pool_has_so_many_slots_and_gives_them_again() -> None:

@@ -96,7 +96,6 @@ def test_another_word_than_the_expected_one_halts(program_of):
 @pytest.mark.parametrize(
     ("bundles", "says"),
     [
-        (("%12 = vpush %v2_v1",), "`vpush` of a vector"),
         (("%11 = vpush.ccrf %v1_v0",), "of no constant"),
         (("%v1_v0 = vmov %v3_v2", "%11 = vpush.ccrf %v1_v0"), "of no constant"),
         (("%v2_v1 = vpop.ccrf",), "without a `vpush.ccrf`"),

@@ -4,7 +4,7 @@ import gzip
 import importlib.util
 import json
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -39,9 +39,14 @@ def made(statuses=None):
     }
 
 
+def recorded(evaluators, folder, configs=None):
+    configs = record.sample_of(STUDY, 1000) if configs is None else configs
+    return record.record(STUDY, configs, evaluators, folder=folder, half="design")[0]
+
+
 @pytest.fixture
 def path(tmp_path):
-    return record.record(STUDY, made(fails), sample=1000, folder=tmp_path, half="design")
+    return recorded(made(fails), tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,7 @@ def test_what_is_recorded_is_what_is_replayed(path):
 def test_recording_again_asks_nothing(path):
     again = made(fails)
     before = path.read_bytes()
-    assert record.record(STUDY, again, sample=1000, folder=path.parent, half="design") == path
+    assert recorded(again, path.parent) == path
     assert not again[Fidelity.SIMULATED].asked
     document = [json.loads(gzip.decompress(data)) for data in (before, path.read_bytes())]
     assert document[0]["configs"] == document[1]["configs"]
@@ -86,6 +91,27 @@ def test_a_sample_holds_the_heuristic_and_is_drawn_blindly(tmp_path):
     assert len(set(few)) == 9
     assert few == record.sample_of(STUDY, 9)
     assert few[1:] != list(STUDY.space().configs[:8])
+
+
+def test_a_space_gets_the_bests_of_those_whose_row_could_stand_in(tmp_path):
+    """Another page size can, nearest first; another chip or thirty-two times the heads cannot."""
+    pages = replace(STUDY.key, page_size=2 * STUDY.key.page_size)
+    fewer = replace(pages, num_kv_heads=STUDY.key.num_kv_heads // 2)
+    configs = STUDY.space().configs
+    best = {
+        "fewer": (fewer, configs[1]),
+        "pages": (pages, configs[2]),
+        "chip": (replace(STUDY.key, chip="v7x"), configs[3]),
+        "far": (replace(STUDY.key, num_q_heads=32 * STUDY.key.num_q_heads), configs[4]),
+    }
+    assert record.bests_of_others(STUDY, best) == [configs[2], configs[1]]
+    impossible = replace(configs[0], bkv_sz=3)
+    path, winner = record.record(STUDY, [configs[1], impossible], made(), folder=tmp_path)
+    assert winner == configs[1]
+    (store,) = path.parent.glob("*.jsonl")
+    answers = read(store).evaluations
+    assert record.known_of(STUDY, answers) == [configs[1]]
+    assert record.known_of(make_study(chip="v7x"), answers) == []
 
 
 def test_grid_and_random_regrets_by_hand(path):

@@ -12,6 +12,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.workload.engine import SimulatedEngine
 from rpa_tune.workload.knobs import EngineKnobs, KvRole, Scheduler, StepTime
 from rpa_tune.workload.request import Request
+from rpa_tune.workload.scheduler import SchedulerState
 from rpa_tune.workload.step import EngineStep
 
 Lens = list[tuple[list[int], list[int], int]]
@@ -162,6 +163,28 @@ def test_every_step_is_a_legal_batch(
             assert num_tokens == due - stats.num_cached_tokens
         else:
             assert num_tokens + stats.num_cached_tokens >= due
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=knobs_and_requests(), seed=st.integers(0, 3))
+def test_launches_of_decodes_alone_are_those_that_the_scheduler_would_choose(
+    case: tuple[EngineKnobs, list[Request], int | None], seed: int
+) -> None:
+    """They are found without it (`stretch.py`)."""
+    knobs, requests, max_concurrency = case
+
+    def served() -> tuple[list[object], object]:
+        engine = SimulatedEngine(requests, knobs, max_concurrency=max_concurrency, seed=seed)
+        seen = [
+            (s.start_us, lens([s]), s.page_table(knobs.block_size), engine.num_arrived)
+            for s in engine.run()
+        ]
+        return seen, engine.stats
+
+    found = served()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SchedulerState, "only_decodes", lambda self: False)
+        assert served() == found
 
 
 def test_chunked_prefill_fills_what_decodes_leave() -> None:

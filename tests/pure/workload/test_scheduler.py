@@ -118,11 +118,13 @@ def test_pages_of_a_finished_sequence_are_free_again() -> None:
 def test_a_text_is_named_by_its_beginning_as_far_as_that_is_known() -> None:
     prefix = (("system", 6), ("turn", 16))
     one, two = wait(make_state(), 20, 20, prefix=prefix)
-    assert [one.text_of(i, 4) == two.text_of(i, 4) for i in range(5)] == [True] * 4 + [False]
+    texts = list(one.texts(0, 5, 4))
+    assert [a == b for a, b in zip(texts, two.texts(0, 5, 4), strict=True)] == [True] * 4 + [False]
+    assert [list(one.texts(i, i + 1, 4))[0] for i in range(5)] == texts
     # A page that begins in a part and ends behind it is the next part's.
-    assert one.text_of(0, 4) == ("system", 0)
-    assert one.text_of(1, 4) == ("turn", 1)
-    assert one.text_of(4, 4) == (one.number, 4)
+    assert texts[0] == ("system", 0)
+    assert texts[1] == ("turn", 1)
+    assert texts[4] == (one.number, 4)
 
 
 @pytest.mark.parametrize(("caching", "tokens"), [(True, 4), (False, 20)])

@@ -6,7 +6,7 @@ import pytest
 from pure.kernels.defaults import check_that_it_gives_up_last, configs
 
 from rpa_kernels.decode import fits, space
-from rpa_kernels.decode.account import scratch_bytes
+from rpa_kernels.decode.account import buffers, scratch_bytes
 from rpa_kernels.decode.config import DecodeConfig
 from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip
@@ -37,7 +37,9 @@ def test_a_config_is_refused_exactly_where_it_breaks_a_rule(page_size):
     assert {None, "bkv_sz % bkv_csz", "vmem_bytes"} <= set(refused)
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(DecodeConfig)])
+@pytest.mark.parametrize(
+    "field", [f.name for f in dataclasses.fields(DecodeConfig) if f.default is dataclasses.MISSING]
+)
 def test_no_field_may_be_zero_and_one_buffer_is_none(field):
     config = space.default_config(LLAMA, V6E)
     least = 2 if field == "num_buffers" else 1
@@ -63,6 +65,49 @@ def test_the_default_gives_up_only_where_nothing_on_the_axes_fits(changes):
     check_that_it_gives_up_last(space, DecodeConfig, problem, V6E, 18)
 
 
+ONE_HEAD = {"num_q_heads": 8, "num_kv_heads": 1}
+ALONG_LANES = {**ONE_HEAD, "kv_dtype": "float8_e4m3fn", "kv_layout": "seq_along_lane"}
+LATENT = {**ONE_HEAD, "head_dim": 512, "rope_dim": 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "chip", "choices"),
+    [
+        (ONE_HEAD, "v7x", (0, 1)),
+        ({"num_q_heads": 9, "num_kv_heads": 3}, "v7x", (0, 1)),
+        (ALONG_LANES, "v7x", (0, 1)),
+        ({}, "v7x", (0,)),  # an even number of words has a gap whatever the config says
+        (LATENT, "v7x", (0,)),
+        (ONE_HEAD, "v6e", (0,)),
+    ],
+)
+def test_strided_copies_are_a_choice_where_they_may_be_quicker(changes, chip, choices):
+    problem, target = dataclasses.replace(LLAMA, **changes), load_chip(chip).target
+    assert space.search_axes(problem, target)["strided_copies"] == choices
+    assert space.default_config(problem, target).strided_copies == choices[-1]
+
+
+def test_strided_copies_are_a_switch_that_latents_do_not_have():
+    default = space.default_config(LLAMA, V6E)
+    bad = fits.check(LLAMA, dataclasses.replace(default, strided_copies=2), V6E)
+    assert (bad.limit, bad.hint) == ("strided_copies", "must be 0 or 1")
+    latent = dataclasses.replace(LLAMA, **LATENT)
+    config = dataclasses.replace(space.default_config(latent, V6E), strided_copies=1)
+    assert fits.check(latent, config, V6E).limit == "strided_copies"
+    lanes = dataclasses.replace(LLAMA, **ALONG_LANES)
+    config = dataclasses.replace(space.default_config(lanes, V6E), strided_copies=1)
+    assert fits.check(lanes, config, V6E) is None
+
+
+@pytest.mark.parametrize(("heads", "words", "more"), [(1, 1, 2), (3, 3, 2), (8, 9, 0)])
+def test_a_gap_takes_vmem_where_copies_are_strided_by_it_alone(heads, words, more):
+    problem = dataclasses.replace(LLAMA, num_q_heads=24, num_kv_heads=heads)
+    config = dataclasses.replace(space.default_config(problem, V6E), strided_copies=0)
+    strided = dataclasses.replace(config, strided_copies=1)
+    shapes = [buffers(problem, c)["kv"][0] for c in (config, strided)]
+    assert [shape[2] for shape in shapes] == [words, words + more]
+
+
 @pytest.mark.parametrize(
     ("chip", "changes", "steps"),
     [
@@ -80,12 +125,12 @@ def test_the_default_gives_up_only_where_nothing_on_the_axes_fits(changes):
         ("v6e", {"num_q_heads": 8, "num_kv_heads": 1, "sliding_window": 500}, (512, 512, 4)),
         ("v6e", {"num_kv_heads": 4, "attention_chunk_size": 256}, (256, 256, 4)),
         # None to speak of: 512 tokens, 2 MiB.
-        ("v7x", {"num_kv_heads": 1}, (512, 512, 4)),
+        ("v7x", {"num_kv_heads": 1}, (512, 512, 8)),
         ("v7x", {"num_kv_heads": 2}, (512, 512, 4)),
         ("v7x", {"num_kv_heads": 8}, (512, 512, 1)),
         ("v7x", {"num_kv_heads": 16}, (256, 256, 2)),
         ("v7x", {"num_kv_heads": 8, "head_dim": 64, "sliding_window": 128}, (256, 256, 4)),
-        ("v7x", {"num_kv_heads": 1, "head_dim": 64, "sliding_window": 128}, (512, 512, 4)),
+        ("v7x", {"num_kv_heads": 1, "head_dim": 64, "sliding_window": 128}, (512, 512, 8)),
     ],
 )
 def test_default_steps(chip, changes, steps):
