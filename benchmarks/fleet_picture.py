@@ -7,7 +7,7 @@ has no row of its own. Beside them stands how far the simulator is from public d
 (`benchmarks/fidelity.py`). Needs the extra `report`.
 
 ```
-.venv/bin/python benchmarks/fleet_picture.py docs/fleet.png
+.venv/bin/python benchmarks/fleet_picture.py docs/fleet.svg
 ```
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import altair as alt
 
+from rpa_tune.dispatch.select import rests_on_default
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chips
 from rpa_tune.models.server import Server
@@ -57,6 +58,7 @@ def gains(tables: Tables, servers: Iterable[Server], family: str) -> list[dict[s
             "tp": str(server.tp),
             "gain_pct": round(100 * (then / now - 1), 1),
             "error_pct": evidence.error_pct,
+            "is_today": all(rests_on_default(row, server.loaded_chip.target) for row, _ in rows),
             "made_with": f"jax {evidence.jax}, libtpu {evidence.libtpu}",
         }
     return list(found.values())
@@ -113,8 +115,10 @@ def draw(found: Sequence[dict[str, Any]], fidelity: dict[str, Any], family: str)
         )
     )
     models = len({one["model"] for one in found})
+    is_today = all(one["is_today"] for one in found)
+    heuristic = "the built-in heuristic" + ("" if is_today else " of the day they were made")
     title = alt.TitleParams(
-        f"{family.capitalize()} with the tables that ship: % faster than the built-in heuristic",
+        f"{family.capitalize()} with the tables that ship: % faster than {heuristic}",
         subtitle=[
             f"{models} models under tpu-inference's default flags: median {_text(pcts)}. Blank: no"
             " row yet.",
@@ -174,7 +178,7 @@ def main() -> None:
     if not found:
         raise UsageError(f"no server of {given.plan} finds a row of its own in {given.tables}")
     fidelity = json.loads(FIDELITY.read_text(encoding="utf-8"))
-    draw(found, fidelity, given.family).save(given.picture, scale_factor=2)
+    draw(found, fidelity, given.family).save(given.picture)
     print(f"{given.picture}: {len(found)} servers")
 
 
