@@ -136,9 +136,8 @@ class Served:
             )
         if self.guard is None or theirs is None:
             return ours(*arrays)
-        key = self._key(arrays, features, form)
+        key, names = self._key(arrays, features, form), " and ".join(unserved)
         if unserved:
-            names = " and ".join(unserved)
             self.guard.refuse(f"{key}, {names}", f"{names} not served by ours")
             return theirs(*arrays)
         call = Call(
