@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.decide.promote import ERROR_PCT
 from rpa_tune.report.study import StudyView
@@ -101,8 +100,9 @@ def gains(views: Sequence[StudyView]) -> list[Gain]:
 def _today_pct(view: StudyView, best: Evaluation) -> float | None:
     """See `Gain.today_pct`."""
     candidate = best.candidate
+    # Where none can exist, what comes is no config, and has no time.
     config = candidate.family.default_config(candidate.problem, candidate.chip.target)
-    answer = None if isinstance(config, Infeasible) else view.judged.get(config)
+    answer = view.judged.get(config)
     if answer is None or answer is view.heuristic or not answer.time_us or not best.time_us:
         return None
     return round(100 * (answer.time_us / best.time_us - 1), 2)
