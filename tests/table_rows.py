@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from rpa_kernels import load_family
-from rpa_kernels.family import config_to_dict
 from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import kernel_digest
