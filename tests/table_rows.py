@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from rpa_kernels import load_family
-from rpa_kernels.family import config_to_dict
 from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import kernel_digest
@@ -37,8 +36,9 @@ def make_evidence(**fields):
 
 
 def default_config(family="decode", problem=PROBLEM, chip="v6e", **changes):
-    config = load_family(family).default_config(problem, load_chip(chip).target)
-    return config_to_dict(replace(config, **changes))
+    record = load_family(family)
+    config = record.default_config(problem, load_chip(chip).target)
+    return record.config_to_dict(replace(config, **changes))
 
 
 def make_row(family="decode", problem=PROBLEM, chip="v6e", configs=None, rule=ALWAYS_FIRST, **ev):
