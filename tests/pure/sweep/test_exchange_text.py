@@ -6,6 +6,7 @@ import pytest
 from fake_sweep import FakeInterpreter, FormulaEvaluator, make_study
 from optuna.trial import TrialState
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Correctness, Fidelity, Status
 from rpa_tune.sweep.exchange_text import (
     SEARCH,
@@ -43,7 +44,7 @@ def test_studies_say_what_they_are_about_and_what_must_be_alike() -> None:
     assert shown.attributes[f"study {STUDY.name}"] == "workload fake: made up"
     assert shown.attributes[SEARCH]["simulate"] == 12
     assert shown.attributes[SEARCH]["sampler"] == STUDY.sampler()
-    assert shown.attributes[SEARCH]["heuristic"] == asdict(STUDY.heuristic())
+    assert shown.attributes[SEARCH]["heuristic"] == config_to_dict(STUDY.heuristic())
     narrower = Shown(replace(STUDY, overrides={"bq_sz": (16,)}), Fidelity.SIMULATED)
     other = differences(shown.attributes[SEARCH], narrower.attributes[SEARCH])
     assert other.startswith("axes ")
