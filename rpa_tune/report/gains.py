@@ -85,7 +85,7 @@ def gains(views: Sequence[StudyView]) -> list[Gain]:
                 study=view.name,
                 chip=candidate.chip.name,
                 family=candidate.family.name,
-                model=_model(view),
+                model=model_of(view),
                 verdict=view.verdict,
                 gain_pct=round(100 * (ratio - 1), 2),
                 low_pct=round(100 * (ratio / error - 1), 2),
@@ -108,7 +108,7 @@ def _today_pct(view: StudyView, best: Evaluation) -> float | None:
     return round(100 * (answer.time_us / best.time_us - 1), 2)
 
 
-def _model(view: StudyView) -> str:
+def model_of(view: StudyView) -> str:
     """The second part of a study's name: `v6e/llama3-8b/8192 tokens/decode`."""
     parts = view.name.split("/")
     return parts[1] if len(parts) > 2 else ""

@@ -28,7 +28,7 @@ def test_a_configs_fields_are_parameters_within_their_axes() -> None:
     assert params == asdict(CANDIDATE.config)
     assert {name: (r.low, r.high) for name, r in ranges.items()} == {
         "bkv_sz": (128, 1024), "bkv_csz": (128, 512), "seqs_per_step": (1, 4),
-        "num_buffers": (2, 3), "bq_sz": (8, 8),
+        "num_buffers": (2, 3), "bq_sz": (8, 8), "strided_copies": (0, 0),
     }  # fmt: skip
 
 
