@@ -1,6 +1,6 @@
 """Table rows for tests."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from rpa_kernels import load_family
 from rpa_kernels.problem import Problem
@@ -36,8 +36,9 @@ def make_evidence(**fields):
 
 
 def default_config(family="decode", problem=PROBLEM, chip="v6e", **changes):
-    config = load_family(family).default_config(problem, load_chip(chip).target)
-    return asdict(replace(config, **changes))
+    record = load_family(family)
+    config = record.default_config(problem, load_chip(chip).target)
+    return record.config_to_dict(replace(config, **changes))
 
 
 def make_row(family="decode", problem=PROBLEM, chip="v6e", configs=None, rule=ALWAYS_FIRST, **ev):

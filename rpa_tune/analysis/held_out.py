@@ -10,9 +10,10 @@ nothing is made up for it.
 import hashlib
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from rpa_kernels.family import config_to_dict
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.dispatch.select import Source, select
@@ -99,7 +100,7 @@ def hold_out(tables: Tables, chip_name: str, answers: Iterable[Evaluation] = ())
     timed: dict[str, dict[Config, float]] = {}
     for answer in answers:
         if answer.ok and answer.fidelity is Fidelity.SIMULATED and answer.time_us:
-            config = _fields(asdict(answer.candidate.config))
+            config = _fields(config_to_dict(answer.candidate.config))
             timed.setdefault(answer.candidate.study, {})[config] = answer.time_us
     found = []
     for part in range(NUM_PARTS):
@@ -139,7 +140,7 @@ def _look_up(
     ).study  # fmt: skip
     times = {**timed.get(study, {}), **_said_times(row)}
     best = min([evidence.time_us, *times.values()])
-    answer = {_fields(asdict(config)) for config in choice.configs}
+    answer = {_fields(config_to_dict(config)) for config in choice.configs}
     # Of several configs the rule takes one for each step; their mix has no time here.
     known = times.get(answer.pop()) if len(answer) == 1 else None
     loss = None if known is None else 100 * (known / best - 1)

@@ -94,7 +94,7 @@ def select(
         )
     if on_miss == "nearest":
         if choice := _nearest(key, problem, target, tables):
-            loss = expected_loss(key.family, choice.distance or 0.0)
+            loss = expected_loss(key, choice.row.key) if choice.row else None
             return replace(choice, why=f"{choice.why}; {loss or 'expected loss not known'}")
         reason += f", and none that fits within distance {NEAREST_LIMIT:g}"
     config = _heuristic(family, problem, target)

@@ -245,7 +245,8 @@ class ServedWorkload:
             self._landed = {shape: landing == place for place, shape in enumerate(shapes)}
         nowhere = np.zeros(len(launches.served.steps), bool)
         landed = [self._landed.get(shape, nowhere) for shape in group.shapes]
-        return launches.launching(family) & np.any(landed, axis=0)
+        found: BoolArray = launches.launching(family) & np.any(landed, axis=0)
+        return found
 
     def _serve(self, budget: int) -> Launches:
         """The requests, served by an engine with a budget of so many tokens."""
