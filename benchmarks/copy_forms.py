@@ -57,7 +57,7 @@ KINDS: dict[str, dict[str, Any]] = {
 # chains as fit (a token of bfloat16 has three times its bytes in VMEM where copies are strided).
 LONG_BLOCKS = {
     "8 on 1 bfloat16": {"bkv_sz": 2048, "bkv_csz": 1024, "seqs_per_step": 4, "num_buffers": 3},
-    "12 on 1 float8": {"bkv_sz": 2048, "bkv_csz": 512, "seqs_per_step": 8, "num_buffers": 3},
+    "12 on 1 float8": {"bkv_sz": 1024, "bkv_csz": 1024, "seqs_per_step": 8, "num_buffers": 4},
 }
 
 
