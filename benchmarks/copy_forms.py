@@ -4,9 +4,10 @@
 
 v7x, 32 sequences, pages of 2048 tokens, drawn at random, as the stacked kernel's own measurements
 have them. 8 query heads on 1 KV head in bfloat16 and 12 on 1 in float8, without padding
-(`seq_along_lane`, the layout that the stacked kernel has for it). Each form has the best of a few
-block sizes. `share` is that of 3.4 TB/s, what the stacked kernel's measured times show
-(`measured_rpa_2.jsonl`: from 64K to 1M tokens), for the bytes of the cache.
+(`seq_along_lane`, the layout that the stacked kernel has for it). Each form has the best of the
+default config and one with long blocks, the stacked kernel the block sizes that it chooses. `share`
+is that of 3.4 TB/s, what the stacked kernel's measured times show (`measured_rpa_2.jsonl`: from 64K
+to 1M tokens), for the bytes of the cache.
 
 The machine model has one rate for linear copies on v7x and another for strided ones: a correlation
 (`fidelity.md`). So a third time is given, of linear copies if they streamed as strided ones do, and
@@ -52,20 +53,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "k_scale": 1.0, "v_scale": 1.0,
     },
 }  # fmt: skip
-# Fields beside the default config: long blocks, of which a step begins and ends fewer.
-CONFIGS: list[dict[str, int]] = [
-    {},
-    {"bkv_sz": 2048, "bkv_csz": 1024, "seqs_per_step": 4, "num_buffers": 3},
-    {"bkv_sz": 2048, "bkv_csz": 512, "seqs_per_step": 8, "num_buffers": 3},
-]
-# Of the stacked kernel: what it chooses itself, and long blocks.
-PUBLIC_BLOCKS: list[Any] = [
-    None,
-    {
-        "decode": {"bq_sz": 1, "bkv_sz": 2048, "batch_size": 8, "n_buffer": 2},
-        "prefill": {"bq_sz": 32, "bq_c_sz": 32, "bkv_sz": 2048, "batch_size": 1, "n_buffer": 2},
-    },
-]
+# Fields beside the default config: long blocks, of which a step begins and ends fewer, and as many
+# chains as fit (a token of bfloat16 has three times its bytes in VMEM where copies are strided).
+LONG_BLOCKS = {
+    "8 on 1 bfloat16": {"bkv_sz": 2048, "bkv_csz": 1024, "seqs_per_step": 4, "num_buffers": 3},
+    "12 on 1 float8": {"bkv_sz": 2048, "bkv_csz": 512, "seqs_per_step": 8, "num_buffers": 3},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +88,11 @@ class Group:
         return Workload(name=self.kind, source="made up", batches=weighted)
 
     def candidates(self, form: str) -> list[Candidate]:
-        """The configs of `CONFIGS` that fit, with one form of copies."""
+        """The default config and the one with long blocks, with one form of copies."""
         family, chip = load_family("decode"), load_chip(CHIP)
         default = family.default_config(self.problem, chip.target)
-        configs = [replace(default, **one, strided_copies=FORMS[form]) for one in CONFIGS]
+        forms = {"strided_copies": FORMS[form]}
+        configs = [replace(default, **one, **forms) for one in ({}, LONG_BLOCKS[self.kind])]
         return [
             Candidate(family=family, problem=self.problem, config=config, chip=chip,
                       workload=self.workload.digest)
@@ -156,19 +150,16 @@ def alike_us(group: Group, cache: Path, machine: Machine) -> list[float]:
 def public_answers(
     group: Group, pool: WorkerPool, root: Path, cache: Path
 ) -> tuple[list[list[dict[str, Any]]], list[str]]:
-    """Answers of the stacked kernel to each cell, and why any are missing."""
+    """Answers of the stacked kernel, with its own block sizes, and why any are missing."""
     # Which layout its cache has it decides itself.
     problem = replace(group.problem, kv_layout="head_along_sublane")
-    tasks = [
-        foreign.ForeignTask(
-            kernel="stacked", root=root, chip=load_chip(CHIP), problem=problem, blocks=blocks,
-            batches=tuple(one.batch for one in group.workload.batches), cache_dir=cache,
-        )
-        for blocks in PUBLIC_BLOCKS
-    ]  # fmt: skip
+    task = foreign.ForeignTask(
+        kernel="stacked", root=root, chip=load_chip(CHIP), problem=problem, blocks=None,
+        batches=tuple(one.batch for one in group.workload.batches), cache_dir=cache,
+    )  # fmt: skip
     cells: list[list[dict[str, Any]]] = [[] for _ in CONTEXTS]
     missing = []
-    for reply in pool.map_unordered(foreign.TASK, tasks):
+    for reply in pool.map_unordered(foreign.TASK, [task]):
         detail = str(reply.failure) if reply.failure else reply.value.detail
         if detail:
             missing.append(" ".join(detail.split())[:300])

@@ -74,24 +74,28 @@ def regrets(spaces: list[Space]) -> dict[tuple[str, float], list[float]]:
 def by_fields(spaces: list[Space]) -> list[dict[str, Any]]:
     """What pairs lost by the fields in which their keys differ; `pairs` counts those with a loss.
 
-    Pairs of any distance; `not_counted` are those whose best config was recorded in one alone.
+    Pairs of any distance, the farthest that counts is said; `not_counted` are those whose best
+    config was recorded in one alone.
     """
-    found: dict[tuple[str, tuple[str, ...]], list[float | None]] = {}
+    found: dict[tuple[str, tuple[str, ...]], list[tuple[float, float | None]]] = {}
     for ours, theirs in itertools.permutations(spaces, 2):
-        if distance(ours.key, theirs.key) is None:
+        away = distance(ours.key, theirs.key)
+        if away is None:
             continue
         known = ours.time_us.get(theirs.best)
         loss = None if known is None else 100 * (known / ours.time_us[ours.best] - 1)
         fields = tuple(differences(ours.key, theirs.key))
-        found.setdefault((ours.key.family, fields), []).append(loss)
+        found.setdefault((ours.key.family, fields), []).append((away, loss))
     rows = []
-    for (family, fields), losses in sorted(found.items()):
-        counted = [loss for loss in losses if loss is not None]
+    for (family, fields), pairs in sorted(found.items()):
+        counted = [(away, loss) for away, loss in pairs if loss is not None]
         row: dict[str, Any] = {"family": family, "differ_in": list(fields), "pairs": len(counted)}
         if counted:
-            row |= {"mean_pct": round(statistics.mean(counted), 2)}
-            row |= {"worst_pct": round(max(counted), 2)}
-        rows.append(row | {"not_counted": len(losses) - len(counted)})
+            losses = [loss for _, loss in counted]
+            row |= {"up_to_distance": round(max(away for away, _ in counted), 2)}
+            row |= {"mean_pct": round(statistics.mean(losses), 2)}
+            row |= {"worst_pct": round(max(losses), 2)}
+        rows.append(row | {"not_counted": len(pairs) - len(counted)})
     return rows
 
 

@@ -1,61 +1,65 @@
 """The README's picture of the fleet: what the rows that ship gain, by model, devices and chip.
 
-A square is a server of a plan that has one model, chip and number of devices, with the flags that
-the plan's first entry leaves at the engine's defaults. It shows how much faster the attention of all
-its layers is with the rows' configs than with the heuristic's, in the step with the most tokens.
-A server is left out where a kind of its layers has no row of its own. Beside it stands how far the
-simulator was from public device times (`benchmarks/fidelity.py`). Needs the extra `report`.
+A square is a server of a plan, as its engine starts by default but for the cache's dtype. It says
+how much faster the attention of all its layers is with the rows' configs than with the heuristic
+that they were compared with, in the step with most tokens. A square is blank where a kind of layers
+has no row of its own. Beside them stands how far the simulator is from public device times
+(`benchmarks/fidelity.py`). Needs the extra `report`.
 
 ```
-.venv/bin/python benchmarks/fleet_picture.py docs/fleet.png
+.venv/bin/python benchmarks/fleet_picture.py docs/fleet.svg
 ```
 """
 
 import argparse
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 
+from rpa_tune.dispatch.select import rests_on_default
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chips
 from rpa_tune.models.server import Server
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.tables.key import tuning_key
 from rpa_tune.tables.reader import Tables, load_tables, shipped_folder
-from rpa_tune.tables.row import TUNED, TableRow
+from rpa_tune.tables.row import TableRow
 
 FIDELITY = Path(__file__).parent / "results" / "fidelity.json"
 _GREEN, _GREY = "#1b7f4b", "#8a94a6"
 _SQUARE = 46  # pixels
 
 
-def gains(tables: Tables, servers: Iterator[Server], family: str) -> list[dict[str, Any]]:
+def gains(tables: Tables, servers: Iterable[Server], family: str) -> list[dict[str, Any]]:
     """Model, chip, devices and gain of every server whose layers all have rows.
 
     Args:
       tables: What is looked up; nearest rows do not count.
-      servers: Each is shown once.
+      servers: Of one model, chip and number of devices only the first is shown.
       family: Kernel family.
     """
-    found = {}
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    chips = {row.key.chip for row in tables if row.key.family == family}
     for server in servers:
-        rows = _rows(tables, server, family)
+        place = server.model, server.chip, server.tp
+        rows = [] if place in found or server.chip not in chips else _rows(tables, server, family)
         if not rows:
             continue
         then = sum(layers * (row.evidence.heuristic_us or 0.0) for row, layers in rows)
         now = sum(layers * row.evidence.time_us for row, layers in rows)
-        found[server.model, server.chip, server.tp] = {
+        evidence = rows[0][0].evidence
+        found[place] = {
             "model": server.model,
             "chip": server.chip,
             "tp": str(server.tp),
             "gain_pct": round(100 * (then / now - 1), 1),
-            "is_tuned": any(row.evidence.verdict == TUNED for row, _ in rows),
-            "error_pct": max(row.evidence.error_pct for row, _ in rows),
-            "made_with": f"jax {rows[0][0].evidence.jax}, libtpu {rows[0][0].evidence.libtpu}",
+            "error_pct": evidence.error_pct,
+            "is_today": all(rests_on_default(row, server.loaded_chip.target) for row, _ in rows),
+            "made_with": f"jax {evidence.jax}, libtpu {evidence.libtpu}",
         }
     return list(found.values())
 
@@ -81,74 +85,82 @@ def plan_servers(name: str, kv_dtype: str) -> Iterator[Server]:
             yield server
 
 
-def draw(found: list[dict[str, Any]], fidelity: dict[str, Any], family: str) -> alt.Chart:
+def draw(found: Sequence[dict[str, Any]], fidelity: dict[str, Any], family: str) -> Any:
     """Squares by chip, and the simulator's error."""
     chips = [chip for chip in load_chips() if any(one["chip"] == chip for one in found)]
-    median = statistics.median(one["gain_pct"] for one in found)
-    best = max(one["gain_pct"] for one in found)
-    data = alt.Data(values=found)
-    base = alt.Chart(data).encode(
+    pcts = [one["gain_pct"] for one in found]
+    top = max(*pcts, 10.0)  # a gain of no account is pale
+    base = alt.Chart(alt.Data(values=found)).encode(
         x=alt.X("tp:N", title="devices (tp)", axis=alt.Axis(labelAngle=0, orient="top")),
         y=alt.Y("model:N", title=None, sort=alt.EncodingSortField("gain_pct", "max", "descending")),
     )
-    squares = base.mark_rect(stroke="white", strokeWidth=2, cornerRadius=4).encode(
-        color=alt.Color(
-            "gain_pct:Q",
-            title="faster, %",
-            scale=alt.Scale(domain=[0, max(best, 10)], range=["#eef2f5", _GREEN]),
-        )
+    colour = alt.Color(
+        "gain_pct:Q",
+        title="faster, %",
+        scale=alt.Scale(domain=[0, top], range=["#eef2f5", _GREEN]),
+        legend=None,  # the numbers stand in the squares
     )
+    squares = base.mark_rect(stroke="white", strokeWidth=2, cornerRadius=4).encode(color=colour)
     words = base.mark_text(fontSize=12).encode(
         text=alt.Text("gain_pct:Q", format=".0f"),
         color=alt.condition(
-            f"datum.gain_pct > {0.6 * max(best, 10)}", *map(alt.value, ("white", "#333"))
+            alt.datum.gain_pct > 0.6 * top, alt.value("white"), alt.value("#333333")
         ),
     )
-    squares = (
-        (squares + words)
+    panels = (
+        alt.layer(squares, words)
         .properties(width=4 * _SQUARE)
         .facet(
             column=alt.Column("chip:N", title=None, sort=chips, header=alt.Header(labelFontSize=15))
         )
     )
+    models = len({one["model"] for one in found})
+    is_today = all(one["is_today"] for one in found)
+    heuristic = "the built-in heuristic" + ("" if is_today else " of the day they were made")
     title = alt.TitleParams(
-        f"{family.capitalize()} attention with the tables that ship, % faster than the heuristic",
+        f"{family.capitalize()} with the tables that ship: % faster than {heuristic}",
         subtitle=[
-            f"{len(found)} servers of {len({one['model'] for one in found})} models under "
-            f"tpu-inference's default flags: median {median:.1f} %, most {best:.1f} %.",
-            f"Simulated ({found[0]['made_with']}), not measured; "
-            f"less than {found[0]['error_pct']:g} % apart counts as equal, and keeps the heuristic.",
+            f"{models} models under tpu-inference's default flags: median {_text(pcts)}. Blank: no"
+            " row yet.",
+            f"Simulated ({found[0]['made_with']}), not measured. Configs less than "
+            f"{found[0]['error_pct']:g} % apart count as equal, and the heuristic stays.",
         ],
         anchor="start",
         fontSize=17,
         subtitleFontSize=12,
+        offset=12,
     )
-    return (squares | _errors(fidelity, chips)).properties(title=title).configure_view(stroke=None)
+    return (panels | _errors(fidelity, chips)).properties(title=title).configure_view(stroke=None)
 
 
-def _errors(fidelity: dict[str, Any], chips: list[str]) -> alt.Chart:
-    """Median and worst error of the simulator, by chip; all that have device times."""
+def _text(pcts: Sequence[float]) -> str:
+    return f"{statistics.median(pcts):.1f} %, most {max(pcts):.1f} %"
+
+
+def _errors(fidelity: dict[str, Any], chips: Sequence[str]) -> Any:
+    """Median and worst error of the simulator on each chip that has public device times."""
     values = [
         {
-            "chip": f"{chip} ({one['n']} times)",
+            "chip": chip,
             "median": 100 * one["median_abs_error"],
             "worst": 100 * one["worst_abs_error"],
-            "text": f"{100 * one['median_abs_error']:.1f}, worst {100 * one['worst_abs_error']:.0f}",
+            "text": f"median {100 * one['median_abs_error']:.1f} %, worst "
+            f"{100 * one['worst_abs_error']:.0f} %, of {one['n']} times",
         }
         for chip in chips
         if (one := fidelity["by_chip"].get(chip))
     ]
     base = alt.Chart(alt.Data(values=values)).encode(
-        y=alt.Y("chip:N", title=None, sort=None, axis=alt.Axis(labelFontSize=12)),
+        y=alt.Y("chip:N", title=None, sort=None, axis=alt.Axis(labelFontSize=13)),
     )
     x = alt.X("median:Q", title="error, %", scale=alt.Scale(domainMin=0))
-    bars = base.mark_bar(color=_GREY, size=16).encode(x=x)
+    bars = base.mark_bar(color=_GREY, size=14).encode(x=x)
     lines = base.mark_rule(color=_GREY).encode(x=x, x2="worst:Q")
-    words = base.mark_text(align="left", dx=4, dy=-14, fontSize=11).encode(
+    words = base.mark_text(align="left", dx=4, dy=-16, fontSize=11).encode(
         x=alt.value(0), text="text:N"
     )
-    return (bars + lines + words).properties(
-        width=200, height=alt.Step(56), title="the simulator against public device times"
+    return alt.layer(bars, lines, words).properties(
+        width=220, height=alt.Step(58), title="the simulator's error, by public device times"
     )
 
 
@@ -166,7 +178,7 @@ def main() -> None:
     if not found:
         raise UsageError(f"no server of {given.plan} finds a row of its own in {given.tables}")
     fidelity = json.loads(FIDELITY.read_text(encoding="utf-8"))
-    draw(found, fidelity, given.family).save(given.picture, scale_factor=2)
+    draw(found, fidelity, given.family).save(given.picture)
     print(f"{given.picture}: {len(found)} servers")
 
 

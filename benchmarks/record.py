@@ -25,6 +25,7 @@ import click
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation, Fidelity
+from rpa_tune.dispatch.select import NEAREST_LIMIT
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
@@ -34,7 +35,6 @@ from rpa_tune.store.journal import Journal, read
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.study import Study, build_studies
 from rpa_tune.tables.key import TuningKey, distance
-from rpa_tune.tables.loss import EDGES
 
 SCHEMA = "rpa-truth/1"
 RUNGS = (Fidelity.ANALYTICAL, Fidelity.SIMULATED)
@@ -66,7 +66,7 @@ def bests_of_others(study: Study, best: Mapping[str, tuple[TuningKey, Any]]) -> 
     near = [
         (away, name, config)
         for name, (key, config) in best.items()
-        if (away := distance(study.key, key)) is not None and away <= EDGES[-1]
+        if (away := distance(study.key, key)) is not None and away <= NEAREST_LIMIT
     ]
     return [config for *_, config in sorted(near, key=lambda one: one[:2])]
 

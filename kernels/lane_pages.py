@@ -32,7 +32,6 @@ def load(
     *,
     part: int,
     words: int,
-    head_dim: int,
     start: Scalar,
     count: int,
     num_valid: Scalar | None,
@@ -45,7 +44,6 @@ def load(
       lead: Indices down to the buffer.
       part: Twice the head, and one more for V.
       words: Words of head_dim in the cache.
-      head_dim: Rows to return: whole lanes, as queries have; zeros behind those of the cache.
       start: First token in the buffer, at a lane tile.
       count: Tokens, whole lane tiles.
       num_valid: Tokens that were fetched, counted from `start`; later ones read as zero. None if
@@ -53,7 +51,8 @@ def load(
       on_chip: Which body.
 
     Returns:
-      [head_dim, count] in the dtype of the buffer.
+      [head_dim, count] in the dtype of the buffer; head_dim is whole lanes, as queries have, with
+      zeros behind what the cache has.
     """
     tiles = []
     for first in range(0, count, LANES):
@@ -62,7 +61,7 @@ def load(
         place = (page, part, lane)
         tiles.append(_load_tile(ref, lead, place, words, left, on_chip=on_chip))
     x = tiles[0] if len(tiles) == 1 else jnp.concatenate(tiles, axis=1)
-    missing = head_dim - x.shape[0]
+    missing = -x.shape[0] % LANES
     return jnp.concatenate([x, jnp.zeros((missing, count), x.dtype)], axis=0) if missing else x
 
 

@@ -86,8 +86,8 @@ ALLOWED: dict[str, set[str]] = {
         "families", "interop.public", "provenance",
     },
     "report": {
-        "candidate", "store", "tables", "llo", "hw", "decide", "space", "sweep", "models.padding",
-        "report.nest",
+        "kernels", "candidate", "store", "tables", "llo", "hw", "decide", "space", "sweep",
+        "models.padding", "report.nest",
     },
     "report.frame": {"candidate", "store"},
     "report.nest": set(),

@@ -257,8 +257,7 @@ class BlockwiseKernel:
         k, v = (
             lane_pages.load_by_token(
                 s.kv, (slot,), part=2 * head + part, words=problem.kv_words,
-                head_dim=problem.padded_head_dim, start=start, count=size, num_valid=num_valid,
-                on_chip=self.on_chip,
+                start=start, count=size, num_valid=num_valid, on_chip=self.on_chip,
             )
             for part in range(2)
         )  # fmt: skip

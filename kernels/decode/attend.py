@@ -177,7 +177,7 @@ class Attend:
         elif problem.is_seq_along_lane:
             kv = lane_pages.load(
                 self.scratch.kv, (slot,), part=2 * group.first + int(value),
-                words=problem.kv_words, head_dim=problem.padded_head_dim, **where,
+                words=problem.kv_words, **where,
             )  # fmt: skip
         elif heads.keeps_words(problem):
             kv = packed.load_rows(

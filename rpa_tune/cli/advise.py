@@ -174,7 +174,7 @@ def _share(phase: Phase | None) -> str:
         return "-"
     mark = "" if phase.set_us else f"{_MARK} "
     share = phase.attention_share
-    return f"{mark}{share:.0%}" if share >= 0.01 else f"{mark}{100 * share:#.1g}%"
+    return f"{mark}{share:.0%}" if share >= 0.01 else f"{mark}{100 * share:.1g}%"
 
 
 def _room(row: Row, found: Advice) -> str:

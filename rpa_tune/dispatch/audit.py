@@ -10,7 +10,7 @@ from rpa_kernels.slots import SLOTS, family_of
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.select import Choice, Source, rests_on_default, select
 from rpa_tune.provenance import kernel_digest
-from rpa_tune.tables.key import TuningKey, differences, distance, timed_key
+from rpa_tune.tables.key import TuningKey, differences, timed_key
 from rpa_tune.tables.loss import expected_loss
 from rpa_tune.tables.row import TableRow
 
@@ -130,14 +130,14 @@ def _loss_of_neighbours(choice: Choice) -> Loss | None:
     row = choice.row
     if row is None:
         return None
-    away = distance(choice.key, timed_key(row.key, row.evidence.problem))
-    known = expected_loss(choice.key.family, away) if away else None
+    timed = timed_key(row.key, row.evidence.problem)
+    known = expected_loss(choice.key, timed) if timed != choice.key else None
     if known is None:
         return None
     return Loss(
         pct=known.pct,
         error_pct=row.evidence.error_pct,
-        where=f"{known.num_pairs} pairs up to distance {known.up_to_distance:g}",
+        where=known.pairs_text,
         worst_pct=known.worst_pct,
     )
 

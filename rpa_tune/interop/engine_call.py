@@ -122,9 +122,8 @@ class Served:
             given = Arrays(*form.to_ours(*arrays))
             if only_mixed:
                 given = given._replace(distribution=jnp.asarray(given.distribution).at[:2].set(0))
-            *usual, tree_mask = given
             results = ragged_paged_attention(
-                *usual, tree_mask=tree_mask, plan=planner, interpret=self.interpret, **features
+                *given[:9], tree_mask=given[9], plan=planner, interpret=self.interpret, **features
             )
             return form.from_ours(results, *arrays)
 
@@ -136,9 +135,8 @@ class Served:
             )
         if self.guard is None or theirs is None:
             return ours(*arrays)
-        key = self._key(arrays, features, form)
+        key, names = self._key(arrays, features, form), " and ".join(unserved)
         if unserved:
-            names = " and ".join(unserved)
             self.guard.refuse(f"{key}, {names}", f"{names} not served by ours")
             return theirs(*arrays)
         call = Call(

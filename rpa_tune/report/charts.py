@@ -10,7 +10,7 @@ from typing import Any
 import altair as alt
 
 from rpa_tune.report.rows import BOTH, HEURISTIC, TRIED, WINNER
-from rpa_tune.report.words import CAUSES
+from rpa_tune.report.words import CAUSES, VERDICTS
 
 Spec = dict[str, Any]
 _WIDTH = 640
@@ -21,12 +21,11 @@ _STATE_COLORS = {
     "failed": "#d6545488",
 }  # fmt: skip
 _ROLE_COLORS = {WINNER: "#2a9d5c", BOTH: "#2a9d5c", HEURISTIC: "#e08a1e", TRIED: "#7a8aa0"}
+_BOUND = "lower bound"
+_LABEL = "datum.config + (datum.role == 'tried' ? '' : '  (' + datum.role + ')')"
 _US = ",.1f"
-
-
-def _roles(**options: Any) -> alt.Color:
-    scale = alt.Scale(domain=list(_ROLE_COLORS), range=list(_ROLE_COLORS.values()))
-    return alt.Color("role:N", scale=scale, title="config", **options)
+# Fast is bright. Without the darkest violets, which are lost on a dark page.
+_TIMES = alt.Scale(scheme=alt.SchemeParams(name="viridis", extent=[0.2, 1.0]), reverse=True)
 
 
 def _spec(chart: Any) -> Spec:
@@ -97,7 +96,6 @@ def _cells(names: tuple[str, ...]) -> Any:
         tooltip=tips,
     )
     states = alt.Scale(domain=list(_STATE_COLORS), range=list(_STATE_COLORS.values()))
-    times = alt.Scale(scheme="viridis", reverse=True)
     numbers = base.transform_filter("datum.order != null")
     return alt.layer(
         # States are fills and times are colors: two channels have two scales, in every panel alike.
@@ -106,7 +104,7 @@ def _cells(names: tuple[str, ...]) -> Any:
         .encode(fill=alt.Fill("state:N", scale=states, title="without a time")),
         base.transform_filter("datum.state == 'answered'")
         .mark_rect()
-        .encode(color=alt.Color("time_us:Q", title="time, us", scale=times)),
+        .encode(color=alt.Color("time_us:Q", title="time, us", scale=_TIMES)),
         base.transform_filter("datum.role && datum.role != 'tried'")
         .mark_rect(filled=False, strokeWidth=4)
         .encode(stroke=alt.Stroke("role:N", title="outlined", scale=_stroke_scale())),
@@ -148,7 +146,11 @@ def importance() -> Spec:
         alt.Chart(_DATA)
         .mark_bar()
         .encode(
-            x=alt.X("importance:Q", title="importance (PED-ANOVA)", axis=alt.Axis(format=".0%")),
+            x=alt.X(
+                "importance:Q",
+                title="importance (PED-ANOVA)",
+                axis=alt.Axis(format=".0%", tickCount=8),
+            ),
             y=alt.Y("axis:N", title=None, sort="-x"),
             tooltip=_tips("axis", ("importance", "importance", ".1%")),
         )
@@ -170,25 +172,25 @@ def parallel() -> Spec:
             x=x,
             y=y,
             detail="config:N",
-            color=alt.Color(
-                "time_us:Q", title="time, us", scale=alt.Scale(scheme="viridis", reverse=True)
-            ),
+            color=alt.Color("time_us:Q", title="time, us", scale=_TIMES),
             strokeWidth=alt.condition(
                 "indexof(datum.role, 'winner') == 0", alt.value(5), alt.value(1.5)
             ),
             tooltip=tips,
         )
     )
-    labels = (
-        alt.Chart()
-        .transform_aggregate(groupby=["axis", "place", "value"])
-        .mark_text(dx=-6, align="right", fontSize=10)
-        .encode(x=x, y=y, text="value:N")
+    values = alt.Chart().transform_aggregate(groupby=["axis", "place", "value"])
+    # Twice: lines run through them, so that each stands on a halo of the page's colour.
+    halos, labels = (
+        values.mark_text(dx=-6, align="right", fontSize=10, style=style, strokeWidth=width).encode(
+            x=x, y=y, text="value:N"
+        )
+        for style, width in (("halo", 4), ("text", 0))
     )
     points = alt.Chart().mark_point(filled=True, size=30).encode(
         x=x, y=y, color=alt.Color("time_us:Q"), tooltip=tips
     )  # fmt: skip
-    chart = alt.layer(lines, points, labels, data=_DATA)
+    chart = alt.layer(lines, points, halos, labels, data=_DATA)
     return _spec(chart.properties(width=_WIDTH, height=220))
 
 
@@ -196,41 +198,37 @@ def parallel() -> Spec:
 def causes() -> Spec:
     """Bars of the best configs, fastest on top: their time by cause."""
     scale = alt.Scale(domain=list(CAUSES), scheme="tableau10")
-    label = (
-        "datum.rank + '  ' + datum.config + (datum.role == 'tried' ? '' : '  (' + datum.role + ')')"
+    y = alt.Y(
+        "label:N",
+        title=None,
+        sort=alt.EncodingSortField("rank", op="min"),
+        axis=alt.Axis(labelLimit=520),
     )
-    chart = (
-        alt.Chart(_DATA)
-        .transform_calculate(label=label)
-        .mark_bar()
-        .encode(
-            x=alt.X("us:Q", title="time of one launch, us (mean over the workload)"),
-            y=alt.Y(
-                "label:N",
-                title=None,
-                sort=alt.EncodingSortField("rank", op="min"),
-                axis=alt.Axis(labelLimit=520),
-            ),
-            color=alt.Color(
-                "cause:N",
-                scale=scale,
-                sort=list(CAUSES),
-                title=None,
-                legend=alt.Legend(orient="top", columns=8),
-            ),
-            order="at:Q",
-            tooltip=_tips(
-                "config",
-                "role",
-                "cause",
-                ("us", "us", _US),
-                ("cycles", "cycles", ","),
-                ("time_us", "whole launch, us", _US),
-            ),
-        )
-        .properties(width=540)
+    base = alt.Chart(_DATA).transform_calculate(label=f"datum.rank + '  ' + {_LABEL}")
+    bars = base.mark_bar().encode(
+        x=alt.X("us:Q", title="time of one launch, us (mean over the workload)"),
+        y=y,
+        color=alt.Color(
+            "cause:N",
+            scale=scale,
+            sort=list(CAUSES),
+            title=None,
+            legend=alt.Legend(orient="top", columns=8),
+        ),
+        order="at:Q",
+        tooltip=_tips(
+            "config",
+            "role",
+            "cause",
+            ("us", "us", _US),
+            ("cycles", "cycles", ","),
+            ("time_us", "whole launch, us", _US),
+        ),
     )
-    return _spec(chart)  # fmt: skip
+    totals = base.mark_text(align="left", dx=4, fontSize=10).encode(
+        x="sum(us):Q", y=y, text=alt.Text("max(time_us):Q", format=_US)
+    )
+    return _spec((bars + totals).properties(width=540))
 
 
 @functools.cache
@@ -260,17 +258,17 @@ def batches() -> Spec:
     tips = _tips("config", "role", ("batch", "batch"), ("us", "time, us", _US),
                  ("over_best", "over the best known", ".3f"), ("picked", "picked by the rule"),
                  ("weight", "share of launches", ".1%"), ("what", "batch"))  # fmt: skip
-    base = alt.Chart(_DATA).encode(
+    base = alt.Chart(_DATA).transform_calculate(label=_LABEL).encode(
         x=alt.X("batch:O", title="batch of the workload", axis=alt.Axis(labelAngle=0)),
         y=alt.Y("over_best:Q", title="time over the best known of the batch",
                 scale=alt.Scale(zero=False)),
-        color=alt.Color("config:N", title=None, legend=alt.Legend(labelLimit=560, orient="bottom",
+        color=alt.Color("label:N", title=None, legend=alt.Legend(labelLimit=560, orient="bottom",
                                                                   direction="vertical")),
         tooltip=tips,
     )  # fmt: skip
     points = base.mark_point(size=90, strokeWidth=2).encode(
         fillOpacity=alt.condition("datum.picked", alt.value(1.0), alt.value(0.0)),
-        fill=alt.Fill("config:N", legend=None),
+        fill=alt.Fill("label:N", legend=None),
     )
     return _spec((base.mark_line(opacity=0.4) + points).properties(width=_WIDTH, height=240))
 
@@ -287,15 +285,21 @@ def progress() -> Spec:
     best = base.mark_line(interpolate="step-after", color="#2a9d5c", strokeWidth=2).encode(
         y=alt.Y("best_us:Q", title=title, scale=alt.Scale(type="log", nice=False, padding=8))
     )
+    colors = _ROLE_COLORS | {_BOUND: "#b04ad0"}
+    scale = alt.Scale(domain=list(colors), range=list(colors.values()))
     points = base.mark_point(filled=True, size=70).encode(
-        y="time_us:Q", color=_roles(), tooltip=tips
+        y="time_us:Q", color=alt.Color("role:N", scale=scale, title="config"), tooltip=tips
     )
-    bounds = base.mark_tick(thickness=2, color="#b04ad0").encode(y="bound_us:Q", tooltip=tips)
+    bounds = base.mark_tick(thickness=2).encode(
+        y="bound_us:Q", color=alt.datum(_BOUND), tooltip=tips
+    )
     least = (
         alt.Chart(_DATA)
-        .mark_rule(color="#b04ad0", strokeDash=[4, 4])
+        .mark_rule(strokeDash=[4, 4])
         .encode(
-            y="min(least_us):Q", tooltip=alt.Tooltip("min(least_us):Q", title="least bound, us")
+            y="min(least_us):Q",
+            color=alt.datum(_BOUND),
+            tooltip=alt.Tooltip("min(least_us):Q", title="least bound, us"),
         )
     )
     return _spec((best + bounds + points + least).properties(width=_WIDTH, height=240))
@@ -303,23 +307,27 @@ def progress() -> Spec:
 
 @functools.cache
 def coverage() -> Spec:
-    """What is tuned: studies by chip."""
+    """What is tuned: bars of studies by chip."""
     scale = alt.Scale(
-        domain=["tuned", "heuristic", "running", "not begun", "no row"],
-        range=["#2a9d5c", "#5b8db8", "#e0b21e", "#9a9a9a66", "#d65454"],
+        domain=list(VERDICTS),
+        range=["#2a9d5c", "#5b8db8", "#e0b21e", "#d65454", "#9a9a9a66"],
     )
     chart = (
         alt.Chart(_DATA)
-        .mark_rect(stroke="#88888844")
+        .transform_calculate(one="1")
+        .mark_bar()
         .encode(
-            x=alt.X("chip:N", title=None, axis=alt.Axis(orient="top", labelAngle=0)),
-            y=alt.Y("what:N", title=None, axis=alt.Axis(labelLimit=460)),
+            x=alt.X("one:Q", stack="normalize", axis=None),
+            y=alt.Y("what:N", title=None, sort=None, axis=alt.Axis(labelLimit=460)),
             color=alt.Color("verdict:N", scale=scale, title="row"),
+            order="at:Q",
+            detail="study:N",
             tooltip=_tips(
                 "study", "verdict", ("speedup", "over the heuristic", ".2f"), "evaluated"
             ),
         )
-        .properties(width=alt.Step(70), height=alt.Step(16))
+        .properties(width=110, height=alt.Step(16))
+        .facet(column=alt.Column("chip:N", title=None), spacing=6)
     )
     return _spec(chart)
 

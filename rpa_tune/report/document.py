@@ -13,6 +13,7 @@ from rpa_tune.errors import UsageError
 from rpa_tune.models.padding import padding_note
 from rpa_tune.report import charts, rows
 from rpa_tune.report.compare import compare
+from rpa_tune.report.coverage import coverage_rows
 from rpa_tune.report.gains import MEND_PCT, gains
 from rpa_tune.report.html import pack
 from rpa_tune.report.story import why
@@ -56,7 +57,7 @@ STUDY_CHARTS = (
         id="space",
         question="Which configs are fast, which cannot exist, and what was tried in which order?",
         note=f"A cell is a config. A number says which answer it was. {_STATES_TEXT}. The reason "
-        "of a cell is shown where the pointer is. The menus below the chart choose the two axes; "
+        "of a cell is shown where the pointer is. The menus above the chart choose the two axes; "
         "every combination of the others is a panel, the fastest first.",
         empty=NO_ANSWER,
         spec=dict,  # each study has its own axes
@@ -114,7 +115,8 @@ RUN_CHARTS = (
     Chart(
         id="coverage",
         question="What is tuned, and what is missing?",
-        note="A cell is a study. Tuned: its row beats the heuristic by more than the error. "
+        note="A bar is a study, or the studies of a model and a family where there are many. "
+        "Tuned: its row beats the heuristic by more than the error. "
         "Heuristic: nothing does, and the row keeps the heuristic's config.",
         empty="The store has no studies.",
         spec=charts.coverage,
@@ -203,9 +205,10 @@ def make_document(views: Sequence[StudyView], *, title: str) -> Row:
         "charts": {chart.id: chart.to_dict() for chart in shown},
         "study_charts": [chart.id for chart in STUDY_CHARTS],
         "run_charts": [chart.id for chart in RUN_CHARTS],
-        "table": {**TABLE, "rows": pack(table)},
+        # What has a time comes first.
+        "table": {**TABLE, "rows": pack(sorted(table, key=lambda row: row["time, us"] is None))},
         "run": {
-            "coverage": pack([_coverage_row(v, r) for v, r in zip(views, table, strict=True)]),
+            "coverage": pack(coverage_rows(views, table)),
             "gains": pack([asdict(gain) for gain in gains(views)]),
             "measured": pack([row for view in views for row in _measured_rows(view)]),
         },
@@ -292,18 +295,6 @@ def _table_row(view: StudyView, label: str, index: int) -> Row:
             "verified", ""
         ),
         "_study": index,
-    }
-
-
-def _coverage_row(view: StudyView, row: Row) -> Row:
-    chip = view.candidate.chip.name if view.candidate else view.name.split("/")[0]
-    return {
-        "chip": chip,
-        "what": row["study"].replace(f"{chip}/", "", 1),
-        "study": row["study"],
-        "verdict": row["verdict"],
-        "speedup": row["speed-up"],
-        "evaluated": len(view.answers),
     }
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.decide.promote import ERROR_PCT
 from rpa_tune.report.study import StudyView
@@ -86,7 +85,7 @@ def gains(views: Sequence[StudyView]) -> list[Gain]:
                 study=view.name,
                 chip=candidate.chip.name,
                 family=candidate.family.name,
-                model=_model(view),
+                model=model_of(view),
                 verdict=view.verdict,
                 gain_pct=round(100 * (ratio - 1), 2),
                 low_pct=round(100 * (ratio / error - 1), 2),
@@ -101,14 +100,15 @@ def gains(views: Sequence[StudyView]) -> list[Gain]:
 def _today_pct(view: StudyView, best: Evaluation) -> float | None:
     """See `Gain.today_pct`."""
     candidate = best.candidate
+    # Where none can exist, what comes is no config, and has no time.
     config = candidate.family.default_config(candidate.problem, candidate.chip.target)
-    answer = None if isinstance(config, Infeasible) else view.judged.get(config)
+    answer = view.judged.get(config)
     if answer is None or answer is view.heuristic or not answer.time_us or not best.time_us:
         return None
     return round(100 * (answer.time_us / best.time_us - 1), 2)
 
 
-def _model(view: StudyView) -> str:
+def model_of(view: StudyView) -> str:
     """The second part of a study's name: `v6e/llama3-8b/8192 tokens/decode`."""
     parts = view.name.split("/")
     return parts[1] if len(parts) > 2 else ""

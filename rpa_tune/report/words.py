@@ -23,6 +23,8 @@ CAUSES = {
     "launch": "before the first bundle",
 }
 # What is said of a candidate that was left behind; other reasons are statuses of an evaluation.
+# What is said of a study's row, in the order of a bar.
+VERDICTS = ("tuned", "heuristic", "running", "no row", "not begun")
 STATES = {
     "answered": "has a time",
     "infeasible": "cannot exist",

@@ -24,11 +24,13 @@ class Launches:
 
     def launching(self, family: Family) -> BoolArray:
         """bool[num_steps]: whether a step has sequences of a family."""
-        return np.any([self._has[slot] for slot in family.slots], axis=0)
+        found: BoolArray = np.any([self._has[slot] for slot in family.slots], axis=0)
+        return found
 
     def held_by(self, shapes: Iterable[Shape]) -> BoolArray:
         """bool[num_steps]: whether a step has as many tokens and sequences as one of the shapes."""
-        return np.any([self._held(shape) for shape in shapes], axis=0)
+        found: BoolArray = np.any([self._held(shape) for shape in shapes], axis=0)
+        return found
 
     def landing(self, shapes: Sequence[Shape]) -> IntArray:
         """int[num_steps]: place of the first shape that takes a step; `len(shapes)` if none."""

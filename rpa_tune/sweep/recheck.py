@@ -20,11 +20,13 @@ from rpa_tune.families.family import Family
 from rpa_tune.families.registry import known_family, load_family
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.libtpu_args import difference
+from rpa_tune.models.server import Server
 from rpa_tune.provenance import versions
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import SweepPlan
+from rpa_tune.sweep.shapes import groups_of
 from rpa_tune.sweep.study import Study, build_studies
-from rpa_tune.tables.key import problem_of, studied_key
+from rpa_tune.tables.key import TuningKey, problem_of, studied_key, tuning_key
 from rpa_tune.tables.lint import Finding
 from rpa_tune.tables.row import TUNED, TableRow
 from rpa_tune.workload.workload import Workload, load_workload
@@ -33,8 +35,8 @@ from rpa_tune.workload.workload import Workload, load_workload
 UNANSWERED = frozenset({Status.CRASHED, Status.COMPILE_TIMEOUT, Status.RUN_TIMEOUT})
 
 
-# Plans by identity, with their studies; the plan is kept so that its identity is not another's.
-_BUILT: dict[int, tuple[SweepPlan, list[Study]]] = {}
+# By a plan's identity and a key; the plan is kept so that its identity is not another's.
+_BUILT: dict[tuple[int, TuningKey], tuple[SweepPlan, list[Study]]] = {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -337,7 +339,7 @@ def _of_server(row: TableRow, plan: SweepPlan) -> Workload | None:
     return next(
         (
             study.workload
-            for study in _studies(plan)
+            for study in _studies(plan, studied_key(row.key))
             if studied_key(study.key) == studied_key(row.key)
             and study.workload.digest == row.evidence.workload_digest
         ),
@@ -345,11 +347,30 @@ def _of_server(row: TableRow, plan: SweepPlan) -> Workload | None:
     )
 
 
-def _studies(plan: SweepPlan) -> list[Study]:
-    """Kept, because every row asks: a plan's workload is served anew for each of its servers."""
-    if id(plan) not in _BUILT:
-        _BUILT[id(plan)] = plan, build_studies(plan)
-    return _BUILT[id(plan)][1]
+def _studies(plan: SweepPlan, key: TuningKey) -> list[Study]:
+    """Those of the servers of a plan that have shapes with a key: no other takes part in its rows.
+
+    Kept, because rows of one study ask alike; a plan's workload is served anew for each server.
+    """
+    asked = id(plan), key
+    if asked not in _BUILT:
+        servers = tuple(server for server in plan.each_server if _has(server, plan.q_dtype, key))
+        only = replace(plan, families=(key.family,), servers=servers)
+        _BUILT[asked] = plan, build_studies(only) if servers else []
+    return _BUILT[asked][1]
+
+
+def _has(server: Server, q_dtype: str, key: TuningKey) -> bool:
+    """Whether rows of a server's shapes are of the study of a key."""
+    family = load_family(key.family)
+    if server.chip != key.chip or key.family not in (server.only_families or (key.family,)):
+        return False
+    return any(
+        studied_key(tuning_key(group.problems[-1], key.chip, key.family)) == key
+        for share in server.layers(q_dtype=q_dtype)
+        if share.problem.is_latent is family.is_latent
+        for group in groups_of(server, share.problem, family)
+    )
 
 
 def _problem(row: TableRow, whole: Workload) -> Problem:

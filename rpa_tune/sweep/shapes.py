@@ -245,7 +245,8 @@ class ServedWorkload:
             self._landed = {shape: landing == place for place, shape in enumerate(shapes)}
         nowhere = np.zeros(len(launches.served.steps), bool)
         landed = [self._landed.get(shape, nowhere) for shape in group.shapes]
-        return launches.launching(family) & np.any(landed, axis=0)
+        found: BoolArray = launches.launching(family) & np.any(landed, axis=0)
+        return found
 
     def _serve(self, budget: int) -> Launches:
         """The requests, served by an engine with a budget of so many tokens."""
@@ -263,7 +264,9 @@ class ServedWorkload:
             if self._num_parts > 1 and spec.compress.batches:
                 batches = max(_LEAST_BATCHES, spec.compress.batches // self._num_parts)
                 spec = replace(spec, compress=replace(spec.compress, batches=batches))
-            self._launches[self._name, budget] = Launches(serve(spec, ranks=server.ranks))
+            self._launches[self._name, budget] = Launches(
+                serve(spec, ranks=server.ranks, to_the_end=False)
+            )
         return self._launches[self._name, budget]
 
 

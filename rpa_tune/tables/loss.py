@@ -1,19 +1,28 @@
-"""What taking a neighbour's row is expected to lose, by how far its key is. No jax.
+"""What taking a neighbour's row is expected to lose, by what differs and how far it is. No jax.
 
 `expected_loss.yaml` has what was lost when recorded spaces were given each other's best configs
-(`benchmarks/expected_loss.py`). All of it is simulated.
+(`benchmarks/expected_loss.py`). All of it is simulated. Pairs that differ in the very fields of a
+look-up say most, where there are enough; else all pairs that are as far apart.
 """
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
+
+from rpa_tune.tables.key import TuningKey, differences, distance
 
 TABLE = Path(__file__).parent / "expected_loss.yaml"
 # Distances that are pooled: up to each of these, and above the one before. 0 are keys that are
 # equal, judged on another workload.
 EDGES = (0.0, 2.0, 4.0, 6.5)
+# Pairs that differ in the very fields count alone if there are so many, none of them farther apart
+# than look-ups take rows (`dispatch.select.NEAREST_LIMIT`).
+_ENOUGH = 4
+_FARTHEST = 4.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,54 +34,82 @@ class ExpectedLoss:
       worst_pct: The most that one lost.
       num_pairs: Pairs of spaces that it rests on.
       up_to_distance: The farthest of them, in the units of `key.distance`.
+      differ_in: The fields in which each pair differs; empty for pairs of any fields.
     """
 
     pct: float
     worst_pct: float
     num_pairs: int
     up_to_distance: float
+    differ_in: tuple[str, ...] = ()
+
+    @property
+    def pairs_text(self) -> str:
+        """Which pairs it rests on, in words."""
+        if self.differ_in:
+            return f"{self.num_pairs} pairs that differ in {' and '.join(self.differ_in)} alone"
+        return f"{self.num_pairs} pairs up to distance {self.up_to_distance:g}"
 
     def __str__(self) -> str:
         """In words, as `why` of a choice says it."""
         return (
             f"expected loss {self.pct:.1f} %, at worst {self.worst_pct:.1f} % (simulated, "
-            f"{self.num_pairs} pairs up to distance {self.up_to_distance:g})"
+            f"{self.pairs_text})"
         )
+
+
+def _read(row: Mapping[str, Any]) -> ExpectedLoss:
+    return ExpectedLoss(
+        pct=row["mean_pct"],
+        worst_pct=row["worst_pct"],
+        num_pairs=row["pairs"],
+        up_to_distance=row["up_to_distance"],
+        differ_in=tuple(row.get("differ_in", ())),
+    )
 
 
 @functools.cache
-def _table() -> dict[str, tuple[ExpectedLoss, ...]]:
+def _document() -> dict[str, Any]:
+    return yaml.safe_load(TABLE.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _by_distance() -> dict[str, tuple[ExpectedLoss, ...]]:
     """Family -> its losses, nearest first."""
-    rows = yaml.safe_load(TABLE.read_text(encoding="utf-8"))["families"]
-    return {
-        family: tuple(
-            ExpectedLoss(
-                pct=row["mean_pct"],
-                worst_pct=row["worst_pct"],
-                num_pairs=row["pairs"],
-                up_to_distance=row["up_to_distance"],
-            )
-            for row in listed
-        )
-        for family, listed in rows.items()
-    }
+    families = _document()["families"]
+    return {family: tuple(map(_read, listed)) for family, listed in families.items()}
 
 
-def expected_loss(family: str, distance: float) -> ExpectedLoss | None:
-    """What a row at this distance is expected to lose.
+@functools.cache
+def _by_fields() -> dict[tuple[str, frozenset[str]], ExpectedLoss]:
+    """Family and the fields that differ -> loss, where enough pairs are near enough."""
+    rows = [row for row in _document()["fields"] if row["pairs"] >= _ENOUGH and row["differ_in"]]
+    near = [(row["family"], _read(row)) for row in rows if row["up_to_distance"] <= _FARTHEST]
+    return {(family, frozenset(loss.differ_in)): loss for family, loss in near}
+
+
+def expected_loss(asked: TuningKey, row: TuningKey) -> ExpectedLoss | None:
+    """What a row is expected to lose where another key is asked for.
 
     Where pairs that are farther apart lost less than nearer ones, which chance can do, the nearer
     ones count.
 
     Args:
-      family: Kernel family.
-      distance: Of the keys; see `key.distance`.
+      asked: What is looked up.
+      row: What the row was timed on.
 
     Returns:
-      None for a family, or a distance, that nothing was recorded for.
+      None for a family, or a distance, that nothing was recorded for, and for keys of which none
+      can stand in for the other.
     """
-    listed = _table().get(family, ())
+    away = distance(asked, row)
+    if away is None:
+        return None
+    listed = _by_distance().get(asked.family, ())
+    if alike := _by_fields().get((asked.family, frozenset(differences(asked, row)))):
+        # Another workload alone may cost more, too.
+        return max(alike, *listed[:1], key=lambda entry: entry.pct)
     for number, loss in enumerate(listed):
-        if distance <= loss.up_to_distance:
+        if away <= loss.up_to_distance:
             return max(listed[: number + 1], key=lambda entry: entry.pct)
     return None

@@ -49,7 +49,7 @@ def test_load(kv_dtype, width, start, count, gap, on_chip):
     expected = np.concatenate([expected, np.zeros((128 - len(expected), count), expected.dtype)])
     for num_valid in (None, 70):
         expected[:, num_valid or count :] = 0
-        where = {"part": 3, "words": words, "head_dim": 128, "start": np.int32(start),
+        where = {"part": 3, "words": words, "start": np.int32(start),
                  "count": count, "num_valid": num_valid, "on_chip": on_chip}  # fmt: skip
         with eager_pallas():
             kv = Ref.of(with_gap(pages, gap))

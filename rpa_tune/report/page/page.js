@@ -1,6 +1,8 @@
 "use strict";
 // Draws what the document in #data says; decides nothing about it.
 
+const LONGEST = 72, MOST_ROWS = 200;
+
 async function unzip(id) {
   const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -23,12 +25,13 @@ function element(kind, content = "", options = {}) {
 
 function vegaConfig() {
   const style = getComputedStyle(document.documentElement);
-  const [ink, line] = ["--ink", "--line"].map((name) => style.getPropertyValue(name).trim());
+  const [ink, line, paper] = ["--ink", "--line", "--paper"].map((name) => style.getPropertyValue(name).trim());
   return {
     background: null,
     view: { stroke: line },
     title: { color: ink },
-    style: { "guide-label": { fill: ink }, "guide-title": { fill: ink } },
+    style: { "guide-label": { fill: ink }, "guide-title": { fill: ink },
+      halo: { fill: paper, stroke: paper } },
     axis: { domainColor: line, gridColor: line, tickColor: line },
     header: { labelColor: ink, titleColor: ink },
     text: { color: ink },
@@ -59,20 +62,34 @@ function shown(value) {
   return value.toLocaleString("en-US", { maximumFractionDigits: Math.abs(value) < 10 ? 3 : 1 });
 }
 
+// Long names (of many studies that share one) are cut; the pointer shows the whole.
+function brief(text) {
+  return text.length > LONGEST ? `${text.slice(0, LONGEST - 1)}…` : text;
+}
+
+function cell(value) {
+  const text = shown(value);
+  const options = { className: typeof value === "number" ? "number" : "" };
+  return element("td", brief(text), text.length > LONGEST ? { ...options, title: text } : options);
+}
+
 // A table whose heads sort it; `choose` is told the row that was clicked.
 function drawTable(parent, packed, choose) {
   const rows = unpack(packed);
   const names = Object.keys(packed.columns).filter((name) => !name.startsWith("_"));
   const filter = element("input", "", { type: "search", placeholder: "filter", ariaLabel: "filter" });
   const body = element("tbody");
-  let sorted = rows, last = "";
+  const more = element("button", "", { type: "button", onclick: () => { most = rows.length; fill(); } });
+  let sorted = rows, last = "", most = MOST_ROWS;
   const fill = () => {
     const words = filter.value.toLowerCase();
-    body.replaceChildren(...sorted
-      .filter((row) => names.some((name) => shown(row[name]).toLowerCase().includes(words)))
+    const found = sorted
+      .filter((row) => names.some((name) => shown(row[name]).toLowerCase().includes(words)));
+    more.hidden = found.length <= most;
+    more.textContent = `${most} of ${shown(found.length)} rows: show all`;
+    body.replaceChildren(...found.slice(0, most)
       .map((row) => {
-        const line = element("tr", names.map((name) => element("td", shown(row[name]),
-          { className: typeof row[name] === "number" ? "number" : "" })));
+        const line = element("tr", names.map((name) => cell(row[name])));
         if (choose) {
           line.className = "choice";
           line.onclick = () => choose(row);
@@ -90,7 +107,7 @@ function drawTable(parent, packed, choose) {
   fill();
   const table = element("table", [element("thead", element("tr", heads)), body]);
   if (rows.length > 12) parent.append(filter);
-  parent.append(element("div", table, { className: "scroll" }));
+  parent.append(element("div", table, { className: "scroll" }), more);
 }
 
 // Of a chart that is drawn for each study alike, `numbers` has no spec of its own.
@@ -131,7 +148,7 @@ async function drawStudy(page, index, scroll = false) {
   const study = page.studies[index];
   const place = document.getElementById("study");
   const choice = element("select", page.studies.map((each, i) =>
-    element("option", each.label, { value: i, selected: i === index })), { ariaLabel: "study" });
+    element("option", brief(each.label), { value: i, selected: i === index })), { ariaLabel: "study" });
   choice.onchange = () => drawStudy(page, Number(choice.value));
   place.replaceChildren(element("h2", ["Study ", choice]));
   place.append(element("p", study.why, { className: "why", id: "why" }));

@@ -1,7 +1,7 @@
 """`explain --trace`: the batch that takes longest, out of the compile cache."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from fake_sweep import make_study
@@ -73,7 +73,7 @@ def test_one_step_is_a_smaller_trace_with_the_kernel_and_config_in_its_title(cac
         )
     whole, step = (json.loads(path.read_text()) for path in paths)
     assert len(step["traceEvents"]) < len(whole["traceEvents"])
-    for field, value in asdict(CANDIDATE.config).items():
+    for field, value in CANDIDATE.family.config_to_dict(CANDIDATE.config).items():
         assert f"{field}={value}" in step["otherData"]["kernel"]
     assert step["otherData"]["kernel"].startswith("decode ")
 

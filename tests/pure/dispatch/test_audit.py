@@ -45,7 +45,7 @@ def test_a_row_that_a_study_of_another_shape_filled_may_lose_something() -> None
     row = make_row()
     filled = replace(row, evidence=replace(row.evidence, problem={"max_num_tokens": 2048}))
     entry = look_up(filled)
-    known = expected_loss("decode", 0.25 * 6)  # six doublings from 32 tokens
+    known = expected_loss(row.key, replace(row.key, max_num_tokens=2048))
     assert entry.coverage is Source.EXACT
     assert (entry.expected_loss_pct, entry.loss.worst_pct) == (known.pct, known.worst_pct)
 
@@ -54,7 +54,7 @@ def test_a_nearest_row_has_a_distance_and_the_loss_of_neighbours_so_far_away() -
     entry = look_up(make_row(problem=DOUBLED), on_miss="nearest")
     assert entry.coverage is Source.NEAREST
     assert entry.distance > 0
-    known = expected_loss("decode", entry.distance)
+    known = expected_loss(make_row().key, make_row(problem=DOUBLED).key)
     assert (entry.loss.pct, entry.loss.worst_pct) == (known.pct, known.worst_pct)
     stale = look_up(make_row(problem=DOUBLED, kernel_digest="old"), on_miss="nearest")
     assert stale.expected_loss_pct is None

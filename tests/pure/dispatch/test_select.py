@@ -2,11 +2,12 @@
 
 import itertools
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from table_rows import PROBLEM, default_config, make_row
 
+from rpa_kernels.family import config_to_dict
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.dispatch.plan import Launch, LaunchPlan
@@ -55,7 +56,7 @@ def test_golden_choices(problem, rows, source, reason):
     assert choice.why.startswith(str(source))
     is_heuristic = source is Source.HEURISTIC or "heuristic won there" in reason
     expected = default_config(problem=problem) if is_heuristic else TUNED
-    assert asdict(choice.configs[0]) == expected
+    assert config_to_dict(choice.configs[0]) == expected
 
 
 def test_on_miss_decides_what_a_miss_becomes():
@@ -157,8 +158,8 @@ def test_the_rule_of_a_row_picks_by_the_steps_lengths():
     dispatch = dispatcher(TWO_CONFIGS)
     short = dispatch.plan(PROBLEM, Step.of([1], [64], [1, 1, 1]))
     long = dispatch.plan(PROBLEM, Step.of([1], [65], [1, 1, 1]))
-    assert asdict(short.launches[0].config) == TUNED
-    assert asdict(long.launches[0].config) == default_config()
+    assert config_to_dict(short.launches[0].config) == TUNED
+    assert config_to_dict(long.launches[0].config) == default_config()
 
 
 def test_plans_lists_every_plan_a_step_can_get():

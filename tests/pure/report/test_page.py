@@ -147,3 +147,31 @@ def test_it_is_readable_in_the_dark(page):
     dark = ink_and_paper()
     assert all(one != other for one, other in zip(light, dark, strict=True))
     assert page.errors == []
+
+
+def test_a_run_of_thousands_fits_the_window(browser, document, tmp_path):
+    """Names that many studies share are cut, and rows beyond the first are there when asked for."""
+    row = html.unpack(document["table"]["rows"])[0]
+    names = [f"v6e/{' and '.join(['a model/8192 tokens/decode'] * 9)} {i}" for i in range(1000)]
+    table = html.pack([{**row, "study": name} for name in names])
+    study = document["studies"][0]
+    large = {
+        **document, "compare": [], "run_charts": [], "study_charts": [],
+        "table": {**document["table"], "rows": table},
+        "studies": [{**study, "label": name} for name in names],
+    }  # fmt: skip
+    path = tmp_path / "report.html"
+    path.write_text(html.render(large))
+    opened = browser.new_context(offline=True, viewport={"width": 1000, "height": 700}).new_page()
+    opened.goto(path.as_uri())
+    opened.wait_for_selector("body[data-drawn=yes]", timeout=DRAWN_MS)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 1000
+    rows = opened.locator("#run table tbody tr")
+    few = rows.count()
+    assert few < len(names)
+    assert opened.locator("#run td").first.get_attribute("title") == names[0]
+    opened.fill("#run input", names[-1])  # looks at whole names, and at all
+    assert rows.count() == 1
+    opened.fill("#run input", "")
+    opened.get_by_role("button", name=f"{few} of 1,000 rows: show all").click()
+    assert rows.count() == len(names)

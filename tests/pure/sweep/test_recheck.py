@@ -1,11 +1,12 @@
 """Rows asked again: what is the same, what has changed, and what cannot be asked."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from fake_sweep import FormulaEvaluator, true_us
 
 from rpa_kernels.batch import Batch
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Evaluation, Fidelity, Status
 from rpa_tune.decide.objective import EXPECTED_TIME, WORST_REGRET
 from rpa_tune.decide.promote import decide, make_row
@@ -14,6 +15,7 @@ from rpa_tune.hw.chip import load_chip
 from rpa_tune.models.catalog import load_model, problem_for
 from rpa_tune.provenance import kernel_digest, versions
 from rpa_tune.store.journal import Journal
+from rpa_tune.sweep import recheck
 from rpa_tune.sweep.oracle import Oracle
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.recheck import ask, check_versions, compare, remake
@@ -143,7 +145,7 @@ def test_a_row_without_a_digest_is_unknown_and_not_changed(study, tmp_path):
 
 def test_a_rank_that_flipped_is_a_finding(study, tmp_path):
     row = tune(study, tmp_path / "t", Compiler())
-    own = [config for config in study.space().configs if asdict(config) == row.configs[0]]
+    own = [config for config in study.space().configs if config_to_dict(config) == row.configs[0]]
     found = check(row, Compiler(slower=own), tmp_path)
     assert rules(found) == ["time", "rank"]
 
@@ -221,7 +223,7 @@ def test_a_rule_picks_the_time_of_each_batch(study, tmp_path):
     row = tune(study, tmp_path / "t", Compiler())
     rule = (Clause(use=1, feature="num_seqs", at_most=2), Clause(use=0))
     configs = study.space().configs[:2]
-    two = replace(row, configs=tuple(asdict(config) for config in configs), rule=rule)
+    two = replace(row, configs=tuple(config_to_dict(config) for config in configs), rule=rule)
     answers = [
         Evaluation(candidate=study.candidate(config), fidelity=Fidelity.SIMULATED,
                    status=Status.OK, time_us=sum(us) / 2, batch_us=us,
@@ -263,22 +265,33 @@ def test_another_jax_under_the_same_libtpu_is_no_finding(study, tmp_path):
     assert rules(check(other_jax, Compiler(digest="b"), tmp_path)) == ["schedule"]
 
 
-def test_a_row_of_a_servers_shape_is_made_again_with_its_plan(tmp_path):
+def test_a_row_of_a_servers_shape_is_made_again_with_its_plan(tmp_path, monkeypatch):
     """The batches of a shape have no name that could be loaded; the plan makes them again."""
     path = tmp_path / "server.yaml"
     path.write_text(
-        "chip: v6e\nmodel: llama3-8b\nfamilies: [decode]\npage_size: 128\n"
+        "chip: [v6e, v5e]\nmodel: [llama3-8b, qwen3-4b]\ntp: [1, 2]\nfamilies: [decode]\n"
+        "page_size: 128\n"
         "workload: {requests: {count: 8, prompt_tokens: 100, output_tokens: 20}}\n"
         "server: {max_num_seqs: 8, max_num_batched_tokens: 32, max_model_len: 1024}\n"
     )
     plan = load_plan(path)
-    for study in build_studies(plan):
-        row = tune(study, tmp_path / str(study.problem.max_num_tokens), Compiler())
+    studies = [study for study in build_studies(plan) if study.chip.name == "v6e"]
+    served = []
+
+    def build(only):
+        served.append(len(only.servers))
+        return build_studies(only)
+
+    monkeypatch.setattr(recheck, "build_studies", build)
+    for number, study in enumerate(studies):
+        row = tune(study, tmp_path / str(number), Compiler())
         assert rules(check_versions(row)) == ["remake"]
         assert rules(check_versions(row, [plan])) == []
         again = remake(row, [plan])
         assert again.workload.digest == study.workload.digest
         assert again.problem == study.problem
+    # Both models have 32 query heads and 8 KV heads of 128: of eight servers, two have a row's key.
+    assert served == [2, 2]
 
 
 def test_runners_up_are_asked_again_and_one_that_overtook_is_said(study, tmp_path):
@@ -291,14 +304,14 @@ def test_runners_up_are_asked_again_and_one_that_overtook_is_said(study, tmp_pat
     merge_into(tmp_path / "t", [row])
     row = read_table(tmp_path / "t" / "v6e" / "decode.jsonl")[0]  # as it is read back
     named = [one["config"] for one in row.evidence.runners_up]
-    ranked = [asdict(c) for c in configs if asdict(c) not in row.configs]
+    ranked = [config_to_dict(c) for c in configs if config_to_dict(c) not in row.configs]
     assert named == ranked[:3]
     calm = check(row, Compiler(), tmp_path)
     assert (rules(calm), calm.overtaken_by) == ([], ())
     assert [one.time_us for one in calm.runners_up] == pytest.approx(
         [one["time_us"] for one in row.evidence.runners_up], abs=1e-3
     )
-    (own,) = [c for c in configs if asdict(c) in row.configs]
+    (own,) = [c for c in configs if config_to_dict(c) in row.configs]
     flipped = check(row, Compiler(slower=[own], digest="b"), tmp_path / "other")
     assert rules(flipped)[:1] == ["schedule"]
     assert set(rules(flipped)[1:]) == {"rank"}

@@ -2,13 +2,16 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from table_rows import PROBLEM
 
+from rpa_tune.dispatch.select import NEAREST_LIMIT
 from rpa_tune.tables import loss
-from rpa_tune.tables.key import FILLED, differences
+from rpa_tune.tables.key import FILLED, TuningKey, differences, tuning_key
 from rpa_tune.tables.loss import TABLE, ExpectedLoss, expected_loss
 
 SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "expected_loss.py"
@@ -79,13 +82,54 @@ def test_what_the_best_config_depends_on_is_said_by_field(spaces) -> None:
     assert "mixed" not in FILLED
 
 
-def test_farther_neighbours_are_not_expected_to_lose_less(monkeypatch) -> None:
-    near, far = (
-        ExpectedLoss(pct=pct, worst_pct=9.0, num_pairs=1, up_to_distance=edge)
-        for pct, edge in ((2.0, 1.0), (1.0, 4.0))
+def keys(**changes) -> tuple[TuningKey, TuningKey]:
+    """A key of decode and another that differs in some fields."""
+    asked = tuning_key(PROBLEM, "v6e", changes.pop("family", "decode"))
+    return asked, replace(asked, **changes)
+
+
+def made(pct, edge, *differ_in) -> ExpectedLoss:
+    return ExpectedLoss(
+        pct=pct, worst_pct=9.0, num_pairs=4, up_to_distance=edge, differ_in=differ_in
     )
-    monkeypatch.setattr(loss, "_table", lambda: {"decode": (near, far)})
-    assert expected_loss("decode", 0.5) is near
-    assert expected_loss("decode", 3.0) is near
-    assert expected_loss("decode", 5.0) is None
-    assert expected_loss("prefill", 0.5) is None
+
+
+@pytest.fixture
+def table(monkeypatch) -> dict[str, ExpectedLoss]:
+    losses = {"near": made(2.0, 1.0), "far": made(1.0, 4.0), "sinks": made(3.0, 1.0, "has_sinks")}
+    by_distance = {"decode": (losses["near"], losses["far"])}
+    by_fields = {("decode", frozenset({"has_sinks"})): losses["sinks"]}
+    monkeypatch.setattr(loss, "_by_distance", lambda: by_distance)
+    monkeypatch.setattr(loss, "_by_fields", lambda: by_fields)
+    return losses
+
+
+def test_farther_neighbours_are_not_expected_to_lose_less(table) -> None:
+    pages = PROBLEM.page_size
+    assert expected_loss(*keys(page_size=2 * pages)) is table["near"]
+    assert expected_loss(*keys(page_size=8 * pages)) is table["near"]
+    assert expected_loss(*keys(page_size=32 * pages)) is None
+    assert expected_loss(*keys(page_size=2 * pages, family="prefill")) is None
+    assert expected_loss(*keys(chip="v7x")) is None
+
+
+def test_pairs_that_differ_in_the_very_fields_say_most(table) -> None:
+    assert expected_loss(*keys(has_sinks=True)) is table["sinks"]
+    assert expected_loss(*keys(has_sinks=True, return_lse=True)) is table["near"]
+    assert "4 pairs that differ in has_sinks alone" in str(table["sinks"])
+    assert "4 pairs up to distance 1" in str(table["near"])
+
+
+def test_fields_count_where_enough_pairs_are_near_enough() -> None:
+    """Those of the file: no more of them, and none from pairs that no look-up would take."""
+    said = {
+        (row["family"], frozenset(row["differ_in"])): row
+        for row in yaml.safe_load(TABLE.read_text())["fields"]
+        if row["differ_in"]
+    }
+    used = loss._by_fields()
+    assert ("decode", frozenset({"max_num_tokens"})) in used
+    assert ("decode", frozenset({"num_kv_heads"})) in used
+    for which, row in said.items():
+        is_near = row["pairs"] >= 4 and row["up_to_distance"] <= NEAREST_LIMIT
+        assert is_near == (which in used)

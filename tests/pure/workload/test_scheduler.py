@@ -120,7 +120,7 @@ def test_a_text_is_named_by_its_beginning_as_far_as_that_is_known() -> None:
     one, two = wait(make_state(), 20, 20, prefix=prefix)
     texts = list(one.texts(0, 5, 4))
     assert [a == b for a, b in zip(texts, two.texts(0, 5, 4), strict=True)] == [True] * 4 + [False]
-    assert [list(one.texts(i, i + 1, 4))[0] for i in range(5)] == texts
+    assert [next(one.texts(i, i + 1, 4)) for i in range(5)] == texts
     # A page that begins in a part and ends behind it is the next part's.
     assert texts[0] == ("system", 0)
     assert texts[1] == ("turn", 1)

@@ -104,7 +104,7 @@ def test_a_gap_takes_vmem_where_copies_are_strided_by_it_alone(heads, words, mor
     problem = dataclasses.replace(LLAMA, num_q_heads=24, num_kv_heads=heads)
     config = dataclasses.replace(space.default_config(problem, V6E), strided_copies=0)
     strided = dataclasses.replace(config, strided_copies=1)
-    shapes = [buffers(problem, c)["kv"][0] for c in (config, strided)]
+    shapes = [buffers(problem, c, V6E)["kv"][0] for c in (config, strided)]
     assert [shape[2] for shape in shapes] == [words, words + more]
 
 
