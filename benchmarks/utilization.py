@@ -192,6 +192,7 @@ def kept_rows(path: Path | None, report: dict[str, Any]) -> dict[tuple[str, str]
 
 @click.command()
 @click.option("--chips", default=",".join(CHIPS), help="Comma-separated.")
+@click.option("--only", default="", help="Launches with this in their name, such as decode.")
 @click.option("--search", default=3, help="Configs tried for every cell.")
 @click.option("--workers", default=2, help="Worker processes.")
 @click.option("--deadline", default=1200.0, help="Seconds that a compile may take.")
@@ -200,6 +201,7 @@ def kept_rows(path: Path | None, report: dict[str, Any]) -> dict[tuple[str, str]
 @click.option("--markdown", "print_markdown", is_flag=True, help="Print the table too.")
 def main(
     chips: str,
+    only: str,
     search: int,
     workers: int,
     deadline: float,
@@ -223,6 +225,8 @@ def main(
     try:
         for cell in cells(tuple(chips.split(","))):
             place = (cell.group.chip, cell.group.model)
+            if only not in cell.group.model:
+                continue
             if place not in kept:
                 kept[place] = measure(cell, search, evaluator)
                 if json_file:
