@@ -63,8 +63,9 @@ def record_line(line: dict[str, Any], sources: Path) -> list[Launch]:
         ),
         kernel_name=module.get_kernel_scope_name(bq, bkv_p, page),
     )  # fmt: skip
-    with pretend(load_chip(line["chip"]), module):
-        compiled = compile_call(call, line["chip"])
+    chip = load_chip(line["chip"])
+    with pretend(chip, module):
+        compiled = compile_call(call, chip)
     if compiled.bundles is None:
         raise UsageError(f"{compiled.status}: {compiled.detail}")
     program = load_program(compiled.bundles)

@@ -67,7 +67,8 @@ def record_line(line: dict[str, Any], cache: Path) -> list[Launch]:
       UsageError: The compiler refuses, or something in the program cannot be simulated.
     """
     WHEEL.use(cache)
-    with calls.pretend(load_chip(line["chip"])):
+    chip = load_chip(line["chip"])
+    with calls.pretend(chip):
         timed = (_batched if line["kernel"] == "batched_rpa" else _dense)(line, WHEEL.root)
         compiled = compile_call(
             Call(
@@ -75,7 +76,7 @@ def record_line(line: dict[str, Any], cache: Path) -> list[Launch]:
                 arguments=timed.arguments,
                 kernel_name=timed.calls[0].name,
             ),
-            line["chip"],
+            chip,
         )
     if compiled.bundles is None:
         raise UsageError(f"{compiled.status}: {compiled.detail}")

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from rpa_kernels import load_family
+from rpa_kernels import FAMILIES, load_family
 from rpa_kernels.problem import Problem
 from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import kernel_digest
@@ -42,6 +42,8 @@ def default_config(family="decode", problem=PROBLEM, chip="v6e", **changes):
 
 
 def make_row(family="decode", problem=PROBLEM, chip="v6e", configs=None, rule=ALWAYS_FIRST, **ev):
+    # A public family's default is known to its package alone; such a row is silent about it.
+    heuristic = default_config(family, problem, chip) if family in FAMILIES else None
     return TableRow(
         key=tuning_key(problem, chip, family),
         configs=tuple(configs or (default_config(family, problem, chip),)),
@@ -49,7 +51,7 @@ def make_row(family="decode", problem=PROBLEM, chip="v6e", configs=None, rule=AL
         evidence=make_evidence(
             **{
                 "kernel_digest": kernel_digest(family),
-                "heuristic": default_config(family, problem, chip),
+                "heuristic": heuristic,
                 **ev,
             }
         ),

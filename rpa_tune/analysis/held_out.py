@@ -7,16 +7,17 @@ evidence, all its other configs in the store. An answer that the study never tim
 nothing is made up for it.
 """
 
+import contextlib
 import hashlib
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rpa_kernels.family import config_to_dict
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Candidate, Evaluation, Fidelity
 from rpa_tune.dispatch.select import Source, select
+from rpa_tune.families.family import Family
 from rpa_tune.families.registry import known_family
 from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.tables.key import TuningKey, problem_of, timed_key
@@ -26,8 +27,6 @@ from rpa_tune.tables.row import TableRow
 NUM_PARTS = 3
 # Two rows that differ in these alone are of one shape, and hidden together.
 _MAXIMA = ("max_num_tokens", "max_num_seqs", "max_context_tokens")
-
-Config = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,11 +96,11 @@ def hold_out(tables: Tables, chip_name: str, answers: Iterable[Evaluation] = ())
     chip = load_chip(chip_name)
     rows = [row for row in tables if row.key.chip == chip_name]
     part_of = {shape: _part(shape) for shape in {_shape(row.key) for row in rows}}
-    timed: dict[str, dict[Config, float]] = {}
+    timed: dict[str, dict[Any, float]] = {}
     for answer in answers:
         if answer.ok and answer.fidelity is Fidelity.SIMULATED and answer.time_us:
-            config = _fields(config_to_dict(answer.candidate.config))
-            timed.setdefault(answer.candidate.study, {})[config] = answer.time_us
+            times = timed.setdefault(answer.candidate.study, {})
+            times[answer.candidate.config] = answer.time_us
     found = []
     for part in range(NUM_PARTS):
         shown = Tables(row for row in rows if part_of[_shape(row.key)] != part)
@@ -121,7 +120,7 @@ def _part(shape: TuningKey) -> int:
 
 
 def _look_up(
-    row: TableRow, chip: Chip, shown: Tables, timed: dict[str, dict[Config, float]]
+    row: TableRow, chip: Chip, shown: Tables, timed: dict[str, dict[Any, float]]
 ) -> list[Hidden]:
     """The answer in a row's place; none for a row that says nothing of today's kernels."""
     evidence, family = row.evidence, known_family(row.key.family)
@@ -138,28 +137,28 @@ def _look_up(
         family=family, problem=problem, config=None, chip=chip, workload=evidence.workload_digest,
         libtpu_args=evidence.libtpu_args,
     ).study  # fmt: skip
-    times = {**timed.get(study, {}), **_said_times(row)}
+    times = {**timed.get(study, {}), **_said_times(row, family)}
     best = min([evidence.time_us, *times.values()])
-    answer = {_fields(config_to_dict(config)) for config in choice.configs}
+    answer = set(choice.configs)
     # Of several configs the rule takes one for each step; their mix has no time here.
     known = times.get(answer.pop()) if len(answer) == 1 else None
     loss = None if known is None else 100 * (known / best - 1)
     return [Hidden(row=row, source=choice.source, why=choice.why, loss_pct=loss)]
 
 
-def _said_times(row: TableRow) -> dict[Config, float]:
-    """Times of configs that a row's evidence says, microseconds."""
+def _said_times(row: TableRow, family: Family) -> dict[Any, float]:
+    """Config -> its time in microseconds that a row says; none of configs that are no more."""
     evidence = row.evidence
-    times = {_fields(one["config"]): float(one["time_us"]) for one in evidence.runners_up}
+    said = [(one["config"], float(one["time_us"])) for one in evidence.runners_up]
+    if row.heuristic is not None and evidence.heuristic_us is not None:
+        said.append((row.heuristic, evidence.heuristic_us))
     if len(row.configs) == 1:
-        times[_fields(row.configs[0])] = evidence.time_us
-    if evidence.heuristic_us is not None and row.heuristic is not None:
-        times.setdefault(_fields(row.heuristic), evidence.heuristic_us)
+        said.append((row.configs[0], evidence.time_us))
+    times = {}
+    for fields, time_us in said:
+        with contextlib.suppress(ValueError):
+            times[family.config_from_dict(fields)] = time_us
     return times
-
-
-def _fields(config: dict[str, int]) -> Config:
-    return tuple(sorted(config.items()))
 
 
 def held_out_text(found: HeldOut) -> list[str]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rpa_kernels import load_family
-from rpa_kernels.family import config_to_dict
 from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
@@ -147,13 +146,15 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
 
 def rests_on_default(row: TableRow, target: Target) -> bool:
     """Whether a row was compared with today's default of its family, not with that of its day."""
-    family, evidence = load_family(row.key.family), row.evidence
+    family = load_family(row.key.family)
+    if row.heuristic is None:
+        return False
     try:
-        problem = problem_of(row.key, evidence.problem or {})
+        problem = problem_of(row.key, row.evidence.problem or {})
+        then = family.config_from_dict(row.heuristic)
     except ValueError:
         return False
-    default = family.default_config(problem, target)
-    return not isinstance(default, Infeasible) and config_to_dict(default) == row.heuristic
+    return bool(family.default_config(problem, target) == then)
 
 
 def _fitting(row: TableRow, problem: Problem, target: Target) -> tuple[Any, ...] | str:

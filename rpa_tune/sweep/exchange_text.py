@@ -15,6 +15,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from rpa_kernels.family import config_to_dict
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Candidate, Correctness, Evaluation, Method
 from rpa_tune.sweep.study import Study
@@ -42,7 +43,7 @@ class Shown:
         # What no digest of a kernel says, and yet decides which questions are asked.
         tried = {
             "axes": {name: list(values) for name, values in self._axes.items()},
-            "heuristic": None if isinstance(heuristic, Infeasible) else asdict(heuristic),
+            "heuristic": None if isinstance(heuristic, Infeasible) else config_to_dict(heuristic),
         }
         self.attributes: dict[str, Any] = {
             # A key of its own for each: several studies may ask the same questions.

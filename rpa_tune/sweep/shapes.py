@@ -264,7 +264,9 @@ class ServedWorkload:
             if self._num_parts > 1 and spec.compress.batches:
                 batches = max(_LEAST_BATCHES, spec.compress.batches // self._num_parts)
                 spec = replace(spec, compress=replace(spec.compress, batches=batches))
-            self._launches[self._name, budget] = Launches(serve(spec, ranks=server.ranks))
+            self._launches[self._name, budget] = Launches(
+                serve(spec, ranks=server.ranks, to_the_end=False)
+            )
         return self._launches[self._name, budget]
 
 

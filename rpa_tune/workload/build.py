@@ -26,8 +26,8 @@ class Served:
     Attributes:
       spec: What was asked for; `source` says what the trace added to it.
       steps: Launches in order: all of them, or the steady part.
-      num_all_steps: Launches with the ramps.
-      stats: The engine's counts, ramps included; None for a recording.
+      num_all_steps: Launches with the ramps, as far as they were served.
+      stats: The engine's counts, ramps included, at that point; None for a recording.
       requests: What was served; empty for a recording.
       dropped: Reason -> rows or launches left out.
       facts: As what a trace was recognised; None without one.
@@ -57,17 +57,20 @@ class Build:
     compression: Compression
 
 
-def build_workload(spec: WorkloadSpec, *, costs: StepCosts | None = None) -> Build:
+def build_workload(
+    spec: WorkloadSpec, *, costs: StepCosts | None = None, to_the_end: bool = True
+) -> Build:
     """Makes a workload.
 
     Args:
       spec: What to make.
       costs: What compression must preserve; None for the analytical proxy.
+      to_the_end: As in `serve`.
 
     Raises:
       TraceError: A file cannot be read or holds nothing.
     """
-    return condense(serve(spec), costs=costs)
+    return condense(serve(spec, to_the_end=to_the_end), costs=costs)
 
 
 def condense(served: Served, *, costs: StepCosts | None = None) -> Build:
@@ -81,13 +84,15 @@ def condense(served: Served, *, costs: StepCosts | None = None) -> Build:
     return Build(workload=_workload(served, compression), served=served, compression=compression)
 
 
-def serve(spec: WorkloadSpec, *, ranks: int = 1) -> Served:
+def serve(spec: WorkloadSpec, *, ranks: int = 1, to_the_end: bool = True) -> Served:
     """Reads the recorded steps, or lets the engine make them from requests.
 
     Args:
       spec: What to serve.
       ranks: Engines that share the requests (`Arrivals.share`); the steps are those of one.
         Recorded steps are one rank's already.
+      to_the_end: Whether to serve on, for the counts alone, where no later step is kept. An engine
+        of a small budget is busy for ten times as long after the last request has come.
 
     Raises:
       TraceError: A file cannot be read or holds nothing.
@@ -95,7 +100,7 @@ def serve(spec: WorkloadSpec, *, ranks: int = 1) -> Served:
     if isinstance(spec.requests, CaptureSource):
         served = _replay(spec, spec.requests)
     else:
-        served = _simulate(spec, spec.requests, ranks)
+        served = _simulate(spec, spec.requests, ranks, to_the_end)
     steps = served.steps
     if spec.decode_query_size > 1:
         steps = tuple(step.with_decode_slot(spec.decode_query_size) for step in steps)
@@ -104,7 +109,9 @@ def serve(spec: WorkloadSpec, *, ranks: int = 1) -> Served:
     return replace(served, steps=steps)
 
 
-def _simulate(spec: WorkloadSpec, source: TraceSource | Synthetic, ranks: int) -> Served:
+def _simulate(
+    spec: WorkloadSpec, source: TraceSource | Synthetic, ranks: int, to_the_end: bool
+) -> Served:
     dropped: Mapping[str, int] = {}
     facts = None
     max_model_len = spec.knobs.max_model_len
@@ -134,7 +141,7 @@ def _simulate(spec: WorkloadSpec, source: TraceSource | Synthetic, ranks: int) -
     engine = SimulatedEngine(
         requests, spec.knobs, max_concurrency=arrivals.max_concurrency, seed=spec.seed
     )
-    steps, num_all_steps = _run(engine, len(requests), spec.compress.steady_state)
+    steps, num_all_steps = _run(engine, len(requests), spec.compress.steady_state, to_the_end)
     return Served(
         spec=spec,
         steps=steps,
@@ -187,7 +194,7 @@ def _replay(spec: WorkloadSpec, source: CaptureSource) -> Served:
 
 
 def _run(
-    engine: SimulatedEngine, num_requests: int, steady_state: bool
+    engine: SimulatedEngine, num_requests: int, steady_state: bool, to_the_end: bool
 ) -> tuple[tuple[EngineStep, ...], int]:
     """(Steps between the ramps, or all if there are none or all are wanted; number of all)."""
     steps, steady = [], []
@@ -195,6 +202,8 @@ def _run(
         steps.append(step)
         if num_requests // 10 <= engine.num_arrived < num_requests:
             steady.append(step)
+        elif steady_state and steady and not to_the_end:
+            break
     return tuple(steady if steady_state and steady else steps), len(steps)
 
 

@@ -50,7 +50,9 @@ def load_workload(spec: str | Path | Mapping[str, Any], *, page_size: int) -> Wo
         parts = [load_workload(name, page_size=page_size) for name in spec]
         return combine(parts, weights)
     stored = load_stored(spec) if isinstance(spec, str) else None
-    return stored or build_workload(resolve(spec, page_size=page_size)).workload
+    if stored is not None:
+        return stored
+    return build_workload(resolve(spec, page_size=page_size), to_the_end=False).workload
 
 
 def check_spec(spec: object) -> str | Mapping[str, Any]:

@@ -14,6 +14,11 @@ def kernels(monkeypatch):
     return importlib.import_module("kernels")
 
 
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_finds_what_it_imports(path, kernels):
+    assert importlib.import_module(path.stem).__doc__
+
+
 def times(time_us, *sets_us):
     return {"time_us": time_us, "sets_us": sets_us}
 

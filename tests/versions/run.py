@@ -14,6 +14,7 @@ shipped config instead (`rpa-tune tables lint --kernels`).
 
 import argparse
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -198,6 +199,7 @@ def main() -> int:
         if unknown := set(words) - set(known):
             parser.error(f"{name} {', '.join(unknown)}: known are {', '.join(known)}")
     chosen = [p for i, p in enumerate(pairs) if not asked.pair or i == 0 or p.libtpu in asked.pair]
+    started = time.monotonic()
     pythons = {pair: environment(pair, asked.environments) for pair in chosen}
     cells = run_matrix(
         pythons, asked.environments / "compiles", asked.chips, families, asked.workers
@@ -205,7 +207,11 @@ def main() -> int:
     num_bad = print_table(cells, chosen)
     bad = f"{num_bad} not good" if num_bad else "all good"
     each = len(chips) * len(families)
-    print(f"{len(chosen)} pairs, {each} kernels each, simulated, against the first pair; {bad}")
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"{len(chosen)} pairs, {each} kernels each, simulated, against the first pair; {bad}; "
+        f"{spent.ru_utime + spent.ru_stime:.0f} s of CPU in {time.monotonic() - started:.0f} s"
+    )
     return 1 if num_bad else 0
 
 

@@ -144,6 +144,31 @@ def test_a_chip_is_judged_by_rows_that_its_fits_had_not_seen(benchmark, monkeypa
     assert "| v3-9 | v5e |" in text
 
 
+def test_a_public_winner_is_compared_with_the_blocks_beside_it(benchmark):
+    """By recordings of other rows that stand for those of other blocks, a shorter and a longer."""
+    fidelity, measured, fits = map(benchmark, ("fidelity", "measured", "fidelity_fits"))
+    rows = measured.load_rows()
+    winner = next(row for row in rows if row.name == "sglang-16")
+    others = measured.load_choices([winner])
+    assert [row.name for row in others] == ["sglang-16/4", "sglang-16/8", "sglang-16/32"]
+    assert {row.contents["block_sizes"]["bkv_p"] for row in others} == {4, 8, 32}
+    assert len({winner.call, *(row.call for row in others)}) == 4, "recorded apart"
+    names = ("sglang-16", "sglang-24", "sglang-20")
+    seen, _ = measured.load_observations(tuple(row for row in rows if row.name in names))
+    machine = load_machine("v6e")
+    known = {"sglang-16/8": seen["sglang-24"], "sglang-16/32": seen["sglang-20"]}
+    (us,) = predict(machine, [seen["sglang-16"]])
+    predictions = {"sglang-16": fits.Prediction(held_out_us=us, fitted_us=None, machine=machine)}
+    (found,) = fidelity.beside_winners([winner], seen | known, predictions)
+    assert set(found["others_us"]) == {"8", "32"}, "what is recorded"
+    assert found["others_us"]["8"] < us < found["others_us"]["32"]
+    assert found["behind"] == pytest.approx(us / found["others_us"]["8"] - 1)
+    only_worse = seen | {"sglang-16/32": seen["sglang-20"]}
+    (found,) = fidelity.beside_winners([winner], only_worse, predictions)
+    assert found["behind"] == 0.0
+    assert fidelity.beside_winners([winner], seen, predictions) == []
+
+
 def test_a_row_left_out_ends_the_run_with_its_name(benchmark, monkeypatch, tmp_path):
     fidelity, measured = benchmark("fidelity"), benchmark("measured")
     load = measured.load_observations

@@ -1,13 +1,14 @@
 """Gains over the heuristic by group, and where it is to be mended."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 from fake_sweep import PROBLEM, make_study, true_us
 from pure.report.stores import write_store
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.cli.main import cli
 from rpa_tune.errors import UsageError
 from rpa_tune.report.gains import Gain, gains, gains_text, spreads, to_mend
@@ -56,7 +57,7 @@ def test_a_heuristic_that_was_mended_is_told_by_the_times_that_a_study_has(tmp_p
     store = write_store(tmp_path / "fleet.jsonl", [study])
     (view,) = load_studies(store, "fleet")
     slow = max(study.space().configs, key=true_us)
-    (found,) = gains([replace(view, plan=replace(view.plan, heuristic=asdict(slow)))])
+    (found,) = gains([replace(view, plan=replace(view.plan, heuristic=config_to_dict(slow)))])
     (now,) = gains([view])
     assert found.today_pct == now.gain_pct
     assert gains_text([found])[-1].startswith("today's heuristic is another one in 1 studies")

@@ -6,6 +6,7 @@ import pytest
 from fake_sweep import FakeInterpreter, FormulaEvaluator, make_study
 from optuna.trial import TrialState
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Correctness, Fidelity, Status
 from rpa_tune.sweep.exchange_text import (
     SEARCH,
@@ -27,7 +28,7 @@ def test_a_configs_fields_are_parameters_within_their_axes() -> None:
     assert params == asdict(CANDIDATE.config)
     assert {name: (r.low, r.high) for name, r in ranges.items()} == {
         "bkv_sz": (128, 1024), "bkv_csz": (128, 512), "seqs_per_step": (1, 4),
-        "num_buffers": (2, 3), "bq_sz": (8, 8),
+        "num_buffers": (2, 3), "bq_sz": (8, 8), "strided_copies": (0, 0),
     }  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def test_studies_say_what_they_are_about_and_what_must_be_alike() -> None:
     assert shown.attributes[f"study {STUDY.name}"] == "workload fake: made up"
     assert shown.attributes[SEARCH]["simulate"] == 12
     assert shown.attributes[SEARCH]["sampler"] == STUDY.sampler()
-    assert shown.attributes[SEARCH]["heuristic"] == asdict(STUDY.heuristic())
+    assert shown.attributes[SEARCH]["heuristic"] == config_to_dict(STUDY.heuristic())
     narrower = Shown(replace(STUDY, overrides={"bq_sz": (16,)}), Fidelity.SIMULATED)
     other = differences(shown.attributes[SEARCH], narrower.attributes[SEARCH])
     assert other.startswith("axes ")

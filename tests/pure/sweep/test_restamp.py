@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 from fake_sweep import FakeInterpreter, FormulaEvaluator, make_study, true_us
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Correctness, Fidelity, Status
 from rpa_tune.cli import restamp as cli_restamp
 from rpa_tune.cli.main import cli
@@ -151,7 +152,7 @@ def test_a_row_rests_on_what_it_was_compared_with_and_not_on_todays_heuristic(
 ):
     row, pinned = make_stale(tmp_path / "t"), make_stale(tmp_path / "p", best=STUDY.heuristic())
     then = STUDY.heuristic()
-    assert row.heuristic == pinned.heuristic == asdict(then)
+    assert row.heuristic == pinned.heuristic == config_to_dict(then)
     other = replace(then, num_buffers=then.num_buffers + 1)
     monkeypatch.setattr(type(STUDY), "heuristic", lambda self: other)
     assert prove(pinned, tmp_path / "1").new is not None

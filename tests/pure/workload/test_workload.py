@@ -8,7 +8,8 @@ import pytest
 from rpa_kernels.batch import Batch
 from rpa_tune.errors import TraceError, UsageError
 from rpa_tune.workload.batches import combine
-from rpa_tune.workload.spec import preset_mapping
+from rpa_tune.workload.build import build_workload
+from rpa_tune.workload.spec import preset_mapping, read_spec
 from rpa_tune.workload.trace import TraceRules, load_trace
 from rpa_tune.workload.workload import WeightedBatch, Workload, load_workload, mapping_of
 
@@ -133,3 +134,20 @@ def test_a_file_comes_before_another_spelling_of_a_trace(
     with pytest.raises(TraceError) as caught:
         load_trace("azure-cnv", TraceRules(max_model_len=8192))
     assert "did you mean azure-conv?" in caught.value.hint
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_what_is_kept_does_not_depend_on_whether_all_is_served(steady) -> None:
+    """The steps after the last arrival count for the engine's numbers alone."""
+    spec = read_spec(
+        {"requests": {"count": 40, "prompt_tokens": 30, "output_tokens": 50},
+         "arrivals": {"process": "poisson", "request_rate": 60},
+         "engine": {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": 128},
+         "compress": {"steady_state": steady}},
+        page_size=16,
+    )  # fmt: skip
+    whole, cut = build_workload(spec), build_workload(spec, to_the_end=False)
+    assert cut.workload == whole.workload
+    assert cut.workload.digest == whole.workload.digest
+    assert (cut.served.num_all_steps < whole.served.num_all_steps) == steady
+    assert whole.served.stats.num_finished == 40
