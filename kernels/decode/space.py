@@ -45,14 +45,14 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
         "seqs_per_step": (1, 2, 4, 8),
         "num_buffers": (2, 3, 4),
         "bq_sz": (16, 32),
-        "strided_copies": tuple(range(_default_strided_copies(problem, target) + 1)),
+        "strided_copies": (0, 1) if _form_matters(problem, target) else (0,),
     }
 
 
-def _default_strided_copies(problem: Problem, target: Target) -> int:
-    """1 where pages would be copied by linear descriptors, and those are believed to be slower."""
+def _form_matters(problem: Problem, target: Target) -> bool:
+    """Whether pages would be copied by linear descriptors, and those are believed to be slower."""
     is_one_piece = problem.is_seq_along_lane or problem.kv_words % 2 == 1
-    return int(target.has_faster_strided_copies and is_one_piece and not problem.is_latent)
+    return target.has_faster_strided_copies and is_one_piece and not problem.is_latent
 
 
 def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasible:
@@ -70,13 +70,13 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
     """
-    buffers, bq, strided_copies = 4, 16, _default_strided_copies(problem, target)
+    buffers, bq, form_matters = 4, 16, _form_matters(problem, target)
     if problem.is_latent:
         block, seqs, keys = _latent_steps(problem, target)
         # Several queries of a sequence are more rows of what is moved.
         buffers, bq = 3, bq // heads.query_tokens(problem)
     elif target.has_result_buffers:
-        block, seqs, keys = _short_steps(problem, seqs=8 if strided_copies else 4)
+        block, seqs, keys = _short_steps(problem, seqs=8 if form_matters else 4)
     else:
         block, seqs, keys = _long_steps(problem)
     while True:
@@ -86,7 +86,9 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
             seqs_per_step=seqs,
             num_buffers=buffers,
             bq_sz=bq,
-            strided_copies=strided_copies,
+            # Along lanes vector work is the limit in both forms, and a gap is more of it (v7x, 12
+            # query heads on 1, float8, 32 x 65536, pages of 2048: 373 us for 329; simulated).
+            strided_copies=int(form_matters and not problem.is_seq_along_lane),
         )
         bad = check(problem, config, target, vmem_share=kv_blocks.DEFAULT_VMEM_SHARE)
         if bad is None:
