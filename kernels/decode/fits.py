@@ -33,7 +33,7 @@ def check(
             need=config.strided_copies,
             have=0,
             unit="",
-            hint="rows of latents have nothing that could be padded; use 0",
+            hint="latents are copied in one form only; use 0",
         )
     if config.bq_sz < config.seqs_per_step:
         return Infeasible(
