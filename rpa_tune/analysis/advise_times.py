@@ -3,9 +3,10 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.analysis.advise_draft import Draft, Part
 from rpa_tune.analysis.advise_record import BOUND, SIMULATED, Attention, Row, mean_phase
 from rpa_tune.candidate import Candidate
@@ -184,7 +185,7 @@ def _attention(part: Part, times: Times, workload: Workload) -> Attention:
         num_layers=part.share.kind.num_layers or 0,
         family=part.family,
         source=part.source,
-        config=asdict(part.candidate.config),
+        config=config_to_dict(part.candidate.config),
         fidelity=SIMULATED if set_us else BOUND,
         time_us=time_us,
         interval_us=between,

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.analysis.explain import Explanation
 from rpa_tune.errors import UsageError
 from rpa_tune.llo.timeline import LoopRegion, Timeline
@@ -62,7 +63,7 @@ class Comparison:
         return {
             **{
                 name: {
-                    "config": asdict(side.question.candidate.config),
+                    "config": config_to_dict(side.question.candidate.config),
                     "time_us": side.time_us,
                     "lower_bound_us": side.lower_bound_us,
                     "bound_by": side.evaluation.metrics["bound_by"],

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.analysis.question import Question, make_question
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.decide.promote import ERROR_PCT
@@ -63,7 +64,7 @@ class Neighbour:
             "speedup": base_us / self.time_us if self.time_us else None,
             "page_size": candidate.problem.page_size,
             "kv_dtype": candidate.problem.kv_dtype,
-            "config": asdict(candidate.config),
+            "config": config_to_dict(candidate.config),
         }
 
 

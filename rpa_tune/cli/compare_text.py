@@ -1,11 +1,11 @@
 """What `rpa-tune explain --compare` prints for people."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from types import MappingProxyType
 
 import click
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.analysis.compare import Change, Comparison
 from rpa_tune.report.words import CAUSES
 
@@ -16,7 +16,7 @@ def print_comparison(found: Comparison) -> None:
     """Prints two configs side by side, the largest change of each kind first."""
     sides = (found.before, found.after)
     for name, side in zip(("A", "B"), sides, strict=True):
-        config = asdict(side.question.candidate.config)
+        config = config_to_dict(side.question.candidate.config)
         fields = " ".join(f"{field}={value}" for field, value in config.items())
         bound = side.evaluation.metrics["bound_by"]
         click.echo(f"{name}  {fields}")

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Correctness, Evaluation, Fidelity
 from rpa_tune.sweep.result import StudyResult
 from rpa_tune.sweep.study import Study
@@ -201,7 +202,7 @@ class JsonWatch(CountingWatch):
             fidelity=evaluation.fidelity.name.lower(),
             status=evaluation.status.value,
             detail=evaluation.detail,
-            config=asdict(evaluation.candidate.config),
+            config=config_to_dict(evaluation.candidate.config),
             time_us=evaluation.time_us,
             best_us=score.best_us,
             heuristic_us=score.heuristic_us,

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Status
 from rpa_tune.cli.output import print_json
 from rpa_tune.cli.tables import (
@@ -175,7 +176,7 @@ def _simulated_best(result: StudyResult) -> dict[str, Any] | None:
     best = result.simulated_best
     if best is None:
         return None
-    return {"config": asdict(best.candidate.config), "time_us": best.time_us}
+    return {"config": config_to_dict(best.candidate.config), "time_us": best.time_us}
 
 
 def _result_to_dict(result: StudyResult) -> dict[str, Any]:
@@ -211,7 +212,11 @@ def _result_to_dict(result: StudyResult) -> dict[str, Any]:
         "num_asked": result.num_asked,
         "statuses": dict(Counter(answer.status.value for answer in result.answers)),
         "stopped": [
-            {"config": asdict(stop.candidate.config), "reason": stop.reason, "detail": stop.detail}
+            {
+                "config": config_to_dict(stop.candidate.config),
+                "reason": stop.reason,
+                "detail": stop.detail,
+            }
             for stop in result.stops
         ],
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.analysis.verify import (
     DEFAULT_DEADLINE_S,
     Verification,
@@ -118,7 +119,7 @@ def _to_dict(verdict: Verdict) -> dict[str, Any]:
         "detail": verdict.detail,
         "family": task.family.name,
         "chip": task.chip.name,
-        "config": asdict(task.config),
+        "config": config_to_dict(task.config),
         "problem": asdict(task.problem),
         "q_lens": list(task.batch.q_lens),
         "kv_lens": list(task.batch.kv_lens),

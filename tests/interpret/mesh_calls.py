@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 from table_rows import make_row
 
 from rpa_kernels.batch import Batch
+from rpa_kernels.family import config_to_dict
 from rpa_kernels.problem import Problem
 from rpa_tune.artifact.build import Built, write_built
 from rpa_tune.dispatch import runtime
@@ -74,7 +75,7 @@ def sharded():
                                           interpret=INTERPRET)  # fmt: skip
     used = slice(0, BATCH.num_tokens)
     return {
-        "configs": {one.family: asdict(one.config) for one in plans[0].launches},
+        "configs": {one.family: config_to_dict(one.config) for one in plans[0].launches},
         "plans_are_equal": len(set(plans)) == 1,
         "num_devices": len(out.sharding.device_set),
         "output_is_equal": bool((np.asarray(out)[used] == np.asarray(expected)[used]).all()),

@@ -28,11 +28,11 @@ def row(chip="v6e", time_us=10.0, sources="a b", **rest):
 
 
 def test_every_family_is_asked_on_every_chip_and_can_be_answered(run):
-    kernels = importlib.import_module("kernels")
-    assert set(kernels.CASES) == set(FAMILIES)
+    matrix = importlib.import_module("matrix")
+    assert set(matrix.CASES) == set(FAMILIES)
     for chip in load_chips():
-        for family in kernels.CASES:
-            study = kernels.study_of(chip, family)
+        for family in matrix.CASES:
+            study = matrix.study_of(chip, family)
             config = study.heuristic()
             assert not isinstance(config, Infeasible), (chip, family, config)
             assert not find_obstacle(study.candidate(config), study.workload), (chip, family)

@@ -5,7 +5,7 @@
     python tests/versions/run.py --lint [--sample N] [--chip v6e]     # `make lint-kernels`
 
 Each pair has an environment of its own, made once and kept (about 1.5 GB each), and compiles every
-family for every chip (`kernels.py`). Schedules and answers are kept beside the environments: stop
+family for every chip (`matrix.py`). Schedules and answers are kept beside the environments: stop
 it at any time, it goes on. Exit code 1 when a kernel is not compiled, not understood, moves other
 bytes than its account says, or takes a time outside the band. `interpreter.py` says where a Python
 is looked for. With --lint the newest pair whose libtpu has a linter for kernels looks at every
@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from interpreter import find_interpreter
+from matrix import CASES
 
-from kernels import CASES
 from rpa_kernels.slots import FAMILIES
 from rpa_tune.compile.lint import has_linter
 from rpa_tune.compile.paths import default_cache_dir
@@ -35,7 +35,7 @@ from rpa_tune.hw.chip import load_chips
 from rpa_tune.known_versions import Pair, supported_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
-KERNELS = Path(__file__).with_name("kernels.py")
+KERNELS = Path(__file__).with_name("matrix.py")
 # Time against that of the first pair, fixed before the first run: a default config is expected to
 # keep its time within 10 %, and schedules that are misread are off by far more.
 BAND = (0.90, 1.10)

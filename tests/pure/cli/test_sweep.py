@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from fake_sweep import FormulaEvaluator, make_evaluators, make_study
 from rich.console import Console
 from table_rows import PROBLEM, default_config, make_row
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Correctness, Fidelity, Status
 from rpa_tune.cli import sweep_text
 from rpa_tune.cli.main import cli
@@ -84,10 +85,10 @@ def test_a_sweep_starts_from_shipped_rows_of_neighbours(folder, evaluators):
     config = default_config(problem=neighbour, bkv_sz=2048, bkv_csz=2048)
     merge_into(folder / "shipped", [make_row(problem=neighbour, configs=[config])])
     assert sweep().exit_code == 0
-    asked = [asdict(c.config) for c in evaluators[Fidelity.SIMULATED].asked]
+    asked = [config_to_dict(c.config) for c in evaluators[Fidelity.SIMULATED].asked]
     assert asked[1] == config  # which is outside of the plan's axes
     assert sweep("--store", "other.jsonl").exit_code == 0
-    again = [asdict(c.config) for c in evaluators[Fidelity.SIMULATED].asked]
+    again = [config_to_dict(c.config) for c in evaluators[Fidelity.SIMULATED].asked]
     assert again == [*asked, *asked]  # the row that was written plays no part
 
 
@@ -97,12 +98,12 @@ def test_runs_with_a_storage_start_alike_whatever_lies_beside_them(folder, evalu
     merge_into(folder / "tables of one host", [make_row(problem=neighbour, configs=[config])])
     alone = sweep("--tables", "tables of one host", "--store", "a.jsonl")
     assert alone.exit_code == 0
-    assert config in [asdict(c.config) for c in evaluators[Fidelity.SIMULATED].asked]
+    assert config in [config_to_dict(c.config) for c in evaluators[Fidelity.SIMULATED].asked]
     evaluators[Fidelity.SIMULATED].asked.clear()
     for name in ("tables of one host", "none"):
         store = ("--tables", name, "--store", f"{name}.jsonl")
         assert sweep("--storage", "share.log", *store).exit_code == 0
-    asked = [asdict(c.config) for c in evaluators[Fidelity.SIMULATED].asked]
+    asked = [config_to_dict(c.config) for c in evaluators[Fidelity.SIMULATED].asked]
     assert len(asked) == 6  # the second run found all of its questions answered
     assert config not in asked
 

@@ -1,7 +1,7 @@
 """A report: what its charts show follows from what the store holds, mark by mark."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import vl_convert
 from fake_sweep import make_study
 from pure.report.stores import many_studies, write_store, write_unsearched_store
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.report import charts, html, rows, study
 from rpa_tune.report.document import RUN_CHARTS, STUDY_CHARTS, make_document
@@ -186,15 +187,21 @@ def test_a_grid_that_is_too_large_shows_what_was_asked(view, monkeypatch):
 def test_the_winner_is_the_row_s_and_its_gain_is_that_of_the_times(view):
     begin = only_simulated(view)
     (row,) = html.unpack(document(begin)["table"]["rows"])
-    known = next(a for a in begin.answers if asdict(a.candidate.config) == begin.plan.heuristic)
-    chosen = [a for a in begin.answers if [asdict(a.candidate.config)] == begin.note.row["configs"]]
+    known = next(
+        a for a in begin.answers if config_to_dict(a.candidate.config) == begin.plan.heuristic
+    )
+    chosen = [
+        a
+        for a in begin.answers
+        if [config_to_dict(a.candidate.config)] == begin.note.row["configs"]
+    ]
     assert row["verdict"] == begin.note.verdict == "tuned"
     assert row["heuristic, us"] == pytest.approx(known.time_us, abs=1e-3)
     assert row["time, us"] == pytest.approx(chosen[0].time_us, abs=1e-3)
     assert row["speed-up"] == pytest.approx(known.time_us / chosen[0].time_us, abs=1e-3)
     text = why(begin)
     assert f"{chosen[0].time_us:,.1f} us instead of the heuristic's {known.time_us:,.1f}" in text
-    for name, value in asdict(chosen[0].candidate.config).items():
+    for name, value in config_to_dict(chosen[0].candidate.config).items():
         assert (f"{name}={value} instead of" in text) == (begin.plan.heuristic[name] != value)
 
 

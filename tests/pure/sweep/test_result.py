@@ -1,10 +1,9 @@
 """What a study came to, for callers, the store and the tables."""
 
-from dataclasses import asdict
-
 import pytest
 from fake_sweep import FormulaEvaluator, make_evaluators, make_study
 
+from rpa_kernels.family import config_to_dict
 from rpa_tune.candidate import Fidelity, Status
 from rpa_tune.store import notes
 from rpa_tune.store.journal import Journal
@@ -55,7 +54,7 @@ def test_a_decision_gives_a_row_of_the_study(tuned) -> None:
     assert tuned.verdict == tuned.note().verdict == "tuned"
     row = tuned.row()
     assert 1 <= len(row.configs) <= STUDY.search.configs
-    assert all(config in map(asdict, SPACE.configs) for config in row.configs)
+    assert all(config in map(config_to_dict, SPACE.configs) for config in row.configs)
     assert (row.key.chip, row.key.family) == ("v6e", "decode")
     assert row.evidence.num_candidates == sum(a.ok for a in tuned.answers)
 
@@ -63,7 +62,7 @@ def test_a_decision_gives_a_row_of_the_study(tuned) -> None:
 def test_the_note_has_all_that_stopped_and_survives_the_store(tuned) -> None:
     note = tuned.note()
     assert len(note.stopped) == len(tuned.stops) > 0
-    assert note.stopped[0].config == asdict(tuned.stops[0].candidate.config)
+    assert note.stopped[0].config == config_to_dict(tuned.stops[0].candidate.config)
     assert (note.name, note.study) == (STUDY.name, STUDY.digest)
     assert notes.decode(notes.encode(note)) == note
 

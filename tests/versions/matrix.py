@@ -1,6 +1,6 @@
 """What one pair of versions makes of a family's kernels; `run.py` starts it in each environment.
 
-    python tests/versions/kernels.py FOLDER CHIPS FAMILY WORKERS
+    python tests/versions/matrix.py FOLDER CHIPS FAMILY WORKERS
 
 The family is compiled for each chip with its default config; the schedule is read, run on a batch,
 and its copies are compared with the account (a difference is `not_understood`). Each answer is a
