@@ -116,9 +116,8 @@ def test_what_the_compiler_refuses_is_a_status_with_its_figures(evaluator):
     # Fits VMEM by the account, but not with what the compiler adds to it.
     big = candidate("v4", "decode", num_buffers=3)
     for bkv_sz in (1024, 512):
-        asked = dataclasses.replace(
-            big, config=dataclasses.replace(big.config, bkv_sz=bkv_sz, seqs_per_step=8)
-        )
+        sizes = {"bkv_sz": bkv_sz, "bkv_csz": min(bkv_sz, big.config.bkv_csz), "seqs_per_step": 8}
+        asked = dataclasses.replace(big, config=dataclasses.replace(big.config, **sizes))
         evaluation = evaluate_one(evaluator, asked)
         assert evaluation.status in (Status.OK, Status.OUT_OF_MEMORY, Status.INFEASIBLE)
         if evaluation.status is not Status.OK:
