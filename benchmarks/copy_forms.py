@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from candidates import fitting
 
 from kernels import verdict
 from rpa_kernels.batch import Batch
@@ -93,12 +94,7 @@ class Group:
         default = family.default_config(self.problem, chip.target)
         forms = {"strided_copies": FORMS[form]}
         configs = [replace(default, **one, **forms) for one in ({}, LONG_BLOCKS[self.kind])]
-        return [
-            Candidate(family=family, problem=self.problem, config=config, chip=chip,
-                      workload=self.workload.digest)
-            for config in configs
-            if family.check(self.problem, config, chip.target) is None
-        ]  # fmt: skip
+        return fitting(family, self.problem, chip, self.workload, configs)
 
 
 def best_of(found: list[dict[str, Any]]) -> dict[str, Any] | None:

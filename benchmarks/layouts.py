@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 from before import Before
+from candidates import fitting
 from page_runs import BEFORE, times_before
 
 from rpa_kernels import layout
@@ -104,12 +105,7 @@ class Group:
         family, chip = load_family(FAMILIES[self.kind]), load_chip(self.chip)
         default = family.default_config(self.problem, chip.target)
         configs = [replace(default, **fields) for fields in OURS[self.kind]]
-        return [
-            Candidate(family=family, problem=self.problem, config=config, chip=chip,
-                      workload=self.workload.digest)
-            for config in configs
-            if family.check(self.problem, config, chip.target) is None
-        ]  # fmt: skip
+        return fitting(family, self.problem, chip, self.workload, configs)
 
     def opponents(self, root: Path, cache: Path) -> list[foreign.ForeignTask]:
         """Public kernels on the same batches, with pages that they take."""

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 from before import Before
+from candidates import fitting
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.decode.config import DecodeConfig
@@ -71,14 +72,7 @@ class Group:
             DecodeConfig(bkv_sz=bkv, bkv_csz=512, seqs_per_step=seqs, num_buffers=buffers, bq_sz=16)
             for bkv, seqs, buffers in CONFIGS
         ]
-        chip, digest = load_chip(self.chip), self.workload.digest
-        return [
-            Candidate(
-                family=FAMILY, problem=self.problem, config=config, chip=chip, workload=digest
-            )
-            for config in configs
-            if FAMILY.check(self.problem, config, chip.target) is None
-        ]  # fmt: skip
+        return fitting(FAMILY, self.problem, load_chip(self.chip), self.workload, configs)
 
     @property
     def workload(self) -> Workload:

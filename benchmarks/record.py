@@ -25,7 +25,6 @@ import click
 
 from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation, Fidelity
-from rpa_tune.dispatch.select import NEAREST_LIMIT
 from rpa_tune.evaluate.analytical import AnalyticalEvaluator
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
@@ -34,7 +33,7 @@ from rpa_tune.store.codec import stamp_of
 from rpa_tune.store.journal import Journal, read
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.sweep.study import Study, build_studies
-from rpa_tune.tables.key import TuningKey, distance
+from rpa_tune.tables.key import NEAREST_LIMIT, TuningKey, distance
 
 SCHEMA = "rpa-truth/1"
 RUNGS = (Fidelity.ANALYTICAL, Fidelity.SIMULATED)

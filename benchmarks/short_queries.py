@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from candidates import fitting
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.ints import cdiv
@@ -98,12 +99,7 @@ class Group:
         default = family.default_config(self.problem, chip.target)
         others = CONFIGS if self.family == "decode" and not self.default_only else [{}]
         configs = dict.fromkeys(replace(default, **fields) for fields in others)
-        return [
-            Candidate(family=family, problem=self.problem, config=config, chip=chip,
-                      workload=self.workload.digest)
-            for config in configs
-            if family.check(self.problem, config, chip.target) is None
-        ]  # fmt: skip
+        return fitting(family, self.problem, chip, self.workload, configs)
 
 
 def times(group: Group, evaluator: SimulatedEvaluator) -> tuple[list[float], list[float]]:

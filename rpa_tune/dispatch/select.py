@@ -12,15 +12,18 @@ from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 from rpa_tune.errors import TableError
-from rpa_tune.tables.key import TuningKey, differences, problem_of, tuning_key
+from rpa_tune.tables.key import (
+    NEAREST_LIMIT,
+    TuningKey,
+    differences,
+    problem_of,
+    tuning_key,
+)
 from rpa_tune.tables.loss import expected_loss
 from rpa_tune.tables.reader import Tables
 from rpa_tune.tables.row import HEURISTIC, TableRow
 
 OnMiss = Literal["nearest", "heuristic", "error"]
-# Beyond this distance (see `tables.key.distance`) a row says less than the heuristic, which knows
-# the problem. A guess until measured rows can say better.
-NEAREST_LIMIT = 4.0
 
 
 class Source(enum.StrEnum):

@@ -127,6 +127,10 @@ class TuningKey:
         return f"{self.num_q_heads}/{self.num_kv_heads} heads of {self.head_dim}"
 
 
+# Beyond this `distance` a row says less than the heuristic, which knows the problem. A guess until
+# measured rows can say better.
+NEAREST_LIMIT = 4.0
+
 # How much a doubling of each size counts when two keys are compared. A guess; what rows so far
 # apart lost is recorded (`loss.py`). The shape of the heads decides the kernel's inner loop, the
 # page size its copies; the maxima only bound the batches.

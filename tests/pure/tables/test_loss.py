@@ -9,9 +9,8 @@ import pytest
 import yaml
 from table_rows import PROBLEM
 
-from rpa_tune.dispatch.select import NEAREST_LIMIT
 from rpa_tune.tables import loss
-from rpa_tune.tables.key import FILLED, TuningKey, differences, tuning_key
+from rpa_tune.tables.key import FILLED, NEAREST_LIMIT, TuningKey, differences, tuning_key
 from rpa_tune.tables.loss import TABLE, ExpectedLoss, expected_loss
 
 SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "expected_loss.py"
