@@ -99,7 +99,7 @@ FLAGS = [
     for gap in (0, 128, 512)
 ] + [
     {"max_num_seqs": 20, "max_num_batched_tokens": 16640},
-    {"max_num_seqs": 20, "max_num_batched_tokens": 17, "padding_gap": 4},
+    {"max_num_seqs": 17, "max_num_batched_tokens": 17, "padding_gap": 4},
     {"max_num_seqs": 20, "max_num_batched_tokens": 100, "min_token_bucket": 1},
     {"max_num_seqs": 20, "max_num_batched_tokens": 100, "min_token_bucket": 64, "dp": 2},
     {"max_num_seqs": 20, "max_num_batched_tokens": 100, "dp": 8, "kv_dtype": "float8_e4m3fn"},
@@ -161,22 +161,28 @@ def test_the_page_size_is_that_of_tpu_inference(tpu_inference_root):
 
 @pytest.mark.parametrize("most_seqs", [1, 7, 64, 300, 5000])
 @pytest.mark.parametrize("most_tokens", [128, 2048, 4096, 20480])
-@pytest.mark.parametrize("given", [None, (128, 1024)])
-def test_buckets_are_those_of_sglang_jax(sglang_jax_root, most_seqs, most_tokens, given):
+@pytest.mark.parametrize(("max_model_len", "given"), [(2048, None), (131072, (128, 1024))])
+def test_buckets_are_those_of_sglang_jax(
+    sglang_jax_root, most_seqs, most_tokens, max_model_len, given
+):
     top = sglang_jax_root / "sgl_jax/srt"
     defaults = taken(top / "utils/common_utils.py", ["PRECOMPILE_DEFAULT_TOKEN_PADDINGS"], {})
     names = ["normalize_token_paddings", "get_max_padded_size"]
     worker = taken(top / "managers/tp_worker.py", names, defaults)
     args = taken(top / "server_args.py", ["max_prefill_tokens"], {})
+    held = taken(top / "layers/attention/flashattention_backend.py", ["get_max_running_reqests"],
+                 {"cdiv": lambda a, b: -(-a // b)})  # fmt: skip
+    most_held = held["get_max_running_reqests"].__func__(max_model_len, 128)
     runner = Record(
         max_prefill_tokens=args["max_prefill_tokens"], chunked_prefill_size=most_tokens,
-        max_running_requests=most_seqs, precompile_token_paddings=given and list(given),
+        max_running_requests=min(most_seqs, most_held),
+        precompile_token_paddings=given and list(given),
     )  # fmt: skip
     runner.max_padded_batch_size, runner.max_padded_num_tokens = worker[names[1]](runner)
     worker[names[0]](runner)
     server = Server(
         model="llama3-8b", chip="v6e", engine="sglang-jax", page_size=128, max_num_seqs=most_seqs,
-        max_num_batched_tokens=most_tokens, token_buckets=given or (),
+        max_num_batched_tokens=most_tokens, max_model_len=max_model_len, token_buckets=given or (),
     )  # fmt: skip
     prompts = [s for s in server.shapes() if "mixed" in s.families]
     assert [s.num_tokens for s in prompts] == runner.precompile_token_paddings
