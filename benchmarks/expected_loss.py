@@ -33,7 +33,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Fidelity
 from rpa_tune.decide.promote import ERROR_PCT
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.tables.key import TuningKey, differences, distance, tuning_key
+from rpa_tune.tables.key import NEAREST_LIMIT, TuningKey, differences, distance, tuning_key
 from rpa_tune.tables.loss import EDGES, TABLE
 from rpa_tune.tables.row import HEURISTIC, TUNED
 
@@ -168,9 +168,10 @@ def by_distance(pairs: list[Pair]) -> list[dict[str, Any]]:
 def by_fields(pairs: list[Pair]) -> list[dict[str, Any]]:
     """What pairs lost by the fields in which their keys differ; `pairs` counts those with a loss.
 
-    Pairs of any distance, the farthest that counts is said; `not_counted` are those in which what
-    is lent was not recorded.
+    Pairs as far apart as look-ups take rows; the farthest that counts is said. `not_counted` are
+    those in which what is lent was not recorded.
     """
+    pairs = [pair for pair in pairs if pair.away <= NEAREST_LIMIT]
     rows = []
     for kind in sorted({(pair.family, pair.verdict, pair.fields) for pair in pairs}):
         alike = [pair for pair in pairs if (pair.family, pair.verdict, pair.fields) == kind]
