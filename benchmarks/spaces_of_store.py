@@ -1,6 +1,6 @@
 """The spaces that a sweep has answered, as files for `expected_loss.py`: no compiler runs.
 
-    python benchmarks/spaces_of_store.py STORE.jsonl --into benchmarks/neighbour_spaces
+    python benchmarks/spaces_of_store.py STORE.jsonl ... --into benchmarks/neighbour_spaces
 
 One file for each study with enough simulated configs: those that the search asked for, winners of
 neighbouring problems among them (`sweep/seeds.py`), so that many a neighbour's best is one of them.
@@ -72,12 +72,14 @@ def name_of(document: dict[str, Any], answer: Evaluation) -> str:
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path, exists=True))
+@click.argument("stores", metavar="STORE...", type=click.Path(path_type=Path, exists=True),
+                nargs=-1, required=True)  # fmt: skip
 @click.option("--least", default=8, show_default=True, help="Timed configs of a study, at least.")
 @click.option("--into", "folder", type=click.Path(path_type=Path), required=True)
-def main(store: Path, least: int, folder: Path) -> None:
-    """Writes a truth for every study of a store that has enough of them."""
-    for answers in by_study(read(store).evaluations).values():
+def main(stores: tuple[Path, ...], least: int, folder: Path) -> None:
+    """Writes a truth for every study of stores that has enough of them."""
+    known = (answer for store in stores for answer in read(store).evaluations)
+    for answers in by_study(known).values():
         if sum(answer.time_us is not None for answer in answers) < least:
             continue
         document = truth(answers)

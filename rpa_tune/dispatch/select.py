@@ -4,7 +4,7 @@ Every answer says where it comes from; a miss is never silent.
 """
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rpa_kernels import load_family
@@ -17,11 +17,12 @@ from rpa_tune.tables.key import (
     TuningKey,
     differences,
     problem_of,
+    timed_key,
     tuning_key,
 )
-from rpa_tune.tables.loss import expected_loss
+from rpa_tune.tables.loss import ExpectedLoss, expected_loss
 from rpa_tune.tables.reader import Tables
-from rpa_tune.tables.row import HEURISTIC, TableRow
+from rpa_tune.tables.row import HEURISTIC, TUNED, TableRow
 
 OnMiss = Literal["nearest", "heuristic", "error"]
 
@@ -43,19 +44,30 @@ class Choice:
       key: What was looked up.
       source: Exact row, nearest row, or heuristic. Where the nearest row pins the heuristic, the
         heuristic's config for this very problem is a nearest answer: that row says it was compared.
-      why: One line for a log.
+      found: Where the configs come from, in words.
       configs: Config records; one of them serves a step.
       row: The row, whose rule picks among the configs (a row that pins the heuristic has one); or
         None for the heuristic without a row, which has one, too.
       distance: How far the row's key is; 0 for an exact row, None for the heuristic.
+      loss: What a row is expected to lose that was timed on another key: a nearest one, or one that
+        a study of another shape filled. None where that is not known. Whether the row was made with
+        today's kernels is not looked at here.
     """
 
     key: TuningKey
     source: Source
-    why: str
+    found: str
     configs: tuple[Any, ...]
     row: TableRow | None = None
     distance: float | None = None
+    loss: ExpectedLoss | None = None
+
+    @property
+    def why(self) -> str:
+        """One line for a log."""
+        if self.source is not Source.NEAREST:
+            return self.found
+        return f"{self.found}; {self.loss or 'expected loss not known'}"
 
 
 def select(
@@ -83,9 +95,9 @@ def select(
     if row is not None:
         configs = _fitting(row, problem, target)
         if not isinstance(configs, str):
-            why = f"exact: {_name(row)}"
             return Choice(
-                key=key, source=Source.EXACT, why=why, configs=configs, row=row, distance=0.0
+                key=key, source=Source.EXACT, found=f"exact: {_name(row)}", configs=configs,
+                row=row, distance=0.0, loss=_loss(key, row, row.evidence.verdict),
             )  # fmt: skip
         reason = f"{_name(row)} does not serve this problem ({configs})"
     if on_miss == "error":
@@ -96,13 +108,12 @@ def select(
         )
     if on_miss == "nearest":
         if choice := _nearest(key, problem, target, tables):
-            loss = expected_loss(key, choice.row.key) if choice.row else None
-            return replace(choice, why=f"{choice.why}; {loss or 'expected loss not known'}")
+            return choice
         reason += f", and none that fits within distance {NEAREST_LIMIT:g}"
     config = _heuristic(family, problem, target)
     if isinstance(config, Infeasible):
         return config
-    return Choice(key=key, source=Source.HEURISTIC, why=f"heuristic: {reason}", configs=(config,))
+    return Choice(key=key, source=Source.HEURISTIC, found=f"heuristic: {reason}", configs=(config,))
 
 
 def _heuristic(name: str, problem: Problem, target: Target) -> Any | Infeasible:
@@ -121,13 +132,14 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
             return None
         if near.distance == 0:
             continue
-        said = ""
+        said, verdict = "", TUNED
         configs = _fitting(near.row, problem, target)
         if near.row.evidence.verdict == HEURISTIC and rests_on_default(near.row, target):
             # The neighbour found the heuristic fine: the heuristic for this problem, then, not
             # the config that it had for the neighbour's.
             config = _heuristic(key.family, problem, target)
             said = "; the heuristic won there, and this is that of the problem itself"
+            verdict = HEURISTIC
             is_none = isinstance(config, Infeasible)
             configs = str(config) if is_none else (config,) * len(near.row.configs)
         if isinstance(configs, str):
@@ -139,12 +151,24 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
         return Choice(
             key=key,
             source=Source.NEAREST,
-            why=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed}){said}",
+            found=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed}){said}",
             configs=configs,
             row=near.row,
             distance=near.distance,
+            loss=_loss(key, near.row, verdict),
         )
     return None
+
+
+def _loss(key: TuningKey, row: TableRow, verdict: str) -> ExpectedLoss | None:
+    """What a row is expected to lose for a key, by what its study timed; nothing on that very key.
+
+    A row whose config had no rival with a time says nothing of what is best.
+    """
+    timed = timed_key(row.key, row.evidence.problem)
+    if timed == key or row.evidence.num_candidates < 2:
+        return None
+    return expected_loss(key, timed, verdict)
 
 
 def rests_on_default(row: TableRow, target: Target) -> bool:

@@ -62,7 +62,7 @@ def test_coverage_by_family(folder):
     assert decode[2]["expected_loss_pct"] == 0
     # Nobody tried the neighbour's config here: what neighbours so far away lost is known.
     least = dataclasses.replace(PROBLEM, max_num_tokens=16)
-    near = expected_loss(make_row("decode", least).key, make_row("decode", PROBLEM).key)
+    near = expected_loss(make_row("decode", least).key, make_row("decode", PROBLEM).key, "tuned")
     assert (decode[0]["expected_loss_pct"], decode[0]["loss_worst_pct"]) == (
         near.pct,
         near.worst_pct,
@@ -127,7 +127,8 @@ def test_a_neighbour_that_pins_the_heuristic_is_an_answer_with_the_loss_of_recor
     assert (first["family"], first["num_tokens"]) == ("decode", 16)
     assert first["coverage"] == "nearest"
     assert "the heuristic won there" in first["why"]
-    recorded = expected_loss(dataclasses.replace(pinned.key, max_num_tokens=16), pinned.key)
+    asked = dataclasses.replace(pinned.key, max_num_tokens=16)
+    recorded = expected_loss(asked, pinned.key, "heuristic")
     assert first["expected_loss_pct"] == recorded.pct
     assert first["loss_from"] == recorded.pairs_text
 
