@@ -19,6 +19,7 @@ from rpa_tune.cli.explain_text import (
     print_slots,
 )
 from rpa_tune.cli.output import print_json
+from rpa_tune.cli.phases import phases_on_stderr
 from rpa_tune.cli.trace import write_schedules
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
@@ -76,7 +77,8 @@ def explain_function(asked: Asked, options: dict[str, Any]) -> bool:
                 hint="its arguments are given by --shapes, --arguments and --values",
             )
     texts = asked.pair or (options["config_text"],)
-    found = [_explain(asked, options, text) for text in texts]
+    names = ("A", "B") if asked.pair else ("",)
+    found = [_explain(asked, options, text, name) for name, text in zip(names, texts, strict=True)]
     if asked.pair is not None:
         _compare(asked, found)
         return True
@@ -93,7 +95,7 @@ def explain_function(asked: Asked, options: dict[str, Any]) -> bool:
     return one.ok
 
 
-def _explain(asked: Asked, options: dict[str, Any], config: str) -> KernelExplanation:
+def _explain(asked: Asked, options: dict[str, Any], config: str, name: str) -> KernelExplanation:
     where = "--compare" if asked.pair else "--config"
     more = parse_arguments(config, where)
     if more.positional:
@@ -115,7 +117,8 @@ def _explain(asked: Asked, options: dict[str, Any], config: str) -> KernelExplan
         call=options["call"] or "",
         folders=(str(Path.cwd()),),
     )
-    return explain_task(task, asked.target, deadline_s=asked.deadline_s)
+    with phases_on_stderr(name) as on_phase:
+        return explain_task(task, asked.target, deadline_s=asked.deadline_s, on_phase=on_phase)
 
 
 def _phases(found: KernelExplanation) -> dict[str, int]:
