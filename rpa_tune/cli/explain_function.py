@@ -9,7 +9,7 @@ import click
 from rpa_tune.analysis.compare import changes_to_dict, compare_timelines
 from rpa_tune.analysis.phases import bundle_labels, cycles_by_phase
 from rpa_tune.candidate import Status
-from rpa_tune.cli.compare_text import print_changes
+from rpa_tune.cli.compare_text import print_changes, print_ratio, print_timelines
 from rpa_tune.cli.explain_text import (
     print_doubts,
     print_lines,
@@ -216,11 +216,9 @@ def _compare(asked: Asked, found: list[KernelExplanation]) -> None:
         return
     for name, text, one in zip("AB", asked.pair, found, strict=True):
         click.echo(f"{name}  {text}\n   {one.time_us:,.1f} us a launch, simulated")
-    click.echo(f"B takes {ratio:.3f} of A's time")
-    print_changes("cycles by cause", changes["causes"], CAUSES)
-    print_changes("cycles by loop (2.1: the first in the second)", changes["loops"])
-    print_changes("instructions by unit", changes["units"])
-    print_changes("figures", changes["figures"])
+    print_ratio((before.time_us, after.time_us), (before.set_us, after.set_us))
+    print_changes("cycles by cause", changes["causes"], CAUSES, adds_up=True)
+    print_timelines(changes["loops"], changes["units"], changes["figures"], (before, after))
 
 
 def _trace(found: KernelExplanation, asked: Asked) -> None:

@@ -273,7 +273,7 @@ def _speedup(view: StudyView) -> float | None:
     return round((view.heuristic.time_us or 0.0) / view.time_us, 4)
 
 
-def _by_speedup(row: Row) -> tuple[bool, float]:
+def _by_speedup(row: Mapping[str, Any]) -> tuple[bool, float]:
     """The largest speed-up first; what has no time last."""
     return row["time, us"] is None, -(row["speed-up"] or 0.0)
 
@@ -369,8 +369,8 @@ def _facts(view: StudyView) -> list[str]:
         facts.append(f"{padding}.")
     workload = view.plan.workload if view.plan else {}
     if workload:
-        num = len(workload["batches"])
-        facts.append(f"Workload {workload['name']}: {num} batches. {workload['source']}.")
+        num, source = len(workload["batches"]), workload["source"]
+        facts.append(f"Workload {workload['name']}: {num} batches; {source}.")
     if view.plan:
         sampler = view.plan.sampler.get("kind", "unknown")
         objective = f", objective {view.plan.objective}" if view.plan.objective else ""
