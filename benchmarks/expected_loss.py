@@ -10,6 +10,11 @@ own best. Regrets are pooled by the distance of the keys (`tables.key.distance`)
 more by the fields in which the keys differ, which says what the best config depends on. A pair
 counts if the neighbour's config was recorded in both spaces.
 
+A space whose best config does not beat today's heuristic by more than the simulator's error has a
+row that pins the heuristic, and a neighbour is given its own heuristic then. Such pairs are pooled
+by themselves (`pinned`), as far as the heuristic was recorded in both spaces: another heuristic is
+another table.
+
 The plans beside the neighbour spaces record more of them:
 
     python benchmarks/record.py benchmarks/neighbour_spaces/decode.yaml --sample 8 --into truth
@@ -25,49 +30,71 @@ from typing import Any
 
 import yaml
 
+from rpa_kernels import load_family
 from rpa_kernels.problem import Problem
+from rpa_tune.candidate import Fidelity
+from rpa_tune.decide.promote import ERROR_PCT
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.tables.key import TuningKey, differences, distance, tuning_key
 from rpa_tune.tables.loss import EDGES, TABLE
 
 FOLDERS = [Path(__file__).parent / name for name in ("spaces", "neighbour_spaces")]
-Config = tuple[tuple[str, int], ...]
+Config = Any  # a family's record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Space:
-    """One recorded space: its key and the time of each config that has one."""
+    """One recorded space: its key, the time of each config that has one, today's heuristic."""
 
     key: TuningKey
     time_us: dict[Config, float]
     date: str
+    heuristic: Config = None
 
     @property
     def best(self) -> Config:
         """What its row would have."""
         return min(self.time_us, key=lambda config: self.time_us[config])
 
+    def loss_pct(self, config: Config) -> float:
+        """How much slower a recorded config is than the best."""
+        return 100 * (self.time_us[config] / self.time_us[self.best] - 1)
+
+    @property
+    def pins_default(self) -> bool:
+        """Whether its row would pin the heuristic."""
+        is_timed = self.heuristic in self.time_us
+        return is_timed and self.loss_pct(self.heuristic) <= ERROR_PCT[Fidelity.SIMULATED]
+
 
 def load_space(path: Path) -> Space:
     """Reads a truth that `record.py` wrote."""
     data = json.loads(gzip.decompress(path.read_bytes()))
     timed = [row for row in data["configs"] if row["time_us"]]
+    problem, family = Problem(**data["problem"]), load_family(data["family"])
     return Space(
-        key=tuning_key(Problem(**data["problem"]), data["chip"], data["family"]),
-        time_us={tuple(sorted(row["config"].items())): row["time_us"] for row in timed},
+        key=tuning_key(problem, data["chip"], data["family"]),
+        time_us={family.config_from_dict(row["config"]): row["time_us"] for row in timed},
         date=data["provenance"]["time"][:10],
+        heuristic=family.default_config(problem, load_chip(data["chip"]).target),
     )
 
 
-def regrets(spaces: list[Space]) -> dict[tuple[str, float], list[float]]:
-    """Family and edge of a bin -> percent that each pair in it lost."""
+def regrets(spaces: list[Space], *, pinned: bool = False) -> dict[tuple[str, float], list[float]]:
+    """Family and edge of a bin -> percent that each pair in it lost.
+
+    Args:
+      spaces: Recorded ones.
+      pinned: Only what the heuristic lost where the other space's row pins it.
+    """
     found: dict[tuple[str, float], list[float]] = {}
     for ours, theirs in itertools.permutations(spaces, 2):
         away = distance(ours.key, theirs.key)
         edge = next((edge for edge in EDGES if away is not None and away <= edge), None)
-        if edge is None or theirs.best not in ours.time_us:
+        answer = ours.heuristic if pinned else theirs.best
+        if edge is None or answer not in ours.time_us or (pinned and not theirs.pins_default):
             continue
-        loss = 100 * (ours.time_us[theirs.best] / ours.time_us[ours.best] - 1)
-        found.setdefault((ours.key.family, edge), []).append(loss)
+        found.setdefault((ours.key.family, edge), []).append(ours.loss_pct(answer))
     return found
 
 
@@ -82,8 +109,7 @@ def by_fields(spaces: list[Space]) -> list[dict[str, Any]]:
         away = distance(ours.key, theirs.key)
         if away is None:
             continue
-        known = ours.time_us.get(theirs.best)
-        loss = None if known is None else 100 * (known / ours.time_us[ours.best] - 1)
+        loss = ours.loss_pct(theirs.best) if theirs.best in ours.time_us else None
         fields = tuple(differences(ours.key, theirs.key))
         found.setdefault((ours.key.family, fields), []).append((away, loss))
     rows = []
@@ -101,7 +127,17 @@ def by_fields(spaces: list[Space]) -> list[dict[str, Any]]:
 
 def table(spaces: list[Space]) -> dict[str, Any]:
     """The content of the file."""
-    pooled = regrets(spaces)
+    dates = sorted({space.date for space in spaces})
+    return {
+        "source": f"benchmarks/expected_loss.py, {len(spaces)} spaces recorded {dates[0]} to "
+        f"{dates[-1]}, simulated",
+        "families": _by_family(regrets(spaces)),
+        "pinned": _by_family(regrets(spaces, pinned=True)),
+        "fields": by_fields(spaces),
+    }
+
+
+def _by_family(pooled: dict[tuple[str, float], list[float]]) -> dict[str, list[dict[str, Any]]]:
     families: dict[str, list[dict[str, Any]]] = {}
     for (family, edge), losses in sorted(pooled.items()):
         families.setdefault(family, []).append(
@@ -112,13 +148,7 @@ def table(spaces: list[Space]) -> dict[str, Any]:
                 "pairs": len(losses),
             }
         )
-    dates = sorted({space.date for space in spaces})
-    return {
-        "source": f"benchmarks/expected_loss.py, {len(spaces)} spaces recorded {dates[0]} to "
-        f"{dates[-1]}, simulated",
-        "families": families,
-        "fields": by_fields(spaces),
-    }
+    return families
 
 
 def main() -> None:

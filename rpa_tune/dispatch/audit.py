@@ -10,8 +10,7 @@ from rpa_kernels.slots import SLOTS, family_of
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.select import Choice, Source, rests_on_default, select
 from rpa_tune.provenance import kernel_digest
-from rpa_tune.tables.key import TuningKey, differences, timed_key
-from rpa_tune.tables.loss import expected_loss
+from rpa_tune.tables.key import TuningKey, differences
 from rpa_tune.tables.row import TableRow
 
 # A row whose key differs in nothing else was timed on the same attention, and one doubling away on
@@ -127,18 +126,13 @@ def _is_stale(choice: Choice) -> bool:
 
 def _loss_of_neighbours(choice: Choice) -> Loss | None:
     """What rows lost that stood in for keys as far from what they were timed on as this one."""
-    row = choice.row
-    if row is None:
-        return None
-    timed = timed_key(row.key, row.evidence.problem)
-    known = expected_loss(choice.key, timed) if timed != choice.key else None
-    if known is None:
+    if choice.loss is None or choice.row is None:
         return None
     return Loss(
-        pct=known.pct,
-        error_pct=row.evidence.error_pct,
-        where=known.pairs_text,
-        worst_pct=known.worst_pct,
+        pct=choice.loss.pct,
+        error_pct=choice.row.evidence.error_pct,
+        where=choice.loss.pairs_text,
+        worst_pct=choice.loss.worst_pct,
     )
 
 

@@ -4,7 +4,7 @@ Every answer says where it comes from; a miss is never silent.
 """
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rpa_kernels import load_family
@@ -17,9 +17,10 @@ from rpa_tune.tables.key import (
     TuningKey,
     differences,
     problem_of,
+    timed_key,
     tuning_key,
 )
-from rpa_tune.tables.loss import expected_loss
+from rpa_tune.tables.loss import ExpectedLoss, expected_loss
 from rpa_tune.tables.reader import Tables
 from rpa_tune.tables.row import HEURISTIC, TableRow
 
@@ -48,6 +49,8 @@ class Choice:
       row: The row, whose rule picks among the configs (a row that pins the heuristic has one); or
         None for the heuristic without a row, which has one, too.
       distance: How far the row's key is; 0 for an exact row, None for the heuristic.
+      loss: What rows lost that stood in for problems as far from what they were timed on; None
+        where the row was timed on this key, without a row, and where nothing was recorded.
     """
 
     key: TuningKey
@@ -56,6 +59,7 @@ class Choice:
     configs: tuple[Any, ...]
     row: TableRow | None = None
     distance: float | None = None
+    loss: ExpectedLoss | None = None
 
 
 def select(
@@ -83,9 +87,10 @@ def select(
     if row is not None:
         configs = _fitting(row, problem, target)
         if not isinstance(configs, str):
-            why = f"exact: {_name(row)}"
+            timed = _timed(row)
             return Choice(
-                key=key, source=Source.EXACT, why=why, configs=configs, row=row, distance=0.0
+                key=key, source=Source.EXACT, why=f"exact: {_name(row)}", configs=configs, row=row,
+                distance=0.0, loss=expected_loss(key, timed) if timed != key else None,
             )  # fmt: skip
         reason = f"{_name(row)} does not serve this problem ({configs})"
     if on_miss == "error":
@@ -95,10 +100,10 @@ def select(
             hint='sweep this problem, or load the dispatcher with on_miss="nearest"',
         )
     if on_miss == "nearest":
-        if choice := _nearest(key, problem, target, tables):
-            loss = expected_loss(key, choice.row.key) if choice.row else None
-            return replace(choice, why=f"{choice.why}; {loss or 'expected loss not known'}")
-        reason += f", and none that fits within distance {NEAREST_LIMIT:g}"
+        choice = _nearest(key, problem, target, tables)
+        if isinstance(choice, Choice):
+            return choice
+        reason += f", and {choice}"
     config = _heuristic(family, problem, target)
     if isinstance(config, Infeasible):
         return config
@@ -115,36 +120,60 @@ def _heuristic(name: str, problem: Problem, target: Target) -> Any | Infeasible:
     return config if blocked is None else blocked
 
 
-def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -> Choice | None:
+def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -> Choice | str:
+    """The nearest row that is worth taking, or why none is.
+
+    A row that pins the heuristic stands for the heuristic of this very problem. A config that beat
+    the heuristic elsewhere is taken where it gained more than rows so far away lose.
+    """
+    left = ""
     for near in tables.by_distance(key):
         if near.distance > NEAREST_LIMIT:
-            return None
+            break
         if near.distance == 0:
             continue
-        said = ""
-        configs = _fitting(near.row, problem, target)
-        if near.row.evidence.verdict == HEURISTIC and rests_on_default(near.row, target):
+        row, said = near.row, ""
+        pins = row.evidence.verdict == HEURISTIC and rests_on_default(row, target)
+        loss = expected_loss(key, _timed(row), pins_default=pins)
+        configs: tuple[Any, ...] | Infeasible | str
+        if pins:
             # The neighbour found the heuristic fine: the heuristic for this problem, then, not
             # the config that it had for the neighbour's.
             config = _heuristic(key.family, problem, target)
             said = "; the heuristic won there, and this is that of the problem itself"
-            is_none = isinstance(config, Infeasible)
-            configs = str(config) if is_none else (config,) * len(near.row.configs)
-        if isinstance(configs, str):
+            configs = config if isinstance(config, Infeasible) else (config,) * len(row.configs)
+        else:
+            configs = _fitting(row, problem, target)
+        if not isinstance(configs, tuple):
+            continue
+        if not pins and loss and (gain := _gain_pct(row)) is not None and gain < loss.pct:
+            left = left or f" but {_name(row)}, which gained {gain:.1f} % there: {loss}"
             continue
         changed = ", ".join(
             f"{name} {theirs} instead of {ours}"
-            for name, (ours, theirs) in differences(key, near.row.key).items()
+            for name, (ours, theirs) in differences(key, row.key).items()
         )
+        why = f"nearest: {_name(row)}, distance {near.distance:.2f} ({changed}){said}"
         return Choice(
             key=key,
             source=Source.NEAREST,
-            why=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed}){said}",
+            why=f"{why}; {loss or 'expected loss not known'}",
             configs=configs,
-            row=near.row,
+            row=row,
             distance=near.distance,
+            loss=loss,
         )
-    return None
+    return f"none that fits within distance {NEAREST_LIMIT:g}{left}"
+
+
+def _timed(row: TableRow) -> TuningKey:
+    return timed_key(row.key, row.evidence.problem)
+
+
+def _gain_pct(row: TableRow) -> float | None:
+    """How much slower the heuristic was than a row's configs, percent of their time."""
+    speedup = row.evidence.speedup
+    return None if speedup is None else 100 * (speedup - 1)
 
 
 def rests_on_default(row: TableRow, target: Target) -> bool:

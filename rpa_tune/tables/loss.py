@@ -2,18 +2,20 @@
 
 `expected_loss.yaml` has what was lost when recorded spaces were given each other's best configs
 (`benchmarks/expected_loss.py`). All of it is simulated. Pairs that differ in the very fields of a
-look-up say most, where there are enough; else all pairs that are as far apart.
+look-up say most, where there are enough; else all pairs that are as far apart. A row that pins the
+heuristic lends no config: what the heuristic of a problem lost where a neighbour pinned it is
+counted apart.
 """
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rpa_tune.tables.key import NEAREST_LIMIT, TuningKey, differences, distance
+from rpa_tune.tables.key import FILLED, NEAREST_LIMIT, TuningKey, differences, distance
 
 TABLE = Path(__file__).parent / "expected_loss.yaml"
 # Distances that are pooled: up to each of these, and above the one before. 0 are keys that are
@@ -34,6 +36,7 @@ class ExpectedLoss:
       num_pairs: Pairs of spaces that it rests on.
       up_to_distance: The farthest of them, in the units of `key.distance`.
       differ_in: The fields in which each pair differs; empty for pairs of any fields.
+      pins_default: Whether it is what the heuristic lost where a neighbour pinned it.
     """
 
     pct: float
@@ -41,13 +44,15 @@ class ExpectedLoss:
     num_pairs: int
     up_to_distance: float
     differ_in: tuple[str, ...] = ()
+    pins_default: bool = False
 
     @property
     def pairs_text(self) -> str:
         """Which pairs it rests on, in words."""
         if self.differ_in:
             return f"{self.num_pairs} pairs that differ in {' and '.join(self.differ_in)} alone"
-        return f"{self.num_pairs} pairs up to distance {self.up_to_distance:g}"
+        whose = " whose rows pin the heuristic" if self.pins_default else ""
+        return f"{self.num_pairs} pairs up to distance {self.up_to_distance:g}{whose}"
 
     def __str__(self) -> str:
         """In words, as `why` of a choice says it."""
@@ -57,13 +62,14 @@ class ExpectedLoss:
         )
 
 
-def _read(row: Mapping[str, Any]) -> ExpectedLoss:
+def _read(row: Mapping[str, Any], *, pins_default: bool = False) -> ExpectedLoss:
     return ExpectedLoss(
         pct=row["mean_pct"],
         worst_pct=row["worst_pct"],
         num_pairs=row["pairs"],
         up_to_distance=row["up_to_distance"],
         differ_in=tuple(row.get("differ_in", ())),
+        pins_default=pins_default,
     )
 
 
@@ -73,10 +79,13 @@ def _document() -> dict[str, Any]:
 
 
 @functools.cache
-def _by_distance() -> dict[str, tuple[ExpectedLoss, ...]]:
+def _by_distance(*, pins_default: bool) -> dict[str, tuple[ExpectedLoss, ...]]:
     """Family -> its losses, nearest first."""
-    families = _document()["families"]
-    return {family: tuple(map(_read, listed)) for family, listed in families.items()}
+    families = _document()["pinned" if pins_default else "families"]
+    return {
+        family: tuple(_read(row, pins_default=pins_default) for row in listed)
+        for family, listed in families.items()
+    }
 
 
 @functools.cache
@@ -87,28 +96,36 @@ def _by_fields() -> dict[tuple[str, frozenset[str]], ExpectedLoss]:
     return {(family, frozenset(loss.differ_in)): loss for family, loss in near}
 
 
-def expected_loss(asked: TuningKey, row: TuningKey) -> ExpectedLoss | None:
+def expected_loss(
+    asked: TuningKey, row: TuningKey, *, pins_default: bool = False
+) -> ExpectedLoss | None:
     """What a row is expected to lose where another key is asked for.
 
     Where pairs that are farther apart lost less than nearer ones, which chance can do, the nearer
-    ones count.
+    ones count. Sizes that a study fills (`key.FILLED`) make no distance; they are a loss of their
+    own, which counts if it is the greater one.
 
     Args:
       asked: What is looked up.
       row: What the row was timed on.
+      pins_default: Whether the row pins the heuristic, so that that of the problem is taken.
 
     Returns:
       None for a family, or a distance, that nothing was recorded for, and for keys of which none
       can stand in for the other.
     """
-    away = distance(asked, row)
+    sizes: dict[str, Any] = {name: getattr(asked, name) for name in FILLED.get(asked.family, ())}
+    near = replace(row, **sizes)
+    away = distance(asked, near)
     if away is None:
         return None
-    listed = _by_distance().get(asked.family, ())
-    if alike := _by_fields().get((asked.family, frozenset(differences(asked, row)))):
-        # Another workload alone may cost more, too.
-        return max(alike, *listed[:1], key=lambda entry: entry.pct)
-    for number, loss in enumerate(listed):
-        if away <= loss.up_to_distance:
-            return max(listed[: number + 1], key=lambda entry: entry.pct)
-    return None
+    listed = _by_distance(pins_default=pins_default).get(asked.family, ())
+    pooled = next((n for n, loss in enumerate(listed) if away <= loss.up_to_distance), None)
+    counted = [] if pooled is None else list(listed[: pooled + 1])
+    if not pins_default:
+        fields = _by_fields()
+        if alike := fields.get((asked.family, frozenset(differences(asked, near)))):
+            counted = [alike, *listed[:1]]  # another workload alone may cost more, too
+        filled = fields.get((asked.family, frozenset(differences(near, row))))
+        counted += [filled] if counted and filled else []
+    return max(counted, key=lambda loss: loss.pct, default=None)

@@ -97,8 +97,14 @@ def made(pct, edge, *differ_in) -> ExpectedLoss:
 def table(monkeypatch) -> dict[str, ExpectedLoss]:
     losses = {"near": made(2.0, 1.0), "far": made(1.0, 4.0), "sinks": made(3.0, 1.0, "has_sinks")}
     by_distance = {"decode": (losses["near"], losses["far"])}
-    by_fields = {("decode", frozenset({"has_sinks"})): losses["sinks"]}
-    monkeypatch.setattr(loss, "_by_distance", lambda: by_distance)
+    losses["pinned"] = replace(made(0.5, 4.0), pins_default=True)
+    losses["filled"] = made(2.5, 1.0, "max_num_tokens")
+    fields = ("sinks", "has_sinks"), ("filled", "max_num_tokens")
+    by_fields = {("decode", frozenset({field})): losses[name] for name, field in fields}
+    pinned = {"decode": (losses["pinned"],)}
+    monkeypatch.setattr(
+        loss, "_by_distance", lambda *, pins_default: pinned if pins_default else by_distance
+    )
     monkeypatch.setattr(loss, "_by_fields", lambda: by_fields)
     return losses
 
@@ -117,6 +123,32 @@ def test_pairs_that_differ_in_the_very_fields_say_most(table) -> None:
     assert expected_loss(*keys(has_sinks=True, return_lse=True)) is table["near"]
     assert "4 pairs that differ in has_sinks alone" in str(table["sinks"])
     assert "4 pairs up to distance 1" in str(table["near"])
+
+
+def test_sizes_that_a_study_fills_make_no_distance_and_are_a_loss_of_their_own(table) -> None:
+    tokens = PROBLEM.max_num_tokens << 9
+    assert expected_loss(*keys(max_num_tokens=tokens)) is table["filled"]
+    assert expected_loss(*keys(max_num_tokens=tokens, has_sinks=True)) is table["sinks"]
+    far = {"max_num_tokens": tokens, "page_size": 32 * PROBLEM.page_size}
+    assert expected_loss(*keys(**far)) is None
+    assert expected_loss(*keys(max_num_tokens=tokens, family="mixed")) is None
+
+
+def test_a_row_that_pins_the_heuristic_costs_what_heuristics_lost_there(table) -> None:
+    for changes in ({"has_sinks": True}, {"max_num_tokens": 8}, {"page_size": 8}):
+        assert expected_loss(*keys(**changes), pins_default=True) is table["pinned"]
+    assert "whose rows pin the heuristic" in str(table["pinned"])
+
+
+def test_pairs_of_pinned_rows_by_hand(benchmark, spaces) -> None:
+    """Only where the other space's heuristic is within the error of its best does it count."""
+    key, fast, slow = spaces[0].key, "fast", "slow"
+    ours = benchmark.Space(key=key, time_us={fast: 10.0, slow: 12.0}, date="", heuristic=slow)
+    pins = benchmark.Space(key=key, time_us={fast: 10.0, slow: 10.4}, date="", heuristic=slow)
+    untimed = benchmark.Space(key=key, time_us={fast: 10.0}, date="", heuristic=slow)
+    assert (ours.pins_default, pins.pins_default, untimed.pins_default) == (False, True, False)
+    found = benchmark.regrets([ours, pins, untimed], pinned=True)
+    assert found == {(key.family, 0.0): [pytest.approx(20.0)]}
 
 
 def test_fields_count_where_enough_pairs_are_near_enough() -> None:
