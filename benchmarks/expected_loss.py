@@ -35,7 +35,7 @@ from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Fidelity
 from rpa_tune.decide.promote import ERROR_PCT
 from rpa_tune.hw.chip import load_chip
-from rpa_tune.tables.key import TuningKey, differences, distance, tuning_key
+from rpa_tune.tables.key import NEAREST_LIMIT, TuningKey, differences, distance, tuning_key
 from rpa_tune.tables.loss import EDGES, TABLE
 
 FOLDERS = [Path(__file__).parent / name for name in ("spaces", "neighbour_spaces")]
@@ -101,13 +101,13 @@ def regrets(spaces: list[Space], *, pinned: bool = False) -> dict[tuple[str, flo
 def by_fields(spaces: list[Space]) -> list[dict[str, Any]]:
     """What pairs lost by the fields in which their keys differ; `pairs` counts those with a loss.
 
-    Pairs of any distance, the farthest that counts is said; `not_counted` are those whose best
-    config was recorded in one alone.
+    Pairs that look-ups could take for each other; `not_counted` are those whose best config was
+    recorded in one alone.
     """
     found: dict[tuple[str, tuple[str, ...]], list[tuple[float, float | None]]] = {}
     for ours, theirs in itertools.permutations(spaces, 2):
         away = distance(ours.key, theirs.key)
-        if away is None:
+        if away is None or away > NEAREST_LIMIT:
             continue
         loss = ours.loss_pct(theirs.best) if theirs.best in ours.time_us else None
         fields = tuple(differences(ours.key, theirs.key))

@@ -24,6 +24,9 @@ from rpa_tune.tables.loss import ExpectedLoss, expected_loss
 from rpa_tune.tables.reader import Tables
 from rpa_tune.tables.row import HEURISTIC, TableRow
 
+# What of a gain over the heuristic a neighbour's config is taken to keep elsewhere. A guess: where
+# the heuristic lost in one of two neighbours, it lost half as much in the other.
+_SHARED_GAIN = 0.5
 OnMiss = Literal["nearest", "heuristic", "error"]
 
 
@@ -124,7 +127,7 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
     """The nearest row that is worth taking, or why none is.
 
     A row that pins the heuristic stands for the heuristic of this very problem. A config that beat
-    the heuristic elsewhere is taken where it gained more than rows so far away lose.
+    the heuristic elsewhere is taken where half of that is more than what rows so far away lose.
     """
     left = ""
     for near in tables.by_distance(key):
@@ -146,7 +149,12 @@ def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -
             configs = _fitting(row, problem, target)
         if not isinstance(configs, tuple):
             continue
-        if not pins and loss and (gain := _gain_pct(row)) is not None and gain < loss.pct:
+        if (
+            not pins
+            and loss
+            and (gain := _gain_pct(row)) is not None
+            and _SHARED_GAIN * gain < loss.pct
+        ):
             left = left or f" but {_name(row)}, which gained {gain:.1f} % there: {loss}"
             continue
         changed = ", ".join(

@@ -15,14 +15,13 @@ from typing import Any
 
 import yaml
 
-from rpa_tune.tables.key import FILLED, NEAREST_LIMIT, TuningKey, differences, distance
+from rpa_tune.tables.key import FILLED, TuningKey, differences, distance
 
 TABLE = Path(__file__).parent / "expected_loss.yaml"
 # Distances that are pooled: up to each of these, and above the one before. 0 are keys that are
 # equal, judged on another workload.
 EDGES = (0.0, 2.0, 4.0, 6.5)
-# Pairs that differ in the very fields count alone if there are so many, none of them farther apart
-# than look-ups take rows.
+# Pairs that differ in the very fields count alone if there are so many.
 _ENOUGH = 4
 
 
@@ -90,10 +89,9 @@ def _by_distance(*, pins_default: bool) -> dict[str, tuple[ExpectedLoss, ...]]:
 
 @functools.cache
 def _by_fields() -> dict[tuple[str, frozenset[str]], ExpectedLoss]:
-    """Family and the fields that differ -> loss, where enough pairs are near enough."""
+    """Family and the fields that differ -> loss, where there are enough pairs."""
     rows = [row for row in _document()["fields"] if row["pairs"] >= _ENOUGH and row["differ_in"]]
-    near = [(row["family"], _read(row)) for row in rows if row["up_to_distance"] <= NEAREST_LIMIT]
-    return {(family, frozenset(loss.differ_in)): loss for family, loss in near}
+    return {(row["family"], frozenset(row["differ_in"])): _read(row) for row in rows}
 
 
 def expected_loss(
