@@ -21,14 +21,13 @@ import gzip
 import itertools
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rpa_kernels import load_family
-from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Fidelity
 from rpa_tune.decide.promote import ERROR_PCT
@@ -38,7 +37,7 @@ from rpa_tune.tables.loss import EDGES, TABLE
 from rpa_tune.tables.row import HEURISTIC, TUNED
 
 FOLDERS = [Path(__file__).parent / name for name in ("spaces", "neighbour_spaces")]
-Config = tuple[tuple[str, int], ...]
+Config = Any  # a family's record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,13 +48,13 @@ class Space:
       key: Its key.
       time_us: The time of each config that has one.
       date: When it was recorded.
-      heuristic: The family's default there; None if it has no time.
+      heuristic: Today's default of the family there; None if it has no time.
     """
 
     key: TuningKey
     time_us: dict[Config, float]
     date: str
-    heuristic: Config | None = None
+    heuristic: Config = None
 
     @property
     def best(self) -> Config:
@@ -77,26 +76,16 @@ class Space:
 def load_space(path: Path) -> Space:
     """Reads a truth that `record.py` wrote."""
     data = json.loads(gzip.decompress(path.read_bytes()))
-    timed = {_frozen(row["config"]): row["time_us"] for row in data["configs"] if row["time_us"]}
-    problem = Problem(**data["problem"])
-    # That of the day it was recorded, where the file says it.
-    said = data.get("heuristic") or _default(problem, data["chip"], data["family"])
+    problem, family = Problem(**data["problem"]), load_family(data["family"])
+    rows = [row for row in data["configs"] if row["time_us"]]
+    timed = {family.config_from_dict(row["config"]): row["time_us"] for row in rows}
+    default = family.default_config(problem, load_chip(data["chip"]).target)
     return Space(
         key=tuning_key(problem, data["chip"], data["family"]),
         time_us=timed,
         date=data["provenance"]["time"][:10],
-        heuristic=_frozen(said) if _frozen(said) in timed else None,
+        heuristic=default if default in timed else None,
     )
-
-
-def _frozen(config: dict[str, int]) -> Config:
-    return tuple(sorted(config.items()))
-
-
-def _default(problem: Problem, chip: str, family: str) -> dict[str, int]:
-    """Today's default; empty where none exists."""
-    config = load_family(family).default_config(problem, load_chip(chip).target)
-    return {} if isinstance(config, Infeasible) else asdict(config)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
