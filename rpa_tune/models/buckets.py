@@ -12,9 +12,9 @@ whatever a step holds. Tokens of drafts change no bucket: they count as new toke
 
 sglang-jax 0.0.2: `ModelWorker.normalize_token_paddings` and `__init__` (managers/tp_worker.py). A
 launch of prompts is padded to one of the token buckets and to the most sequences; a decode launch
-has a token a sequence, padded to one of the sequence buckets, from 1 on. Its main branch does the same
-(`CompilationManager` in model_executor/compilation_manager.py) without data parallelism and fused
-experts, which it adds.
+has a token a sequence, padded to one of the sequence buckets, from 1 on. Its main branch does the
+same (`CompilationManager` in model_executor/compilation_manager.py) without data parallelism and
+fused experts, which it adds.
 """
 
 import itertools
