@@ -67,12 +67,17 @@ class Group:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """The configs that are tried, those of `CONFIGS` that fit the chip."""
+        """Those of `CONFIGS` that fit the chip, with the form of copies that its default has."""
+        chip = load_chip(self.chip)
+        default = FAMILY.default_config(self.problem, chip.target)
+        assert isinstance(default, DecodeConfig)
         configs = [
-            DecodeConfig(bkv_sz=bkv, bkv_csz=512, seqs_per_step=seqs, num_buffers=buffers, bq_sz=16)
+            replace(
+                default, bkv_sz=bkv, bkv_csz=512, seqs_per_step=seqs, num_buffers=buffers, bq_sz=16
+            )
             for bkv, seqs, buffers in CONFIGS
         ]
-        return fitting(FAMILY, self.problem, load_chip(self.chip), self.workload, configs)
+        return fitting(FAMILY, self.problem, chip, self.workload, configs)
 
     @property
     def workload(self) -> Workload:
