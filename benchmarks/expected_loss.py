@@ -21,18 +21,15 @@ import gzip
 import itertools
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rpa_kernels import load_family
-from rpa_kernels.infeasible import Infeasible
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Fidelity
 from rpa_tune.decide.promote import ERROR_PCT
-from rpa_tune.hw.chip import load_chip
 from rpa_tune.tables.key import NEAREST_LIMIT, TuningKey, differences, distance, tuning_key
 from rpa_tune.tables.loss import EDGES, TABLE
 from rpa_tune.tables.row import HEURISTIC, TUNED
@@ -79,24 +76,17 @@ def load_space(path: Path) -> Space:
     data = json.loads(gzip.decompress(path.read_bytes()))
     timed = {_frozen(row["config"]): row["time_us"] for row in data["configs"] if row["time_us"]}
     problem = Problem(**data["problem"])
-    # That of the day it was recorded, where the file says it.
-    said = data.get("heuristic") or _default(problem, data["chip"], data["family"])
+    heuristic = _frozen(data["heuristic"])  # of the day that it was recorded
     return Space(
         key=tuning_key(problem, data["chip"], data["family"]),
         time_us=timed,
         date=data["provenance"]["time"][:10],
-        heuristic=_frozen(said) if _frozen(said) in timed else None,
+        heuristic=heuristic if heuristic in timed else None,
     )
 
 
 def _frozen(config: dict[str, int]) -> Config:
     return tuple(sorted(config.items()))
-
-
-def _default(problem: Problem, chip: str, family: str) -> dict[str, int]:
-    """Today's default; empty where none exists."""
-    config = load_family(family).default_config(problem, load_chip(chip).target)
-    return {} if isinstance(config, Infeasible) else asdict(config)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

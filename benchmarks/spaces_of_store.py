@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.store.journal import read
 from rpa_tune.tables.key import tuning_key
@@ -41,8 +42,12 @@ def _made_alike(answers: list[Evaluation]) -> list[Evaluation]:
 
 
 def truth(answers: list[Evaluation]) -> dict[str, Any]:
-    """A study's answers as plain numbers; what `record.py` writes, without bounds."""
+    """A study's answers as plain numbers; what `record.py` writes, without bounds.
+
+    The heuristic is that of today.
+    """
     candidate = answers[-1].candidate
+    default = candidate.family.default_config(candidate.problem, candidate.chip.target)
     return {
         "schema": SCHEMA,
         "study": candidate.study,
@@ -51,6 +56,7 @@ def truth(answers: list[Evaluation]) -> dict[str, Any]:
         "chip": candidate.chip.name,
         "family": candidate.family.name,
         "provenance": answers[-1].provenance,
+        "heuristic": {} if isinstance(default, Infeasible) else dataclasses.asdict(default),
         "configs": [
             {
                 "config": dataclasses.asdict(answer.candidate.config),
