@@ -27,15 +27,17 @@ from typing import Any
 
 import yaml
 
+from rpa_kernels import load_family
 from rpa_kernels.problem import Problem
 from rpa_tune.candidate import Fidelity
 from rpa_tune.decide.promote import ERROR_PCT
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.tables.key import NEAREST_LIMIT, TuningKey, differences, distance, tuning_key
 from rpa_tune.tables.loss import EDGES, TABLE
 from rpa_tune.tables.row import HEURISTIC, TUNED
 
 FOLDERS = [Path(__file__).parent / name for name in ("spaces", "neighbour_spaces")]
-Config = tuple[tuple[str, int], ...]
+Config = Any  # a family's record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,13 +48,13 @@ class Space:
       key: Its key.
       time_us: The time of each config that has one.
       date: When it was recorded.
-      heuristic: The family's default there; None if it has no time.
+      heuristic: Today's default of the family there; None if it has no time.
     """
 
     key: TuningKey
     time_us: dict[Config, float]
     date: str
-    heuristic: Config | None = None
+    heuristic: Config = None
 
     @property
     def best(self) -> Config:
@@ -74,19 +76,16 @@ class Space:
 def load_space(path: Path) -> Space:
     """Reads a truth that `record.py` wrote."""
     data = json.loads(gzip.decompress(path.read_bytes()))
-    timed = {_frozen(row["config"]): row["time_us"] for row in data["configs"] if row["time_us"]}
-    problem = Problem(**data["problem"])
-    heuristic = _frozen(data["heuristic"])  # of the day that it was recorded
+    problem, family = Problem(**data["problem"]), load_family(data["family"])
+    rows = [row for row in data["configs"] if row["time_us"]]
+    timed = {family.config_from_dict(row["config"]): row["time_us"] for row in rows}
+    default = family.default_config(problem, load_chip(data["chip"]).target)
     return Space(
         key=tuning_key(problem, data["chip"], data["family"]),
         time_us=timed,
         date=data["provenance"]["time"][:10],
-        heuristic=heuristic if heuristic in timed else None,
+        heuristic=default if default in timed else None,
     )
-
-
-def _frozen(config: dict[str, int]) -> Config:
-    return tuple(sorted(config.items()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

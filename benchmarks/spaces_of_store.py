@@ -2,8 +2,9 @@
 
     python benchmarks/spaces_of_store.py STORE.jsonl ... --into benchmarks/neighbour_spaces
 
-One file for each study with enough simulated configs: those that the search asked for, winners of
-neighbouring problems among them (`sweep/seeds.py`), so that many a neighbour's best is one of them.
+One file for each study that has ended with enough simulated configs: those that the search asked
+for, winners of neighbouring problems among them (`sweep/seeds.py`), so that many a neighbour's best
+is one of them.
 """
 
 import dataclasses
@@ -15,7 +16,6 @@ from typing import Any
 
 import click
 
-from rpa_kernels.infeasible import Infeasible
 from rpa_tune.candidate import Evaluation, Fidelity
 from rpa_tune.store.journal import read
 from rpa_tune.tables.key import tuning_key
@@ -42,12 +42,8 @@ def _made_alike(answers: list[Evaluation]) -> list[Evaluation]:
 
 
 def truth(answers: list[Evaluation]) -> dict[str, Any]:
-    """A study's answers as plain numbers; what `record.py` writes, without bounds.
-
-    The heuristic is that of today.
-    """
+    """A study's answers as plain numbers; what `record.py` writes, without bounds."""
     candidate = answers[-1].candidate
-    default = candidate.family.default_config(candidate.problem, candidate.chip.target)
     return {
         "schema": SCHEMA,
         "study": candidate.study,
@@ -56,7 +52,6 @@ def truth(answers: list[Evaluation]) -> dict[str, Any]:
         "chip": candidate.chip.name,
         "family": candidate.family.name,
         "provenance": answers[-1].provenance,
-        "heuristic": {} if isinstance(default, Infeasible) else dataclasses.asdict(default),
         "configs": [
             {
                 "config": dataclasses.asdict(answer.candidate.config),
@@ -80,13 +75,15 @@ def name_of(document: dict[str, Any], answer: Evaluation) -> str:
 @click.command()
 @click.argument("stores", metavar="STORE...", type=click.Path(path_type=Path, exists=True),
                 nargs=-1, required=True)  # fmt: skip
-@click.option("--least", default=8, show_default=True, help="Timed configs of a study, at least.")
+@click.option("--least", default=3, show_default=True, help="Timed configs of a study, at least.")
 @click.option("--into", "folder", type=click.Path(path_type=Path), required=True)
 def main(stores: tuple[Path, ...], least: int, folder: Path) -> None:
-    """Writes a truth for every study of stores that has enough of them."""
-    known = (answer for store in stores for answer in read(store).evaluations)
-    for answers in by_study(known).values():
-        if sum(answer.time_us is not None for answer in answers) < least:
+    """Writes a truth for every study of stores that has ended with enough of them."""
+    known = [read(store) for store in stores]
+    ended = {note.study for one in known for note in one.notes}
+    found = by_study(answer for one in known for answer in one.evaluations)
+    for study, answers in found.items():
+        if study not in ended or sum(a.time_us is not None for a in answers) < least:
             continue
         document = truth(answers)
         path = folder / f"{name_of(document, answers[-1])}.truth.json.gz"

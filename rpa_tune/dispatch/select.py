@@ -24,6 +24,9 @@ from rpa_tune.tables.loss import ExpectedLoss, expected_loss
 from rpa_tune.tables.reader import Tables
 from rpa_tune.tables.row import HEURISTIC, TUNED, TableRow
 
+# What of a gain over the heuristic a neighbour's config is taken to keep elsewhere. A guess: where
+# the heuristic lost in one of two neighbours, it lost half as much in the other.
+_SHARED_GAIN = 0.5
 OnMiss = Literal["nearest", "heuristic", "error"]
 
 
@@ -107,9 +110,10 @@ def select(
             hint='sweep this problem, or load the dispatcher with on_miss="nearest"',
         )
     if on_miss == "nearest":
-        if choice := _nearest(key, problem, target, tables):
+        choice = _nearest(key, problem, target, tables)
+        if isinstance(choice, Choice):
             return choice
-        reason += f", and none that fits within distance {NEAREST_LIMIT:g}"
+        reason += f", and {choice}"
     config = _heuristic(family, problem, target)
     if isinstance(config, Infeasible):
         return config
@@ -126,38 +130,55 @@ def _heuristic(name: str, problem: Problem, target: Target) -> Any | Infeasible:
     return config if blocked is None else blocked
 
 
-def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -> Choice | None:
+def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -> Choice | str:
+    """The nearest row that is worth taking, or why none is.
+
+    A row that keeps the heuristic stands for the heuristic of this very problem. A config that beat
+    the heuristic elsewhere is taken where half of that is more than what rows so far away lose.
+    """
+    left = ""
     for near in tables.by_distance(key):
         if near.distance > NEAREST_LIMIT:
-            return None
+            break
         if near.distance == 0:
             continue
-        said, verdict = "", TUNED
-        configs = _fitting(near.row, problem, target)
-        if near.row.evidence.verdict == HEURISTIC and rests_on_default(near.row, target):
+        row, said, verdict = near.row, "", TUNED
+        configs: tuple[Any, ...] | Infeasible | str
+        if row.evidence.verdict == HEURISTIC and rests_on_default(row, target):
             # The neighbour found the heuristic fine: the heuristic for this problem, then, not
             # the config that it had for the neighbour's.
             config = _heuristic(key.family, problem, target)
             said = "; the heuristic won there, and this is that of the problem itself"
             verdict = HEURISTIC
-            is_none = isinstance(config, Infeasible)
-            configs = str(config) if is_none else (config,) * len(near.row.configs)
-        if isinstance(configs, str):
+            configs = config if isinstance(config, Infeasible) else (config,) * len(row.configs)
+        else:
+            configs = _fitting(row, problem, target)
+        if not isinstance(configs, tuple):
+            continue
+        loss, gain = _loss(key, row, verdict), _gain_pct(row)
+        if verdict == TUNED and loss and gain is not None and _SHARED_GAIN * gain < loss.pct:
+            left = left or f" but {_name(row)}, which gained {gain:.1f} % there: {loss}"
             continue
         changed = ", ".join(
             f"{name} {theirs} instead of {ours}"
-            for name, (ours, theirs) in differences(key, near.row.key).items()
+            for name, (ours, theirs) in differences(key, row.key).items()
         )
         return Choice(
             key=key,
             source=Source.NEAREST,
-            found=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed}){said}",
+            found=f"nearest: {_name(row)}, distance {near.distance:.2f} ({changed}){said}",
             configs=configs,
-            row=near.row,
+            row=row,
             distance=near.distance,
-            loss=_loss(key, near.row, verdict),
+            loss=loss,
         )
-    return None
+    return f"none that fits within distance {NEAREST_LIMIT:g}{left}"
+
+
+def _gain_pct(row: TableRow) -> float | None:
+    """How much slower the heuristic was than a row's configs, percent of their time."""
+    speedup = row.evidence.speedup
+    return None if speedup is None else 100 * (speedup - 1)
 
 
 def _loss(key: TuningKey, row: TableRow, verdict: str) -> ExpectedLoss | None:

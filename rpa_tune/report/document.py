@@ -264,7 +264,7 @@ def _about(views: Sequence[StudyView]) -> str:
     is_measured = any(view.measured for view in views)
     times = "Times are simulated and measured" if is_measured else "All times are simulated"
     stores = ", ".join(dict.fromkeys(view.store for view in views))
-    return f"{times}. {len(views)} studies of {stores}; {versions or 'no answers'}."
+    return f"{times}. {len(views):,} studies of {stores}; {versions or 'no answers'}."
 
 
 def _speedup(view: StudyView) -> float | None:

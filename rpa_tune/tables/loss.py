@@ -8,14 +8,14 @@ them differ. Of what no pair differs in, nothing is known.
 """
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rpa_tune.tables.key import TuningKey, differences, distance
+from rpa_tune.tables.key import FILLED, TuningKey, differences, distance
 from rpa_tune.tables.row import HEURISTIC, TUNED
 
 TABLE = Path(__file__).parent / "expected_loss.yaml"
@@ -105,7 +105,8 @@ def expected_loss(asked: TuningKey, row: TuningKey, verdict: str) -> ExpectedLos
     """What a row is expected to lose where another key is asked for.
 
     Where pairs that are farther apart lost less than nearer ones, which chance can do, the nearer
-    ones count.
+    ones count. Sizes that a study fills (`key.FILLED`) make no distance; they are a loss of their
+    own, which counts if it is the greater one.
 
     Args:
       asked: What is looked up.
@@ -117,16 +118,28 @@ def expected_loss(asked: TuningKey, row: TuningKey, verdict: str) -> ExpectedLos
       None where nothing was recorded for the family, the distance or a field that differs, and for
       keys of which none can stand in for the other.
     """
-    away = distance(asked, row)
+    sizes: dict[str, Any] = {name: getattr(asked, name) for name in FILLED.get(asked.family, ())}
+    near = replace(row, **sizes)
+    away = distance(asked, near)
     if away is None:
         return None
-    changed = frozenset(differences(asked, row))
+    changed = frozenset(differences(asked, near))
     listed = _by_distance().get((asked.family, verdict), ())
-    alike = _by_fields().get((asked.family, verdict, changed))
+    fields = _by_fields()
+    counted = _pooled(listed, away, changed)
+    alike = fields.get((asked.family, verdict, changed))
     if alike and away <= alike.up_to_distance:
-        # Another workload alone may cost more, too.
-        return max(alike, *listed[:1], key=lambda entry: entry.pct)
+        counted = [alike, *listed[:1]]  # another workload alone may cost more, too
+    filled = fields.get((asked.family, verdict, frozenset(differences(near, row))))
+    counted += [filled] if counted and filled else []
+    return max(counted, key=lambda loss: loss.pct, default=None)
+
+
+def _pooled(
+    listed: Sequence[ExpectedLoss], away: float, changed: frozenset[str]
+) -> list[ExpectedLoss]:
+    """The pool of a distance and all nearer ones; empty if no pair in it differs in a field."""
     for number, loss in enumerate(listed):
         if away <= loss.up_to_distance and changed <= loss.fields:
-            return max(listed[: number + 1], key=lambda entry: entry.pct)
-    return None
+            return list(listed[: number + 1])
+    return []
