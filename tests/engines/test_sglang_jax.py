@@ -3,11 +3,7 @@
 Its sources are fetched at the commit that is known; `make test-engines` has the environment.
 """
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import judge
 import numpy as np
@@ -20,39 +16,6 @@ OPTIONS = {
     "max_prefill_tokens": 16, "precompile_token_paddings": [16], "precompile_bs_paddings": [4],
     "disable_hybrid_swa_memory": True, "mem_fraction_static": 0.1,
 }  # fmt: skip
-
-
-SPAWNED = """
-    import multiprocessing, check, sys, sgl_jax.launch_server
-    sgl_jax.launch_server.main  # what the documents call
-    child = multiprocessing.get_context("spawn").Process(target=check.check)
-    child.start()
-    child.join()
-    sys.exit(child.exitcode)
-"""
-CHECK = """
-def check():
-    from jax._src import xla_bridge
-    from sgl_jax.srt.layers.attention import flashattention_backend as backend
-    assert backend.ragged_paged_attention_v3.__wrapped__.__module__.endswith("_v3")
-    assert not xla_bridge.backends_are_initialized()
-"""
-
-
-def test_the_launcher_of_the_documents(tmp_path):
-    """The engine spawns its processes: each has the stand-in, and none has taken a device."""
-    text = Path(__file__).parents[2].joinpath("docs", "interop.md").read_text()
-    (block,) = (one for one in text.split("```python\n") if "sgl_jax.launch_server" in one)
-    script = block.split("```")[0]
-    head = script.partition("    from sgl_jax.launch_server import main\n")[0]
-    assert head.rstrip().endswith('if __name__ == "__main__":')
-    (tmp_path / "serve.py").write_text(head + SPAWNED)
-    (tmp_path / "check.py").write_text(CHECK)
-    path = os.pathsep.join([str(sglang_jax_main()), str(tmp_path)])
-    subprocess.run(
-        [sys.executable, tmp_path / "serve.py"], check=True, timeout=600,
-        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
 
 
 def test_gemma_of_the_engine(tmp_path):
