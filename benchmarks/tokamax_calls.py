@@ -1,10 +1,11 @@
 """The calls that tokamax timed: the function, its abstract arrays, and what its kernels read.
 
 tokamax times a call by all XLA operations in it, so everything that its program runs is recorded:
-the kernels, and the copies and transposes that XLA puts around them. Needs tokamax's wheel, and a
-jax that its kernels trace under: 0.11.1 or newer, so Python 3.12.
+the kernels, and the computations and copies that XLA puts around them (`hlo_steps.py`). Needs
+tokamax's wheel, and a jax that its kernels trace under: 0.11.1 or newer, so Python 3.12.
 """
 
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -17,16 +18,15 @@ import jax
 import jax.extend  # the kernel uses it, and does not import it
 import jax.numpy as jnp
 import numpy as np
+from hlo_steps import copies_launch, read_steps
 from jax.experimental import pallas as pl
 from jax.sharding import AbstractMesh
 
 from rpa_kernels.batch import Batch
 from rpa_kernels.problem import Problem
 from rpa_tune.compile import target, worker
-from rpa_tune.compile.lower import compile_call
 from rpa_tune.errors import DumpError, UsageError
-from rpa_tune.families.family import Call
-from rpa_tune.hw.chip import load_chip
+from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.interop.public.batched import BatchedConfig
 from rpa_tune.interop.public.launches import Recorder
 from rpa_tune.interop.public.operands import Operands, PallasCall
@@ -61,7 +61,7 @@ class Timed:
 
 
 def record_line(line: dict[str, Any], cache: Path) -> list[Launch]:
-    """In a worker: compiles the program of a row, and records every computation in it.
+    """In a worker: compiles the program of a row, and records all that it runs.
 
     Raises:
       UsageError: The compiler refuses, or something in the program cannot be simulated.
@@ -70,24 +70,40 @@ def record_line(line: dict[str, Any], cache: Path) -> list[Launch]:
     chip = load_chip(line["chip"])
     with calls.pretend(chip):
         timed = (_batched if line["kernel"] == "batched_rpa" else _dense)(line, WHEEL.root)
-        compiled = compile_call(
-            Call(
-                function=timed.function,
-                arguments=timed.arguments,
-                kernel_name=timed.calls[0].name,
-            ),
-            chip,
-        )
-    if compiled.bundles is None:
-        raise UsageError(f"{compiled.status}: {compiled.detail}")
+        folder, text = _compile(timed, chip)
     worker.report_phase("record")
-    return _launches(target.dump_folder(worker.worker_folder()), timed.calls, line["chip"])
+    return _launches(folder, text, timed.calls, line["chip"])
 
 
-def _launches(folder: Path, launched: tuple[PallasCall, ...], chip: str) -> list[Launch]:
-    """Everything that a compiled program runs, once each."""
+def _compile(timed: Timed, chip: Chip) -> tuple[Path, str]:
+    """The folder of the program's schedules, and the program as XLA made it.
+
+    Raises:
+      UsageError: The compiler refuses.
+    """
+    folder = target.dump_folder(worker.worker_folder())
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    sharding = jax.sharding.SingleDeviceSharding(target.device_free_device(chip))
+    arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in timed.arguments]
+    worker.report_phase("lower")
+    lowered = jax.jit(timed.function).lower(*arguments)
+    worker.report_phase("compile")
+    try:
+        return folder, lowered.compile().as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise UsageError(f"the compiler refuses: {str(error).splitlines()[0]}") from error
+
+
+def _launches(folder: Path, text: str, launched: tuple[PallasCall, ...], chip: str) -> list[Launch]:
+    """Everything that a compiled program runs, as often as it runs it.
+
+    Raises:
+      UsageError: Something of it cannot be simulated.
+    """
     waiting = {n: [c.operands for c in launched if c.name == n] for n in _names(launched)}
-    found = []
+    machine = load_machine(chip)
+    recorded: dict[str, Launch] = {}
     paths = {_computation(path): path for path in folder.glob("*-final_bundles.txt")}
     # Of calls by one name the compiler gives the first the highest number.
     for name, path in sorted(paths.items(), key=lambda item: _order(item[0])):
@@ -96,13 +112,16 @@ def _launches(folder: Path, launched: tuple[PallasCall, ...], chip: str) -> list
         kernel = name.rpartition(".")[0] if name.rpartition(".")[2].isdigit() else name
         operands = waiting[kernel].pop(0) if waiting.get(kernel) else {}
         try:
-            program = _as_run(load_program(path), chip)
-            recorded = record(program, load_machine(chip), operands)
+            one = record(_as_run(load_program(path), chip), machine, operands)
         except DumpError as error:
             raise UsageError(f"{name}: {error}") from error
-        found.append(recorded._replace(is_kernel=kernel in waiting))
+        recorded[name] = one._replace(is_kernel=kernel in waiting)
     if missing := [name for name, left in waiting.items() if left]:
         raise UsageError(f"kernels without a schedule of their own: {missing}")
+    steps = read_steps(text, recorded)
+    found = [recorded[step.schedule] for step in steps if step.schedule]
+    if copies := [step for step in steps if not step.schedule]:
+        found.append(copies_launch(copies, int(machine.value("granule_bytes"))))
     return found
 
 
