@@ -95,11 +95,8 @@ def audit_command(
         _print_fleet(audits, as_json=as_json)
         return
     found = audit(servers[0], tables=tables, fail_on=fail_on, libtpu_args=libtpu_args)
-    command = (
-        tune_command(found.server, tables, fail_on, workload, libtpu_args)
-        if found.tunable
-        else None
-    )
+    words = (tables, fail_on, workload, libtpu_args)
+    command = tune_command(found.server, *words) if found.tunable else None
     more = _Further(
         shares=traffic(found, _workload_of(by_traffic)) if by_traffic else None,
         hidden=_held_out(found, stores) if held_out else None,

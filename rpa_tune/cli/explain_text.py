@@ -88,13 +88,19 @@ def print_second_opinion(found: SecondOpinion) -> None:
     )
 
 
+def head_text(question: Question) -> str:
+    """What is asked of which problem, without the config."""
+    candidate = question.candidate
+    return (
+        f"{candidate.family.name} on {candidate.chip.name}: {question.model}, "
+        f"{problem_text(candidate.problem)}; workload {question.workload.name}"
+    )
+
+
 def _print_head(question: Question) -> None:
     candidate, problem = question.candidate, question.candidate.problem
     fields = " ".join(f"{k}={v}" for k, v in candidate.to_dict()["config"].items())
-    click.echo(
-        f"{candidate.family.name} on {candidate.chip.name}: {question.model}, "
-        f"{problem_text(problem)}; workload {question.workload.name}"
-    )
+    click.echo(head_text(question))
     if note := padding_note(problem):
         click.echo(f"{'':10}{note}")
     print_layers(question.loaded)

