@@ -176,6 +176,7 @@ def load_all(stores: Sequence[Path]) -> list[StudyView]:
 def _names(stores: Sequence[Path]) -> dict[Path, str]:
     """A name for each store: as much of its path as tells it from the others."""
     paths = list(dict.fromkeys(stores))
+    names = [str(path) for path in paths]  # for "." alone, which has no parts
     for num_parts in range(1, max(len(path.parts) for path in paths) + 1):
         names = [str(Path(*path.parts[-num_parts:])) for path in paths]
         if len(set(names)) == len(names):

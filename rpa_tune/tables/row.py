@@ -311,7 +311,7 @@ def _check_finite(what: str, value: Any) -> None:
 
 
 def _check_range(what: str, value: Any, most: float = MAX_INTEGER) -> None:
-    """A number that can be what its name says: no loss, count or error is below zero, no time is zero."""
+    """A number that can be what its name says: nothing is below zero, and no time is zero."""
     _check_finite(what, value)
     if value < 0 or (value == 0 and what.endswith("_us")):
         raise ValueError(

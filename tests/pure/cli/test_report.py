@@ -48,6 +48,13 @@ def test_the_page_is_whole_and_asks_no_network(tmp_path: Path):
     )
 
 
+def test_a_folder_without_a_name_is_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    error = report(Path(".")).exception
+    assert isinstance(error, StoreError)
+    assert "no such store" in str(error)
+
+
 def test_what_is_no_store_is_an_error(tmp_path: Path):
     (tmp_path / "x").write_text("rubbish\n")
     for name in ("none", "x"):

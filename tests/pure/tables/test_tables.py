@@ -121,7 +121,7 @@ BREAKS = {
     "evidence.interval_us=nan": lambda d: d["evidence"].update(interval_us=[1.0, float("nan")]),
     "evidence.share_of_wins='all'": lambda d: d["evidence"].update(share_of_wins="all"),
     "evidence.share_of_wins=7 must be at most 1": lambda d: d["evidence"].update(share_of_wins=7),
-    # Lint asks of a tuned row to beat the heuristic by this error: below zero it would ask for nothing.
+    # A tuned row must beat the heuristic by this error: below zero, lint would ask for nothing.
     "evidence.error_pct=-5 must be": lambda d: d["evidence"].update(error_pct=-5),
     "evidence.regret_pct=-0.1 must be": lambda d: d["evidence"].update(regret_pct=-0.1),
     "evidence.regret_by_num_configs_pct[0]=-1": lambda d: d["evidence"].update(
