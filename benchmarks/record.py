@@ -6,10 +6,11 @@ For every study of the plan a store, and beside it the truth alone as `NAME.trut
 stays readable when configs change. The sample is drawn without looking at any answer; the heuristic
 is always in it. What a store knows already is not asked again. Times are simulated.
 
-    python benchmarks/record.py PLAN.yaml --sample 6 --known STORE.jsonl --cross --into truth
+    python benchmarks/record.py PLAN.yaml ... --sample 6 --known STORE.jsonl --cross --into truth
 
 records what a sweep's store knows of each study in the place of a sample, and, with `--cross`, in
 each space the best config of every other one whose row could stand in, for `expected_loss.py`.
+Several plans have studies of their own even where one study would fill the rows of all.
 """
 
 import gzip
@@ -147,7 +148,8 @@ def truth(
 
 
 @click.command()
-@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@click.argument("plan_files", metavar="PLAN...", type=click.Path(path_type=Path), nargs=-1,
+                required=True)  # fmt: skip
 @click.option("--sample", default=80, show_default=True, help="Most configs of each study.")
 @click.option("--half", type=click.Choice(("", "design", "held_out")), default="")
 @click.option("--known", type=click.Path(path_type=Path), help="A store: what it knows, too.")
@@ -157,7 +159,7 @@ def truth(
 @click.option("--workers", default=1, show_default=True)
 @click.option("--into", "folder", type=click.Path(path_type=Path), required=True)
 def main(
-    plan_file: Path,
+    plan_files: tuple[Path, ...],
     sample: int,
     half: str,
     known: Path | None,
@@ -166,17 +168,18 @@ def main(
     folder: Path,
 ) -> None:
     """Evaluates a sample of each study's space at both fidelities."""
-    plan = load_plan(plan_file)
+    plans = [load_plan(plan_file) for plan_file in plan_files]
     simulated = SimulatedEvaluator(
-        num_workers=workers, cache_dir=folder / "cache", deadline_s=plan.search.deadline_s
-    )
+        num_workers=workers, cache_dir=folder / "cache",
+        deadline_s=max(plan.search.deadline_s for plan in plans),
+    )  # fmt: skip
     evaluators = {Fidelity.ANALYTICAL: AnalyticalEvaluator(), Fidelity.SIMULATED: simulated}
     answers = read(known).evaluations if known else ()
     configs: dict[str, list[Any]] = {}
     best: dict[str, tuple[TuningKey, Any]] = {}
     studies = []
     try:
-        for study in build_studies(plan):
+        for study in (study for plan in plans for study in build_studies(plan)):
             if isinstance(reason := study.heuristic(), Infeasible):
                 click.echo(f"{study.name}: left out, no config to beat: {reason}")
                 continue

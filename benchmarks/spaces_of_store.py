@@ -1,9 +1,10 @@
 """The spaces that a sweep has answered, as files for `expected_loss.py`: no compiler runs.
 
-    python benchmarks/spaces_of_store.py STORE.jsonl --into benchmarks/neighbour_spaces
+    python benchmarks/spaces_of_store.py STORE.jsonl ... --into benchmarks/neighbour_spaces
 
-One file for each study with enough simulated configs: those that the search asked for, winners of
-neighbouring problems among them (`sweep/seeds.py`), so that many a neighbour's best is one of them.
+One file for each study that has ended with enough simulated configs: those that the search asked
+for, winners of neighbouring problems among them (`sweep/seeds.py`), so that many a neighbour's best
+is one of them.
 """
 
 import dataclasses
@@ -72,13 +73,17 @@ def name_of(document: dict[str, Any], answer: Evaluation) -> str:
 
 
 @click.command()
-@click.argument("store", type=click.Path(path_type=Path, exists=True))
-@click.option("--least", default=8, show_default=True, help="Timed configs of a study, at least.")
+@click.argument("stores", metavar="STORE...", type=click.Path(path_type=Path, exists=True),
+                nargs=-1, required=True)  # fmt: skip
+@click.option("--least", default=3, show_default=True, help="Timed configs of a study, at least.")
 @click.option("--into", "folder", type=click.Path(path_type=Path), required=True)
-def main(store: Path, least: int, folder: Path) -> None:
-    """Writes a truth for every study of a store that has enough of them."""
-    for answers in by_study(read(store).evaluations).values():
-        if sum(answer.time_us is not None for answer in answers) < least:
+def main(stores: tuple[Path, ...], least: int, folder: Path) -> None:
+    """Writes a truth for every study of stores that has ended with enough of them."""
+    known = [read(store) for store in stores]
+    ended = {note.study for one in known for note in one.notes}
+    found = by_study(answer for one in known for answer in one.evaluations)
+    for study, answers in found.items():
+        if study not in ended or sum(a.time_us is not None for a in answers) < least:
             continue
         document = truth(answers)
         path = folder / f"{name_of(document, answers[-1])}.truth.json.gz"

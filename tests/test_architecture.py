@@ -35,9 +35,10 @@ ALLOWED: dict[str, set[str]] = {
     "models": set(),
     "models.flags": {"kernels", "hw"},
     "models.buckets": {"kernels", "models.flags"},
+    "models.limits": {"kernels", "models.buckets"},
     "models.server": {
-        "kernels", "hw", "models.buckets", "models.catalog", "models.flags", "models.model",
-        "models.padding", "models.roofline",
+        "kernels", "hw", "models.buckets", "models.catalog", "models.flags", "models.limits",
+        "models.model", "models.padding", "models.roofline",
     },
     "models.padding": {"kernels"},
     "models.weights": set(),

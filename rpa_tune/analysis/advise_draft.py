@@ -85,6 +85,11 @@ def draft(
             server, page_size=setting.page_size, kv_dtype=setting.kv_dtype, tp=setting.tp,
             kv_layout=setting.layout,
         )  # fmt: skip
+        if own.max_num_seqs < server.max_num_seqs:
+            raise UsageError(
+                f"{own.engine} runs at most {own.max_num_seqs:,} sequences in pages of "
+                f"{own.page_size} tokens, and this server {server.max_num_seqs:,}"
+            )
         layers = own.layers()
         workload = steps.at(setting.page_size)
         parts = tuple(

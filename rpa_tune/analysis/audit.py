@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from rpa_kernels.names import did_you_mean
 from rpa_tune.dispatch.audit import Entry, look_up_families
 from rpa_tune.dispatch.audit import audit as look_up
-from rpa_tune.dispatch.dispatcher import load_dispatcher
+from rpa_tune.dispatch.dispatcher import Dispatcher, load_dispatcher
 from rpa_tune.dispatch.select import Source
 from rpa_tune.errors import UsageError
 from rpa_tune.families.registry import load_family
@@ -128,27 +128,61 @@ def audit(
       UsageError: Options that do not go together.
       TableError: A table does not parse.
     """
-    server = as_server(server)
+    (found,) = audit_all([server], tables=tables, fail_on=fail_on, libtpu_args=libtpu_args)
+    return found
+
+
+def audit_all(
+    servers: Iterable[Server | Mapping[str, Any]],
+    *,
+    tables: str | Path | None = None,
+    fail_on: str = "heuristic",
+    libtpu_args: str = "",
+) -> list[Audit]:
+    """`audit` of several servers, in their order; the tables of a chip are loaded once.
+
+    Args:
+      servers: See `audit`, as all others.
+      tables: Tables that take precedence.
+      fail_on: What counts as a miss.
+      libtpu_args: Flags of all servers.
+
+    Raises:
+      UsageError: As `audit`.
+      TableError: As `audit`.
+    """
     if fail_on not in FAIL_ON:
         raise UsageError(
             f"{fail_on!r} is not one of {', '.join(FAIL_ON)}",
             where="fail_on",
             hint=did_you_mean(fail_on, FAIL_ON),
         )
-    dispatcher = load_dispatcher(server.chip, None if tables is None else Path(tables))
-    found: list[tuple[Share, Entry]] = []
-    for share in server.layers():
-        for bucket in server.buckets(share.problem):
-            entries = look_up(dispatcher, [bucket.problem], bucket.families)
-            found += [(share, entry) for entry in entries]
-    misses = tuple(entry for _, entry in found if entry.coverage in FAIL_ON[fail_on])
     flags = parse_args(libtpu_args)
-    return Audit(
-        server=server,
-        found=tuple(found),
-        misses=misses,
-        tables=dispatcher.tables,
-        libtpu_args=flags,
+    dispatchers: dict[str, Dispatcher] = {}
+    audits = []
+    for server in map(as_server, servers):
+        if server.chip not in dispatchers:
+            folder = None if tables is None else Path(tables)
+            dispatchers[server.chip] = load_dispatcher(server.chip, folder)
+        found = _look_ups(server, dispatchers[server.chip])
+        audits.append(
+            Audit(
+                server=server,
+                found=found,
+                misses=tuple(entry for _, entry in found if entry.coverage in FAIL_ON[fail_on]),
+                tables=dispatchers[server.chip].tables,
+                libtpu_args=flags,
+            )
+        )
+    return audits
+
+
+def _look_ups(server: Server, dispatcher: Dispatcher) -> tuple[tuple[Share, Entry], ...]:
+    return tuple(
+        (share, entry)
+        for share in server.layers()
+        for bucket in server.buckets(share.problem)
+        for entry in look_up(dispatcher, [bucket.problem], bucket.families)
     )
 
 

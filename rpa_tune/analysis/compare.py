@@ -43,6 +43,7 @@ class Comparison:
       loops: Cycles of each loop in the batch that takes most of the first one's time, likewise.
       units: Instructions of each issue slot in that batch, likewise.
       figures: Bundles, copies, bytes of that batch.
+      timelines: Of that batch, the first's and the second's.
     """
 
     before: Explanation
@@ -51,6 +52,7 @@ class Comparison:
     loops: tuple[Change, ...]
     units: tuple[Change, ...]
     figures: tuple[Change, ...]
+    timelines: tuple[Timeline, Timeline]
 
     @property
     def ratio(self) -> float:
@@ -109,10 +111,9 @@ def compare(before: Explanation, after: Explanation) -> Comparison:
     if before.question.candidate.study != after.question.candidate.study:
         raise UsageError("only configs of one problem, chip and workload can be compared")
     cycles = [side.evaluation.metrics["cycles_by_owner"] for side in sides]
-    changes = compare_timelines(*_same_batch(before, after))
-    return Comparison(
-        before=before, after=after, **{**changes, "causes": _ranked(_changes(*cycles))}
-    )
+    timelines = _same_batch(before, after)
+    changes = compare_timelines(*timelines) | {"causes": _ranked(_changes(*cycles))}
+    return Comparison(before=before, after=after, timelines=timelines, **changes)
 
 
 def compare_timelines(first: Timeline, second: Timeline) -> dict[str, tuple[Change, ...]]:

@@ -123,6 +123,7 @@ def explain_question(
     deadline_s: float = DEFAULT_DEADLINE_S,
     said: Callable[[str], None] = lambda text: None,
     advises: bool = True,
+    on_phase: Callable[[str], None] = lambda phase: None,
 ) -> Explanation:
     """The same of a candidate that is resolved.
 
@@ -134,19 +135,22 @@ def explain_question(
       deadline_s: Time limit, seconds, for compiling and for simulating.
       said: Takes a line for each neighbour that was tried, and each store that is left out.
       advises: Whether neighbours are looked for at all.
+      on_phase: Told the name of each phase when it begins: `lower`, `compile`, `parse`, `simulate`,
+        `profile` and `neighbours`.
 
     Raises:
       StoreError: A file of `stores` is no store.
     """
     most = int(_TRIES.check(tries, "tries"))
     cache = default_cache_dir() if cache is None else Path(cache)
-    simulation, profiled = _simulate(question, cache, deadline_s)
+    simulation, profiled = _simulate(question, cache, deadline_s, on_phase)
     neighbours: list[Neighbour] = []
     if advises and (base_us := simulation.evaluation.time_us) is not None:
         others = functools.cache(functools.partial(other_problems, question))
         answers = read_stores(stores, DEFAULT_STORES, said)
         neighbours += find_stored(question, others, answers)
         if most:
+            on_phase("neighbours")
             num_workers = min(most, len(os.sched_getaffinity(0)))
             with contextlib.closing(
                 SimulatedEvaluator(num_workers=num_workers, cache_dir=cache, deadline_s=deadline_s)
@@ -166,15 +170,18 @@ def explain_question(
 
 
 def _simulate(
-    question: Question, cache: Path, deadline_s: float
+    question: Question, cache: Path, deadline_s: float, on_phase: Callable[[str], None]
 ) -> tuple[Simulation, PhaseProfile | None]:
     """Its evaluation, and the cycles of its heaviest batch by source line."""
-    pool = WorkerPool(num_workers=1, deadline_s=deadline_s, environment=sources_environment)
+    pool = WorkerPool(
+        num_workers=1, deadline_s=deadline_s, environment=sources_environment, on_phase=on_phase
+    )
     with contextlib.closing(
         SimulatedEvaluator(cache_dir=cache, deadline_s=deadline_s, pool=pool)
     ) as evaluator:
         (simulation,) = evaluator.simulate_all([question.candidate], question.workload)
     if not simulation.evaluation.ok:
         return simulation, None
+    on_phase("profile")
     weighted, _ = simulation.heaviest(question.workload)
     return simulation, profile_batch(question.candidate, weighted.batch, cache)

@@ -70,6 +70,7 @@ def function_of(line: SourceLine) -> str:
     return max(named)[2] if named else Path(line.file).name
 
 
+@functools.cache
 def is_ours(file: str) -> bool:
     """Whether a file is one of our kernels'."""
     return any(part in (_FOLDER, "rpa_kernels") for part in Path(file).parts[-3:-1])

@@ -2,20 +2,21 @@
 
 import itertools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rpa_tune.analysis.audit import FAIL_ON, Audit, audit, traffic
+from rpa_tune.analysis.audit import FAIL_ON, Audit, audit, audit_all, traffic
+from rpa_tune.analysis.coverage import MOST_LOSS_PCT, Coverage, coverage
 from rpa_tune.analysis.held_out import HeldOut, held_out_text, hold_out, worst
 from rpa_tune.cli.layers_text import layers_to_dict, print_layers
 from rpa_tune.cli.options import NameChoice, libtpu_args_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.problem_text import problem_text, problem_to_dict
-from rpa_tune.cli.server import make_server, server_options, to_words
+from rpa_tune.cli.server import make_servers, server_options, servers_option, to_words
 from rpa_tune.dispatch.audit import Entry
 from rpa_tune.dispatch.select import Source
 from rpa_tune.errors import UsageError
@@ -30,7 +31,8 @@ EXIT_MISSES = 3
 
 
 @click.command(name="audit")
-@server_options()
+@server_options(required=False)
+@servers_option
 @click.option(
     "--tables",
     type=click.Path(path_type=Path),
@@ -54,6 +56,7 @@ EXIT_MISSES = 3
 @libtpu_args_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def audit_command(
+    fleet: Path | None,
     tables: Path | None,
     fail_on: str,
     libtpu_args: str,
@@ -68,7 +71,9 @@ def audit_command(
     """Lists every table look-up of a server, and where its config comes from.
 
     A model with several kinds of layers has every look-up once per kind. The options are the
-    server's own.
+    server's own. Of a file of servers only numbers are printed, by chip and engine, with the models
+    that are not covered: those with a look-up that is neither exact nor nearest with an expected
+    loss of less than 2 %.
 
     A heuristic config counts as a miss, because it was never compared with other configs. The loss
     is relative to tuned configs. For a nearest row it is what rows of neighbours so far away lost.
@@ -80,14 +85,19 @@ def audit_command(
 
     Example: rpa-tune audit --model llama3-8b --chip v6e --max-num-seqs 64
     """
-    found = audit(make_server(options), tables=tables, fail_on=fail_on, libtpu_args=libtpu_args)
     if stores and not held_out:
         raise UsageError("--store is for --held-out", hint="add --held-out")
-    command = (
-        tune_command(found.server, tables, fail_on, workload, libtpu_args)
-        if found.tunable
-        else None
-    )
+    servers = make_servers(fleet, options)
+    if fleet is not None:
+        asked = {"--write-plan": write_plan, "--by-traffic": by_traffic, "--held-out": held_out}
+        _one_server_only(name for name, value in asked.items() if value)
+        audits = audit_all(servers, tables=tables, fail_on=fail_on, libtpu_args=libtpu_args)
+        _print_fleet(audits, as_json=as_json)
+        return
+    found = audit(servers[0], tables=tables, fail_on=fail_on, libtpu_args=libtpu_args)
+    command = None
+    if found.tunable:
+        command = tune_command(found.server, tables, fail_on, workload, libtpu_args)
     more = _Further(
         shares=traffic(found, _workload_of(by_traffic)) if by_traffic else None,
         hidden=_held_out(found, stores) if held_out else None,
@@ -102,8 +112,46 @@ def audit_command(
             click.echo(f"To tune them: {command}")
     if write_plan is not None:
         _write_plan(write_plan, found, workload)
-    elif not found.ok:
+    else:
+        _exit(found.ok)
+
+
+def _exit(is_covered: bool) -> None:
+    if not is_covered:
         raise click.exceptions.Exit(EXIT_MISSES)
+
+
+def _one_server_only(options: Iterable[str]) -> None:
+    for name in options:
+        raise UsageError(f"{name} is for one server", hint="leave --servers out")
+
+
+def _print_fleet(audits: Sequence[Audit], *, as_json: bool) -> None:
+    """What the look-ups of several servers come to; exits with 3 if there are misses."""
+    found = coverage(audits)
+    if as_json:
+        print_json({"coverage": [one.to_dict() for one in found]})
+    else:
+        _print_coverage(found)
+    _exit(all(one.ok for one in audits))
+
+
+def _print_coverage(found: Sequence[Coverage]) -> None:
+    limit = f"{MOST_LOSS_PCT:g} %"
+    click.echo(
+        f"{'chip':6}{'engine':15}{'servers':>7}{'models':>8}{'covered':>9}{'exact':>8}"
+        f"{'nearest < ' + limit:>15}{'above, unknown':>16}{'heuristic':>11}{'infeasible':>12}"
+    )
+    for one in found:
+        click.echo(
+            f"{one.chip:6}{one.engine:15}{one.num_servers:>7}{len(one.models):>8}"
+            f"{len(one.covered):>9}{one.exact:>8}{one.near:>15}{one.far:>16}{one.heuristic:>11}"
+            f"{one.infeasible:>12}"
+        )
+    for one in found:
+        left = [name for name in one.models if name not in one.covered]
+        if left:
+            click.echo(f"not covered on {one.chip} in {one.engine}: {', '.join(left)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,6 +17,7 @@ from rpa_tune.cli.layers_text import layers_to_dict
 from rpa_tune.cli.numbers import number, number_or_none
 from rpa_tune.cli.options import batch_option, cache_option, kernel_options
 from rpa_tune.cli.output import print_json
+from rpa_tune.cli.phases import phases_on_stderr
 from rpa_tune.cli.question import resolve_question
 from rpa_tune.cli.trace import save_schedules, write_heaviest
 from rpa_tune.errors import UsageError
@@ -167,16 +168,15 @@ def _explain_candidate(
         )  # fmt: skip
         _compare(pair, options, cache=cache, deadline_s=deadline, as_json=as_json)
         return
-    found = explain_question(
-        resolve_question(cache=cache, **options),
-        tries=tries,
-        stores=stores,
-        cache=cache,
-        deadline_s=deadline,
-        said=_say,
-    )
-    is_asked = second_opinion and found.ok
-    opinion = ask_compiler(found.question, deadline_s=deadline) if is_asked else None
+    question, opinion = resolve_question(cache=cache, **options), None
+    with phases_on_stderr() as on_phase:
+        found = explain_question(
+            question, tries=tries, stores=stores, cache=cache, deadline_s=deadline, said=_say,
+            on_phase=on_phase,
+        )  # fmt: skip
+        if second_opinion and found.ok:
+            on_phase("second opinion")
+            opinion = ask_compiler(question, deadline_s=deadline)
     _show(found, opinion, as_json=as_json)
     if not found.ok:
         raise click.exceptions.Exit(1)
@@ -228,13 +228,15 @@ def _compare(
     as_json: bool,
 ) -> None:
     """Explains two configs, and prints them side by side."""
-    explained = [
-        explain_question(
-            resolve_question(**{**options, "config_text": text}, cache=cache),
-            cache=cache, deadline_s=deadline_s, said=_say, advises=False,
-        )
-        for text in pair
-    ]  # fmt: skip
+    questions = [resolve_question(**{**options, "config_text": text}, cache=cache) for text in pair]
+    explained = []
+    for name, question in zip("AB", questions, strict=True):
+        with phases_on_stderr(name) as on_phase:
+            side = explain_question(
+                question, cache=cache, deadline_s=deadline_s, said=_say, advises=False,
+                on_phase=on_phase,
+            )  # fmt: skip
+        explained.append(side)
     found = compare(*explained)
     if as_json:
         print_json(found.to_dict())

@@ -9,7 +9,7 @@ import click
 from rpa_tune.analysis.compare import changes_to_dict, compare_timelines
 from rpa_tune.analysis.phases import bundle_labels, cycles_by_phase
 from rpa_tune.candidate import Status
-from rpa_tune.cli.compare_text import print_changes
+from rpa_tune.cli.compare_text import print_changes, print_ratio, print_timelines
 from rpa_tune.cli.explain_text import (
     print_doubts,
     print_lines,
@@ -19,6 +19,7 @@ from rpa_tune.cli.explain_text import (
     print_slots,
 )
 from rpa_tune.cli.output import print_json
+from rpa_tune.cli.phases import phases_on_stderr
 from rpa_tune.cli.trace import write_schedules
 from rpa_tune.errors import UsageError
 from rpa_tune.hw.chip import load_chip
@@ -76,7 +77,8 @@ def explain_function(asked: Asked, options: dict[str, Any]) -> bool:
                 hint="its arguments are given by --shapes, --arguments and --values",
             )
     texts = asked.pair or (options["config_text"],)
-    found = [_explain(asked, options, text) for text in texts]
+    names = ("A", "B") if asked.pair else ("",)
+    found = [_explain(asked, options, text, name) for name, text in zip(names, texts, strict=True)]
     if asked.pair is not None:
         _compare(asked, found)
         return True
@@ -93,7 +95,7 @@ def explain_function(asked: Asked, options: dict[str, Any]) -> bool:
     return one.ok
 
 
-def _explain(asked: Asked, options: dict[str, Any], config: str) -> KernelExplanation:
+def _explain(asked: Asked, options: dict[str, Any], config: str, name: str) -> KernelExplanation:
     where = "--compare" if asked.pair else "--config"
     more = parse_arguments(config, where)
     if more.positional:
@@ -115,7 +117,8 @@ def _explain(asked: Asked, options: dict[str, Any], config: str) -> KernelExplan
         call=options["call"] or "",
         folders=(str(Path.cwd()),),
     )
-    return explain_task(task, asked.target, deadline_s=asked.deadline_s)
+    with phases_on_stderr(name) as on_phase:
+        return explain_task(task, asked.target, deadline_s=asked.deadline_s, on_phase=on_phase)
 
 
 def _phases(found: KernelExplanation) -> dict[str, int]:
@@ -213,11 +216,9 @@ def _compare(asked: Asked, found: list[KernelExplanation]) -> None:
         return
     for name, text, one in zip("AB", asked.pair, found, strict=True):
         click.echo(f"{name}  {text}\n   {one.time_us:,.1f} us a launch, simulated")
-    click.echo(f"B takes {ratio:.3f} of A's time")
-    print_changes("cycles by cause", changes["causes"], CAUSES)
-    print_changes("cycles by loop (2.1: the first in the second)", changes["loops"])
-    print_changes("instructions by unit", changes["units"])
-    print_changes("figures", changes["figures"])
+    print_ratio((before.time_us, after.time_us), (before.set_us, after.set_us))
+    print_changes("cycles by cause", changes["causes"], CAUSES, adds_up=True)
+    print_timelines(changes["loops"], changes["units"], changes["figures"], (before, after))
 
 
 def _trace(found: KernelExplanation, asked: Asked) -> None:

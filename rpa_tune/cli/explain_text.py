@@ -12,6 +12,7 @@ from rpa_tune.analysis.explain import Explanation
 from rpa_tune.analysis.neighbours import BOUNDED
 from rpa_tune.analysis.question import Question
 from rpa_tune.analysis.second_opinion import SecondOpinion
+from rpa_tune.candidate import Status
 from rpa_tune.cli.layers_text import print_layers
 from rpa_tune.cli.problem_text import problem_text
 from rpa_tune.evaluate.account import weighted_mean
@@ -38,6 +39,8 @@ def print_explanation(found: Explanation) -> None:
     _print_head(question)
     if not evaluation.ok:
         click.echo(f"{evaluation.status.value}: {evaluation.detail}")
+        if hint := _what_to_do(question, evaluation.status):
+            click.echo(f"hint: {hint}")
         return
     metrics, chip = evaluation.metrics, question.candidate.chip
     low, high = min(evaluation.batch_us), max(evaluation.batch_us)
@@ -88,13 +91,28 @@ def print_second_opinion(found: SecondOpinion) -> None:
     )
 
 
+def _what_to_do(question: Question, status: Status) -> str:
+    """What may help a candidate to a time; empty where nothing is known to."""
+    if status in (Status.COMPILE_TIMEOUT, Status.RUN_TIMEOUT):
+        return "--deadline gives it longer; smaller blocks (--config) compile sooner"
+    if status is Status.INFEASIBLE and question.is_default:
+        return f"that config is {question.candidate.family.name}'s own choice; --config changes it"
+    return ""
+
+
+def head_text(question: Question) -> str:
+    """What is asked of which problem, without the config."""
+    candidate = question.candidate
+    return (
+        f"{candidate.family.name} on {candidate.chip.name}: {question.model}, "
+        f"{problem_text(candidate.problem)}; workload {question.workload.name}"
+    )
+
+
 def _print_head(question: Question) -> None:
     candidate, problem = question.candidate, question.candidate.problem
     fields = " ".join(f"{k}={v}" for k, v in candidate.to_dict()["config"].items())
-    click.echo(
-        f"{candidate.family.name} on {candidate.chip.name}: {question.model}, "
-        f"{problem_text(problem)}; workload {question.workload.name}"
-    )
+    click.echo(head_text(question))
     if note := padding_note(problem):
         click.echo(f"{'':10}{note}")
     print_layers(question.loaded)

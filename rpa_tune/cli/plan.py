@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from rpa_tune.analysis.audit import FAIL_ON, audit
+from rpa_tune.analysis.audit import FAIL_ON, audit_all
 from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import NameChoice
 from rpa_tune.cli.output import print_json
-from rpa_tune.cli.server import make_server, server_options
+from rpa_tune.cli.server import make_servers, server_options, servers_option
 from rpa_tune.errors import UsageError
 from rpa_tune.files import write_whole
 from rpa_tune.models.server import Server
@@ -22,14 +22,12 @@ from rpa_tune.sweep.plan_for import (
     plan_for,
     summary,
 )
-from rpa_tune.sweep.plan_servers import load_fleet
 from rpa_tune.sweep.run import num_cores
 
 
 @click.command(name="plan")
 @server_options(required=False)
-@click.option("--servers", "fleet", type=click.Path(path_type=Path, dir_okay=False),
-              help="File with a list of such flags, one entry a server: a fleet.")  # fmt: skip
+@servers_option
 @click.option("--kernel", type=NameChoice(("ours", *KERNELS)), default="ours", show_default=True,
               help="Whose kernels to tune: ours, or what the engine itself runs.")  # fmt: skip
 @click.option("--workload", default=DEFAULT_WORKLOAD, show_default=True,
@@ -70,7 +68,7 @@ def plan_command(
 
     Example: rpa-tune plan --model llama3-8b --chip v6e --max-num-seqs 64 -o chat.yaml
     """
-    servers = _servers(fleet, options)
+    servers = make_servers(fleet, options)
     families = None
     if kernel != "ours":
         if missing:
@@ -99,29 +97,11 @@ def plan_command(
         click.echo(made.text, nl=False)
 
 
-def _servers(fleet: Path | None, options: dict[str, Any]) -> tuple[Server, ...]:
-    """The servers of a file, or the one of the options.
-
-    Raises:
-      UsageError: Neither, or both.
-    """
-    if fleet is None:
-        for name in ("model", "chip"):
-            if options[name] is None:
-                raise UsageError(
-                    f"--{name} is missing", hint="or name a file: --servers fleet.yaml"
-                )
-        return (make_server(options),)
-    if options["model"] is not None or options["chip"] is not None:
-        raise UsageError("--servers stands in the place of --model and --chip", where=str(fleet))
-    return load_fleet(fleet)
-
-
 def _missing(
     servers: tuple[Server, ...], tables: Path | None, fail_on: str
 ) -> tuple[tuple[Server, ...], list[str]]:
     """Of each server the shapes that have misses, and the families that do."""
-    found = [audit(server, tables=tables, fail_on=fail_on) for server in servers]
+    found = audit_all(servers, tables=tables, fail_on=fail_on)
     families = {entry.family for each in found for entry in each.tunable}
     if not families:
         raise UsageError("nothing is missing: no plan is written")

@@ -4,14 +4,18 @@ The options have the engine's own names.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from rpa_tune.cli.numbers import NumbersParam, number, number_or_none
 from rpa_tune.cli.options import KV_DTYPE, KV_LAYOUT_OPTION, ChipName, ModelName, NameChoice
+from rpa_tune.errors import UsageError
 from rpa_tune.models.buckets import ENGINES, LEAST_TOKENS, TPU_INFERENCE
-from rpa_tune.models.server import DEFAULT_TOKENS, Server
+from rpa_tune.models.limits import DEFAULT_SEQS, DEFAULT_TOKENS
+from rpa_tune.models.server import Server
+from rpa_tune.sweep.plan_servers import load_fleet
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -25,9 +29,11 @@ _OPTIONS = (
     click.option("--tp", default=1, show_default=True, type=number("tp"),
                  help="Devices that share the heads."),
     click.option("--dp", default=1, show_default=True, type=number("dp"),
-                 help="Ranks that share the sequences; attention data parallelism counts."),
-    click.option("--max-num-seqs", default=256, show_default=True, type=number("max_num_seqs"),
-                 help="Maximum sequences per step of a rank."),
+                 help="Ranks of one process that share the sequences; attention data parallelism "
+                 "counts."),
+    click.option("--max-num-seqs", type=number("max_num_seqs"),
+                 help="Maximum sequences per step of a rank; default: the engine's, "
+                 f"{DEFAULT_SEQS} (tpu-inference) or what its page table holds (sglang-jax)."),
     click.option("--max-num-batched-tokens", type=number("max_num_batched_tokens"),
                  help="Maximum new tokens per step of a rank; default: the engine's, "
                  + " or ".join(f"{num} ({name})" for name, num in DEFAULT_TOKENS.items()) + "."),
@@ -78,6 +84,30 @@ def server_options(*, required: bool = True) -> Callable[[Command], Command]:
 def make_server(options: Mapping[str, Any]) -> Server:
     """The server that the options describe; what was not given is the engine's choice."""
     return Server(**{name: value for name, value in options.items() if value is not None})
+
+
+servers_option = click.option(
+    "--servers", "fleet", type=click.Path(path_type=Path, dir_okay=False),
+    help="File with a list of such flags, one entry a server: a fleet.",
+)  # fmt: skip
+
+
+def make_servers(fleet: Path | None, options: Mapping[str, Any]) -> tuple[Server, ...]:
+    """The servers of a file, or the one of the options.
+
+    Raises:
+      UsageError: Neither, or both.
+    """
+    if fleet is None:
+        for name in ("model", "chip"):
+            if options[name] is None:
+                raise UsageError(
+                    f"--{name} is missing", hint="or name a file: --servers fleet.yaml"
+                )
+        return (make_server(options),)
+    if options["model"] is not None or options["chip"] is not None:
+        raise UsageError("--servers stands in the place of --model and --chip", where=str(fleet))
+    return load_fleet(fleet)
 
 
 def to_words(server: Server) -> list[str]:

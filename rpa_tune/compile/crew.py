@@ -46,12 +46,14 @@ class Crew:
         memory_bytes: int,
         scratch_dir: Path | None,
         environment: Callable[[Path], dict[str, str]],
+        on_phase: Callable[[str], None],
     ) -> None:
         """See `WorkerPool`; no process starts yet."""
         self._num_workers = num_workers
         self._memory_bytes = memory_bytes
         self._scratch_dir = scratch_dir
         self._environment = environment
+        self._on_phase = on_phase
         self._folder: Path | None = None
         self._again: deque[Task] = deque()  # tasks whose worker was killed from outside
         self.workers: list[WorkerProcess] = []
@@ -146,6 +148,7 @@ class Crew:
         if kind == "phase":
             (worker.phase,) = rest
             worker.deadline = time.monotonic() + task.deadline_s
+            self._on_phase(worker.phase)
             return None
         if not worker.is_ready:
             if kind == "error":

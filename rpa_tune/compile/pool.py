@@ -102,6 +102,7 @@ class WorkerPool(contextlib.AbstractContextManager["WorkerPool"]):
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
         scratch_dir: Path | None = None,
         environment: Callable[[Path], dict[str, str]] = target.worker_environment,
+        on_phase: Callable[[str], None] = lambda phase: None,
     ) -> None:
         """Makes a pool; no process starts yet.
 
@@ -112,6 +113,7 @@ class WorkerPool(contextlib.AbstractContextManager["WorkerPool"]):
             half of it is replaced.
           scratch_dir: Where workers keep dumps and logs; the system's temporary folder if None.
           environment: From a worker's folder to its environment variables.
+          on_phase: Told the name of a phase when a task begins it, by the pool's own thread.
         """
         if num_workers < 1:
             raise ValueError(f"num_workers={num_workers} must be at least 1")
@@ -122,6 +124,7 @@ class WorkerPool(contextlib.AbstractContextManager["WorkerPool"]):
             memory_bytes=memory_bytes,
             scratch_dir=scratch_dir,
             environment=environment,
+            on_phase=on_phase,
         )
         self._crew: Crew | None = None
         self._driver: threading.Thread | None = None

@@ -10,8 +10,7 @@ from rpa_kernels.slots import SLOTS, family_of
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.select import Choice, Source, rests_on_default, select
 from rpa_tune.provenance import kernel_digest
-from rpa_tune.tables.key import TuningKey, differences, timed_key
-from rpa_tune.tables.loss import expected_loss
+from rpa_tune.tables.key import TuningKey, differences
 from rpa_tune.tables.row import TableRow
 
 # A row whose key differs in nothing else was timed on the same attention, and one doubling away on
@@ -108,16 +107,17 @@ def _look_up(dispatcher: Dispatcher, problem: Problem, family: str) -> Entry:
         family=family,
         problem=problem,
         coverage=choice.source,
-        why=choice.why,
+        why=choice.found,
         distance=choice.distance,
         made_with=choice.row.evidence.libtpu_args if choice.row else None,
         is_stale=_is_stale(choice),
         is_untested=choice.row is not None and choice.row.evidence.num_candidates < 2,
     )
-    if choice.source is not Source.HEURISTIC:
-        is_known = not entry.is_stale and not entry.is_untested
-        return replace(entry, loss=_loss_of_neighbours(choice)) if is_known else entry
-    return replace(entry, loss=_loss_elsewhere(dispatcher, choice.key))
+    if choice.source is Source.HEURISTIC:
+        return replace(entry, loss=_loss_elsewhere(dispatcher, choice.key))
+    if entry.is_stale or entry.is_untested:
+        return entry
+    return replace(entry, why=choice.why, loss=_loss_of_neighbours(choice))
 
 
 def _is_stale(choice: Choice) -> bool:
@@ -127,12 +127,8 @@ def _is_stale(choice: Choice) -> bool:
 
 def _loss_of_neighbours(choice: Choice) -> Loss | None:
     """What rows lost that stood in for keys as far from what they were timed on as this one."""
-    row = choice.row
-    if row is None:
-        return None
-    timed = timed_key(row.key, row.evidence.problem)
-    known = expected_loss(choice.key, timed) if timed != choice.key else None
-    if known is None:
+    row, known = choice.row, choice.loss
+    if row is None or known is None:
         return None
     return Loss(
         pct=known.pct,

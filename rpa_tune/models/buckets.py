@@ -12,9 +12,9 @@ whatever a step holds. Tokens of drafts change no bucket: they count as new toke
 
 sglang-jax 0.0.2: `ModelWorker.normalize_token_paddings` and `__init__` (managers/tp_worker.py). A
 launch of prompts is padded to one of the token buckets and to the most sequences; a decode launch
-has a token a sequence, padded to one of the sequence buckets, from 1 on. Its main branch does the same
-(`CompilationManager` in model_executor/compilation_manager.py) without data parallelism and fused
-experts, which it adds.
+has a token a sequence, padded to one of the sequence buckets, from 1 on. Its main branch does the
+same (`CompilationManager` in model_executor/compilation_manager.py) without data parallelism and
+fused experts, which it adds.
 """
 
 import itertools
@@ -40,6 +40,9 @@ LEAST_TOKENS = 16
 _SGLANG_TOKENS = tuple(1 << i for i in range(6, 14))
 _SGLANG_SEQS = tuple(1 << i for i in range(9))
 _SGLANG_MOST_TOKENS = 16384
+# The model's own dtype, or bfloat16. Source: sglang-jax 0.0.2, `ModelRunner.init_memory_pool`; its
+# main branch (cddbf6f), `_init_kv_cache_dtype`.
+_SGLANG_CACHES = ("bfloat16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,6 +184,12 @@ class Engine:
             raise UsageError(f"token_buckets={self.token_buckets} must be at least 1 each")
         if self.engine == SGLANG_JAX:
             self._check_sglang()
+        elif self.max_num_batched_tokens < self.max_num_seqs:
+            # Source: vLLM's `SchedulerConfig.verify_max_model_len` (config/scheduler.py).
+            raise UsageError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} must be at least "
+                f"max_num_seqs={self.max_num_seqs}: vLLM does not start otherwise",
+            )
         self._check_ranks()
         if not self.only_tokens:
             return
@@ -205,6 +214,11 @@ class Engine:
                     f"{name}={getattr(self, name)} is an option of {TPU_INFERENCE}: "
                     f"{SGLANG_JAX} 0.0.2 has none"
                 )
+        if self.kv_dtype not in _SGLANG_CACHES:
+            raise UsageError(
+                f"kv_dtype={self.kv_dtype}: {SGLANG_JAX} has no such cache, and does not start",
+                hint=f"{' or '.join(_SGLANG_CACHES)}",
+            )
 
     def _check_ranks(self) -> None:
         """Refuses buckets that the ranks cannot share: jax shards equal parts only.

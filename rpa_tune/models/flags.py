@@ -20,7 +20,7 @@ from rpa_tune.ranges import RANGES
 _SWITCHES = ("bucket_seqs", "uses_prefill")
 _LISTS = {"token_buckets": "token_buckets", "only_tokens": "token_buckets"}
 # Left to the engine where there is none.
-_OPTIONAL = ("max_num_batched_tokens", "page_size")
+_OPTIONAL = ("max_num_seqs", "max_num_batched_tokens", "page_size")
 
 
 def take_flags(record: Any, names: Mapping[str, Iterable[str]]) -> None:

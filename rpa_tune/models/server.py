@@ -21,16 +21,11 @@ from rpa_tune.hw.chip import Chip, load_chip
 from rpa_tune.models.buckets import ENGINES, SGLANG_JAX, TPU_INFERENCE, Engine
 from rpa_tune.models.catalog import Share, load_model, load_within, model_name, shares
 from rpa_tune.models.flags import take_flags
+from rpa_tune.models.limits import TABLE_ENTRIES, limits_of_sglang_jax, limits_of_vllm
 from rpa_tune.models.model import LayerKind, Model
 from rpa_tune.models.padding import token_bytes
 from rpa_tune.models.roofline import Roofline
 
-# New tokens of a step where the flag is left out. Source: vLLM's `EngineArgs.get_batch_defaults`
-# for `LLM` (2,048 for `vllm serve`; of a TPU it learns no memory size, so both are those of a small
-# device, as are 256 sequences); sglang-jax 0.0.2, `ServerArgs.__post_init__`.
-DEFAULT_TOKENS = {"tpu-inference": 8192, "sglang-jax": 4096}
-# Half of SMEM for the page table, as the engine reckons. Source: as `own_page_size`.
-_TABLE_ENTRIES = 1024 * 1024 // 2 // 4
 _MLA_PAGE = 1024
 # Names of the flags, as people give them; the first ones are said even where they are the default.
 _SAID = ("model", "chip", "tp", "max_num_seqs", "max_num_batched_tokens", "max_model_len",
@@ -49,16 +44,17 @@ class Server(Engine):
       chip: Chip name.
       tp: Devices that share the heads; KV heads are repeated when there are fewer. In tpu-inference
         they share the sequences instead where the model has latents (MLA).
-      max_num_seqs: See `Engine`.
+      max_num_seqs: See `Engine`; 0 for the engine's default. sglang-jax runs fewer than it is told
+        where their pages fill its table.
       max_num_batched_tokens: See `Engine`; 0 for the engine's default.
       kv_layout: Layout of the KV cache.
-      page_size: Tokens in one page; 0 for the engine's own choice. Neither is 0 once it is made.
+      page_size: Tokens in one page; 0 for the engine's own choice. None is 0 once it is made.
     """
 
     model: str
     chip: str
     tp: int = 1
-    max_num_seqs: int = 256
+    max_num_seqs: int = 0
     max_num_batched_tokens: int = 0
     page_size: int = 0
     kv_layout: str = HEAD_ALONG_SUBLANE
@@ -72,8 +68,14 @@ class Server(Engine):
         """
         take_flags(self, {"engine": ENGINES})
         object.__setattr__(self, "model", model_name(self.model))
-        if not self.max_num_batched_tokens:
-            object.__setattr__(self, "max_num_batched_tokens", DEFAULT_TOKENS[self.engine])
+        if self.engine == SGLANG_JAX and self.page_size in (0, 1):
+            raise UsageError(
+                f"{SGLANG_JAX} has pages of one token unless it is told, and no kernel takes those",
+                hint="start it with --page-size 128, and give --page-size 128 here",
+            )
+        seqs, tokens = self._limits()
+        object.__setattr__(self, "max_num_seqs", seqs)
+        object.__setattr__(self, "max_num_batched_tokens", tokens)
         self._check()
         if not self.page_size:
             object.__setattr__(self, "page_size", self._own_page_size())
@@ -84,12 +86,13 @@ class Server(Engine):
                 hint="its name there is --chunked-prefill-size",
             )
 
-    def _own_page_size(self) -> int:
+    def _limits(self) -> tuple[int, int]:
+        given = (self.max_num_seqs, self.max_num_batched_tokens, self.max_model_len)
         if self.engine == SGLANG_JAX:
-            raise UsageError(
-                f"{SGLANG_JAX} has pages of one token unless it is told, and no kernel takes those",
-                hint="start it with --page-size 128, and give --page-size 128 here",
-            )
+            return limits_of_sglang_jax(*given, self.page_size)
+        return limits_of_vllm(*given)
+
+    def _own_page_size(self) -> int:
         return own_page_size(
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
@@ -294,10 +297,10 @@ def own_page_size(*, max_model_len: int, max_num_seqs: int, uses_mla: bool = Fal
     """
     if uses_mla:
         return _MLA_PAGE
-    pages_of_seq = _TABLE_ENTRIES // max_num_seqs
+    pages_of_seq = TABLE_ENTRIES // max_num_seqs
     if not pages_of_seq:
         raise UsageError(
-            f"max_num_seqs={max_num_seqs} must be at most {_TABLE_ENTRIES:,} where tpu-inference "
+            f"max_num_seqs={max_num_seqs} must be at most {TABLE_ENTRIES:,} where tpu-inference "
             "chooses the page size",
             hint="give --page-size, or fewer sequences",
         )

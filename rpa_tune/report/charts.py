@@ -9,15 +9,18 @@ from typing import Any
 
 import altair as alt
 
+from rpa_tune.report.gains import MEND_PCT
 from rpa_tune.report.rows import BOTH, HEURISTIC, TRIED, WINNER
 from rpa_tune.report.words import CAUSES, VERDICTS
 
 Spec = dict[str, Any]
 _WIDTH = 640
 _DATA = alt.NamedData("rows")
-# Readable on white and on black.
+# Readable on white and on black. What was left behind for its bound has a colour of its own: its
+# grey was taken for that of what cannot exist.
+_GREY = "#888888"
 _STATE_COLORS = {
-    "infeasible": "#9a9a9a55", "bounded": "#9a9a9a88", "not asked": "#9a9a9a22",
+    "infeasible": "#9a9a9a66", "bounded": "#7a6fc066", "not asked": "#9a9a9a1c",
     "failed": "#d6545488",
 }  # fmt: skip
 _ROLE_COLORS = {WINNER: "#2a9d5c", BOTH: "#2a9d5c", HEURISTIC: "#e08a1e", TRIED: "#7a8aa0"}
@@ -341,10 +344,11 @@ def gains() -> Spec:
                  ("low_pct", "from, %", ".1f"), ("high_pct", "to, %", ".1f"))  # fmt: skip
     base = alt.Chart(_DATA)
     chart = alt.layer(
-        base.mark_rule(strokeWidth=5, opacity=0.15).encode(
+        base.mark_rule(strokeDash=[4, 4], color=_GREY).encode(x=alt.datum(MEND_PCT)),
+        base.mark_rule(strokeWidth=5, opacity=0.15, color=_GREY).encode(
             x=alt.X("low_pct:Q", title=title), x2="high_pct:Q", y=y, tooltip=tips
         ),
-        base.mark_point(filled=True, size=50).encode(
+        base.mark_point(filled=True, size=50, opacity=0.9).encode(
             x=alt.X("gain_pct:Q", title=title), y=y, color="family:N", tooltip=tips
         ),
     ).properties(width=_WIDTH)
@@ -363,8 +367,8 @@ def measured() -> Spec:
     base = alt.Chart(_DATA)
     inside = alt.Scale(domain=[True, False], range=["#2a9d5c", "#d65454"])
     chart = alt.layer(
-        base.mark_line(color="#888888", strokeDash=[4, 4]).encode(x=x, y=alt.Y("simulated_us:Q")),
-        base.mark_rule(strokeWidth=6, opacity=0.35).encode(
+        base.mark_line(color=_GREY, strokeDash=[4, 4]).encode(x=x, y=alt.Y("simulated_us:Q")),
+        base.mark_rule(strokeWidth=6, opacity=0.35, color=_GREY).encode(
             x=x, y=alt.Y("low_us:Q"), y2="high_us:Q", tooltip=tips
         ),
         base.mark_point(filled=True, size=60).encode(

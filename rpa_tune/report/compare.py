@@ -205,4 +205,4 @@ def _summary(pairs: Sequence[Pair], first: str, second: str) -> str:
         f"{max(ratios):.3f}); "
         f"{flipped} have another winner."
     )
-    return text + (f" {missing} have no time in one of them." if missing else "")
+    return text + (f" {missing:,} have no time in one of them." if missing else "")

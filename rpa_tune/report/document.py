@@ -115,7 +115,8 @@ RUN_CHARTS = (
     Chart(
         id="coverage",
         question="What is tuned, and what is missing?",
-        note="A bar is a study, or the studies of a model and a family where there are many. "
+        note="A bar is a study, or the studies of a model and a family where there are many. One "
+        "that several models share is in the line of each that its name says. "
         "Tuned: its row beats the heuristic by more than the error. "
         "Heuristic: nothing does, and the row keeps the heuristic's config.",
         empty="The store has no studies.",
@@ -125,7 +126,8 @@ RUN_CHARTS = (
         id="gains",
         question="Where does the heuristic lose, by chip, model and family?",
         note=f"A point is a study. The bar is what the evaluator's error leaves open. Beyond "
-        f"{MEND_PCT:g} % the heuristic is to be mended; `rpa-tune report --gains` lists those.",
+        f"the dashed line ({MEND_PCT:g} %) the heuristic is to be mended; rpa-tune report --gains "
+        "lists those.",
         empty="No study has a time of the heuristic and of another config.",
         spec=charts.gains,
     ),
@@ -148,8 +150,8 @@ COMPARED = Chart(
 TABLE = {
     "question": "How much faster than the heuristic is each study's row, and is that more than the "
     "error?",
-    "note": "A click on a head sorts, on a row shows its study. The interval is where nine of ten "
-    "sets of the simulator's parameters put the time.",
+    "note": "The largest speed-up comes first. A click on a head sorts, on a row shows its study. "
+    "The interval is where nine of ten sets of the simulator's parameters put the time.",
 }
 
 
@@ -205,8 +207,7 @@ def make_document(views: Sequence[StudyView], *, title: str) -> Row:
         "charts": {chart.id: chart.to_dict() for chart in shown},
         "study_charts": [chart.id for chart in STUDY_CHARTS],
         "run_charts": [chart.id for chart in RUN_CHARTS],
-        # What has a time comes first.
-        "table": {**TABLE, "rows": pack(sorted(table, key=lambda row: row["time, us"] is None))},
+        "table": {**TABLE, "rows": pack(sorted(table, key=_by_speedup))},
         "run": {
             "coverage": pack(coverage_rows(views, table)),
             "gains": pack([asdict(gain) for gain in gains(views)]),
@@ -263,13 +264,18 @@ def _about(views: Sequence[StudyView]) -> str:
     is_measured = any(view.measured for view in views)
     times = "Times are simulated and measured" if is_measured else "All times are simulated"
     stores = ", ".join(dict.fromkeys(view.store for view in views))
-    return f"{times}. {len(views)} studies of {stores}; {versions or 'no answers'}."
+    return f"{times}. {len(views):,} studies of {stores}; {versions or 'no answers'}."
 
 
 def _speedup(view: StudyView) -> float | None:
     if view.heuristic is None or not view.time_us:
         return None
     return round((view.heuristic.time_us or 0.0) / view.time_us, 4)
+
+
+def _by_speedup(row: Mapping[str, Any]) -> tuple[bool, float]:
+    """The largest speed-up first; what has no time last."""
+    return row["time, us"] is None, -(row["speed-up"] or 0.0)
 
 
 def _table_row(view: StudyView, label: str, index: int) -> Row:
@@ -363,8 +369,8 @@ def _facts(view: StudyView) -> list[str]:
         facts.append(f"{padding}.")
     workload = view.plan.workload if view.plan else {}
     if workload:
-        num = len(workload["batches"])
-        facts.append(f"Workload {workload['name']}: {num} batches. {workload['source']}.")
+        num, source = len(workload["batches"]), workload["source"]
+        facts.append(f"Workload {workload['name']}: {num} batches; {source}.")
     if view.plan:
         sampler = view.plan.sampler.get("kind", "unknown")
         objective = f", objective {view.plan.objective}" if view.plan.objective else ""

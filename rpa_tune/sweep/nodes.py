@@ -166,6 +166,10 @@ def _split_unit(node: Node, what: str) -> tuple[float, str]:
     return float(match[1]), match[2]
 
 
+# What PyYAML, which knows YAML 1.1, takes for a number of base 8 (010) or 60 (1:30).
+_OTHER_BASES = re.compile(r"[-+]?(0_*[0-7][0-7_]*|[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?)")
+
+
 class Loader(yaml.SafeLoader):
     """YAML's plain values; what cannot be one is an error with its line, as all others are."""
 
@@ -173,8 +177,16 @@ class Loader(yaml.SafeLoader):
         """The value of a node.
 
         Raises:
-          yaml.MarkedYAMLError: It has none: a date in month 13, or `!!int abc`.
+          yaml.MarkedYAMLError: It has none: a date in month 13, or `!!int abc`. Or it has two:
+            `010` is 8 in YAML 1.1 and 10 in YAML 1.2, and so is `1:30` 90, or a text.
         """
+        is_number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        if is_number and _OTHER_BASES.fullmatch(node.value):
+            raise yaml.MarkedYAMLError(
+                problem=f"{node.value:.40} is one number in YAML 1.1 and another or none in 1.2; "
+                "write it in base 10, without leading zeros or colons, or quote it",
+                problem_mark=node.start_mark,
+            )
         try:
             return super().construct_object(node, deep)
         except (ValueError, KeyError, AttributeError) as error:

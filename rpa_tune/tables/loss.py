@@ -1,26 +1,28 @@
 """What taking a neighbour's row is expected to lose, by what differs and how far it is. No jax.
 
-`expected_loss.yaml` has what was lost when recorded spaces were given each other's best configs
-(`benchmarks/expected_loss.py`). All of it is simulated. Pairs that differ in the very fields of a
-look-up say most, where there are enough; else all pairs that are as far apart.
+`expected_loss.yaml` has what was lost when recorded spaces were given what each other's rows lend:
+a config, or, where the row keeps the heuristic, the borrower's own (`benchmarks/expected_loss.py`).
+All of it is simulated. Pairs that differ in the very fields of a look-up say most, where there are
+enough; else all pairs that are as far apart, if each field of the look-up is one in which some of
+them differ. Of what no pair differs in, nothing is known.
 """
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rpa_tune.tables.key import NEAREST_LIMIT, TuningKey, differences, distance
+from rpa_tune.tables.key import FILLED, TuningKey, differences, distance
+from rpa_tune.tables.row import HEURISTIC, TUNED
 
 TABLE = Path(__file__).parent / "expected_loss.yaml"
 # Distances that are pooled: up to each of these, and above the one before. 0 are keys that are
 # equal, judged on another workload.
 EDGES = (0.0, 2.0, 4.0, 6.5)
-# Pairs that differ in the very fields count alone if there are so many, none of them farther apart
-# than look-ups take rows.
+# Pairs that differ in the very fields count alone if there are so many.
 _ENOUGH = 4
 
 
@@ -33,21 +35,28 @@ class ExpectedLoss:
       worst_pct: The most that one lost.
       num_pairs: Pairs of spaces that it rests on.
       up_to_distance: The farthest of them, in the units of `key.distance`.
+      verdict: That of the rows of these pairs: `tuned`, and lends its config; or `heuristic`, and
+        lends that of the borrower.
       differ_in: The fields in which each pair differs; empty for pairs of any fields.
+      fields: Those in which some pair differs.
     """
 
     pct: float
     worst_pct: float
     num_pairs: int
     up_to_distance: float
+    verdict: str = TUNED
     differ_in: tuple[str, ...] = ()
+    fields: frozenset[str] = frozenset()
 
     @property
     def pairs_text(self) -> str:
         """Which pairs it rests on, in words."""
+        near = f"up to distance {self.up_to_distance:g}" if self.up_to_distance else "of equal keys"
         if self.differ_in:
-            return f"{self.num_pairs} pairs that differ in {' and '.join(self.differ_in)} alone"
-        return f"{self.num_pairs} pairs up to distance {self.up_to_distance:g}"
+            near = f"that differ in {' and '.join(self.differ_in)} alone"
+        whose = " whose row keeps the heuristic" if self.verdict == HEURISTIC else ""
+        return f"{self.num_pairs} pairs {near}{whose}"
 
     def __str__(self) -> str:
         """In words, as `why` of a choice says it."""
@@ -63,7 +72,9 @@ def _read(row: Mapping[str, Any]) -> ExpectedLoss:
         worst_pct=row["worst_pct"],
         num_pairs=row["pairs"],
         up_to_distance=row["up_to_distance"],
+        verdict=row["verdict"],
         differ_in=tuple(row.get("differ_in", ())),
+        fields=frozenset(row.get("fields", row.get("differ_in", ()))),
     )
 
 
@@ -73,42 +84,62 @@ def _document() -> dict[str, Any]:
 
 
 @functools.cache
-def _by_distance() -> dict[str, tuple[ExpectedLoss, ...]]:
-    """Family -> its losses, nearest first."""
-    families = _document()["families"]
-    return {family: tuple(map(_read, listed)) for family, listed in families.items()}
+def _by_distance() -> dict[tuple[str, str], tuple[ExpectedLoss, ...]]:
+    """Family and verdict -> losses, nearest first."""
+    found: dict[tuple[str, str], tuple[ExpectedLoss, ...]] = {}
+    for row in _document()["distances"]:
+        kind = (row["family"], row["verdict"])
+        found[kind] = (*found.get(kind, ()), _read(row))
+    return found
 
 
 @functools.cache
-def _by_fields() -> dict[tuple[str, frozenset[str]], ExpectedLoss]:
-    """Family and the fields that differ -> loss, where enough pairs are near enough."""
+def _by_fields() -> dict[tuple[str, str, frozenset[str]], ExpectedLoss]:
+    """Family, verdict and the fields that differ -> loss, where there are enough pairs."""
     rows = [row for row in _document()["fields"] if row["pairs"] >= _ENOUGH and row["differ_in"]]
-    near = [(row["family"], _read(row)) for row in rows if row["up_to_distance"] <= NEAREST_LIMIT]
-    return {(family, frozenset(loss.differ_in)): loss for family, loss in near}
+    known = [(row["family"], _read(row)) for row in rows]
+    return {(family, loss.verdict, loss.fields): loss for family, loss in known}
 
 
-def expected_loss(asked: TuningKey, row: TuningKey) -> ExpectedLoss | None:
+def expected_loss(asked: TuningKey, row: TuningKey, verdict: str) -> ExpectedLoss | None:
     """What a row is expected to lose where another key is asked for.
 
     Where pairs that are farther apart lost less than nearer ones, which chance can do, the nearer
-    ones count.
+    ones count. Sizes that a study fills (`key.FILLED`) make no distance; they are a loss of their
+    own, which counts if it is the greater one.
 
     Args:
       asked: What is looked up.
       row: What the row was timed on.
+      verdict: `heuristic` where the answer is that of the very problem, because the row keeps it;
+        `tuned` where the answer is the row's config.
 
     Returns:
-      None for a family, or a distance, that nothing was recorded for, and for keys of which none
-      can stand in for the other.
+      None where nothing was recorded for the family, the distance or a field that differs, and for
+      keys of which none can stand in for the other.
     """
-    away = distance(asked, row)
+    sizes: dict[str, Any] = {name: getattr(asked, name) for name in FILLED.get(asked.family, ())}
+    near = replace(row, **sizes)
+    away = distance(asked, near)
     if away is None:
         return None
-    listed = _by_distance().get(asked.family, ())
-    if alike := _by_fields().get((asked.family, frozenset(differences(asked, row)))):
-        # Another workload alone may cost more, too.
-        return max(alike, *listed[:1], key=lambda entry: entry.pct)
+    changed = frozenset(differences(asked, near))
+    listed = _by_distance().get((asked.family, verdict), ())
+    fields = _by_fields()
+    counted = _pooled(listed, away, changed)
+    alike = fields.get((asked.family, verdict, changed))
+    if alike and away <= alike.up_to_distance:
+        counted = [alike, *listed[:1]]  # another workload alone may cost more, too
+    filled = fields.get((asked.family, verdict, frozenset(differences(near, row))))
+    counted += [filled] if counted and filled else []
+    return max(counted, key=lambda loss: loss.pct, default=None)
+
+
+def _pooled(
+    listed: Sequence[ExpectedLoss], away: float, changed: frozenset[str]
+) -> list[ExpectedLoss]:
+    """The pool of a distance and all nearer ones; empty if no pair in it differs in a field."""
     for number, loss in enumerate(listed):
-        if away <= loss.up_to_distance:
-            return max(listed[: number + 1], key=lambda entry: entry.pct)
-    return None
+        if away <= loss.up_to_distance and changed <= loss.fields:
+            return list(listed[: number + 1])
+    return []

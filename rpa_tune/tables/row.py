@@ -6,6 +6,7 @@ step's lengths names the config; the last clause always holds. A row of one conf
 """
 
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
@@ -24,6 +25,11 @@ MAX_RUNNERS_UP = 3
 MAX_CLAUSES = 32  # of a rule that is meant to be read
 # Tables may come from elsewhere: no size, limit or config field is beyond a 32-bit register.
 MAX_INTEGER = 2**31 - 1
+# Numbers of the evidence, with the most that each can be.
+_MOST = dict.fromkeys(
+    ("time_us", "heuristic_us", "error_pct", "regret_pct", "num_candidates"), MAX_INTEGER
+) | {"share_of_wins": 1}
+_DAY = re.compile(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 # Sizes of a key that are 0 without what they measure.
 _ZERO_WITHOUT = ("sliding_window_tokens", "attention_chunk_tokens", "rope_dim", "kv_packing")
 
@@ -230,7 +236,7 @@ def _evidence(data: dict[str, Any]) -> Evidence:
     if not isinstance(regrets, list) or len(regrets) > MAX_CONFIGS:
         raise ValueError(f"evidence.regret_by_num_configs_pct must be a list to {MAX_CONFIGS}")
     for i, regret in enumerate(regrets):
-        _check_finite(f"evidence.regret_by_num_configs_pct[{i}]", regret)
+        _check_range(f"evidence.regret_by_num_configs_pct[{i}]", regret)
     _check_problem(data.get("problem"))
     span = data.get("interval_us")
     if span is not None:
@@ -248,13 +254,12 @@ def _evidence(data: dict[str, Any]) -> Evidence:
         raise ValueError(f"evidence.verdict={evidence.verdict!r} is not tuned or heuristic")
     if evidence.fidelity not in FIDELITIES:
         raise ValueError(f"evidence.fidelity={evidence.fidelity!r} is not one of {FIDELITIES}")
-    for name in ("time_us", "heuristic_us", "error_pct", "regret_pct", "share_of_wins"):
+    for name, most in _MOST.items():
         value = getattr(evidence, name)
-        if value is None:
-            continue
-        _check_finite(f"evidence.{name}", value)
-        if name.endswith("_us") and value <= 0:
-            raise ValueError(f"evidence.{name}={value} must be above zero")
+        if value is not None:
+            _check_range(f"evidence.{name}", value, most)
+    if not _DAY.fullmatch(evidence.date):
+        raise ValueError(f"evidence.date={evidence.date!r:.40} is no day YYYY-MM-DD")
     return evidence
 
 
@@ -265,7 +270,7 @@ def _check_runners_up(data: Any) -> None:
     for i, one in enumerate(data):
         _check_names(f"evidence.runners_up[{i}]", one, {"config", "time_us"})
         _configs([one["config"]])
-        _check_finite(f"evidence.runners_up[{i}].time_us", one["time_us"])
+        _check_range(f"evidence.runners_up[{i}].time_us", one["time_us"])
 
 
 def _check_libtpu_args(text: str) -> None:
@@ -303,6 +308,17 @@ def _check_finite(what: str, value: Any) -> None:
     """A number that arithmetic can be done with; JSON integers may have thousands of digits."""
     if type(value) not in (int, float) or abs(value) > MAX_INTEGER or not math.isfinite(value):
         raise ValueError(f"{what}={value!r:.40} is not a finite number")
+
+
+def _check_range(what: str, value: Any, most: float = MAX_INTEGER) -> None:
+    """A number that can be what its name says: no loss, count or error is below zero, no time is zero."""
+    _check_finite(what, value)
+    if value < 0 or (value == 0 and what.endswith("_us")):
+        raise ValueError(
+            f"{what}={value} must be {'above' if what.endswith('_us') else 'at least'} zero"
+        )
+    if value > most:
+        raise ValueError(f"{what}={value} must be at most {most}")
 
 
 def _configs(data: Any) -> tuple[dict[str, int], ...]:

@@ -135,13 +135,21 @@ def explain_kernel(
     return explain_task(task, name, deadline_s=deadline_s)
 
 
-def explain_task(task: KernelTask, name: str, *, deadline_s: float) -> KernelExplanation:
-    """The same of a task.
+def explain_task(
+    task: KernelTask,
+    name: str,
+    *,
+    deadline_s: float,
+    on_phase: Callable[[str], None] = lambda phase: None,
+) -> KernelExplanation:
+    """The same of a task; `on_phase` is told the name of each phase when it begins.
 
     Raises:
       UsageError: See `explain_kernel`.
     """
-    with WorkerPool(num_workers=1, deadline_s=deadline_s, environment=sources_environment) as pool:
+    with WorkerPool(
+        num_workers=1, deadline_s=deadline_s, environment=sources_environment, on_phase=on_phase
+    ) as pool:
         (reply,) = pool.map_unordered(TASK, [task])
     if reply.failure is not None:
         status = status_of_failure(reply.failure)
@@ -152,7 +160,10 @@ def explain_task(task: KernelTask, name: str, *, deadline_s: float) -> KernelExp
         refusal = reply.value
         raise UsageError(refusal.message, where=refusal.where, hint=refusal.hint)
     answer = reply.value
-    found = _profile(answer, task.chip) if answer.status is Status.OK else None
+    found = None
+    if answer.status is Status.OK:
+        on_phase("profile")
+        found = _profile(answer, task.chip)
     return KernelExplanation(name=name, chip=task.chip, answer=answer, profile=found)
 
 

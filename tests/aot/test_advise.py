@@ -13,7 +13,7 @@ REQUESTS = "arrival_s,prompt_tokens,output_tokens\n" + "".join(
 
 
 def test_a_small_question_is_answered_with_simulated_times_and_resumed_from_the_cache(tmp_path):
-    """Two settings, two kernels each; asked again, nothing is compiled."""
+    """Three settings, two kernels each; asked again, nothing is compiled."""
     requests = tmp_path / "requests.csv"
     requests.write_text(REQUESTS)
     server = Server(
@@ -30,8 +30,8 @@ def test_a_small_question_is_answered_with_simulated_times_and_resumed_from_the_
         return found, said
 
     bounds, _ = ask(0)
-    found, said = ask(4)
-    assert len(said) == 6  # requests served, what is simulated, four kernels
+    found, said = ask(6)
+    assert len(said) == 8  # requests served, what is simulated, six kernels
     for row, bound in zip(found.rows, bounds.rows, strict=True):
         assert row.is_simulated
         for ours, least in ((row.decode, bound.decode), (row.prefill, bound.prefill)):
@@ -41,7 +41,7 @@ def test_a_small_question_is_answered_with_simulated_times_and_resumed_from_the_
     assert found.compile_is.startswith("measured here")
     assert any("no bytes are saved" in line for line in found.differences)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*") if p.is_file()}
-    again, _ = ask(4)
+    again, _ = ask(6)
     after = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*") if p.is_file()}
     assert before == after
     assert [row.decode.attention_us for row in again.rows] == [

@@ -46,6 +46,15 @@ def test_the_functions_own_choice_is_a_config(name):
         assert isinstance(config, family.config_type)
 
 
+def test_its_compute_block_is_no_larger_than_its_query_block():
+    # Of 66 tokens the look-up gives 64 and 128, which the kernel refuses as arguments.
+    family = TPU_INFERENCE["public-v3-mixed"]
+    problem = replace(PROBLEM, max_num_tokens=66, num_q_heads=8, num_kv_heads=2)
+    config = chosen(family.name, problem)
+    assert config.bq_csz == config.bq_sz == 64
+    assert not family.check(problem, config, load_chip("v6e").target)
+
+
 # No window; one that is no power of two; one over the whole context; and sizes that the key rounds.
 CHANGES = {
     "none": {}, "window 1000": {"sliding_window": 1000, "pages_per_seq": 128},

@@ -100,7 +100,7 @@ FLAGS = [
     for gap in (0, 128, 512)
 ] + [
     {"max_num_seqs": 20, "max_num_batched_tokens": 16640},
-    {"max_num_seqs": 20, "max_num_batched_tokens": 17, "padding_gap": 4},
+    {"max_num_seqs": 17, "max_num_batched_tokens": 17, "padding_gap": 4},
     {"max_num_seqs": 20, "max_num_batched_tokens": 100, "min_token_bucket": 1},
     {"max_num_seqs": 20, "max_num_batched_tokens": 100, "min_token_bucket": 64, "dp": 2},
     {"max_num_seqs": 20, "max_num_batched_tokens": 100, "dp": 8, "kv_dtype": "float8_e4m3fn"},
@@ -185,18 +185,23 @@ def sglang_buckets(top, runner, *, is_main):
 
 @pytest.mark.parametrize("most_seqs", [1, 7, 64, 300, 5000])
 @pytest.mark.parametrize("most_tokens", [128, 2048, 4096, 20480])
-@pytest.mark.parametrize("given", [None, (128, 1024)])
+@pytest.mark.parametrize(("max_model_len", "given"), [(2048, None), (131072, (128, 1024))])
 @pytest.mark.parametrize("is_main", [False, True], ids=["0.0.2", "main"])
-def test_buckets_are_those_of_sglang_jax(sglang_jax_root, most_seqs, most_tokens, given, is_main):
-    root = sglang_jax_main() if is_main else sglang_jax_root
+def test_buckets_are_those_of_sglang_jax(
+    sglang_jax_root, most_seqs, most_tokens, max_model_len, given, is_main
+):
+    top = (sglang_jax_main() if is_main else sglang_jax_root) / "sgl_jax/srt"
+    held = taken(top / "layers/attention/flashattention_backend.py", ["get_max_running_reqests"],
+                 {"cdiv": lambda a, b: -(-a // b)})  # fmt: skip
+    most_held = held["get_max_running_reqests"].__func__(max_model_len, 128)
     runner = Record(
-        chunked_prefill_size=most_tokens, max_running_requests=most_seqs,
+        chunked_prefill_size=most_tokens, max_running_requests=min(most_seqs, most_held),
         precompile_token_paddings=given and list(given), dp_size=1, tp_size=1, moe_backend="epmoe",
     )  # fmt: skip
-    tokens, seqs = sglang_buckets(root / "sgl_jax/srt", runner, is_main=is_main)
+    tokens, seqs = sglang_buckets(top, runner, is_main=is_main)
     server = Server(
         model="llama3-8b", chip="v6e", engine="sglang-jax", page_size=128, max_num_seqs=most_seqs,
-        max_num_batched_tokens=most_tokens, token_buckets=given or (),
+        max_num_batched_tokens=most_tokens, max_model_len=max_model_len, token_buckets=given or (),
     )  # fmt: skip
     prompts = [s for s in server.shapes() if "mixed" in s.families]
     assert [s.num_tokens for s in prompts] == tokens

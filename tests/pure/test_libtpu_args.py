@@ -113,7 +113,7 @@ def test_the_dispatcher_says_once_that_its_rows_were_made_with_other_flags(monke
     (row, *_) = [row for row in loaded.tables if row.key.family == "decode"]
     flagged = dataclasses.replace(row, evidence=dataclasses.replace(row.evidence, libtpu_args=A))
     choice = dispatcher.Choice(
-        key=row.key, source=dispatcher.Source.EXACT, why="", configs=(), row=flagged
+        key=row.key, source=dispatcher.Source.EXACT, found="", configs=(), row=flagged
     )
     with caplog.at_level(logging.WARNING, logger="rpa_tune.dispatch"):
         loaded._say_other_flags(choice)

@@ -56,10 +56,12 @@ function compareCells(a, b) {
   return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
 }
 
+// Numbers below each other have the same number of digits after the point.
 function shown(value) {
   if (value === null || value === undefined) return "";
   if (typeof value !== "number") return String(value);
-  return value.toLocaleString("en-US", { maximumFractionDigits: Math.abs(value) < 10 ? 3 : 1 });
+  const digits = Math.abs(value) < 10 ? 3 : 1;
+  return value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
 // Long names (of many studies that share one) are cut; the pointer shows the whole.
@@ -86,7 +88,7 @@ function drawTable(parent, packed, choose) {
     const found = sorted
       .filter((row) => names.some((name) => shown(row[name]).toLowerCase().includes(words)));
     more.hidden = found.length <= most;
-    more.textContent = `${most} of ${shown(found.length)} rows: show all`;
+    more.textContent = `${most} of ${found.length.toLocaleString("en-US")} rows: show all`;
     body.replaceChildren(...found.slice(0, most)
       .map((row) => {
         const line = element("tr", names.map((name) => cell(row[name])));
@@ -97,12 +99,16 @@ function drawTable(parent, packed, choose) {
         return line;
       }));
   };
-  const heads = names.map((name) => element("th", name, { onclick: () => {
-    const sign = last === name ? -1 : 1;
-    last = sign === 1 ? name : "";
-    sorted = [...rows].sort((a, b) => sign * compareCells(a[name], b[name]));
-    fill();
-  } }));
+  const numeric = new Set(names.filter((name) => rows.some((row) => typeof row[name] === "number")));
+  const heads = names.map((name) => {
+    const onclick = () => {
+      const sign = last === name ? -1 : 1;
+      last = sign === 1 ? name : "";
+      sorted = [...rows].sort((a, b) => sign * compareCells(a[name], b[name]));
+      fill();
+    };
+    return element("th", name, { className: numeric.has(name) ? "number" : "", onclick });
+  });
   filter.oninput = fill;
   fill();
   const table = element("table", [element("thead", element("tr", heads)), body]);

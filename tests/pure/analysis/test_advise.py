@@ -216,6 +216,19 @@ def test_settings_that_cannot_be_had_are_rows_that_say_why(requests):
     assert {one.setting.tp for one in found.rows[-2:]} == {3, 1} or by[3] in found.rows[-2:]
 
 
+def test_smaller_pages_in_which_sglang_jax_runs_fewer_sequences_cannot_be_had(requests):
+    flags = {"engine": "sglang-jax", "max_model_len": 2**18, "max_num_batched_tokens": 256}
+    own = server(**flags, page_size=128, max_num_seqs=64)
+    asked = {"page_sizes": (32, 256), "kv_dtypes": ("bfloat16", "fp8")}
+    rows = {
+        (r.setting.page_size, r.setting.kv_dtype): r for r in advise(own, requests, **asked).rows
+    }
+    assert "runs at most 16 sequences in pages of 32 tokens" in rows[32, "bfloat16"].refusal
+    assert "no such cache" in rows[256, "float8_e4m3fn"].refusal
+    assert not rows[128, "bfloat16"].refusal
+    assert not rows[256, "bfloat16"].refusal
+
+
 def test_the_servers_own_setting_is_an_error_where_no_kernel_has_it(requests, monkeypatch):
     monkeypatch.setattr(
         "rpa_tune.analysis.advise_draft.select",

@@ -62,7 +62,7 @@ def test_coverage_by_family(folder):
     assert decode[2]["expected_loss_pct"] == 0
     # Nobody tried the neighbour's config here: what neighbours so far away lost is known.
     least = dataclasses.replace(PROBLEM, max_num_tokens=16)
-    near = expected_loss(make_row("decode", least).key, make_row("decode", PROBLEM).key)
+    near = expected_loss(make_row("decode", least).key, make_row("decode", PROBLEM).key, "tuned")
     assert (decode[0]["expected_loss_pct"], decode[0]["loss_worst_pct"]) == (
         near.pct,
         near.worst_pct,
@@ -127,7 +127,8 @@ def test_a_neighbour_that_pins_the_heuristic_is_an_answer_with_the_loss_of_recor
     assert (first["family"], first["num_tokens"]) == ("decode", 16)
     assert first["coverage"] == "nearest"
     assert "the heuristic won there" in first["why"]
-    recorded = expected_loss(dataclasses.replace(pinned.key, max_num_tokens=16), pinned.key)
+    asked = dataclasses.replace(pinned.key, max_num_tokens=16)
+    recorded = expected_loss(asked, pinned.key, "heuristic")
     assert first["expected_loss_pct"] == recorded.pct
     assert first["loss_from"] == recorded.pairs_text
 
@@ -289,3 +290,44 @@ def test_the_layout_of_the_cache_is_said_and_goes_into_the_plan(tmp_path):
     assert "kv_layout: seq_along_lane" in plan.read_text()
     refused = run("--kv-layout", "seq_along_lane", "--page-size", 64)
     assert "page_size=64 must be a multiple of 128 tokens" in str(refused.exception)
+
+
+def test_a_fleet_is_counted_by_chip_and_engine(folder, tmp_path):
+    """A model is covered where every look-up of all its servers is exact or near enough."""
+    flags = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 1024}
+    usual = {"model": "llama3-8b", "page_size": 128, **flags}
+    servers = [{**usual, "chip": "v6e"}, {**usual, "chip": "v6e", "tp": 8},
+               {**usual, "chip": "v6e", "engine": "sglang-jax", "max_num_batched_tokens": 128},
+               {**usual, "chip": "v6e", "model": "qwen3-8b"}]  # fmt: skip
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(yaml.safe_dump(servers))
+    rows = [make_row(name, dataclasses.replace(PROBLEM, max_num_tokens=tokens))
+            for tokens in (16, 32) for name in ("decode", "mixed")]  # fmt: skip
+    steps = [make_row("decode", dataclasses.replace(PROBLEM, max_num_tokens=n, max_num_seqs=n))
+             for n in (1, 2, 4)]  # fmt: skip
+    chunks = [make_row("mixed", dataclasses.replace(PROBLEM, max_num_tokens=n)) for n in (64, 128)]
+    merge_into(folder, [*rows, *steps, *chunks])
+
+    def run(*more):
+        words = ["audit", "--servers", fleet, "--tables", folder, *more]
+        return CliRunner().invoke(cli, list(map(str, words)))
+
+    ours, theirs = json.loads(run("--json").stdout)["coverage"]
+    assert (ours["chip"], ours["engine"], ours["servers"]) == ("v6e", "tpu-inference", 3)
+    # Both models at tp 1 have the same six problems; with one KV head nothing is near.
+    assert ours["look_ups"] == {"exact": 12, "nearest_below": 0, "nearest_above": 0,
+                                "heuristic": 6, "infeasible": 0}  # fmt: skip
+    assert (ours["models_covered"], ours["models_not_covered"]) == (["qwen3-8b"], ["llama3-8b"])
+    assert (theirs["engine"], theirs["models_covered"]) == ("sglang-jax", ["llama3-8b"])
+    # Decode with 8 and 128 tokens has the row of another bucket of tokens.
+    assert (theirs["look_ups"]["exact"], theirs["look_ups"]["nearest_below"]) == (6, 2)
+    found = run()
+    assert found.exit_code == 3
+    assert "not covered on v6e in tpu-inference: llama3-8b" in found.stdout
+    fleet.write_text(yaml.safe_dump(servers[3:]))
+    assert run().exit_code == 0
+    for more, message in ((["--chip", "v6e"], "stands in the place"), (["--held-out"], "for one"),
+                          (["--by-traffic", "fleet"], "for one")):  # fmt: skip
+        refused = run(*more)
+        assert isinstance(refused.exception, UsageError) or refused.exit_code == 2
+        assert message in str(refused.exception) + refused.output

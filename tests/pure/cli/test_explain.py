@@ -128,6 +128,15 @@ def test_no_time_is_exit_code_1_with_the_reason_and_all_keys(run, config, status
     code, out, _ = run(config=config)
     assert code == 1
     assert f"{status}: " in out
+    assert "hint:" not in out
+
+
+def test_a_compile_that_takes_too_long_is_told_what_may_help(run):
+    code, out, err = run(config="num_buffers=4", deadline="1")
+    assert code == 1
+    assert "compile_timeout: still in phase " in out
+    assert "\nhint: --deadline gives it longer" in out
+    assert "starting a worker process" in err
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ def asked(monkeypatch, tmp_path):
     """The tasks that were sent; each is answered with a golden schedule."""
     tasks = []
 
-    def answer(task, name, *, deadline_s):
+    def answer(task, name, *, deadline_s, on_phase):
         tasks.append((task, deadline_s))
+        on_phase("compile")
         status = Status.OUT_OF_MEMORY if task.keywords.get("block") == 9 else Status.OK
         if status is not Status.OK:
             found = KernelAnswer(status=status, detail="vmem: too small", call=CALL)
@@ -101,8 +102,10 @@ def test_json_trace_and_schedule(run, tmp_path):
 
 
 def test_two_versions_side_by_side(run, asked):
-    code, out, _ = run("--shapes", "s32[8]", "--compare", "block=1", "block=2")
+    code, out, err = run("--shapes", "s32[8]", "--compare", "block=1", "block=2")
     assert code == 0
+    said = [line.split("] ")[1] for line in err.splitlines()]  # who waits is told what for
+    assert [line for line in said if "compiling" in line] == ["A: compiling", "B: compiling"]
     assert [task.keywords for task, _ in asked] == [{"block": 1}, {"block": 2}]
     assert "B takes 1.000 of A's time" in out
     assert "instructions by unit" in out

@@ -120,11 +120,13 @@ def test_a_hang_ends_at_the_deadline_with_its_phase_and_its_process():
         assert wait_until_dead(first.value)
 
 
-def test_every_phase_has_the_whole_deadline():
-    with WorkerPool(num_workers=1, deadline_s=2.0) as pool:
+def test_every_phase_has_the_whole_deadline_and_is_told_when_it_begins():
+    told = []
+    with WorkerPool(num_workers=1, deadline_s=2.0, on_phase=told.append) as pool:
         (reply,) = run(pool, "phases", [1.0])
         assert reply.value == "done"
         assert reply.seconds > 2.5
+    assert told == ["one", "two", "three"]
 
 
 def test_a_worker_over_its_memory_cap_is_killed():

@@ -45,7 +45,7 @@ def test_a_row_that_a_study_of_another_shape_filled_may_lose_something() -> None
     row = make_row()
     filled = replace(row, evidence=replace(row.evidence, problem={"max_num_tokens": 2048}))
     entry = look_up(filled)
-    known = expected_loss(row.key, replace(row.key, max_num_tokens=2048))
+    known = expected_loss(row.key, replace(row.key, max_num_tokens=2048), "tuned")
     assert entry.coverage is Source.EXACT
     assert (entry.expected_loss_pct, entry.loss.worst_pct) == (known.pct, known.worst_pct)
 
@@ -54,10 +54,19 @@ def test_a_nearest_row_has_a_distance_and_the_loss_of_neighbours_so_far_away() -
     entry = look_up(make_row(problem=DOUBLED), on_miss="nearest")
     assert entry.coverage is Source.NEAREST
     assert entry.distance > 0
-    known = expected_loss(make_row().key, make_row(problem=DOUBLED).key)
+    known = expected_loss(make_row().key, make_row(problem=DOUBLED).key, "tuned")
     assert (entry.loss.pct, entry.loss.worst_pct) == (known.pct, known.worst_pct)
     stale = look_up(make_row(problem=DOUBLED, kernel_digest="old"), on_miss="nearest")
     assert stale.expected_loss_pct is None
+    assert "expected loss" not in stale.why
+    untested = look_up(make_row(problem=DOUBLED, num_candidates=1), on_miss="nearest")
+    assert untested.expected_loss_pct is None
+    filled = make_row(problem=DOUBLED)
+    timed = replace(filled, evidence=replace(filled.evidence, problem={"max_num_tokens": 2048}))
+    entry = look_up(timed, on_miss="nearest")
+    assert f"{entry.loss.pct:.1f} %" in entry.why  # one loss, by what the row's study timed
+    kept = look_up(make_row(problem=DOUBLED, verdict="heuristic"), on_miss="nearest")
+    assert "whose row keeps the heuristic" in kept.loss.where
 
 
 @pytest.mark.parametrize(

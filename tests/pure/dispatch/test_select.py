@@ -33,9 +33,17 @@ GOLDEN = [
     (PROBLEM, [make_row(configs=[TUNED])], Source.EXACT, "simulated, tuned"),
     (NEAR, [make_row(configs=[TUNED])], Source.NEAREST, "max_num_seqs 8 instead of 16"),
     (NEAR, [make_row(verdict="heuristic")], Source.NEAREST, "heuristic won there"),
-    # The default of another day: that row says nothing of today's.
-    (NEAR, [make_row(configs=[TUNED], verdict="heuristic")], Source.NEAREST,
-     "(max_num_seqs 8 instead of 16);"),
+    # The default of another day, which gained nothing then.
+    (NEAR, [make_row(configs=[TUNED], verdict="heuristic", heuristic_us=50.0)], Source.HEURISTIC,
+     "which gained 0.0 % there: expected loss"),
+    # A gain that is less than neighbours lose on average; a row farther away is as good as any.
+    (NEAR, [make_row(configs=[TUNED], heuristic_us=50.1)], Source.HEURISTIC,
+     "none that fits within distance 4 but"),
+    (NEAR, [make_row(configs=[TUNED], heuristic_us=50.1),
+            make_row(problem=replace(PROBLEM, page_size=32), verdict="heuristic")],
+     Source.NEAREST, "heuristic won there"),
+    # Nothing to compare with is no reason against it.
+    (NEAR, [make_row(configs=[TUNED], heuristic_us=None)], Source.NEAREST, "expected loss"),
     (FAR, [make_row(configs=[TUNED])], Source.HEURISTIC, "none that fits within distance 4"),
     (PROBLEM, [], Source.HEURISTIC, "no row for this key"),
     (PROBLEM, [make_row("mixed")], Source.HEURISTIC, "no row for this key"),

@@ -364,8 +364,11 @@ def test_default_blocks_follow_the_mxu_the_window_and_the_cores():
     assert (V6E.mxu_size, V6E.num_cores) == (256, 1)
     v5 = dataclasses.replace(V6E, mxu_size=128)
     assert default(LLAMA, V6E).bkv_csz == 2 * default(LLAMA, v5).bkv_csz == 512
-    # 2048 query rows of 8 KV heads with 4 query heads each are one pass.
-    assert default(LLAMA, V6E).bq_csz == 64
+    # 4096 query rows of 8 KV heads with 4 query heads each are one pass; half of them where chunks
+    # may be short, and on small MXUs.
+    assert default(LLAMA, V6E).bq_csz == 128
+    assert default(dataclasses.replace(LLAMA, max_num_tokens=1024), V6E).bq_csz == 64
+    assert default(LLAMA, v5).bq_csz == 64
     assert (
         default(LLAMA, V6E).bq_sz == 2 * default(LLAMA, dataclasses.replace(V6E, num_cores=2)).bq_sz
     )

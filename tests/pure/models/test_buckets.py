@@ -25,14 +25,14 @@ def test_tokens_start_at_16_and_end_with_the_budget():
         1000: [16, 32, 64, 128, 256, 512, 1008],
         8192: [16 << i for i in range(10)],
     }.items():  # fmt: skip
-        found = Engine(max_num_seqs=64, max_num_batched_tokens=budget).shapes()
+        found = Engine(max_num_seqs=min(64, budget), max_num_batched_tokens=budget).shapes()
         assert [shape.num_tokens for shape in found] == expected
 
 
 def test_sequences_are_the_most_and_at_least_8():
     """Right value: `max_num_reqs` of tpu-inference 0.32.0."""
     for most, expected in {1: 8, 8: 8, 20: 20}.items():
-        engine = Engine(max_num_seqs=most, max_num_batched_tokens=16)
+        engine = Engine(max_num_seqs=most, max_num_batched_tokens=32)
         assert {shape.num_seqs for shape in engine.shapes()} == {expected}
 
 

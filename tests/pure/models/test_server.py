@@ -68,6 +68,8 @@ def test_sglang_jax_has_to_be_told_its_pages() -> None:
     with pytest.raises(UsageError, match="pages of one token") as e:
         Server(model="llama3-8b", chip="v6e", engine="sglang-jax")
     assert "--page-size 128" in e.value.hint
+    with pytest.raises(UsageError, match="pages of one token"):
+        Server(model="llama3-8b", chip="v6e", engine="sglang-jax", page_size=1)
     server = Server(model="llama3-8b", chip="v6e", engine="sglang-jax", page_size=128)
     assert server.max_num_batched_tokens == 4096
     with pytest.raises(UsageError, match="multiple of page_size=128"):
@@ -85,7 +87,8 @@ def test_sglang_jax_has_to_be_told_its_pages() -> None:
         ({"dp": 16, "padding_gap": 8}, "does not divide a bucket of 24 tokens"),
         ({"min_token_bucket": 12}, "power of two"),
         ({"engine": "sglang-jax", "page_size": 128, "dp": 2}, "dp=2 is an option of tpu-inference"),
-        ({"max_num_seqs": 200_000}, "at most 131,072"),
+        ({"max_num_seqs": 65}, "max_num_batched_tokens=64 must be at least max_num_seqs=65"),
+        ({"max_num_seqs": 200_000, "max_num_batched_tokens": 200_000}, "at most 131,072"),
         ({"page_size": 3}, "page_size=3 must be a multiple of 2"),
         ({"page_size": 2**20}, "page"),  # 4 GiB each, and a page for each of 16 sequences
     ],

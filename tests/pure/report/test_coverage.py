@@ -33,3 +33,13 @@ def test_many_share_one_of_their_model_and_family():
     lines = {f"m{i} {family}" for i in range(3) for family in families}
     assert {row["what"] for row in rows} == lines
     assert [row["verdict"] for row in rows].count("tuned") == 1
+
+
+def test_what_is_grouped_on_one_chip_only_has_the_same_lines_on_both():
+    small, large = "small/tp 1/decode", "large/tp 1/decode"
+    names = [f"v6e/{small}", f"v6e/{large}", f"v7x/{small} and v7x/{large}"]
+    rows = rows_of(names)
+    assert {(row["chip"], row["what"]) for row in rows} == {
+        (chip, what) for chip in ("v6e", "v7x") for what in (small, large)
+    }
+    assert {row["study"] for row in rows if row["chip"] == "v7x"} == {names[2]}

@@ -229,6 +229,27 @@ def test_packed_rows_come_back_as_they_were():
     assert html.unpack(html.pack([])) == []
 
 
+def marks_of(spec):
+    """All unit charts in a chart."""
+    if "mark" in spec:
+        yield spec
+    for part in [*spec.get("layer", ()), *([spec["spec"]] if "spec" in spec else ())]:
+        yield from marks_of(part)
+
+
+def test_every_rule_has_a_colour(view):
+    """Vega draws rules in black by default, which nobody sees on a dark page."""
+    charts = make_document([view], title="t")["charts"].values()
+    rules = [
+        unit
+        for chart in charts
+        for unit in marks_of(chart["spec"])
+        if isinstance(unit["mark"], dict) and unit["mark"]["type"] == "rule"
+    ]
+    assert len(rules) >= 4
+    assert all("color" in unit["mark"] or "color" in unit["encoding"] for unit in rules)
+
+
 def test_menus_choose_among_the_axes(view):
     drawn = document(view)
     spec = drawn["specs"][drawn["studies"][0]["specs"]["space"]]

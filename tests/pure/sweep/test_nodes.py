@@ -64,6 +64,10 @@ def test_an_entry_that_is_used_twice_is_written_once(tmp_path: Path) -> None:
         ("b: 1\na: 2026-13-45", 2, "not YAML: 2026-13-45 is no timestamp"),
         ("b: 1\na: !!int abc", 2, "not YAML: abc is no int"),
         ("a: !!bool maybe", 1, "not YAML: maybe is no bool"),
+        # YAML 1.1 reads 8, 90 and 90.5: no one who writes a plan means that.
+        ("b: 0x10\nc: 1_000\nd: '010'\na: 010", 4, "not YAML: 010 is one number in YAML 1.1"),
+        ("b: 1\na: 1:30", 2, "not YAML: 1:30 is one number in YAML 1.1"),
+        ("b: 0.5\na: [-1:30.5]", 2, "not YAML: -1:30.5 is one number in YAML 1.1"),
         (
             "b: 1\na: " + "9" * 5000,
             2,

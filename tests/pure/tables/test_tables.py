@@ -120,6 +120,19 @@ BREAKS = {
     "evidence.interval_us=[0.0, 1.0]": lambda d: d["evidence"].update(interval_us=[0.0, 1.0]),
     "evidence.interval_us=nan": lambda d: d["evidence"].update(interval_us=[1.0, float("nan")]),
     "evidence.share_of_wins='all'": lambda d: d["evidence"].update(share_of_wins="all"),
+    "evidence.share_of_wins=7 must be at most 1": lambda d: d["evidence"].update(share_of_wins=7),
+    # Lint asks of a tuned row to beat the heuristic by this error: below zero it would ask for nothing.
+    "evidence.error_pct=-5 must be": lambda d: d["evidence"].update(error_pct=-5),
+    "evidence.regret_pct=-0.1 must be": lambda d: d["evidence"].update(regret_pct=-0.1),
+    "evidence.regret_by_num_configs_pct[0]=-1": lambda d: d["evidence"].update(
+        regret_by_num_configs_pct=[-1]
+    ),
+    "evidence.num_candidates=-4 must be": lambda d: d["evidence"].update(num_candidates=-4),
+    "evidence.date='2026-13-01'": lambda d: d["evidence"].update(date="2026-13-01"),
+    "evidence.date='tomorrow'": lambda d: d["evidence"].update(date="tomorrow"),
+    "evidence.runners_up[0].time_us=0 must be above": lambda d: d["evidence"].update(
+        runners_up=[{"config": d["configs"][0], "time_us": 0}]
+    ),
     "evidence.time_us=-1": lambda d: d["evidence"].update(time_us=-1),
     "evidence.time_us=nan": lambda d: d["evidence"].update(time_us=float("nan")),
     "evidence.fidelity='guessed'": lambda d: d["evidence"].update(fidelity="guessed"),

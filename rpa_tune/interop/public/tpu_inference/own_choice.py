@@ -49,7 +49,10 @@ def _choose_v3(is_decode: bool, problem: Problem, target: Target) -> dict[str, i
         problem.pages_per_seq,
         case=case,
     )
-    return sizes
+    # With few tokens the look-up's compute block is larger than its query block. The kernel then
+    # runs with the smaller one, and refuses the larger one as an argument.
+    # Source: `actual_bq_csz` in v3/kernel.py.
+    return {**sizes, "bq_csz": min(sizes["bq_csz"], sizes["bq_sz"])}
 
 
 def _choose_hd64(is_decode: bool, problem: Problem, target: Target) -> dict[str, int]:

@@ -129,7 +129,18 @@ def test_a_gap_takes_vmem_where_copies_are_strided_by_it_alone(heads, words, mor
         ("v7x", {"num_kv_heads": 2}, (512, 512, 4)),
         ("v7x", {"num_kv_heads": 8}, (512, 512, 1)),
         ("v7x", {"num_kv_heads": 16}, (256, 256, 2)),
-        ("v7x", {"num_kv_heads": 8, "head_dim": 64, "sliding_window": 128}, (256, 256, 4)),
+        # A window is a few blocks: eight sequences, 4 Mi elements, blocks of an eighth at most.
+        ("v7x", {"num_kv_heads": 2, "sliding_window": 1024}, (512, 512, 8)),
+        ("v7x", {"num_kv_heads": 8, "sliding_window": 1024}, (256, 256, 8)),
+        (
+            "v7x",
+            {"num_kv_heads": 8, "sliding_window": 1024, "kv_dtype": "float8_e4m3fn"},
+            (256, 256, 8),
+        ),
+        ("v7x", {"num_kv_heads": 16, "attention_chunk_size": 2048}, (256, 256, 4)),
+        ("v7x", {"num_kv_heads": 16, "sliding_window": 2049}, (256, 256, 2)),  # many blocks
+        ("v7x", {"num_kv_heads": 8, "head_dim": 64, "sliding_window": 128}, (256, 256, 8)),
+        ("v7x", {"num_kv_heads": 4, "head_dim": 64, "sliding_window": 128}, (256, 256, 8)),
         ("v7x", {"num_kv_heads": 1, "head_dim": 64, "sliding_window": 128}, (512, 512, 8)),
     ],
 )
