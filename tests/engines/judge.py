@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 import transformers
 from table_rows import make_row
@@ -86,33 +85,6 @@ def saved(folder, config):
     return model
 
 
-def saved_draft(folder):
-    """A random draft model of EAGLE-3 for a Llama of these sizes, as sglang-jax loads it."""
-    hidden, q, kv = (SIZES["hidden_size"], *(SIZES["head_dim"] * SIZES[name] for name in (
-        "num_attention_heads", "num_key_value_heads",
-    )))  # fmt: skip
-    layer = {
-        "hidden_norm": (hidden,), "input_layernorm": (hidden,),
-        "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (SIZES["intermediate_size"], hidden),
-        "mlp.up_proj": (SIZES["intermediate_size"], hidden),
-        "mlp.down_proj": (hidden, SIZES["intermediate_size"]),
-        "self_attn.q_proj": (q, 2 * hidden), "self_attn.k_proj": (kv, 2 * hidden),
-        "self_attn.v_proj": (kv, 2 * hidden), "self_attn.o_proj": (hidden, q),
-    }  # fmt: skip
-    shapes = {f"midlayer.{name}.weight": shape for name, shape in layer.items()} | {
-        "norm.weight": (hidden,), "lm_head.weight": (WORDS, hidden),
-    }  # fmt: skip
-    torch.manual_seed(2)
-    config = transformers.LlamaConfig(
-        **SIZES | {"num_hidden_layers": 1}, draft_vocab_size=WORDS,
-        architectures=["LlamaForCausalLMEagle3"],
-    )  # fmt: skip
-    config.save_pretrained(folder)
-    weights = {name: torch.randn(shape) * 0.2 for name, shape in shapes.items()}
-    safetensors.torch.save_file(weights, folder / "model.safetensors")
-
-
 def tables(folder, *problems):
     """Rows with small blocks for these problems."""
     target = load_chip("v6e").target
@@ -163,13 +135,6 @@ def check_steps(steps, kind="rpa"):
     for names, _ in steps:
         assert {name.split("-")[0] for name in names} == {f"{kind}_decode", f"{kind}_mixed"}
         assert all("-bkv32_32-" in name for name in names), names
-
-
-def check_lines(lines, folder):
-    """Every row of the table was found, and each key said so in one line."""
-    num_rows = sum(len(file.read_text().splitlines()) - 1 for file in folder.rglob("*.jsonl"))
-    said = [line for line in lines if " on v6e: exact: " in line]
-    assert len(said) == len(set(said)) == num_rows
 
 
 def run_server(script, asked):

@@ -4,8 +4,6 @@
 our kernels and no others, with the block sizes of a table that the server was told of.
 """
 
-from pathlib import Path
-
 import judge
 import transformers
 
@@ -42,11 +40,10 @@ def check_answers(model, batches, found):
             judge.check_logprobs(answer["logprobs"], logprobs)
 
 
-def check(model, batches, found, rows, kind="rpa"):
-    """Every answer is the judge's, and every step that ran is ours; each key is a line."""
+def check(model, batches, found, kind="rpa"):
+    """Every answer is the judge's, and every step that ran is ours."""
     check_answers(model, batches, found)
     judge.check_steps(found["steps"], kind)
-    judge.check_lines(found["lines"], Path(rows))
     assert found["refused"] == found["not_ours"] == {}
     assert found["preemptions"] > 0
     assert found["batches"][1][0]["cached_tokens"] > 0
@@ -60,7 +57,7 @@ def test_llama_of_the_engine(tmp_path):
     # Five pages beside the one that vLLM keeps free: the prompts fill them.
     options = {**told(tables=rows), "num_gpu_blocks_override": 6}
     found = serve(tmp_path / "model", "flax_nnx", batches, options)
-    check(model, batches, found, rows)
+    check(model, batches, found)
     assert found["flax_calls"] > 0
 
 
@@ -71,7 +68,7 @@ def test_gemma_of_vllm(tmp_path):
     # 11 pages beside that one: three sequences of two kinds of layers need 14.
     rows = judge.tables(tmp_path / "tables", *judge.layers_of_gemma(judge.PROBLEM))
     found = serve(tmp_path / "model", "vllm", batches, told(tables=rows))
-    check(model, batches, found, rows)
+    check(model, batches, found)
     assert found["flax_calls"] == 0
 
 
@@ -86,7 +83,7 @@ def test_deepseek_of_vllm(tmp_path, monkeypatch):
     # Three pages beside that one: the prompts fill them.
     options = {"additional_config": sharding, "block_size": 32, "num_gpu_blocks_override": 4}
     found = serve(tmp_path / "model", "vllm", batches, options, latent=ours)
-    check(model, batches, found, rows, "mla")
+    check(model, batches, found, "mla")
     assert found["flax_calls"] > 0
 
 
