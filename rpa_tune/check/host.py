@@ -60,18 +60,19 @@ class Check:
     advice: str = ""
 
 
-def run_checks(chip: str, cache: Path) -> Iterator[Check]:
+def run_checks(chip: str, cache: Path, *, only: bool = False) -> Iterator[Check]:
     """Every check, the slow ones last.
 
     Args:
       chip: What to compile for; nothing is compiled if empty.
       cache: Folder of cached compiles.
+      only: Whether known faults of other chips are left out.
     """
     yield check_python()
     yield check_platform()
     yield check_packages()
     yield check_libtpu()
-    yield from check_faults()
+    yield from check_faults(chip if only else None)
     yield check_writable("cache folder", cache)
     yield check_disk("disk of the cache", cache)
     yield check_disk("disk of temporary files", Path(tempfile.gettempdir()))
@@ -142,9 +143,9 @@ def check_libtpu() -> Check:
     )
 
 
-def check_faults() -> Iterator[Check]:
-    """What others have reported of the installed versions; nothing if nothing is known."""
-    for fault in faults(versions()):
+def check_faults(chip: str | None = None) -> Iterator[Check]:
+    """What others have reported of the installed versions, on a chip or any (None)."""
+    for fault in faults(versions(), chip):
         yield Check(
             name="known faults",
             health=Health.WARNING,

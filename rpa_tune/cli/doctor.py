@@ -51,7 +51,7 @@ def doctor(chip: str | None, cache: Path, as_json: bool) -> None:
 def _checks(chip: str | None, cache: Path) -> Iterator[Check]:
     """All checks; the other chips are left out where the first compile fails."""
     works = True
-    for check in run_checks(chip or _FIRST, cache):
+    for check in run_checks(chip or _FIRST, cache, only=chip is not None):
         works &= check.name != "compile" or check.health is not Health.PROBLEM
         yield check
     if chip is None and works:

@@ -97,6 +97,7 @@ def test_doctor_and_a_sweep_name_the_fault_with_its_cure(monkeypatch, capsys):
     assert [check.health for check in checks] == [host.Health.WARNING] * 2
     assert "39744" in checks[0].found
     assert "0.0.46" in checks[0].advice
+    assert list(host.check_faults("v6e")) == checks[:1]  # the other is of v7x
     monkeypatch.setattr(sweep, "versions", lambda: bad)
     job = SimpleNamespace(studies=[make_study(), make_study(chip="v5e")])
     sweep._say_faults(job)

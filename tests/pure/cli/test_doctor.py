@@ -143,7 +143,7 @@ def test_without_a_chip_nothing_is_compiled(monkeypatch, tmp_path):
 
 
 def run(monkeypatch, capsys, checks, *args):
-    monkeypatch.setattr(doctor, "run_checks", lambda chip, cache: iter(checks))
+    monkeypatch.setattr(doctor, "run_checks", lambda chip, cache, only: iter(checks))
     monkeypatch.setattr(doctor, "check_schedules", schedules)
     with pytest.raises(SystemExit) as exited:
         main(["doctor", *args])
