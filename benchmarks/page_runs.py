@@ -47,7 +47,7 @@ WORKLOADS = (("azure-conv", "azure-code", "chat-high"), ("agentic-low",))
 LONGEST_BLOCK = 2048
 FAMILY = load_family("decode")
 PAGE_TABLE = 1  # operand that the build before reads as it comes
-# `bkv_sz`, `seqs_per_step`, `num_buffers`; the first is the default config's.
+# `bkv_sz`, `seqs_per_step`, `num_buffers`, beside those of the default config.
 CONFIGS = ((512, 4, 4), (LONGEST_BLOCK, 2, 3), (LONGEST_BLOCK, 4, 4))
 
 
@@ -67,15 +67,16 @@ class Group:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """Those of `CONFIGS` that fit the chip, with the form of copies that its default has."""
+        """The default config and those of `CONFIGS` that fit, with its form of copies."""
         chip = load_chip(self.chip)
         default = FAMILY.default_config(self.problem, chip.target)
         assert isinstance(default, DecodeConfig)
+        sizes = [(default.bkv_sz, default.seqs_per_step, default.num_buffers), *CONFIGS]
         configs = [
             replace(
                 default, bkv_sz=bkv, bkv_csz=512, seqs_per_step=seqs, num_buffers=buffers, bq_sz=16
             )
-            for bkv, seqs, buffers in CONFIGS
+            for bkv, seqs, buffers in dict.fromkeys(sizes)
         ]
         return fitting(FAMILY, self.problem, chip, self.workload, configs)
 

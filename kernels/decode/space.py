@@ -18,6 +18,7 @@ LATENT_BLOCK_BYTES = 1280 << 10
 # bytes, and where they do not.
 USUAL_BLOCK, STEP_BYTES = 512, 2 << 20
 LONG_BLOCK, LONG_STEP_BYTES = 2048, 4 << 20
+SMALL_PAGE = 128  # tokens; of smaller ones a block of `USUAL_BLOCK` is more than four copies
 # Elements of K and V of a block and of all blocks of a step in a window that is a few blocks, where
 # copies cost little. The code grows with them.
 WINDOW_BLOCK, WINDOW_STEP = 512 << 10, 4 << 20
@@ -80,6 +81,11 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
         buffers, bq = 3, bq // heads.query_tokens(problem)
     elif target.has_result_buffers and _is_few_blocks(problem):
         block, seqs, keys = _window_steps(problem)
+    elif form_matters and _has_small_pages(problem):
+        # v7x, 4 query heads on 1 KV head of 128, fleet's workload, pages of 64: 38.0 us, of eight
+        # blocks of 512 47.8; 8 on 1, azure-conv, pages of 64 27.7 and 29.1, of 16 41.4 and 42.7, of
+        # 128 26.5 and 25.4 (simulated, libtpu 0.0.42.1). Heads of 64 are not timed.
+        block, seqs, keys = kv_blocks.block_sizes(problem, (LONG_BLOCK,))[0], 4, LONG_BLOCK
     elif target.has_result_buffers:
         block, seqs, keys = _short_steps(problem, seqs=8 if form_matters else 4)
     else:
@@ -136,6 +142,11 @@ def _short_steps(problem: Problem, seqs: int = 4) -> Steps:
     if block * problem.kv_token_bytes > STEP_BYTES:
         block, seqs = kv_blocks.block_sizes(problem, (USUAL_BLOCK // 2,))[0], 2
     return block, seqs, USUAL_BLOCK
+
+
+def _has_small_pages(problem: Problem) -> bool:
+    """Whether a short block is many copies of pages, of heads that fill their lanes."""
+    return problem.page_size < SMALL_PAGE and problem.head_dim == problem.padded_head_dim
 
 
 def _is_few_blocks(problem: Problem) -> bool:
