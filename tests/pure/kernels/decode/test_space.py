@@ -127,7 +127,6 @@ def test_a_gap_takes_vmem_where_copies_are_strided_by_it_alone(heads, words, mor
         # None to speak of: 512 tokens, 2 MiB.
         ("v7x", {"num_kv_heads": 1}, (512, 512, 8)),
         # Of small pages a block is many copies.
-        ("v7x", {"num_q_heads": 8, "num_kv_heads": 1, "page_size": 64}, (2048, 2048, 4)),
         ("v7x", {"num_kv_heads": 1, "page_size": 64, "head_dim": 64}, (512, 512, 8)),
         ("v7x", {"num_kv_heads": 2, "page_size": 64}, (512, 512, 4)),
         ("v7x", {"num_kv_heads": 2}, (512, 512, 4)),
@@ -153,3 +152,10 @@ def test_default_steps(chip, changes, steps):
     config = space.default_config(dataclasses.replace(LLAMA, **changes), target)
     assert (config.bkv_sz, config.bkv_csz, config.seqs_per_step) == steps
     assert config.num_buffers == 4
+
+
+def test_long_blocks_of_small_pages_have_three_buffers():
+    problem = dataclasses.replace(LLAMA, num_q_heads=8, num_kv_heads=1, page_size=64)
+    config = space.default_config(problem, load_chip("v7x").target)
+    assert (config.bkv_sz, config.bkv_csz, config.seqs_per_step) == (2048, 2048, 4)
+    assert (config.num_buffers, config.strided_copies) == (3, 1)
