@@ -29,8 +29,11 @@ _DROPOUT = "draws random numbers: no attention kernel of a server does"
 _RESIDUALS = "the call of the entry before it with two more outputs, in blocks of its own"
 _NOT_YET = "not recorded yet: record_measured.py --source tokamax --row NAME does"
 # Programs that `record_measured.py` refused, by their place.
-_SPARSE_CORE = (193, 195, 197, 201)
 _ON_SPARSE_CORE = "XLA transposes its output on the SparseCore, which has no schedule here"
+_REFUSED = {
+    74: "a computation of XLA reads a scalar that nothing here gives it",
+    **dict.fromkeys((193, 195, 197, 201), _ON_SPARSE_CORE),
+}
 _LONG_MS = 100.0
 _LONG = "longer than 100 ms, all of them in the loop of shorter entries"
 
@@ -109,8 +112,8 @@ def main() -> None:
     found = list(lines(WHEEL.use(default_cache_dir())))
     recorded = measured.recorded_names()
     for place, line in enumerate(found):
-        if place in _SPARSE_CORE:
-            line["left_out"] = _ON_SPARSE_CORE
+        if place in _REFUSED:
+            line["left_out"] = _REFUSED[place]
         if f"tokamax-{place}" not in recorded:
             line.setdefault("left_out", _NOT_YET)
     measured.TOKAMAX.write_text("".join(json.dumps(line) + "\n" for line in found))

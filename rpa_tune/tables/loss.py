@@ -126,12 +126,14 @@ def expected_loss(asked: TuningKey, row: TuningKey, verdict: str) -> ExpectedLos
     changed = frozenset(differences(asked, near))
     listed = _by_distance().get((asked.family, verdict), ())
     fields = _by_fields()
-    counted = _pooled(listed, away, changed)
+    same = [loss for loss in listed[:1] if not loss.up_to_distance]
     alike = fields.get((asked.family, verdict, changed))
-    if alike and away <= alike.up_to_distance:
-        counted = [alike, *listed[:1]]  # another workload alone may cost more, too
     filled = fields.get((asked.family, verdict, frozenset(differences(near, row))))
-    counted += [filled] if counted and filled else []
+    if (alike and away <= alike.up_to_distance) or (filled and not changed):
+        counted = [alike, *same] if alike else same  # another workload alone may cost more, too
+    else:
+        counted = _pooled(listed, away, changed)
+    counted += [filled] if filled and (counted or not changed) else []
     return max(counted, key=lambda loss: loss.pct, default=None)
 
 

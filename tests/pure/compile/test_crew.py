@@ -51,13 +51,15 @@ class Played:
 def crew(monkeypatch, tmp_path):
     Played.made = []
     monkeypatch.setattr(module, "WorkerProcess", Played)
-    crew = Crew(num_workers=2, memory_bytes=1000, scratch_dir=tmp_path, environment=lambda f: {})
+    crew = Crew(num_workers=2, memory_bytes=1000, scratch_dir=tmp_path, environment=lambda f: {},
+                on_phase=PHASES.append)  # fmt: skip
     yield crew
     crew.close()
     assert list(tmp_path.iterdir()) == []
 
 
 BELL, RINGER = Pipe()
+PHASES: list[str] = []
 
 
 def task(index, owner=None, deadline_s=600.0):
@@ -116,6 +118,7 @@ def test_each_phase_has_the_whole_deadline(crew) -> None:
     worker.child.send(("phase", "two"))
     crew.wait(BELL)
     assert worker.deadline > time.monotonic() + 40
+    assert PHASES[-1:] == ["two"]  # and whoever asked is told
 
 
 def test_a_task_beyond_its_deadline_costs_its_worker(crew) -> None:
