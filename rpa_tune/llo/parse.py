@@ -11,10 +11,11 @@ from pathlib import Path
 
 from rpa_tune.errors import DumpError
 from rpa_tune.known_versions import supported_libtpus
+from rpa_tune.llo.located import has_lost_copy, located
 from rpa_tune.llo.meetings import MeetingError, Meetings
 from rpa_tune.llo.opcodes import Meaning, Op, Slot, meaning, memory_spaces
 from rpa_tune.llo.order import executable_order
-from rpa_tune.llo.pointers import Pointers, has_lost_copy
+from rpa_tune.llo.pointers import Pointers
 from rpa_tune.llo.program import (
     ALLOCATION_BITS,
     MAX_ALLOCATIONS,
@@ -115,7 +116,7 @@ class _Parser:
         """Bundles in which every copy says between which memories it is."""
         if not any(map(has_lost_copy, bundles)):
             return bundles
-        bundles = self.pointers.located(bundles)
+        bundles = located(bundles, self.pointers.memories)
         for bundle in filter(has_lost_copy, bundles):
             self.line = bundle.line
             rule = "and its pointers were spilled to words that hold others too"

@@ -59,38 +59,6 @@ class Pointers:
             for bundle in bundles
         ]
 
-    def located(self, bundles: list[Bundle]) -> list[Bundle]:
-        """Bundles in which copies say between which memories they are, as far as pointers tell.
-
-        A pointer may have been moved, or spilled to SMEM and read back. What may point into two
-        memories tells nothing.
-        """
-        everything = [item for bundle in bundles for item in bundle.instructions]
-        moves = [_move(item) for item in everything if item.op in _CARRIERS]
-        found: dict[_Place, set[str]] = {
-            ("register", register): {memory} for register, memory in self.memories.items()
-        }
-        is_new = True
-        while is_new:
-            is_new = False
-            for sources, to in moves:
-                memories = set().union(*(found.get(source, ()) for source in sources))
-                if to != _NOWHERE and memories - found.get(to, set()):
-                    found[to] = found.get(to, set()) | memories
-                    is_new = True
-
-        def named(item: Instruction) -> Instruction:
-            if item.op is not Op.COPY or item.detail:
-                return item
-            ends = [found.get(_place(item.terms[i]), set()) for i in (0, 2)]
-            known = all(len(memories) == 1 for memories in ends)
-            return item._replace(detail="_to_".join(min(m) for m in ends)) if known else item
-
-        return [
-            bundle._replace(instructions=tuple(map(named, bundle.instructions)))
-            for bundle in bundles
-        ]
-
     def _plain(self, item: Instruction) -> Instruction:
         """A shift back of a pointer as a move."""
         if not _is_shift_back(item) or _place(item.terms[0]) not in self._pointers:
@@ -104,11 +72,6 @@ class Pointers:
             count = len(self._pointers)
             self._pointers.update(to for sources, to in moves if sources & self._pointers)
             self._pointers.discard(_NOWHERE)
-
-
-def has_lost_copy(bundle: Bundle) -> bool:
-    """Whether it is not known between which memories one of its copies is."""
-    return any(item.op is Op.COPY and not item.detail for item in bundle.instructions)
 
 
 def _move(item: Instruction) -> tuple[set[_Place], _Place]:
