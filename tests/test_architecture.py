@@ -191,6 +191,7 @@ NOT_IMPORTED: dict[str, str] = {
     "rpa_kernels.decode.family": "two records: every test that loads `decode`",
     "rpa_tune.__main__": "a program: tests/test_packaging.py runs it without click",
     "rpa_tune.check.on_device": "runs in workers: tests/pure/check rehearses every step of it",
+    "rpa_tune.llo.located": "part of the parser: tests/pure/llo/test_public_dumps.py",
     "rpa_tune.llo.order": "part of the parser: tests/pure/llo/test_parse.py",
     "rpa_tune.llo.pointers": "part of the parser: tests/pure/llo/test_pointers.py",
     "rpa_tune.llo.vectors": "part of the parser: tests/pure/llo/test_vectors.py",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rpa_tune.errors import DumpError
 from rpa_tune.known_versions import supported_libtpus
+from rpa_tune.llo.located import has_lost_copy, located
 from rpa_tune.llo.meetings import MeetingError, Meetings
 from rpa_tune.llo.opcodes import Meaning, Op, Slot, meaning, memory_spaces
 from rpa_tune.llo.order import executable_order
@@ -96,7 +97,7 @@ class _Parser:
         if len(self.allocations) > MAX_ALLOCATIONS:
             raise self._error(f"{len(self.allocations)} allocations", f"at most {MAX_ALLOCATIONS}")
         self._resolve_branches(bundles)
-        bundles = self.pointers.shifted_back(bundles)
+        bundles = self._copies_located(self.pointers.shifted_back(bundles))
         if self.meetings.num_cores > 1 and self.meetings.core_id is None:
             raise self._error("cores meet, but none asks which it is", "`sld` of the core id")
         program = Program(
@@ -110,6 +111,17 @@ class _Parser:
         )
         check_path(program, self.data)
         return program
+
+    def _copies_located(self, bundles: list[Bundle]) -> list[Bundle]:
+        """Bundles in which every copy says between which memories it is."""
+        if not any(map(has_lost_copy, bundles)):
+            return bundles
+        bundles = located(bundles, self.pointers.memories)
+        for bundle in filter(has_lost_copy, bundles):
+            self.line = bundle.line
+            rule = "and its pointers were spilled to words that hold others too"
+            raise self._error("`dma.general` without a comment `FROM-to-TO`", rule)
+        return bundles
 
     def _bundles(self) -> Iterator[Bundle]:
         """Parses bundle after bundle."""
@@ -273,9 +285,8 @@ class _Parser:
             # XLA's own computations have no comment: there the pointers say which memories.
             pointers = [self.pointers.memories.get(item.terms[i].first, "") for i in (0, 2)]
             ends = match.groups() if (match := _GENERAL.search(rest)) else pointers
-            if not set(ends) <= set(memory_spaces()):
-                raise self._error("`dma.general` without a comment `FROM-to-TO`", "")
-            return (item._replace(detail="_to_".join(ends)),)
+            is_known = set(ends) <= set(memory_spaces())
+            return (item._replace(detail="_to_".join(ends) if is_known else ""),)
         if item.op is Op.REMAINDER:
             # Results are queued for `spop.drf`, the quotient first where both are wanted.
             if (match := _DIVISION.search(rest)) is None:

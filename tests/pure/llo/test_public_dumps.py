@@ -187,6 +187,20 @@ def test_strided_copies_of_xla_say_their_memories_by_pointers(program_of, way):
     assert moved == [way == ("hbm", "vmem"), way == ("vmem", "hbm"), False]
     with pytest.raises(DumpError, match="without a comment `FROM-to-TO`"):
         program_of(dump(pointers[0], copy, wait))
+    # The destination was spilled and read back, then moved. The word holds other pointers before
+    # and after; one that may have come last tells nothing.
+    word = "[smem:[#allocation9_spill]]"
+    other = f"%21 = sst {word} %s3_s1"
+    spill, back = f"%20 = sst {word} %s4_s2", f"%s14_s4 = sld {word}"
+    copy = copy.replace("%s4_s2", "%s15_s5")
+    rest = ("%s15_s5 = smov %s14_s4", copy, wait)
+    again = run_both(program_of(dump(*pointers, other, spill, back, *rest, other)))
+    assert [num_bytes for _, num_bytes, _, _ in again.engines] == [
+        num_bytes for _, num_bytes, _, _ in run.engines
+    ]
+    maybe = f"%p1_p0 = scmp.eq.s32.totalorder %s1_s0, 0  ;;  {other.replace('sst', 'sst (%p1_p0)')}"
+    with pytest.raises(DumpError, match="without a comment `FROM-to-TO`"):
+        program_of(dump(*pointers, spill, maybe, back, *rest))
 
 
 @pytest.mark.parametrize(("jumps", "granules"), [(1, 7), (0, 9)])
