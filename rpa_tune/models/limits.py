@@ -10,7 +10,7 @@ from rpa_tune.models.buckets import SGLANG_JAX, TPU_INFERENCE
 DEFAULT_TOKENS = {TPU_INFERENCE: 8192, SGLANG_JAX: 4096}
 DEFAULT_SEQS = 256
 # Half of SMEM for the page table, as both engines reckon. Source: `own_page_size` (server.py) for
-# tpu-inference; `most_running` for sglang-jax.
+# tpu-inference; `limits_of_sglang_jax`.
 TABLE_ENTRIES = 1024 * 1024 // 2 // 4
 # The least pool of requests that sglang-jax makes where it is not told. Source: sglang-jax 0.0.2,
 # `ModelRunner.init_memory_pool`: 2,048 to 4,096 by the memory that is free, and one for padding.
