@@ -7,6 +7,7 @@ of other configs that both studies timed and that do. The form is in `public/tok
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -19,8 +20,13 @@ _Config = dict[str, Any]
 _SHARED = ("bkv_sz", "n_buffer")
 
 
-def export_tables(rows: Iterable[TableRow]) -> Export:
+def export_tables(rows: Iterable[TableRow], num_pages: int | None = None) -> Export:
     """The JSON of one chip's file.
+
+    Args:
+      rows: Those of other kernels are left out.
+      num_pages: Pages in the cache of the calls that are to find the entries, which the table's key
+        has; None for the sweep's. No block size depends on it.
 
     Raises:
       UsageError: Rows of several chips: each has a file of its own.
@@ -31,6 +37,8 @@ def export_tables(rows: Iterable[TableRow]) -> Export:
         if problem.kv_dtype not in DTYPES or problem.q_dtype not in DTYPES:
             export.leave_out(row, f"tokamax's tables have no {problem.kv_dtype}")
             continue
+        if num_pages is not None:
+            problem = replace(problem, num_pages=num_pages)
         case = row.key.family.rpartition("-")[2]
         pair = calls.setdefault(row.key.chip + json.dumps(call_spec(problem)), {})
         if case in pair:

@@ -203,6 +203,16 @@ def test_winners_that_do_not_agree_make_room_for_timed_configs_that_do():
     assert said["mixed"] == "simulated 50.0 us, made-up"
 
 
+def test_keys_of_tokamax_have_the_pages_of_the_callers_cache(tmp_path):
+    merge_into(tmp_path, tokamax_rows())
+    asked = ["export", str(tmp_path), "--num-pages", "4096", "--format"]
+    result = CliRunner().invoke(tables, [*asked, "tokamax"])
+    (call,) = json.loads(result.stdout)
+    assert json.loads(call) == call_spec(replace(PROBLEM, num_pages=4096))
+    refused = CliRunner().invoke(tables, [*asked, "env"])
+    assert "--num-pages=4096 says nothing to --format env" in str(refused.exception)
+
+
 def test_a_table_of_tokamax_is_for_one_device():
     with pytest.raises(UsageError, match="rows are for v6e, v7x"):
         EXPORTERS["tokamax"]([*tokamax_rows(), *tokamax_rows(chip="v7x")])
