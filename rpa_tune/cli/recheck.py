@@ -25,7 +25,7 @@ from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import versions
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
-from rpa_tune.sweep.plan import load_plan
+from rpa_tune.sweep.plan import SweepPlan, load_plan
 from rpa_tune.sweep.recheck import RowCheck, ask, check_versions
 from rpa_tune.sweep.watch import Answered, Event, Watch, WaveStarted
 from rpa_tune.tables.key import TuningKey, timed_key
@@ -104,13 +104,7 @@ def check(
 
     Example: rpa-tune tables check tuned_tables --recompile --chip v6e
     """
-    for name, given in (("--python", pythons), ("--write", does_write)):
-        if given and not recompile:
-            raise UsageError(f"{name} asks rows again", where=name, hint="add --recompile")
-    if does_write:
-        if folder is None:
-            raise UsageError("--write needs FOLDER", where="--write", hint="name the tables")
-        require_writable(folder)
+    _refuse_alone(folder, recompile, pythons, does_write)
     if pythons:
         words = passed_on(click.get_current_context())
         write_to = folder if does_write else None
@@ -121,14 +115,8 @@ def check(
         rows = sample_rows(rows, sample, seed)
     if recompile:
         fetch(rows, cache)
-        evaluators: dict[Method, AbstractEvaluator] = {
-            Fidelity.SIMULATED: make_evaluator(workers, cache, libtpu_args)
-        }
-        with Journal(store_file) as journal:
-            oracle = Oracle(evaluators=evaluators, journal=journal, watch=Lines(len(rows)))
-            checks = list(
-                ask_each(rows, lambda row: ask(row, oracle, plans, libtpu_args), oracle, workers)
-            )
+        evaluator = make_evaluator(workers, cache, libtpu_args)
+        checks = _recompile(rows, plans, store_file, evaluator, workers, libtpu_args)
     else:
         checks = [check_versions(row, plans) for row in rows]
     document = {"versions": versions(), "rows": [_to_dict(found) for found in checks]}
@@ -138,11 +126,39 @@ def check(
     if as_json:
         print_json(document)
     else:
-        for found in checks:
-            click.echo(_text(found))
-        click.echo(_summary(checks))
+        click.echo("\n".join([*map(_text, checks), _summary(checks)]))
     if any(found.findings for found in checks):
         raise click.exceptions.Exit(EXIT_FINDINGS)
+
+
+def _refuse_alone(
+    folder: Path | None, recompile: bool, pythons: Sequence[Path], does_write: bool
+) -> None:
+    """Refuses options that mean nothing without others, before anything is compiled."""
+    for name, given in (("--python", pythons), ("--write", does_write)):
+        if given and not recompile:
+            raise UsageError(f"{name} asks rows again", where=name, hint="add --recompile")
+    if does_write:
+        if folder is None:
+            raise UsageError("--write needs FOLDER", where="--write", hint="name the tables")
+        require_writable(folder)
+
+
+def _recompile(
+    rows: Sequence[TableRow],
+    plans: Sequence[SweepPlan],
+    store_file: Path,
+    evaluator: AbstractEvaluator,
+    workers: int,
+    libtpu_args: str,
+) -> list[RowCheck]:
+    """Rows evaluated again; answers are kept in a store."""
+    evaluators: dict[Method, AbstractEvaluator] = {Fidelity.SIMULATED: evaluator}
+    with Journal(store_file) as journal:
+        oracle = Oracle(evaluators=evaluators, journal=journal, watch=Lines(len(rows)))
+        return list(
+            ask_each(rows, lambda row: ask(row, oracle, plans, libtpu_args), oracle, workers)
+        )
 
 
 def make_evaluator(workers: int, cache: Path, libtpu_args: str = "") -> AbstractEvaluator:
