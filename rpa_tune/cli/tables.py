@@ -25,6 +25,7 @@ from rpa_tune.models.padding import padding_note
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.tables.changes import diff_tables
 from rpa_tune.tables.lint import Finding, lint_folder
+from rpa_tune.tables.other_versions import other_versions_text
 from rpa_tune.tables.reader import load_tables, shipped_folder
 from rpa_tune.tables.row import Clause, TableRow
 from rpa_tune.tables.writer import merge_into
@@ -63,6 +64,8 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
     for row in rows:
         notes = [note] if (note := padding_note(row.key)) else []
         evidence = [_evidence_text(row), regret_text(row)]
+        if row.evidence.other_versions:
+            evidence.append(other_versions_text(row.evidence.other_versions))
         click.echo("\n  ".join([str(row.key), *notes, *config_lines(row), *evidence]))
     click.echo(counted(len(rows), "row"))
 
