@@ -139,6 +139,7 @@ def main() -> None:
                 packed, reason = reply.value or (b"", reply.failure and reply.failure.detail)
                 if not packed:
                     failed.append(f"{name}: {reason}")
+                    print(failed[-1], file=sys.stderr)  # a long run may be interrupted
                     continue
                 if args.check:
                     same = packed == contents[name]

@@ -103,3 +103,11 @@ def test_its_report_has_every_part(trials, some, monkeypatch, tmp_path, capsys):
     assert "tokamax rpa" in out
     assert "strided" not in out
     assert '"groups"' in path.read_text()
+
+
+def test_rows_left_out_of_every_fit_are_predicted_by_it(trials, some):
+    rows, _ = some
+    parts = {o.label: o.label.partition("-")[0] for o in rows}
+    found = trials.judge_without(trials.TRIALS[0], rows[:2], rows[2:], parts)
+    assert found["joint"].keys() == found["without"].keys() | {"the rows left out"}
+    assert found["joint"]["the rows left out"]["n"] == 1
