@@ -25,23 +25,16 @@ import fidelity_report as report
 import fidelity_table as table
 import measured
 import numpy as np
-from hlo_steps import has_copies
 
 from rpa_tune.llo.calibrate import Observation, predict
 from rpa_tune.llo.machine import load_machine
 from rpa_tune.provenance import provenance
-
-# Of copies that XLA starts by itself in each call of tokamax's ragged paged attention.
-_COPIES_US = 40.0
 
 
 def find_contradiction(row: measured.Row, observation: Observation) -> str:
     """Why a row can be of no use to a fit, or an empty string."""
     if not row.is_device_time:
         return "a whole call was timed: kernel, transposes and paddings"
-    lacks_copies = row.source == "tokamax rpa" and not has_copies(observation.launches)
-    if lacks_copies and row.measured_us < 10 * _COPIES_US:
-        return f"recorded without the copies that XLA itself starts, some {_COPIES_US:.0f} us"
     bundles_us = observation.num_bundles / load_machine(row.chip).value("clock_hz") * 1e6
     if bundles_us > 1.1 * row.measured_us:
         # No machine runs more bundles than it has cycles.

@@ -7,7 +7,7 @@ the text of a scheduled module; needs no jax.
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,15 +101,6 @@ def copies_launch(copies: list[Step], granule_bytes: int) -> Launch:
         granules = math.ceil(copy.num_bytes / granule_bytes)
         trace += [int(copy.direction), flag, granules, _DIRECTIONS, flag, granules]
     return Launch((Recording(rows, blocks, np.array(trace, np.int32), len(copies)),), False)
-
-
-def has_copies(launches: Sequence[Launch]) -> bool:
-    """Whether recorded launches have such copies among them."""
-    return any(
-        np.isin(core.rows[:, 0], (COPY, WAIT)).all() and (core.blocks[:, 2] == 1).all()
-        for launch in launches
-        for core in launch.cores
-    )
 
 
 def _split(text: str) -> tuple[dict[str, str], list[str]]:

@@ -98,7 +98,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--source", choices=SOURCES, default="v3", help="whose kernels")
-    parser.add_argument("--row", action="append", help="only this row; repeat")
+    parser.add_argument(
+        "--row", action="append", help="only this row; repeat, in the order to record"
+    )
     parser.add_argument("--again", action="store_true", help="also what is recorded already")
     parser.add_argument("--check", action="store_true", help="compare with what is recorded")
     parser.add_argument("--sources", type=Path, help="folder of checkouts; see above")
@@ -125,6 +127,8 @@ def main() -> None:
     ]
     if args.check and not wanted:
         sys.exit("nothing to check: no such rows are recorded")
+    if args.row:
+        wanted.sort(key=lambda row: args.row.index(row.name))
     source = provenance()
     failed = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -135,6 +139,7 @@ def main() -> None:
                 packed, reason = reply.value or (b"", reply.failure and reply.failure.detail)
                 if not packed:
                     failed.append(f"{name}: {reason}")
+                    print(failed[-1], file=sys.stderr)  # a long run may be interrupted
                     continue
                 if args.check:
                     same = packed == contents[name]

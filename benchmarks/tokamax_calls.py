@@ -105,10 +105,10 @@ def _launches(folder: Path, text: str, launched: tuple[PallasCall, ...], chip: s
     machine = load_machine(chip)
     recorded: dict[str, Launch] = {}
     paths = {_computation(path): path for path in folder.glob("*-final_bundles.txt")}
+    paths = {name: path for name, path in paths.items() if not name.startswith(_NO_COMPUTATION)}
+    steps = read_steps(text, paths)
     # Of calls by one name the compiler gives the first the highest number.
     for name, path in sorted(paths.items(), key=lambda item: _order(item[0])):
-        if name.startswith(_NO_COMPUTATION):
-            continue
         kernel = name.rpartition(".")[0] if name.rpartition(".")[2].isdigit() else name
         operands = waiting[kernel].pop(0) if waiting.get(kernel) else {}
         try:
@@ -118,7 +118,6 @@ def _launches(folder: Path, text: str, launched: tuple[PallasCall, ...], chip: s
         recorded[name] = one._replace(is_kernel=kernel in waiting)
     if missing := [name for name, left in waiting.items() if left]:
         raise UsageError(f"kernels without a schedule of their own: {missing}")
-    steps = read_steps(text, recorded)
     found = [recorded[step.schedule] for step in steps if step.schedule]
     if copies := [step for step in steps if not step.schedule]:
         found.append(copies_launch(copies, int(machine.value("granule_bytes"))))

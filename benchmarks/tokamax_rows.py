@@ -29,10 +29,11 @@ _DROPOUT = "draws random numbers: no attention kernel of a server does"
 _RESIDUALS = "the call of the entry before it with two more outputs, in blocks of its own"
 _NOT_YET = "not recorded yet: record_measured.py --source tokamax --row NAME does"
 # Programs that `record_measured.py` refused, by their place.
-_ON_SPARSE_CORE = "XLA transposes its output on the SparseCore, which has no schedule here"
+_ON_SPARSE_CORE = "XLA runs a part of it on the SparseCore, which has no schedule here"
 _REFUSED = {
     74: "a computation of XLA reads a scalar that nothing here gives it",
-    **dict.fromkeys((193, 195, 197, 201), _ON_SPARSE_CORE),
+    285: "a copy of XLA has an instruction that is not understood, sshllo.u32",
+    **dict.fromkeys((165, 193, 195, 197, 201), _ON_SPARSE_CORE),
 }
 _LONG_MS = 100.0
 _LONG = "longer than 100 ms, all of them in the loop of shorter entries"
