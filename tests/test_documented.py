@@ -77,6 +77,10 @@ QUICK = {
 }
 # Scenarios that cannot be run here, and what else holds them.
 NOT_RUN = {
+    "docs/interop.md: rpa-tune sweep public_tokamax": (
+        "needs Python 3.12 and jax 0.11.1, and copies into a package; "
+        "tests/aot/test_public_tokamax.py and tests/engines/test_tokamax.py"
+    ),
     "docs/tables.md: rpa-tune tables check tables": (
         "shows a change from one jax to another, of which one is installed; "
         "tests/pure/sweep/test_recheck.py"

@@ -16,6 +16,7 @@ from rpa_tune.cli.numbers import number
 from rpa_tune.cli.options import ChipName, NameChoice, cache_option, libtpu_args_option
 from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.recheck_across import across, passed_on
+from rpa_tune.cli.recheck_write import write_found
 from rpa_tune.errors import UsageError
 from rpa_tune.evaluate.evaluator import AbstractEvaluator
 from rpa_tune.evaluate.simulated import SimulatedEvaluator
@@ -24,12 +25,13 @@ from rpa_tune.hw.chip import load_chip
 from rpa_tune.provenance import versions
 from rpa_tune.store.journal import Journal
 from rpa_tune.sweep.oracle import Oracle
-from rpa_tune.sweep.plan import load_plan
+from rpa_tune.sweep.plan import SweepPlan, load_plan
 from rpa_tune.sweep.recheck import RowCheck, ask, check_versions
 from rpa_tune.sweep.watch import Answered, Event, Watch, WaveStarted
 from rpa_tune.tables.key import TuningKey, timed_key
 from rpa_tune.tables.reader import load_tables, shipped_folder
 from rpa_tune.tables.row import TableRow
+from rpa_tune.tables.writer import require_writable
 
 EXIT_FINDINGS = 3
 Answer = TypeVar("Answer")
@@ -66,6 +68,8 @@ def recompile_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--seed", default="", help="With --sample: another text draws other rows.")
 @click.option("--python", "pythons", multiple=True, type=click.Path(path_type=Path),
               help="Also with the jax and libtpu of this Python; repeatable.")  # fmt: skip
+@click.option("--write", "does_write", is_flag=True,
+              help="Rows of FOLDER then say what other versions made of them.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def check(
     folder: Path | None,
@@ -80,6 +84,7 @@ def check(
     cache: Path,
     workers: int,
     libtpu_args: str,
+    does_write: bool,
     as_json: bool,
 ) -> None:
     """Finds rows of FOLDER, or of the shipped tables, that are stale under what is installed.
@@ -92,41 +97,68 @@ def check(
 
     With --python the same is asked under other pairs of jax and libtpu, each an environment that
     has rpa-tune, and the answers stand in one table: time, whether the row's config is still best
-    of those that are asked, what no longer fits.
+    of those that are asked, what no longer fits. With --write the evidence of the rows carries it,
+    and `tables show` prints it; nothing else of a row changes.
 
     Exit codes: 0 nothing found; 2 usage; 3 findings, or a table does not parse.
 
     Example: rpa-tune tables check tuned_tables --recompile --chip v6e
     """
+    _refuse_alone(folder, recompile, pythons, does_write)
     if pythons:
-        if not recompile:
-            raise UsageError("--python asks rows again", where="--python", hint="add --recompile")
         words = passed_on(click.get_current_context())
-        raise click.exceptions.Exit(across(words, pythons, store_file, as_json))
+        write_to = folder if does_write else None
+        raise click.exceptions.Exit(across(words, pythons, store_file, as_json, write_to))
     plans = [load_plan(file) for file in plan_files]
     rows = choose_rows(folder or shipped_folder(), chip, family)
     if sample is not None:
         rows = sample_rows(rows, sample, seed)
     if recompile:
         fetch(rows, cache)
-        evaluators: dict[Method, AbstractEvaluator] = {
-            Fidelity.SIMULATED: make_evaluator(workers, cache, libtpu_args)
-        }
-        with Journal(store_file) as journal:
-            oracle = Oracle(evaluators=evaluators, journal=journal, watch=Lines(len(rows)))
-            checks = list(
-                ask_each(rows, lambda row: ask(row, oracle, plans, libtpu_args), oracle, workers)
-            )
+        evaluator = make_evaluator(workers, cache, libtpu_args)
+        checks = _recompile(rows, plans, store_file, evaluator, workers, libtpu_args)
     else:
         checks = [check_versions(row, plans) for row in rows]
+    document = {"versions": versions(), "rows": [_to_dict(found) for found in checks]}
+    if does_write and folder:
+        written = write_found(folder, [document])
+        click.echo(f"{counted(written, 'row')} changed in {folder}", err=True)
     if as_json:
-        print_json({"versions": versions(), "rows": [_to_dict(found) for found in checks]})
+        print_json(document)
     else:
-        for found in checks:
-            click.echo(_text(found))
-        click.echo(_summary(checks))
+        click.echo("\n".join([*map(_text, checks), _summary(checks)]))
     if any(found.findings for found in checks):
         raise click.exceptions.Exit(EXIT_FINDINGS)
+
+
+def _refuse_alone(
+    folder: Path | None, recompile: bool, pythons: Sequence[Path], does_write: bool
+) -> None:
+    """Refuses options that mean nothing without others, before anything is compiled."""
+    for name, given in (("--python", pythons), ("--write", does_write)):
+        if given and not recompile:
+            raise UsageError(f"{name} asks rows again", where=name, hint="add --recompile")
+    if does_write:
+        if folder is None:
+            raise UsageError("--write needs FOLDER", where="--write", hint="name the tables")
+        require_writable(folder)
+
+
+def _recompile(
+    rows: Sequence[TableRow],
+    plans: Sequence[SweepPlan],
+    store_file: Path,
+    evaluator: AbstractEvaluator,
+    workers: int,
+    libtpu_args: str,
+) -> list[RowCheck]:
+    """Rows evaluated again; answers are kept in a store."""
+    evaluators: dict[Method, AbstractEvaluator] = {Fidelity.SIMULATED: evaluator}
+    with Journal(store_file) as journal:
+        oracle = Oracle(evaluators=evaluators, journal=journal, watch=Lines(len(rows)))
+        return list(
+            ask_each(rows, lambda row: ask(row, oracle, plans, libtpu_args), oracle, workers)
+        )
 
 
 def make_evaluator(workers: int, cache: Path, libtpu_args: str = "") -> AbstractEvaluator:

@@ -14,10 +14,11 @@ from typing import Any
 import click
 
 from rpa_tune.cli.output import counted, print_json
+from rpa_tune.cli.recheck_write import is_flipped, is_unfit, num_beside, write_found
 from rpa_tune.errors import UsageError
 
 _EXIT_FINDINGS = 3
-_NOT_PASSED_ON = ("pythons", "as_json", "store_file", "recompile")
+_NOT_PASSED_ON = ("pythons", "as_json", "store_file", "recompile", "does_write")
 
 
 def passed_on(context: click.Context) -> list[str]:
@@ -33,7 +34,13 @@ def passed_on(context: click.Context) -> list[str]:
     return words
 
 
-def across(words: Sequence[str], pythons: Sequence[Path], store: Path, as_json: bool) -> int:
+def across(
+    words: Sequence[str],
+    pythons: Sequence[Path],
+    store: Path,
+    as_json: bool,
+    write_to: Path | None = None,
+) -> int:
     """Asks in this environment and in each of the others, one after the other, and prints.
 
     Args:
@@ -41,6 +48,7 @@ def across(words: Sequence[str], pythons: Sequence[Path], store: Path, as_json: 
       pythons: Interpreters with rpa-tune in their environments.
       store: Each has a file of its own beside it.
       as_json: Print a document, not a table.
+      write_to: Table folder whose rows are to carry what was found.
 
     Returns:
       The command's exit code.
@@ -56,10 +64,13 @@ def across(words: Sequence[str], pythons: Sequence[Path], store: Path, as_json: 
             continue
         if [row["where"] for row in told[-1]["rows"]] != [row["where"] for row in told[0]["rows"]]:
             raise UsageError("another rpa-tune reads other rows there", where=str(python))
+    written = None if write_to is None else write_found(write_to, told)
     if as_json:
         print_json({"pairs": told})
     else:
         _print(told)
+        if written is not None:
+            click.echo(f"{counted(written, 'row')} changed in {write_to}")
     is_stale = any(row["findings"] for answer in told for row in answer["rows"])
     return _EXIT_FINDINGS if is_stale else 0
 
@@ -92,8 +103,8 @@ def _print(told: Sequence[Mapping[str, Any]]) -> None:
             pair = f"jax {installed['jax']}, libtpu {installed['libtpu']}"
             click.echo(f"  {pair:34} {_cell(one, then)}")
     rows, pairs = len(told[0]["rows"]), len(told)
-    flipped = sum(_is_flipped(row) for answer in told for row in answer["rows"])
-    unfit = sum(_is_unfit(row) for answer in told for row in answer["rows"])
+    flipped = sum(is_flipped(row) for answer in told for row in answer["rows"])
+    unfit = sum(is_unfit(row) for answer in told for row in answer["rows"])
     click.echo(
         f"{counted(rows, 'row')} under {counted(pairs, 'pair')}, simulated: "
         f"{flipped} with another config ahead, {unfit} that do not fit"
@@ -105,18 +116,9 @@ def _cell(row: Mapping[str, Any], then_us: float) -> str:
     if row["time_us"] is None:
         return "; ".join(found["message"] for found in row["findings"]) or "not evaluated"
     change = 100 * (row["time_us"] / then_us - 1) + 0.0
-    beside = len(row["runners_up"]) + (row["heuristic_us"] is not None)
-    rank = "still best" if beside else "nothing to compare with"
-    if _is_flipped(row):
+    rank = "still best" if num_beside(row) else "nothing to compare with"
+    if is_flipped(row):
         rank = "another config is ahead"
     said = [found["message"] for found in row["findings"] if found["rule"] == "rank"]
     detail = f": {'; '.join(said)}" if said else ""
     return f"{row['time_us']:10,.1f} us {change:+6.1f} %  fits, {rank}{detail}"
-
-
-def _is_flipped(row: Mapping[str, Any]) -> bool:
-    return row["overtaken"] or any(found["rule"] == "rank" for found in row["findings"])
-
-
-def _is_unfit(row: Mapping[str, Any]) -> bool:
-    return any(found["rule"] == "fit" for found in row["findings"])

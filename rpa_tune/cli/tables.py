@@ -16,14 +16,16 @@ from rpa_tune.cli.output import counted, print_json
 from rpa_tune.cli.recheck import EXIT_FINDINGS, check, choose_rows, sample_rows
 from rpa_tune.cli.restamp import restamp
 from rpa_tune.compile.lint import TARGETS, Lint
-from rpa_tune.errors import TableError
+from rpa_tune.errors import TableError, UsageError
 from rpa_tune.families.registry import ALL_FAMILIES, known_family, load_family
 from rpa_tune.interop.export import EXPORTERS
 from rpa_tune.interop.export_rows import OURS
+from rpa_tune.interop.tokamax_tables import export_tables as export_tokamax
 from rpa_tune.models.padding import padding_note
 from rpa_tune.sweep.plan import load_plan
 from rpa_tune.tables.changes import diff_tables
 from rpa_tune.tables.lint import Finding, lint_folder
+from rpa_tune.tables.other_versions import other_versions_text
 from rpa_tune.tables.reader import load_tables, shipped_folder
 from rpa_tune.tables.row import Clause, TableRow
 from rpa_tune.tables.writer import merge_into
@@ -62,6 +64,8 @@ def show(folder: Path | None, chip: str | None, family: str | None, as_json: boo
     for row in rows:
         notes = [note] if (note := padding_note(row.key)) else []
         evidence = [_evidence_text(row), regret_text(row)]
+        if row.evidence.other_versions:
+            evidence.append(other_versions_text(row.evidence.other_versions))
         click.echo("\n  ".join([str(row.key), *notes, *config_lines(row), *evidence]))
     click.echo(counted(len(rows), "row"))
 
@@ -203,8 +207,15 @@ def diff(old: Path, new: Path, as_json: bool) -> None:
     "--format", "form", required=True, type=NameChoice(EXPORTERS), help="Format to write."
 )
 @click.option("--chip", type=ChipName(), help="Only this chip.")
+@click.option(
+    "--num-pages",
+    type=number("num_pages"),
+    help="With --format tokamax: pages of your KV cache, which its keys hold; else the sweep's.",
+)
 @click.option("--output", type=click.Path(path_type=Path), help="File instead of stdout.")
-def export(folder: Path | None, form: str, chip: str | None, output: Path | None) -> None:
+def export(
+    folder: Path | None, form: str, chip: str | None, num_pages: int | None, output: Path | None
+) -> None:
     """Prints the rows of public kernels in a format that a serving engine reads.
 
     Rows that the format cannot represent are listed on stderr with the reason.
@@ -214,7 +225,13 @@ def export(folder: Path | None, form: str, chip: str | None, output: Path | None
 
     Example: rpa-tune tables export tuned_tables --format tpu-inference --chip v6e
     """
-    found = EXPORTERS[form](load_tables([_existing(folder or shipped_folder())], chip=chip))
+    if num_pages is not None and form != "tokamax":
+        raise UsageError(
+            f"--num-pages={num_pages} says nothing to --format {form}",
+            hint="leave it out: only tokamax's keys hold the pages of a cache",
+        )
+    rows = load_tables([_existing(folder or shipped_folder())], chip=chip)
+    found = EXPORTERS[form](rows) if num_pages is None else export_tokamax(rows, num_pages)
     if output is None:
         click.echo(found.text, nl=False)
     else:

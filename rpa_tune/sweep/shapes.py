@@ -20,7 +20,7 @@ from rpa_tune.models.buckets import Shape
 from rpa_tune.models.server import Server
 from rpa_tune.sweep.launches import BoolArray, Launches
 from rpa_tune.tables.key import TuningKey, studied_key, tuning_key
-from rpa_tune.workload.batches import combine
+from rpa_tune.workload.batches import combine, plain_sum
 from rpa_tune.workload.build import condense, serve
 from rpa_tune.workload.spec import overlay, read_spec
 from rpa_tune.workload.workload import (
@@ -127,7 +127,7 @@ class ServedSet:
           UsageError: A bad workload.
           TraceError: A bad file.
         """
-        total = sum(weights.values())
+        total = plain_sum(weights.values())
         self._parts = [
             (part, weight / total, ServedWorkload(part, server, len(weights), launches))
             for part, weight in weights.items()
@@ -136,7 +136,7 @@ class ServedSet:
 
     def share_of(self, group: Group, family: Family) -> float:
         """The share of all launches that launch a family in the shapes of a group."""
-        return sum(weight * part.share_of(group, family) for _, weight, part in self._parts)
+        return plain_sum(weight * part.share_of(group, family) for _, weight, part in self._parts)
 
     def of(self, group: Group, family: Family) -> Workload:
         """The batches that launch a family in the shapes of a group, as `ServedWorkload.of`."""
@@ -160,7 +160,7 @@ class ServedSet:
         if not used:
             raise why or ValueError(f"no part of the set launches family {family.name!r}")
         made = combine([part for *_, part in used], [share for _, share, _ in used])
-        total = sum(share for _, share, _ in used)
+        total = plain_sum(share for _, share, _ in used)
         said = ", ".join(f"{100 * share / total:.3g} % {name}" for name, share, _ in used)
         return replace(
             made,
@@ -205,7 +205,7 @@ class ServedWorkload:
     def share_of(self, group: Group, family: Family) -> float:
         """The share of all launches that launch a family in the shapes of a group."""
         if self._whole is not None:
-            return sum(
+            return plain_sum(
                 wb.weight
                 for wb in self._whole.batches
                 if any(map(wb.batch.family_seqs, family.slots))
@@ -311,7 +311,7 @@ def _of_batches(whole: Workload, group: Group, family: Family) -> Workload:
             hint="name the shapes it has batches for (server: {tokens: [...]}), "
             "or give a workload of requests",
         )
-    total = sum(wb.weight for wb in kept)
+    total = plain_sum(wb.weight for wb in kept)
     return replace(
         whole,
         name=f"{whole.name}, {_tokens_text(group, least=None if padded else 1)}",

@@ -5,7 +5,6 @@ step's lengths names the config; the last clause always holds. A row of one conf
 `[{"use": 0}]`.
 """
 
-import math
 import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
@@ -15,7 +14,9 @@ from rpa_kernels.problem import Problem
 from rpa_tune.errors import UsageError
 from rpa_tune.libtpu_args import parse_args
 from rpa_tune.tables.key import ADDED_FIELDS, TuningKey
+from rpa_tune.tables.other_versions import check_other_versions
 from rpa_tune.tables.step import FEATURES, Lengths
+from rpa_tune.tables.values import MAX_INTEGER, check_finite, check_names, check_range, mapping
 
 SCHEMA = "rpa-table/4"  # older ones: `migrate.py`
 FIDELITIES = ("analytical", "simulated", "measured")
@@ -23,8 +24,6 @@ TUNED, HEURISTIC = "tuned", "heuristic"  # verdicts
 MAX_CONFIGS = 8  # a serving engine compiles every one of them for every bucket
 MAX_RUNNERS_UP = 3
 MAX_CLAUSES = 32  # of a rule that is meant to be read
-# Tables may come from elsewhere: no size, limit or config field is beyond a 32-bit register.
-MAX_INTEGER = 2**31 - 1
 # Numbers of the evidence, with the most that each can be.
 _MOST = dict.fromkeys(
     ("time_us", "heuristic_us", "error_pct", "regret_pct", "num_candidates"), MAX_INTEGER
@@ -102,6 +101,8 @@ class Evidence:
         `TableRow.heuristic`. A file has the field only where the row does not pin that config.
       share_of_wins: Of those sets, the share under which the tuned config, or else the best one
         that was found, beats the heuristic; a tie is half a win. None as well.
+      other_versions: What `tables check --write` found under other jax and libtpu
+        (`other_versions.py`); a file has the field only where there is some.
     """
 
     verdict: str
@@ -128,6 +129,7 @@ class Evidence:
     libtpu_args: str = ""
     runners_up: tuple[dict[str, Any], ...] = ()
     heuristic: dict[str, int] | None = None
+    other_versions: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -136,7 +138,9 @@ class Evidence:
             "interval_us": self.interval_us and list(self.interval_us),
         }
         data["runners_up"] = list(self.runners_up)
-        for name in ("libtpu_args", "runners_up", "heuristic"):  # older files stay as they are
+        data["other_versions"] = list(self.other_versions)
+        # Older files stay as they are.
+        for name in ("libtpu_args", "runners_up", "heuristic", "other_versions"):
             if not data[name]:
                 del data[name]
         return data
@@ -196,9 +200,9 @@ def row_from_dict(data: Any, *, chip: str, family: str, where: str = "") -> Tabl
     Raises:
       ValueError: A field is missing, unknown or of the wrong type; the message names it.
     """
-    _check_names("row", data, {"key", "configs", "rule", "evidence"})
+    check_names("row", data, {"key", "configs", "rule", "evidence"})
     key = key_from_dict(data["key"], chip=chip, family=family)
-    evidence = _evidence(_mapping("evidence", data["evidence"]))
+    evidence = _evidence(mapping("evidence", data["evidence"]))
     configs = _configs(data["configs"])
     return TableRow(
         key=key,
@@ -215,7 +219,7 @@ def key_from_dict(data: Any, *, chip: str, family: str) -> TuningKey:
     Raises:
       ValueError: As `row_from_dict`.
     """
-    stated = {**ADDED_FIELDS, **_mapping("key", data), "chip": chip, "family": family}
+    stated = {**ADDED_FIELDS, **mapping("key", data), "chip": chip, "family": family}
     key: TuningKey = _record(TuningKey, "key", stated)
     _check_sizes(key)
     return key
@@ -236,7 +240,7 @@ def _evidence(data: dict[str, Any]) -> Evidence:
     if not isinstance(regrets, list) or len(regrets) > MAX_CONFIGS:
         raise ValueError(f"evidence.regret_by_num_configs_pct must be a list to {MAX_CONFIGS}")
     for i, regret in enumerate(regrets):
-        _check_range(f"evidence.regret_by_num_configs_pct[{i}]", regret)
+        check_range(f"evidence.regret_by_num_configs_pct[{i}]", regret)
     _check_problem(data.get("problem"))
     span = data.get("interval_us")
     if span is not None:
@@ -246,6 +250,9 @@ def _evidence(data: dict[str, Any]) -> Evidence:
     _check_runners_up(runners_up)
     stated = {"libtpu_args": "", "heuristic": None, **data, **changed}
     stated["runners_up"] = tuple(runners_up)
+    found = data.get("other_versions", [])
+    check_other_versions(found)
+    stated["other_versions"] = tuple(found)
     evidence: Evidence = _record(Evidence, "evidence", stated)
     _check_libtpu_args(evidence.libtpu_args)
     if evidence.heuristic is not None:
@@ -257,7 +264,7 @@ def _evidence(data: dict[str, Any]) -> Evidence:
     for name, most in _MOST.items():
         value = getattr(evidence, name)
         if value is not None:
-            _check_range(f"evidence.{name}", value, most)
+            check_range(f"evidence.{name}", value, most)
     if not _DAY.fullmatch(evidence.date):
         raise ValueError(f"evidence.date={evidence.date!r:.40} is no day YYYY-MM-DD")
     return evidence
@@ -268,9 +275,9 @@ def _check_runners_up(data: Any) -> None:
     if not isinstance(data, list) or len(data) > MAX_RUNNERS_UP:
         raise ValueError(f"evidence.runners_up must be a list to {MAX_RUNNERS_UP}")
     for i, one in enumerate(data):
-        _check_names(f"evidence.runners_up[{i}]", one, {"config", "time_us"})
+        check_names(f"evidence.runners_up[{i}]", one, {"config", "time_us"})
         _configs([one["config"]])
-        _check_range(f"evidence.runners_up[{i}].time_us", one["time_us"])
+        check_range(f"evidence.runners_up[{i}].time_us", one["time_us"])
 
 
 def _check_libtpu_args(text: str) -> None:
@@ -288,37 +295,20 @@ def _check_interval(data: Any) -> None:
     if not isinstance(data, list) or len(data) != 2:
         raise ValueError(f"evidence.interval_us={data!r:.40} is not a list of two times")
     for value in data:
-        _check_finite("evidence.interval_us", value)
+        check_finite("evidence.interval_us", value)
     if not 0 < data[0] <= data[1]:
         raise ValueError(f"evidence.interval_us={data!r:.60} is no interval above zero")
 
 
 def _check_problem(data: Any) -> None:
     """Plain values of known fields; whether they make a problem of the key is lint's question."""
-    for name, value in _mapping("evidence.problem", data or {}).items():
+    for name, value in mapping("evidence.problem", data or {}).items():
         if name not in _PROBLEM_FIELDS:
             raise ValueError(f"evidence.problem.{name:.40} is no field of a problem")
         if type(value) in (int, float):
-            _check_finite(f"evidence.problem.{name}", value)
+            check_finite(f"evidence.problem.{name}", value)
         elif value is not None and type(value) not in (str, bool):
             raise ValueError(f"evidence.problem.{name}={value!r:.40} is not a plain value")
-
-
-def _check_finite(what: str, value: Any) -> None:
-    """A number that arithmetic can be done with; JSON integers may have thousands of digits."""
-    if type(value) not in (int, float) or abs(value) > MAX_INTEGER or not math.isfinite(value):
-        raise ValueError(f"{what}={value!r:.40} is not a finite number")
-
-
-def _check_range(what: str, value: Any, most: float = MAX_INTEGER) -> None:
-    """A number that can be what its name says: nothing is below zero, and no time is zero."""
-    _check_finite(what, value)
-    if value < 0 or (value == 0 and what.endswith("_us")):
-        raise ValueError(
-            f"{what}={value} must be {'above' if what.endswith('_us') else 'at least'} zero"
-        )
-    if value > most:
-        raise ValueError(f"{what}={value} must be at most {most}")
 
 
 def _configs(data: Any) -> tuple[dict[str, int], ...]:
@@ -330,7 +320,7 @@ def _configs(data: Any) -> tuple[dict[str, int], ...]:
 
 
 def _check_config(what: str, data: Any) -> None:
-    for name, value in _mapping(what, data).items():
+    for name, value in mapping(what, data).items():
         if type(value) is not int:
             raise ValueError(f"{what}.{name}={value!r} is not an integer")
         if not 0 <= value <= MAX_INTEGER:
@@ -345,7 +335,7 @@ def _rule(data: Any, *, num_configs: int) -> tuple[Clause, ...]:
     clauses = []
     for i, item in enumerate(data):
         is_last = i == len(data) - 1
-        _check_names(f"rule[{i}]", item, {"use"} if is_last else {"if", "at_most", "use"})
+        check_names(f"rule[{i}]", item, {"use"} if is_last else {"if", "at_most", "use"})
         if type(item["use"]) is not int or not 0 <= item["use"] < num_configs:
             raise ValueError(f"rule[{i}].use={item['use']!r} names none of {num_configs} configs")
         if not is_last and item["if"] not in FEATURES:
@@ -356,20 +346,6 @@ def _rule(data: Any, *, num_configs: int) -> tuple[Clause, ...]:
             Clause(use=item["use"], feature=item.get("if", ""), at_most=item.get("at_most", 0))
         )
     return tuple(clauses)
-
-
-def _mapping(what: str, data: Any) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise ValueError(f"{what} is not an object")
-    return data
-
-
-def _check_names(what: str, data: Any, known: set[str]) -> None:
-    names = set(_mapping(what, data))
-    if names != known:
-        raise ValueError(
-            f"{what}: missing {sorted(known - names)}, unknown {sorted(names - known)}"
-        )
 
 
 # Resolved once: `get_type_hints` on every row would dominate the time to load a table.
@@ -392,7 +368,7 @@ _ACCEPTS: dict[Any, tuple[type, ...]] = {
 
 def _record(record: type[Any], what: str, data: dict[str, Any]) -> Any:
     """Builds a flat record, checking the name and type of every field."""
-    _check_names(what, data, set(_HINTS[record]))
+    check_names(what, data, set(_HINTS[record]))
     for name, hint in _HINTS[record].items():
         if type(data[name]) not in _ACCEPTS[hint]:
             raise ValueError(f"{what}.{name}={data[name]!r} is not of type {hint}")

@@ -1,8 +1,10 @@
 """Weighted batches: what a config is judged on."""
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,7 +100,7 @@ class Workload:
         kept = [wb for wb in self.batches if any(map(wb.batch.family_seqs, slots))]
         if not kept:
             raise ValueError(f"workload {self.name!r} never launches family {' or '.join(slots)!r}")
-        total = sum(wb.weight for wb in kept)
+        total = plain_sum(wb.weight for wb in kept)
         return replace(self, batches=tuple(replace(wb, weight=wb.weight / total) for wb in kept))
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,6 +145,15 @@ def _digest(batches: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def plain_sum(weights: Iterable[float]) -> float:
+    """The sum from left to right, each step rounded.
+
+    `sum` of Python 3.12 carries what is rounded off, and that of 3.11 does not. A workload's digest
+    is of its weights to the last bit, so a row made under one could not be checked under the other.
+    """
+    return functools.reduce(operator.add, weights, 0.0)
+
+
 def combine(parts: Sequence[Workload], weights: Sequence[float]) -> Workload:
     """One workload that stands for several.
 
@@ -156,7 +167,7 @@ def combine(parts: Sequence[Workload], weights: Sequence[float]) -> Workload:
     Raises:
       ValueError: No parts.
     """
-    total = sum(weights)
+    total = plain_sum(weights)
     shares = [weight / total for weight in weights]
     named = [(f"{100 * share:.3g} %", part) for part, share in zip(parts, shares, strict=True)]
     return Workload(

@@ -144,5 +144,5 @@ def run_server(script, asked):
         capture_output=True, text=True, timeout=1500, check=False,
     )  # fmt: skip
     records = [line for line in run.stdout.splitlines() if line.startswith("RECORD ")]
-    assert records, (run.stdout + run.stderr)[-4000:]
+    assert records, (run.stdout + run.stderr)[-9000:]
     return json.loads(records[-1].removeprefix("RECORD "))

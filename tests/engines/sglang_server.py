@@ -6,7 +6,8 @@ Run by `test_sglang_jax.py` in the environment of `make test-engines`, in a proc
 
 where JSON has `source` (a folder with `sgl_jax`), `model` (a folder), `batches` (of prompts, by
 token ids; a later batch finds the prefixes of those before), `num_tokens` to generate, `tables`,
-and `options` of the engine. Prints every row of logits with the tokens that it follows from.
+`options` of the engine, and if wanted `drafts` (see `sglang_trees.py`). Prints every row of logits
+with the tokens that it follows from.
 
 Left out are HTTP, tokenizer and detokenizer, which are other processes. Two things are replaced:
 
@@ -135,6 +136,7 @@ def main() -> None:
     sys.path.insert(0, asked["source"])
     from jax.experimental.pallas import tpu as pltpu
     from sgl_jax.srt.managers.io_struct import TokenizedGenerateReqInput
+    from sglang_trees import verified_trees
     from steps import Step, noting_steps
 
     import rpa_tune
@@ -146,6 +148,7 @@ def main() -> None:
     stand_in = sglang_jax.install(dispatcher, interpret=pltpu.InterpretParams())
     queue = Queue()
     scheduler = made_scheduler(asked, queue)
+    trees = verified_trees(scheduler, asked["drafts"]) if "drafts" in asked else []
     seen, retracted = seen_logits(scheduler), counted_retractions()
     requests = {}
     add = scheduler._add_request_to_queue
@@ -170,6 +173,7 @@ def main() -> None:
         "answers": {name: [*map(int, req.output_ids)] for name, req in requests.items()},
         "cached_tokens": {name: req.cached_tokens for name, req in requests.items()},
         "logits": seen,
+        "trees": trees,
         "retracted": retracted,
         "steps": Step.record(),
         "backend": type(scheduler.tp_worker.model_runner.attn_backend).__name__,

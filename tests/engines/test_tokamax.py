@@ -35,9 +35,11 @@ def tokamax(monkeypatch):
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_exported_entry_is_the_one_that_is_found(tokamax, tmp_path, change):
     problem = replace(PROBLEM, **CHANGES[change])
+    p = replace(problem, num_pages=4096)  # of the caller; the sweep had fewer
     export = export_tables(
         [timed_row("public-tokamax-decode", problem, configs=[DECODE]),
-         timed_row("public-tokamax-mixed", problem, configs=[MIXED])]
+         timed_row("public-tokamax-mixed", problem, configs=[MIXED])],
+        p.num_pages,
     )  # fmt: skip
     assert len(export.exported) == 2
     folder = tmp_path / FOLDERS["v6e"]
@@ -48,7 +50,6 @@ def test_the_exported_entry_is_the_one_that_is_found(tokamax, tmp_path, change):
         "TPU v6 lite"
     ]
     # As a caller binds it: arrays in order, and what differs from the defaults.
-    p = problem
     new = jax.ShapeDtypeStruct((p.max_num_tokens, p.num_kv_heads, p.head_dim), p.kv_dtype)
     int32 = lambda *shape: jax.ShapeDtypeStruct(shape, "int32")  # noqa: E731
     cache = jax.ShapeDtypeStruct(p.kv_cache_shape, p.kv_dtype)

@@ -146,10 +146,12 @@ def run_matrix(
 
 def print_table(cells: Mapping[tuple[Pair, str, str], Cell], pairs: Sequence[Pair]) -> int:
     """Prints a line for each kernel and a column for each pair; returns how many are not good."""
-    kernels = dict.fromkeys((chip, family) for _, chip, family in cells)
+    kernels = {(chip, family) for _, chip, family in cells}
+    chips = list(load_chips())
+    order = sorted(kernels, key=lambda one: (FAMILIES.index(one[1]), chips.index(one[0])))
     print(f"{'':17}" + "".join(f"{pair.libtpu:>15}" for pair in pairs))
     causes: list[str] = []
-    for chip, family in sorted(kernels, key=lambda kernel: FAMILIES.index(kernel[1])):
+    for chip, family in order:
         line = f"{chip:4} {family:12}"
         for pair in pairs:
             cell = cells[pair, chip, family]

@@ -177,6 +177,42 @@ def test_what_tokamax_cannot_say_is_left_out(rows, why):
     assert len(found.left_out) == len(rows)
 
 
+def test_winners_that_do_not_agree_make_room_for_timed_configs_that_do():
+    decode, mixed = tokamax_rows(n_buffer=3)
+    others = [  # the second is what the mixed winner shares, and loses least of both together
+        {"config": {**decode.configs[0], "bkv_sz": 512}, "time_us": 50.5},
+        {"config": {**decode.configs[0], "n_buffer": 3, "batch_size": 8}, "time_us": 52.0},
+    ]
+    slow = [{"config": {**mixed.configs[0], "n_buffer": 2}, "time_us": 58.0}]
+    rows = [
+        replace(row, evidence=replace(row.evidence, runners_up=tuple(after)))
+        for row, after in ((decode, others), (mixed, slow))
+    ]
+    found = EXPORTERS["tokamax"](rows)
+    assert found.exported == rows
+    ((entry),) = json.loads(found.text).values()
+    ((config, data),) = entry.items()
+    config = json.loads(config)
+    assert (config["bkv_sz"], config["n_buffer"], config["decode_batch_size"]) == (256, 3, 8)
+    assert data["evaluation_times_ms"] == [pytest.approx(0.102)]
+    said = data["metadata"]["rpa_tune"]
+    assert (
+        said["decode"]
+        == "simulated 52.0 us, made-up; by itself 50.0 us with bkv_sz 256, n_buffer 2"
+    )
+    assert said["mixed"] == "simulated 50.0 us, made-up"
+
+
+def test_keys_of_tokamax_have_the_pages_of_the_callers_cache(tmp_path):
+    merge_into(tmp_path, tokamax_rows())
+    asked = ["export", str(tmp_path), "--num-pages", "4096", "--format"]
+    result = CliRunner().invoke(tables, [*asked, "tokamax"])
+    (call,) = json.loads(result.stdout)
+    assert json.loads(call) == call_spec(replace(PROBLEM, num_pages=4096))
+    refused = CliRunner().invoke(tables, [*asked, "env"])
+    assert "--num-pages=4096 says nothing to --format env" in str(refused.exception)
+
+
 def test_a_table_of_tokamax_is_for_one_device():
     with pytest.raises(UsageError, match="rows are for v6e, v7x"):
         EXPORTERS["tokamax"]([*tokamax_rows(), *tokamax_rows(chip="v7x")])

@@ -133,6 +133,16 @@ BREAKS = {
     "evidence.runners_up[0].time_us=0 must be above": lambda d: d["evidence"].update(
         runners_up=[{"config": d["configs"][0], "time_us": 0}]
     ),
+    "evidence.other_versions must be a list": lambda d: d["evidence"].update(other_versions=7),
+    "evidence.other_versions[0].libtpu='new' is no": lambda d: d["evidence"].update(
+        other_versions=[{"jax": "0.12", "libtpu": "new", "time_us": 1.0, "found": "best"}]
+    ),
+    "evidence.other_versions[0].found='good'": lambda d: d["evidence"].update(
+        other_versions=[{"jax": "0.12", "libtpu": "0.1", "time_us": 1.0, "found": "good"}]
+    ),
+    "evidence.other_versions[0].time_us=None with best": lambda d: d["evidence"].update(
+        other_versions=[{"jax": "0.12", "libtpu": "0.1", "time_us": None, "found": "best"}]
+    ),
     "evidence.time_us=-1": lambda d: d["evidence"].update(time_us=-1),
     "evidence.time_us=nan": lambda d: d["evidence"].update(time_us=float("nan")),
     "evidence.fidelity='guessed'": lambda d: d["evidence"].update(fidelity="guessed"),
