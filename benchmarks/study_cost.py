@@ -4,14 +4,16 @@
 
 Ten studies are run by the code of this checkout and by that of an earlier commit, each from an
 empty store and an empty cache with one worker process, by the defaults of a plan, the check of the
-winner and the times under all sets of parameters included. CPU seconds are those of the process and
-of its worker.
+winner and the times under all sets of parameters included. Today's start from winners of the tables
+that ship, as every sweep does, but for rows of the study's own key, or of its heads, page and
+window. CPU seconds are those of the process and of its worker.
 
 The rule that draws them: the spaces of `spaces/` by name, of each chip and family the first, then
 the rest. Of that list the first five whose recorded optimum beats the heuristic by 10 %, then the
 first others, ten in all. Each space is that of the record: its axes, on today's kernels. All its
 configs are simulated (today's code), and the regret of a build is how much slower the config that
-it chose is than the best of them, by these times. Times are simulated, CPU seconds measured.
+it chose is than the best of them, by these times. What the study of today compiled is not compiled
+again for that. Times are simulated, CPU seconds measured.
 
 Every part is kept in a folder beside the JSON file, and not run again: the command can be stopped.
 """
@@ -21,6 +23,7 @@ import importlib.metadata
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -35,6 +38,7 @@ FOLDER = Path(__file__).parent
 NUM_STUDIES, NUM_GAINING, GAIN_PCT = 10, 5, 10.0
 BEFORE = "c2247f0"  # the last commit before studies were made cheaper
 TODAY, EARLIER, TRUTH = "today", "before", "truth"
+_BUILD = {TODAY: TODAY, EARLIER: EARLIER, TRUTH: TODAY}  # whose compiles a part may find
 
 
 def read_space(path: Path) -> dict[str, Any]:
@@ -63,7 +67,7 @@ def draw(paths: list[Path]) -> list[Path]:
     return [*gaining, *others][:NUM_STUDIES]
 
 
-def run_part(path: Path, kind: str) -> dict[str, Any]:
+def run_part(path: Path, kind: str, cache: Path) -> dict[str, Any]:
     """Runs one study in this process and a worker; written for the modules of both commits."""
     from rpa_tune.candidate import Correctness, Fidelity
     from rpa_tune.compile.pool import WorkerPool
@@ -82,17 +86,18 @@ def run_part(path: Path, kind: str) -> dict[str, Any]:
         search = replace(search, sampler="exhaustive", simulate=10**6)
     study = replace(study, search=search)
     with tempfile.TemporaryDirectory() as work:
-        pool = WorkerPool(num_workers=1, deadline_s=deadline_s)
+        pool = WorkerPool(num_workers=2 if kind == TRUTH else 1, deadline_s=deadline_s)
         made: dict[Any, Any] = {
             Fidelity.ANALYTICAL: AnalyticalEvaluator(),
             Fidelity.SIMULATED: SimulatedEvaluator(
-                pool=pool, cache_dir=Path(work), deadline_s=deadline_s
+                pool=pool, cache_dir=cache, deadline_s=deadline_s
             ),
         }
         if kind != TRUTH:
             made[Correctness.INTERPRETED] = InterpretedEvaluator(pool=pool, deadline_s=deadline_s)
+        more = {"winners": winners_elsewhere(study)} if kind == TODAY else {}
         with pool, Journal(Path(work) / "store.jsonl") as store:
-            (result,) = Sweep(evaluators=made, journal=store, watch=Watch()).run([study])
+            (result,) = Sweep(evaluators=made, journal=store, watch=Watch(), **more).run([study])
     timed = [answer for answer in result.answers if answer.ok]
     chosen = study.heuristic() if result.decision is None else (
         result.decision.chosen.candidate.config
@@ -110,6 +115,19 @@ def run_part(path: Path, kind: str) -> dict[str, Any]:
             str(answer.candidate.config): answer.metrics.get("schedule_digest") for answer in timed
         },
     }
+
+
+def winners_elsewhere(study: Any) -> Any:
+    """What the shipped tables know of other problems: not of the same heads, page and window."""
+    from rpa_tune.sweep.seeds import winners_before
+    from rpa_tune.tables.reader import shipped_folder
+
+    def shape(key: Any) -> tuple[Any, ...]:
+        heads = (key.num_q_heads, key.num_kv_heads, key.head_dim, key.page_size)
+        return (key.chip, *heads, key.sliding_window_tokens)
+
+    found = winners_before([study], [], [shipped_folder()], asks_packages=False)
+    return [winner for winner in found if shape(winner.key) != shape(study.key)]
 
 
 def build_study(space: dict[str, Any]) -> Any:
@@ -134,13 +152,17 @@ def build_study(space: dict[str, Any]) -> Any:
 
 def run_apart(path: Path, kind: str, kept: Path, tree: Path | None) -> dict[str, Any]:
     """A part in a process of its own, by a commit's code, unless it is kept."""
-    file = kept / f"{path.name.removesuffix('.truth.json.gz')}.{kind}.json"
+    name = path.name.removesuffix(".truth.json.gz")
+    file, cache = kept / f"{name}.{kind}.json", kept / f"{name}.{_BUILD[kind]}.cache"
     if not file.exists():
         environment = dict(os.environ)
         if tree is not None:
             environment["PYTHONPATH"] = str(tree)
+        if kind != TRUTH:
+            shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir(exist_ok=True)
         done = subprocess.run(
-            [sys.executable, __file__, "--part", kind, str(path)],
+            [sys.executable, __file__, "--part", kind, "--cache", str(cache), str(path)],
             check=True, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         file.with_suffix(".part").write_text(done.stdout.splitlines()[-1] + "\n")
@@ -196,12 +218,14 @@ def total(rows: list[dict[str, Any]]) -> dict[str, Any]:
 @click.option("--before", default=BEFORE, show_default=True, help="The commit to compare with.")
 @click.option("--studies", default=NUM_STUDIES, show_default=True, help="The first so many only.")
 @click.option("--part", type=click.Choice([TODAY, EARLIER, TRUTH]), hidden=True)
+@click.option("--cache", type=click.Path(path_type=Path), hidden=True)
 def main(
-    part_of: Path | None, json_file: Path | None, before: str, studies: int, part: str | None
-) -> None:
+    part_of: Path | None, json_file: Path | None, before: str, studies: int, part: str | None,
+    cache: Path | None,
+) -> None:  # fmt: skip
     """Runs what is missing, prints the table and writes it."""
-    if part is not None and part_of is not None:
-        click.echo(json.dumps(run_part(part_of, part)))
+    if part is not None and part_of is not None and cache is not None:
+        click.echo(json.dumps(run_part(part_of, part, cache)))
         return
     if json_file is None:
         raise click.UsageError("--json names the file to write")
@@ -210,7 +234,12 @@ def main(
     kept = json_file.with_suffix(".parts")
     kept.mkdir(parents=True, exist_ok=True)
     rows = []
-    for path in draw(list((FOLDER / "spaces").glob("*.gz")))[:studies]:
+    drawn = draw(list((FOLDER / "spaces").glob("*.gz")))[:studies]
+    for path in drawn:  # the figures first: the truth takes longest
+        for kind, tree in ((EARLIER, Before(before, kept).tree), (TODAY, None)):
+            made_s = run_apart(path, kind, kept, tree)["cpu_s"]
+            click.echo(f"{path.name}: {made_s:.0f} s of CPU {kind}", err=True)
+    for path in drawn:
         parts = {
             EARLIER: run_apart(path, EARLIER, kept, Before(before, kept).tree),
             TODAY: run_apart(path, TODAY, kept, None),

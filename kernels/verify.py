@@ -10,7 +10,9 @@ Errors are those of the kernel's own roundings on a chip whose exponential is ri
 the interpreter rounds where the chip's code does, and products are summed in float32 in some order.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -194,9 +196,7 @@ def run_interpreted(
     launch = functools.partial(
         family.launch, problem=problem, config=config, target=target, interpret=interpret
     )
-    # Compiling takes longer than running: optimise little.
-    options = {**reference.EXACT_ROUNDING, "xla_backend_optimization_level": 0}
-    found: tuple[jax.Array, ...] = jax.jit(launch, compiler_options=options)(
+    found: tuple[jax.Array, ...] = jax.jit(launch, compiler_options=reference.EXACT_ROUNDING)(
         q,
         kv_new,
         operands.kv_cache,
@@ -241,11 +241,27 @@ def verify(
     operands = draw_operands(problem, batch, seed=seed)
     operands = replace(operands, arrays=spoil_unused(operands.arrays, problem))
     interpret = interpreter(dma_mode, target.num_cores)
-    with watched() as faults:
-        found = jax.block_until_ready(
-            run_interpreted(family, problem, config, target, operands, interpret=interpret)
-        )
-    return compare(family, problem, batch, operands, found, faults=faults)
+    with _compiled_quickly():
+        with watched() as faults:
+            found = jax.block_until_ready(
+                run_interpreted(family, problem, config, target, operands, interpret=interpret)
+            )
+        return compare(family, problem, batch, operands, found, faults=faults)
+
+
+@contextlib.contextmanager
+def _compiled_quickly() -> Iterator[None]:
+    """XLA optimises little: compiling takes longer than running.
+
+    An option of a `jit` would not do: the interpreter compiles the program of each core of a chip
+    with two by itself, in threads of its own.
+    """
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def spoil_unused(arrays: BatchArrays, problem: Problem) -> BatchArrays:

@@ -375,6 +375,11 @@ def test_default_blocks_follow_the_mxu_the_window_and_the_cores():
     for window, blocks in ((128, (1024, 256)), (1024, (1280, 256)), (4096, (1536, 512))):
         config = default(dataclasses.replace(LLAMA, sliding_window=window), V6E)
         assert (config.bkv_sz, config.bkv_csz) == blocks
+    # Few heads: latency costs more than the edges of a window, but for a narrow one.
+    few = dataclasses.replace(LLAMA, num_q_heads=4, num_kv_heads=2)
+    for window, blocks in ((128, (1024, 256)), (1024, (1536, 512))):
+        config = default(dataclasses.replace(few, sliding_window=window), V6E)
+        assert (config.bkv_sz, config.bkv_csz) == blocks
 
 
 def test_default_blocks_of_long_chunks_of_wide_heads():
