@@ -33,7 +33,7 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     sizes = kv_blocks.block_sizes(problem, (128, 256, 512, 1024, 2048))
     if problem.is_latent:
         # What begins and ends an item is work for every head.
-        sizes = kv_blocks.block_sizes(problem, (256, 512, 1024, 2048, 4096))
+        sizes = kv_blocks.block_sizes(problem, (256, 512, 1024, 2048, 4096, 8192))
         queries = heads.query_tokens(problem)
         return {
             "bkv_sz": sizes,
@@ -68,8 +68,9 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
 
     Latents have longer blocks: what begins and ends an item is work for every head (v7x, 128 heads,
     float8, 16 contexts of 4096: blocks of 2048 in halves 40.3 us, of 512 54.1 us; v6e in bfloat16:
-    of 1024 82.4 us, of 512 87.4 us; simulated). Twice as long again with all heads where the MXU
-    is fastest beside HBM (v7x: 34.5 and 33.3 us; but v6e 84.3 and 85.8).
+    of 1024 82.4 us, of 512 87.4 us; simulated). Four times as long with all heads where the MXU is
+    fastest beside HBM (v7x, 4 x 65536: 99.2 us twice as long, 95.1 four times, 96.7 eight times; v6e
+    is slower already twice as long, 85.8 for 84.3).
 
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
@@ -209,11 +210,11 @@ def _latent_steps(problem: Problem, target: Target) -> Steps:
     is_all_heads = heads.group_rows(problem) >= LATENT_ROWS
     scale = 2 if target.has_fast_fp8_mxu and is_all_heads else 1
     tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
-    block, seqs = kv_blocks.block_sizes(problem, (scale * tokens,))[0], 2
+    block, seqs = kv_blocks.block_sizes(problem, (scale * scale * tokens,))[0], 2
     keys = max(scale * USUAL_BLOCK, tokens // 2)
     # Several queries of a sequence are more rows of what is computed.
     keys = max(256, keys // cdiv(heads.group_rows(problem), LATENT_ROWS))
-    largest = 2 * scale * LATENT_BLOCK_BYTES
+    largest = 2 * scale * scale * LATENT_BLOCK_BYTES
     if seqs * block * problem.kv_token_bytes > largest:
         seqs = 1
     if block * problem.kv_token_bytes > largest:
