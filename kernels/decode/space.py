@@ -72,9 +72,9 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
     Latents have longer blocks: what begins and ends an item is work for every head (v7x, 128 heads,
     float8, 16 contexts of 4096: blocks of 2048 in halves 40.3 us, of 512 54.1 us; v6e in bfloat16:
     of 1024 82.4 us, of 512 87.4 us; simulated). Four times as long with many heads where the MXU is
-    fastest beside HBM (v7x, float8, 4 x 65536: 128 heads 99.2 us twice as long, 95.1 four times, 96.7
-    eight times; 64 heads 71.1 us, four times 63.7; v6e is slower already twice as long, 85.8 for
-    84.3).
+    fastest beside HBM (v7x, float8, 4 x 65536: 128 heads 99.2 us twice as long, 95.1 four times,
+    96.7 eight times; 64 heads 71.1 us, four times 63.7; v6e is slower already twice as long, 85.8
+    for 84.3).
 
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.

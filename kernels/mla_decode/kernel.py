@@ -1,8 +1,7 @@
 """The decode kernel of latents: `decode/kernel.py` but for how a step attends to its items.
 
-All heads of latents are rows of one chain, and a chain of a compute block is long: its first product
-has no vector work beside it and its last softmax no product, which is a third of a block of two
-chains. So compute blocks that all items see whole are attended to several at once, laid out as one
+All heads of latents are rows of one chain, and the chains of a compute block are few and long: the
+first ones' products have no vector work beside them, and the last ones' softmax no product. So compute blocks that all items see whole are attended to several at once, laid out as one
 block of as many chains. What is left of the items goes by single compute blocks.
 
 Kept apart from the decode kernel, so that a change here leaves rows of the decode family valid.
@@ -28,9 +27,10 @@ from rpa_kernels.target import Target
 
 Scalar = Any
 
-# Compute blocks that are attended to at once, at most: in loops that are wholly unrolled code (v7x, 128
-# heads, float8, 4 x 65536, KV blocks of 8192: 84.4 us as 8, 85.8 as 4, 95.1 as 1; simulated).
-BLOCKS_AT_ONCE = 8
+# Compute blocks that are attended to at once, first as many as there are of the first number:
+# wholly unrolled code. v7x, 128 heads, float8, 4 x 65536, KV blocks of 8192: 85.8 us as 4, 95.1 as
+# 1; as 8 84.4, but a context of 4096 has none, and the compiler takes twice as long (simulated).
+BLOCKS_AT_ONCE = (4, 2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,28 +52,25 @@ class LongAttend(Attend):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentDecodeKernel(DecodeKernel):
-    """One kernel call; `long` attends to several compute blocks, or None where it does not pay."""
+    """One kernel call; each of `longs` attends to several compute blocks, most first."""
 
-    long: LongAttend | None
+    longs: tuple[LongAttend, ...]
 
     def attend(self, slot: Scalar, items: list[Item]) -> None:
         """Attends every item to its block: many keys at once where all see them, then the rest."""
-        if self.long is None:
+        if not self.longs:
             DecodeKernel.attend(self, slot, items)
             return
-        csz, at_once = self.config.bkv_csz, self.long.config.bkv_csz
+        csz, first_left = self.config.bkv_csz, jnp.int32(0)
         longest, shortest = items[0].num_tokens, items[0].num_full
         for item in items[1:]:
             longest = jnp.maximum(longest, item.num_tokens)
             shortest = jnp.minimum(shortest, item.num_full)
-        # Below zero where queries come before the block.
-        num_long = div(jnp.maximum(shortest, 0), at_once)
+        shortest = jnp.maximum(shortest, 0)  # below it where queries come before the block
+        for long in self.longs:
+            first_left = self.attend_long(slot, items, long, first_left, shortest)
 
-        @pl.loop(0, num_long)
-        def _(tile: jax.Array) -> None:
-            self.long.tile(slot, items, tile * at_once, masked=False)  # type: ignore[union-attr]
-
-        @pl.loop(num_long * (at_once // csz), cdiv(longest, csz))
+        @pl.loop(div(first_left, csz), cdiv(longest, csz))
         def _(tile: jax.Array) -> None:
             first = tile * csz
             is_full = first + csz <= shortest
@@ -86,21 +83,37 @@ class LatentDecodeKernel(DecodeKernel):
             def _() -> None:
                 self.maths.tile(slot, items, first, masked=True)
 
+    def attend_long(
+        self, slot: Scalar, items: list[Item], long: LongAttend, first: Scalar, end: Scalar
+    ) -> Scalar:
+        """Attends to the keys from `first` on as `long` does, up to `end`; returns the next key."""
+        at_once = long.config.bkv_csz
+        count = div(end - first, at_once)
 
-def long_attend(maths: Attend) -> LongAttend | None:
-    """That of as many compute blocks as there are in a KV block, up to `BLOCKS_AT_ONCE`.
+        @pl.loop(0, count)
+        def _(tile: jax.Array) -> None:
+            long.tile(slot, items, first + tile * at_once, masked=False)
+
+        return first + count * at_once
+
+
+def long_attends(maths: Attend) -> tuple[LongAttend, ...]:
+    """Those of several compute blocks, as many as there can be in a KV block; most first.
 
     None in windows, whose first keys are masked, and where results are popped in order, so that
     products of one chain do not run beside the softmax of another.
     """
     config, problem = maths.config, maths.problem
-    num_blocks = min(config.bkv_sz // config.bkv_csz, BLOCKS_AT_ONCE)
-    if num_blocks < 2 or problem.reach_tokens is not None or not maths.target.has_result_buffers:
-        return None
-    return LongAttend(
-        scratch=maths.scratch, meta=maths.meta, problem=problem, target=maths.target,
-        config=replace(config, bkv_csz=num_blocks * config.bkv_csz), on_chip=maths.on_chip,
-        chain_keys=maths.keys,
+    if problem.reach_tokens is not None or not maths.target.has_result_buffers:
+        return ()
+    return tuple(
+        LongAttend(
+            scratch=maths.scratch, meta=maths.meta, problem=problem, target=maths.target,
+            config=replace(config, bkv_csz=count * config.bkv_csz), on_chip=maths.on_chip,
+            chain_keys=maths.keys,
+        )
+        for count in BLOCKS_AT_ONCE
+        if count * config.bkv_csz <= config.bkv_sz
     )  # fmt: skip
 
 
@@ -124,6 +137,6 @@ def latent_decode_kernel(
         )  # fmt: skip
     LatentDecodeKernel(
         walk=Walk(meta=refs.meta, **seqs), cache=refs.cache, scratch=refs.scratch,
-        seq_blocks=seq_blocks, maths=maths, tile_writes=tile_writes, long=long_attend(maths),
+        seq_blocks=seq_blocks, maths=maths, tile_writes=tile_writes, longs=long_attends(maths),
         **common,
     ).run()  # fmt: skip

@@ -85,12 +85,17 @@ def test_decode_in_two_chains_is_right(monkeypatch):
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("long_chain", [attend.LONG_CHAIN, 0])
 def test_decode_of_several_compute_blocks_at_once_is_right(monkeypatch, size, long_chain):
-    """Two at once of blocks of four; items of one step end in other ones, and before any."""
+    """Four and two at once of blocks of eight; items end in other ones, and before any."""
     monkeypatch.setattr(attend, "LONG_CHAIN", long_chain)
-    monkeypatch.setattr(mla_decode, "BLOCKS_AT_ONCE", 2)
-    config = decode_config(bkv_sz=512, bkv_csz=128)
-    case = {**FLOAT8, "q_scale": None, "pages_per_seq": 24, "decode_query_size": size}
-    kv_lens = (257, 513, 256, 640, 3)
+    config = decode_config(bkv_sz=1024)
+    case = {
+        **FLOAT8,
+        "q_scale": None,
+        "pages_per_seq": 36,
+        "num_pages": 128,
+        "decode_query_size": size,
+    }
+    kv_lens = (257, 900, 1024, 1100, 3)
     batch = Batch(q_lens=(size,) * 5, kv_lens=kv_lens, num_decode=5)
     check("mla-decode", make_latent(**case), config, batch, V7X)
 
@@ -99,13 +104,14 @@ def test_no_compute_blocks_are_attended_to_at_once_where_it_does_not_pay():
     def of(target=V7X, config=None, **changes):
         config = config or decode_config(bkv_sz=1024)
         nothing = {"scratch": None, "meta": None, "on_chip": True}
-        return mla_decode.long_attend(
-            attend.Attend(problem=make_latent(**changes), config=config, target=target, **nothing)
+        maths = attend.Attend(
+            problem=make_latent(**changes), config=config, target=target, **nothing
         )
+        return [(long.config.bkv_csz, long.keys) for long in mla_decode.long_attends(maths)]
 
-    assert of().config.bkv_csz == 512 and of().keys == 128
-    assert of(V6E) is None and of(sliding_window=40) is None
-    assert of(config=decode_config()) is None
+    assert of() == [(512, 128), (256, 128)]
+    assert of(config=decode_config(bkv_sz=256)) == [(256, 128)]
+    assert of(config=decode_config()) == of(V6E) == of(sliding_window=40) == []
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_queries_of_float8_are_multiplied_as_they_are_where_that_is_faster(chip)
         assert operands.query_dtype(problem, target) == operands.matmul_dtype(problem)
 
 
-def test_blocks_are_longest_with_all_heads_on_v7x():
+def test_blocks_are_longest_with_many_heads_on_v7x():
     family = load_family("mla-decode")
     problem = dataclasses.replace(DEEPSEEK, kv_dtype="float8_e4m3fn", q_dtype="float8_e4m3fn")
     sizes = {
@@ -75,7 +75,7 @@ def test_blocks_are_longest_with_all_heads_on_v7x():
         for chip in ("v6e", "v7x")
         for heads in (128, 16)
     }
-    assert sizes == {("v6e", 128): 2048, ("v6e", 16): 2048, ("v7x", 128): 4096, ("v7x", 16): 2048}
+    assert sizes == {("v6e", 128): 2048, ("v6e", 16): 2048, ("v7x", 128): 8192, ("v7x", 16): 2048}
 
 
 def test_queries_and_output_of_float8():
