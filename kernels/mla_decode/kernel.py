@@ -1,8 +1,9 @@
 """The decode kernel of latents: `decode/kernel.py` but for how a step attends to its items.
 
 All heads of latents are rows of one chain, and the chains of a compute block are few and long: the
-first ones' products have no vector work beside them, and the last ones' softmax no product. So compute blocks that all items see whole are attended to several at once, laid out as one
-block of as many chains. What is left of the items goes by single compute blocks.
+first ones' products have no vector work beside them, and the last ones' softmax no product. So
+compute blocks that all items see whole are attended to several at once, laid out as one block of
+as many chains. What is left of the items goes by single compute blocks.
 
 Kept apart from the decode kernel, so that a change here leaves rows of the decode family valid.
 """
