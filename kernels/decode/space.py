@@ -12,6 +12,9 @@ from rpa_kernels.target import Target
 # Query rows from which blocks of latents are long where the MXU is fastest beside HBM: of fewer the
 # copies are the limit.
 MANY_LATENT_ROWS = 64
+# The longest context from which they are long: with shorter ones more of a step is empty (v7x,
+# bfloat16, fleet's workload of up to 8192: 64 heads 11.2 us for 10.0 with blocks of 1024; simulated).
+LONG_CONTEXT = 32768
 # Query rows that a compute block of latents is for, with 1024 keys at most; with more it has less
 # keys: what is computed for one item is one chain, whose code and scores grow with both.
 LATENT_ROWS = 128
@@ -71,10 +74,10 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
 
     Latents have longer blocks: what begins and ends an item is work for every head (v7x, 128 heads,
     float8, 16 contexts of 4096: blocks of 2048 in halves 40.3 us, of 512 54.1 us; v6e in bfloat16:
-    of 1024 82.4 us, of 512 87.4 us; simulated). Four times as long with many heads where the MXU is
-    fastest beside HBM (v7x, float8, 4 x 65536: 128 heads 99.2 us twice as long, 95.1 four times,
-    96.7 eight times; 64 heads 71.1 us, four times 63.7; v6e is slower already twice as long, 85.8
-    for 84.3).
+    of 1024 82.4 us, of 512 87.4 us; simulated). Twice as long again with all heads where the MXU is
+    fastest beside HBM, four times with many heads and long contexts (v7x, float8, 4 x 65536: 128
+    heads 99.2 us twice as long, 95.1 four times, 96.7 eight times; 64 heads 71.1 us, four times
+    63.7; v6e is slower already twice as long, 85.8 for 84.3).
 
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
@@ -213,7 +216,8 @@ def _latent_steps(problem: Problem, target: Target) -> Steps:
     """Two blocks of `LATENT_BLOCK_BYTES`, or one: see `default_config`."""
     rows, is_fast = heads.group_rows(problem), target.has_fast_fp8_mxu
     scale = 2 if is_fast and rows >= LATENT_ROWS else 1
-    length = 4 if is_fast and rows >= MANY_LATENT_ROWS else 1
+    is_long = problem.max_context_tokens >= LONG_CONTEXT
+    length = 4 if is_fast and is_long and rows >= MANY_LATENT_ROWS else scale
     tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
     block, seqs = kv_blocks.block_sizes(problem, (length * tokens,))[0], 2
     keys = max(scale * USUAL_BLOCK, tokens // 2)
