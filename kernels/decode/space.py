@@ -13,7 +13,7 @@ from rpa_kernels.target import Target
 # copies are the limit.
 MANY_LATENT_ROWS = 64
 # The longest context from which they are long: with shorter ones more of a step is empty (v7x,
-# bfloat16, fleet's workload of up to 8192: 64 heads 11.2 us for 10.0 with blocks of 1024; simulated).
+# bfloat16, fleet's workload of up to 8192, 64 heads: 11.2 us, 10.0 with blocks of 1024; simulated).
 LONG_CONTEXT = 32768
 # Query rows that a compute block of latents is for, with 1024 keys at most; with more it has less
 # keys: what is computed for one item is one chain, whose code and scores grow with both.
