@@ -188,6 +188,7 @@ NOT_IMPORTED: dict[str, str] = {
     "rpa_kernels.decode.seq_blocks": ON_REFS,
     "rpa_kernels.decode.tile_writes": ON_REFS,
     "rpa_kernels.blockwise.family": "three records: every test that loads `mixed` or `prefill`",
+    "rpa_kernels.mla_decode.launch": "made lazily: every test that launches `mla-decode`",
     "rpa_kernels.decode.family": "two records: every test that loads `decode`",
     "rpa_tune.__main__": "a program: tests/test_packaging.py runs it without click",
     "rpa_tune.check.on_device": "runs in workers: tests/pure/check rehearses every step of it",

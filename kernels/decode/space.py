@@ -9,6 +9,12 @@ from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
 
+# Query rows from which blocks of latents are long where the MXU is fastest beside HBM: of fewer the
+# copies are the limit.
+MANY_LATENT_ROWS = 64
+# The longest context from which they are long: with shorter ones more of a step is empty (v7x,
+# bfloat16, fleet's workload of up to 8192, 64 heads: 11.2 us, 10.0 with blocks of 1024; simulated).
+LONG_CONTEXT = 32768
 # Query rows that a compute block of latents is for, with 1024 keys at most; with more it has less
 # keys: what is computed for one item is one chain, whose code and scores grow with both.
 LATENT_ROWS = 128
@@ -33,7 +39,7 @@ def search_axes(problem: Problem, target: Target) -> dict[str, tuple[int, ...]]:
     sizes = kv_blocks.block_sizes(problem, (128, 256, 512, 1024, 2048))
     if problem.is_latent:
         # What begins and ends an item is work for every head.
-        sizes = kv_blocks.block_sizes(problem, (256, 512, 1024, 2048, 4096))
+        sizes = kv_blocks.block_sizes(problem, (256, 512, 1024, 2048, 4096, 8192))
         queries = heads.query_tokens(problem)
         return {
             "bkv_sz": sizes,
@@ -68,8 +74,10 @@ def default_config(problem: Problem, target: Target) -> DecodeConfig | Infeasibl
 
     Latents have longer blocks: what begins and ends an item is work for every head (v7x, 128 heads,
     float8, 16 contexts of 4096: blocks of 2048 in halves 40.3 us, of 512 54.1 us; v6e in bfloat16:
-    of 1024 82.4 us, of 512 87.4 us; simulated). Twice as long again with all heads where the MXU
-    is fastest beside HBM (v7x: 34.5 and 33.3 us; but v6e 84.3 and 85.8).
+    of 1024 82.4 us, of 512 87.4 us; simulated). Twice as long again with all heads where the MXU is
+    fastest beside HBM, four times with many heads and long contexts (v7x, float8, 4 x 65536: 128
+    heads 99.2 us twice as long, 95.1 four times, 96.7 eight times; 64 heads 71.1 us, four times
+    63.7; v6e is slower already twice as long, 85.8 for 84.3).
 
     Returns:
       The first of a falling series that passes `check`, or the last one's `Infeasible`.
@@ -206,14 +214,16 @@ def _long_steps(problem: Problem) -> Steps:
 
 def _latent_steps(problem: Problem, target: Target) -> Steps:
     """Two blocks of `LATENT_BLOCK_BYTES`, or one: see `default_config`."""
-    is_all_heads = heads.group_rows(problem) >= LATENT_ROWS
-    scale = 2 if target.has_fast_fp8_mxu and is_all_heads else 1
+    rows, is_fast = heads.group_rows(problem), target.has_fast_fp8_mxu
+    scale = 2 if is_fast and rows >= LATENT_ROWS else 1
+    is_long = problem.max_context_tokens >= LONG_CONTEXT
+    length = 4 if is_fast and is_long and rows >= MANY_LATENT_ROWS else scale
     tokens = LATENT_BLOCK_BYTES // problem.kv_token_bytes
-    block, seqs = kv_blocks.block_sizes(problem, (scale * tokens,))[0], 2
+    block, seqs = kv_blocks.block_sizes(problem, (length * tokens,))[0], 2
     keys = max(scale * USUAL_BLOCK, tokens // 2)
     # Several queries of a sequence are more rows of what is computed.
-    keys = max(256, keys // cdiv(heads.group_rows(problem), LATENT_ROWS))
-    largest = 2 * scale * LATENT_BLOCK_BYTES
+    keys = max(256, keys // cdiv(rows, LATENT_ROWS))
+    largest = 2 * length * LATENT_BLOCK_BYTES
     if seqs * block * problem.kv_token_bytes > largest:
         seqs = 1
     if block * problem.kv_token_bytes > largest:

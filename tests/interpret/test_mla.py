@@ -23,6 +23,7 @@ from rpa_kernels import load_family, reference, verify
 from rpa_kernels.batch import Batch
 from rpa_kernels.decode import attend
 from rpa_kernels.infeasible import Infeasible
+from rpa_kernels.mla_decode import kernel as mla_decode
 from rpa_tune.dispatch.attention import mla_ragged_paged_attention
 from rpa_tune.dispatch.dispatcher import Dispatcher
 from rpa_tune.dispatch.mla_call import LatentArrays, latent_problem_of
@@ -79,6 +80,38 @@ def test_decode_in_two_chains_is_right(monkeypatch):
     monkeypatch.setattr(attend, "LONG_CHAIN", 0)
     config, case = decode_config(bkv_sz=64, bkv_csz=64), SLOW_CASES["float8_as_it_comes"]
     check("mla-decode", make_latent(**case[0]), config, DECODE_BATCH, case[1])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("long_chain", [attend.LONG_CHAIN, 0])
+def test_decode_of_several_compute_blocks_at_once_is_right(monkeypatch, size, long_chain):
+    """Four and two at once of blocks of eight; items end in other ones, and before any."""
+    monkeypatch.setattr(attend, "LONG_CHAIN", long_chain)
+    config = decode_config(bkv_sz=1024)
+    case = {
+        **FLOAT8,
+        "q_scale": None,
+        "pages_per_seq": 36,
+        "num_pages": 128,
+        "decode_query_size": size,
+    }
+    kv_lens = (257, 900, 1024, 1100, 3)
+    batch = Batch(q_lens=(size,) * 5, kv_lens=kv_lens, num_decode=5)
+    check("mla-decode", make_latent(**case), config, batch, V7X)
+
+
+def test_no_compute_blocks_are_attended_to_at_once_where_it_does_not_pay():
+    def of(target=V7X, config=None, **changes):
+        config = config or decode_config(bkv_sz=1024)
+        nothing = {"scratch": None, "meta": None, "on_chip": True}
+        maths = attend.Attend(
+            problem=make_latent(**changes), config=config, target=target, **nothing
+        )
+        return [(long.config.bkv_csz, long.keys) for long in mla_decode.long_attends(maths)]
+
+    assert of() == [(512, 128), (256, 128)]
+    assert of(config=decode_config(bkv_sz=256)) == [(256, 128)]
+    assert of(config=decode_config()) == of(V6E) == of(sliding_window=40) == []
 
 
 @pytest.mark.parametrize(

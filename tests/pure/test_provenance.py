@@ -104,6 +104,7 @@ def test_a_kernel_is_made_of_the_modules_that_its_launch_loads(family):
             {"decode", "mla-decode"},
         ),  # imported inside a function of the family's record
         ("stagger.py", set(FAMILIES)),
+        ("mla_decode/kernel.py", {"mla-decode"}),
         ("decode/fits.py", {"decode", "mla-decode"}),
         ("blockwise/fits.py", {"prefill", "mixed", "mla-mixed"}),
         ("limits.py", set(FAMILIES)),

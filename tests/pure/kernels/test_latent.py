@@ -65,17 +65,17 @@ def test_queries_of_float8_are_multiplied_as_they_are_where_that_is_faster(chip)
         assert operands.query_dtype(problem, target) == operands.matmul_dtype(problem)
 
 
-def test_blocks_are_longest_with_all_heads_on_v7x():
+def test_blocks_are_longest_with_many_heads_and_long_contexts_on_v7x():
     family = load_family("mla-decode")
     problem = dataclasses.replace(DEEPSEEK, kv_dtype="float8_e4m3fn", q_dtype="float8_e4m3fn")
-    sizes = {
-        (chip, heads): family.default_config(
-            dataclasses.replace(problem, num_q_heads=heads), load_chips()[chip].target
-        ).bkv_sz
-        for chip in ("v6e", "v7x")
-        for heads in (128, 16)
-    }
-    assert sizes == {("v6e", 128): 2048, ("v6e", 16): 2048, ("v7x", 128): 4096, ("v7x", 16): 2048}
+
+    def block(chip, heads, pages):
+        own = dataclasses.replace(problem, num_q_heads=heads, pages_per_seq=pages)
+        return family.default_config(own, load_chips()[chip].target).bkv_sz
+
+    assert [block("v7x", 128, 16), block("v7x", 128, 32)] == [4096, 8192]
+    assert [block("v7x", 64, 16), block("v7x", 64, 32)] == [2048, 8192]
+    assert block("v7x", 16, 32) == block("v6e", 128, 32) == block("v6e", 16, 16) == 2048
 
 
 def test_queries_and_output_of_float8():
