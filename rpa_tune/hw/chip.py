@@ -93,6 +93,11 @@ class Chip:
         """TensorCores that one JAX device drives."""
         return int(self.value("num_cores_per_device"))
 
+    @property
+    def device_hbm_bytes(self) -> int:
+        """HBM of one JAX device."""
+        return int(self.value("hbm_bytes")) * self.num_cores_per_device
+
     def require_room(self, *, page_bytes: int, num_seqs: int) -> None:
         """Refuses pages so large that not every sequence can have even one.
 
@@ -103,7 +108,7 @@ class Chip:
         Raises:
           UsageError: They do not fit.
         """
-        have = int(self.value("hbm_bytes")) * self.num_cores_per_device
+        have = self.device_hbm_bytes
         if page_bytes * num_seqs > have:
             raise UsageError(
                 f"a page of {page_bytes:,} bytes for each of {num_seqs} sequences must fit the "

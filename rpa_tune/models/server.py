@@ -7,7 +7,7 @@ decides, and the engine's own choice where a flag is left out.
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rpa_kernels import FAMILIES
@@ -223,7 +223,21 @@ class Server(Engine):
             self.loaded_chip.require_room(
                 page_bytes=share.problem.page_bytes, num_seqs=share.problem.max_num_seqs
             )
-        return found
+        return [self._within_hbm(share) for share in found]
+
+    def _within_hbm(self, share: Share) -> Share:
+        """The kind of layers with no more pages than half of HBM holds.
+
+        A server's cache is what HBM has left, whatever all sequences at their longest would take,
+        and the compiler refuses a launch whose cache alone is more than there is.
+        """
+        problem = share.problem
+        most = max(
+            self.loaded_chip.device_hbm_bytes // 2 // problem.page_bytes, problem.max_num_seqs
+        )
+        if problem.num_pages <= most:
+            return share
+        return replace(share, problem=replace(problem, num_pages=most))
 
     def problems(self) -> list[tuple[Share, Problem]]:
         """Every attention call that is compiled: each kind of layers in each shape.
