@@ -242,14 +242,13 @@ def compare(truths: Sequence[Truth], names: Sequence[str]) -> dict[str, Any]:
 def as_swept(truths: Sequence[Truth], names: Sequence[str]) -> dict[str, Any]:
     """Regret and answers of a search as a plan's defaults have it, which ends by itself.
 
-    Beside it the same search that goes on to its last answer, that of before it ended by itself,
-    which chose eight at a time, and that of before its later waves were of two.
+    Beside it the same search that goes on to its last answer, and that of before it ended by
+    itself, which chose eight at a time.
     """
     searches = {
         "ends by itself": Search(),
         "to the last": Search(least_gain_pct=0),
         "to the last, waves of 8": Search(least_gain_pct=0, wave=8),
-        "ends by itself, waves of 4": Search(wave=4),
     }
     found: dict[str, Any] = {}
     for name, (how, search) in itertools.product(names, searches.items()):

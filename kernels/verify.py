@@ -10,9 +10,7 @@ Errors are those of the kernel's own roundings on a chip whose exponential is ri
 the interpreter rounds where the chip's code does, and products are summed in float32 in some order.
 """
 
-import contextlib
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +24,7 @@ from rpa_kernels.family import KernelFamily
 from rpa_kernels.ints import cdiv
 from rpa_kernels.problem import Problem
 from rpa_kernels.target import Target
-from rpa_kernels.watch import Faults, interpreter, watched
+from rpa_kernels.watch import Faults, compiled_quickly, interpreter, watched
 from rpa_kernels.window import window_start
 
 # Added to the tolerance of the worst element, relative to the largest output: a rounding of the
@@ -241,27 +239,12 @@ def verify(
     operands = draw_operands(problem, batch, seed=seed)
     operands = replace(operands, arrays=spoil_unused(operands.arrays, problem))
     interpret = interpreter(dma_mode, target.num_cores)
-    with _compiled_quickly():
+    with compiled_quickly():
         with watched() as faults:
             found = jax.block_until_ready(
                 run_interpreted(family, problem, config, target, operands, interpret=interpret)
             )
         return compare(family, problem, batch, operands, found, faults=faults)
-
-
-@contextlib.contextmanager
-def _compiled_quickly() -> Iterator[None]:
-    """XLA optimises little: compiling takes longer than running.
-
-    An option of a `jit` would not do: the interpreter compiles the program of each core of a chip
-    with two by itself, in threads of its own.
-    """
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def spoil_unused(arrays: BatchArrays, problem: Problem) -> BatchArrays:

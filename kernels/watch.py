@@ -81,6 +81,21 @@ class Faults:
 
 
 @contextlib.contextmanager
+def compiled_quickly() -> Iterator[None]:
+    """XLA optimises little: compiling takes longer than running.
+
+    An option of a `jit` would not do: the interpreter compiles the program of each core of a chip
+    with two by itself, in threads of its own.
+    """
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextlib.contextmanager
 def watched() -> Iterator[Faults]:
     """Within, interpreted kernels are watched for faults; see the head of this file.
 

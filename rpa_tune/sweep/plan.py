@@ -17,7 +17,7 @@ space:                       # values to try instead of the family's own
   decode: {bkv_sz: [256, 512, 8 pages]}
 server:                      # optional: what this server compiles, all its shapes or some
   {max_num_seqs: 64, max_num_batched_tokens: 1024, max_model_len: 8192, tokens: [512, 1024]}
-search: {simulate: 20, least_gain_pct: 0.3, measure: 4, wave: 2, deadline: 2m, seed: 0}
+search: {simulate: 20, least_gain_pct: 0.3, measure: 4, wave: 4, deadline: 2m, seed: 0}
 budget: 30m
 libtpu_args: --xla_tpu_use_dynamic_smem_negotiation=true   # optional: flags of the deployment
 ```

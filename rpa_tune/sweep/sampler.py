@@ -40,8 +40,7 @@ class Search:
         than the best by so much, in percent of its time; 0 goes on to the end.
       measure: Candidates of those that get a measured time, where there is a TPU; the heuristic
         is measured beside them. 0 measures nothing.
-      wave: Candidates that are chosen together, before the answers to them are known; kriging's
-        first wave has four at least.
+      wave: Candidates that are chosen together, before the answers to them are known.
       configs: Most configs of one table row; a serving engine compiles them all.
       sampler: One of `SAMPLERS`.
       deadline_s: Longest compile and simulation of one candidate.
@@ -52,7 +51,7 @@ class Search:
     simulate: int = 20
     least_gain_pct: float = 0.3
     measure: int = 4
-    wave: int = 2
+    wave: int = 4
     configs: int = 2
     sampler: str = "auto"
     deadline_s: float = 120.0

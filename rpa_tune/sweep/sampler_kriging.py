@@ -27,10 +27,6 @@ _LINEAR_SHARES = (0.2, 0.8)
 # Variance of an answer that no config explains, as a share of the whole. Simulated times are
 # exact; this stands for roughness finer than an axis can show, and keeps the algebra stable.
 _NOISE = 1e-3
-# What the first wave has at least: with fewer answers the process sees no axis, and ends too early.
-# Later ones are as small as the plan says, because each answer changes what is asked next
-# (`benchmarks/search.py`, `as_swept`).
-_FIRST_WAVE = 4
 # Configs of the first wave are this far apart where the space allows: half of one axis.
 _APART = 0.5
 
@@ -69,10 +65,8 @@ class KrigingSampler(AbstractSampler):
 
     def ask(self) -> list[Any]:
         """The next wave."""
-        if self._asked:
-            chosen = self._best_wave(min(self._wave, self._num_left))
-        else:
-            chosen = self._first_wave(min(max(self._wave, _FIRST_WAVE), self._num_left))
+        size = min(self._wave, self._num_left)
+        chosen = self._first_wave(size) if not self._asked else self._best_wave(size)
         self._num_left -= len(chosen)
         self._asked += chosen
         return [self._pool[i] for i in chosen]

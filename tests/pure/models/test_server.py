@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from rpa_tune.errors import UsageError
+from rpa_tune.hw.chip import load_chip
 from rpa_tune.models.server import Server
 
 SERVER = {"model": "llama3-8b", "chip": "v6e", "max_num_seqs": 16, "max_num_batched_tokens": 64}
@@ -96,3 +97,13 @@ def test_sglang_jax_has_to_be_told_its_pages() -> None:
 def test_options_that_do_not_go_together(changes, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         Server(**{**SERVER, **changes}).layers()
+
+
+def test_a_cache_is_no_more_than_half_of_hbm():
+    """256 sequences of 8192 tokens would take 16 GiB of a layer, which no v5e has."""
+    (whole, _) = Server(model="gemma3-12b", chip="v5e").layers()
+    half = load_chip("v5e").device_hbm_bytes // 2
+    assert half - whole.problem.page_bytes < whole.problem.num_pages * whole.problem.page_bytes
+    assert whole.problem.num_pages * whole.problem.page_bytes <= half
+    (roomy, _) = Server(model="gemma3-12b", chip="v6e").layers()
+    assert roomy.problem.num_pages == roomy.problem.pages_per_seq * roomy.problem.max_num_seqs
