@@ -33,7 +33,7 @@ tables-check: $(STAMP) ## lint all shipped rows, and compile SAMPLE of them agai
 	$(BIN)/rpa-tune tables lint tuned_tables
 	$(BIN)/rpa-tune tables check tuned_tables --recompile --sample $(SAMPLE) --plan $(TABLES_PLAN) --workers $(JOBS) $(FLAGS)
 
-test: $(STAMP) ## the default tests: 16 minutes on two cores
+test: $(STAMP) ## the default tests: 12 minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow and not tpu and not scale'
 
 test-slow: $(STAMP) ## the slower checks: wide kernel spaces, every chip
