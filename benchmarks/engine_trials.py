@@ -157,24 +157,40 @@ def fit(
     return values(here)
 
 
+def errors(values: Mapping[str, float], rows: Sequence[Observation]) -> dict[str, Any]:
+    """Errors of the times of rows, as shares of what was measured."""
+    found = times_us(rows, values) / np.array([o.measured_us for o in rows]) - 1
+    return fidelity.summary(found.tolist())
+
+
+def by_source(
+    rows: Sequence[Observation], parts: Mapping[str, str]
+) -> dict[str, list[Observation]]:
+    """Part -> its rows."""
+    found: dict[str, list[Observation]] = {}
+    for row in rows:
+        found.setdefault(parts[row.label], []).append(row)
+    return found
+
+
+def without_each(
+    trial: Trial, rows: Sequence[Observation], parts: Mapping[str, str],
+    begin: Mapping[str, float],
+) -> dict[str, Any]:  # fmt: skip
+    """Part -> errors on it of a fit to all others."""
+    return {
+        part: errors(fit(trial, [o for o in rows if parts[o.label] != part], begin), some)
+        for part, some in by_source(rows, parts).items()
+    }
+
+
 def judge(
     trial: Trial, fitted: Sequence[Observation], tokamax: Sequence[Observation],
     parts: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """Errors of a form: without each source, and with all and tokamax's rows."""
-
-    def errors(values: Mapping[str, float], rows: Sequence[Observation]) -> dict[str, Any]:
-        found = times_us(rows, values) / np.array([o.measured_us for o in rows]) - 1
-        return fidelity.summary(found.tolist())
-
     whole = fit(trial, fitted)
-    without = {
-        part: errors(
-            fit(trial, [o for o in fitted if parts[o.label] != part], whole),
-            [o for o in fitted if parts[o.label] == part],
-        )
-        for part in dict.fromkeys(parts[o.label] for o in fitted)
-    }
+    without = without_each(trial, fitted, parts, whole)
     unseen: dict[str, list[float]] = {}
     for group in dict.fromkeys(o.group for o in fitted):
         inside = [o for o in fitted if o.group == group]
@@ -182,9 +198,7 @@ def judge(
         for o, us in zip(inside, times_us(inside, trained).tolist(), strict=True):
             unseen.setdefault(parts[o.label], []).append(us / o.measured_us - 1)
     joint = fit(trial, [*fitted, *tokamax], whole)
-    by_part = {
-        part: errors(joint, [o for o in fitted if parts[o.label] == part]) for part in without
-    }
+    by_part = {part: errors(joint, some) for part, some in by_source(fitted, parts).items()}
     return {
         "form": trial.name,
         "without": without | {"tokamax rpa": errors(whole, tokamax)},
@@ -202,20 +216,9 @@ def judge_without(
     parts: Mapping[str, str],
 ) -> dict[str, Any]:  # fmt: skip
     """The same for rows of all sources, with some rows in no fit."""
-
-    def errors(values: Mapping[str, float], some: Sequence[Observation]) -> dict[str, Any]:
-        found = times_us(some, values) / np.array([o.measured_us for o in some]) - 1
-        return fidelity.summary(found.tolist())
-
     joint = fit(trial, rows)
-    without = {
-        part: errors(
-            fit(trial, [o for o in rows if parts[o.label] != part], joint),
-            [o for o in rows if parts[o.label] == part],
-        )
-        for part in dict.fromkeys(parts[o.label] for o in rows)
-    }
-    by_part = {part: errors(joint, [o for o in rows if parts[o.label] == part]) for part in without}
+    without = without_each(trial, rows, parts, joint)
+    by_part = {part: errors(joint, some) for part, some in by_source(rows, parts).items()}
     return {
         "form": trial.name,
         "without": without,

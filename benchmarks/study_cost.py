@@ -234,17 +234,15 @@ def main(
     kept = json_file.with_suffix(".parts")
     kept.mkdir(parents=True, exist_ok=True)
     rows = []
+    tree = Before(before, kept).tree
     drawn = draw(list((FOLDER / "spaces").glob("*.gz")))[:studies]
+    done: dict[Path, dict[str, dict[str, Any]]] = {path: {} for path in drawn}
     for path in drawn:  # the figures first: the truth takes longest
-        for kind, tree in ((EARLIER, Before(before, kept).tree), (TODAY, None)):
-            made_s = run_apart(path, kind, kept, tree)["cpu_s"]
-            click.echo(f"{path.name}: {made_s:.0f} s of CPU {kind}", err=True)
+        for kind in (EARLIER, TODAY):
+            done[path][kind] = run_apart(path, kind, kept, tree if kind == EARLIER else None)
+            click.echo(f"{path.name}: {done[path][kind]['cpu_s']:.0f} s of CPU {kind}", err=True)
     for path in drawn:
-        parts = {
-            EARLIER: run_apart(path, EARLIER, kept, Before(before, kept).tree),
-            TODAY: run_apart(path, TODAY, kept, None),
-            TRUTH: run_apart(path, TRUTH, kept, None),
-        }
+        parts = done[path] | {TRUTH: run_apart(path, TRUTH, kept, None)}
         rows.append(summarize(parts, gain_pct(read_space(path))))
         row = rows[-1]
         click.echo(
